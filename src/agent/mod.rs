@@ -1,0 +1,1 @@
+//! Wires listeners, sessions, migrations, the local API and metrics; owns all tasks.

@@ -1,0 +1,1 @@
+//! Arguments, progress, output; talks only to the local API.

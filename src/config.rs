@@ -1,0 +1,1 @@
+//! The configuration file, checked whole before any socket opens.

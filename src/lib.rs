@@ -1,0 +1,13 @@
+//! vmferry moves running QEMU virtual machines with local disks between hosts, encrypted,
+//! through one port. `ARCHITECTURE.md` has the picture; each module says what it owns and
+//! what it must not know.
+
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod metrics;
+pub mod migrate;
+pub mod mux;
+pub mod net;
+pub mod pki;
+pub mod qemu;

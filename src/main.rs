@@ -1,0 +1,3 @@
+//! The `vmferry` binary: agent and command line.
+
+fn main() {}

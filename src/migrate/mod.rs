@@ -1,0 +1,1 @@
+//! One migration: plan, phases, journal, undo, both roles.

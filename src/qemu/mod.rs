@@ -1,0 +1,1 @@
+//! QMP client with fd passing, typed commands and events. Knows no network.
