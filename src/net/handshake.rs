@@ -20,7 +20,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use super::identity::{Identity, IdentityError, peer_identity};
 use super::tls::{ALPN, Tls};
 
-/// A handshake that has not ended after this time is given up.
+/// The deadline for [`connect`] and [`accept`] unless there is a reason for another.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// After a refusal the acceptor reads on for at most this long, so that the kernel does not
@@ -34,6 +34,9 @@ const LINGER_BYTES_MAX: u64 = 64 * 1024;
 pub enum HandshakeFailure {
     /// The peer's certificate was not issued by our CA.
     UnknownCa,
+    /// A signature does not verify: another CA of the same name issued the certificate, or the
+    /// peer has not got its key.
+    BadSignature,
     /// The peer's certificate has expired.
     Expired,
     /// The peer's certificate is not valid yet.
@@ -76,6 +79,8 @@ pub enum HandshakeFailure {
 pub enum Refusal {
     /// Its CA did not issue our certificate (or its revocation list is out of date).
     UnknownCa,
+    /// A signature of ours does not verify there, as when its CA only has our CA's name.
+    BadSignature,
     /// Our certificate has expired or is not valid yet by the peer's clock.
     Expired,
     /// Our certificate is revoked.
@@ -107,7 +112,8 @@ pub struct HandshakeError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Runs the dialer's side over a connected stream, and proves that the other end is `peer`.
+/// Runs the dialer's side over a connected stream, and proves within `deadline` that the
+/// other end is `peer`.
 ///
 /// # Errors
 /// [`HandshakeError`]; see the module's note on refusals that arrive only later.
@@ -115,13 +121,14 @@ pub async fn connect<IO>(
     tls: &Tls,
     io: IO,
     peer: &Identity,
+    deadline: Duration,
 ) -> Result<client::TlsStream<IO>, HandshakeError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let name = peer.server_name().map_err(identity_error)?;
     let connecting = TlsConnector::from(tls.client.clone()).connect(name, io);
-    let stream = match timeout(HANDSHAKE_DEADLINE, connecting).await {
+    let stream = match timeout(deadline, connecting).await {
         Ok(done) => done.map_err(io_error)?,
         Err(elapsed) => return Err(timed_out(elapsed)),
     };
@@ -137,14 +144,15 @@ where
     }
 }
 
-/// Runs the acceptor's side, and returns who has proved to be at the other end. Whether that
-/// identity may do anything here is for the caller to decide.
+/// Runs the acceptor's side, and returns who has proved within `deadline` to be at the other
+/// end. Whether that identity may do anything here is for the caller to decide.
 ///
 /// # Errors
 /// [`HandshakeError`]. The peer has then been told why, as far as TLS has words for it.
 pub async fn accept<IO>(
     tls: &Tls,
     io: IO,
+    deadline: Duration,
 ) -> Result<(server::TlsStream<IO>, Identity), HandshakeError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
@@ -152,7 +160,7 @@ where
     let accepting = TlsAcceptor::from(tls.server.clone())
         .accept(io)
         .into_fallible();
-    let stream = match timeout(HANDSHAKE_DEADLINE, accepting).await {
+    let stream = match timeout(deadline, accepting).await {
         Ok(Ok(stream)) => stream,
         Ok(Err((error, io))) => {
             linger(io).await;
@@ -224,6 +232,7 @@ fn classify_certificate_error(error: &CertificateError) -> HandshakeFailure {
     use CertificateError as E;
     match error {
         E::UnknownIssuer => HandshakeFailure::UnknownCa,
+        E::BadSignature => HandshakeFailure::BadSignature,
         E::Expired | E::ExpiredContext { .. } => HandshakeFailure::Expired,
         E::NotValidYet | E::NotValidYetContext { .. } => HandshakeFailure::NotYetValid,
         E::Revoked => HandshakeFailure::Revoked,
@@ -256,12 +265,11 @@ impl From<AlertDescription> for Refusal {
         use AlertDescription as A;
         match alert {
             A::UnknownCA => Self::UnknownCa,
+            A::DecryptError => Self::BadSignature,
             A::CertificateExpired => Self::Expired,
             A::CertificateRevoked => Self::Revoked,
             A::UnsupportedCertificate => Self::WrongPurpose,
-            A::BadCertificate | A::CertificateUnknown | A::DecryptError | A::AccessDenied => {
-                Self::BadCertificate
-            }
+            A::BadCertificate | A::CertificateUnknown | A::AccessDenied => Self::BadCertificate,
             A::CertificateRequired | A::NoCertificate => Self::CertificateRequired,
             A::ProtocolVersion => Self::BadVersion,
             A::NoApplicationProtocol => Self::BadProtocol,
@@ -279,6 +287,7 @@ impl HandshakeFailure {
     pub fn label(self) -> &'static str {
         match self {
             Self::UnknownCa => "unknown_ca",
+            Self::BadSignature => "bad_signature",
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
             Self::Revoked => "revoked",
@@ -311,6 +320,10 @@ impl HandshakeFailure {
             Self::UnknownCa => (
                 "the peer's certificate was not issued by our CA",
                 "give both hosts certificates of one CA, or add the peer's CA to tls.ca",
+            ),
+            Self::BadSignature => (
+                "the peer's certificate or handshake bears a signature that does not verify",
+                "probably its CA only has the name of ours: compare their fingerprints with `vmferry certs show`",
             ),
             Self::Expired => (
                 "the peer's certificate has expired",
@@ -382,6 +395,7 @@ impl Refusal {
     fn label(self) -> &'static str {
         match self {
             Self::UnknownCa => "peer_unknown_ca",
+            Self::BadSignature => "peer_bad_signature",
             Self::Expired => "peer_expired",
             Self::Revoked => "peer_revoked",
             Self::WrongPurpose => "peer_wrong_purpose",
@@ -399,6 +413,10 @@ impl Refusal {
             Self::UnknownCa => (
                 "the peer refused us: its CA did not issue our certificate, or its revocation list is out of date",
                 "give both hosts certificates of one CA",
+            ),
+            Self::BadSignature => (
+                "the peer refused us: a signature of ours does not verify there",
+                "probably its CA only has the name of ours: compare their fingerprints with `vmferry certs show`",
             ),
             Self::Expired => (
                 "the peer refused us: by its clock our certificate is not valid now",
