@@ -204,10 +204,7 @@ impl Credentials {
         let cas = read_cas(&paths.ca, now)?;
         let chain = read_certificates("certificate", &paths.cert)?;
         let not_after = check_own_certificate(&chain, &paths.cert, now)?;
-        let identity = peer_identity(&chain).map_err(|source| TlsError::NoIdentity {
-            path: paths.cert.clone(),
-            source,
-        })?;
+        let identity = own_identity(&chain, &paths.cert)?;
         let crls = match &paths.crl {
             Some(path) => read_pem("revocation list", path)?,
             None => Vec::new(),
@@ -221,6 +218,32 @@ impl Credentials {
             not_after,
         })
     }
+}
+
+/// What is wrong with each file by itself, all of it and not only the first.
+pub(crate) fn problems(paths: &TlsPaths, now: OffsetDateTime) -> Vec<TlsError> {
+    let mut problems = Vec::new();
+    problems.extend(read_cas(&paths.ca, now).err());
+    match read_certificates("certificate", &paths.cert) {
+        Err(problem) => problems.push(problem),
+        Ok(chain) => {
+            problems.extend(check_own_certificate(&chain, &paths.cert, now).err());
+            problems.extend(own_identity(&chain, &paths.cert).err());
+        }
+    }
+    problems.extend(read_key(&paths.key).err());
+    let crl = paths.crl.as_deref();
+    problems.extend(crl.and_then(|path| {
+        read_pem::<CertificateRevocationListDer<'_>>("revocation list", path).err()
+    }));
+    problems
+}
+
+fn own_identity(chain: &[CertificateDer<'_>], path: &Path) -> Result<Identity, TlsError> {
+    peer_identity(chain).map_err(|source| TlsError::NoIdentity {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Reads the certificates of a PEM file, in their order; at least one.

@@ -274,6 +274,22 @@ fn key_error(source: RustlsError, paths: &TlsPaths) -> TlsError {
     }
 }
 
+/// Whether a peer that trusts `ca` would accept this certificate in both roles.
+pub(crate) fn verify_under(
+    ca: &CertificateDer<'static>,
+    leaf: &CertificateDer<'_>,
+    identity: &Identity,
+) -> Result<(), RustlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.clone())?;
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = PeerVerifier::new(Arc::new(roots), &[], &provider)
+        .map_err(|e| RustlsError::General(e.to_string()))?;
+    let chain = std::slice::from_ref(leaf);
+    verifier.check(chain, PeerRole::Client, identity)?;
+    verifier.check(chain, PeerRole::Server, identity)
+}
+
 /// The library's verifiers, and after them our identity rule: the library is content with any
 /// name among several and with wildcards, and looks at no name of a client at all.
 #[derive(Debug)]
