@@ -1,1 +1,3 @@
 //! Arguments, progress, output; talks only to the local API.
+
+pub mod certs;
