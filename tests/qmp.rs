@@ -566,6 +566,7 @@ async fn a_clean_up_tries_every_step_and_lists_what_is_left() {
         "job-dismiss",
         "blockdev-del",
         "closefd",
+        "query-status",
     ];
     assert_eq!(heard, asked);
 }

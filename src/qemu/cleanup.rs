@@ -7,9 +7,10 @@ use super::commands::{
     BlockExportDel, BlockExportRemoveMode, BlockJobCancel, BlockdevDel, CapabilityStatus, Closefd,
     JobDismiss, MigrateCancel, MigrateSetCapabilities, MigrateSetParameters, MigrationParameters,
     NbdServerStop, QueryBlockExports, QueryJobs, QueryMigrate, QueryMigrateCapabilities,
-    QueryMigrateParameters,
+    QueryMigrateParameters, QueryStatus,
 };
 use super::error::QmpError;
+use super::states::RunState;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -85,6 +86,12 @@ pub struct NotCleaned {
 pub struct CleanupReport {
     /// What could not be cleaned, in the order of the steps.
     pub left: Vec<NotCleaned>,
+    /// What the guest does now; `None` if it could not be asked.
+    ///
+    /// A guest that was paused by somebody when its migration was cancelled before switchover is
+    /// `postmigrate` on QEMU 7.2, not `paused`: QEMU then refuses to migrate it again until it
+    /// has been continued once (10.0 puts the former state back).
+    pub guest: Option<RunState>,
 }
 
 impl CleanupReport {
@@ -125,6 +132,7 @@ pub async fn source_cleanup(qmp: &Qmp, what: &SourceLeftovers) -> CleanupReport 
     if let Some(before) = &what.parameters_before {
         report.note(Remainder::Parameters, restore_parameters(qmp, before).await);
     }
+    report.guest = guest(qmp).await;
     report
 }
 
@@ -145,7 +153,13 @@ pub async fn destination_cleanup(qmp: &Qmp, what: &DestinationLeftovers) -> Clea
         report.note(Remainder::NbdServer, stop_nbd_server(qmp).await);
     }
     close_fds(qmp, &what.fdnames, &mut report).await;
+    report.guest = guest(qmp).await;
     report
+}
+
+async fn guest(qmp: &Qmp) -> Option<RunState> {
+    let status = step(qmp, QueryStatus).await;
+    status.ok().map(|info| info.status)
 }
 
 async fn step<C: Command>(qmp: &Qmp, command: C) -> Result<C::Return, QmpError> {

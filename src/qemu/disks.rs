@@ -126,6 +126,10 @@ fn separate(disks: &mut [Disk]) {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a failure here is a failure of the test"
+)]
 mod tests {
     use super::*;
 

@@ -335,6 +335,10 @@ impl Events {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a failure here is a failure of the test"
+)]
 mod tests {
     use super::*;
     use serde_json::json;

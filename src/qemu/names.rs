@@ -69,7 +69,7 @@ mod tests {
     fn long_disk_names_keep_to_the_limit_and_stay_apart() {
         let one = node_name("ua-3f2c81d0-55aa-4be1-9d51-7f1de0c0a001");
         let two = node_name("ua-3f2c81d0-55aa-4be1-9d51-7f1de0c0a002");
-        assert_eq!(one, "vmferry-ua-3f2c81d0-55-d77b59f4");
+        assert_eq!(one, "vmferry-ua-3f2c81d0-55-2c3b2a9e");
         assert_eq!(one.len(), NODE_NAME_MAX_BYTES);
         assert_ne!(one, two);
         assert_eq!(node_name("vda"), "vmferry-vda");

@@ -135,6 +135,10 @@ pub(super) fn command_line(name: &str, id: u64, arguments: Value) -> Vec<u8> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a failure here is a failure of the test"
+)]
 mod tests {
     use super::*;
 

@@ -49,7 +49,9 @@ fn path(folder: &Path) -> PathBuf {
 }
 
 /// Serves one client by this script.
-pub(crate) fn serve<T: Send + 'static>(script: impl FnOnce(Fake) -> T + Send + 'static) -> Served<T> {
+pub(crate) fn serve<T: Send + 'static>(
+    script: impl FnOnce(Fake) -> T + Send + 'static,
+) -> Served<T> {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(path(folder.path())).unwrap();
     let thread = std::thread::spawn(move || {
