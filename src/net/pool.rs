@@ -27,18 +27,25 @@ pub struct Pool {
     dialing: tokio::sync::Mutex<()>,
     unauthenticated: Arc<Semaphore>,
     incoming: mpsc::Sender<IncomingStream>,
+    started: mpsc::UnboundedSender<Session>,
 }
 
 impl Pool {
-    /// A pool without sessions; streams that peers open arrive on `incoming`.
+    /// A pool without sessions; streams that peers open arrive on `incoming`, each new session
+    /// on `started`.
     #[must_use]
-    pub fn new(endpoint: Endpoint, incoming: mpsc::Sender<IncomingStream>) -> Self {
+    pub fn new(
+        endpoint: Endpoint,
+        incoming: mpsc::Sender<IncomingStream>,
+        started: mpsc::UnboundedSender<Session>,
+    ) -> Self {
         Self {
             endpoint,
             sessions: Mutex::default(),
             dialing: tokio::sync::Mutex::default(),
             unauthenticated: Arc::new(Semaphore::new(UNAUTHENTICATED_MAX)),
             incoming,
+            started,
         }
     }
 
@@ -96,6 +103,7 @@ impl Pool {
     fn adopt(&self, established: Established) -> Result<Session, ConnectError> {
         let config = self.endpoint.config().clone();
         let session = Session::start(established, config, self.incoming.clone()).map_err(ConnectError::Start)?;
+        let _ = self.started.send(session.clone());
         let mut sessions = self.locked();
         let of_peer = sessions.entry(session.info().peer.clone()).or_default();
         of_peer.retain(Session::is_live);
