@@ -449,6 +449,30 @@ async fn garbage_silence_and_a_cut_are_told_apart() {
     assert_eq!(cut.map(drop).map_err(failure), Err(F::Closed));
 }
 
+/// Bytes that are unread when a socket is closed make the kernel send a reset, which can cost
+/// the peer the alert. What a refused peer had under way is read, but not without end.
+#[tokio::test]
+async fn a_refused_peer_may_finish_its_sentence_but_not_talk_for_ever() {
+    let ca = Ca::new("ca");
+    let bravo = agent(&ca, "bravo");
+    for (bytes, finishes) in [(32 * 1024, true), (1024 * 1024, false)] {
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let talk = async move {
+            let sentence = vec![b'G'; bytes];
+            let (mut read, mut write) = tokio::io::split(&mut theirs);
+            let mut alert = Vec::new();
+            let (_, said) = tokio::join!(read.read_to_end(&mut alert), async {
+                let said = write.write_all(&sentence).await;
+                said.and(write.shutdown().await)
+            });
+            said
+        };
+        let (accepted, said) = tokio::join!(accept(&bravo, ours, PATIENCE), talk);
+        assert_eq!(accepted.map(drop).map_err(failure), Err(F::Garbage));
+        assert_eq!(said.is_ok(), finishes, "{bytes} bytes: {said:?}");
+    }
+}
+
 #[tokio::test]
 async fn the_dialled_name_stays_off_the_wire() {
     let ca = Ca::new("ca");
