@@ -150,8 +150,7 @@ impl Drop for Registration {
 }
 
 /// What a failed connection means to an operator.
-#[must_use]
-pub fn connect_problem(peer: &str, error: &ConnectError) -> Problem {
+pub(super) fn connect_problem(peer: &str, error: &ConnectError) -> Problem {
     use crate::net::handshake::HandshakeFailure as H;
     let untrusted = |f: &H| !matches!(f, H::Timeout | H::Closed);
     let trust = match error {

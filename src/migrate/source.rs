@@ -19,7 +19,6 @@ use super::problem::chain;
 use super::progress::{DiskProgress, Downtime, Outcome, ProgressSink};
 use super::streams::{Label, Streams};
 use super::{settle, undo, vm};
-use crate::net::identity::Identity;
 use crate::net::pump::PumpEnd;
 use crate::net::session::Session;
 use crate::qemu::{BlockdevDel, EventKind, Events, Qmp};
@@ -406,10 +405,6 @@ impl Source {
             }
             p.rate_bytes_per_s = rate.unwrap_or(p.rate_bytes_per_s);
         });
-    }
-
-    pub(super) fn peer_identity(&self) -> &Identity {
-        &self.session.info().peer
     }
 }
 

@@ -84,12 +84,6 @@ impl Streams {
     pub(crate) fn cut_all(&self) {
         self.pumps.values().for_each(Pump::cut);
     }
-
-    /// Cuts the disks' streams.
-    pub(crate) fn cut_disks(&self) {
-        let disks = self.pumps.iter().filter(|(label, _)| matches!(label, Label::Disk(_)));
-        disks.for_each(|(_, pump)| pump.cut());
-    }
 }
 
 /// A connected pair of local sockets: one end for a pump, the other for QEMU.

@@ -13,7 +13,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use super::handshake::{self, HandshakeError, HandshakeFailure, classify_handshake_error};
+use super::handshake::{
+    self, HANDSHAKE_DEADLINE, HandshakeError, HandshakeFailure, classify_handshake_error,
+};
 use super::identity::Identity;
 use super::record::Record;
 use super::tls::Tls;
@@ -162,7 +164,7 @@ impl Endpoint {
     pub async fn dial(&self, address: &str, peer: &Identity) -> Result<Established, ConnectError> {
         let (tcp, address) = connect(address).await?;
         self.prepare(&tcp);
-        let mut tls = handshake::connect(&self.tls(), tcp, peer).await?;
+        let mut tls = handshake::connect(&self.tls(), tcp, peer, HANDSHAKE_DEADLINE).await?;
         let ours = self.hello(Mode::New { session_id: random()?, secret_share: random()? });
         let negotiated = within(HELLO_DEADLINE, async {
             send(&mut tls, &ours.encode()).await?;
@@ -192,7 +194,7 @@ impl Endpoint {
         known: impl FnOnce(&Identity) -> bool,
     ) -> Result<Established, ConnectError> {
         self.prepare(&tcp);
-        let (mut tls, peer) = handshake::accept(&self.tls(), tcp).await?;
+        let (mut tls, peer) = handshake::accept(&self.tls(), tcp, HANDSHAKE_DEADLINE).await?;
         let welcome = known(&peer);
         let negotiated = within(HELLO_DEADLINE, async {
             let theirs = receive_hello(&mut tls).await?;
