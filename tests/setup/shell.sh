@@ -5,7 +5,7 @@ checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # Everything the set-up makes lives here; nothing outside it is touched, except by packages.sh.
 lab=$(realpath -m "${VMFERRY_LAB:-$checkout/.lab}")
 
-say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
+say() { printf "%s: %s\n" "$(basename "$0")" "$*" >&2; }
 die() { say "$*"; exit 1; }
 
 # A command that fails where nobody asked is named: no script ends without a word.

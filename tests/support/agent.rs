@@ -32,8 +32,14 @@ pub struct Credentials {
 impl Credentials {
     /// Makes the authority in `dir`.
     pub fn create(paths: &Paths, dir: &Path) -> Result<Self> {
-        let credentials = Self { dir: dir.join("certs"), vmferry: paths.vmferry.clone() };
-        run(&mut credentials.certs(&["ca", "--name", "vmferry test"]), SHORT)?;
+        let credentials = Self {
+            dir: dir.join("certs"),
+            vmferry: paths.vmferry.clone(),
+        };
+        run(
+            &mut credentials.certs(&["ca", "--name", "vmferry test"]),
+            SHORT,
+        )?;
         Ok(credentials)
     }
 
@@ -77,7 +83,12 @@ pub struct VmEntry {
 impl VmEntry {
     /// The entry of a guest of the bed, which the agent can start.
     pub fn of(vm: &Vm) -> Self {
-        Self { name: vm.spec.name.clone(), qmp: vm.agent_monitor(), start: Some(vm.start_script()), before_start: None }
+        Self {
+            name: vm.spec.name.clone(),
+            qmp: vm.agent_monitor(),
+            start: Some(vm.start_script()),
+            before_start: None,
+        }
     }
 
     /// The same with a command that runs at the hand-over.
@@ -104,7 +115,11 @@ impl AgentSpec {
     /// Adds a peer of the bed: dials it at its IPv4 address and takes any guest from it.
     pub fn peer(mut self, host: &Host) -> Self {
         let address = Some(format!("{}:{PORT}", host.v4));
-        self.peers.push(PeerEntry { name: host.name.clone(), address, receive: vec!["*".to_owned()] });
+        self.peers.push(PeerEntry {
+            name: host.name.clone(),
+            address,
+            receive: vec!["*".to_owned()],
+        });
         self
     }
 
@@ -120,15 +135,28 @@ impl AgentSpec {
         writeln!(text, "state_dir = {}", string(&host_dir.join("state")))?;
         writeln!(text, "runtime_dir = {}", string(&host_dir.join("run")))?;
         writeln!(text, "listen = [\"[::]:{PORT}\"]\n{}", self.top_lines)?;
-        writeln!(text, "[tls]\nca = {}", string(&credentials.join("ca-cert.pem")))?;
-        writeln!(text, "cert = {}\nkey = {}", string(&credentials.join("cert.pem")), string(&credentials.join("key.pem")))?;
+        writeln!(
+            text,
+            "[tls]\nca = {}",
+            string(&credentials.join("ca-cert.pem"))
+        )?;
+        writeln!(
+            text,
+            "cert = {}\nkey = {}",
+            string(&credentials.join("cert.pem")),
+            string(&credentials.join("key.pem"))
+        )?;
         writeln!(text, "[metrics]\nlisten = \"127.0.0.1:{METRICS_PORT}\"")?;
         for peer in &self.peers {
             writeln!(text, "[peer.{}]\nidentity = \"{}\"", peer.name, peer.name)?;
             if let Some(address) = &peer.address {
                 writeln!(text, "address = \"{address}\"")?;
             }
-            writeln!(text, "receive = {}", toml::Value::from(peer.receive.clone()))?;
+            writeln!(
+                text,
+                "receive = {}",
+                toml::Value::from(peer.receive.clone())
+            )?;
         }
         for vm in &self.vms {
             writeln!(text, "[vm.{}]\nqmp = {}", vm.name, string(&vm.qmp))?;
@@ -164,16 +192,27 @@ impl Agent {
         for folder in ["state", "run"] {
             fs::create_dir_all(host.dir.join(folder))?;
         }
-        let mut agent = Self { host: host.clone(), vmferry: paths.vmferry.clone(), config, child: None };
+        let mut agent = Self {
+            host: host.clone(),
+            vmferry: paths.vmferry.clone(),
+            config,
+            child: None,
+        };
         agent.spawn()?;
         Ok(agent)
     }
 
     fn spawn(&mut self) -> Result<()> {
-        let log = fs::File::options().create(true).append(true).open(self.log())?;
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log())?;
         let mut command = self.host.command(&self.vmferry);
         command.arg("agent").arg("--config").arg(&self.config);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
         self.child = Some(command.spawn().context("cannot start the agent")?);
         self.wait_ready()
     }
@@ -181,9 +220,14 @@ impl Agent {
     fn wait_ready(&mut self) -> Result<()> {
         let name = format!("the agent on {}", self.host.name);
         wait_for(&name, SHORT, || {
-            let Some(child) = &mut self.child else { bail!("it was never started") };
+            let Some(child) = &mut self.child else {
+                bail!("it was never started")
+            };
             if let Some(status) = child.try_wait()? {
-                bail!("it ended by itself: {status}; it said: {}", fs::read_to_string(self.host.dir.join("agent.log"))?);
+                bail!(
+                    "it ended by itself: {status}; it said: {}",
+                    fs::read_to_string(self.host.dir.join("agent.log"))?
+                );
             }
             Ok(api_get(&self.host.dir.join("run/vmferry.sock"), "/v1/status").ok())
         })
@@ -246,7 +290,11 @@ impl Agent {
 
     /// Starts it again after `kill` or `terminate`, with the same configuration and state.
     pub fn restart(&mut self) -> Result<()> {
-        ensure!(self.child.is_none(), "the agent on {} still runs", self.host.name);
+        ensure!(
+            self.child.is_none(),
+            "the agent on {} still runs",
+            self.host.name
+        );
         self.spawn()
     }
 
@@ -257,8 +305,14 @@ impl Agent {
 
     fn end(&mut self, signal: Signal, within: Duration) -> Result<()> {
         self.signal(signal)?;
-        let Some(mut child) = self.child.take() else { return Ok(()) };
-        let ended = wait_for(&format!("the end of the agent on {}", self.host.name), within, || Ok(child.try_wait()?));
+        let Some(mut child) = self.child.take() else {
+            return Ok(());
+        };
+        let ended = wait_for(
+            &format!("the end of the agent on {}", self.host.name),
+            within,
+            || Ok(child.try_wait()?),
+        );
         if ended.is_err() {
             let _ = child.kill();
             let _ = child.wait();
@@ -306,6 +360,9 @@ pub fn api_get(socket: &Path, path: &str) -> Result<Value> {
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
     let status = head.lines().next().unwrap_or_default();
-    ensure!(status.split(' ').nth(1) == Some("200"), "{path}: {status}: {body}");
+    ensure!(
+        status.split(' ').nth(1) == Some("200"),
+        "{path}: {status}: {body}"
+    );
     Ok(serde_json::from_str(body)?)
 }

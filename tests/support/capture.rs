@@ -30,14 +30,21 @@ impl Capture {
     /// Starts capturing; returns when packets are being captured.
     pub fn start(net: &Net, name: &str) -> Result<Self> {
         let file = net.bravo.dir.join(format!("{name}.pcap"));
-        let words = ["-i", LINK, "-n", "-s", "0", "-U", "-Z", "root", "-B", RING_KIB, "-w"];
+        let words = [
+            "-i", LINK, "-n", "-s", "0", "-U", "-Z", "root", "-B", RING_KIB, "-w",
+        ];
         let mut tcpdump = start(net.bravo.command("tcpdump").args(words).arg(&file))?;
         wait_for("tcpdump to listen", SHORT, || {
             let said = tcpdump.stderr()?;
             ensure!(tcpdump.ended()?.is_none(), "tcpdump ended: {said}");
             Ok(said.contains("listening on").then_some(()))
         })?;
-        Ok(Self { tcpdump, file, alpha: net.alpha.clone(), bravo_v4: net.bravo.v4.clone() })
+        Ok(Self {
+            tcpdump,
+            file,
+            alpha: net.alpha.clone(),
+            bravo_v4: net.bravo.v4.clone(),
+        })
     }
 
     /// Ends the capture and reads it, counting each of `texts`.
@@ -48,17 +55,27 @@ impl Capture {
         // What the kernel still holds is lost when tcpdump ends; a last packet of our own, once
         // it is in the file, says that all before it are.
         self.send_sentinel()?;
-        wait_for("the last packet in the capture", SHORT, || Ok(ends_with_sentinel(&self.file)?.then_some(())))?;
+        wait_for("the last packet in the capture", SHORT, || {
+            Ok(ends_with_sentinel(&self.file)?.then_some(()))
+        })?;
         self.tcpdump.signal(Signal::SIGINT)?;
         let said = self.tcpdump.wait(SHORT)?.stderr;
-        let dropped = said.lines().find_map(|l| l.strip_suffix(" packets dropped by kernel")).context("tcpdump told no count")?;
-        ensure!(dropped.trim() == "0", "the kernel dropped {dropped} packets of the capture");
+        let dropped = said
+            .lines()
+            .find_map(|l| l.strip_suffix(" packets dropped by kernel"))
+            .context("tcpdump told no count")?;
+        ensure!(
+            dropped.trim() == "0",
+            "the kernel dropped {dropped} packets of the capture"
+        );
         Traffic::read(&self.file, texts)
     }
 
     fn send_sentinel(&self) -> Result<()> {
         let target = (self.bravo_v4.as_str(), DISCARD_PORT);
-        self.alpha.inside(|| UdpSocket::bind("0.0.0.0:0")?.send_to(SENTINEL, target)).map(drop)
+        self.alpha
+            .inside(|| UdpSocket::bind("0.0.0.0:0")?.send_to(SENTINEL, target))
+            .map(drop)
     }
 }
 

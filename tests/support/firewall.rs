@@ -12,7 +12,9 @@ use super::process::{SHORT, run};
 /// `port` on the other; drops and counts everything else that comes over the link. Neighbour
 /// discovery must pass, or IPv6 has no link.
 pub(super) fn wall(host: &Host, open: Option<u16>, port: u16) -> Result<()> {
-    let door = open.map(|port| format!("tcp dport {port} accept")).unwrap_or_default();
+    let door = open
+        .map(|port| format!("tcp dport {port} accept"))
+        .unwrap_or_default();
     load(
         host,
         &format!(
@@ -32,10 +34,17 @@ pub(super) fn wall(host: &Host, open: Option<u16>, port: u16) -> Result<()> {
 }
 
 pub(super) fn refused(host: &Host) -> Result<u64> {
-    let text = run(host.command("nft").args(["list", "counter", "inet", "wall", "refused"]), SHORT)?;
+    let text = run(
+        host.command("nft")
+            .args(["list", "counter", "inet", "wall", "refused"]),
+        SHORT,
+    )?;
     let mut words = text.split_whitespace();
     words.find(|word| *word == "packets");
-    words.next().and_then(|n| n.parse().ok()).with_context(|| format!("no counter in {text:?}"))
+    words
+        .next()
+        .and_then(|n| n.parse().ok())
+        .with_context(|| format!("no counter in {text:?}"))
 }
 
 pub(super) fn black_hole(host: &Host) -> Result<()> {
@@ -43,7 +52,10 @@ pub(super) fn black_hole(host: &Host) -> Result<()> {
 }
 
 pub(super) fn resets(host: &Host, port: u16) -> Result<()> {
-    fault(host, &format!("iifname \"{LINK}\" tcp dport {port} reject with tcp reset"))
+    fault(
+        host,
+        &format!("iifname \"{LINK}\" tcp dport {port} reject with tcp reset"),
+    )
 }
 
 pub(super) fn clear_black_hole(host: &Host) -> Result<()> {
@@ -64,5 +76,7 @@ fn fault(host: &Host, rule: &str) -> Result<()> {
 fn load(host: &Host, rules: &str) -> Result<()> {
     let file = host.dir.join("rules.nft");
     fs::write(&file, rules)?;
-    run(host.command("nft").arg("-f").arg(&file), SHORT).with_context(|| format!("rules on {}:\n{rules}", host.name)).map(drop)
+    run(host.command("nft").arg("-f").arg(&file), SHORT)
+        .with_context(|| format!("rules on {}:\n{rules}", host.name))
+        .map(drop)
 }

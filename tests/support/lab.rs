@@ -65,9 +65,15 @@ impl Paths {
     }
 
     fn check(&self) -> Result<()> {
-        ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run this as root");
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "network namespaces need root: run this as root"
+        );
         let qemus = [Version::V72, Version::V10].map(|v| self.qemu(v, "qemu-system-x86_64"));
-        for path in qemus.iter().chain([&self.kernel, &self.initrd, &self.verify]) {
+        for path in qemus
+            .iter()
+            .chain([&self.kernel, &self.initrd, &self.verify])
+        {
             ensure!(
                 path.exists(),
                 "{} is missing: run `make setup` (tests/setup/packages.sh, qemu.sh, guest.sh) or `make test`",
@@ -101,7 +107,10 @@ fn vmferry_binary() -> Result<PathBuf> {
         return Ok(PathBuf::from(path));
     }
     let own = std::env::current_exe()?;
-    let profile = own.parent().and_then(Path::parent).context("this program lies in no folder of cargo's")?;
+    let profile = own
+        .parent()
+        .and_then(Path::parent)
+        .context("this program lies in no folder of cargo's")?;
     Ok(profile.join("vmferry"))
 }
 
@@ -127,12 +136,23 @@ impl Lab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let paths = Paths::find()?;
         sweep()?;
-        let own = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let own = format!(
+            "{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
         let dir = Path::new(LABS).join(format!("{FOLDER_PREFIX}{own}"));
         fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let prefix = format!("{NAMESPACE_PREFIX}{own}-");
         let janitor = Some(hire_janitor(&dir, &prefix)?);
-        Ok(Self { paths, name: name.to_owned(), dir, prefix, janitor, passed: false })
+        Ok(Self {
+            paths,
+            name: name.to_owned(),
+            dir,
+            prefix,
+            janitor,
+            passed: false,
+        })
     }
 
     /// The lab's own folder.
@@ -152,7 +172,10 @@ impl Lab {
 
     /// Leaves hosts, guests and agents running when this program ends.
     pub fn keep(&self) -> Result<()> {
-        Ok(fs::write(self.dir.join("keep"), format!("{}\n", self.prefix))?)
+        Ok(fs::write(
+            self.dir.join("keep"),
+            format!("{}\n", self.prefix),
+        )?)
     }
 
     /// The ends of all logs of this lab.
@@ -160,7 +183,8 @@ impl Lab {
         let mut text = format!("lab {:?} in {}\n", self.name, self.dir.display());
         for path in logs_below(&self.dir) {
             let bytes = fs::read(&path).unwrap_or_default();
-            let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL)..]).into_owned();
+            let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL)..])
+                .into_owned();
             if !tail.trim().is_empty() {
                 text.push_str(&format!("--- {}\n{}\n", path.display(), tail.trim_end()));
             }
@@ -178,7 +202,11 @@ impl Drop for Lab {
             drop(stdin);
             let gone = wait_for("the janitor", SHORT, || Ok(child.try_wait()?));
             if let Err(error) = gone {
-                eprintln!("lab {:?} may have left something in {}: {error:#}", self.name, self.dir.display());
+                eprintln!(
+                    "lab {:?} may have left something in {}: {error:#}",
+                    self.name,
+                    self.dir.display()
+                );
             }
         }
     }
@@ -215,13 +243,22 @@ fn logs_below(dir: &Path) -> Vec<PathBuf> {
 fn janitor_command(dir: &Path, prefix: &str) -> Command {
     // A session of its own: a Ctrl-C on the terminal is for the test, not for its janitor.
     let mut command = Command::new("setsid");
-    command.args(["sh", "-c", JANITOR, "janitor"]).arg(dir).arg(prefix);
+    command
+        .args(["sh", "-c", JANITOR, "janitor"])
+        .arg(dir)
+        .arg(prefix);
     command
 }
 
 fn hire_janitor(dir: &Path, prefix: &str) -> Result<(Child, ChildStdin)> {
-    let mut child = janitor_command(dir, prefix).stdin(Stdio::piped()).spawn().context("cannot start the janitor")?;
-    let stdin = child.stdin.take().context("the janitor has no standard input")?;
+    let mut child = janitor_command(dir, prefix)
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot start the janitor")?;
+    let stdin = child
+        .stdin
+        .take()
+        .context("the janitor has no standard input")?;
     Ok((child, stdin))
 }
 
@@ -231,9 +268,13 @@ fn hire_janitor(dir: &Path, prefix: &str) -> Result<(Child, ChildStdin)> {
 /// It is no lab, or its janitor failed.
 pub fn end_lab(dir: &Path) -> Result<()> {
     let name = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let Some(own) = name.strip_prefix(FOLDER_PREFIX) else { bail!("{} is no lab", dir.display()) };
+    let Some(own) = name.strip_prefix(FOLDER_PREFIX) else {
+        bail!("{} is no lab", dir.display())
+    };
     let _ = fs::remove_file(dir.join("keep"));
-    let status = janitor_command(dir, &format!("{NAMESPACE_PREFIX}{own}-")).stdin(Stdio::null()).status()?;
+    let status = janitor_command(dir, &format!("{NAMESPACE_PREFIX}{own}-"))
+        .stdin(Stdio::null())
+        .status()?;
     ensure!(status.success(), "the janitor of {} failed", dir.display());
     Ok(())
 }
@@ -243,7 +284,10 @@ pub fn labs(kept: bool) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(LABS)? {
         let path = entry?.path();
-        let is_lab = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(FOLDER_PREFIX));
+        let is_lab = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .is_some_and(|n| n.starts_with(FOLDER_PREFIX));
         if is_lab && path.join("keep").exists() == kept {
             found.push(path);
         }
@@ -254,7 +298,10 @@ pub fn labs(kept: bool) -> Result<Vec<PathBuf>> {
 /// Ends the labs whose test is dead; those that were kept on purpose stay.
 fn sweep() -> Result<()> {
     for dir in labs(false)? {
-        let owner = dir.file_name().and_then(|n| n.to_str()).and_then(|n| n[FOLDER_PREFIX.len()..].split('-').next());
+        let owner = dir
+            .file_name()
+            .and_then(|n| n.to_str())
+            .and_then(|n| n[FOLDER_PREFIX.len()..].split('-').next());
         let alive = owner.is_some_and(|pid| Path::new("/proc").join(pid).exists());
         if !alive {
             end_lab(&dir)?;

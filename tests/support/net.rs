@@ -31,7 +31,9 @@ impl Host {
     /// A command that will run on this host.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.namespace]).arg(program);
+        command
+            .args(["netns", "exec", &self.namespace])
+            .arg(program);
         command
     }
 
@@ -69,22 +71,40 @@ impl Host {
     /// The TCP ports on which something listens on this host.
     pub fn listening_ports(&self) -> Result<Vec<u16>> {
         let text = run(self.command("ss").args(["-tlnH"]), SHORT)?;
-        let mut ports: Vec<u16> = text.lines().filter_map(|l| port_of(l.split_whitespace().nth(3)?)).collect();
+        let mut ports: Vec<u16> = text
+            .lines()
+            .filter_map(|l| port_of(l.split_whitespace().nth(3)?))
+            .collect();
         ports.sort_unstable();
         ports.dedup();
         Ok(ports)
     }
 
     fn ip(&self, words: &[&str]) -> Result<()> {
-        run(Command::new("ip").args(["-n", &self.namespace]).args(words), SHORT).map(drop)
+        run(
+            Command::new("ip").args(["-n", &self.namespace]).args(words),
+            SHORT,
+        )
+        .map(drop)
     }
 
     fn set_up(&self) -> Result<()> {
         self.ip(&["link", "set", "lo", "up"])?;
         // Else a cut link would lose its IPv6 address for good.
-        run(self.command("sysctl").args(["-qw", &format!("net.ipv6.conf.{LINK}.keep_addr_on_down=1")]), SHORT)?;
+        run(
+            self.command("sysctl")
+                .args(["-qw", &format!("net.ipv6.conf.{LINK}.keep_addr_on_down=1")]),
+            SHORT,
+        )?;
         self.ip(&["addr", "add", &format!("{}/24", self.v4), "dev", LINK])?;
-        self.ip(&["addr", "add", &format!("{}/64", self.v6), "dev", LINK, "nodad"])?;
+        self.ip(&[
+            "addr",
+            "add",
+            &format!("{}/64", self.v6),
+            "dev",
+            LINK,
+            "nodad",
+        ])?;
         self.ip(&["link", "set", LINK, "up"])
     }
 }
@@ -103,7 +123,11 @@ pub struct TcpConnection {
 impl TcpConnection {
     fn parse(line: &str) -> Option<Self> {
         let words: Vec<&str> = line.split_whitespace().collect();
-        Some(Self { state: (*words.first()?).to_owned(), local_port: port_of(words.get(3)?)?, peer_port: port_of(words.get(4)?)? })
+        Some(Self {
+            state: (*words.first()?).to_owned(),
+            local_port: port_of(words.get(3)?)?,
+            peer_port: port_of(words.get(4)?)?,
+        })
     }
 }
 
@@ -133,8 +157,21 @@ impl Net {
     pub(super) fn join(dir: &Path, prefix: &str) -> Result<Self> {
         let alpha = make_host(dir, prefix, "alpha", 1)?;
         let bravo = make_host(dir, prefix, "bravo", 2)?;
-        let peer = ["type", "veth", "peer", "name", LINK, "netns", &bravo.namespace];
-        run(Command::new("ip").args(["link", "add", LINK, "netns", &alpha.namespace]).args(peer), SHORT)?;
+        let peer = [
+            "type",
+            "veth",
+            "peer",
+            "name",
+            LINK,
+            "netns",
+            &bravo.namespace,
+        ];
+        run(
+            Command::new("ip")
+                .args(["link", "add", LINK, "netns", &alpha.namespace])
+                .args(peer),
+            SHORT,
+        )?;
         alpha.set_up()?;
         bravo.set_up()?;
         Ok(Self { alpha, bravo })
@@ -190,8 +227,14 @@ impl Net {
     pub fn limit_mbit(&self, mbit: u32) -> Result<()> {
         for host in [&self.alpha, &self.bravo] {
             let rate = format!("{mbit}mbit");
-            let words = ["qdisc", "replace", "dev", LINK, "root", "tbf", "rate", &rate, "burst", "512kb", "latency", "50ms"];
-            run(Command::new("tc").args(["-n", &host.namespace]).args(words), SHORT)?;
+            let words = [
+                "qdisc", "replace", "dev", LINK, "root", "tbf", "rate", &rate, "burst", "512kb",
+                "latency", "50ms",
+            ];
+            run(
+                Command::new("tc").args(["-n", &host.namespace]).args(words),
+                SHORT,
+            )?;
         }
         Ok(())
     }
@@ -199,7 +242,18 @@ impl Net {
     /// Takes the limit away.
     pub fn no_limit(&self) -> Result<()> {
         for host in [&self.alpha, &self.bravo] {
-            run(Command::new("tc").args(["-n", &host.namespace, "qdisc", "del", "dev", LINK, "root"]), SHORT)?;
+            run(
+                Command::new("tc").args([
+                    "-n",
+                    &host.namespace,
+                    "qdisc",
+                    "del",
+                    "dev",
+                    LINK,
+                    "root",
+                ]),
+                SHORT,
+            )?;
         }
         Ok(())
     }
@@ -223,6 +277,9 @@ fn make_host(dir: &Path, prefix: &str, name: &str, number: u8) -> Result<Host> {
         namespace: format!("{prefix}{name}"),
     };
     fs::create_dir(&host.dir).with_context(|| format!("cannot make {}", host.dir.display()))?;
-    run(Command::new("ip").args(["netns", "add", &host.namespace]), SHORT)?;
+    run(
+        Command::new("ip").args(["netns", "add", &host.namespace]),
+        SHORT,
+    )?;
     Ok(host)
 }

@@ -40,7 +40,10 @@ pub struct Traffic {
 impl Traffic {
     /// The ports to which connections were tried.
     pub fn destination_ports(&self) -> BTreeSet<u16> {
-        self.connections.iter().map(|(_, _, _, port)| *port).collect()
+        self.connections
+            .iter()
+            .map(|(_, _, _, port)| *port)
+            .collect()
     }
 
     /// Payload bytes both ways.
@@ -67,16 +70,25 @@ impl Traffic {
 
 fn number(bytes: &[u8], big_endian: bool) -> u32 {
     let four = [bytes[0], bytes[1], bytes[2], bytes[3]];
-    if big_endian { u32::from_be_bytes(four) } else { u32::from_le_bytes(four) }
+    if big_endian {
+        u32::from_be_bytes(four)
+    } else {
+        u32::from_le_bytes(four)
+    }
 }
 
 fn read_file_header(reader: &mut impl Read) -> Result<bool> {
     let mut header = [0u8; 24];
-    reader.read_exact(&mut header).context("no capture header")?;
+    reader
+        .read_exact(&mut header)
+        .context("no capture header")?;
     let known = |big| matches!(number(&header, big), MAGIC_MICROSECONDS | MAGIC_NANOSECONDS);
     let big_endian = known(true);
     ensure!(big_endian || known(false), "no capture file");
-    ensure!(number(&header[20..], big_endian) == LINK_ETHERNET, "no capture of an Ethernet link");
+    ensure!(
+        number(&header[20..], big_endian) == LINK_ETHERNET,
+        "no capture of an Ethernet link"
+    );
     Ok(big_endian)
 }
 
@@ -94,7 +106,9 @@ fn read_frame(reader: &mut impl Read, big_endian: bool, frame: &mut Vec<u8>) -> 
         bail!("only {captured} of a frame's {on_the_wire} bytes were captured");
     }
     frame.resize(captured, 0);
-    reader.read_exact(frame).context("the capture ends within a frame")?;
+    reader
+        .read_exact(frame)
+        .context("the capture ends within a frame")?;
     Ok(true)
 }
 
@@ -126,9 +140,17 @@ const ACK: u8 = 0x10;
 
 impl<'t> Reading<'t> {
     fn new(texts: &'t [&'t [u8]]) -> Self {
-        let traffic = Traffic { seen: vec![0; texts.len()], ..Traffic::default() };
+        let traffic = Traffic {
+            seen: vec![0; texts.len()],
+            ..Traffic::default()
+        };
         let longest = texts.iter().map(|t| t.len()).max().unwrap_or(0);
-        Self { texts, longest, flows: HashMap::new(), traffic }
+        Self {
+            texts,
+            longest,
+            flows: HashMap::new(),
+            traffic,
+        }
     }
 
     fn take_frame(&mut self, frame: &[u8]) {
@@ -142,7 +164,10 @@ impl<'t> Reading<'t> {
                 Some(segment) => self.take_segment(&segment),
                 None => self.search(packet, 0),
             },
-            ICMPV6 if packet.first().is_some_and(|kind| (130..=143).contains(kind)) => {}
+            ICMPV6
+                if packet
+                    .first()
+                    .is_some_and(|kind| (130..=143).contains(kind)) => {}
             // The last packet of a capture, and the complaint that nobody listens there.
             UDP | ICMP if packet.ends_with(SENTINEL) => {}
             _ => {
@@ -157,7 +182,13 @@ impl<'t> Reading<'t> {
             if segment.flags & ACK == 0 {
                 self.traffic.connections.insert(segment.key);
             }
-            self.flows.insert(segment.key, Flow { next_seq: Some(segment.seq.wrapping_add(1)), tail: Vec::new() });
+            self.flows.insert(
+                segment.key,
+                Flow {
+                    next_seq: Some(segment.seq.wrapping_add(1)),
+                    tail: Vec::new(),
+                },
+            );
             return;
         }
         let mut flow = self.flows.remove(&segment.key).unwrap_or_default();
@@ -167,8 +198,12 @@ impl<'t> Reading<'t> {
 
     /// Bytes that came before are skipped; after a gap the tail no longer fits and is dropped.
     fn take_payload(&mut self, flow: &mut Flow, segment: &Segment<'_>) {
-        let ahead = flow.next_seq.map_or(0, |next| segment.seq.wrapping_sub(next).cast_signed());
-        let repeated = usize::try_from(-i64::from(ahead)).unwrap_or(0).min(segment.payload.len());
+        let ahead = flow
+            .next_seq
+            .map_or(0, |next| segment.seq.wrapping_sub(next).cast_signed());
+        let repeated = usize::try_from(-i64::from(ahead))
+            .unwrap_or(0)
+            .min(segment.payload.len());
         let fresh = &segment.payload[repeated..];
         if fresh.is_empty() {
             return;
@@ -179,7 +214,12 @@ impl<'t> Reading<'t> {
         let old = flow.tail.len();
         flow.tail.extend_from_slice(fresh);
         self.search(&flow.tail, old);
-        flow.tail.drain(..flow.tail.len().saturating_sub(self.longest.saturating_sub(1)));
+        flow.tail.drain(
+            ..flow
+                .tail
+                .len()
+                .saturating_sub(self.longest.saturating_sub(1)),
+        );
         flow.next_seq = Some(segment.seq.wrapping_add(segment.payload.len() as u32));
         *self.traffic.tcp_bytes.entry(segment.key.0).or_default() += fresh.len() as u64;
     }
@@ -194,7 +234,9 @@ impl<'t> Reading<'t> {
 }
 
 fn count(mut bytes: &[u8], text: &[u8]) -> u64 {
-    let (Some(first), mut found) = (text.first(), 0) else { return 0 };
+    let (Some(first), mut found) = (text.first(), 0) else {
+        return 0;
+    };
     while let Some(at) = bytes.iter().position(|b| b == first) {
         found += u64::from(bytes[at..].starts_with(text));
         bytes = &bytes[at + 1..];
@@ -220,7 +262,12 @@ fn ipv4(packet: &[u8]) -> Option<(IpAddr, IpAddr, u8, &[u8])> {
     };
     let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
     let destination: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
-    Some((source.into(), destination.into(), *packet.get(9)?, packet.get(header..length)?))
+    Some((
+        source.into(),
+        destination.into(),
+        *packet.get(9)?,
+        packet.get(header..length)?,
+    ))
 }
 
 fn ipv6(packet: &[u8]) -> Option<(IpAddr, IpAddr, u8, &[u8])> {
@@ -233,7 +280,12 @@ fn ipv6(packet: &[u8]) -> Option<(IpAddr, IpAddr, u8, &[u8])> {
     let (protocol, body) = (*packet.get(6)?, packet.get(40..end)?);
     // Multicast listener reports come behind a hop-by-hop header; the kernel sends them by itself.
     match protocol {
-        0 => Some((source.into(), destination.into(), *body.first()?, body.get(8 + usize::from(*body.get(1)?) * 8..)?)),
+        0 => Some((
+            source.into(),
+            destination.into(),
+            *body.first()?,
+            body.get(8 + usize::from(*body.get(1)?) * 8..)?,
+        )),
         _ => Some((source.into(), destination.into(), protocol, body)),
     }
 }

@@ -19,7 +19,11 @@ pub const LONG: Duration = Duration::from_secs(180);
 ///
 /// # Errors
 /// The deadline passed: the error names `what`.
-pub fn wait_for<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn wait_for<T>(
+    what: &str,
+    within: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let end = Instant::now() + within;
     loop {
         if let Some(found) = look().with_context(|| format!("waiting for {what}"))? {
@@ -62,7 +66,12 @@ pub fn start(command: &mut Command) -> Result<Running> {
         .stderr(stderr.try_clone()?)
         .spawn()
         .with_context(|| format!("cannot start {name}"))?;
-    Ok(Running { child, name, stdout, stderr })
+    Ok(Running {
+        child,
+        name,
+        stdout,
+        stderr,
+    })
 }
 
 /// Runs a program to its end.
@@ -80,7 +89,12 @@ pub fn run_any(command: &mut Command, within: Duration) -> Result<Outcome> {
 pub fn run(command: &mut Command, within: Duration) -> Result<String> {
     let outcome = run_any(command, within)?;
     if outcome.code != 0 {
-        bail!("{command:?} gave {}: {}{}", outcome.code, outcome.stdout, outcome.stderr);
+        bail!(
+            "{command:?} gave {}: {}{}",
+            outcome.code,
+            outcome.stdout,
+            outcome.stderr
+        );
     }
     Ok(outcome.stdout)
 }
@@ -114,9 +128,19 @@ impl Running {
         let name = self.name.clone();
         let status = match wait_for(&format!("the end of {name}"), within, || self.ended()) {
             Ok(status) => status,
-            Err(late) => return Err(late.context(format!("it had printed: {}{}", self.stdout()?, self.stderr()?))),
+            Err(late) => {
+                return Err(late.context(format!(
+                    "it had printed: {}{}",
+                    self.stdout()?,
+                    self.stderr()?
+                )));
+            }
         };
-        Ok(Outcome { code: exit_code(status), stdout: self.stdout()?, stderr: self.stderr()? })
+        Ok(Outcome {
+            code: exit_code(status),
+            stdout: self.stdout()?,
+            stderr: self.stderr()?,
+        })
     }
 
     /// Sends a signal; that it has already ended is no error.
@@ -145,7 +169,9 @@ pub fn signal_pid(pid: u32, signal: nix::sys::signal::Signal) -> Result<()> {
 
 fn exit_code(status: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
-    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
 /// Both ends share one file offset, so reading leaves it at the end, where the program writes on.

@@ -28,10 +28,18 @@ impl Qmp {
     /// # Errors
     /// Nobody listens there, or no greeting within 30 s (a monitor serves one client at a time).
     pub fn connect(path: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(path).with_context(|| format!("cannot connect to {}", path.display()))?;
+        let stream = UnixStream::connect(path)
+            .with_context(|| format!("cannot connect to {}", path.display()))?;
         stream.set_write_timeout(Some(REPLY_WITHIN))?;
-        let mut qmp = Self { stream: BufReader::new(stream), path: path.to_owned(), last_id: 0, events: Vec::new(), line: Vec::new() };
-        qmp.receive(Instant::now() + REPLY_WITHIN)?.with_context(|| format!("{}: no greeting", path.display()))?;
+        let mut qmp = Self {
+            stream: BufReader::new(stream),
+            path: path.to_owned(),
+            last_id: 0,
+            events: Vec::new(),
+            line: Vec::new(),
+        };
+        qmp.receive(Instant::now() + REPLY_WITHIN)?
+            .with_context(|| format!("{}: no greeting", path.display()))?;
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
@@ -42,16 +50,26 @@ impl Qmp {
     /// QEMU's error, or no answer within 30 s.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         self.last_id += 1;
-        let mut line = json!({"execute": command, "id": self.last_id, "arguments": arguments}).to_string();
+        let mut line =
+            json!({"execute": command, "id": self.last_id, "arguments": arguments}).to_string();
         line.push('\n');
-        self.stream.get_mut().write_all(line.as_bytes()).with_context(|| format!("{}: {command}", self.path.display()))?;
+        self.stream
+            .get_mut()
+            .write_all(line.as_bytes())
+            .with_context(|| format!("{}: {command}", self.path.display()))?;
         let end = Instant::now() + REPLY_WITHIN;
         loop {
-            let Some(mut message) = self.receive(end)? else { bail!("{}: no reply to {command}", self.path.display()) };
+            let Some(mut message) = self.receive(end)? else {
+                bail!("{}: no reply to {command}", self.path.display())
+            };
             if message["id"] != json!(self.last_id) {
                 self.events.push(message);
             } else if message["error"].is_object() {
-                bail!("{}: {command}: {}", self.path.display(), message["error"]["desc"]);
+                bail!(
+                    "{}: {command}: {}",
+                    self.path.display(),
+                    message["error"]["desc"]
+                );
             } else {
                 return Ok(message["return"].take());
             }
@@ -65,7 +83,10 @@ impl Qmp {
 
     /// The run state, as `query-status` names it.
     pub fn status(&mut self) -> Result<String> {
-        Ok(self.query("query-status")?["status"].as_str().unwrap_or_default().to_owned())
+        Ok(self.query("query-status")?["status"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned())
     }
 
     /// The events so far, oldest first; they are forgotten here.
@@ -83,7 +104,9 @@ impl Qmp {
             if let Some(at) = self.events.iter().position(|e| e["event"] == name) {
                 return Ok(self.events.remove(at));
             }
-            let Some(message) = self.receive(end)? else { bail!("{}: no event {name}", self.path.display()) };
+            let Some(message) = self.receive(end)? else {
+                bail!("{}: no event {name}", self.path.display())
+            };
             self.events.push(message);
         }
     }
@@ -104,7 +127,11 @@ impl Qmp {
                     return Ok(Some(message));
                 }
                 Ok(_) => {}
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) => {}
                 Err(e) => return Err(e).with_context(|| format!("{}", self.path.display())),
             }
         }

@@ -115,10 +115,19 @@ const LETTERS: &str = "abcdefgh";
 impl Vm {
     /// Makes the guest's folder, empty disks and start script on a host. Nothing runs yet.
     pub fn define(paths: &Paths, host: &Host, spec: &VmSpec) -> Result<Self> {
-        ensure!((24..64).contains(&spec.marker.len()), "a marker has 24 to 63 bytes: {:?}", spec.marker);
+        ensure!(
+            (24..64).contains(&spec.marker.len()),
+            "a marker has 24 to 63 bytes: {:?}",
+            spec.marker
+        );
         let dir = host.dir.join(&spec.name);
         fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let vm = Self { spec: spec.clone(), host: host.clone(), paths: paths.clone(), dir };
+        let vm = Self {
+            spec: spec.clone(),
+            host: host.clone(),
+            paths: paths.clone(),
+            dir,
+        };
         for disk in 0..spec.disks.len() {
             vm.create_disk(disk, spec.disk_mib)?;
         }
@@ -130,12 +139,24 @@ impl Vm {
     pub fn create_disk(&self, disk: usize, mib: u32) -> Result<()> {
         let _ = fs::remove_file(self.disk(disk));
         let create = ["create", "-q", "-f", self.spec.disks[disk].name()];
-        run(self.paths.qemu_img().args(create).arg(self.disk(disk)).arg(format!("{mib}M")), SHORT).map(drop)
+        run(
+            self.paths
+                .qemu_img()
+                .args(create)
+                .arg(self.disk(disk))
+                .arg(format!("{mib}M")),
+            SHORT,
+        )
+        .map(drop)
     }
 
     /// The image file of a disk.
     pub fn disk(&self, disk: usize) -> PathBuf {
-        self.dir.join(format!("{}.{}", node_name(disk), self.spec.disks[disk].name()))
+        self.dir.join(format!(
+            "{}.{}",
+            node_name(disk),
+            self.spec.disks[disk].name()
+        ))
     }
 
     /// The guest's folder.
@@ -172,9 +193,15 @@ impl Vm {
 
     /// The process id of the QEMU that runs now.
     pub fn pid(&self) -> Option<u32> {
-        let pid: u32 = fs::read_to_string(self.dir.join("qemu.pid")).ok()?.trim().parse().ok()?;
+        let pid: u32 = fs::read_to_string(self.dir.join("qemu.pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()?;
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        String::from_utf8_lossy(&command).contains(&*self.dir.to_string_lossy()).then_some(pid)
+        String::from_utf8_lossy(&command)
+            .contains(&*self.dir.to_string_lossy())
+            .then_some(pid)
     }
 
     /// Whether a QEMU of this guest runs here.
@@ -207,11 +234,19 @@ impl Vm {
     }
 
     fn wait_count_within(&self, seq: u64, within: Duration) -> Result<u64> {
-        wait_for(&format!("{} to count to {seq} on {}", self.spec.name, self.host.name), within, || {
-            let last = self.console()?.last().unwrap_or(0);
-            ensure!(last >= seq || self.is_running(), "its QEMU has ended at {last}; it said: {}", self.qemu_log());
-            Ok((last >= seq).then_some(last))
-        })
+        wait_for(
+            &format!("{} to count to {seq} on {}", self.spec.name, self.host.name),
+            within,
+            || {
+                let last = self.console()?.last().unwrap_or(0);
+                ensure!(
+                    last >= seq || self.is_running(),
+                    "its QEMU has ended at {last}; it said: {}",
+                    self.qemu_log()
+                );
+                Ok((last >= seq).then_some(last))
+            },
+        )
     }
 
     /// What QEMU has said on its standard error.
@@ -238,9 +273,11 @@ impl Vm {
 
     /// Waits until no QEMU of this guest runs here.
     pub fn wait_ended(&self) -> Result<()> {
-        wait_for(&format!("the end of {} on {}", self.spec.name, self.host.name), SHORT, || {
-            Ok((!self.is_running()).then_some(()))
-        })
+        wait_for(
+            &format!("the end of {} on {}", self.spec.name, self.host.name),
+            SHORT,
+            || Ok((!self.is_running()).then_some(())),
+        )
     }
 
     /// Judges a disk by what the guest wrote on it: `image` may be the disk or a copy of it.
@@ -250,14 +287,18 @@ impl Vm {
             DiskFormat::Qcow2 => self.to_raw(image)?,
         };
         let mut command = std::process::Command::new(&self.paths.verify);
-        let outcome = super::process::run_any(command.arg("disk").arg(&raw).arg(disk.to_string()), LONG)?;
+        let outcome =
+            super::process::run_any(command.arg("disk").arg(&raw).arg(disk.to_string()), LONG)?;
         serde_json::from_str(&outcome.stdout).with_context(|| format!("verify said {outcome:?}"))
     }
 
     fn to_raw(&self, image: &Path) -> Result<PathBuf> {
         let raw = image.with_extension("converted");
         let convert = ["convert", "-U", "-f", "qcow2", "-O", "raw"];
-        run(self.paths.qemu_img().args(convert).arg(image).arg(&raw), LONG)?;
+        run(
+            self.paths.qemu_img().args(convert).arg(image).arg(&raw),
+            LONG,
+        )?;
         Ok(raw)
     }
 
@@ -265,13 +306,26 @@ impl Vm {
         include_str!("start-vm.sh")
             .replace("@NAME@", &self.spec.name)
             .replace("@DIR@", &self.dir.display().to_string())
-            .replace("@QEMU@", &self.arguments().iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" "))
+            .replace(
+                "@QEMU@",
+                &self
+                    .arguments()
+                    .iter()
+                    .map(|w| quoted(w))
+                    .collect::<Vec<_>>()
+                    .join(" "),
+            )
     }
 
     fn arguments(&self) -> Vec<String> {
         let spec = &self.spec;
         let dir = self.dir.display();
-        let mut words = vec![self.paths.qemu(spec.version, "qemu-system-x86_64").display().to_string()];
+        let mut words = vec![
+            self.paths
+                .qemu(spec.version, "qemu-system-x86_64")
+                .display()
+                .to_string(),
+        ];
         let fixed = format!(
             "-name guest={} -accel tcg -cpu qemu64 -smp 1 -machine {} -m {} -nodefaults -no-user-config -display none \
              -chardev file,id=serial,path={dir}/guest.serial,append=on -serial chardev:serial",
@@ -280,10 +334,16 @@ impl Vm {
         words.extend(fixed.split_whitespace().map(str::to_owned));
         for monitor in ["agent", "test"] {
             words.push("-chardev".to_owned());
-            words.push(format!("socket,id={monitor},path={dir}/{monitor}.qmp,server=on,wait=off"));
+            words.push(format!(
+                "socket,id={monitor},path={dir}/{monitor}.qmp,server=on,wait=off"
+            ));
             words.extend(["-mon".to_owned(), format!("chardev={monitor},mode=control")]);
         }
-        for (option, value) in [("-kernel", self.paths.kernel.display().to_string()), ("-initrd", self.paths.initrd.display().to_string()), ("-append", spec.kernel_words())] {
+        for (option, value) in [
+            ("-kernel", self.paths.kernel.display().to_string()),
+            ("-initrd", self.paths.initrd.display().to_string()),
+            ("-append", spec.kernel_words()),
+        ] {
             words.extend([option.to_owned(), value]);
         }
         for disk in 0..spec.disks.len() {
@@ -297,7 +357,12 @@ impl Vm {
         let file = json!({"driver": "file", "filename": self.disk(disk), "cache": {"direct": true}, "discard": "unmap"});
         let node = json!({"driver": self.spec.disks[disk].name(), "node-name": node_name(disk), "discard": "unmap", "file": file});
         let device = format!("virtio-blk-pci,id=disk{disk},drive={}", node_name(disk));
-        ["-blockdev".to_owned(), node.to_string(), "-device".to_owned(), device]
+        [
+            "-blockdev".to_owned(),
+            node.to_string(),
+            "-device".to_owned(),
+            device,
+        ]
     }
 }
 
@@ -328,7 +393,10 @@ pub fn node_name(disk: usize) -> String {
 /// Writes an executable shell script.
 pub fn write_script(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
+    Ok(fs::set_permissions(
+        path,
+        fs::Permissions::from_mode(0o755),
+    )?)
 }
 
 /// A word as the shell will read it back.
