@@ -298,6 +298,11 @@ impl Agent {
         self.spawn()
     }
 
+    /// Leaves it running when this program ends.
+    pub fn leave(mut self) {
+        self.child = None;
+    }
+
     /// Sends it a signal (SIGHUP, SIGSTOP, ...).
     pub fn signal(&self, signal: Signal) -> Result<()> {
         signal_pid(self.pid().context("the agent does not run")?, signal)

@@ -15,7 +15,7 @@ use super::process::{Running, SHORT, start, wait_for};
 /// Of the kernel's ring, so that a burst at full speed is not lost.
 const RING_KIB: &str = "65536";
 /// Where the last packet goes: nobody answers there.
-const DISCARD_PORT: u16 = 9;
+pub(super) const DISCARD_PORT: u16 = 9;
 
 /// A running capture, taken at bravo's end of the link.
 #[derive(Debug)]

@@ -5,12 +5,14 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
+use super::capture::DISCARD_PORT;
 use super::net::{Host, LINK};
 use super::process::{SHORT, run};
 
 /// Lets in TCP to `open` (when given) and the answers to connections that this host opened to
 /// `port` on the other; drops and counts everything else that comes over the link. Neighbour
-/// discovery must pass, or IPv6 has no link.
+/// discovery must pass, or IPv6 has no link; what the kernel itself says about multicast and the
+/// last packet of a capture are nobody's attempt, so they are not counted.
 pub(super) fn wall(host: &Host, open: Option<u16>, port: u16) -> Result<()> {
     let door = open
         .map(|port| format!("tcp dport {port} accept"))
@@ -24,6 +26,8 @@ pub(super) fn wall(host: &Host, open: Option<u16>, port: u16) -> Result<()> {
                  type filter hook input priority 0; policy accept;
                  iifname != \"{LINK}\" accept
                  icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert }} accept
+                 icmpv6 type {{ mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }} accept
+                 udp dport {DISCARD_PORT} drop
                  {door}
                  tcp sport {port} tcp flags & (syn | ack) != syn accept
                  counter name refused drop

@@ -18,6 +18,8 @@ const FOLDER_PREFIX: &str = "vmferry-lab-";
 const NAMESPACE_PREFIX: &str = "vmf";
 /// How much of each log is shown when a test fails, in bytes.
 const LOG_TAIL: usize = 4000;
+/// A guest's console is only interesting at its very end.
+const CONSOLE_TAIL: usize = 200;
 
 /// Which of the two QEMUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,8 +185,9 @@ impl Lab {
         let mut text = format!("lab {:?} in {}\n", self.name, self.dir.display());
         for path in logs_below(&self.dir) {
             let bytes = fs::read(&path).unwrap_or_default();
-            let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL)..])
-                .into_owned();
+            let tail =
+                String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(tail_of(&path))..])
+                    .into_owned();
             if !tail.trim().is_empty() {
                 text.push_str(&format!("--- {}\n{}\n", path.display(), tail.trim_end()));
             }
@@ -221,6 +224,14 @@ pub fn with_lab(name: &str, test: impl FnOnce(&Lab) -> Result<()>) -> Result<()>
     test(&lab)?;
     lab.pass();
     Ok(())
+}
+
+fn tail_of(log: &Path) -> usize {
+    if log.extension().is_some_and(|e| e == "serial") {
+        CONSOLE_TAIL
+    } else {
+        LOG_TAIL
+    }
 }
 
 fn logs_below(dir: &Path) -> Vec<PathBuf> {

@@ -15,6 +15,7 @@ pub mod firewall;
 pub mod lab;
 pub mod net;
 pub mod pcap;
+pub mod plain;
 pub mod process;
 pub mod proof;
 pub mod qmp;

@@ -150,12 +150,17 @@ pub fn guest_continued(source: &Vm, destination: &Vm) -> Result<Continued> {
     })
 }
 
-/// That no number is missing on any disk of a guest that does not run any more, and that all it
-/// ever reported is there.
+/// That no number is missing on any disk of a guest that is stopped, or whose QEMU has ended, and
+/// that all it ever reported is there.
 pub fn disks_whole(vm: &Vm) -> Result<()> {
+    let status = if vm.is_running() {
+        vm.qmp()?.status()?
+    } else {
+        "ended".to_owned()
+    };
     ensure!(
-        !vm.is_running(),
-        "{} still runs: its disks cannot be judged",
+        status != "running",
+        "{} is {status}: its disks cannot be judged",
         vm.spec.name
     );
     let reported = vm.console()?.last().unwrap_or(0);
@@ -181,7 +186,8 @@ pub fn qemu_is_clean(qmp: &mut Qmp) -> Result<()> {
     })
 }
 
-fn leftovers(qmp: &mut Qmp) -> Result<Vec<String>> {
+/// The jobs, exports and nodes of vmferry's that a QEMU still has.
+pub fn leftovers(qmp: &mut Qmp) -> Result<Vec<String>> {
     let mut left = Vec::new();
     for query in ["query-block-jobs", "query-jobs", "query-block-exports"] {
         let found = qmp.query(query)?;
