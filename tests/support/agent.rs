@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -213,6 +214,8 @@ impl Agent {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
+        // A daemon is in no terminal's foreground: a Ctrl-C there is not for it.
+        command.process_group(0);
         self.child = Some(command.spawn().context("cannot start the agent")?);
         self.wait_ready()
     }
