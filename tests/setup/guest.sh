@@ -16,6 +16,8 @@ modules="virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_p
 
 is_made "$dir" "$this" && exit 0
 lock_lab
+# Whoever held the lock may have made it meanwhile.
+is_made "$dir" "$this" && exit 0
 work=$(mktemp -d "$lab/guest.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$dir" "$work/root/modules"

@@ -49,7 +49,7 @@ WRAPPER
   chmod +x "$root/bin/$program"
 }
 
-# make_qemu NAME SUITE VERSION: unpacked beside the old one and swapped in only when it answers.
+# make_qemu NAME SUITE VERSION: it counts as made only when every program has told its version.
 make_qemu() {
   local name=$1 suite=$2 version=$3 root=$dir/$1 program said
   is_made "$root" "$this" && return 0
