@@ -102,9 +102,7 @@ impl Pair {
         }
         let name = &contender.name;
         let remote = remote.to_str().context("the path is not UTF-8")?;
-        let far = contender
-            .face("far", place, &[("--remote", remote)])
-            .spawn();
+        let far = contender.face("far", place, &[("--remote", remote)]).spawn();
         let far = Guard(Some(far.with_context(|| format!("can't start {name}"))?));
         let (far, address) = far.ready()?;
         let local = local.to_str().context("the path is not UTF-8")?;
@@ -112,10 +110,7 @@ impl Pair {
         let near = contender.face("near", place, &options).spawn();
         let near = Guard(Some(near.with_context(|| format!("can't start {name}"))?));
         let (near, _) = near.ready()?;
-        Ok(Self {
-            near: near.keep()?,
-            far: far.keep()?,
-        })
+        Ok(Self { near: near.keep()?, far: far.keep()? })
     }
 
     /// Ends both and tells what they have used: (near, far).
@@ -149,9 +144,8 @@ impl Guard {
             let read = BufReader::new(stdout).read_line(&mut line);
             let _ = tell.send(read.map(|_| line));
         });
-        let line = told
-            .recv_timeout(Duration::from_secs(20))
-            .context("a contender did not get ready in 20 s")??;
+        let line =
+            told.recv_timeout(Duration::from_secs(20)).context("a contender did not get ready in 20 s")??;
         match line.trim_end().strip_prefix("ready") {
             Some(rest) => Ok((self, rest.trim().to_owned())),
             None => bail!("a contender said `{}` instead of `ready`", line.trim_end()),

@@ -19,35 +19,23 @@ const STALL: Duration = Duration::from_secs(60);
 
 /// Sends `bytes` (a multiple of 64 KiB) over each of `streams` connections, and returns the
 /// seconds from the first write until the last sink has seen the end.
-pub(crate) fn run(
-    local: &Path,
-    sink: &UnixListener,
-    streams: u32,
-    bytes: u64,
-) -> anyhow::Result<f64> {
-    ensure!(
-        bytes.is_multiple_of(CHUNK as u64),
-        "bytes must be a multiple of {CHUNK}"
-    );
+pub(crate) fn run(local: &Path, sink: &UnixListener, streams: u32, bytes: u64) -> anyhow::Result<f64> {
+    ensure!(bytes.is_multiple_of(CHUNK as u64), "bytes must be a multiple of {CHUNK}");
     let begin = Instant::now();
     thread::scope(|scope| {
-        let generators: Vec<_> = (0..streams)
-            .map(|stream| scope.spawn(move || generate(local, stream, bytes)))
-            .collect();
+        let generators: Vec<_> =
+            (0..streams).map(|stream| scope.spawn(move || generate(local, stream, bytes))).collect();
         let mut sinks = Vec::new();
         for _ in 0..streams {
             let socket = accept(sink)?;
             sinks.push(scope.spawn(move || swallow(socket, bytes)));
         }
         for sink in sinks {
-            sink.join()
-                .map_err(|_| anyhow::anyhow!("a sink panicked"))??;
+            sink.join().map_err(|_| anyhow::anyhow!("a sink panicked"))??;
         }
         let seconds = begin.elapsed().as_secs_f64();
         for generator in generators {
-            generator
-                .join()
-                .map_err(|_| anyhow::anyhow!("a generator panicked"))??;
+            generator.join().map_err(|_| anyhow::anyhow!("a generator panicked"))??;
         }
         Ok(seconds)
     })
@@ -63,10 +51,7 @@ fn accept(sink: &UnixListener) -> anyhow::Result<UnixStream> {
                 return Ok(socket);
             }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                ensure!(
-                    Instant::now() < deadline,
-                    "no connection came out of the far relay"
-                );
+                ensure!(Instant::now() < deadline, "no connection came out of the far relay");
                 thread::sleep(Duration::from_millis(1));
             }
             Err(e) => return Err(e.into()),
@@ -85,9 +70,7 @@ fn generate(local: &Path, stream: u32, bytes: u64) -> anyhow::Result<()> {
             block[..8].copy_from_slice(&at.to_be_bytes());
             block[8..12].copy_from_slice(&stream.to_be_bytes());
         }
-        socket
-            .write_all(&chunk)
-            .context("the near relay takes no more")?;
+        socket.write_all(&chunk).context("the near relay takes no more")?;
         offset += CHUNK as u64;
     }
     socket.shutdown(Shutdown::Write)?;
@@ -100,9 +83,7 @@ fn swallow(mut socket: UnixStream, bytes: u64) -> anyhow::Result<()> {
     let mut stream = None;
     let (mut offset, mut filled) = (0, 0);
     loop {
-        let n = socket
-            .read(&mut buffer[filled..])
-            .context("nothing comes any more")?;
+        let n = socket.read(&mut buffer[filled..]).context("nothing comes any more")?;
         filled += n;
         let whole = filled / BLOCK * BLOCK;
         for block in buffer[..whole].chunks(BLOCK) {
@@ -112,10 +93,7 @@ fn swallow(mut socket: UnixStream, bytes: u64) -> anyhow::Result<()> {
         buffer.copy_within(whole..filled, 0);
         filled -= whole;
         if n == 0 {
-            ensure!(
-                filled == 0 && offset == bytes,
-                "{offset} bytes and {filled} came of {bytes}"
-            );
+            ensure!(filled == 0 && offset == bytes, "{offset} bytes and {filled} came of {bytes}");
             return Ok(());
         }
     }

@@ -12,19 +12,8 @@ pub(crate) fn describe(aead: &str) -> String {
         value.map_or("unknown", |(_, v)| v.trim()).to_owned()
     };
     let flags = field("flags");
-    let known = [
-        "hypervisor",
-        "aes",
-        "vaes",
-        "avx2",
-        "avx512f",
-        "erms",
-        "fsrm",
-    ];
-    let flags: Vec<&str> = known
-        .into_iter()
-        .filter(|known| flags.split(' ').any(|f| f == *known))
-        .collect();
+    let known = ["hypervisor", "aes", "vaes", "avx2", "avx512f", "erms", "fsrm"];
+    let flags: Vec<&str> = known.into_iter().filter(|known| flags.split(' ').any(|f| f == *known)).collect();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let glibc = output("ldd", &["--version"]);
     let lines = [
@@ -40,9 +29,7 @@ pub(crate) fn describe(aead: &str) -> String {
             read("/proc/sys/kernel/osrelease").trim(),
             glibc.lines().next().unwrap_or_default()
         ),
-        format!(
-            "- sealed by: {aead}; congestion control: cubic on every socket, loopback, MTU 65536"
-        ),
+        format!("- sealed by: {aead}; congestion control: cubic on every socket, loopback, MTU 65536"),
         format!(
             "- built: {}",
             if cfg!(debug_assertions) {
@@ -67,6 +54,5 @@ fn read(path: &str) -> String {
 
 fn output(program: &str, args: &[&str]) -> String {
     let done = Command::new(program).args(args).output();
-    done.map(|d| String::from_utf8_lossy(&d.stdout).into_owned())
-        .unwrap_or_default()
+    done.map(|d| String::from_utf8_lossy(&d.stdout).into_owned()).unwrap_or_default()
 }

@@ -54,9 +54,7 @@ fn main() -> anyhow::Result<()> {
     let reference = names.iter().position(|n| n == REFERENCE);
     let reference = reference.context("the reference is missing")?;
     let place = tempfile::Builder::new().prefix("vmferry-bench").tempdir()?;
-    let place = Place {
-        dir: place.path().to_owned(),
-    };
+    let place = Place { dir: place.path().to_owned() };
     mint(&place.dir)?;
     let machine = machine::describe(&Aead::Auto.resolve().to_string());
     eprintln!("{machine}");
@@ -86,17 +84,9 @@ fn contenders(cli: &Cli) -> anyhow::Result<Vec<Contender>> {
         Contender::new("TLS copy, 256 KiB", &relay, &["--buffer", "262144"]),
         // The reference against itself: what it differs from 1 is noise.
         Contender::new("TLS copy, 64 KiB, again", &relay, &["--buffer", "65536"]),
-        Contender::new(
-            &format!("TLS copy, 64 KiB, {other}"),
-            &relay,
-            &["--aead", other],
-        ),
+        Contender::new(&format!("TLS copy, 64 KiB, {other}"), &relay, &["--aead", other]),
         Contender::new("clear copy, 64 KiB", &relay, &["--clear"]),
-        Contender::new(
-            "clear copy, 256 KiB",
-            &relay,
-            &["--clear", "--buffer", "262144"],
-        ),
+        Contender::new("clear copy, 256 KiB", &relay, &["--clear", "--buffer", "262144"]),
     ];
     for text in &cli.contender {
         all.push(Contender::parse(text)?);
@@ -110,19 +100,10 @@ fn contenders(cli: &Cli) -> anyhow::Result<Vec<Contender>> {
 /// A CA and a host for each end, as an operator would make them.
 fn mint(dir: &Path) -> anyhow::Result<()> {
     let ca = dir.join("ca");
-    let request = CaRequest {
-        name: None,
-        days: 1,
-        domains: Vec::new(),
-    };
+    let request = CaRequest { name: None, days: 1, domains: Vec::new() };
     create_ca(&ca, &request)?;
     for end in ["near", "far"] {
-        let request = HostRequest {
-            name: end.parse()?,
-            names: Vec::new(),
-            days: 1,
-            force: false,
-        };
+        let request = HostRequest { name: end.parse()?, names: Vec::new(), days: 1, force: false };
         let made = issue_host(&ca, &request)?;
         std::fs::rename(made.dir, dir.join(end))?;
     }
@@ -139,21 +120,12 @@ fn one_round(
     for turn in 0..contenders.len() {
         let index = (turn + round) % contenders.len();
         let contender = &contenders[index];
-        let sample = measure(contender, place, cli)
-            .with_context(|| format!("round {round}, {}", contender.name))?;
-        eprintln!(
-            "round {} of {}: {:<28} {:.1} s",
-            round + 1,
-            cli.rounds,
-            contender.name,
-            sample.seconds
-        );
+        let sample =
+            measure(contender, place, cli).with_context(|| format!("round {round}, {}", contender.name))?;
+        eprintln!("round {} of {}: {:<28} {:.1} s", round + 1, cli.rounds, contender.name, sample.seconds);
         samples[index] = Some(sample);
     }
-    samples
-        .into_iter()
-        .collect::<Option<_>>()
-        .context("a contender was left out")
+    samples.into_iter().collect::<Option<_>>().context("a contender was left out")
 }
 
 fn measure(contender: &Contender, place: &Place, cli: &Cli) -> anyhow::Result<Sample> {
@@ -167,12 +139,7 @@ fn measure(contender: &Contender, place: &Place, cli: &Cli) -> anyhow::Result<Sa
     let (near, far) = cpu?;
     #[allow(clippy::cast_precision_loss)]
     let gib = (cli.mib * u64::from(cli.streams)) as f64 / 1024.0;
-    Ok(Sample {
-        gib,
-        seconds: outcome?,
-        near,
-        far,
-    })
+    Ok(Sample { gib, seconds: outcome?, near, far })
 }
 
 fn results(cli: &Cli, machine: &str, table: &str) -> String {

@@ -49,10 +49,7 @@ impl Spread {
     }
 
     fn ratio(&self) -> String {
-        format!(
-            "{:.2} [{:.2}–{:.2}]",
-            self.median, self.least, self.greatest
-        )
+        format!("{:.2} [{:.2}–{:.2}]", self.median, self.least, self.greatest)
     }
 }
 
@@ -64,14 +61,9 @@ pub(crate) fn render(names: &[String], rounds: &[Vec<Sample>], reference: usize)
          | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for (index, name) in names.iter().enumerate() {
-        let of =
-            |value: &dyn Fn(&Sample) -> f64| Spread::of(rounds.iter().map(|r| value(&r[index])));
+        let of = |value: &dyn Fn(&Sample) -> f64| Spread::of(rounds.iter().map(|r| value(&r[index])));
         let paired = |value: fn(&Sample) -> f64| {
-            Spread::of(
-                rounds
-                    .iter()
-                    .map(|r| value(&r[index]) / value(&r[reference])),
-            )
+            Spread::of(rounds.iter().map(|r| value(&r[index]) / value(&r[reference])))
         };
         let near = of(&|s| s.near.total() / s.gib).median;
         let near_user = of(&|s| s.near.user / s.gib).median;

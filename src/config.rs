@@ -215,15 +215,9 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let mut config: Self = toml::from_str(text).map_err(|source| ConfigError::Parse {
-            path: path.into(),
-            source: Box::new(source),
-        })?;
-        config.check().map_err(|(key, problem)| ConfigError::Value {
-            path: path.into(),
-            key,
-            problem,
-        })?;
+        let mut config: Self = toml::from_str(text)
+            .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })?;
+        config.check().map_err(|(key, problem)| ConfigError::Value { path: path.into(), key, problem })?;
         config.resolve(path.parent().unwrap_or(Path::new(".")));
         Ok(config)
     }

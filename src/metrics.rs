@@ -1,8 +1,8 @@
 //! Metric names and registration. Labels are bounded: peers and results, never ids or addresses.
 
 use prometheus::{
-    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::migrate::progress::{Outcome, Progress};
@@ -57,20 +57,43 @@ impl Metrics {
                 "How long migrations took.",
                 &[1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0],
             )?,
-            moved_bytes: counter(&r, "migration_wire_bytes_total", "Bytes on the streams of ended migrations, both directions.", &["role"])?,
+            moved_bytes: counter(
+                &r,
+                "migration_stream_bytes_total",
+                "Bytes on the streams of ended migrations, both directions.",
+                &["role"],
+            )?,
             sessions: gauge(&r, "sessions", "Live sessions.", &["peer"])?,
             session_ends: counter(&r, "session_ends_total", "Ended sessions.", &["peer", "reason"])?,
             sent_bytes: counter(&r, "session_sent_bytes_total", "Bytes of streams sent.", &["peer"])?,
-            received_bytes: counter(&r, "session_received_bytes_total", "Bytes of streams received.", &["peer"])?,
+            received_bytes: counter(
+                &r,
+                "session_received_bytes_total",
+                "Bytes of streams received.",
+                &["peer"],
+            )?,
             streams: gauge(&r, "session_streams", "Open streams.", &["peer"])?,
-            replay_log_bytes: gauge(&r, "session_replay_log_bytes", "Bytes sent and not yet acknowledged.", &["peer"])?,
+            replay_log_bytes: gauge(
+                &r,
+                "session_replay_log_bytes",
+                "Bytes sent and not yet acknowledged.",
+                &["peer"],
+            )?,
             rtt_seconds: {
-                let opts = Opts::new("vmferry_session_rtt_seconds", "Smallest round trip of the session seen lately.");
+                let opts = Opts::new(
+                    "vmferry_session_rtt_seconds",
+                    "Smallest round trip of the session seen lately.",
+                );
                 let rtt = GaugeVec::new(opts, &["peer"])?;
                 r.register(Box::new(rtt.clone()))?;
                 rtt
             },
-            connect_failures: counter(&r, "connect_failures_total", "Connections that became no session.", &["direction", "reason"])?,
+            connect_failures: counter(
+                &r,
+                "connect_failures_total",
+                "Connections that became no session.",
+                &["direction", "reason"],
+            )?,
             certificate_expiry,
             registry: r,
         })
@@ -91,7 +114,7 @@ impl Metrics {
         let Some(outcome) = &progress.outcome else { return };
         let role = progress.role.name();
         self.migrations.with_label_values(&[role, outcome.label()]).inc();
-        self.moved_bytes.with_label_values(&[role]).inc_by(progress.wire_bytes());
+        self.moved_bytes.with_label_values(&[role]).inc_by(progress.stream_bytes());
         self.duration.with_label_values::<&str>(&[]).observe(progress.elapsed_ms as f64 / 1e3);
         if let (Outcome::Moved { .. }, Some(downtime)) = (outcome, &progress.downtime) {
             self.downtime.with_label_values::<&str>(&[]).observe(downtime.total_ms as f64 / 1e3);
@@ -107,7 +130,9 @@ impl Metrics {
     pub fn session_moved(&self, peer: &str, before: &Stats, now: &Stats) {
         let label = &[peer];
         self.sent_bytes.with_label_values(label).inc_by(now.sent_bytes.saturating_sub(before.sent_bytes));
-        self.received_bytes.with_label_values(label).inc_by(now.received_bytes.saturating_sub(before.received_bytes));
+        self.received_bytes
+            .with_label_values(label)
+            .inc_by(now.received_bytes.saturating_sub(before.received_bytes));
     }
 
     /// The state of a peer's sessions; all of them added up.
@@ -115,7 +140,9 @@ impl Metrics {
         let label = &[peer];
         self.sessions.with_label_values(label).set(sessions as i64);
         self.streams.with_label_values(label).set(stats.iter().map(|s| s.open_streams as i64).sum());
-        self.replay_log_bytes.with_label_values(label).set(stats.iter().map(|s| s.replay_log_bytes as i64).sum());
+        self.replay_log_bytes
+            .with_label_values(label)
+            .set(stats.iter().map(|s| s.replay_log_bytes as i64).sum());
         let rtt = stats.iter().filter_map(|s| s.rtt_min).min().unwrap_or_default();
         self.rtt_seconds.with_label_values(label).set(rtt.as_secs_f64());
     }
@@ -136,7 +163,12 @@ impl Metrics {
     }
 }
 
-fn counter(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+fn counter(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
     let metric = IntCounterVec::new(Opts::new(format!("vmferry_{name}"), help), labels)?;
     r.register(Box::new(metric.clone()))?;
     Ok(metric)
@@ -148,7 +180,12 @@ fn gauge(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGau
     Ok(metric)
 }
 
-fn histogram(r: &Registry, name: &str, help: &str, buckets: &[f64]) -> Result<HistogramVec, prometheus::Error> {
+fn histogram(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    buckets: &[f64],
+) -> Result<HistogramVec, prometheus::Error> {
     let opts = HistogramOpts::new(format!("vmferry_{name}"), help).buckets(buckets.to_vec());
     let metric = HistogramVec::new(opts, &[])?;
     r.register(Box::new(metric.clone()))?;

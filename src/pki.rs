@@ -22,9 +22,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose,
-    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
+    SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};
@@ -88,9 +88,7 @@ pub enum PkiError {
         days: u32,
     },
     /// A name that can't be in a certificate.
-    #[error(
-        "`{name}` can't be used as a name; write a DNS name, an IP address, or DNS:…, IP:…, URI:…"
-    )]
+    #[error("`{name}` can't be used as a name; write a DNS name, an IP address, or DNS:…, IP:…, URI:…")]
     BadName {
         /// What was asked for.
         name: String,
@@ -210,9 +208,7 @@ impl FromStr for ExtraName {
     type Err = PkiError;
 
     fn from_str(text: &str) -> Result<Self, PkiError> {
-        let bad = || PkiError::BadName {
-            name: text.escape_default().take(256).collect(),
-        };
+        let bad = || PkiError::BadName { name: text.escape_default().take(256).collect() };
         let (kind, name) = match text.split_once(':') {
             Some((kind @ ("DNS" | "IP" | "URI"), name)) => (kind, name),
             _ if text.parse::<IpAddr>().is_ok() => ("IP", text),
@@ -253,10 +249,7 @@ pub fn create_ca(dir: &Path, request: &CaRequest) -> Result<Made, PkiError> {
     params.name_constraints = name_constraints(&request.domains)?;
     params.serial_number = Some(serial.clone());
     (params.not_before, params.not_after) = (not_before, not_after);
-    let making = |source| PkiError::Making {
-        name: name.clone(),
-        source,
-    };
+    let making = |source| PkiError::Making { name: name.clone(), source };
     let key = new_key().map_err(making)?;
     let cert = params.self_signed(&key).map_err(making)?;
 
@@ -298,11 +291,7 @@ pub fn issue_host(dir: &Path, request: &HostRequest) -> Result<Made, PkiError> {
     // On record before it is in use: what is not on record can't be revoked by name.
     let record = dir.join("issued").join(format!("{}.pem", made.serial));
     files::write_new(&record, cert.pem().as_bytes(), PUBLIC, "try again")?;
-    let left_over = files::publish_dir(
-        &target,
-        &host_entries(&ca.cert_pem, &cert, &key),
-        request.force,
-    )?;
+    let left_over = files::publish_dir(&target, &host_entries(&ca.cert_pem, &cert, &key), request.force)?;
     Ok(Made { left_over, ..made })
 }
 
@@ -333,15 +322,10 @@ impl Authority {
         let cert_path = dir.join("ca-cert.pem");
         let key_path = dir.join("ca-key.pem");
         if !cert_path.exists() || !key_path.exists() {
-            return Err(PkiError::NoCa {
-                dir: dir.to_owned(),
-            });
+            return Err(PkiError::NoCa { dir: dir.to_owned() });
         }
         let cert_pem = files::read_text(&cert_path)?;
-        let damaged = |path: &Path, problem| PkiError::Damaged {
-            path: path.to_owned(),
-            problem,
-        };
+        let damaged = |path: &Path, problem| PkiError::Damaged { path: path.to_owned(), problem };
         let key = KeyPair::from_pem(&files::read_text(&key_path)?)
             .map_err(|_| damaged(&key_path, "it holds no private key that can be used"))?;
         let certs = crate::net::credentials::read_certificates("CA certificate", &cert_path)?;
@@ -350,27 +334,16 @@ impl Authority {
         let (_, parsed) =
             x509_parser::certificate::X509Certificate::from_der(der).map_err(|_| undecodable())?;
         if parsed.public_key().raw != key.subject_public_key_info() {
-            return Err(PkiError::CaMismatch {
-                dir: dir.to_owned(),
-            });
+            return Err(PkiError::CaMismatch { dir: dir.to_owned() });
         }
         let not_before = parsed.validity().not_before.to_datetime();
         let not_after = parsed.validity().not_after.to_datetime();
         let now = OffsetDateTime::now_utc();
         if now < not_before || now > not_after {
-            return Err(PkiError::CaNotValid {
-                dir: dir.to_owned(),
-                not_before,
-                not_after,
-            });
+            return Err(PkiError::CaNotValid { dir: dir.to_owned(), not_before, not_after });
         }
         let issuer = Issuer::from_ca_cert_der(der, key).map_err(|_| undecodable())?;
-        Ok(Self {
-            issuer,
-            cert: der.clone(),
-            cert_pem,
-            not_after,
-        })
+        Ok(Self { issuer, cert: der.clone(), cert_pem, not_after })
     }
 
     fn sign_host(
@@ -378,28 +351,18 @@ impl Authority {
         request: &HostRequest,
         target: &Path,
     ) -> Result<(KeyPair, Certificate, Made), PkiError> {
-        let making = |source| PkiError::Making {
-            name: request.name.to_string(),
-            source,
-        };
+        let making = |source| PkiError::Making { name: request.name.to_string(), source };
         let serial = random_serial()?;
         let (not_before, wanted) = validity(request.days)?;
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, request.name.as_str());
+        params.distinguished_name.push(DnType::CommonName, request.name.as_str());
         params.subject_alt_names = alt_names(request)?;
         params.is_ca = IsCa::ExplicitNoCa;
         // keyEncipherment means nothing to TLS 1.3 and an EC key, but GnuTLS, and so QEMU,
         // refuses a certificate without it.
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyEncipherment,
-        ];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(serial.clone());
         (params.not_before, params.not_after) = (not_before, wanted.min(self.not_after));
@@ -420,15 +383,9 @@ impl Authority {
 /// The identity first; and where other DNS names stand beside it, the URI that picks it.
 fn alt_names(request: &HostRequest) -> Result<Vec<SanType>, PkiError> {
     if request.names.len() > EXTRA_NAMES_MAX {
-        return Err(PkiError::TooManyNames {
-            count: request.names.len(),
-        });
+        return Err(PkiError::TooManyNames { count: request.names.len() });
     }
-    let ascii = |text: &str| {
-        text.try_into().map_err(|_| PkiError::BadName {
-            name: text.to_owned(),
-        })
-    };
+    let ascii = |text: &str| text.try_into().map_err(|_| PkiError::BadName { name: text.to_owned() });
     let mut names = vec![SanType::DnsName(ascii(request.name.as_str())?)];
     for ExtraName(extra) in &request.names {
         if !names.contains(extra) {
@@ -454,10 +411,7 @@ fn name_constraints(domains: &[String]) -> Result<Option<NameConstraints>, PkiEr
             Ok(GeneralSubtree::DnsName(domain.to_string()))
         })
         .collect::<Result<_, PkiError>>()?;
-    Ok(Some(NameConstraints {
-        permitted_subtrees,
-        excluded_subtrees: Vec::new(),
-    }))
+    Ok(Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() }))
 }
 
 fn new_key() -> Result<KeyPair, rcgen::Error> {

@@ -30,9 +30,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         nix::sys::stat::umask(nix::sys::stat::Mode::empty());
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-        }
+        Self { dir: tempfile::tempdir().unwrap() }
     }
 
     fn with_ca() -> Self {
@@ -107,10 +105,7 @@ fn openssl(args: &[&str], paths: &[&Path]) -> (bool, String) {
     let done = Command::new("openssl").args(args).args(paths).output();
     let done = done.expect("openssl is needed by this test");
     let words = [done.stdout, done.stderr].concat();
-    (
-        done.status.success(),
-        String::from_utf8_lossy(&words).into_owned(),
-    )
+    (done.status.success(), String::from_utf8_lossy(&words).into_owned())
 }
 
 fn verify(ca: &Path, cert: &Path, purpose: &str) -> (bool, String) {
@@ -197,20 +192,10 @@ fn nothing_is_overwritten_without_being_asked() {
     bench.ok("host alpha --dir DIR/ca");
     let before = snapshot(&bench.path("ca"));
     let error = bench.fails("ca --dir DIR/ca");
-    assert!(
-        error.contains("is there already") && error.contains("another folder"),
-        "{error}"
-    );
+    assert!(error.contains("is there already") && error.contains("another folder"), "{error}");
     let error = bench.fails("host alpha --dir DIR/ca");
-    assert!(
-        error.contains("is there already") && error.contains("--force"),
-        "{error}"
-    );
-    assert_eq!(
-        snapshot(&bench.path("ca")),
-        before,
-        "a refusal has left traces"
-    );
+    assert!(error.contains("is there already") && error.contains("--force"), "{error}");
+    assert_eq!(snapshot(&bench.path("ca")), before, "a refusal has left traces");
 
     // Half a CA is in the way as well: its key may be somebody's only copy.
     fs::remove_file(bench.path("ca/ca-cert.pem")).unwrap();
@@ -268,18 +253,10 @@ fn two_who_issue_the_same_host_at_once_do_not_mix() {
         let all: Vec<_> = (0..8).map(|_| scope.spawn(issue)).collect();
         all.into_iter().map(|t| t.join().unwrap()).collect()
     });
-    assert_eq!(
-        outcomes.iter().filter(|won| **won).count(),
-        1,
-        "{outcomes:?}"
-    );
+    assert_eq!(outcomes.iter().filter(|won| **won).count(), 1, "{outcomes:?}");
     bench.load("alpha").unwrap();
     let names = modes(&bench.path("ca/hosts"));
-    assert_eq!(
-        names.keys().filter(|n| !n.contains('/')).count(),
-        1,
-        "{names:?}"
-    );
+    assert_eq!(names.keys().filter(|n| !n.contains('/')).count(), 1, "{names:?}");
 }
 
 #[test]
@@ -287,11 +264,8 @@ fn a_limited_ca_vouches_only_for_its_domain() {
     let bench = Bench::new();
     bench.ok("ca --dir DIR/ca --domain rack.example");
     bench.ok("host a.rack.example --dir DIR/ca");
-    let (good, words) = verify(
-        &bench.path("ca/ca-cert.pem"),
-        &bench.path("ca/hosts/a.rack.example/cert.pem"),
-        "sslserver",
-    );
+    let (good, words) =
+        verify(&bench.path("ca/ca-cert.pem"), &bench.path("ca/hosts/a.rack.example/cert.pem"), "sslserver");
     assert!(good, "{words}");
     let error = bench.fails("host a.other.example --dir DIR/ca");
     assert!(error.contains("can't vouch"), "{error}");
@@ -304,15 +278,11 @@ fn a_host_never_outlives_its_ca() {
     bench.ok("ca --dir DIR/ca --days 20");
     let words = bench.ok("host alpha --dir DIR/ca --days 800");
     assert!(words.contains("because its CA does"), "{words}");
-    let (good, words) = verify(
-        &bench.path("ca/ca-cert.pem"),
-        &bench.path("ca/hosts/alpha/cert.pem"),
-        "sslclient",
-    );
+    let (good, words) =
+        verify(&bench.path("ca/ca-cert.pem"), &bench.path("ca/hosts/alpha/cert.pem"), "sslclient");
     assert!(good, "{words}");
     assert!(
-        bench.load("alpha").unwrap().not_after
-            <= time::OffsetDateTime::now_utc() + time::Duration::days(20)
+        bench.load("alpha").unwrap().not_after <= time::OffsetDateTime::now_utc() + time::Duration::days(20)
     );
     for days in ["0", "36501"] {
         let error = bench.fails(&format!("host bravo --dir DIR/ca --days {days}"));
@@ -327,13 +297,7 @@ fn names_that_are_no_names_are_refused() {
         let error = bench.fails(&format!("host --dir DIR/ca -- {bad}"));
         assert!(error.contains("identity"), "{bad}: {error}");
     }
-    for bad in [
-        "*.example",
-        "IP:300.1.1.1",
-        "URI:vmferry:other",
-        "URI:x",
-        "DNS:10.0.0.1",
-    ] {
+    for bad in ["*.example", "IP:300.1.1.1", "URI:vmferry:other", "URI:x", "DNS:10.0.0.1"] {
         let error = bench.fails(&format!("host alpha --dir DIR/ca --san {bad}"));
         assert!(error.contains("name"), "{bad}: {error}");
     }
@@ -363,30 +327,17 @@ fn show_says_what_openssl_says() {
         let text = text.split_once('=').unwrap().1.trim().to_owned();
         text.replace(':', "").to_ascii_lowercase()
     };
-    assert_eq!(
-        shown[0]["fingerprint_sha256"],
-        of(&["-fingerprint", "-sha256"])
-    );
+    assert_eq!(shown[0]["fingerprint_sha256"], of(&["-fingerprint", "-sha256"]));
     assert_eq!(shown[0]["serial"], of(&["-serial"]));
     assert_eq!(shown[0]["identity"], "alpha");
     assert_eq!(shown[0]["days_left"], 99);
-    assert_eq!(
-        shown[0]["names"],
-        serde_json::json!(["DNS:alpha", "DNS:alpha.example", "URI:vmferry:alpha"])
-    );
+    assert_eq!(shown[0]["names"], serde_json::json!(["DNS:alpha", "DNS:alpha.example", "URI:vmferry:alpha"]));
     assert_eq!(shown[0]["issuer"], shown[1]["subject"]);
     assert_eq!(shown[1]["is_ca"], true);
-    assert_eq!(
-        shown[1]["key_usage"],
-        serde_json::json!(["keyCertSign", "cRLSign"])
-    );
+    assert_eq!(shown[1]["key_usage"], serde_json::json!(["keyCertSign", "cRLSign"]));
 
     let table = bench.ok("show DIR/ca/hosts/alpha/cert.pem");
-    for needed in [
-        "serverAuth, clientAuth",
-        "99 days left",
-        "identity    alpha",
-    ] {
+    for needed in ["serverAuth, clientAuth", "99 days left", "identity    alpha"] {
         assert!(table.contains(needed), "{needed}: {table}");
     }
 }
@@ -414,30 +365,22 @@ fn check_names_every_problem_and_its_remedy() {
     assert!(!good);
     let problems = words.lines().filter(|l| l.starts_with("problem: "));
     assert_eq!(problems.count(), 3, "{words}");
-    for needed in [
-        "chmod 600",
-        "ca-cert.pem` holds no CA certificate in PEM form",
-        "does not say who this host is",
-    ] {
+    for needed in
+        ["chmod 600", "ca-cert.pem` holds no CA certificate in PEM form", "does not say who this host is"]
+    {
         assert!(words.contains(needed), "{needed}: {words}");
     }
 
     let (words, good) = findings("", |bench, host| {
         fs::copy(bench.path("ca/hosts/bravo/key.pem"), host.join("key.pem")).unwrap();
     });
-    assert!(
-        !good && words.contains("does not belong to the certificate"),
-        "{words}"
-    );
+    assert!(!good && words.contains("does not belong to the certificate"), "{words}");
 
     let (words, good) = findings("", |_, host| {
         let other = Bench::with_ca();
         fs::copy(other.path("ca/ca-cert.pem"), host.join("ca-cert.pem")).unwrap();
     });
-    assert!(
-        !good && words.contains("does not verify under the CA"),
-        "{words}"
-    );
+    assert!(!good && words.contains("does not verify under the CA"), "{words}");
 }
 
 #[test]
@@ -447,10 +390,7 @@ fn check_judges_peers_by_the_hosts_ca() {
     let peer = other.path("ca/hosts/charlie/cert.pem");
     let (words, good) = findings(&format!("--peer-cert {}", peer.display()), |_, _| {});
     assert!(!good, "{words}");
-    assert!(
-        words.contains("dialling it fails") && words.contains("being dialled by it fails"),
-        "{words}"
-    );
+    assert!(words.contains("dialling it fails") && words.contains("being dialled by it fails"), "{words}");
 }
 
 #[test]
@@ -459,10 +399,7 @@ fn check_remarks_on_an_early_end() {
     bench.ok("host alpha --dir DIR/ca --days 10");
     fs::rename(bench.path("ca/hosts/alpha"), bench.path("h")).unwrap();
     let words = bench.ok(CHECK);
-    assert!(
-        words.contains("remark:") && words.contains("ends in 9 days; renew it"),
-        "{words}"
-    );
+    assert!(words.contains("remark:") && words.contains("ends in 9 days; renew it"), "{words}");
 }
 
 #[test]
@@ -480,42 +417,23 @@ fn the_revoked_are_refused_and_stay_revoked() {
     // By name, everything the host ever had.
     let words = bench.ok("revoke bravo --dir DIR/ca");
     assert_eq!(words.matches("Revoked ").count(), 2, "{words}");
-    assert_eq!(
-        judge(&bench, &first_bravo, "bravo"),
-        Err(HandshakeFailure::Revoked)
-    );
-    assert_eq!(
-        judge(&bench, &second_bravo, "bravo"),
-        Err(HandshakeFailure::Revoked)
-    );
+    assert_eq!(judge(&bench, &first_bravo, "bravo"), Err(HandshakeFailure::Revoked));
+    assert_eq!(judge(&bench, &second_bravo, "bravo"), Err(HandshakeFailure::Revoked));
 
     // By serial number; and what was revoked before stays so.
     let shown = bench.ok("show --json DIR/ca/hosts/charlie/cert.pem");
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     let serial = shown[0]["serial"].as_str().unwrap();
     bench.ok(&format!("revoke --serial {serial} --dir DIR/ca"));
-    assert_eq!(
-        judge(&bench, &chain(&bench, "charlie"), "charlie"),
-        Err(HandshakeFailure::Revoked)
-    );
-    assert_eq!(
-        judge(&bench, &first_bravo, "bravo"),
-        Err(HandshakeFailure::Revoked)
-    );
+    assert_eq!(judge(&bench, &chain(&bench, "charlie"), "charlie"), Err(HandshakeFailure::Revoked));
+    assert_eq!(judge(&bench, &first_bravo, "bravo"), Err(HandshakeFailure::Revoked));
 
     // A new certificate after that is good.
     bench.ok("host bravo --dir DIR/ca --force");
     assert_eq!(judge(&bench, &chain(&bench, "bravo"), "bravo"), Ok(()));
 
     let (good, words) = openssl(
-        &[
-            "crl",
-            "-noout",
-            "-text",
-            "-CAfile",
-            bench.path("ca/ca-cert.pem").to_str().unwrap(),
-            "-in",
-        ],
+        &["crl", "-noout", "-text", "-CAfile", bench.path("ca/ca-cert.pem").to_str().unwrap(), "-in"],
         &[&bench.path("ca/crl.pem")],
     );
     assert!(good && words.contains("verify OK"), "{words}");

@@ -1,8 +1,5 @@
 //! The QMP client against a server that misbehaves on demand.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a failure here is a failure of the test"
-)]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 
 mod qmp_fake;
 
@@ -16,9 +13,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use vmferry::qemu::{
-    BlockJobCancel, CleanupReport, Command, EVENT_QUEUE_MAX, Empty, EventKind, Events,
-    LINE_MAX_BYTES, Qmp, QmpError, QueryName, QueryStatus, Remainder, RunState, SourceLeftovers,
-    Stop, source_cleanup,
+    BlockJobCancel, CleanupReport, Command, EVENT_QUEUE_MAX, Empty, EventKind, Events, LINE_MAX_BYTES, Qmp,
+    QmpError, QueryName, QueryStatus, Remainder, RunState, SourceLeftovers, Stop, source_cleanup,
 };
 
 /// A deadline that is meant to pass.
@@ -57,10 +53,7 @@ async fn a_reply_is_found_among_events_and_strangers() {
         fake.send(json!({"of": "tomorrow"}));
         fake.event("TOMORROW", json!({"x": [1]}));
         fake.answer(&command, running());
-        fake.event(
-            "BLOCK_JOB_READY",
-            json!({"device": "j", "len": 1, "offset": 1, "new": 0}),
-        );
+        fake.event("BLOCK_JOB_READY", json!({"device": "j", "len": 1, "offset": 1, "new": 0}));
     });
     let (qmp, mut events) = connect(&server).await;
     let status = qmp.execute(QueryStatus).await.unwrap();
@@ -68,10 +61,7 @@ async fn a_reply_is_found_among_events_and_strangers() {
     server.finish().await;
     assert_eq!(events.recv().await.unwrap().kind, EventKind::Stop);
     let odd = events.recv().await.unwrap();
-    assert_eq!(
-        (odd.name.as_str(), &odd.kind),
-        ("TOMORROW", &EventKind::Other)
-    );
+    assert_eq!((odd.name.as_str(), &odd.kind), ("TOMORROW", &EventKind::Other));
     assert_eq!((odd.data, odd.timestamp.seconds), (json!({"x": [1]}), 5));
     let ready = EventKind::BlockJobReady { device: "j".into() };
     assert_eq!(events.recv().await.unwrap().kind, ready);
@@ -90,15 +80,9 @@ async fn an_error_keeps_its_class_and_one_without_id_answers_the_command_under_w
         fake.send(json!({"error": error}));
     });
     let (qmp, _events) = connect(&server).await;
-    let cancel = |device: &str| BlockJobCancel {
-        device: device.into(),
-        force: true,
-    };
+    let cancel = |device: &str| BlockJobCancel { device: device.into(), force: true };
     let error = qmp.execute(cancel("j")).await.unwrap_err();
-    assert!(
-        error.is_class("DeviceNotActive") && error.is_not_found_job(),
-        "{error}"
-    );
+    assert!(error.is_class("DeviceNotActive") && error.is_not_found_job(), "{error}");
     let error = qmp.execute(cancel("k")).await.unwrap_err();
     assert_eq!(error.desc(), Some("JSON parse error"));
     server.finish().await;
@@ -114,23 +98,11 @@ async fn garbage_ends_the_connection_and_says_so() {
     });
     let (qmp, mut events) = connect(&server).await;
     let error = qmp.execute(QueryStatus).await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            QmpError::Malformed {
-                name: "query-status",
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert!(matches!(error, QmpError::Malformed { name: "query-status", .. }), "{error:?}");
     qmp.closed().await;
     assert!(qmp.is_closed());
     let error = qmp.execute(QueryName).await.unwrap_err();
-    assert!(
-        error.is_disconnected() && matches!(error, QmpError::Malformed { .. }),
-        "{error:?}"
-    );
+    assert!(error.is_disconnected() && matches!(error, QmpError::Malformed { .. }), "{error:?}");
     assert!(matches!(qmp.failure(), Some(QmpError::Malformed { .. })));
     assert_eq!(events.recv().await, None);
     drop(qmp);
@@ -174,13 +146,7 @@ async fn a_disconnect_in_mid_line_fails_everything_pending() {
     qmp.closed().await;
     let last = events.recv().await.unwrap();
     let reason = "host-signal".to_owned();
-    assert_eq!(
-        last.kind,
-        EventKind::Shutdown {
-            guest: false,
-            reason
-        }
-    );
+    assert_eq!(last.kind, EventKind::Shutdown { guest: false, reason });
     assert_eq!(events.recv().await, None);
     server.finish().await;
 }
@@ -191,12 +157,7 @@ async fn a_monitor_that_does_not_greet_is_told_apart() {
     let silent = serve(move |_fake| wait.recv().unwrap_err());
     let error = Qmp::connect(&silent.path(), SOON).await.unwrap_err();
     assert!(matches!(error, QmpError::Busy { .. }), "{error:?}");
-    assert!(
-        error
-            .to_string()
-            .contains("another client holds this monitor"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("another client holds this monitor"), "{error}");
     drop(release);
     silent.finish().await;
 
@@ -229,16 +190,7 @@ async fn a_line_without_end_ends_the_connection() {
     });
     let (qmp, _events) = connect(&server).await;
     let error = qmp.execute_within(QueryStatus, PATIENCE).await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            QmpError::LineTooLong {
-                limit: LINE_MAX_BYTES,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert!(matches!(error, QmpError::LineTooLong { limit: LINE_MAX_BYTES, .. }), "{error:?}");
     drop(qmp);
     server.finish().await;
 }
@@ -257,16 +209,10 @@ async fn a_late_reply_is_dropped_and_what_waited_behind_it_is_never_sent() {
     });
     let (qmp, _events) = connect(&server).await;
     let error = qmp.execute_within(QueryStatus, SOON).await.unwrap_err();
-    assert!(
-        matches!(error, QmpError::Deadline { sent: true, .. }),
-        "{error:?}"
-    );
+    assert!(matches!(error, QmpError::Deadline { sent: true, .. }), "{error:?}");
     assert!(!error.is_not_executed());
     let error = qmp.execute_within(Stop, SOON).await.unwrap_err();
-    assert!(
-        matches!(error, QmpError::Deadline { sent: false, .. }),
-        "{error:?}"
-    );
+    assert!(matches!(error, QmpError::Deadline { sent: false, .. }), "{error:?}");
     assert!(error.is_not_executed());
     let cancelled = tokio::time::timeout(SOON, qmp.execute_within(Stop, PATIENCE)).await;
     cancelled.unwrap_err();
@@ -274,10 +220,7 @@ async fn a_late_reply_is_dropped_and_what_waited_behind_it_is_never_sent() {
     let status = qmp.execute_within(QueryStatus, PATIENCE).await.unwrap();
     assert!(status.running);
     let (late, next) = server.finish().await;
-    assert_eq!(
-        (&late["execute"], &next["execute"]),
-        (&"query-status".into(), &"query-status".into())
-    );
+    assert_eq!((&late["execute"], &next["execute"]), (&"query-status".into(), &"query-status".into()));
 }
 
 #[tokio::test]
@@ -295,11 +238,7 @@ async fn a_descriptor_whose_command_was_given_up_is_closed_at_once() {
     let handing = qmp.getfd("vmferry-x", theirs.into());
     tokio::time::timeout(SOON, handing).await.unwrap_err();
     ours.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert_eq!(
-        ours.read(&mut [0]).unwrap(),
-        0,
-        "the other end should be closed"
-    );
+    assert_eq!(ours.read(&mut [0]).unwrap(), 0, "the other end should be closed");
     drop(release);
     server.finish().await;
 }
@@ -318,10 +257,7 @@ async fn too_many_events_end_the_connection_and_none_is_lost_in_silence() {
     let error = qmp.execute_within(QueryStatus, PATIENCE).await.unwrap_err();
     assert!(matches!(error, QmpError::EventOverflow { .. }), "{error:?}");
     for pass in 0..EVENT_QUEUE_MAX as u64 {
-        assert_eq!(
-            events.recv().await.unwrap().kind,
-            EventKind::MigrationPass { pass }
-        );
+        assert_eq!(events.recv().await.unwrap().kind, EventKind::MigrationPass { pass });
     }
     assert_eq!(events.recv().await, None);
     drop(qmp);
@@ -349,10 +285,7 @@ async fn events_that_are_taken_or_not_wanted_are_never_too_many() {
     });
     let (qmp, mut events) = connect(&server).await;
     for pass in 0..rounds * each {
-        assert_eq!(
-            events.recv().await.unwrap().kind,
-            EventKind::MigrationPass { pass }
-        );
+        assert_eq!(events.recv().await.unwrap().kind, EventKind::MigrationPass { pass });
         if (pass + 1) % each == 0 {
             if pass + 1 == rounds * each {
                 break;
@@ -362,12 +295,7 @@ async fn events_that_are_taken_or_not_wanted_are_never_too_many() {
     }
     drop(events);
     go_on.send(()).unwrap();
-    assert!(
-        qmp.execute_within(QueryStatus, PATIENCE)
-            .await
-            .unwrap()
-            .running
-    );
+    assert!(qmp.execute_within(QueryStatus, PATIENCE).await.unwrap().running);
     server.finish().await;
 }
 
@@ -394,10 +322,7 @@ async fn every_descriptor_arrives_with_its_own_command() {
         let mut seen = 0;
         while let Some(command) = fake.command() {
             let fd = fake.fds.pop_front();
-            assert!(
-                fake.fds.is_empty(),
-                "a second descriptor is here with {command}"
-            );
+            assert!(fake.fds.is_empty(), "a second descriptor is here with {command}");
             if command["execute"] == "getfd" {
                 let said = fd.map(said_by).unwrap();
                 assert_eq!(command["arguments"]["fdname"], said.as_str());
@@ -434,10 +359,7 @@ async fn impossible_descriptor_names_are_not_sent() {
     let (qmp, _events) = connect(&server).await;
     for name in ["", "1", "9vmferry"] {
         let error = qmp.getfd(name, file_saying("x")).await.unwrap_err();
-        assert!(
-            matches!(&error, QmpError::FdName { fdname } if fdname == name),
-            "{error:?}"
-        );
+        assert!(matches!(&error, QmpError::FdName { fdname } if fdname == name), "{error:?}");
     }
     drop(qmp);
     assert_eq!(server.finish().await, None);
@@ -458,17 +380,12 @@ async fn events_are_read_while_a_command_can_not_be_written() {
     });
     let (qmp, mut events) = connect(&server).await;
     let size = 4 << 20;
-    let long = Long {
-        text: "x".repeat(size),
-    };
+    let long = Long { text: "x".repeat(size) };
     let writer = qmp.clone();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { writer.execute_within(long, PATIENCE).await });
     for pass in 0..1000 {
-        assert_eq!(
-            events.recv().await.unwrap().kind,
-            EventKind::MigrationPass { pass }
-        );
+        assert_eq!(events.recv().await.unwrap().kind, EventKind::MigrationPass { pass });
     }
     release.send(()).unwrap();
     tasks.join_next().await.unwrap().unwrap().unwrap();
@@ -480,10 +397,7 @@ async fn what_qemu_said_before_it_left_is_heard_although_writing_fails() {
     let (tell, left) = tokio::sync::oneshot::channel();
     let server = serve(move |fake| {
         let mut fake = fake.greet();
-        fake.event(
-            "SHUTDOWN",
-            json!({"guest": true, "reason": "guest-shutdown"}),
-        );
+        fake.event("SHUTDOWN", json!({"guest": true, "reason": "guest-shutdown"}));
         drop(fake);
         tell.send(()).unwrap();
     });
@@ -492,10 +406,7 @@ async fn what_qemu_said_before_it_left_is_heard_although_writing_fails() {
     let error = qmp.execute(QueryStatus).await.unwrap_err();
     assert!(matches!(error, QmpError::Disconnected { .. }), "{error:?}");
     let last = events.recv().await.unwrap();
-    assert!(
-        matches!(last.kind, EventKind::Shutdown { guest: true, .. }),
-        "{last:?}"
-    );
+    assert!(matches!(last.kind, EventKind::Shutdown { guest: true, .. }), "{last:?}");
     server.finish().await;
 }
 
@@ -549,11 +460,8 @@ async fn a_clean_up_tries_every_step_and_lists_what_is_left() {
     });
     let (qmp, _events) = connect(&server).await;
     let report = source_cleanup(&qmp, &what_to_clean()).await;
-    let expected = [
-        Remainder::Migration,
-        Remainder::Job("vmferry-b".into()),
-        Remainder::Node("vmferry-a".into()),
-    ];
+    let expected =
+        [Remainder::Migration, Remainder::Job("vmferry-b".into()), Remainder::Node("vmferry-a".into())];
     assert_eq!(left(&report), expected);
     assert!(!report.is_clean() && !report.is_connection_lost());
     drop(qmp);

@@ -1,11 +1,7 @@
 //! The QMP client, the typed commands and the clean-up against QEMU itself, in two versions.
 //!
 //! `VMFERRY_QEMU72` and `VMFERRY_QEMU10` name the binaries of a QEMU 7.2 and a QEMU 10.0.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a failure here is a failure of the test"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failure of the test")]
 
 mod real_qemu;
 
@@ -47,11 +43,7 @@ async fn abilities_are_asked_for(variable: &str) {
     let abilities = Abilities::ask(&machine.qmp).await.unwrap();
     let new = variable == "VMFERRY_QEMU10";
     let first_two = (abilities.version.0, abilities.version.1);
-    assert_eq!(
-        first_two,
-        if new { (10, 0) } else { (7, 2) },
-        "another QEMU in {variable}"
-    );
+    assert_eq!(first_two, if new { (10, 0) } else { (7, 2) }, "another QEMU in {variable}");
     let on_both = [
         abilities.nbd_server_fd,
         abilities.block_export_add,
@@ -67,17 +59,9 @@ async fn abilities_are_asked_for(variable: &str) {
         abilities.export_allow_inactive,
     ];
     assert_eq!(on_new, [new; 5], "{abilities:?}");
-    assert_eq!(
-        [abilities.migrate_blk, abilities.migrate_inc],
-        [!new; 2],
-        "{abilities:?}"
-    );
+    assert_eq!([abilities.migrate_blk, abilities.migrate_inc], [!new; 2], "{abilities:?}");
     assert!(!abilities.mirror_target_is_zero);
-    assert!(
-        NEW_CAPABILITIES
-            .iter()
-            .all(|name| abilities.capability(name))
-    );
+    assert!(NEW_CAPABILITIES.iter().all(|name| abilities.capability(name)));
     assert_eq!(abilities.capability("block"), !new);
     assert!(!abilities.capability("of-tomorrow"));
     let name = machine.qmp.execute(QueryName).await.unwrap().name;
@@ -86,17 +70,11 @@ async fn abilities_are_asked_for(variable: &str) {
     let memory = machine.qmp.execute(QueryMemorySizeSummary).await.unwrap();
     assert_eq!(memory.base_memory, 64 * MIB);
     assert_eq!(machine.qmp.execute(QueryCpusFast).await.unwrap().len(), 1);
-    let kind = QomGet {
-        path: "/machine".into(),
-        property: "type".into(),
-    };
+    let kind = QomGet { path: "/machine".into(), property: "type".into() };
     let kind = machine.qmp.execute(kind).await.unwrap();
     assert!(kind.as_str().unwrap().starts_with("pc-q35-"), "{kind}");
     let status = machine.qmp.execute(QueryStatus).await.unwrap();
-    assert_eq!(
-        (status.running, status.status),
-        (false, RunState::Prelaunch)
-    );
+    assert_eq!((status.running, status.status), (false, RunState::Prelaunch));
     assert_eq!(machine.qmp.execute(QueryBlockJobs).await.unwrap(), []);
     let migration = machine.qmp.execute(QueryMigrate).await.unwrap();
     assert_eq!(migration.status, MigrationStatus::None);
@@ -107,9 +85,7 @@ async fn disks_have_the_same_names_on_both_sides(variable: &str) {
     let mut sides = Vec::new();
     for (side, incoming) in [("source", ""), ("destination", "-incoming defer")] {
         let image = |name: &str, size| {
-            image(folder.path(), &format!("{side}.{name}"), size, b"x")
-                .display()
-                .to_string()
+            image(folder.path(), &format!("{side}.{name}"), size, b"x").display().to_string()
         };
         let arguments = format!(
             "-blockdev raw,node-name={side}-n0,file.driver=file,file.filename={} \
@@ -132,40 +108,21 @@ async fn disks_have_the_same_names_on_both_sides(variable: &str) {
     for side in &sides {
         let of = |name: &str| {
             let found = side.iter().find(|disk| disk.name == name);
-            found
-                .unwrap_or_else(|| panic!("no {name} in {side:#?}"))
-                .clone()
+            found.unwrap_or_else(|| panic!("no {name} in {side:#?}")).clone()
         };
         assert_eq!(side.len(), 5, "{side:#?}");
         let first = of("disk0");
-        assert_eq!(
-            (first.virtual_size, first.format.as_str()),
-            (8 * MIB, "raw"),
-            "{first:?}"
-        );
-        assert!(
-            first.node_name.ends_with("-n0") && first.actual_size.is_some(),
-            "{first:?}"
-        );
-        assert!(
-            !(first.read_only || first.removable || first.backing || first.firmware),
-            "{first:?}"
-        );
+        assert_eq!((first.virtual_size, first.format.as_str()), (8 * MIB, "raw"), "{first:?}");
+        assert!(first.node_name.ends_with("-n0") && first.actual_size.is_some(), "{first:?}");
+        assert!(!(first.read_only || first.removable || first.backing || first.firmware), "{first:?}");
         let over_another = of("virtio0");
-        assert_eq!(
-            (over_another.backing, over_another.format.as_str()),
-            (true, "qcow2")
-        );
+        assert_eq!((over_another.backing, over_another.format.as_str()), (true, "qcow2"));
         assert!(over_another.node_name.starts_with('#'), "{over_another:?}");
         assert!(of("scsi0-0-0").read_only);
         assert!(of("cd1").removable);
         assert!(of("pflash0").firmware);
     }
-    let names = |side: &[Disk]| {
-        side.iter()
-            .map(|disk| disk.name.clone())
-            .collect::<Vec<_>>()
-    };
+    let names = |side: &[Disk]| side.iter().map(|disk| disk.name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&sides[0]), names(&sides[1]));
 }
 
@@ -201,30 +158,16 @@ async fn refusals_are_understood(variable: &str) {
     let mode = BlockExportRemoveMode::Hard;
     let error = refused(qmp.execute(BlockExportDel { id: none(), mode }).await);
     assert!(error.is_not_found_export(), "{error}");
-    let error = refused(
-        qmp.execute(BlockJobCancel {
-            device: none(),
-            force: true,
-        })
-        .await,
-    );
+    let error = refused(qmp.execute(BlockJobCancel { device: none(), force: true }).await);
     assert!(error.is_not_found_job(), "{error}");
     let error = refused(qmp.execute(JobDismiss { id: none() }).await);
     assert!(error.is_not_found_job(), "{error}");
     let error = refused(qmp.execute(BlockdevDel { node_name: none() }).await);
     assert!(error.is_not_found_node(), "{error}");
-    let error = refused(
-        qmp.execute(BlockdevDel {
-            node_name: "n0".into(),
-        })
-        .await,
-    );
+    let error = refused(qmp.execute(BlockdevDel { node_name: "n0".into() }).await);
     assert!(error.is_node_in_use(), "{error}");
     let sync = MirrorSyncMode::Full;
-    let error = refused(
-        qmp.execute(BlockdevMirror::new("j", "vmferry-none", "x", sync))
-            .await,
-    );
+    let error = refused(qmp.execute(BlockdevMirror::new("j", "vmferry-none", "x", sync)).await);
     assert!(error.is_not_found_node(), "{error}");
     let error = refused(qmp.execute(MigrateIncoming::from_fd("vmferry-none")).await);
     assert!(error.is_not_incoming(), "{error}");
@@ -232,27 +175,15 @@ async fn refusals_are_understood(variable: &str) {
     assert!(error.is_not_in_expected_state(), "{error}");
 
     let copy_mode = MirrorCopyMode::WriteBlocking;
-    let error = refused(
-        qmp.execute(BlockJobChange {
-            id: none(),
-            copy_mode,
-        })
-        .await,
-    );
+    let error = refused(qmp.execute(BlockJobChange { id: none(), copy_mode }).await);
     if variable == "VMFERRY_QEMU72" {
         assert!(error.is_command_not_found(), "{error}");
-        let limited = NbdServerStart {
-            handshake_max_seconds: Some(0),
-            ..NbdServerStart::on_fd("x")
-        };
+        let limited = NbdServerStart { handshake_max_seconds: Some(0), ..NbdServerStart::on_fd("x") };
         let error = refused(qmp.execute(limited).await);
         assert!(error.is_unexpected_parameter(), "{error}");
     } else {
         assert!(error.is_not_found_job(), "{error}");
-        let blk = Migrate {
-            blk: true,
-            ..Migrate::to_fd("x")
-        };
+        let blk = Migrate { blk: true, ..Migrate::to_fd("x") };
         let error = refused(qmp.execute(blk).await);
         assert!(error.is_unexpected_parameter(), "{error}");
     }
@@ -296,20 +227,14 @@ async fn the_end_of_qemu_is_noticed(variable: &str) {
     let mut machine = Machine::start(&binary(variable), folder.path(), "killed", &[]).await;
     assert!(!machine.qmp.is_closed());
     machine.kill().await;
-    tokio::time::timeout(PATIENCE, machine.qmp.closed())
-        .await
-        .unwrap();
+    tokio::time::timeout(PATIENCE, machine.qmp.closed()).await.unwrap();
     let error = machine.qmp.execute(QueryStatus).await.unwrap_err();
     assert!(matches!(error, QmpError::Disconnected { .. }), "{error:?}");
 
     let mut machine = Machine::start(&binary(variable), folder.path(), "asked", &[]).await;
     machine.qmp.execute(Quit).await.unwrap();
-    machine
-        .event(|kind| matches!(kind, EventKind::Shutdown { guest: false, .. }))
-        .await;
-    tokio::time::timeout(PATIENCE, machine.qmp.closed())
-        .await
-        .unwrap();
+    machine.event(|kind| matches!(kind, EventKind::Shutdown { guest: false, .. })).await;
+    tokio::time::timeout(PATIENCE, machine.qmp.closed()).await.unwrap();
     assert!(machine.ended().await.success());
 }
 
@@ -331,16 +256,10 @@ async fn migrate(pair: &mut Pair) {
     };
     assert_eq!(
         (sorted(found.jobs), sorted(found.nodes)),
-        (
-            expected.map(Into::into).to_vec(),
-            expected.map(Into::into).to_vec()
-        )
+        (expected.map(Into::into).to_vec(), expected.map(Into::into).to_vec())
     );
     let found = leftovers(&pair.destination.qmp).await.unwrap();
-    assert_eq!(
-        (sorted(found.exports), found.nbd_server),
-        (expected.map(Into::into).to_vec(), true)
-    );
+    assert_eq!((sorted(found.exports), found.nbd_server), (expected.map(Into::into).to_vec(), true));
     pair.ram_until_pause().await;
     pair.finish_mirrors().await;
     pair.assert_same_disks();

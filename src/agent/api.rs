@@ -45,7 +45,9 @@ pub(crate) fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/migrations/{id}", get(one))
         .route("/v1/migrations/{id}/events", get(events))
         .route("/v1/migrations/{id}/cancel", post(cancel))
-        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no such path", "see the README's list of paths") })
+        .fallback(|| async {
+            Problem::new(StatusCode::NOT_FOUND, "no such path", "see the README's list of paths")
+        })
         .with_state(agent)
 }
 

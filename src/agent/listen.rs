@@ -25,7 +25,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Opens the one port.
 pub(super) fn peers(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     let open = |address: &SocketAddr| {
-        connect::listen(*address).with_context(|| format!("cannot listen on {address} (`listen` in the configuration)"))
+        connect::listen(*address)
+            .with_context(|| format!("cannot listen on {address} (`listen` in the configuration)"))
     };
     addresses.iter().map(open).collect()
 }
@@ -62,8 +63,9 @@ async fn accept(agent: &Agent, tcp: tokio::net::TcpStream, address: SocketAddr) 
 /// Opens the local API's socket, unless another agent serves it.
 pub(super) fn local(path: &Path) -> anyhow::Result<UnixListener> {
     if let Some(folder) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)
-            .with_context(|| format!("cannot make {} (`runtime_dir` in the configuration)", folder.display()))?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).with_context(|| {
+            format!("cannot make {} (`runtime_dir` in the configuration)", folder.display())
+        })?;
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         bail!("another agent serves {}; stop it first", path.display());
@@ -74,7 +76,8 @@ pub(super) fn local(path: &Path) -> anyhow::Result<UnixListener> {
         }
         _ => {}
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(API_SOCKET_MODE))?;
     Ok(listener)
 }
@@ -91,7 +94,8 @@ pub(super) async fn serve_api(agent: Arc<Agent>, listener: UnixListener) {
 
 /// Opens the Prometheus listener.
 pub(super) fn metrics(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    connect::listen(address).with_context(|| format!("cannot listen on {address} (`metrics.listen` in the configuration)"))
+    connect::listen(address)
+        .with_context(|| format!("cannot listen on {address} (`metrics.listen` in the configuration)"))
 }
 
 /// Serves Prometheus until the agent stops.
@@ -101,7 +105,8 @@ pub(super) async fn serve_metrics(agent: Arc<Agent>, listener: TcpListener) {
         let agent = Arc::clone(&agent);
         async move {
             match agent.metrics_text() {
-                Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+                Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+                    .into_response(),
                 Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
             }
         }

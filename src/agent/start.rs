@@ -35,7 +35,8 @@ const INCOMING_MAX: usize = 256;
 pub async fn run(path: &Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
     let tls = &config.tls;
-    let paths = TlsPaths { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone(), crl: tls.crl.clone() };
+    let paths =
+        TlsPaths { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone(), crl: tls.crl.clone() };
     let tls = Tls::load(&paths, Aead::Auto)?;
     let _only_one = prepare_state(&config.state_dir)?;
     let identity = tls.identity.clone();
@@ -74,8 +75,9 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
 /// Makes the state folders and takes the lock that keeps a second agent away from them.
 fn prepare_state(folder: &Path) -> anyhow::Result<Flock<File>> {
     let migrations = folder.join("migrations");
-    DirBuilder::new().recursive(true).mode(0o700).create(&migrations)
-        .with_context(|| format!("cannot make {} (`state_dir` in the configuration)", migrations.display()))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(&migrations).with_context(|| {
+        format!("cannot make {} (`state_dir` in the configuration)", migrations.display())
+    })?;
     let path = folder.join("agent.lock");
     let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)

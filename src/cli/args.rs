@@ -17,7 +17,13 @@ use crate::config::DEFAULT_PATH;
 #[command(name = "vmferry", version, max_term_width = 100)]
 pub(super) struct Arguments {
     /// The local agent's socket.
-    #[arg(long, global = true, value_name = "PATH", env = "VMFERRY_SOCKET", default_value = "/run/vmferry/vmferry.sock")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "VMFERRY_SOCKET",
+        default_value = "/run/vmferry/vmferry.sock"
+    )]
     pub(super) socket: PathBuf,
     #[command(subcommand)]
     pub(super) command: Command,

@@ -140,56 +140,30 @@ pub fn run_to(args: CertsArgs, out: &mut impl Write) -> anyhow::Result<ExitCode>
 }
 
 fn make_ca(args: CaArgs, out: &mut impl Write) -> anyhow::Result<()> {
-    let request = CaRequest {
-        name: args.name,
-        days: args.days,
-        domains: args.domain,
-    };
+    let request = CaRequest { name: args.name, days: args.days, domains: args.domain };
     let made = create_ca(&args.dir, &request)?;
     let dir = args.dir.display();
-    writeln!(
-        out,
-        "CA made in {dir}, valid until {}.",
-        day(made.not_after)
-    )?;
+    writeln!(out, "CA made in {dir}, valid until {}.", day(made.not_after))?;
     writeln!(out, "  {dir}/ca-cert.pem   for every host")?;
-    writeln!(
-        out,
-        "  {dir}/ca-key.pem    secret: keep it off the hypervisors, and keep a backup"
-    )?;
+    writeln!(out, "  {dir}/ca-key.pem    secret: keep it off the hypervisors, and keep a backup")?;
     writeln!(out, "Next: vmferry certs host NAME --dir {dir}")?;
     Ok(())
 }
 
 fn make_host(args: HostArgs, out: &mut impl Write) -> anyhow::Result<()> {
-    let request = HostRequest {
-        name: args.name,
-        names: args.san,
-        days: args.days,
-        force: args.force,
-    };
+    let request = HostRequest { name: args.name, names: args.san, days: args.days, force: args.force };
     let made = issue_host(&args.dir, &request)?;
     let dir = made.dir.display();
     let end = day(made.not_after);
-    writeln!(
-        out,
-        "Certificate of {} made in {dir}, valid until {end}.",
-        request.name
-    )?;
+    writeln!(out, "Certificate of {} made in {dir}, valid until {end}.", request.name)?;
     if made.cut_short {
         writeln!(out, "It ends on that day because its CA does.")?;
     }
     if let Some(place) = made.left_over {
         let place = place.display();
-        writeln!(
-            out,
-            "The folder held files of others; they are in {place} now."
-        )?;
+        writeln!(out, "The folder held files of others; they are in {place} now.")?;
     }
-    writeln!(
-        out,
-        "Copy the folder to that host, owned by the agent's user, and keep key.pem at mode 0600."
-    )?;
+    writeln!(out, "Copy the folder to that host, owned by the agent's user, and keep key.pem at mode 0600.")?;
     Ok(())
 }
 
@@ -207,15 +181,8 @@ fn make_list(args: RevokeArgs, out: &mut impl Write) -> anyhow::Result<()> {
         writeln!(out, "Revoked already; the list was only renewed.")?;
     }
     let (path, end) = (list.path.display(), day(list.next_update));
-    writeln!(
-        out,
-        "{path} holds {} certificates and is valid until {end}.",
-        list.total
-    )?;
-    writeln!(
-        out,
-        "Copy it to every host (tls.crl), and renew it before that day."
-    )?;
+    writeln!(out, "{path} holds {} certificates and is valid until {end}.", list.total)?;
+    writeln!(out, "Copy it to every host (tls.crl), and renew it before that day.")?;
     Ok(())
 }
 
@@ -269,12 +236,7 @@ fn show_one(cert: &CertificateReport, out: &mut impl Write) -> io::Result<()> {
 }
 
 fn check(args: CheckArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let paths = TlsPaths {
-        ca: args.ca,
-        cert: args.cert,
-        key: args.key,
-        crl: args.crl,
-    };
+    let paths = TlsPaths { ca: args.ca, cert: args.cert, key: args.key, crl: args.crl };
     let findings = report::check(&paths, &args.peer_cert);
     for problem in &findings.problems {
         writeln!(out, "problem: {problem}")?;
@@ -286,10 +248,7 @@ fn check(args: CheckArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     let peers = args.peer_cert.len();
-    writeln!(
-        out,
-        "All is well with the host's files and with {peers} certificates of peers."
-    )?;
+    writeln!(out, "All is well with the host's files and with {peers} certificates of peers.")?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -62,19 +62,31 @@ async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
 
 async fn list(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     let all: Vec<Progress> = client.get("/v1/migrations").await?;
-    if json { print_json(&all)? } else { show::list(&all) }
+    if json {
+        print_json(&all)?
+    } else {
+        show::list(&all)
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn status(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     let status: Status = client.get("/v1/status").await?;
-    if json { print_json(&status)? } else { show::agent(&status) }
+    if json {
+        print_json(&status)?
+    } else {
+        show::agent(&status)
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn status_of(client: &Client, id: Uuid, json: bool) -> anyhow::Result<ExitCode> {
     let progress: Progress = client.get(&migration_path(id)).await?;
-    if json { print_json(&progress)? } else { show::migration(&progress) }
+    if json {
+        print_json(&progress)?
+    } else {
+        show::migration(&progress)
+    }
     Ok(ExitCode::SUCCESS)
 }
 

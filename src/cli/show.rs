@@ -70,7 +70,12 @@ pub(super) fn migration(p: &Progress) {
         );
     }
     if let Some(ram) = &p.ram {
-        println!("  RAM     {} of {} left, pass {}", HumanBytes(ram.remaining_bytes), HumanBytes(ram.total_bytes), ram.passes);
+        println!(
+            "  RAM     {} of {} left, pass {}",
+            HumanBytes(ram.remaining_bytes),
+            HumanBytes(ram.total_bytes),
+            ram.passes
+        );
     }
     outcome(p);
 }
@@ -82,7 +87,13 @@ pub(super) fn outcome(p: &Progress) {
     match &p.outcome {
         None => {}
         Some(Outcome::Moved { leftovers }) => {
-            println!("{} runs on {} ({} s in all, {} on the wire)", p.vm, p.peer, seconds(p.elapsed_ms), HumanBytes(p.wire_bytes()));
+            println!(
+                "{} runs on {} ({} s in all, {} on the wire)",
+                p.vm,
+                p.peer,
+                seconds(p.elapsed_ms),
+                HumanBytes(p.stream_bytes())
+            );
             downtime(p);
             left(leftovers);
         }

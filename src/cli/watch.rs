@@ -146,7 +146,12 @@ fn ram_done(ram: &crate::migrate::progress::RamProgress) -> (u64, u64) {
     (ram.total_bytes.saturating_sub(ram.remaining_bytes), ram.total_bytes)
 }
 
-fn draw(all: &MultiProgress, head: &ProgressBar, bars: &mut BTreeMap<String, ProgressBar>, progress: &Progress) {
+fn draw(
+    all: &MultiProgress,
+    head: &ProgressBar,
+    bars: &mut BTreeMap<String, ProgressBar>,
+    progress: &Progress,
+) {
     let eta = eta(progress).map(|t| format!(", about {} left", HumanDuration(t))).unwrap_or_default();
     head.set_message(format!(
         "{} to {}: {}, {}/s{eta}",
@@ -165,7 +170,14 @@ fn draw(all: &MultiProgress, head: &ProgressBar, bars: &mut BTreeMap<String, Pro
     }
 }
 
-fn bar(all: &MultiProgress, bars: &mut BTreeMap<String, ProgressBar>, name: &str, done: u64, total: u64, state: &str) {
+fn bar(
+    all: &MultiProgress,
+    bars: &mut BTreeMap<String, ProgressBar>,
+    name: &str,
+    done: u64,
+    total: u64,
+    state: &str,
+) {
     let bar = bars.entry(name.to_owned()).or_insert_with(|| {
         let style = "  {prefix:14} {bar:30} {bytes:>11} of {total_bytes:11} {msg}";
         let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -28,9 +28,8 @@ use crate::net::identity::Identity;
 use crate::net::message::{MessageReceiver, MessageSender};
 use crate::net::session::IncomingStream;
 use crate::qemu::{
-    Abilities, Cont, DestinationLeftovers, EventKind, Events, MigrateIncoming,
-    MigrateSetCapabilities, MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, Stop,
-    destination_cleanup, disks, names,
+    Abilities, Cont, DestinationLeftovers, EventKind, Events, MigrateIncoming, MigrateSetCapabilities,
+    MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, Stop, destination_cleanup, disks, names,
 };
 
 /// Streams that may wait to be attached.
@@ -112,24 +111,26 @@ pub(crate) async fn serve(
                 Ok(problems) => Response::Checked(problems),
                 Err(trouble) => Response::Checked(match trouble {
                     Trouble::Problems(problems) => problems,
-                    other => vec![Problem::new(ProblemKind::Other, chain(&other), "look at the destination agent's log")],
+                    other => vec![Problem::new(
+                        ProblemKind::Other,
+                        chain(&other),
+                        "look at the destination agent's log",
+                    )],
                 }),
             };
             control.answer(answer).await;
         }
-        Request::Prepare(offer) => {
-            match Destination::prepare(host, peer, migration, &offer).await {
-                Ok((destination, prepared)) => {
-                    announce(destination.progress.clone());
-                    control.answer(Response::Prepared(prepared)).await;
-                    destination.run(control).await;
-                }
-                Err(trouble) => {
-                    tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");
-                    control.answer(Response::Refused(trouble.refusal())).await;
-                }
+        Request::Prepare(offer) => match Destination::prepare(host, peer, migration, &offer).await {
+            Ok((destination, prepared)) => {
+                announce(destination.progress.clone());
+                control.answer(Response::Prepared(prepared)).await;
+                destination.run(control).await;
             }
-        }
+            Err(trouble) => {
+                tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");
+                control.answer(Response::Refused(trouble.refusal())).await;
+            }
+        },
         Request::Settle => settle_request(&host, &peer, migration, control).await,
         Request::Abort { .. } => control.answer(Response::Done).await,
         other => {
@@ -189,13 +190,17 @@ fn permitted(host: &Host, peer: &Identity, vm: &str) -> Result<(), Trouble> {
         return Ok(());
     }
     let text = format!("{} does not permit {peer} to send VM {vm} there", host.identity);
-    let remedy = format!("add it to `receive` of the peer with identity \"{peer}\" in the configuration of {}", host.identity);
+    let remedy = format!(
+        "add it to `receive` of the peer with identity \"{peer}\" in the configuration of {}",
+        host.identity
+    );
     Err(Trouble::Problems(vec![Problem::new(ProblemKind::NotPermitted, text, remedy)]))
 }
 
 fn unreachable(vm: &str, why: &str) -> Problem {
     let text = format!("no QEMU waits for VM {vm} at the destination: {why}");
-    let remedy = format!("start one with `-incoming defer -S`, or give [vm.{vm}] a `start` so that the agent can");
+    let remedy =
+        format!("start one with `-incoming defer -S`, or give [vm.{vm}] a `start` so that the agent can");
     Problem::new(ProblemKind::TargetNotWaiting, text, remedy)
 }
 
@@ -623,7 +628,8 @@ async fn find_or_start(
         (Err(e), Some(start)) if e.is_not_listening() => {
             journal.will_make(Undo::Qemu)?;
             let deadline = host.config.deadlines.qemu_start();
-            let (started, qmp, events) = vm::start(name, config, start, &host.config.state_dir, deadline).await?;
+            let (started, qmp, events) =
+                vm::start(name, config, start, &host.config.state_dir, deadline).await?;
             Ok((Some(started), qmp, events))
         }
         (Err(e), _) => Err(Trouble::Problems(vec![unreachable(name, &chain(&e))])),
@@ -631,12 +637,7 @@ async fn find_or_start(
 }
 
 /// Undoes what `past` records: ends the QEMU that we started, or cleans the one that we found.
-pub(super) async fn undo(
-    name: &str,
-    qmp: &Qmp,
-    past: &Past,
-    started: Option<StartedQemu>,
-) -> Vec<String> {
+pub(super) async fn undo(name: &str, qmp: &Qmp, past: &Past, started: Option<StartedQemu>) -> Vec<String> {
     if settle::started_qemu(past) {
         let ended = match started {
             Some(started) => started.stop(qmp).await,

@@ -14,8 +14,8 @@ use super::problem::{Problem, ProblemKind, chain};
 use super::vm;
 use crate::net::session::Session;
 use crate::qemu::{
-    Abilities, Disk, Events, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate, QueryStatus,
-    RunState, disks,
+    Abilities, Disk, Events, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate, QueryStatus, RunState,
+    disks,
 };
 
 /// How long the destination's questions to its QEMU may take; it may have to start one first.
@@ -85,7 +85,9 @@ pub(crate) fn abilities_missing(abilities: &Abilities, side: &str) -> Vec<Proble
 fn state_problem(name: &str, status: &RunState) -> Option<Problem> {
     let remedy = match status {
         RunState::Running | RunState::Paused => return None,
-        RunState::InMigrate => "this is a QEMU that waits for a migration: move the VM from the host where it runs",
+        RunState::InMigrate => {
+            "this is a QEMU that waits for a migration: move the VM from the host where it runs"
+        }
         RunState::PostMigrate => "it has already been moved away: end this QEMU",
         _ => "bring it to running or paused first",
     };
@@ -103,12 +105,20 @@ pub(crate) async fn busy(qmp: &Qmp, name: &str) -> Result<Vec<Problem>, QmpError
     }
     if !jobs.is_empty() {
         let text = format!("VM {name} has an active block job: {}", jobs.join(", "));
-        problems.push(Problem::new(ProblemKind::Busy, text, "let it finish, or end it with `block-job-cancel`"));
+        problems.push(Problem::new(
+            ProblemKind::Busy,
+            text,
+            "let it finish, or end it with `block-job-cancel`",
+        ));
     }
     let migration = qmp.execute(QueryMigrate).await?.status;
     if migration.is_live() {
         let text = format!("VM {name} already has a migration in state {migration}");
-        problems.push(Problem::new(ProblemKind::Busy, text, "let it finish, or end it with `migrate_cancel`"));
+        problems.push(Problem::new(
+            ProblemKind::Busy,
+            text,
+            "let it finish, or end it with `migrate_cancel`",
+        ));
     }
     Ok(problems)
 }
@@ -148,7 +158,9 @@ async fn ask(session: &Session, offer: Offer) -> Vec<Problem> {
     match asked.await {
         Ok(problems) => problems,
         Err(LinkError::Refused(refusal)) if !refusal.problems.is_empty() => refusal.problems,
-        Err(e) => vec![Problem::new(ProblemKind::PeerUnreachable, chain(&e), "look at the destination agent's log")],
+        Err(e) => {
+            vec![Problem::new(ProblemKind::PeerUnreachable, chain(&e), "look at the destination agent's log")]
+        }
     }
 }
 

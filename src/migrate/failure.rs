@@ -114,7 +114,10 @@ impl Failure {
                 | Self::Ram { .. }
                 | Self::Stream { source: PumpEnd::Remote(_), .. }
                 | Self::Link(LinkError::Lost(_) | LinkError::Closed)
-                | Self::Open { source: OpenStreamError::Refused { source: StreamEnded(Code::SessionLost), .. }, .. }
+                | Self::Open {
+                    source: OpenStreamError::Refused { source: StreamEnded(Code::SessionLost), .. },
+                    ..
+                }
         )
     }
 

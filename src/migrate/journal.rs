@@ -286,8 +286,11 @@ impl Journal {
 fn read(path: &Path, text: &[u8]) -> Result<Past, JournalError> {
     let mut past: Option<Past> = None;
     for (number, line) in text.split(|&b| b == b'\n').enumerate().filter(|(_, l)| !l.is_empty()) {
-        let record = serde_json::from_slice(line)
-            .map_err(|source| JournalError::Damaged { path: path.into(), line: number + 1, source })?;
+        let record = serde_json::from_slice(line).map_err(|source| JournalError::Damaged {
+            path: path.into(),
+            line: number + 1,
+            source,
+        })?;
         match (&mut past, record) {
             (None, Record::Begun(header)) if header.format > FORMAT => {
                 return Err(JournalError::Newer { path: path.into(), format: header.format });
@@ -323,11 +326,8 @@ pub fn list(folder: &Path, host: &str) -> Result<Vec<Result<Journal, JournalErro
 /// # Errors
 /// [`JournalError::Io`].
 pub fn prune(folder: &Path, host: &str) -> Result<(), JournalError> {
-    let ended: Vec<_> = list(folder, host)?
-        .into_iter()
-        .flatten()
-        .filter(|j| j.past.ended.is_some())
-        .collect();
+    let ended: Vec<_> =
+        list(folder, host)?.into_iter().flatten().filter(|j| j.past.ended.is_some()).collect();
     for journal in ended.iter().take(ended.len().saturating_sub(HISTORY_MAX)) {
         std::fs::remove_file(&journal.path)
             .map_err(|source| JournalError::Io { path: journal.path.clone(), source })?;
@@ -377,7 +377,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = written(folder.path());
         let text = std::fs::read(&path).unwrap();
-        let lines_end = |n: usize| text.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(n).unwrap().0 + 1;
+        let lines_end =
+            |n: usize| text.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(n).unwrap().0 + 1;
         for cut in lines_end(0)..=text.len() {
             std::fs::write(&path, &text[..cut]).unwrap();
             let past = Journal::open(&path, "alpha").expect("a torn tail is no damage").past;

@@ -21,9 +21,8 @@ use crate::mux::{Class, Open, purpose};
 use crate::net::stream::Stream;
 use crate::qemu::{
     BlockJobCancel, BlockdevAdd, BlockdevMirror, EventKind, JobDismiss, Migrate, MigrateContinue,
-    MigrateSetCapabilities, MigrateSetParameters, MigrationParameters, MigrationStatus,
-    MirrorSyncMode, QueryBlockJobs, QueryJobs, QueryMigrate, QueryMigrateCapabilities,
-    QueryMigrateParameters, names,
+    MigrateSetCapabilities, MigrateSetParameters, MigrationParameters, MigrationStatus, MirrorSyncMode,
+    QueryBlockJobs, QueryJobs, QueryMigrate, QueryMigrateCapabilities, QueryMigrateParameters, names,
 };
 
 /// `blockdev-add` shakes hands with the destination's NBD server in QEMU's main loop: the guest
@@ -55,7 +54,11 @@ impl Source {
                 Happening::Event(EventKind::BlockJobReady { device }) => waiting.retain(|j| *j != device),
                 Happening::Tick => {
                     let remaining = self.look_at_mirrors().await?;
-                    stall.check(self.streams.total(), || "the copy of the disks".into(), waiting.is_empty())?;
+                    stall.check(
+                        self.streams.total(),
+                        || "the copy of the disks".into(),
+                        waiting.is_empty(),
+                    )?;
                     if waiting.is_empty() {
                         let since = *all_ready_at.get_or_insert_with(Instant::now);
                         if remaining <= MIRROR_REMAINDER_BYTES || since.elapsed() > MIRROR_SETTLE {
@@ -178,12 +181,12 @@ impl Source {
     async fn look_at_ram(&mut self) -> Result<(), Failure> {
         // QEMU's main loop may be busy stopping the guest behind a slow mirror.
         let info = self.qmp.execute_within(QueryMigrate, self.host.config.deadlines.stall()).await?;
-        let wire_bytes = self.streams.bytes(&Label::Ram);
+        let stream_bytes = self.streams.bytes(&Label::Ram);
         if let Some(stats) = info.ram {
             let ram = RamProgress {
                 total_bytes: stats.total,
                 remaining_bytes: stats.remaining,
-                wire_bytes,
+                stream_bytes,
                 passes: stats.dirty_sync_count,
             };
             self.progress.update(|p| p.ram = Some(ram));
@@ -234,7 +237,10 @@ impl Source {
                         break;
                     }
                     Some(_) if Instant::now() > until => {
-                        return Err(stalled(&format!("the end of the mirror of disk {}", disk.name), CONCLUDE_DEADLINE));
+                        return Err(stalled(
+                            &format!("the end of the mirror of disk {}", disk.name),
+                            CONCLUDE_DEADLINE,
+                        ));
                     }
                     Some(_) => pause().await,
                 }
@@ -251,7 +257,9 @@ impl Source {
         let mut completed = false;
         while !(completed && self.loaded) {
             match self.next().await? {
-                Happening::Event(EventKind::Migration { status: MigrationStatus::Completed }) => completed = true,
+                Happening::Event(EventKind::Migration { status: MigrationStatus::Completed }) => {
+                    completed = true
+                }
                 // Closed by now: the exports in order, the RAM stream when its last byte is there.
                 Happening::StreamEnded(..) | Happening::Loaded => {}
                 Happening::Tick if since.elapsed() > deadline => {

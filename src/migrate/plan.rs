@@ -51,11 +51,7 @@ pub fn exports(offered: &[DiskSpec]) -> Vec<Export> {
     let copied = offered.iter().filter(|d| !d.read_only);
     copied
         .zip(FIRST_DISK_CHANNEL..)
-        .map(|(d, channel)| Export {
-            disk: d.name.clone(),
-            export: d.name.clone(),
-            channel,
-        })
+        .map(|(d, channel)| Export { disk: d.name.clone(), export: d.name.clone(), channel })
         .collect()
 }
 
@@ -106,14 +102,19 @@ fn mismatch(want: &DiskSpec, have: &Disk) -> Option<Problem> {
         return Some(Problem::new(
             ProblemKind::DiskTooLarge,
             format!("disk {name} has {found} bytes at the destination, the source's has {wanted}"),
-            format!("create it anew with {wanted} bytes: the guest's disk must not change its size while it runs"),
+            format!(
+                "create it anew with {wanted} bytes: the guest's disk must not change its size while it runs"
+            ),
         ));
     }
     let encrypted = |format: &str| format == "luks";
     if encrypted(&want.format) && !encrypted(&have.format) {
         return Some(Problem::new(
             ProblemKind::DiskFormat,
-            format!("disk {name} is encrypted (luks) at the source and would lie in clear as {} at the destination", have.format),
+            format!(
+                "disk {name} is encrypted (luks) at the source and would lie in clear as {} at the destination",
+                have.format
+            ),
             "create it as luks at the destination",
         ));
     }

@@ -23,7 +23,7 @@ pub struct DiskProgress {
     /// Whether the mirror follows the guest's writes.
     pub ready: bool,
     /// Bytes on the disk's stream, both directions.
-    pub wire_bytes: u64,
+    pub stream_bytes: u64,
 }
 
 /// The RAM's copy.
@@ -34,7 +34,7 @@ pub struct RamProgress {
     /// Bytes not yet copied, or dirtied again.
     pub remaining_bytes: u64,
     /// Bytes on the RAM stream, both directions.
-    pub wire_bytes: u64,
+    pub stream_bytes: u64,
     /// Passes over the RAM.
     pub passes: u64,
 }
@@ -162,9 +162,9 @@ impl Progress {
 
     /// Bytes on all streams, both directions.
     #[must_use]
-    pub fn wire_bytes(&self) -> u64 {
-        self.disks.iter().map(|d| d.wire_bytes).sum::<u64>()
-            + self.ram.as_ref().map_or(0, |r| r.wire_bytes)
+    pub fn stream_bytes(&self) -> u64 {
+        self.disks.iter().map(|d| d.stream_bytes).sum::<u64>()
+            + self.ram.as_ref().map_or(0, |r| r.stream_bytes)
     }
 }
 

@@ -111,7 +111,10 @@ pub fn find(host: &Host) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalE
         let journal = match found {
             Ok(journal) => journal,
             Err(e) => {
-                tracing::error!(error = chain(&e), "a journal is not believed; the migration it tells of needs an operator");
+                tracing::error!(
+                    error = chain(&e),
+                    "a journal is not believed; the migration it tells of needs an operator"
+                );
                 continue;
             }
         };
@@ -173,12 +176,18 @@ async fn settle_source(host: Arc<Host>, open: Open) {
     }
     let leftovers = take_back(&host, &mut journal).await;
     let cause = "the agent was restarted during the migration; it was rolled back".to_owned();
-    let outcome = Outcome::Failed { phase: past.phase, cause, problems: Vec::new(), cancelled: false, leftovers };
+    let outcome =
+        Outcome::Failed { phase: past.phase, cause, problems: Vec::new(), cancelled: false, leftovers };
     end(&mut journal, &progress, Phase::Failed, outcome);
     drop(reservation);
 }
 
-async fn settle_moved(host: &Host, mut journal: Journal, progress: &ProgressSink, decision: Option<Decision>) {
+async fn settle_moved(
+    host: &Host,
+    mut journal: Journal,
+    progress: &ProgressSink,
+    decision: Option<Decision>,
+) {
     let mut leftovers = Vec::new();
     if let Err(e) = journal.record(Record::Runs) {
         leftovers.push(chain(&e));
@@ -240,7 +249,8 @@ async fn settle_destination(host: Arc<Host>, open: Open) {
         leftovers.extend(destination::undo(&name, &qmp, &past, None).await);
     }
     let cause = "the destination's agent was restarted during the migration".to_owned();
-    let outcome = Outcome::Failed { phase: past.phase, cause, problems: Vec::new(), cancelled: false, leftovers };
+    let outcome =
+        Outcome::Failed { phase: past.phase, cause, problems: Vec::new(), cancelled: false, leftovers };
     end(&mut journal, &progress, Phase::Failed, outcome);
     drop(reservation);
 }
@@ -250,10 +260,14 @@ async fn go_on(journal: &mut Journal, qmp: Option<Qmp>) -> Vec<String> {
     let name = journal.past().header.vm.clone();
     let mut leftovers = Vec::new();
     match qmp {
-        None => leftovers.push(format!("the QEMU of VM {name}, which was handed over to this host, has gone: start the VM here")),
+        None => leftovers.push(format!(
+            "the QEMU of VM {name}, which was handed over to this host, has gone: start the VM here"
+        )),
         Some(qmp) if journal.past().header.running => {
-            let paused = matches!(qmp.execute(QueryStatus).await, Ok(info) if info.status == RunState::Paused);
-            if paused && !journal.past().runs
+            let paused =
+                matches!(qmp.execute(QueryStatus).await, Ok(info) if info.status == RunState::Paused);
+            if paused
+                && !journal.past().runs
                 && let Err(e) = qmp.execute(Cont).await
             {
                 leftovers.push(format!("VM {name} could not be continued: {}", chain(&e)));

@@ -314,7 +314,10 @@ impl Source {
         let told = self.link.demand(Request::Abort { reason }, ABORT_DEADLINE);
         let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past()));
         if let Err(e) = told {
-            tracing::info!(error = chain(&e), "the destination could not be told; it undoes its part by itself");
+            tracing::info!(
+                error = chain(&e),
+                "the destination could not be told; it undoes its part by itself"
+            );
         }
         if let Err(e) = self.journal.record(Record::NeverRan) {
             undone.leftovers.push(chain(&e));
@@ -398,10 +401,10 @@ impl Source {
         let streams = &self.streams;
         self.progress.update(|p| {
             for disk in &mut p.disks {
-                disk.wire_bytes = streams.bytes(&Label::Disk(disk.name.clone()));
+                disk.stream_bytes = streams.bytes(&Label::Disk(disk.name.clone()));
             }
             if let Some(ram) = &mut p.ram {
-                ram.wire_bytes = streams.bytes(&Label::Ram);
+                ram.stream_bytes = streams.bytes(&Label::Ram);
             }
             p.rate_bytes_per_s = rate.unwrap_or(p.rate_bytes_per_s);
         });

@@ -89,11 +89,8 @@ pub(crate) async fn start(
     let log = logs.join(format!("{name}.start.log"));
     let (command, unit) = command(how);
     let shown = format!("{:?}", command.as_std());
-    let mut child = spawn(command, &log).map_err(|source| VmError::Spawn {
-        vm: name.into(),
-        command: shown,
-        source,
-    })?;
+    let mut child =
+        spawn(command, &log).map_err(|source| VmError::Spawn { vm: name.into(), command: shown, source })?;
     let until = Instant::now() + deadline;
     let mut running = true;
     loop {
@@ -195,6 +192,9 @@ pub(crate) async fn run_hook(words: &[String], vm: &str, deadline: Duration) -> 
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(format!("before_start command {program} of VM {vm} failed with {status}")),
         Ok(Err(e)) => Err(format!("before_start command {program} of VM {vm} cannot be run: {e}")),
-        Err(_) => Err(format!("before_start command {program} of VM {vm} was killed after {} s", deadline.as_secs())),
+        Err(_) => Err(format!(
+            "before_start command {program} of VM {vm} was killed after {} s",
+            deadline.as_secs()
+        )),
     }
 }

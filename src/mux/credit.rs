@@ -89,7 +89,13 @@ impl Credit {
     }
 
     /// The local side took `bytes`; whether the peer should hear of new credit.
-    pub(super) fn consume(&mut self, bytes: u64, rtt: Option<Duration>, budget: &mut Budget, now: Instant) -> bool {
+    pub(super) fn consume(
+        &mut self,
+        bytes: u64,
+        rtt: Option<Duration>,
+        budget: &mut Budget,
+        now: Instant,
+    ) -> bool {
         let bytes = bytes.min(self.outstanding());
         self.consumed += bytes;
         budget.consumed(bytes);

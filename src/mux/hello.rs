@@ -367,9 +367,7 @@ mod tests {
     #[test]
     fn a_refusal_carries_its_reason() {
         let bytes = encode_goaway(Code::Auth, 0, &"ü".repeat(200));
-        let Ok(Some(FirstFrame::GoAway { code, text, consumed })) = peek(&bytes) else {
-            panic!("no GOAWAY")
-        };
+        let Ok(Some(FirstFrame::GoAway { code, text, consumed })) = peek(&bytes) else { panic!("no GOAWAY") };
         assert_eq!((code, consumed), (Code::Auth, bytes.len()));
         assert_eq!(text, "ü".repeat(128));
     }

@@ -222,7 +222,10 @@ impl Batch {
 
     /// Headers and payloads in order, for one vectored write.
     pub fn io_slices(&self) -> impl Iterator<Item = IoSlice<'_>> {
-        self.parts.iter().flat_map(|f| [IoSlice::new(&f.header), IoSlice::new(&f.payload)]).filter(|s| !s.is_empty())
+        self.parts
+            .iter()
+            .flat_map(|f| [IoSlice::new(&f.header), IoSlice::new(&f.payload)])
+            .filter(|s| !s.is_empty())
     }
 
     /// The frames.

@@ -373,7 +373,9 @@ impl Session {
 
     fn end_unanswered(&mut self, now: Instant) {
         let deadline = self.config.open_deadline;
-        let late = |s: &Stream| s.state == State::Opening && !s.is_reset && now.saturating_duration_since(s.since) >= deadline;
+        let late = |s: &Stream| {
+            s.state == State::Opening && !s.is_reset && now.saturating_duration_since(s.since) >= deadline
+        };
         let ids: Vec<_> = self.streams.iter().filter(|(_, s)| late(s)).map(|(id, _)| *id).collect();
         for id in ids {
             self.reset(id, Code::Timeout);

@@ -113,7 +113,11 @@ impl Receiving {
             Some(slab) if slab.capacity() - slab.len() >= payload.len() => slab.extend_from_slice(payload),
             _ => {
                 // A lone small payload must not cost a whole slab.
-                let room = if self.slabs.is_empty() && payload.len() < COPY_BELOW_BYTES { payload.len() } else { SLAB_BYTES };
+                let room = if self.slabs.is_empty() && payload.len() < COPY_BELOW_BYTES {
+                    payload.len()
+                } else {
+                    SLAB_BYTES
+                };
                 let mut slab = BytesMut::with_capacity(room);
                 slab.extend_from_slice(payload);
                 self.slabs.push_back(slab);

@@ -226,7 +226,8 @@ impl Endpoint {
         }
         let share = random().map_err(|_| (Code::Internal, "no randomness"))?;
         let ours = self.hello(Mode::Accepted { secret_share: share });
-        let negotiated = hello::negotiate(&ours, theirs).map_err(|code| (code, "versions or features do not match"))?;
+        let negotiated =
+            hello::negotiate(&ours, theirs).map_err(|code| (code, "versions or features do not match"))?;
         Ok((ours, negotiated))
     }
 

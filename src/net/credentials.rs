@@ -209,14 +209,7 @@ impl Credentials {
             Some(path) => read_pem("revocation list", path)?,
             None => Vec::new(),
         };
-        Ok(Self {
-            cas,
-            chain,
-            key: read_key(&paths.key)?,
-            crls,
-            identity,
-            not_after,
-        })
+        Ok(Self { cas, chain, key: read_key(&paths.key)?, crls, identity, not_after })
     }
 }
 
@@ -233,27 +226,21 @@ pub(crate) fn problems(paths: &TlsPaths, now: OffsetDateTime) -> Vec<TlsError> {
     }
     problems.extend(read_key(&paths.key).err());
     let crl = paths.crl.as_deref();
-    problems.extend(crl.and_then(|path| {
-        read_pem::<CertificateRevocationListDer<'_>>("revocation list", path).err()
-    }));
+    problems.extend(
+        crl.and_then(|path| read_pem::<CertificateRevocationListDer<'_>>("revocation list", path).err()),
+    );
     problems
 }
 
 fn own_identity(chain: &[CertificateDer<'_>], path: &Path) -> Result<Identity, TlsError> {
-    peer_identity(chain).map_err(|source| TlsError::NoIdentity {
-        path: path.to_owned(),
-        source,
-    })
+    peer_identity(chain).map_err(|source| TlsError::NoIdentity { path: path.to_owned(), source })
 }
 
 /// Reads the certificates of a PEM file, in their order; at least one.
 ///
 /// # Errors
 /// `Unreadable`, `NotAFile` or `NotPem`, which name the file as a `what`.
-pub fn read_certificates(
-    what: &'static str,
-    path: &Path,
-) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub fn read_certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     read_pem(what, path)
 }
 
@@ -264,10 +251,7 @@ pub fn read_certificates(
 pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let (text, mode) = read_file("private key", path)?;
     if mode & 0o077 != 0 {
-        return Err(TlsError::KeyExposed {
-            path: path.to_owned(),
-            mode,
-        });
+        return Err(TlsError::KeyExposed { path: path.to_owned(), mode });
     }
     PrivateKeyDer::from_pem_slice(&text).map_err(|source| TlsError::NotPem {
         what: "private key",
@@ -278,14 +262,8 @@ pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 
 fn read_pem<T: PemObject>(what: &'static str, path: &Path) -> Result<Vec<T>, TlsError> {
     let (text, _) = read_file(what, path)?;
-    let not_pem = |source| TlsError::NotPem {
-        what,
-        path: path.to_owned(),
-        source,
-    };
-    let found: Vec<T> = T::pem_slice_iter(&text)
-        .collect::<Result<_, _>>()
-        .map_err(not_pem)?;
+    let not_pem = |source| TlsError::NotPem { what, path: path.to_owned(), source };
+    let found: Vec<T> = T::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(not_pem)?;
     if found.is_empty() {
         return Err(not_pem(pem::Error::NoItemsFound));
     }
@@ -294,31 +272,18 @@ fn read_pem<T: PemObject>(what: &'static str, path: &Path) -> Result<Vec<T>, Tls
 
 /// Content and permission bits, both of the file that was opened and not of its name.
 fn read_file(what: &'static str, path: &Path) -> Result<(Vec<u8>, u32), TlsError> {
-    let unreadable = |source| TlsError::Unreadable {
-        what,
-        path: path.to_owned(),
-        source,
-    };
+    let unreadable = |source| TlsError::Unreadable { what, path: path.to_owned(), source };
     // A name that is no plain file must not block in open(2), as a FIFO would.
     let plain = fs::metadata(path).map_err(unreadable)?.is_file();
-    let file = plain
-        .then(|| File::open(path))
-        .transpose()
-        .map_err(unreadable)?;
-    let not_a_file = || TlsError::NotAFile {
-        what,
-        path: path.to_owned(),
-    };
+    let file = plain.then(|| File::open(path)).transpose().map_err(unreadable)?;
+    let not_a_file = || TlsError::NotAFile { what, path: path.to_owned() };
     let mut file = file.ok_or_else(not_a_file)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
         return Err(not_a_file());
     }
     let mut text = Vec::new();
-    file.by_ref()
-        .take(FILE_BYTES_MAX)
-        .read_to_end(&mut text)
-        .map_err(unreadable)?;
+    file.by_ref().take(FILE_BYTES_MAX).read_to_end(&mut text).map_err(unreadable)?;
     Ok((text, metadata.permissions().mode() & 0o7777))
 }
 
@@ -331,9 +296,7 @@ fn read_cas(path: &Path, now: OffsetDateTime) -> Result<Vec<CertificateDer<'stat
     for ca in read_certificates("CA certificate", path)? {
         let parsed = parse(&ca, path)?;
         if !parsed.is_ca() {
-            return Err(TlsError::NotACa {
-                path: path.to_owned(),
-            });
+            return Err(TlsError::NotACa { path: path.to_owned() });
         }
         match check_dates(&parsed, path, now) {
             Ok(_) => living.push(ca),
@@ -355,9 +318,7 @@ fn check_own_certificate(
     path: &Path,
     now: OffsetDateTime,
 ) -> Result<OffsetDateTime, TlsError> {
-    let undecodable = || TlsError::Undecodable {
-        path: path.to_owned(),
-    };
+    let undecodable = || TlsError::Undecodable { path: path.to_owned() };
     let leaf = parse(chain.first().ok_or_else(undecodable)?, path)?;
     let not_after = check_dates(&leaf, path, now)?;
     let usage = leaf.extended_key_usage().map_err(|_| undecodable())?;
@@ -366,10 +327,7 @@ fn check_own_certificate(
         Some(usage) if !usage.value.client_auth => "the client's role",
         _ => return Ok(not_after),
     };
-    Err(TlsError::WrongPurpose {
-        path: path.to_owned(),
-        missing,
-    })
+    Err(TlsError::WrongPurpose { path: path.to_owned(), missing })
 }
 
 fn check_dates(
@@ -392,7 +350,5 @@ fn check_dates(
 fn parse<'a>(der: &'a CertificateDer<'_>, path: &Path) -> Result<X509Certificate<'a>, TlsError> {
     X509Certificate::from_der(der)
         .map(|(_, cert)| cert)
-        .map_err(|_| TlsError::Undecodable {
-            path: path.to_owned(),
-        })
+        .map_err(|_| TlsError::Undecodable { path: path.to_owned() })
 }

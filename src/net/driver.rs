@@ -71,16 +71,7 @@ impl Driver {
         (handle, commands): (Session, mpsc::UnboundedReceiver<Command>),
         incoming: mpsc::Sender<IncomingStream>,
     ) -> Self {
-        Self {
-            tcp,
-            record,
-            session,
-            commands,
-            handle,
-            incoming,
-            edges: BTreeMap::new(),
-            closing: None,
-        }
+        Self { tcp, record, session, commands, handle, incoming, edges: BTreeMap::new(), closing: None }
     }
 
     /// Runs until the connection, the session or its users end it, then tells every stream.
@@ -368,9 +359,7 @@ impl Driver {
             }
             self.tcp.writable().await.map_err(EndCause::Io)?;
         }
-        socket2::SockRef::from(&self.tcp)
-            .shutdown(std::net::Shutdown::Write)
-            .map_err(EndCause::Io)?;
+        socket2::SockRef::from(&self.tcp).shutdown(std::net::Shutdown::Write).map_err(EndCause::Io)?;
         let mut rest = [0; 4096];
         loop {
             self.tcp.readable().await.map_err(EndCause::Io)?;

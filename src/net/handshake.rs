@@ -10,8 +10,7 @@ use std::io;
 use std::time::Duration;
 
 use rustls::{
-    AlertDescription, CertificateError, CommonState, Error as RustlsError, PeerIncompatible,
-    ProtocolVersion,
+    AlertDescription, CertificateError, CommonState, Error as RustlsError, PeerIncompatible, ProtocolVersion,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
@@ -157,9 +156,7 @@ pub async fn accept<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let accepting = TlsAcceptor::from(tls.server.clone())
-        .accept(io)
-        .into_fallible();
+    let accepting = TlsAcceptor::from(tls.server.clone()).accept(io).into_fallible();
     let stream = match timeout(deadline, accepting).await {
         Ok(Ok(stream)) => stream,
         Ok(Err((error, io))) => {
@@ -192,9 +189,7 @@ pub fn verdict(state: &CommonState) -> Result<Identity, HandshakeError> {
 /// Finds the cause in an error of a socket or of the TLS library.
 #[must_use]
 pub fn classify_handshake_error(error: &io::Error) -> HandshakeFailure {
-    let inner = error
-        .get_ref()
-        .and_then(|e| e.downcast_ref::<RustlsError>());
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<RustlsError>());
     if let Some(tls) = inner {
         return classify_tls_error(tls);
     }
@@ -236,14 +231,12 @@ fn classify_certificate_error(error: &CertificateError) -> HandshakeFailure {
         E::Expired | E::ExpiredContext { .. } => HandshakeFailure::Expired,
         E::NotValidYet | E::NotValidYetContext { .. } => HandshakeFailure::NotYetValid,
         E::Revoked => HandshakeFailure::Revoked,
-        E::UnknownRevocationStatus
-        | E::ExpiredRevocationList
-        | E::ExpiredRevocationListContext { .. } => HandshakeFailure::RevocationUnknown,
+        E::UnknownRevocationStatus | E::ExpiredRevocationList | E::ExpiredRevocationListContext { .. } => {
+            HandshakeFailure::RevocationUnknown
+        }
         E::InvalidPurpose | E::InvalidPurposeContext { .. } => HandshakeFailure::WrongPurpose,
         E::NotValidForName | E::NotValidForNameContext { .. } => HandshakeFailure::WrongIdentity,
-        E::Other(other) if other.0.downcast_ref::<IdentityError>().is_some() => {
-            HandshakeFailure::NoIdentity
-        }
+        E::Other(other) if other.0.downcast_ref::<IdentityError>().is_some() => HandshakeFailure::NoIdentity,
         _ => HandshakeFailure::BadCertificate,
     }
 }
@@ -273,9 +266,7 @@ impl From<AlertDescription> for Refusal {
             A::CertificateRequired | A::NoCertificate => Self::CertificateRequired,
             A::ProtocolVersion => Self::BadVersion,
             A::NoApplicationProtocol => Self::BadProtocol,
-            A::HandshakeFailure | A::InsufficientSecurity | A::IllegalParameter => {
-                Self::HandshakeFailed
-            }
+            A::HandshakeFailure | A::InsufficientSecurity | A::IllegalParameter => Self::HandshakeFailed,
             _ => Self::Other,
         }
     }
@@ -325,18 +316,15 @@ impl HandshakeFailure {
                 "the peer's certificate or handshake bears a signature that does not verify",
                 "probably its CA only has the name of ours: compare their fingerprints with `vmferry certs show`",
             ),
-            Self::Expired => (
-                "the peer's certificate has expired",
-                "renew it on the peer, and compare both clocks",
-            ),
-            Self::NotYetValid => (
-                "the peer's certificate is not valid yet",
-                "compare the clocks of both hosts",
-            ),
-            Self::Revoked => (
-                "the peer's certificate is revoked",
-                "issue a new certificate if the host is still trusted",
-            ),
+            Self::Expired => {
+                ("the peer's certificate has expired", "renew it on the peer, and compare both clocks")
+            }
+            Self::NotYetValid => {
+                ("the peer's certificate is not valid yet", "compare the clocks of both hosts")
+            }
+            Self::Revoked => {
+                ("the peer's certificate is revoked", "issue a new certificate if the host is still trusted")
+            }
             Self::RevocationUnknown => (
                 "our revocation list is out of date or does not cover the peer's CA",
                 "renew the file tls.crl on this host",
@@ -349,43 +337,35 @@ impl HandshakeFailure {
                 "another host answered than the one dialled",
                 "compare the peer's `identity` and `address` in our configuration with its certificate",
             ),
-            Self::NoIdentity => (
-                "the peer's certificate gives no single identity",
-                "see `vmferry certs show` on the peer",
-            ),
+            Self::NoIdentity => {
+                ("the peer's certificate gives no single identity", "see `vmferry certs show` on the peer")
+            }
             Self::BadCertificate => (
                 "the peer's certificate is malformed, badly signed or of an unsupported kind",
                 "see `vmferry certs check` on the peer",
             ),
-            Self::NoClientCertificate => (
-                "the peer presented no certificate",
-                "only agents with a certificate of our CA may connect",
-            ),
-            Self::BadVersion => (
-                "the peer does not speak TLS 1.3",
-                "only TLS 1.3 is accepted, there is no switch for less",
-            ),
+            Self::NoClientCertificate => {
+                ("the peer presented no certificate", "only agents with a certificate of our CA may connect")
+            }
+            Self::BadVersion => {
+                ("the peer does not speak TLS 1.3", "only TLS 1.3 is accepted, there is no switch for less")
+            }
             Self::BadProtocol => (
                 "the peer does not speak the protocol `vmferry/1`",
                 "is the port right, and is a TLS proxy in between?",
             ),
-            Self::NothingInCommon => (
-                "no cipher suite or key exchange in common with the peer",
-                "is a TLS proxy in between?",
-            ),
+            Self::NothingInCommon => {
+                ("no cipher suite or key exchange in common with the peer", "is a TLS proxy in between?")
+            }
             Self::RefusedByPeer(refusal) => refusal.words(),
             Self::Timeout => (
                 "the peer did not finish the handshake in time",
                 "is the host overloaded, or does a firewall drop large packets?",
             ),
-            Self::Closed => (
-                "the connection ended during the handshake",
-                "see the peer's log",
-            ),
-            Self::Garbage => (
-                "what arrived is not a valid TLS handshake",
-                "is the port right, and is a proxy in between?",
-            ),
+            Self::Closed => ("the connection ended during the handshake", "see the peer's log"),
+            Self::Garbage => {
+                ("what arrived is not a valid TLS handshake", "is the port right, and is a proxy in between?")
+            }
             Self::Other => ("unexpected error", "see the cause"),
         }
     }
@@ -422,10 +402,9 @@ impl Refusal {
                 "the peer refused us: by its clock our certificate is not valid now",
                 "renew our certificate, and compare both clocks",
             ),
-            Self::Revoked => (
-                "the peer refused us: our certificate is revoked",
-                "issue a new certificate for this host",
-            ),
+            Self::Revoked => {
+                ("the peer refused us: our certificate is revoked", "issue a new certificate for this host")
+            }
             Self::WrongPurpose => (
                 "the peer refused us: our certificate is not for this role",
                 "extended key usage must hold serverAuth and clientAuth",
@@ -434,22 +413,17 @@ impl Refusal {
                 "the peer refused our certificate",
                 "does its configuration name our identity? its log says more",
             ),
-            Self::CertificateRequired => (
-                "the peer refused us: it got no certificate",
-                "set tls.cert and tls.key",
-            ),
-            Self::BadVersion => (
-                "the peer does not accept TLS 1.3",
-                "is a TLS proxy in between?",
-            ),
+            Self::CertificateRequired => {
+                ("the peer refused us: it got no certificate", "set tls.cert and tls.key")
+            }
+            Self::BadVersion => ("the peer does not accept TLS 1.3", "is a TLS proxy in between?"),
             Self::BadProtocol => (
                 "the peer does not speak the protocol `vmferry/1`",
                 "is the port right, and is a TLS proxy in between?",
             ),
-            Self::HandshakeFailed => (
-                "the peer found nothing acceptable in our offer",
-                "is a TLS proxy in between?",
-            ),
+            Self::HandshakeFailed => {
+                ("the peer found nothing acceptable in our offer", "is a TLS proxy in between?")
+            }
             Self::Other => ("the peer refused us", "its log says more"),
         }
     }
@@ -473,17 +447,11 @@ async fn linger<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO) {
 }
 
 fn io_error(source: io::Error) -> HandshakeError {
-    HandshakeError {
-        failure: classify_handshake_error(&source),
-        source: source.into(),
-    }
+    HandshakeError { failure: classify_handshake_error(&source), source: source.into() }
 }
 
 fn timed_out(elapsed: tokio::time::error::Elapsed) -> HandshakeError {
-    HandshakeError {
-        failure: HandshakeFailure::Timeout,
-        source: elapsed.into(),
-    }
+    HandshakeError { failure: HandshakeFailure::Timeout, source: elapsed.into() }
 }
 
 fn identity_error(source: IdentityError) -> HandshakeError {
@@ -491,15 +459,9 @@ fn identity_error(source: IdentityError) -> HandshakeError {
         IdentityError::NoCertificate => HandshakeFailure::NoClientCertificate,
         _ => HandshakeFailure::NoIdentity,
     };
-    HandshakeError {
-        failure,
-        source: source.into(),
-    }
+    HandshakeError { failure, source: source.into() }
 }
 
 fn refuse(failure: HandshakeFailure, words: &str) -> HandshakeError {
-    HandshakeError {
-        failure,
-        source: words.into(),
-    }
+    HandshakeError { failure, source: words.into() }
 }

@@ -66,9 +66,7 @@ pub enum IdentityError {
         names: String,
     },
     /// Not a name that can be an identity (wildcard, IP address, bad characters, too long).
-    #[error(
-        "`{name}` can't be a host's identity: a plain DNS name is needed, no wildcard, no address"
-    )]
+    #[error("`{name}` can't be a host's identity: a plain DNS name is needed, no wildcard, no address")]
     BadName {
         /// The offending text, made printable.
         name: String,
@@ -99,11 +97,7 @@ impl FromStr for Identity {
             && !text.ends_with('.')
             && DnsName::try_from(text).is_ok()
             && matches!(ServerName::try_from(text), Ok(ServerName::DnsName(_)));
-        if plain {
-            Ok(Self(text.to_ascii_lowercase()))
-        } else {
-            Err(bad_name(text))
-        }
+        if plain { Ok(Self(text.to_ascii_lowercase())) } else { Err(bad_name(text)) }
     }
 }
 
@@ -137,10 +131,8 @@ pub fn peer_identity(certs: &[CertificateDer<'_>]) -> Result<Identity, IdentityE
     let leaf = certs.first().ok_or(IdentityError::NoCertificate)?;
     let cert = webpki::EndEntityCert::try_from(leaf).map_err(|_| IdentityError::Undecodable)?;
     let dns: Vec<&str> = cert.valid_dns_names().collect();
-    let selectors: Vec<&str> = cert
-        .valid_uri_names()
-        .filter_map(|uri| uri.strip_prefix(SELECTOR_SCHEME))
-        .collect();
+    let selectors: Vec<&str> =
+        cert.valid_uri_names().filter_map(|uri| uri.strip_prefix(SELECTOR_SCHEME)).collect();
     pick(&dns, &selectors)
 }
 
@@ -148,15 +140,9 @@ fn pick(dns: &[&str], selectors: &[&str]) -> Result<Identity, IdentityError> {
     match (dns, selectors) {
         ([], _) => Err(IdentityError::NoName),
         ([only], []) => only.parse(),
-        (_, []) => Err(IdentityError::Ambiguous {
-            names: printable_list(dns),
-        }),
-        (_, [selector]) if dns.iter().any(|name| name.eq_ignore_ascii_case(selector)) => {
-            selector.parse()
-        }
-        _ => Err(IdentityError::BadSelector {
-            names: printable_list(dns),
-        }),
+        (_, []) => Err(IdentityError::Ambiguous { names: printable_list(dns) }),
+        (_, [selector]) if dns.iter().any(|name| name.eq_ignore_ascii_case(selector)) => selector.parse(),
+        _ => Err(IdentityError::BadSelector { names: printable_list(dns) }),
     }
 }
 
@@ -175,9 +161,7 @@ fn printable(text: &str) -> String {
 }
 
 fn bad_name(text: &str) -> IdentityError {
-    IdentityError::BadName {
-        name: printable(text),
-    }
+    IdentityError::BadName { name: printable(text) }
 }
 
 #[cfg(test)]
@@ -187,12 +171,7 @@ mod tests {
 
     #[test]
     fn only_plain_dns_names_are_identities() {
-        for good in [
-            "bravo",
-            "Bravo.Example.ORG",
-            "h-1.rack_2.example",
-            "xn--bcher-kva",
-        ] {
+        for good in ["bravo", "Bravo.Example.ORG", "h-1.rack_2.example", "xn--bcher-kva"] {
             let identity: Identity = good.parse().unwrap();
             assert_eq!(identity.as_str(), good.to_ascii_lowercase());
             assert!(identity.server_name().is_ok(), "{good}");
@@ -224,25 +203,10 @@ mod tests {
         assert_eq!(pick(&["a", "b"], &["B"]).unwrap().as_str(), "b");
         assert_eq!(pick(&["a"], &["a"]).unwrap().as_str(), "a");
         assert_eq!(pick(&[], &["a"]), Err(IdentityError::NoName));
-        assert!(matches!(
-            pick(&["a", "b"], &[]),
-            Err(IdentityError::Ambiguous { .. })
-        ));
-        assert!(matches!(
-            pick(&["a", "b"], &["c"]),
-            Err(IdentityError::BadSelector { .. })
-        ));
-        assert!(matches!(
-            pick(&["a", "b"], &["a", "b"]),
-            Err(IdentityError::BadSelector { .. })
-        ));
-        assert!(matches!(
-            pick(&["*.a"], &[]),
-            Err(IdentityError::BadName { .. })
-        ));
-        assert!(matches!(
-            pick(&["*.a", "b"], &["*.a"]),
-            Err(IdentityError::BadName { .. })
-        ));
+        assert!(matches!(pick(&["a", "b"], &[]), Err(IdentityError::Ambiguous { .. })));
+        assert!(matches!(pick(&["a", "b"], &["c"]), Err(IdentityError::BadSelector { .. })));
+        assert!(matches!(pick(&["a", "b"], &["a", "b"]), Err(IdentityError::BadSelector { .. })));
+        assert!(matches!(pick(&["*.a"], &[]), Err(IdentityError::BadName { .. })));
+        assert!(matches!(pick(&["*.a", "b"], &["*.a"]), Err(IdentityError::BadName { .. })));
     }
 }

@@ -102,7 +102,8 @@ impl Pool {
 
     fn adopt(&self, established: Established) -> Result<Session, ConnectError> {
         let config = self.endpoint.config().clone();
-        let session = Session::start(established, config, self.incoming.clone()).map_err(ConnectError::Start)?;
+        let session =
+            Session::start(established, config, self.incoming.clone()).map_err(ConnectError::Start)?;
         let _ = self.started.send(session.clone());
         let mut sessions = self.locked();
         let of_peer = sessions.entry(session.info().peer.clone()).or_default();

@@ -56,10 +56,7 @@ impl Record {
         self.tls.send_close_notify();
     }
 
-    fn drain<E>(
-        &mut self,
-        sink: &mut impl FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<(), OpenError<E>> {
+    fn drain<E>(&mut self, sink: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), OpenError<E>> {
         let mut reader = self.tls.reader();
         loop {
             match reader.fill_buf() {

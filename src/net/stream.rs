@@ -37,10 +37,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            permits: Arc::new(Semaphore::new(CHUNKS_IN_FLIGHT)),
-            ended: OnceLock::new(),
-        })
+        Arc::new(Self { permits: Arc::new(Semaphore::new(CHUNKS_IN_FLIGHT)), ended: OnceLock::new() })
     }
 
     /// Ends sending: waiting and later sends fail with `code`.

@@ -138,14 +138,8 @@ impl Tls {
     /// # Errors
     /// A [`TlsError`] that names the file and the remedy.
     pub fn load(paths: &TlsPaths, aead: Aead) -> Result<Self, TlsError> {
-        let Credentials {
-            cas,
-            chain,
-            key,
-            crls,
-            identity,
-            not_after,
-        } = Credentials::read(paths, OffsetDateTime::now_utc())?;
+        let Credentials { cas, chain, key, crls, identity, not_after } =
+            Credentials::read(paths, OffsetDateTime::now_utc())?;
         let aead = aead.resolve();
         let provider = Arc::new(aead.provider());
         let roots = root_store(&cas, paths)?;
@@ -191,9 +185,7 @@ impl Tls {
         role: PeerRole,
         peer: &Identity,
     ) -> Result<(), HandshakeFailure> {
-        self.verifier
-            .check(chain, role, peer)
-            .map_err(|e| classify_tls_error(&e))
+        self.verifier.check(chain, role, peer).map_err(|e| classify_tls_error(&e))
     }
 }
 
@@ -215,62 +207,40 @@ fn server_settings(mut config: ServerConfig) -> ServerConfig {
     config
 }
 
-fn root_store(
-    cas: &[CertificateDer<'static>],
-    paths: &TlsPaths,
-) -> Result<Arc<RootCertStore>, TlsError> {
+fn root_store(cas: &[CertificateDer<'static>], paths: &TlsPaths) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
     for ca in cas {
-        roots.add(ca.clone()).map_err(|source| TlsError::BadCa {
-            path: paths.ca.clone(),
-            source: source.into(),
-        })?;
+        roots
+            .add(ca.clone())
+            .map_err(|source| TlsError::BadCa { path: paths.ca.clone(), source: source.into() })?;
     }
     Ok(Arc::new(roots))
 }
 
 fn verifier_error(source: rustls::server::VerifierBuilderError, paths: &TlsPaths) -> TlsError {
     match &paths.crl {
-        Some(path) => TlsError::BadCrl {
-            path: path.clone(),
-            source,
-        },
-        None => TlsError::BadCa {
-            path: paths.ca.clone(),
-            source: source.into(),
-        },
+        Some(path) => TlsError::BadCrl { path: path.clone(), source },
+        None => TlsError::BadCa { path: paths.ca.clone(), source: source.into() },
     }
 }
 
 fn own_chain_error(source: RustlsError, paths: &TlsPaths) -> TlsError {
     let cert = paths.cert.clone();
     match (classify_tls_error(&source), &paths.crl) {
-        (HandshakeFailure::Revoked, Some(crl)) => TlsError::Revoked {
-            cert,
-            crl: crl.clone(),
-        },
-        (HandshakeFailure::RevocationUnknown, Some(crl)) => TlsError::RevocationUnknown {
-            cert,
-            crl: crl.clone(),
-        },
-        _ => TlsError::NotIssuedByCa {
-            cert,
-            ca: paths.ca.clone(),
-            source,
-        },
+        (HandshakeFailure::Revoked, Some(crl)) => TlsError::Revoked { cert, crl: crl.clone() },
+        (HandshakeFailure::RevocationUnknown, Some(crl)) => {
+            TlsError::RevocationUnknown { cert, crl: crl.clone() }
+        }
+        _ => TlsError::NotIssuedByCa { cert, ca: paths.ca.clone(), source },
     }
 }
 
 fn key_error(source: RustlsError, paths: &TlsPaths) -> TlsError {
     match source {
-        RustlsError::InconsistentKeys(InconsistentKeys::KeyMismatch) => TlsError::KeyMismatch {
-            cert: paths.cert.clone(),
-            key: paths.key.clone(),
-        },
-        source => TlsError::KeyUnusable {
-            path: paths.key.clone(),
-            source,
-        },
+        RustlsError::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            TlsError::KeyMismatch { cert: paths.cert.clone(), key: paths.key.clone() }
+        }
+        source => TlsError::KeyUnusable { path: paths.key.clone(), source },
     }
 }
 
@@ -304,21 +274,17 @@ impl PeerVerifier {
         crls: &[rustls_pki_types::CertificateRevocationListDer<'static>],
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, rustls::server::VerifierBuilderError> {
-        let mut clients =
-            WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
-                // Every peer has one certificate; naming our CA to strangers helps nobody.
-                .clear_root_hint_subjects()
-                .with_crls(crls.iter().cloned());
+        let mut clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+            // Every peer has one certificate; naming our CA to strangers helps nobody.
+            .clear_root_hint_subjects()
+            .with_crls(crls.iter().cloned());
         let mut servers = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
             .with_crls(crls.iter().cloned());
         if !crls.is_empty() {
             clients = clients.enforce_revocation_expiration();
             servers = servers.enforce_revocation_expiration();
         }
-        Ok(Self {
-            clients: clients.build()?,
-            servers: servers.build()?,
-        })
+        Ok(Self { clients: clients.build()?, servers: servers.build()? })
     }
 
     fn check(
@@ -327,26 +293,19 @@ impl PeerVerifier {
         role: PeerRole,
         peer: &Identity,
     ) -> Result<(), RustlsError> {
-        let (leaf, rest) = chain
-            .split_first()
-            .ok_or(RustlsError::NoCertificatesPresented)?;
+        let (leaf, rest) = chain.split_first().ok_or(RustlsError::NoCertificatesPresented)?;
         let now = UnixTime::now();
         let name = peer.server_name().map_err(no_identity)?;
         match role {
             PeerRole::Client => self.verify_client_cert(leaf, rest, now).map(drop)?,
-            PeerRole::Server => self
-                .verify_server_cert(leaf, rest, &name, &[], now)
-                .map(drop)?,
+            PeerRole::Server => self.verify_server_cert(leaf, rest, &name, &[], now).map(drop)?,
         }
         expect_identity(leaf, &name)
     }
 }
 
 /// The certificate's identity is exactly `expected`.
-fn expect_identity(
-    leaf: &CertificateDer<'_>,
-    expected: &ServerName<'_>,
-) -> Result<(), RustlsError> {
+fn expect_identity(leaf: &CertificateDer<'_>, expected: &ServerName<'_>) -> Result<(), RustlsError> {
     let identity = peer_identity(std::slice::from_ref(leaf)).map_err(no_identity)?;
     if identity.as_str().eq_ignore_ascii_case(&expected.to_str()) {
         return Ok(());
@@ -371,13 +330,8 @@ impl ServerCertVerifier for PeerVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, RustlsError> {
-        let verified = self.servers.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        )?;
+        let verified =
+            self.servers.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
         expect_identity(end_entity, server_name)?;
         Ok(verified)
     }
@@ -416,9 +370,7 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, RustlsError> {
-        let verified = self
-            .clients
-            .verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self.clients.verify_client_cert(end_entity, intermediates, now)?;
         peer_identity(std::slice::from_ref(end_entity)).map_err(no_identity)?;
         Ok(verified)
     }

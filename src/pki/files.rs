@@ -20,25 +20,14 @@ const TEXT_BYTES_MAX: u64 = 1024 * 1024;
 
 /// One name in a folder that is published whole.
 pub(super) enum Entry {
-    File {
-        name: &'static str,
-        content: Vec<u8>,
-        mode: u32,
-    },
-    Link {
-        name: &'static str,
-        target: &'static str,
-    },
+    File { name: &'static str, content: Vec<u8>, mode: u32 },
+    Link { name: &'static str, target: &'static str },
 }
 
 impl Entry {
     pub(super) fn file(name: &'static str, content: &[u8], mode: u32) -> Self {
         let content = content.to_vec();
-        Self::File {
-            name,
-            content,
-            mode,
-        }
+        Self::File { name, content, mode }
     }
 
     pub(super) fn link(name: &'static str, target: &'static str) -> Self {
@@ -53,11 +42,7 @@ impl Entry {
 
     fn write(&self, dir: &Path) -> Result<(), PkiError> {
         match self {
-            Self::File {
-                name,
-                content,
-                mode,
-            } => write_here(&dir.join(name), content, *mode),
+            Self::File { name, content, mode } => write_here(&dir.join(name), content, *mode),
             Self::Link { name, target } => {
                 let path = dir.join(name);
                 symlink(target, &path).map_err(at("create", &path))
@@ -66,15 +51,8 @@ impl Entry {
     }
 }
 
-pub(super) fn at<'a>(
-    action: &'static str,
-    path: &'a Path,
-) -> impl FnOnce(io::Error) -> PkiError + 'a {
-    move |source| PkiError::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+pub(super) fn at<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> PkiError + 'a {
+    move |source| PkiError::Io { action, path: path.to_owned(), source }
 }
 
 /// A dangling link is in the way as well.
@@ -82,10 +60,7 @@ pub(super) fn must_not_exist(path: &Path, remedy: &'static str) -> Result<(), Pk
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(at("look at", path)(e)),
-        Ok(_) => Err(PkiError::Exists {
-            path: path.to_owned(),
-            remedy,
-        }),
+        Ok(_) => Err(PkiError::Exists { path: path.to_owned(), remedy }),
     }
 }
 
@@ -99,10 +74,7 @@ pub(super) fn create_private_dir(dir: &Path) -> Result<(), PkiError> {
 pub(super) fn read_text(path: &Path) -> Result<String, PkiError> {
     let size = fs::metadata(path).map_err(at("read", path))?.len();
     if size > TEXT_BYTES_MAX {
-        return Err(PkiError::Damaged {
-            path: path.to_owned(),
-            problem: "it is far too large",
-        });
+        return Err(PkiError::Damaged { path: path.to_owned(), problem: "it is far too large" });
     }
     fs::read_to_string(path).map_err(at("read", path))
 }
@@ -173,9 +145,7 @@ fn fill(dir: &Path, entries: &[Entry]) -> Result<(), PkiError> {
     for entry in entries {
         entry.write(dir)?;
     }
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(at("write", dir))
+    File::open(dir).and_then(|d| d.sync_all()).map_err(at("write", dir))
 }
 
 /// True if an older folder stands in `staged`'s place afterwards.
@@ -183,9 +153,9 @@ fn swap_in(staged: &Path, target: &Path, force: bool) -> Result<bool, PkiError> 
     let rename = |flags| renameat2(AT_FDCWD, staged, AT_FDCWD, target, flags);
     match rename(RenameFlags::RENAME_NOREPLACE) {
         Ok(()) => Ok(false),
-        Err(nix::Error::EEXIST) if force => rename(RenameFlags::RENAME_EXCHANGE)
-            .map(|()| true)
-            .map_err(|e| at("replace", target)(e.into())),
+        Err(nix::Error::EEXIST) if force => {
+            rename(RenameFlags::RENAME_EXCHANGE).map(|()| true).map_err(|e| at("replace", target)(e.into()))
+        }
         Err(nix::Error::EEXIST) => Err(PkiError::Exists {
             path: target.to_owned(),
             remedy: "add --force to renew it with a new key",
@@ -205,11 +175,7 @@ fn remove_known(dir: &Path, entries: &[Entry]) -> bool {
 /// Creates a file that has its final mode from the first moment on, and is on disk at the end.
 fn write_here(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
     let write = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(path)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         // The umask may have taken away what others should have, such as reading a certificate.
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(content)?;
@@ -223,9 +189,7 @@ fn sync_parent(path: &Path) -> Result<(), PkiError> {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(at("write", dir))
+    File::open(dir).and_then(|d| d.sync_all()).map_err(at("write", dir))
 }
 
 /// A name beside `path` that nobody else uses.

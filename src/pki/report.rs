@@ -67,15 +67,9 @@ pub fn inspect(path: &Path) -> Result<Vec<CertificateReport>, PkiError> {
         .collect()
 }
 
-fn report(
-    path: &Path,
-    place: usize,
-    der: &CertificateDer<'_>,
-) -> Result<CertificateReport, PkiError> {
-    let damaged = |_| PkiError::Damaged {
-        path: path.to_owned(),
-        problem: "a certificate in it can't be decoded",
-    };
+fn report(path: &Path, place: usize, der: &CertificateDer<'_>) -> Result<CertificateReport, PkiError> {
+    let damaged =
+        |_| PkiError::Damaged { path: path.to_owned(), problem: "a certificate in it can't be decoded" };
     let (_, cert) = X509Certificate::from_der(der).map_err(damaged)?;
     let not_after = cert.validity().not_after.to_datetime();
     let identity = peer_identity(std::slice::from_ref(der)).ok();
@@ -134,10 +128,9 @@ fn check_peers(tls: &Tls, peers: &[PathBuf], findings: &mut Findings) {
             Ok(chain) => match peer_identity(&chain) {
                 Err(error) => problems.push(format!("`{}`: {}", path.display(), error)),
                 Ok(identity) => {
-                    for (role, what) in [
-                        (PeerRole::Server, "dialling it"),
-                        (PeerRole::Client, "being dialled by it"),
-                    ] {
+                    for (role, what) in
+                        [(PeerRole::Server, "dialling it"), (PeerRole::Client, "being dialled by it")]
+                    {
                         if let Err(failure) = tls.reverify(&chain, role, &identity) {
                             problems.push(format!("`{}`: {what} fails: {failure}", path.display()));
                         }
@@ -158,10 +151,7 @@ fn remark(path: &Path, remarks: &mut Vec<String>) {
             } else {
                 "renew it"
             };
-            remarks.push(format!(
-                "`{file}` ends in {} days; {renewal}",
-                cert.days_left
-            ));
+            remarks.push(format!("`{file}` ends in {} days; {renewal}", cert.days_left));
         }
         if !cert.is_ca && !cert.key_usage.contains(&"keyEncipherment") {
             remarks.push(format!(
@@ -205,8 +195,7 @@ fn name(name: &GeneralName<'_>) -> String {
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
-        .ok()
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 fn key_usage(cert: &X509Certificate<'_>) -> Vec<&'static str> {
@@ -245,9 +234,7 @@ fn extended_key_usage(cert: &X509Certificate<'_>) -> Vec<String> {
     ];
     let known = table.into_iter().filter(|(has, _)| *has);
     let known = known.map(|(_, word)| word.to_owned());
-    known
-        .chain(usage.other.iter().map(ToString::to_string))
-        .collect()
+    known.chain(usage.other.iter().map(ToString::to_string)).collect()
 }
 
 /// The hash of TLS 1.3's mandatory cipher suite is SHA-256; no further library is needed.
@@ -264,7 +251,5 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 
 /// A certificate of unknown origin must not write to the terminal as it likes.
 fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -72,26 +72,17 @@ pub fn revoke(dir: &Path, what: &Revoke, days: u32) -> Result<List, PkiError> {
         revoked_certs: revoked,
         key_identifier_method: KeyIdMethod::Sha256,
     };
-    let making = |source| PkiError::Making {
-        name: "revocation list".to_owned(),
-        source,
-    };
+    let making = |source| PkiError::Making { name: "revocation list".to_owned(), source };
     let list = params.signed_by(&ca.issuer).map_err(making)?;
     let pem = list.pem().map_err(making)?;
     files::replace(&path, pem.as_bytes(), files::PUBLIC)?;
-    Ok(List {
-        path,
-        added,
-        total,
-        next_update,
-    })
+    Ok(List { path, added, total, next_update })
 }
 
 /// Two who revoke at once must not lose one another's entry.
 fn lock(dir: &Path) -> Result<Flock<File>, PkiError> {
     let folder = File::open(dir).map_err(files::at("open", dir))?;
-    Flock::lock(folder, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| files::at("lock", dir)(errno.into()))
+    Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| files::at("lock", dir)(errno.into()))
 }
 
 /// Entries and number of the present list; none and 0 if there is no list yet.
@@ -99,10 +90,7 @@ fn read_list(path: &Path) -> Result<(Vec<RevokedCertParams>, u64), PkiError> {
     if fs::symlink_metadata(path).is_err() {
         return Ok((Vec::new(), 0));
     }
-    let damaged = |problem| PkiError::Damaged {
-        path: path.to_owned(),
-        problem,
-    };
+    let damaged = |problem| PkiError::Damaged { path: path.to_owned(), problem };
     let text = files::read_text(path)?;
     let der = CertificateRevocationListDer::from_pem_slice(text.as_bytes())
         .map_err(|_| damaged("it holds no revocation list"))?;
@@ -143,10 +131,7 @@ fn serials_of(dir: &Path, what: &Revoke) -> Result<BTreeSet<Vec<u8>>, PkiError> 
         .filter_map(|cert| from_hex(&cert.serial))
         .collect();
     if found.is_empty() {
-        return Err(PkiError::NeverIssued {
-            dir: dir.to_owned(),
-            what: wanted,
-        });
+        return Err(PkiError::NeverIssued { dir: dir.to_owned(), what: wanted });
     }
     Ok(found)
 }
@@ -175,7 +160,5 @@ fn issued(dir: &Path) -> Result<Vec<CertificateReport>, PkiError> {
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {
     let pairs = text.as_bytes().chunks(2);
-    pairs
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
-        .collect()
+    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }

@@ -1,9 +1,7 @@
 //! What one QEMU can do, found out by asking it and never by its version.
 
 use super::client::Qmp;
-use super::commands::{
-    QueryMigrateCapabilities, QueryQmpSchema, QueryVersion, SchemaInfo, VersionTriple,
-};
+use super::commands::{QueryMigrateCapabilities, QueryQmpSchema, QueryVersion, SchemaInfo, VersionTriple};
 use super::error::QmpError;
 use std::collections::{BTreeSet, HashMap};
 
@@ -51,18 +49,11 @@ impl Abilities {
         let version = qmp.execute(QueryVersion).await?;
         let capabilities = qmp.execute(QueryMigrateCapabilities).await?;
         let schema = Schema::new(qmp.execute(QueryQmpSchema).await?);
-        let VersionTriple {
-            major,
-            minor,
-            micro,
-        } = version.qemu;
+        let VersionTriple { major, minor, micro } = version.qemu;
         Ok(Self {
             version: (major, minor, micro),
             package: version.package,
-            capabilities: capabilities
-                .into_iter()
-                .map(|entry| entry.capability)
-                .collect(),
+            capabilities: capabilities.into_iter().map(|entry| entry.capability).collect(),
             nbd_server_fd: schema.takes_fd("nbd-server-start", "addr"),
             block_export_add: schema.has("block-export-add"),
             blockdev_mirror: schema.takes("blockdev-mirror", "auto-dismiss"),
@@ -89,18 +80,11 @@ struct Schema(HashMap<String, SchemaInfo>);
 
 impl Schema {
     fn new(entries: Vec<SchemaInfo>) -> Self {
-        Self(
-            entries
-                .into_iter()
-                .map(|entry| (entry.name.clone(), entry))
-                .collect(),
-        )
+        Self(entries.into_iter().map(|entry| (entry.name.clone(), entry)).collect())
     }
 
     fn command(&self, name: &str) -> Option<&SchemaInfo> {
-        self.0
-            .get(name)
-            .filter(|entry| entry.meta_type == "command")
+        self.0.get(name).filter(|entry| entry.meta_type == "command")
     }
 
     fn has(&self, command: &str) -> bool {
@@ -109,10 +93,7 @@ impl Schema {
 
     fn argument_type(&self, command: &str, argument: &str) -> Option<&str> {
         let arguments = self.0.get(self.command(command)?.arg_type.as_ref()?)?;
-        let member = arguments
-            .members
-            .iter()
-            .find(|member| member.name == argument)?;
+        let member = arguments.members.iter().find(|member| member.name == argument)?;
         member.type_name.as_deref()
     }
 

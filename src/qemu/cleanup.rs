@@ -144,10 +144,7 @@ pub async fn source_cleanup(qmp: &Qmp, what: &SourceLeftovers) -> CleanupReport 
 pub async fn destination_cleanup(qmp: &Qmp, what: &DestinationLeftovers) -> CleanupReport {
     let mut report = CleanupReport::default();
     for export in &what.exports {
-        report.note(
-            Remainder::Export(export.clone()),
-            delete_export(qmp, export).await,
-        );
+        report.note(Remainder::Export(export.clone()), delete_export(qmp, export).await);
     }
     if what.nbd_server {
         report.note(Remainder::NbdServer, stop_nbd_server(qmp).await);
@@ -182,20 +179,13 @@ struct Wait {
 
 impl Wait {
     fn new(what: &'static str) -> Self {
-        Self {
-            what,
-            until: Instant::now() + END_DEADLINE,
-        }
+        Self { what, until: Instant::now() + END_DEADLINE }
     }
 
     /// Waits before the next question; fails when there has been time enough.
     async fn pause(&self) -> Result<(), QmpError> {
         if Instant::now() >= self.until {
-            return Err(QmpError::Deadline {
-                name: self.what,
-                after: END_DEADLINE,
-                sent: true,
-            });
+            return Err(QmpError::Deadline { name: self.what, after: END_DEADLINE, sent: true });
         }
         sleep(ASK_EVERY).await;
         Ok(())
@@ -219,10 +209,7 @@ async fn end_job(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
         None => return Ok(()),
         Some(true) => {}
         Some(false) => {
-            let cancel = BlockJobCancel {
-                device: id.to_owned(),
-                force: true,
-            };
+            let cancel = BlockJobCancel { device: id.to_owned(), force: true };
             tolerate(step(qmp, cancel).await, QmpError::is_job_past_that)?;
         }
     }
@@ -245,9 +232,7 @@ async fn is_job_over(qmp: &Qmp, id: &str) -> Result<Option<bool>, QmpError> {
 async fn delete_node(qmp: &Qmp, node_name: &str) -> Result<(), QmpError> {
     let wait = Wait::new("blockdev-del");
     loop {
-        let delete = BlockdevDel {
-            node_name: node_name.to_owned(),
-        };
+        let delete = BlockdevDel { node_name: node_name.to_owned() };
         match step(qmp, delete).await {
             Err(error) if error.is_node_in_use() => wait.pause().await.map_err(|_| error)?,
             result => return tolerate(result, QmpError::is_not_found_node),
@@ -257,9 +242,7 @@ async fn delete_node(qmp: &Qmp, node_name: &str) -> Result<(), QmpError> {
 
 async fn close_fds(qmp: &Qmp, fdnames: &[String], report: &mut CleanupReport) {
     for fdname in fdnames {
-        let close = Closefd {
-            fdname: fdname.clone(),
-        };
+        let close = Closefd { fdname: fdname.clone() };
         let result = tolerate(step(qmp, close).await, QmpError::is_not_found_fd);
         report.note(Remainder::FdName(fdname.clone()), result);
     }
@@ -270,17 +253,11 @@ async fn restore_capabilities(qmp: &Qmp, before: &[CapabilityStatus]) -> Result<
         return Ok(());
     }
     let now = step(qmp, QueryMigrateCapabilities).await?;
-    let capabilities: Vec<_> = before
-        .iter()
-        .filter(|wanted| !now.contains(wanted))
-        .cloned()
-        .collect();
+    let capabilities: Vec<_> = before.iter().filter(|wanted| !now.contains(wanted)).cloned().collect();
     if capabilities.is_empty() {
         return Ok(());
     }
-    step(qmp, MigrateSetCapabilities { capabilities })
-        .await
-        .map(drop)
+    step(qmp, MigrateSetCapabilities { capabilities }).await.map(drop)
 }
 
 async fn restore_parameters(qmp: &Qmp, before: &MigrationParameters) -> Result<(), QmpError> {
@@ -293,17 +270,10 @@ async fn restore_parameters(qmp: &Qmp, before: &MigrationParameters) -> Result<(
 }
 
 async fn delete_export(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
-    let delete = BlockExportDel {
-        id: id.to_owned(),
-        mode: BlockExportRemoveMode::Hard,
-    };
+    let delete = BlockExportDel { id: id.to_owned(), mode: BlockExportRemoveMode::Hard };
     tolerate(step(qmp, delete).await, QmpError::is_not_found_export)?;
     let wait = Wait::new("block-export-del");
-    while step(qmp, QueryBlockExports)
-        .await?
-        .iter()
-        .any(|export| export.id == id)
-    {
+    while step(qmp, QueryBlockExports).await?.iter().any(|export| export.id == id) {
         wait.pause().await?;
     }
     Ok(())
@@ -314,8 +284,5 @@ async fn stop_nbd_server(qmp: &Qmp) -> Result<(), QmpError> {
     if exports.iter().any(|export| export.kind == "nbd") {
         return Ok(());
     }
-    tolerate(
-        step(qmp, NbdServerStop).await,
-        QmpError::is_nbd_server_not_running,
-    )
+    tolerate(step(qmp, NbdServerStop).await, QmpError::is_nbd_server_not_running)
 }

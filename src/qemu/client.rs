@@ -67,18 +67,12 @@ impl Qmp {
     /// holds the monitor.
     pub async fn connect(path: &Path, deadline: Duration) -> Result<(Self, Events), QmpError> {
         let begun = Instant::now();
-        let busy = || QmpError::Busy {
-            path: path.to_owned(),
-            after: deadline,
-        };
-        let link = timeout(deadline, greeted(path))
-            .await
-            .map_err(|_| busy())??;
+        let busy = || QmpError::Busy { path: path.to_owned(), after: deadline };
+        let link = timeout(deadline, greeted(path)).await.map_err(|_| busy())??;
         let (sink, events) = event_queue();
         let qmp = Self::start(path, link, sink);
         let rest = deadline.saturating_sub(begun.elapsed());
-        qmp.round_trip("qmp_capabilities", Value::Null, None, rest)
-            .await?;
+        qmp.round_trip("qmp_capabilities", Value::Null, None, rest).await?;
         Ok((qmp, events))
     }
 
@@ -88,15 +82,7 @@ impl Qmp {
         let task = tokio::spawn(Connection::new(link, queue, events, announce).run());
         let ids = AtomicU64::new(1);
         let path = path.to_owned();
-        Self {
-            shared: Arc::new(Shared {
-                path,
-                ids,
-                requests,
-                lost,
-                task,
-            }),
-        }
+        Self { shared: Arc::new(Shared { path, ids, requests, lost, task }) }
     }
 
     /// The socket this is connected to.
@@ -140,14 +126,10 @@ impl Qmp {
     /// [`QmpError::FdName`], and those of [`execute_within`](Self::execute_within).
     pub async fn getfd(&self, fdname: &str, fd: OwnedFd) -> Result<(), QmpError> {
         if fdname.starts_with(|first: char| first.is_ascii_digit()) || fdname.is_empty() {
-            return Err(QmpError::FdName {
-                fdname: fdname.to_owned(),
-            });
+            return Err(QmpError::FdName { fdname: fdname.to_owned() });
         }
         let arguments = json!({ "fdname": fdname });
-        self.round_trip("getfd", arguments, Some(fd), COMMAND_DEADLINE)
-            .await
-            .map(drop)
+        self.round_trip("getfd", arguments, Some(fd), COMMAND_DEADLINE).await.map(drop)
     }
 
     /// Whether QEMU's end is gone, or the connection was given up.
@@ -181,11 +163,7 @@ impl Qmp {
             Ok(answer) => answer.ok_or_else(|| self.lost(name))?,
             Err(_) => {
                 let sent = ticket.take().is_none();
-                return Err(QmpError::Deadline {
-                    name,
-                    after: deadline,
-                    sent,
-                });
+                return Err(QmpError::Deadline { name, after: deadline, sent });
             }
         };
         match answer {
@@ -200,22 +178,12 @@ impl Qmp {
     }
 
     /// `None`: the connection's task ended before it could answer.
-    async fn exchange(
-        &self,
-        name: &'static str,
-        arguments: Value,
-        ticket: Ticket,
-    ) -> Option<Answer> {
+    async fn exchange(&self, name: &'static str, arguments: Value, ticket: Ticket) -> Option<Answer> {
         let id = self.shared.ids.fetch_add(1, Ordering::Relaxed);
         tracing::trace!(id, name, %arguments, "to QEMU");
         let line = command_line(name, id, arguments);
         let (reply, answer) = oneshot::channel();
-        let request = Request {
-            id,
-            line,
-            ticket,
-            reply,
-        };
+        let request = Request { id, line, ticket, reply };
         self.shared.requests.send(request).await.ok()?;
         answer.await.ok()
     }
@@ -236,10 +204,7 @@ impl Drop for Withdrawal {
 }
 
 async fn greeted(path: &Path) -> Result<Link, QmpError> {
-    let fail = |source| QmpError::Connect {
-        path: path.to_owned(),
-        source,
-    };
+    let fail = |source| QmpError::Connect { path: path.to_owned(), source };
     let socket = match UnixStream::connect(path).await {
         // The monitor's backlog is full of clients that wait for their turn, as we would.
         Err(error) if error.kind() == ErrorKind::WouldBlock => std::future::pending().await,
@@ -254,8 +219,5 @@ async fn greeted(path: &Path) -> Result<Link, QmpError> {
         Err(Lost::Garbage(_)) => "its first line is not JSON",
         Err(_) => "reading from it failed",
     };
-    Err(QmpError::Greeting {
-        path: path.to_owned(),
-        reason: reason.to_owned(),
-    })
+    Err(QmpError::Greeting { path: path.to_owned(), reason: reason.to_owned() })
 }

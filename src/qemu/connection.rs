@@ -42,22 +42,10 @@ impl Lost {
     pub(super) fn error(self, name: &'static str, path: &Path) -> QmpError {
         let path = path.to_owned();
         match self {
-            Self::Closed => QmpError::Disconnected {
-                name,
-                path,
-                source: None,
-            },
-            Self::Io(error) => QmpError::Disconnected {
-                name,
-                path,
-                source: Some(error),
-            },
+            Self::Closed => QmpError::Disconnected { name, path, source: None },
+            Self::Io(error) => QmpError::Disconnected { name, path, source: Some(error) },
             Self::Garbage(source) => QmpError::Malformed { name, path, source },
-            Self::LineTooLong => QmpError::LineTooLong {
-                name,
-                path,
-                limit: LINE_MAX_BYTES,
-            },
+            Self::LineTooLong => QmpError::LineTooLong { name, path, limit: LINE_MAX_BYTES },
             Self::EventOverflow => QmpError::EventOverflow { name, path },
         }
     }
@@ -123,8 +111,7 @@ impl UnderWay {
         let rights = raw.as_ref().map(|fds| ControlMessage::ScmRights(fds));
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         let sent = socket.try_io(Interest::WRITABLE, || {
-            sendmsg::<()>(socket.as_raw_fd(), &rest, rights.as_slice(), flags, None)
-                .map_err(io::Error::from)
+            sendmsg::<()>(socket.as_raw_fd(), &rest, rights.as_slice(), flags, None).map_err(io::Error::from)
         })?;
         self.written += sent;
         self.fd = None;
@@ -142,11 +129,7 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(socket: UnixStream) -> Self {
         let chunk = vec![0; READ_BYTES].into_boxed_slice();
-        Self {
-            socket,
-            lines: LineBuffer::default(),
-            chunk,
-        }
+        Self { socket, lines: LineBuffer::default(), chunk }
     }
 
     /// The first message. Nothing else may be using the link yet.
@@ -201,13 +184,7 @@ impl Connection {
         events: EventSink,
         lost: watch::Sender<Option<Lost>>,
     ) -> Self {
-        Self {
-            link,
-            requests,
-            under_way: None,
-            events,
-            lost,
-        }
+        Self { link, requests, under_way: None, events, lost }
     }
 
     /// Runs until the connection is over; then everybody who waits is told why.
@@ -256,11 +233,7 @@ impl Connection {
 
     fn admit(&mut self, request: Request) {
         if let Some(fd) = request.ticket.take() {
-            self.under_way = Some(UnderWay {
-                request,
-                fd,
-                written: 0,
-            });
+            self.under_way = Some(UnderWay { request, fd, written: 0 });
         }
     }
 
@@ -287,11 +260,7 @@ impl Connection {
     /// QEMU reads no more, but may have said something before it went: that is still taken.
     fn last_words(&mut self, error: io::Error) -> Lost {
         loop {
-            match self
-                .link
-                .read()
-                .and_then(|more| self.handle_lines().map(|()| more))
-            {
+            match self.link.read().and_then(|more| self.handle_lines().map(|()| more)) {
                 Ok(true) => {}
                 Ok(false) => return Lost::io(error),
                 Err(cause) => return cause,
@@ -333,7 +302,5 @@ impl Connection {
 
 fn is_broken(error: &io::Error) -> bool {
     let codes = [Errno::EPIPE, Errno::ECONNRESET, Errno::ENOTCONN];
-    codes
-        .iter()
-        .any(|code| error.raw_os_error() == Some(*code as i32))
+    codes.iter().any(|code| error.raw_os_error() == Some(*code as i32))
 }

@@ -47,26 +47,10 @@ pub async fn disks(qmp: &Qmp) -> Result<Vec<Disk>, QmpError> {
 }
 
 fn disk(block: BlockInfo) -> Option<Disk> {
-    let BlockInfo {
-        device,
-        qdev,
-        removable,
-        inserted,
-        ..
-    } = block;
-    let BlockDeviceInfo {
-        node_name,
-        drv,
-        ro,
-        file,
-        backing_file,
-        backing_file_depth,
-        image,
-    } = inserted?;
+    let BlockInfo { device, qdev, removable, inserted, .. } = block;
+    let BlockDeviceInfo { node_name, drv, ro, file, backing_file, backing_file_depth, image } = inserted?;
     let image = image?;
-    let filename = [image.filename, file]
-        .into_iter()
-        .find(|name| !name.is_empty());
+    let filename = [image.filename, file].into_iter().find(|name| !name.is_empty());
     Some(Disk {
         name: name(&device, &qdev),
         firmware: qdev.contains("system.flash") || device.starts_with("pflash"),
@@ -77,22 +61,16 @@ fn disk(block: BlockInfo) -> Option<Disk> {
         read_only: ro,
         removable,
         filename,
-        backing: image.backing_filename.is_some()
-            || backing_file.is_some()
-            || backing_file_depth > 0,
+        backing: image.backing_filename.is_some() || backing_file.is_some() || backing_file_depth > 0,
         actual_size: image.actual_size,
     })
 }
 
 /// The id of the guest's device; for a device without one the `-drive` name, else its place.
 fn name(device: &str, qdev: &str) -> String {
-    let below = qdev
-        .strip_prefix("/machine/peripheral/")
-        .and_then(|rest| rest.split('/').next());
+    let below = qdev.strip_prefix("/machine/peripheral/").and_then(|rest| rest.split('/').next());
     let id = below.or_else(|| (!qdev.starts_with('/')).then_some(qdev));
-    let chosen = id
-        .filter(|id| !id.is_empty())
-        .unwrap_or(if device.is_empty() { qdev } else { device });
+    let chosen = id.filter(|id| !id.is_empty()).unwrap_or(if device.is_empty() { qdev } else { device });
     tame(chosen)
 }
 
@@ -100,9 +78,7 @@ fn name(device: &str, qdev: &str) -> String {
 fn tame(name: &str) -> String {
     let name = name.strip_prefix("/machine/").unwrap_or(name);
     let keeps = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    name.chars()
-        .map(|c| if keeps(c) { c } else { '-' })
-        .collect()
+    name.chars().map(|c| if keeps(c) { c } else { '-' }).collect()
 }
 
 /// Makes names unique: by the device's place first, then by a number in QEMU's order.
@@ -126,10 +102,7 @@ fn separate(disks: &mut [Disk]) {
 }
 
 #[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    reason = "a failure here is a failure of the test"
-)]
+#[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 mod tests {
     use super::*;
 
@@ -137,16 +110,8 @@ mod tests {
     fn the_name_comes_from_the_guests_device() {
         let cases = [
             ("", "/machine/peripheral/disk0/virtio-backend", "disk0"),
-            (
-                "virtio0",
-                "/machine/peripheral/disk0/virtio-backend",
-                "disk0",
-            ),
-            (
-                "virtio0",
-                "/machine/peripheral-anon/device[1]/virtio-backend",
-                "virtio0",
-            ),
+            ("virtio0", "/machine/peripheral/disk0/virtio-backend", "disk0"),
+            ("virtio0", "/machine/peripheral-anon/device[1]/virtio-backend", "virtio0"),
             (
                 "",
                 "/machine/peripheral-anon/device[1]/virtio-backend",
@@ -160,20 +125,15 @@ mod tests {
         for (device, qdev, expected) in cases {
             let got = name(device, qdev);
             assert!(got.starts_with(expected), "{device:?} {qdev:?}: {got:?}");
-            assert!(
-                got.chars()
-                    .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)),
-                "{got:?}"
-            );
+            assert!(got.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)), "{got:?}");
         }
     }
 
     #[test]
     fn names_never_clash() {
         let block = |qdev: &str| {
-            let text = format!(
-                r#"{{"device":"","qdev":"{qdev}","inserted":{{"image":{{"virtual-size":1}}}}}}"#
-            );
+            let text =
+                format!(r#"{{"device":"","qdev":"{qdev}","inserted":{{"image":{{"virtual-size":1}}}}}}"#);
             disk(serde_json::from_str(&text).unwrap()).unwrap()
         };
         let mut disks = vec![block("a+b"), block("a b"), block("a/b"), block("c")];

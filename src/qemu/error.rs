@@ -228,8 +228,7 @@ impl QmpError {
 
     /// No node has that name.
     pub fn is_not_found_node(&self) -> bool {
-        self.says("Failed to find node with node-name='", "'")
-            || self.says("Cannot find device='", "'")
+        self.says("Failed to find node with node-name='", "'") || self.says("Cannot find device='", "'")
     }
 
     /// The node is used by a job or a device.
@@ -258,8 +257,6 @@ impl QmpError {
     }
 
     fn says(&self, start: &str, then: &str) -> bool {
-        self.desc()
-            .and_then(|desc| desc.strip_prefix(start))
-            .is_some_and(|rest| rest.contains(then))
+        self.desc().and_then(|desc| desc.strip_prefix(start)).is_some_and(|rest| rest.contains(then))
     }
 }

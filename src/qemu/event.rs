@@ -39,32 +39,16 @@ pub struct Event {
 /// The events vmferry understands. Fields are QEMU's; `device` of a block job is its job id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-#[allow(
-    missing_docs,
-    reason = "the fields are QEMU's own and documented there"
-)]
+#[allow(missing_docs, reason = "the fields are QEMU's own and documented there")]
 pub enum EventKind {
     /// The mirror has copied everything once. It says nothing about how far behind it is now.
     BlockJobReady { device: String },
     /// The job is over. `error` alone tells whether it went well: `len == offset` does not.
-    BlockJobCompleted {
-        device: String,
-        len: u64,
-        offset: u64,
-        error: Option<String>,
-    },
+    BlockJobCompleted { device: String, len: u64, offset: u64, error: Option<String> },
     /// The job was ended by force or before it was ready; the target is not a copy.
-    BlockJobCancelled {
-        device: String,
-        len: u64,
-        offset: u64,
-    },
+    BlockJobCancelled { device: String, len: u64, offset: u64 },
     /// One failed request of a job; comes once per request in flight.
-    BlockJobError {
-        device: String,
-        operation: String,
-        action: String,
-    },
+    BlockJobError { device: String, operation: String, action: String },
     /// A job's state; ready and standby alternate freely on QEMU 10.0.
     JobStatusChange { id: String, status: JobStatus },
     /// A migration's state (only with the capability `events`).
@@ -147,72 +131,32 @@ impl Event {
             tracing::warn!(event = name, %data, "an event of QEMU's lacks what it should have");
             EventKind::Other
         });
-        Self {
-            name,
-            kind,
-            data,
-            timestamp,
-        }
+        Self { name, kind, data, timestamp }
     }
 }
 
 fn kind(name: &str, data: &Value) -> Option<EventKind> {
     Some(match name {
-        "BLOCK_JOB_READY" => EventKind::BlockJobReady {
-            device: text(data, "device")?,
-        },
+        "BLOCK_JOB_READY" => EventKind::BlockJobReady { device: text(data, "device")? },
         "BLOCK_JOB_COMPLETED" => {
-            let JobEnd {
-                device,
-                len,
-                offset,
-                error,
-            } = read(data)?;
-            EventKind::BlockJobCompleted {
-                device,
-                len,
-                offset,
-                error,
-            }
+            let JobEnd { device, len, offset, error } = read(data)?;
+            EventKind::BlockJobCompleted { device, len, offset, error }
         }
         "BLOCK_JOB_CANCELLED" => {
-            let JobEnd {
-                device,
-                len,
-                offset,
-                ..
-            } = read(data)?;
-            EventKind::BlockJobCancelled {
-                device,
-                len,
-                offset,
-            }
+            let JobEnd { device, len, offset, .. } = read(data)?;
+            EventKind::BlockJobCancelled { device, len, offset }
         }
         "BLOCK_JOB_ERROR" => {
-            let JobFault {
-                device,
-                operation,
-                action,
-            } = read(data)?;
-            EventKind::BlockJobError {
-                device,
-                operation,
-                action,
-            }
+            let JobFault { device, operation, action } = read(data)?;
+            EventKind::BlockJobError { device, operation, action }
         }
         "JOB_STATUS_CHANGE" => {
             let JobChange { id, status } = read(data)?;
             EventKind::JobStatusChange { id, status }
         }
-        "BLOCK_EXPORT_DELETED" => EventKind::BlockExportDeleted {
-            id: text(data, "id")?,
-        },
-        "MIGRATION" => EventKind::Migration {
-            status: text(data, "status")?.into(),
-        },
-        "MIGRATION_PASS" => EventKind::MigrationPass {
-            pass: data.get("pass")?.as_u64()?,
-        },
+        "BLOCK_EXPORT_DELETED" => EventKind::BlockExportDeleted { id: text(data, "id")? },
+        "MIGRATION" => EventKind::Migration { status: text(data, "status")?.into() },
+        "MIGRATION_PASS" => EventKind::MigrationPass { pass: data.get("pass")?.as_u64()? },
         "BLOCK_IO_ERROR" => disk_fault(data)?,
         _ => return guest_kind(name, data),
     })
@@ -229,28 +173,14 @@ fn guest_kind(name: &str, data: &Value) -> Option<EventKind> {
             let Cause { guest, reason } = read(data)?;
             EventKind::Shutdown { guest, reason }
         }
-        "RESET" => EventKind::Reset {
-            guest: read::<Cause>(data)?.guest,
-        },
+        "RESET" => EventKind::Reset { guest: read::<Cause>(data)?.guest },
         _ => EventKind::Other,
     })
 }
 
 fn disk_fault(data: &Value) -> Option<EventKind> {
-    let DiskFault {
-        device,
-        node_name,
-        operation,
-        action,
-        nospace,
-    } = read(data)?;
-    Some(EventKind::BlockIoError {
-        device,
-        node_name,
-        operation,
-        action,
-        nospace,
-    })
+    let DiskFault { device, node_name, operation, action, nospace } = read(data)?;
+    Some(EventKind::BlockIoError { device, node_name, operation, action, nospace })
 }
 
 fn read<T: DeserializeOwned>(data: &Value) -> Option<T> {
@@ -282,17 +212,8 @@ pub(super) struct EventOverflow;
 pub(super) fn event_queue() -> (EventSink, Events) {
     let (sender, receiver) = mpsc::channel(EVENT_QUEUE_MAX);
     let waiting_bytes = Arc::new(AtomicUsize::new(0));
-    let sink = EventSink {
-        queue: sender,
-        waiting_bytes: waiting_bytes.clone(),
-    };
-    (
-        sink,
-        Events {
-            queue: receiver,
-            waiting_bytes,
-        },
-    )
+    let sink = EventSink { queue: sender, waiting_bytes: waiting_bytes.clone() };
+    (sink, Events { queue: receiver, waiting_bytes })
 }
 
 impl EventSink {
@@ -335,23 +256,13 @@ impl Events {
 }
 
 #[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    reason = "a failure here is a failure of the test"
-)]
+#[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 mod tests {
     use super::*;
     use serde_json::json;
 
     fn event(name: &str, data: Value) -> Event {
-        Event::new(
-            name.into(),
-            data,
-            Timestamp {
-                seconds: 1,
-                microseconds: 2,
-            },
-        )
+        Event::new(name.into(), data, Timestamp { seconds: 1, microseconds: 2 })
     }
 
     #[test]
@@ -359,10 +270,7 @@ mod tests {
         let data = json!({"device": "j", "len": 5, "offset": 5, "speed": 0, "type": "mirror",
                           "error": "Input/output error", "of-tomorrow": {}});
         let kind = event("BLOCK_JOB_COMPLETED", data).kind;
-        let EventKind::BlockJobCompleted {
-            error: Some(error), ..
-        } = kind
-        else {
+        let EventKind::BlockJobCompleted { error: Some(error), .. } = kind else {
             panic!("{kind:?}");
         };
         assert_eq!(error, "Input/output error");
@@ -371,14 +279,8 @@ mod tests {
     #[test]
     fn unknown_or_maimed_events_are_kept_as_they_are() {
         let odd = event("BLOCK_JOB_READY", json!({"device": 5}));
-        assert_eq!(
-            (odd.kind, odd.data),
-            (EventKind::Other, json!({"device": 5}))
-        );
-        assert_eq!(
-            event("RTC_CHANGE", json!({"offset": 1})).kind,
-            EventKind::Other
-        );
+        assert_eq!((odd.kind, odd.data), (EventKind::Other, json!({"device": 5})));
+        assert_eq!(event("RTC_CHANGE", json!({"offset": 1})).kind, EventKind::Other);
         assert_eq!(event("STOP", Value::Null).kind, EventKind::Stop);
         assert_eq!(event("SHUTDOWN", Value::Null).kind, EventKind::Other);
     }

@@ -1,9 +1,7 @@
 //! What of vmferry is still inside a QEMU: the proof that a clean-up was complete.
 
 use super::client::Qmp;
-use super::commands::{
-    NbdServerStart, NbdServerStop, QueryBlockExports, QueryJobs, QueryNamedBlockNodes,
-};
+use super::commands::{NbdServerStart, NbdServerStop, QueryBlockExports, QueryJobs, QueryNamedBlockNodes};
 use super::error::QmpError;
 use super::names;
 
@@ -38,16 +36,8 @@ pub async fn leftovers(qmp: &Qmp) -> Result<Leftovers, QmpError> {
     let nodes = qmp.execute(QueryNamedBlockNodes { flat: true }).await?;
     Ok(Leftovers {
         jobs: jobs.into_iter().map(|job| job.id).filter(ours).collect(),
-        exports: exports
-            .into_iter()
-            .map(|export| export.id)
-            .filter(ours)
-            .collect(),
-        nodes: nodes
-            .into_iter()
-            .map(|node| node.node_name)
-            .filter(ours)
-            .collect(),
+        exports: exports.into_iter().map(|export| export.id).filter(ours).collect(),
+        nodes: nodes.into_iter().map(|node| node.node_name).filter(ours).collect(),
         nbd_server: nbd_server_runs(qmp).await?,
     })
 }
@@ -55,10 +45,7 @@ pub async fn leftovers(qmp: &Qmp) -> Result<Leftovers, QmpError> {
 /// QEMU has no query for this. It looks for a running server before it looks for the socket, so
 /// to start one on a descriptor that isn't there answers the question and changes nothing.
 async fn nbd_server_runs(qmp: &Qmp) -> Result<bool, QmpError> {
-    match qmp
-        .execute(NbdServerStart::on_fd(names::ABSENT_FDNAME))
-        .await
-    {
+    match qmp.execute(NbdServerStart::on_fd(names::ABSENT_FDNAME)).await {
         Err(error) if error.is_nbd_server_already_running() => Ok(true),
         Err(error) if error.is_not_found_fd() => Ok(false),
         Err(error) => Err(error),

@@ -19,8 +19,8 @@ mod wire;
 
 pub use abilities::Abilities;
 pub use cleanup::{
-    CleanupReport, DestinationLeftovers, NotCleaned, Remainder, SourceLeftovers,
-    destination_cleanup, source_cleanup,
+    CleanupReport, DestinationLeftovers, NotCleaned, Remainder, SourceLeftovers, destination_cleanup,
+    source_cleanup,
 };
 pub use client::{COMMAND_DEADLINE, COMMAND_QUEUE_MAX, Command, Qmp};
 pub use commands::*;

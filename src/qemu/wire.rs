@@ -87,36 +87,20 @@ impl Message {
             return Ok(Self::Reply { id, outcome });
         }
         let greets = object.contains_key("QMP");
-        Ok(if greets {
-            Self::Greeting
-        } else {
-            Self::Unknown
-        })
+        Ok(if greets { Self::Greeting } else { Self::Unknown })
     }
 }
 
 fn failure(error: &Value) -> Outcome {
-    let text = |key| {
-        error
-            .get(key)
-            .and_then(Value::as_str)
-            .unwrap_or("?")
-            .to_owned()
-    };
-    Outcome::Error {
-        class: text("class"),
-        desc: text("desc"),
-    }
+    let text = |key| error.get(key).and_then(Value::as_str).unwrap_or("?").to_owned();
+    Outcome::Error { class: text("class"), desc: text("desc") }
 }
 
 fn event(name: String, mut object: Map<String, Value>) -> Event {
     let timestamp = object
         .remove("timestamp")
         .and_then(|stamp| serde_json::from_value(stamp).ok())
-        .unwrap_or(Timestamp {
-            seconds: 0,
-            microseconds: 0,
-        });
+        .unwrap_or(Timestamp { seconds: 0, microseconds: 0 });
     let data = object.remove("data").unwrap_or(Value::Null);
     Event::new(name, data, timestamp)
 }
@@ -135,10 +119,7 @@ pub(super) fn command_line(name: &str, id: u64, arguments: Value) -> Vec<u8> {
 }
 
 #[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    reason = "a failure here is a failure of the test"
-)]
+#[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 mod tests {
     use super::*;
 
@@ -166,10 +147,7 @@ mod tests {
 
     #[test]
     fn commands_without_arguments_have_none_on_the_wire() {
-        assert_eq!(
-            command_line("stop", 7, Value::Null),
-            b"{\"execute\":\"stop\",\"id\":7}\n"
-        );
+        assert_eq!(command_line("stop", 7, Value::Null), b"{\"execute\":\"stop\",\"id\":7}\n");
         assert!(command_line("x", 1, serde_json::json!({})).ends_with(b"\"id\":1}\n"));
     }
 
@@ -179,10 +157,7 @@ mod tests {
         assert!(matches!(parse("{}"), Ok(Message::Unknown)));
         assert!(matches!(parse(r#"{"event":5}"#), Ok(Message::Unknown)));
         let nameless = r#"{"error":{"class":7},"id":"text"}"#;
-        assert!(matches!(
-            parse(nameless),
-            Ok(Message::Reply { id: None, .. })
-        ));
+        assert!(matches!(parse(nameless), Ok(Message::Reply { id: None, .. })));
         for garbage in ["[]", "null", "{\"a\":", "\u{0}", "{\"event\":\"X\"} x"] {
             assert!(parse(garbage).is_err(), "{garbage:?}");
         }

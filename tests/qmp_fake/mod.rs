@@ -1,9 +1,6 @@
 //! A QMP server that does on demand what a real QEMU can't be made to do. Each test brings its
 //! script; the server runs it in a thread with blocking sockets and its own time limit.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a failure here is a failure of the test"
-)]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
@@ -49,20 +46,14 @@ fn path(folder: &Path) -> PathBuf {
 }
 
 /// Serves one client by this script.
-pub(crate) fn serve<T: Send + 'static>(
-    script: impl FnOnce(Fake) -> T + Send + 'static,
-) -> Served<T> {
+pub(crate) fn serve<T: Send + 'static>(script: impl FnOnce(Fake) -> T + Send + 'static) -> Served<T> {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(path(folder.path())).unwrap();
     let thread = std::thread::spawn(move || {
         let (socket, _) = listener.accept().unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
-        script(Fake {
-            socket,
-            bytes: Vec::new(),
-            fds: VecDeque::new(),
-        })
+        script(Fake { socket, bytes: Vec::new(), fds: VecDeque::new() })
     });
     Served { folder, thread }
 }

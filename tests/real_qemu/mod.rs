@@ -1,10 +1,6 @@
 //! Real QEMU processes for tests: no guest, paused, a monitor and disks. The binaries come from
 //! the environment; a test without them fails, so that nobody takes it for passed.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a failure here is a failure of the test"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failure of the test")]
 
 pub(crate) mod pair;
 
@@ -35,12 +31,7 @@ pub(crate) fn binary(variable: &str) -> PathBuf {
 pub(crate) fn image(folder: &Path, name: &str, size: u64, pattern: &[u8]) -> PathBuf {
     let path = folder.join(name);
     std::fs::write(&path, pattern).unwrap();
-    File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(size)
-        .unwrap();
+    File::options().write(true).open(&path).unwrap().set_len(size).unwrap();
     path
 }
 
@@ -59,20 +50,10 @@ impl Machine {
         let monitor = folder.join(format!("{name}.qmp"));
         let stderr = folder.join(format!("{name}.stderr"));
         let fixed = "-nodefaults -no-user-config -display none -S -machine q35 -accel tcg -m 64";
-        let chardev = format!(
-            "socket,id=qmp,path={},server=on,wait=off",
-            monitor.display()
-        );
+        let chardev = format!("socket,id=qmp,path={},server=on,wait=off", monitor.display());
         let mut child = Command::new(binary)
             .args(fixed.split(' '))
-            .args([
-                "-name",
-                name,
-                "-chardev",
-                &chardev,
-                "-mon",
-                "chardev=qmp,mode=control",
-            ])
+            .args(["-name", name, "-chardev", &chardev, "-mon", "chardev=qmp,mode=control"])
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -93,13 +74,7 @@ impl Machine {
                 panic!("{}", std::fs::read_to_string(&stderr).unwrap());
             }
         };
-        Self {
-            qmp,
-            events,
-            monitor,
-            stderr,
-            child,
-        }
+        Self { qmp, events, monitor, stderr, child }
     }
 
     /// The next event that the test is interested in.
@@ -116,10 +91,7 @@ impl Machine {
         };
         match timeout(PATIENCE, search).await {
             Ok(Some(event)) => event,
-            end => panic!(
-                "no such event ({end:?}) after {seen:#?}; {}",
-                self.complaints()
-            ),
+            end => panic!("no such event ({end:?}) after {seen:#?}; {}", self.complaints()),
         }
     }
 
@@ -143,11 +115,7 @@ pub(crate) fn nameless_listener(folder: &Path) -> (OwnedFd, File) {
     let path = folder.join("nbd.sock");
     let listener = UnixListener::bind(&path).unwrap();
     let o_path = nix::fcntl::OFlag::O_PATH.bits();
-    let handle = File::options()
-        .read(true)
-        .custom_flags(o_path)
-        .open(&path)
-        .unwrap();
+    let handle = File::options().read(true).custom_flags(o_path).open(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     (listener.into(), handle)
 }

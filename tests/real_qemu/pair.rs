@@ -1,9 +1,6 @@
 //! Two QEMUs and the steps of a migration between them, without an agent: the streams connect
 //! them directly.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a failure here is a failure of the test"
-)]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 
 use super::{Machine, PATIENCE, binary, connect, image, nameless_listener};
 use std::fs::File;
@@ -23,10 +20,7 @@ pub(crate) fn drive(image: &Path) -> Vec<String> {
 /// Arguments for disks `disk0`... on nodes `n0`...
 pub(crate) fn drives(images: &[PathBuf]) -> Vec<String> {
     let one = |(number, image): (usize, &PathBuf)| {
-        let file = format!(
-            "file.driver=file,file.filename={},discard=unmap",
-            image.display()
-        );
+        let file = format!("file.driver=file,file.filename={},discard=unmap", image.display());
         let node = format!("raw,node-name=n{number},{file}");
         let device = format!("virtio-blk-pci,id=disk{number},drive=n{number}");
         ["-blockdev".to_owned(), node, "-device".to_owned(), device]
@@ -64,23 +58,11 @@ impl Pair {
             ..SourceLeftovers::default()
         };
         let at_destination = DestinationLeftovers::default();
-        Self {
-            folder,
-            binary,
-            source,
-            destination,
-            disks,
-            listener: None,
-            at_source,
-            at_destination,
-        }
+        Self { folder, binary, source, destination, disks, listener: None, at_source, at_destination }
     }
 
     pub(crate) async fn destination(binary: &Path, folder: &Path) -> Machine {
-        let images = [
-            image(folder, "d0", 8 * MIB, b"rubbish"),
-            image(folder, "d1", 64 * MIB, &[0x55; 4096]),
-        ];
+        let images = [image(folder, "d0", 8 * MIB, b"rubbish"), image(folder, "d1", 64 * MIB, &[0x55; 4096])];
         let mut arguments = drives(&images);
         arguments.extend(["-incoming".to_owned(), "defer".to_owned()]);
         let machine = Machine::start(binary, folder, "destination", &arguments).await;
@@ -92,27 +74,16 @@ impl Pair {
     pub(crate) async fn export(&mut self) {
         let qmp = &self.destination.qmp;
         let (listener, handle) = nameless_listener(self.folder.path());
-        self.at_destination
-            .fdnames
-            .push(names::NBD_LISTEN_FDNAME.into());
+        self.at_destination.fdnames.push(names::NBD_LISTEN_FDNAME.into());
         qmp.getfd(names::NBD_LISTEN_FDNAME, listener).await.unwrap();
         self.at_destination.nbd_server = true;
-        qmp.execute(NbdServerStart::on_fd(names::NBD_LISTEN_FDNAME))
-            .await
-            .unwrap();
+        qmp.execute(NbdServerStart::on_fd(names::NBD_LISTEN_FDNAME)).await.unwrap();
         self.listener = Some(handle);
         for disk in disks(qmp).await.unwrap() {
             let id = names::export_id(&disk.name);
             self.at_destination.exports.push(id.clone());
             let (node_name, name) = (disk.node_name, disk.name);
-            qmp.execute(BlockExportAdd {
-                id,
-                node_name,
-                name,
-                writable: true,
-            })
-            .await
-            .unwrap();
+            qmp.execute(BlockExportAdd { id, node_name, name, writable: true }).await.unwrap();
         }
     }
 
@@ -132,20 +103,14 @@ impl Pair {
             self.at_source.jobs.push(job.clone());
             let sync = MirrorSyncMode::Full;
             let mirror = BlockdevMirror::new(&job, &disk.node_name, &node, sync);
-            self.source
-                .qmp
-                .execute(BlockdevMirror { speed, ..mirror })
-                .await
-                .unwrap();
+            self.source.qmp.execute(BlockdevMirror { speed, ..mirror }).await.unwrap();
         }
         streams
     }
 
     pub(crate) async fn all_ready(&mut self) {
         for _ in 0..self.disks.len() {
-            self.source
-                .event(|kind| matches!(kind, EventKind::BlockJobReady { .. }))
-                .await;
+            self.source.event(|kind| matches!(kind, EventKind::BlockJobReady { .. })).await;
         }
         for job in self.source.qmp.execute(QueryBlockJobs).await.unwrap() {
             assert!(job.ready && job.error.is_none(), "{job:?}");
@@ -160,53 +125,30 @@ impl Pair {
         source.execute(on).await.unwrap();
         let on = MigrateSetCapabilities::on(&NEW_CAPABILITIES[..2]);
         destination.execute(on).await.unwrap();
-        let limits = MigrationParameters {
-            downtime_limit: Some(123),
-            ..Default::default()
-        };
+        let limits = MigrationParameters { downtime_limit: Some(123), ..Default::default() };
         source.execute(MigrateSetParameters(limits)).await.unwrap();
         self.at_source.fdnames.push(names::RAM_FDNAME.into());
         self.at_destination.fdnames.push(names::RAM_FDNAME.into());
         source.getfd(names::RAM_FDNAME, one.into()).await.unwrap();
-        destination
-            .getfd(names::RAM_FDNAME, other.into())
-            .await
-            .unwrap();
-        destination
-            .execute(MigrateIncoming::from_fd(names::RAM_FDNAME))
-            .await
-            .unwrap();
-        source
-            .execute(Migrate::to_fd(names::RAM_FDNAME))
-            .await
-            .unwrap();
-        self.source
-            .event(|kind| is_status(kind, MigrationStatus::PreSwitchover))
-            .await;
+        destination.getfd(names::RAM_FDNAME, other.into()).await.unwrap();
+        destination.execute(MigrateIncoming::from_fd(names::RAM_FDNAME)).await.unwrap();
+        source.execute(Migrate::to_fd(names::RAM_FDNAME)).await.unwrap();
+        self.source.event(|kind| is_status(kind, MigrationStatus::PreSwitchover)).await;
         let migration = self.source.qmp.execute(QueryMigrate).await.unwrap();
         assert!(migration.status.is_live() && !migration.status.is_terminal());
         let ram = migration.ram.unwrap();
-        assert!(
-            ram.total >= 64 * MIB && ram.duplicate + ram.normal > 0,
-            "{ram:?}"
-        );
+        assert!(ram.total >= 64 * MIB && ram.duplicate + ram.normal > 0, "{ram:?}");
     }
 
     /// Ends the mirrors in the good way, and the NBD server.
     pub(crate) async fn finish_mirrors(&mut self) {
         for job in &self.at_source.jobs {
-            let cancel = BlockJobCancel {
-                device: job.clone(),
-                force: false,
-            };
+            let cancel = BlockJobCancel { device: job.clone(), force: false };
             self.source.qmp.execute(cancel).await.unwrap();
         }
         for _ in 0..self.at_source.jobs.len() {
             let end = |kind: &EventKind| {
-                matches!(
-                    kind,
-                    EventKind::BlockJobCompleted { .. } | EventKind::BlockJobCancelled { .. }
-                )
+                matches!(kind, EventKind::BlockJobCompleted { .. } | EventKind::BlockJobCancelled { .. })
             };
             let end = self.source.event(end).await.kind;
             let good = matches!(&end, EventKind::BlockJobCompleted { error: None, .. });
@@ -223,61 +165,30 @@ impl Pair {
     }
 
     pub(crate) async fn switch_over(&mut self) {
-        self.source
-            .qmp
-            .execute(MigrateContinue::from_pre_switchover())
-            .await
-            .unwrap();
-        self.source
-            .event(|kind| is_status(kind, MigrationStatus::Completed))
-            .await;
-        self.destination
-            .event(|kind| is_status(kind, MigrationStatus::Completed))
-            .await;
+        self.source.qmp.execute(MigrateContinue::from_pre_switchover()).await.unwrap();
+        self.source.event(|kind| is_status(kind, MigrationStatus::Completed)).await;
+        self.destination.event(|kind| is_status(kind, MigrationStatus::Completed)).await;
         // QEMU 10.0 can say `completed` a moment before the state of the guest follows.
         let state = async || self.source.qmp.execute(QueryStatus).await.unwrap().status;
         let settled = async { while state().await == RunState::FinishMigrate {} };
         tokio::time::timeout(PATIENCE, settled).await.unwrap();
         assert_eq!(state().await, RunState::PostMigrate);
         self.destination.qmp.execute(Cont).await.unwrap();
-        self.destination
-            .event(|kind| *kind == EventKind::Resume)
-            .await;
-        assert!(
-            self.destination
-                .qmp
-                .execute(QueryStatus)
-                .await
-                .unwrap()
-                .running
-        );
+        self.destination.event(|kind| *kind == EventKind::Resume).await;
+        assert!(self.destination.qmp.execute(QueryStatus).await.unwrap().running);
     }
 
     /// Cleans both sides twice: the second time there is nothing to do, and that is no error.
     pub(crate) async fn clean(&self, guest: RunState) {
         for _ in 0..2 {
             let report = source_cleanup(&self.source.qmp, &self.at_source).await;
-            assert!(
-                report.is_clean(),
-                "{report:#?} {}",
-                self.source.complaints()
-            );
+            assert!(report.is_clean(), "{report:#?} {}", self.source.complaints());
             assert_eq!(report.guest, Some(guest.clone()));
         }
         assert!(leftovers(&self.source.qmp).await.unwrap().is_empty());
-        let now = self
-            .source
-            .qmp
-            .execute(QueryMigrateCapabilities)
-            .await
-            .unwrap();
+        let now = self.source.qmp.execute(QueryMigrateCapabilities).await.unwrap();
         assert_eq!(now, self.at_source.capabilities_before);
-        let now = self
-            .source
-            .qmp
-            .execute(QueryMigrateParameters)
-            .await
-            .unwrap();
+        let now = self.source.qmp.execute(QueryMigrateParameters).await.unwrap();
         assert_eq!(Some(now), self.at_source.parameters_before);
         if !self.destination.qmp.is_closed() {
             self.clean_destination().await;
@@ -287,19 +198,14 @@ impl Pair {
     pub(crate) async fn clean_destination(&self) {
         for _ in 0..2 {
             let report = destination_cleanup(&self.destination.qmp, &self.at_destination).await;
-            assert!(
-                report.is_clean(),
-                "{report:#?} {}",
-                self.destination.complaints()
-            );
+            assert!(report.is_clean(), "{report:#?} {}", self.destination.complaints());
         }
         assert!(leftovers(&self.destination.qmp).await.unwrap().is_empty());
     }
 
     pub(crate) fn assert_same_disks(&self) {
         for number in 0..2 {
-            let read =
-                |side| std::fs::read(self.folder.path().join(format!("{side}{number}"))).unwrap();
+            let read = |side| std::fs::read(self.folder.path().join(format!("{side}{number}"))).unwrap();
             assert!(read("s") == read("d"), "disk{number} differs");
         }
     }

@@ -17,10 +17,7 @@ fn spoil(named: &str, spoil: impl FnOnce(&mut TlsPaths)) -> TlsError {
     Tls::load(&paths, Aead::Auto).expect("the files are good before they are spoiled");
     spoil(&mut paths);
     let error = Tls::load(&paths, Aead::Auto).expect_err("spoiled files were accepted");
-    assert!(
-        error.to_string().contains(named),
-        "{error} does not name {named}"
-    );
+    assert!(error.to_string().contains(named), "{error} does not name {named}");
     error
 }
 
@@ -40,72 +37,27 @@ fn cat(into: &Path, more: &str) {
 fn a_key_that_others_may_read_is_refused() {
     for mode in [0o644, 0o640, 0o604, 0o660] {
         let error = spoil("key.pem", |p| chmod(&p.key, mode));
-        assert!(
-            matches!(&error, TlsError::KeyExposed { mode: m, .. } if *m == mode),
-            "{error}"
-        );
+        assert!(matches!(&error, TlsError::KeyExposed { mode: m, .. } if *m == mode), "{error}");
         assert!(error.to_string().contains("chmod 600"), "{error}");
     }
 }
 
 #[test]
 fn missing_mixed_up_and_damaged_files_are_told_apart() {
-    let e = spoil("nowhere.pem", |p| {
-        p.cert = p.cert.with_file_name("nowhere.pem")
-    });
-    assert!(
-        matches!(
-            e,
-            TlsError::Unreadable {
-                what: "certificate",
-                ..
-            }
-        ),
-        "{e}"
-    );
+    let e = spoil("nowhere.pem", |p| p.cert = p.cert.with_file_name("nowhere.pem"));
+    assert!(matches!(e, TlsError::Unreadable { what: "certificate", .. }), "{e}");
     let e = spoil("key.pem", |p| p.cert.clone_from(&p.key));
-    assert!(
-        matches!(
-            e,
-            TlsError::NotPem {
-                what: "certificate",
-                ..
-            }
-        ),
-        "{e}"
-    );
+    assert!(matches!(e, TlsError::NotPem { what: "certificate", .. }), "{e}");
     let e = spoil("cert.pem", |p| {
         chmod(&p.cert, 0o600);
         p.key.clone_from(&p.cert);
     });
-    assert!(
-        matches!(
-            e,
-            TlsError::NotPem {
-                what: "private key",
-                ..
-            }
-        ),
-        "{e}"
-    );
+    assert!(matches!(e, TlsError::NotPem { what: "private key", .. }), "{e}");
     let e = spoil("ca-cert.pem", |p| fs::write(&p.ca, "not PEM").unwrap());
-    assert!(
-        matches!(
-            e,
-            TlsError::NotPem {
-                what: "CA certificate",
-                ..
-            }
-        ),
-        "{e}"
-    );
-    let e = spoil("cert.pem", |p| {
-        fs::write(&p.cert, pki::pem("CERTIFICATE", b"no DER")).unwrap()
-    });
+    assert!(matches!(e, TlsError::NotPem { what: "CA certificate", .. }), "{e}");
+    let e = spoil("cert.pem", |p| fs::write(&p.cert, pki::pem("CERTIFICATE", b"no DER")).unwrap());
     assert!(matches!(e, TlsError::Undecodable { .. }), "{e}");
-    let e = spoil("key.pem", |p| {
-        fs::write(&p.key, pki::pem("PRIVATE KEY", b"no DER")).unwrap()
-    });
+    let e = spoil("key.pem", |p| fs::write(&p.key, pki::pem("PRIVATE KEY", b"no DER")).unwrap());
     assert!(matches!(e, TlsError::KeyUnusable { .. }), "{e}");
 }
 
@@ -116,22 +68,16 @@ fn a_fifo_or_a_folder_does_not_hang_the_agent() {
         nix::unistd::mkfifo(&p.cert, nix::sys::stat::Mode::S_IRWXU).unwrap();
     });
     assert!(matches!(e, TlsError::NotAFile { .. }), "{e}");
-    let e = spoil("the certificate", |p| {
-        p.cert = p.cert.parent().unwrap().to_owned()
-    });
+    let e = spoil("the certificate", |p| p.cert = p.cert.parent().unwrap().to_owned());
     assert!(matches!(e, TlsError::NotAFile { .. }), "{e}");
 }
 
 #[test]
 fn key_certificate_and_ca_must_belong_together() {
     let ca = Ca::new("ca");
-    let e = spoil("key.pem", |p| {
-        fs::write(&p.key, ca.host("alpha").key.serialize_pem()).unwrap()
-    });
+    let e = spoil("key.pem", |p| fs::write(&p.key, ca.host("alpha").key.serialize_pem()).unwrap());
     assert!(matches!(e, TlsError::KeyMismatch { .. }), "{e}");
-    let e = spoil("ca-cert.pem", |p| {
-        fs::write(&p.ca, pki::pem("CERTIFICATE", &ca.cert)).unwrap()
-    });
+    let e = spoil("ca-cert.pem", |p| fs::write(&p.ca, pki::pem("CERTIFICATE", &ca.cert)).unwrap());
     assert!(matches!(e, TlsError::NotIssuedByCa { .. }), "{e}");
     let e = spoil("cert.pem", |p| p.ca.clone_from(&p.cert));
     assert!(matches!(e, TlsError::NotACa { .. }), "{e}");
@@ -144,27 +90,9 @@ fn own_dates_names_and_purposes_are_checked() {
     let e = issued(|w| w.from_days = 2);
     assert!(matches!(e, TlsError::NotYetValid { .. }), "{e}");
     let e = issued(|w| w.purposes = vec![Purpose::ServerAuth]);
-    assert!(
-        matches!(
-            e,
-            TlsError::WrongPurpose {
-                missing: "the client's role",
-                ..
-            }
-        ),
-        "{e}"
-    );
+    assert!(matches!(e, TlsError::WrongPurpose { missing: "the client's role", .. }), "{e}");
     let e = issued(|w| w.purposes = vec![Purpose::ClientAuth]);
-    assert!(
-        matches!(
-            e,
-            TlsError::WrongPurpose {
-                missing: "the server's role",
-                ..
-            }
-        ),
-        "{e}"
-    );
+    assert!(matches!(e, TlsError::WrongPurpose { missing: "the server's role", .. }), "{e}");
     let e = issued(|w| w.sans.clear());
     assert!(matches!(e, TlsError::NoIdentity { .. }), "{e}");
     let e = issued(|w| w.sans.push(dns("second")));
@@ -176,20 +104,14 @@ fn an_expired_ca_is_left_out_and_alone_it_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let (old, ca) = (Ca::valid("old", -9, -1), Ca::new("ca"));
     let e = load(dir.path(), &old.cert, &old.host("alpha")).expect_err("trusts a dead CA");
-    assert!(
-        matches!(&e, TlsError::Expired { path, .. } if path.ends_with("ca-cert.pem")),
-        "{e}"
-    );
+    assert!(matches!(&e, TlsError::Expired { path, .. } if path.ends_with("ca-cert.pem")), "{e}");
 
     let paths = pki::write(dir.path(), &ca.cert, &ca.host("alpha"));
     cat(&paths.ca, &pki::pem("CERTIFICATE", &old.cert));
     let tls = Tls::load(&paths, Aead::Auto).unwrap();
     let of_old = [old.host("bravo").cert];
     let role = vmferry::net::tls::PeerRole::Server;
-    assert!(
-        tls.reverify(&of_old, role, &"bravo".parse().unwrap())
-            .is_err()
-    );
+    assert!(tls.reverify(&of_old, role, &"bravo".parse().unwrap()).is_err());
 }
 
 #[test]
@@ -206,14 +128,5 @@ fn revocation_lists_must_be_current_and_ours() {
     let e = fails(&pki::pem("X509 CRL", b"no DER"));
     assert!(matches!(e, TlsError::BadCrl { .. }), "{e}");
     let e = fails("empty");
-    assert!(
-        matches!(
-            e,
-            TlsError::NotPem {
-                what: "revocation list",
-                ..
-            }
-        ),
-        "{e}"
-    );
+    assert!(matches!(e, TlsError::NotPem { what: "revocation list", .. }), "{e}");
 }

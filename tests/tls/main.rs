@@ -18,8 +18,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use vmferry::net::handshake::{
-    HANDSHAKE_DEADLINE, HandshakeError, HandshakeFailure as F, Refusal, accept,
-    classify_handshake_error, connect,
+    HANDSHAKE_DEADLINE, HandshakeError, HandshakeFailure as F, Refusal, accept, classify_handshake_error,
+    connect,
 };
 use vmferry::net::identity::Identity;
 use vmferry::net::tls::{ALPN, Aead, PeerRole, Tls};
@@ -75,15 +75,8 @@ async fn dial_raw(address: std::net::SocketAddr, config: ClientConfig, name: &st
 /// Our acceptor against a client with this certificate: (acceptor's, dialer's) outcome.
 async fn meet_client(tls: &Tls, client: ClientConfig) -> (Outcome<Identity>, Outcome<()>) {
     let (listener, address) = listen().await;
-    let both = async {
-        tokio::join!(
-            accept_once(&listener, tls),
-            dial_raw(address, client, "bravo")
-        )
-    };
-    tokio::time::timeout(PATIENCE, both)
-        .await
-        .expect("the handshake hangs")
+    let both = async { tokio::join!(accept_once(&listener, tls), dial_raw(address, client, "bravo")) };
+    tokio::time::timeout(PATIENCE, both).await.expect("the handshake hangs")
 }
 
 /// Our dialer against a server with these settings: (dialer's, acceptor's) outcome.
@@ -98,17 +91,13 @@ async fn meet_server(tls: &Tls, server: ServerConfig, peer: &str) -> (Outcome<()
     };
     let dial = async {
         let socket = TcpStream::connect(address).await.unwrap();
-        let mut stream = connect(tls, socket, &id(peer), PATIENCE)
-            .await
-            .map_err(failure)?;
+        let mut stream = connect(tls, socket, &id(peer), PATIENCE).await.map_err(failure)?;
         stream.read_u8().await.map_err(classify)?;
         stream.write_all(b"k").await.map_err(classify)?;
         stream.shutdown().await.map_err(classify)
     };
     let both = async { tokio::join!(dial, serve) };
-    tokio::time::timeout(PATIENCE, both)
-        .await
-        .expect("the handshake hangs")
+    tokio::time::timeout(PATIENCE, both).await.expect("the handshake hangs")
 }
 
 fn spoiled(name: &str, spoil: impl FnOnce(&mut Wish)) -> Wish {
@@ -125,40 +114,25 @@ async fn two_agents_shake_hands_whatever_library_seals() {
         let paths = pki::write(&dir.path().join(name), &ca.cert, &ca.host(name));
         Tls::load(&paths, aead).unwrap()
     };
-    for (ours, theirs) in [
-        (Aead::Ring, Aead::AwsLc),
-        (Aead::AwsLc, Aead::Ring),
-        (Aead::Auto, Aead::Auto),
-    ] {
+    for (ours, theirs) in [(Aead::Ring, Aead::AwsLc), (Aead::AwsLc, Aead::Ring), (Aead::Auto, Aead::Auto)] {
         let (alpha, bravo) = (load("Alpha", ours), load("bravo", theirs));
         let (listener, address) = listen().await;
         // Twice: the second must be as full a handshake as the first.
         for round in 0..2 {
             let dial = async {
                 let socket = TcpStream::connect(address).await.unwrap();
-                let mut stream = connect(&alpha, socket, &id("bravo"), HANDSHAKE_DEADLINE)
-                    .await
-                    .unwrap();
+                let mut stream = connect(&alpha, socket, &id("bravo"), HANDSHAKE_DEADLINE).await.unwrap();
                 assert_eq!(stream.read_u8().await.unwrap(), b'k');
                 let state = stream.get_ref().1;
                 let group = state.negotiated_key_exchange_group().unwrap().name();
-                (
-                    state.handshake_kind(),
-                    group,
-                    state.negotiated_cipher_suite().unwrap().suite(),
-                )
+                (state.handshake_kind(), group, state.negotiated_cipher_suite().unwrap().suite())
             };
-            let (accepted, (kind, group, suite)) =
-                tokio::join!(accept_once(&listener, &bravo), dial);
+            let (accepted, (kind, group, suite)) = tokio::join!(accept_once(&listener, &bravo), dial);
             let context = format!("{ours} to {theirs}, round {round}");
             assert_eq!(accepted, Ok(id("alpha")), "{context}");
             assert_eq!(kind, Some(HandshakeKind::Full), "{context}");
             assert_eq!(group, NamedGroup::X25519MLKEM768, "{context}");
-            assert_eq!(
-                suite,
-                rustls::CipherSuite::TLS13_AES_128_GCM_SHA256,
-                "{context}"
-            );
+            assert_eq!(suite, rustls::CipherSuite::TLS13_AES_128_GCM_SHA256, "{context}");
         }
     }
 }
@@ -168,41 +142,19 @@ async fn a_bad_client_is_refused_and_told_so() {
     let (ca, other, twin) = (Ca::new("ca"), Ca::new("other"), Ca::new("ca"));
     let bravo = agent_with_crl(&ca, "bravo", &ca.crl(&[99], 10)).unwrap();
     let cases: Vec<(&str, Host, F, Refusal)> = vec![
-        (
-            "other CA",
-            other.host("alpha"),
-            F::UnknownCa,
-            Refusal::UnknownCa,
-        ),
-        (
-            "other CA of the same name",
-            twin.host("alpha"),
-            F::BadSignature,
-            Refusal::BadSignature,
-        ),
+        ("other CA", other.host("alpha"), F::UnknownCa, Refusal::UnknownCa),
+        ("other CA of the same name", twin.host("alpha"), F::BadSignature, Refusal::BadSignature),
         (
             "expired",
             ca.issue(&spoiled("alpha", |w| (w.from_days, w.to_days) = (-9, -1))),
             F::Expired,
             Refusal::Expired,
         ),
-        (
-            "not yet valid",
-            ca.issue(&spoiled("alpha", |w| w.from_days = 2)),
-            F::NotYetValid,
-            Refusal::Expired,
-        ),
-        (
-            "revoked",
-            ca.issue(&spoiled("alpha", |w| w.serial = 99)),
-            F::Revoked,
-            Refusal::Revoked,
-        ),
+        ("not yet valid", ca.issue(&spoiled("alpha", |w| w.from_days = 2)), F::NotYetValid, Refusal::Expired),
+        ("revoked", ca.issue(&spoiled("alpha", |w| w.serial = 99)), F::Revoked, Refusal::Revoked),
         (
             "server only",
-            ca.issue(&spoiled("alpha", |w| {
-                w.purposes = vec![Purpose::ServerAuth]
-            })),
+            ca.issue(&spoiled("alpha", |w| w.purposes = vec![Purpose::ServerAuth])),
             F::WrongPurpose,
             Refusal::WrongPurpose,
         ),
@@ -212,12 +164,7 @@ async fn a_bad_client_is_refused_and_told_so() {
             F::NoIdentity,
             Refusal::BadCertificate,
         ),
-        (
-            "wildcard",
-            ca.issue(&good("*.rack.example")),
-            F::NoIdentity,
-            Refusal::BadCertificate,
-        ),
+        ("wildcard", ca.issue(&good("*.rack.example")), F::NoIdentity, Refusal::BadCertificate),
         (
             "no DNS name",
             ca.issue(&spoiled("alpha", |w| w.sans = vec![uri("vmferry:alpha")])),
@@ -267,10 +214,7 @@ async fn one_name_picked_among_several_is_an_identity() {
         w.sans.push(uri("https://elsewhere.example/"));
     }));
     let client = raw_client(&ca, Some(&shared), &[ALPN]);
-    assert_eq!(
-        meet_client(&bravo, client).await,
-        (Ok(id("alpha.example")), Ok(()))
-    );
+    assert_eq!(meet_client(&bravo, client).await, (Ok(id("alpha.example")), Ok(())));
 }
 
 #[tokio::test]
@@ -280,75 +224,34 @@ async fn a_bad_server_is_refused_and_told_so() {
     let two = |w: &mut Wish| w.sans.push(dns("other"));
     let picks_other = |w: &mut Wish| w.sans.extend([dns("other"), uri("vmferry:other")]);
     let cases: Vec<(&str, Host, F, Refusal)> = vec![
-        (
-            "other CA",
-            other.host("bravo"),
-            F::UnknownCa,
-            Refusal::UnknownCa,
-        ),
-        (
-            "other CA of the same name",
-            twin.host("bravo"),
-            F::BadSignature,
-            Refusal::BadSignature,
-        ),
+        ("other CA", other.host("bravo"), F::UnknownCa, Refusal::UnknownCa),
+        ("other CA of the same name", twin.host("bravo"), F::BadSignature, Refusal::BadSignature),
         (
             "expired",
             ca.issue(&spoiled("bravo", |w| (w.from_days, w.to_days) = (-9, -1))),
             F::Expired,
             Refusal::Expired,
         ),
-        (
-            "not yet valid",
-            ca.issue(&spoiled("bravo", |w| w.from_days = 2)),
-            F::NotYetValid,
-            Refusal::Expired,
-        ),
-        (
-            "revoked",
-            ca.issue(&spoiled("bravo", |w| w.serial = 99)),
-            F::Revoked,
-            Refusal::Revoked,
-        ),
+        ("not yet valid", ca.issue(&spoiled("bravo", |w| w.from_days = 2)), F::NotYetValid, Refusal::Expired),
+        ("revoked", ca.issue(&spoiled("bravo", |w| w.serial = 99)), F::Revoked, Refusal::Revoked),
         (
             "client only",
-            ca.issue(&spoiled("bravo", |w| {
-                w.purposes = vec![Purpose::ClientAuth]
-            })),
+            ca.issue(&spoiled("bravo", |w| w.purposes = vec![Purpose::ClientAuth])),
             F::WrongPurpose,
             Refusal::WrongPurpose,
         ),
-        (
-            "wrong name",
-            ca.host("charlie"),
-            F::WrongIdentity,
-            Refusal::BadCertificate,
-        ),
-        (
-            "two names",
-            ca.issue(&spoiled("bravo", two)),
-            F::NoIdentity,
-            Refusal::BadCertificate,
-        ),
+        ("wrong name", ca.host("charlie"), F::WrongIdentity, Refusal::BadCertificate),
+        ("two names", ca.issue(&spoiled("bravo", two)), F::NoIdentity, Refusal::BadCertificate),
         (
             "other name picked",
             ca.issue(&spoiled("bravo", picks_other)),
             F::WrongIdentity,
             Refusal::BadCertificate,
         ),
-        (
-            "wildcard",
-            ca.issue(&good("*.rack.example")),
-            F::NoIdentity,
-            Refusal::BadCertificate,
-        ),
+        ("wildcard", ca.issue(&good("*.rack.example")), F::NoIdentity, Refusal::BadCertificate),
     ];
     for (case, host, ours, theirs) in cases {
-        let name = if case == "wildcard" {
-            "bravo.rack.example"
-        } else {
-            "bravo"
-        };
+        let name = if case == "wildcard" { "bravo.rack.example" } else { "bravo" };
         let met = meet_server(&alpha, raw_server(&ca, &host, &[ALPN]), name).await;
         assert_eq!(met, (Err(ours), refused(theirs)), "{case}");
     }
@@ -360,10 +263,7 @@ async fn a_server_of_another_protocol_is_refused() {
     let alpha = agent(&ca, "alpha");
     let host = ca.host("bravo");
     let (dialled, accepted) = meet_server(&alpha, raw_server(&ca, &host, &[b"h2"]), "bravo").await;
-    assert_eq!(
-        (dialled, accepted),
-        (refused(Refusal::BadProtocol), Err(F::BadProtocol))
-    );
+    assert_eq!((dialled, accepted), (refused(Refusal::BadProtocol), Err(F::BadProtocol)));
     let (dialled, accepted) = meet_server(&alpha, raw_server(&ca, &host, &[]), "bravo").await;
     assert_eq!((dialled, accepted), (Err(F::BadProtocol), Err(F::Closed)));
 }
@@ -377,14 +277,7 @@ async fn tls_1_2_is_refused() {
     let (listener, address) = listen().await;
     let openssl = |version: &str| {
         Command::new("openssl")
-            .args([
-                "s_client",
-                "-brief",
-                "-alpn",
-                "vmferry/1",
-                version,
-                "-connect",
-            ])
+            .args(["s_client", "-brief", "-alpn", "vmferry/1", version, "-connect"])
             .arg(address.to_string())
             .arg("-CAfile")
             .arg(&paths.ca)
@@ -400,23 +293,14 @@ async fn tls_1_2_is_refused() {
     };
     let old = openssl("-tls1_2");
     assert_eq!(accept_once(&listener, &bravo).await, Err(F::BadVersion));
-    let said = tokio::task::spawn_blocking(|| old.wait_with_output())
-        .await
-        .unwrap()
-        .unwrap();
+    let said = tokio::task::spawn_blocking(|| old.wait_with_output()).await.unwrap().unwrap();
     let words = String::from_utf8_lossy(&said.stderr);
-    assert!(
-        !said.status.success() && words.contains("alert protocol version"),
-        "{words}"
-    );
+    assert!(!said.status.success() && words.contains("alert protocol version"), "{words}");
 
     // The control: the same program with the same files gets in with TLS 1.3.
     let new = openssl("-tls1_3");
     assert_eq!(accept_once(&listener, &bravo).await, Ok(id("alpha")));
-    let said = tokio::task::spawn_blocking(|| new.wait_with_output())
-        .await
-        .unwrap()
-        .unwrap();
+    let said = tokio::task::spawn_blocking(|| new.wait_with_output()).await.unwrap().unwrap();
     let words = String::from_utf8_lossy(&said.stderr);
     assert!(words.contains("Protocol version: TLSv1.3"), "{words}");
 }
@@ -427,10 +311,7 @@ async fn garbage_silence_and_a_cut_are_told_apart() {
     let bravo = agent(&ca, "bravo");
 
     let (ours, mut theirs) = tokio::io::duplex(4096);
-    theirs
-        .write_all(b"GET / HTTP/1.1\r\nHost: bravo\r\n\r\n")
-        .await
-        .unwrap();
+    theirs.write_all(b"GET / HTTP/1.1\r\nHost: bravo\r\n\r\n").await.unwrap();
     let met = tokio::join!(accept(&bravo, ours, PATIENCE), async move {
         let mut alert = Vec::new();
         theirs.read_to_end(&mut alert).await.unwrap();
@@ -488,15 +369,8 @@ async fn the_dialled_name_stays_off_the_wire() {
     };
     let (_, hello) = tokio::join!(connect(&alpha, ours, &peer, PATIENCE), hello);
     let holds = |needle: &[u8]| hello.windows(needle.len()).any(|w| w == needle);
-    assert!(
-        holds(ALPN),
-        "this is no ClientHello of ours: {} bytes",
-        hello.len()
-    );
-    assert!(
-        !holds(peer.as_str().as_bytes()),
-        "the name is sent in clear"
-    );
+    assert!(holds(ALPN), "this is no ClientHello of ours: {} bytes", hello.len());
+    assert!(!holds(peer.as_str().as_bytes()), "the name is sent in clear");
 }
 
 #[test]
@@ -508,15 +382,9 @@ fn a_live_peer_is_judged_again_by_a_new_revocation_list() {
     let after = agent_with_crl(&ca, "alpha", &ca.crl(&[99], 10)).unwrap();
     for role in [PeerRole::Client, PeerRole::Server] {
         assert_eq!(before.reverify(&chain, role, &id("bravo")), Ok(()));
-        assert_eq!(
-            before.reverify(&chain, role, &id("alpha")),
-            Err(F::WrongIdentity)
-        );
+        assert_eq!(before.reverify(&chain, role, &id("alpha")), Err(F::WrongIdentity));
         assert_eq!(after.reverify(&chain, role, &id("bravo")), Err(F::Revoked));
-        assert_eq!(
-            after.reverify(&[], role, &id("bravo")),
-            Err(F::NoClientCertificate)
-        );
+        assert_eq!(after.reverify(&[], role, &id("bravo")), Err(F::NoClientCertificate));
     }
 }
 
@@ -555,10 +423,7 @@ fn every_failure_has_its_own_label_and_a_hint() {
         Refusal::HandshakeFailed,
         Refusal::Other,
     ];
-    let all: Vec<F> = plain
-        .into_iter()
-        .chain(refusals.map(F::RefusedByPeer))
-        .collect();
+    let all: Vec<F> = plain.into_iter().chain(refusals.map(F::RefusedByPeer)).collect();
     let labels: std::collections::BTreeSet<&str> = all.iter().map(|f| f.label()).collect();
     assert_eq!(labels.len(), all.len());
     for failure in all {

@@ -7,9 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
-    RevokedCertParams, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::crypto::aws_lc_rs;
 use rustls::server::WebPkiClientVerifier;
@@ -54,10 +53,7 @@ pub(crate) fn good(name: &str) -> Wish {
         sans: vec![dns(name)],
         from_days: -1,
         to_days: 30,
-        purposes: vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ],
+        purposes: vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
         serial: 7,
     }
 }
@@ -86,9 +82,7 @@ impl Ca {
     pub(crate) fn issue(&self, wish: &Wish) -> Host {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "ignored");
+        params.distinguished_name.push(DnType::CommonName, "ignored");
         params.subject_alt_names.clone_from(&wish.sans);
         params.extended_key_usages.clone_from(&wish.purposes);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -154,11 +148,7 @@ fn openssl_base64(bytes: &[u8]) -> String {
             text.push(if shown { digit } else { '=' });
         }
     }
-    let lines: Vec<&str> = text
-        .as_bytes()
-        .chunks(64)
-        .map(|l| std::str::from_utf8(l).unwrap())
-        .collect();
+    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|l| std::str::from_utf8(l).unwrap()).collect();
     lines.join("\n")
 }
 
@@ -213,9 +203,7 @@ pub(crate) fn raw_client(ca: &Ca, host: Option<&Host>, alpn: &[&[u8]]) -> Client
         .unwrap()
         .with_root_certificates(ca.roots());
     let mut config = match host {
-        Some(h) => builder
-            .with_client_auth_cert(vec![h.cert.clone()], key(h))
-            .unwrap(),
+        Some(h) => builder.with_client_auth_cert(vec![h.cert.clone()], key(h)).unwrap(),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
@@ -225,9 +213,7 @@ pub(crate) fn raw_client(ca: &Ca, host: Option<&Host>, alpn: &[&[u8]]) -> Client
 /// A server that checks its clients and presents whatever it is given.
 pub(crate) fn raw_server(ca: &Ca, host: &Host, alpn: &[&[u8]]) -> ServerConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(ca.roots(), provider.clone())
-        .build()
-        .unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(ca.roots(), provider.clone()).build().unwrap();
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()

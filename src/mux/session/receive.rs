@@ -67,7 +67,13 @@ impl Session {
         if self.buckets.no_op.take(now) { Ok(()) } else { Err(SessionError::Abuse("empty")) }
     }
 
-    fn on_link_frame(&mut self, now: Instant, kind: Kind, header: &Header, payload: &[u8]) -> Result<(), SessionError> {
+    fn on_link_frame(
+        &mut self,
+        now: Instant,
+        kind: Kind,
+        header: &Header,
+        payload: &[u8],
+    ) -> Result<(), SessionError> {
         if header.stream != 0 {
             return Err(SessionError::Protocol("a link frame with a stream"));
         }
@@ -116,7 +122,13 @@ impl Session {
         Ok(())
     }
 
-    fn on_session_frame(&mut self, now: Instant, kind: Kind, header: &Header, payload: &[u8]) -> Result<(), SessionError> {
+    fn on_session_frame(
+        &mut self,
+        now: Instant,
+        kind: Kind,
+        header: &Header,
+        payload: &[u8],
+    ) -> Result<(), SessionError> {
         let id = StreamId(header.stream);
         if kind == Kind::Open {
             return self.on_open(now, id, header.value, payload);
@@ -154,7 +166,13 @@ impl Session {
         }
     }
 
-    fn on_open(&mut self, now: Instant, id: StreamId, credit: u64, payload: &[u8]) -> Result<(), SessionError> {
+    fn on_open(
+        &mut self,
+        now: Instant,
+        id: StreamId,
+        credit: u64,
+        payload: &[u8],
+    ) -> Result<(), SessionError> {
         if id.0 != self.next_remote {
             return Err(SessionError::Protocol("stream numbers must rise by two"));
         }
@@ -253,7 +271,13 @@ impl Session {
         Ok(())
     }
 
-    fn on_reset(&mut self, now: Instant, id: StreamId, offset: u64, payload: &[u8]) -> Result<(), SessionError> {
+    fn on_reset(
+        &mut self,
+        now: Instant,
+        id: StreamId,
+        offset: u64,
+        payload: &[u8],
+    ) -> Result<(), SessionError> {
         self.take_end(now)?;
         let Ok(code) = <[u8; 4]>::try_from(payload) else {
             return Err(SessionError::Protocol("a malformed RESET"));

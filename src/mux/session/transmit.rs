@@ -88,7 +88,10 @@ impl Session {
     }
 
     fn control_frames(&mut self, now: Instant, batch: &mut Batch) {
-        while self.has_room(batch) && !self.scheduler.control.is_empty() && self.log_takes(CONTROL_BYTES_MAX, false) {
+        while self.has_room(batch)
+            && !self.scheduler.control.is_empty()
+            && self.log_takes(CONTROL_BYTES_MAX, false)
+        {
             let Some(id) = self.scheduler.control.pop_front() else { break };
             self.control_of(now, id, batch);
         }
@@ -129,7 +132,8 @@ impl Session {
 
     /// Urgent streams in turn; where bulk waits, they leave it half of the batch.
     fn urgent_frames(&mut self, now: Instant, batch: &mut Batch) {
-        let share = if self.scheduler.bulk_waits() { self.config.batch_bytes / 2 } else { self.config.batch_bytes };
+        let share =
+            if self.scheduler.bulk_waits() { self.config.batch_bytes / 2 } else { self.config.batch_bytes };
         while batch.len_bytes() < share && self.has_room(batch) {
             if self.scheduler.urgent.is_empty() || !self.log_takes(RECORD_BYTES, false) {
                 return;

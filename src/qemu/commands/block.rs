@@ -193,14 +193,8 @@ pub struct NbdServerStart {
 impl NbdServerStart {
     /// A server on a listening socket that was handed over under this name.
     pub fn on_fd(fdname: &str) -> Self {
-        let addr = SocketAddressLegacy::Fd {
-            str: fdname.to_owned(),
-        };
-        Self {
-            addr,
-            max_connections: None,
-            handshake_max_seconds: None,
-        }
+        let addr = SocketAddressLegacy::Fd { str: fdname.to_owned() };
+        Self { addr, max_connections: None, handshake_max_seconds: None }
     }
 }
 
@@ -273,9 +267,7 @@ impl BlockdevAdd {
     pub fn nbd_on_fd(node_name: &str, fdname: &str, export: &str) -> Self {
         Self {
             node_name: node_name.to_owned(),
-            server: SocketAddress::Fd {
-                str: fdname.to_owned(),
-            },
+            server: SocketAddress::Fd { str: fdname.to_owned() },
             export: export.to_owned(),
             discard: "unmap",
             detect_zeroes: "unmap",

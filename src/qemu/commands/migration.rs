@@ -104,13 +104,8 @@ pub struct MigrateSetCapabilities {
 impl MigrateSetCapabilities {
     /// Turns these on.
     pub fn on(names: &[&str]) -> Self {
-        let status = |name: &&str| CapabilityStatus {
-            capability: (*name).to_owned(),
-            state: true,
-        };
-        Self {
-            capabilities: names.iter().map(status).collect(),
-        }
+        let status = |name: &&str| CapabilityStatus { capability: (*name).to_owned(), state: true };
+        Self { capabilities: names.iter().map(status).collect() }
     }
 }
 
@@ -154,15 +149,9 @@ impl MigrationParameters {
                 self.avail_switchover_bandwidth,
                 now.avail_switchover_bandwidth,
             ),
-            max_postcopy_bandwidth: changed(
-                self.max_postcopy_bandwidth,
-                now.max_postcopy_bandwidth,
-            ),
+            max_postcopy_bandwidth: changed(self.max_postcopy_bandwidth, now.max_postcopy_bandwidth),
             cpu_throttle_initial: changed(self.cpu_throttle_initial, now.cpu_throttle_initial),
-            cpu_throttle_increment: changed(
-                self.cpu_throttle_increment,
-                now.cpu_throttle_increment,
-            ),
+            cpu_throttle_increment: changed(self.cpu_throttle_increment, now.cpu_throttle_increment),
             max_cpu_throttle: changed(self.max_cpu_throttle, now.max_cpu_throttle),
         }
     }
@@ -193,12 +182,7 @@ pub struct Migrate {
 impl Migrate {
     /// Into a descriptor that was handed over under this name.
     pub fn to_fd(fdname: &str) -> Self {
-        Self {
-            uri: format!("fd:{fdname}"),
-            resume: false,
-            blk: false,
-            inc: false,
-        }
+        Self { uri: format!("fd:{fdname}"), resume: false, blk: false, inc: false }
     }
 }
 
@@ -218,10 +202,7 @@ pub struct MigrateIncoming {
 impl MigrateIncoming {
     /// From a descriptor that was handed over under this name.
     pub fn from_fd(fdname: &str) -> Self {
-        Self {
-            uri: format!("fd:{fdname}"),
-            exit_on_error: None,
-        }
+        Self { uri: format!("fd:{fdname}"), exit_on_error: None }
     }
 }
 
@@ -235,8 +216,6 @@ pub struct MigrateContinue {
 impl MigrateContinue {
     /// From `pre-switchover`, the only pause there is.
     pub fn from_pre_switchover() -> Self {
-        Self {
-            state: MigrationStatus::PreSwitchover,
-        }
+        Self { state: MigrationStatus::PreSwitchover }
     }
 }
