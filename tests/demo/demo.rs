@@ -254,14 +254,13 @@ fn prove_clean(show: &mut Show, stage: &Stage) {
     show.prove("nothing left behind", || {
         proof::qemu_is_clean(&mut stage.source.qmp()?)?;
         proof::qemu_is_clean(&mut stage.destination.qmp()?)?;
-        proof::agent_is_clean(&stage.alpha, stage.idle[0] + SESSION_DESCRIPTORS)?;
-        proof::agent_is_clean(&stage.bravo, stage.idle[1] + SESSION_DESCRIPTORS)?;
+        proof::agent_is_clean(&stage.alpha, stage.idle[0])?;
+        proof::agent_is_clean(&stage.bravo, stage.idle[1])?;
         Ok("no job, export or node in QEMU, no descriptor or file of the agents".to_owned())
     });
 }
 
 /// The session may stay open for the next migration.
-const SESSION_DESCRIPTORS: usize = 1;
 
 fn summary(show: &mut Show, stage: &Stage, traffic: &Traffic) {
     show.prove("its report", || {

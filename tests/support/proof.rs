@@ -161,16 +161,24 @@ pub fn leftovers(qmp: &mut Qmp) -> Result<Vec<String>> {
     Ok(left)
 }
 
-/// That an agent is back at the descriptors it had when it was idle, and has no stray file.
+/// What a live session holds without any stream: its connection, and the three of its runtime.
+const DESCRIPTORS_PER_SESSION: usize = 4;
+
+/// The agent holds nothing but its idle descriptors and its sessions, none of which has a stream.
 pub fn agent_is_clean(agent: &Agent, idle_descriptors: usize) -> Result<()> {
     let settled = wait_for("the agent to be as it was", SETTLE_WITHIN, || {
-        let idle = agent.open_descriptors()? <= idle_descriptors;
+        let status = agent.api("/v1/status")?;
+        let sessions = field(&status, "/sessions")?.as_array().map_or(&[][..], Vec::as_slice);
+        let streams: u64 = sessions.iter().filter_map(|s| s["streams"].as_u64()).sum();
+        let allowed = idle_descriptors + DESCRIPTORS_PER_SESSION * sessions.len();
+        let idle = agent.open_descriptors()? <= allowed && streams == 0;
         Ok((idle && agent.runtime_leftovers()?.is_empty()).then_some(()))
     });
     settled.with_context(|| {
         let (open, files) = (agent.open_descriptors(), agent.runtime_leftovers());
+        let status = agent.api("/v1/status").map(|s| s["sessions"].to_string());
         format!(
-            "agent on {}: {open:?} descriptors open, {idle_descriptors} when idle; files {files:?}",
+            "agent on {}: {open:?} descriptors open, {idle_descriptors} when idle; files {files:?}; sessions {status:?}",
             agent.host().name
         )
     })
