@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::exports::NbdServer;
 use super::host::{Host, Registration, Reservation};
 use super::journal::{Journal, Past, Record, Role, Undo};
-use super::message::{Fate, Notice, Offer, Prepared, Refusal, Reply, Request, Response, Started};
+use super::message::{Asked, Fate, Notice, Offer, Prepared, Refusal, Reply, Request, Response, Started};
 use super::perform::RAM_CHANNEL;
 use super::phase::Phase;
 use super::problem::{Problem, ProblemKind, chain};
@@ -25,8 +25,9 @@ use super::{examine, plan, settle};
 use crate::config::glob_matches;
 use crate::mux::{Code, purpose};
 use crate::net::identity::Identity;
-use crate::net::message::{MessageReceiver, MessageSender};
+use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
 use crate::net::session::IncomingStream;
+use crate::net::stream::Stream;
 use crate::qemu::{
     Abilities, Cont, DestinationLeftovers, EventKind, Events, MigrateIncoming, MigrateSetCapabilities,
     MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, Stop, destination_cleanup, disks, names,
@@ -50,8 +51,10 @@ pub(crate) struct Incoming {
 /// A control stream.
 #[derive(Debug)]
 pub(crate) struct Control {
-    pub(crate) sender: MessageSender,
-    pub(crate) receiver: MessageReceiver,
+    sender: MessageSender,
+    receiver: MessageReceiver,
+    /// Of the request that is answered next.
+    number: u64,
 }
 
 /// Why the destination cannot go on.
@@ -100,7 +103,7 @@ pub(crate) async fn serve(
     mut control: Control,
     announce: impl FnOnce(ProgressSink),
 ) {
-    let request = match control.receiver.recv().await {
+    let request = match control.request().await {
         Ok(Some(request)) => request,
         Ok(None) => return,
         Err(e) => return tracing::warn!(%peer, error = chain(&e), "a control stream without a request"),
@@ -160,8 +163,22 @@ async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, mut contr
 }
 
 impl Control {
+    pub(crate) fn new(stream: Stream) -> Self {
+        let (sender, receiver) = message::split(stream);
+        Self { sender, receiver, number: 0 }
+    }
+
+    /// The next request; `None` when the source has finished. Cancelling loses nothing.
+    async fn request(&mut self) -> Result<Option<Request>, MessageError> {
+        let asked: Option<Asked> = self.receiver.recv().await?;
+        Ok(asked.map(|asked| {
+            self.number = asked.number;
+            asked.request
+        }))
+    }
+
     async fn answer(&mut self, response: Response) {
-        self.say(Reply::Response(response)).await;
+        self.say(Reply::Response { number: self.number, response }).await;
     }
 
     async fn say(&mut self, reply: Reply) {
@@ -361,7 +378,7 @@ impl Destination {
         loop {
             let request = async {
                 match control.as_mut() {
-                    Some(control) => control.receiver.recv::<Request>().await,
+                    Some(control) => control.request().await,
                     None => std::future::pending().await,
                 }
             };

@@ -88,7 +88,10 @@ fn state_problem(name: &str, status: &RunState) -> Option<Problem> {
         RunState::InMigrate => {
             "this is a QEMU that waits for a migration: move the VM from the host where it runs"
         }
-        RunState::PostMigrate => "it has already been moved away: end this QEMU",
+        RunState::PostMigrate => {
+            "an earlier migration paused it for good: if `vmferry list` shows that it moved, end this QEMU; \
+             only if that one failed, `cont` it"
+        }
         _ => "bring it to running or paused first",
     };
     let text = format!("VM {name} is in state {status} at the source");

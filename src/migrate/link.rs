@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::message::{Notice, Refusal, Reply, Request, Response};
+use super::message::{Asked, Notice, Refusal, Reply, Request, Response};
 use crate::mux::{Class, Open, purpose};
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
 use crate::net::session::{OpenStreamError, Session};
@@ -52,6 +52,7 @@ pub(crate) struct Link {
     sender: MessageSender,
     receiver: MessageReceiver,
     notices: VecDeque<Notice>,
+    number: u64,
 }
 
 impl Link {
@@ -65,28 +66,35 @@ impl Link {
             channel: 0,
         };
         let (sender, receiver) = message::split(session.open(open).await?);
-        Ok(Self { sender, receiver, notices: VecDeque::new() })
+        Ok(Self { sender, receiver, notices: VecDeque::new(), number: 0 })
     }
 
     /// Asks and waits for the answer.
     pub(crate) async fn ask(&mut self, request: Request, deadline: Duration) -> Result<Response, LinkError> {
         let name = request.name();
-        let asked = async {
-            self.sender.send(&request).await.map_err(LinkError::Lost)?;
+        self.number += 1;
+        let asked = Asked { number: self.number, request };
+        let answered = async {
+            self.sender.send(&asked).await.map_err(LinkError::Lost)?;
             loop {
                 match self.next().await? {
-                    Reply::Response(Response::Refused(refusal)) => return Err(LinkError::Refused(refusal)),
-                    Reply::Response(response) => return Ok(response),
+                    Reply::Response { number, response } if number == asked.number => break Ok(response),
+                    // To a request that was given up; its answer came too late.
+                    Reply::Response { .. } => {}
                     Reply::Notice(_) if self.notices.len() >= NOTICES_MAX => {
-                        return Err(LinkError::Unexpected { request: name });
+                        break Err(LinkError::Unexpected { request: name });
                     }
                     Reply::Notice(notice) => self.notices.push_back(notice),
                 }
             }
         };
-        match tokio::time::timeout(deadline, asked).await {
-            Ok(done) => done,
-            Err(_) => Err(LinkError::Deadline { request: name, after: deadline }),
+        let answer = match tokio::time::timeout(deadline, answered).await {
+            Ok(answer) => answer?,
+            Err(_) => return Err(LinkError::Deadline { request: name, after: deadline }),
+        };
+        match answer {
+            Response::Refused(refusal) => Err(LinkError::Refused(refusal)),
+            response => Ok(response),
         }
     }
 
@@ -104,9 +112,10 @@ impl Link {
         if let Some(notice) = self.notices.pop_front() {
             return Ok(notice);
         }
-        match self.next().await? {
-            Reply::Notice(notice) => Ok(notice),
-            Reply::Response(_) => Err(LinkError::Unexpected { request: "nothing" }),
+        loop {
+            if let Reply::Notice(notice) = self.next().await? {
+                return Ok(notice);
+            }
         }
     }
 

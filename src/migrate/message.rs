@@ -21,6 +21,15 @@ pub struct DiskSpec {
     pub read_only: bool,
 }
 
+/// A request with its number: an answer that nobody waits for any more is told from the next.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Asked {
+    /// Rises with every request on a control stream.
+    pub number: u64,
+    /// What is asked.
+    pub request: Request,
+}
+
 /// From source to destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -81,7 +90,12 @@ pub struct Offer {
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
     /// To a request.
-    Response(Response),
+    Response {
+        /// The request's.
+        number: u64,
+        /// The answer.
+        response: Response,
+    },
     /// Unasked.
     Notice(Notice),
 }

@@ -10,7 +10,6 @@ use super::destination::{self, Control};
 use super::host::Host;
 use super::progress::ProgressSink;
 use crate::mux::{Code, purpose};
-use crate::net::message;
 use crate::net::session::IncomingStream;
 
 /// Decides what one stream is for. A control stream is served until its end; `announce` gets
@@ -20,10 +19,7 @@ pub async fn route(host: Arc<Host>, stream: IncomingStream, announce: impl FnOnc
     let peer = stream.session().info().peer.clone();
     match stream.open.purpose {
         purpose::CONTROL => match stream.accept().await {
-            Ok(stream) => {
-                let (sender, receiver) = message::split(stream);
-                destination::serve(host, peer, migration, Control { sender, receiver }, announce).await;
-            }
+            Ok(stream) => destination::serve(host, peer, migration, Control::new(stream), announce).await,
             Err(e) => tracing::debug!(%peer, error = %e, "a control stream ended before it began"),
         },
         purpose::NBD | purpose::RAM => match host.destination(migration) {

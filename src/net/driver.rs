@@ -77,7 +77,15 @@ impl Driver {
     /// Runs until the connection, the session or its users end it, then tells every stream.
     pub(crate) async fn run(mut self) -> SessionEnd {
         let cause = match self.drive().await {
-            Ok(()) => self.close().await,
+            Ok(()) => {
+                let (code, text) = self.closing.take().unwrap_or((Code::Shutdown, String::new()));
+                self.close(code, &text).await;
+                EndCause::Closed(code)
+            }
+            Err(EndCause::Session(error)) => {
+                self.close(error.code(), &error.to_string()).await;
+                EndCause::Session(error)
+            }
             Err(cause) => cause,
         };
         for edge in self.edges.values_mut() {
@@ -337,11 +345,9 @@ impl Driver {
 
     /// Says goodbye, lets the peer read it, and waits for its end, so that nothing that was
     /// sent is lost to a reset by the kernel (WIRE R13).
-    async fn close(&mut self) -> EndCause {
-        let (code, text) = self.closing.take().unwrap_or((Code::Shutdown, String::new()));
-        self.session.go_away(code, &text);
+    async fn close(&mut self, code: Code, text: &str) {
+        self.session.go_away(code, text);
         let _ = tokio::time::timeout(CLOSE_DEADLINE, self.say_goodbye()).await;
-        EndCause::Closed(code)
     }
 
     async fn say_goodbye(&mut self) -> Result<(), EndCause> {

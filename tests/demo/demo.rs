@@ -260,8 +260,6 @@ fn prove_clean(show: &mut Show, stage: &Stage) {
     });
 }
 
-/// The session may stay open for the next migration.
-
 fn summary(show: &mut Show, stage: &Stage, traffic: &Traffic) {
     show.prove("its report", || {
         let report = Report::of(&stage.alpha)?;
