@@ -129,20 +129,20 @@ impl Metrics {
     /// A session's figures since the last look at it.
     pub fn session_moved(&self, peer: &str, before: &Stats, now: &Stats) {
         let label = &[peer];
-        self.sent_bytes.with_label_values(label).inc_by(now.sent_bytes.saturating_sub(before.sent_bytes));
+        self.sent_bytes
+            .with_label_values(label)
+            .inc_by(now.sent_data_bytes.saturating_sub(before.sent_data_bytes));
         self.received_bytes
             .with_label_values(label)
-            .inc_by(now.received_bytes.saturating_sub(before.received_bytes));
+            .inc_by(now.received_data_bytes.saturating_sub(before.received_data_bytes));
     }
 
     /// The state of a peer's sessions; all of them added up.
     pub fn peer_sessions(&self, peer: &str, sessions: usize, stats: &[Stats]) {
         let label = &[peer];
         self.sessions.with_label_values(label).set(sessions as i64);
-        self.streams.with_label_values(label).set(stats.iter().map(|s| s.open_streams as i64).sum());
-        self.replay_log_bytes
-            .with_label_values(label)
-            .set(stats.iter().map(|s| s.replay_log_bytes as i64).sum());
+        self.streams.with_label_values(label).set(stats.iter().map(|s| s.streams as i64).sum());
+        self.replay_log_bytes.with_label_values(label).set(stats.iter().map(|s| s.log_bytes as i64).sum());
         let rtt = stats.iter().filter_map(|s| s.rtt_min).min().unwrap_or_default();
         self.rtt_seconds.with_label_values(label).set(rtt.as_secs_f64());
     }

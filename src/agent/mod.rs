@@ -132,9 +132,9 @@ impl Agent {
                 dialed: info.role == DialRole::Dialer,
                 cipher: info.cipher.clone(),
                 age_s: info.since.elapsed().as_secs(),
-                streams: stats.open_streams as u64,
-                sent_bytes: stats.sent_bytes,
-                received_bytes: stats.received_bytes,
+                streams: stats.streams as u64,
+                sent_bytes: stats.sent_data_bytes,
+                received_bytes: stats.received_data_bytes,
             });
         }
         let config = &self.host.config;

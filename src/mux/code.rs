@@ -1,109 +1,94 @@
-//! Codes that say why a stream or a session ended (WIRE §8).
+//! Codes: why a stream or a session ended, on the wire and for people. Knows no state.
 
-/// Why a stream or a session ended. Numbers are the wire's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Why a stream or a session ended (WIRE §8). Unknown numbers are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Code {
-    /// The user of the stream gave it up.
+    /// Stream: its user does not want it any more.
     Cancelled,
-    /// Nobody is there for it.
+    /// Stream: the acceptor does not want it.
     Refused,
-    /// The peer may not.
+    /// Stream: the acceptor does not allow it.
     Denied,
-    /// The purpose is unknown.
+    /// Stream: the acceptor does not know its purpose or class.
     Unsupported,
-    /// The local end could not be connected.
+    /// Stream: the acceptor's local end could not be connected.
     ConnectFailed,
-    /// The local end failed.
+    /// Stream: a local socket or file failed.
     IoError,
-    /// A limit was reached.
+    /// Stream: a limit was reached.
     Limit,
-    /// The session ended under it.
+    /// Stream: its session ended.
     SessionLost,
-    /// A deadline passed.
+    /// Stream: it was not accepted in time.
     Timeout,
-    /// No common version.
+    /// Session: no version in common.
     Version,
-    /// A required feature is missing.
+    /// Session: a required feature is not offered.
     Feature,
-    /// The protocol was broken.
+    /// Session: malformed or forbidden frames.
     Protocol,
-    /// Credit was exceeded.
+    /// Session: more data than credit.
     Flow,
-    /// Bytes were lost or doubled.
+    /// Session: bytes or frames lost or doubled.
     Continuity,
-    /// Too much of something cheap to send.
+    /// Session: a rate limit was passed.
     Abuse,
-    /// The session is not known.
+    /// Session: the one to resume is not known.
     NoSession,
-    /// The identity or its proof was not accepted.
+    /// Session: identity or proof refused.
     Auth,
-    /// The agent stops.
+    /// Session: ended in order.
     Shutdown,
-    /// Acknowledgements stood still.
+    /// Session: the peer sends but does not acknowledge.
     AckStall,
-    /// A mistake of ours.
+    /// Session: a defect of our own.
     Internal,
-    /// A code of a later version.
+    /// A number that this version does not know.
     Other(u32),
 }
 
-const TABLE: [(Code, u32, &str); 20] = [
-    (Code::Cancelled, 1, "cancelled"),
-    (Code::Refused, 2, "refused"),
-    (Code::Denied, 3, "denied"),
-    (Code::Unsupported, 4, "unsupported"),
-    (Code::ConnectFailed, 5, "connect_failed"),
-    (Code::IoError, 6, "io_error"),
-    (Code::Limit, 7, "limit"),
-    (Code::SessionLost, 8, "session_lost"),
-    (Code::Timeout, 9, "timeout"),
-    (Code::Version, 32, "version"),
-    (Code::Feature, 33, "feature"),
-    (Code::Protocol, 34, "protocol"),
-    (Code::Flow, 35, "flow"),
-    (Code::Continuity, 36, "continuity"),
-    (Code::Abuse, 37, "abuse"),
-    (Code::NoSession, 38, "no_session"),
-    (Code::Auth, 39, "auth"),
-    (Code::Shutdown, 40, "shutdown"),
-    (Code::AckStall, 41, "ack_stall"),
-    (Code::Internal, 42, "internal"),
+const KNOWN: [(u32, Code, &str); 20] = [
+    (1, Code::Cancelled, "cancelled"),
+    (2, Code::Refused, "refused"),
+    (3, Code::Denied, "denied"),
+    (4, Code::Unsupported, "unsupported"),
+    (5, Code::ConnectFailed, "connect_failed"),
+    (6, Code::IoError, "io_error"),
+    (7, Code::Limit, "limit"),
+    (8, Code::SessionLost, "session_lost"),
+    (9, Code::Timeout, "timeout"),
+    (32, Code::Version, "version"),
+    (33, Code::Feature, "feature"),
+    (34, Code::Protocol, "protocol"),
+    (35, Code::Flow, "flow"),
+    (36, Code::Continuity, "continuity"),
+    (37, Code::Abuse, "abuse"),
+    (38, Code::NoSession, "no_session"),
+    (39, Code::Auth, "auth"),
+    (40, Code::Shutdown, "shutdown"),
+    (41, Code::AckStall, "ack_stall"),
+    (42, Code::Internal, "internal"),
 ];
 
 impl Code {
-    /// The wire's number.
+    /// The number on the wire.
     #[must_use]
-    pub fn number(self) -> u32 {
+    pub fn to_wire(self) -> u32 {
         match self {
             Self::Other(number) => number,
-            known => TABLE.iter().find(|(c, _, _)| *c == known).map_or(0, |(_, n, _)| *n),
+            known => KNOWN.iter().find(|(_, code, _)| *code == known).map_or(0, |(n, ..)| *n),
         }
     }
 
-    /// The code of a number; one that this version does not know stays what it is.
+    /// The code with this number on the wire.
     #[must_use]
-    pub fn from_number(number: u32) -> Self {
-        TABLE.iter().find(|(_, n, _)| *n == number).map_or(Self::Other(number), |(c, _, _)| *c)
+    pub fn from_wire(number: u32) -> Self {
+        KNOWN.iter().find(|(n, ..)| *n == number).map_or(Self::Other(number), |(_, code, _)| *code)
     }
 
     /// A bounded label for logs and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
-        TABLE.iter().find(|(c, _, _)| *c == self).map_or("other", |(_, _, name)| *name)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_number_is_its_own_and_comes_back() {
-        for (code, number, name) in TABLE {
-            assert_eq!(Code::from_number(number), code);
-            assert_eq!((code.number(), code.name()), (number, name));
-        }
-        assert_eq!(Code::from_number(4711), Code::Other(4711));
-        assert_eq!(Code::Other(4711).number(), 4711);
+        KNOWN.iter().find(|(_, code, _)| *code == self).map_or("other", |(.., name)| *name)
     }
 }

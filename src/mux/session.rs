@@ -1,462 +1,652 @@
-//! The session: its table of streams, and what its user may ask of it.
-//!
-//! `receive.rs` takes the peer's frames, `transmit.rs` makes ours; both work on this state.
-
-mod receive;
-mod transmit;
+//! A session: what the local side asks of it, what it reports, its connections and its deadlines.
+//! Frames that arrive are judged in `receive`, frames that leave are made in `transmit`.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::code::Code;
-use super::config::{Class, Config};
-use super::credit::{Budget, Credit};
-use super::frame::Assembler;
-use super::hello::Negotiated;
-use super::limit::{Buckets, MinRtt, earliest};
-use super::link::Link;
-use super::schedule::Scheduler;
-use super::stats::Stats;
-use super::stream::{State, Stream};
-use super::{Event, Open, OpenError, Role, SessionError, StreamError, StreamId};
+use super::credit::{Budget, RecvCredit};
+use super::frame;
+use super::hello::{Negotiated, PeerLimits};
+use super::limit::TokenBucket;
+use super::liveness::Liveness;
+use super::log::ReplayLog;
+use super::receipt::Receipt;
+use super::schedule::{Backlog, Scheduler, Turn};
+use super::stream::{Phase, RecvState, SendState, Stream};
+use super::{
+    Class, Code, Config, Open, OpenError, Role, SessionError, Stats, StreamError, StreamId, StreamStats,
+};
 
-/// Round trips are measured this often, and never more than once a second.
-const RTT_EVERY: Duration = Duration::from_secs(10);
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The peer opened a stream; answer with [`Session::accept`] or [`Session::refuse`].
+    Opened {
+        /// The stream.
+        id: StreamId,
+        /// What it is for.
+        open: Open,
+    },
+    /// The peer accepted a stream.
+    Accepted {
+        /// The stream.
+        id: StreamId,
+    },
+    /// There is something to [`Session::recv`]; take all of it.
+    Readable {
+        /// The stream.
+        id: StreamId,
+    },
+    /// There is room to send again after the queue was full.
+    Writable {
+        /// The stream.
+        id: StreamId,
+    },
+    /// The peer sends no more; what it has sent is still to be received first.
+    Finished {
+        /// The stream.
+        id: StreamId,
+    },
+    /// The peer does not want what we send; the other direction goes on.
+    Stopped {
+        /// The stream.
+        id: StreamId,
+        /// Why.
+        code: Code,
+    },
+    /// Both directions ended at once: by the peer, or because it did not answer.
+    Reset {
+        /// The stream.
+        id: StreamId,
+        /// Why.
+        code: Code,
+    },
+    /// Both directions have ended and the stream is forgotten.
+    Closed {
+        /// The stream.
+        id: StreamId,
+    },
+    /// The peer ends the session: no new streams.
+    GoAway {
+        /// Why.
+        code: Code,
+        /// In its words, without control characters.
+        text: String,
+    },
+}
 
-/// What two agents share: streams over a link that may change its connection.
+/// All streams by number.
+#[derive(Debug, Default)]
+pub(super) struct Table(pub(super) BTreeMap<StreamId, Stream>);
+
+impl Backlog for Table {
+    fn turn(&mut self, id: StreamId) -> Option<&mut Turn> {
+        self.0.get_mut(&id).map(|stream| &mut stream.turn)
+    }
+
+    fn is_ready(&self, id: StreamId) -> bool {
+        self.0.get(&id).is_some_and(Stream::is_ready)
+    }
+}
+
+/// Buckets against frames that are cheap to send.
+#[derive(Debug)]
+pub(super) struct Guards {
+    pub(super) opens: TokenBucket,
+    pub(super) resets: TokenBucket,
+    pub(super) pings: TokenBucket,
+    pub(super) noops: TokenBucket,
+}
+
+impl Guards {
+    fn new(config: &Config, now: Instant) -> Self {
+        Self {
+            opens: TokenBucket::new(config.opens, now),
+            resets: TokenBucket::new(config.resets, now),
+            pings: TokenBucket::new(config.pings, now),
+            noops: TokenBucket::new(config.noops, now),
+        }
+    }
+
+    fn fill(&mut self, now: Instant) {
+        for bucket in [&mut self.opens, &mut self.resets, &mut self.pings, &mut self.noops] {
+            bucket.fill(now);
+        }
+    }
+}
+
+/// What each side has said about ending the session.
+#[derive(Debug, Default)]
+pub(super) struct Farewell {
+    pub(super) ours: Option<(Code, String)>,
+    /// Ours is still to be sent on this connection.
+    pub(super) due: bool,
+    pub(super) theirs: bool,
+    pub(super) detach_due: bool,
+    pub(super) detached: bool,
+}
+
+/// The protocol's state between two agents. No call waits or fails for want of I/O.
 #[derive(Debug)]
 pub struct Session {
-    config: Config,
-    role: Role,
-    peer_initial_credit: u64,
-    peer_max_streams: u32,
-    streams: BTreeMap<StreamId, Stream>,
-    next_local: u32,
-    next_remote: u32,
-    local_open: u32,
-    remote_open: u32,
-    offered: usize,
+    pub(super) role: Role,
+    pub(super) config: Config,
+    pub(super) peer: PeerLimits,
+    pub(super) connected: bool,
+    suspended: Option<Instant>,
+    failed: Option<SessionError>,
+    pub(super) log: ReplayLog,
+    pub(super) receipt: Receipt,
+    pub(super) liveness: Liveness,
+    /// The beginning of an incomplete frame.
+    pub(super) partial: Vec<u8>,
+    pub(super) streams: Table,
+    pub(super) budget: Budget,
+    pub(super) scheduler: Scheduler,
+    /// Streams with control frames to send, each once.
+    pub(super) control: VecDeque<StreamId>,
+    /// Streams that the peer has not answered, oldest first.
+    pub(super) opening: VecDeque<StreamId>,
+    /// Streams that the local side has not answered.
+    pub(super) offered: usize,
+    /// Streams refused without asking, until the peer has taken note.
+    pub(super) turned: usize,
+    /// Streams opened here.
+    local: u32,
+    own_opens: TokenBucket,
+    pub(super) guards: Guards,
+    pub(super) next_local: Option<u32>,
+    pub(super) next_remote: Option<u32>,
+    pub(super) farewell: Farewell,
     events: VecDeque<Event>,
-    assembler: Assembler,
-    link: Link,
-    scheduler: Scheduler,
-    budget: Budget,
-    buckets: Buckets,
-    stats: Stats,
-    rtt: MinRtt,
-    connected: bool,
-    heard_at: Instant,
-    pinged_at: Option<Instant>,
-    next_rtt_at: Instant,
-    ping_due: bool,
-    ping_number: u64,
-    pong_due: Option<u64>,
-    goaway_due: Option<(Code, String)>,
-    going_away: bool,
-    peer_going_away: bool,
+    pub(super) stats: Stats,
 }
 
 impl Session {
-    /// A session over a connection whose HELLOs were exchanged.
+    /// A new session on a connection whose HELLOs are exchanged. `config` must be the one that
+    /// our HELLO was made from.
     #[must_use]
     pub fn new(role: Role, config: Config, negotiated: &Negotiated, now: Instant) -> Self {
-        let (next_local, next_remote) = match role {
-            Role::Dialer => (1, 2),
-            Role::Acceptor => (2, 1),
-        };
-        // Both sides' streams carry bytes to us under our initial credit.
-        let initial = u64::from(config.initial_credit_bytes);
-        let reserved = initial * 2 * u64::from(config.max_streams);
         Self {
             role,
-            peer_initial_credit: u64::from(negotiated.peer.initial_credit_bytes),
-            peer_max_streams: negotiated.peer.max_streams,
-            streams: BTreeMap::new(),
-            next_local,
-            next_remote,
-            local_open: 0,
-            remote_open: 0,
-            offered: 0,
-            events: VecDeque::new(),
-            assembler: Assembler::default(),
-            link: Link::new(),
-            scheduler: Scheduler::default(),
-            budget: Budget::new(config.budget_bytes.max(reserved), reserved),
-            buckets: Buckets::new(now),
-            stats: Stats::default(),
-            rtt: MinRtt::default(),
+            peer: negotiated.peer,
             connected: true,
-            heard_at: now,
-            pinged_at: None,
-            next_rtt_at: now,
-            ping_due: false,
-            ping_number: 0,
-            pong_due: None,
-            goaway_due: None,
-            going_away: false,
-            peer_going_away: false,
+            suspended: None,
+            failed: None,
+            log: ReplayLog::new(&config),
+            receipt: Receipt::default(),
+            liveness: Liveness::new(now),
+            partial: Vec::new(),
+            streams: Table::default(),
+            budget: Budget::new(&config),
+            scheduler: Scheduler::new(&config, now),
+            control: VecDeque::new(),
+            opening: VecDeque::new(),
+            offered: 0,
+            turned: 0,
+            local: 0,
+            own_opens: TokenBucket::new(config.own_opens(), now),
+            guards: Guards::new(&config, now),
+            next_local: Some(role.first_id()),
+            next_remote: Some(role.peer().first_id()),
+            farewell: Farewell::default(),
+            events: VecDeque::new(),
+            stats: Stats::default(),
             config,
         }
     }
 
-    /// Which side dialed.
-    #[must_use]
-    pub fn role(&self) -> Role {
-        self.role
-    }
-
-    /// The next thing to know.
-    pub fn poll_event(&mut self) -> Option<Event> {
-        let event = self.events.pop_front()?;
-        if let Event::Readable { id } = event
-            && let Some(stream) = self.streams.get_mut(&id)
-        {
-            stream.readable_told = false;
+    /// The connection is gone, or is about to be replaced. Streams stay, their queues fill, their
+    /// timers stop; an incomplete frame is dropped.
+    pub fn handle_disconnected(&mut self, now: Instant) {
+        if std::mem::take(&mut self.connected) {
+            self.suspended = Some(now);
         }
-        Some(event)
+        self.partial.clear();
     }
 
-    /// Opens a stream. Bytes may be sent at once, up to the peer's initial credit.
+    /// A new connection, over which the peer has said that it received everything up to
+    /// `peer_rx_seq`, and has been told our [`Session::rx_seq`]. The old one must not be read any
+    /// more when these numbers are exchanged.
     ///
     /// # Errors
-    /// [`OpenError`].
+    /// [`SessionError::Continuity`]: the peer cannot have received that; the session is lost.
+    pub fn handle_reconnected(&mut self, now: Instant, peer_rx_seq: u64) -> Result<(), SessionError> {
+        self.check()?;
+        self.handle_disconnected(now);
+        if let Err(e) = self.log.rewind(peer_rx_seq) {
+            return Err(self.fail(e));
+        }
+        self.postpone_deadlines(now);
+        self.connected = true;
+        self.liveness.restart(now);
+        self.receipt.settle();
+        self.guards.fill(now);
+        self.farewell.due = self.farewell.ours.is_some();
+        self.farewell.detach_due = false;
+        self.farewell.detached = false;
+        self.stats.reconnects += 1;
+        Ok(())
+    }
+
+    fn postpone_deadlines(&mut self, now: Instant) {
+        let Some(since) = self.suspended.take() else { return };
+        let pause = now.saturating_duration_since(since);
+        for id in &self.opening {
+            if let Some(Stream { phase: Phase::Opening { deadline }, .. }) = self.streams.0.get_mut(id) {
+                *deadline += pause;
+            }
+        }
+    }
+
+    /// The last frame received without a gap: what a RESUME or RESUMED says.
+    #[must_use]
+    pub fn rx_seq(&self) -> u64 {
+        self.receipt.rx_seq()
+    }
+
+    /// When [`Session::handle_timeout`] is to be called at the latest; `None` while suspended.
+    /// It moves on with every call of that.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if !self.connected || self.failed.is_some() {
+            return None;
+        }
+        let alive = self.liveness.deadline(self.log.is_empty(), &self.config);
+        let ack = self.receipt.deadline(&self.config);
+        let open = self.opening.front().and_then(|id| self.open_deadline(*id));
+        [Some(alive), ack, open].into_iter().flatten().min()
+    }
+
+    /// Time has passed. May be called at any time.
+    ///
+    /// # Errors
+    /// [`SessionError::Dead`], after which the session may be suspended and resumed, or
+    /// [`SessionError::AckStall`].
+    pub fn handle_timeout(&mut self, now: Instant) -> Result<(), SessionError> {
+        self.check()?;
+        if !self.connected {
+            return Ok(());
+        }
+        self.receipt.on_timeout(now, &self.config);
+        if let Err(e) = self.liveness.on_timeout(now, self.log.is_empty(), &self.config) {
+            return Err(if e.is_resumable() { e } else { self.fail(e) });
+        }
+        while let Some(id) = self.opening.front().copied() {
+            if self.open_deadline(id).is_some_and(|deadline| deadline > now) {
+                break;
+            }
+            self.opening.pop_front();
+            self.push_event(Event::Reset { id, code: Code::Timeout });
+            self.reset(id, Code::Timeout);
+        }
+        Ok(())
+    }
+
+    fn open_deadline(&self, id: StreamId) -> Option<Instant> {
+        match self.streams.0.get(&id)?.phase {
+            Phase::Opening { deadline } => Some(deadline),
+            _ => None,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), SessionError> {
+        self.failed.map_or(Ok(()), Err)
+    }
+
+    pub(super) fn fail(&mut self, error: SessionError) -> SessionError {
+        *self.failed.get_or_insert(error)
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
+    /// The next event, in the order in which they happened.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        while let Some(event) = self.events.pop_front() {
+            if self.is_current(&event) {
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    /// Whether an event still means something; a Readable one may be overtaken.
+    fn is_current(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Readable { id } => self.streams.0.get_mut(id).is_some_and(|stream| {
+                stream.recv.announced = false;
+                !stream.recv.queue.is_empty()
+            }),
+            Event::Writable { id } => {
+                self.streams.0.get(id).is_some_and(|stream| stream.send.state == SendState::Open)
+            }
+            _ => true,
+        }
+    }
+
+    pub(super) fn push_event(&mut self, event: Event) {
+        self.events.push_back(event);
+    }
+
+    /// Ends the session in order: tells the peer, opens and takes no new streams; those that are
+    /// open go on. Only the first call counts.
+    pub fn go_away(&mut self, code: Code, text: &str) {
+        if self.farewell.ours.is_none() {
+            self.farewell.ours = Some((code, frame::cut_text(text).to_owned()));
+            self.farewell.due = true;
+        }
+    }
+
+    /// Tells the peer that this connection, but not the session, will be closed.
+    pub fn detach(&mut self) {
+        self.farewell.detach_due = true;
+    }
+
+    /// Whether the peer has said so.
+    #[must_use]
+    pub fn is_detached_by_peer(&self) -> bool {
+        self.farewell.detached
+    }
+
+    /// Whether no stream is left and everything was sent.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        let farewell_sent = !self.farewell.due && !self.farewell.detach_due;
+        self.streams.0.is_empty() && self.control.is_empty() && !self.log.is_replaying() && farewell_sent
+    }
+
+    /// Opens a stream. Data may be sent at once; the peer's answer is an event.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing has happened.
     pub fn open(&mut self, now: Instant, open: Open) -> Result<StreamId, OpenError> {
-        if self.going_away || self.peer_going_away {
-            return Err(OpenError::GoingAway);
-        }
-        let max = self.peer_max_streams.min(self.config.max_streams);
-        if self.local_open >= max {
-            return Err(OpenError::TooMany(self.local_open as usize));
-        }
-        let id = StreamId(self.next_local);
-        self.next_local = self.next_local.checked_add(2).ok_or(OpenError::Exhausted)?;
-        self.local_open += 1;
-        let stream = self.new_stream(open, State::Opening, self.peer_initial_credit, now);
-        self.streams.insert(id, stream);
-        self.wake_control(id);
+        let id = self.may_open(now)?;
+        self.next_local = id.0.checked_add(2);
+        self.local += 1;
+        self.stats.streams_opened += 1;
+        let initial = self.config.initial_credit.of(open.class);
+        let window_max = self.config.window_max(open.class, open.purpose);
+        let mut credit = RecvCredit::new(&mut self.budget, initial, window_max, now);
+        credit.start(&mut self.budget, self.config.start_credit.of(open.class));
+        let phase = Phase::Opening { deadline: now + self.config.open_deadline };
+        let limit = self.peer.initial_credit.of(open.class);
+        let mut stream = Stream::new(id, open, phase, limit, credit);
+        stream.control.open = true;
+        self.streams.0.insert(id, stream);
+        self.opening.push_back(id);
+        self.list_control(id);
         Ok(id)
     }
 
-    fn new_stream(&mut self, open: Open, state: State, limit: u64, now: Instant) -> Stream {
-        let initial = u64::from(self.config.initial_credit_bytes);
-        let window_max = match open.class {
-            Class::Urgent => self.config.urgent_window_max_bytes,
-            Class::Bulk => self.config.bulk_window_max_bytes,
-        };
-        self.budget.open(initial);
-        Stream::new(open, state, limit, Credit::new(initial, window_max, now), now)
+    fn may_open(&mut self, now: Instant) -> Result<StreamId, OpenError> {
+        if self.farewell.ours.is_some() || self.farewell.theirs || self.failed.is_some() {
+            return Err(OpenError::GoingAway);
+        }
+        let max = self.config.streams_max().min(self.peer.max_streams);
+        if self.local >= max {
+            return Err(OpenError::Streams { max });
+        }
+        if self.opening.len() >= self.config.pending_open_max {
+            return Err(OpenError::Pending { max: self.config.pending_open_max });
+        }
+        if !self.budget.has_floor() {
+            return Err(OpenError::Budget);
+        }
+        let id = self.next_local.ok_or(OpenError::Exhausted)?;
+        if !self.own_opens.take(now) {
+            return Err(OpenError::Rate);
+        }
+        Ok(StreamId(id))
     }
 
-    /// Accepts a stream that the peer opened: its local end is connected.
+    /// Accepts a stream that the peer opened. What it has sent since follows as events.
     ///
     /// # Errors
-    /// [`StreamError::Ended`]: the peer has given it up meanwhile.
+    /// [`StreamError::Ended`]: the peer has reset it meanwhile. [`StreamError::Unknown`] or
+    /// [`StreamError::NotOffered`]: the caller is wrong.
     pub fn accept(&mut self, id: StreamId) -> Result<(), StreamError> {
-        let stream = self.offered_stream(id).ok_or(StreamError::Ended)?;
-        stream.state = State::Open;
-        if stream.is_reset {
+        let stream = self.offered(id)?;
+        stream.phase = Phase::Established;
+        let ended = (stream.recv.state == RecvState::Reset).then_some(stream.send.ended);
+        self.offered -= 1;
+        if let Some(code) = ended {
             self.forget_if_over(id);
-            return Err(StreamError::Ended);
+            return Err(StreamError::Ended { id, code: code.unwrap_or(Code::Cancelled) });
         }
-        stream.want_accept = true;
-        let readable = stream.receiving.held > 0;
-        self.wake_control(id);
-        if readable {
-            self.tell_readable(id);
+        let Some(stream) = self.streams.0.get_mut(&id) else { return Err(StreamError::Unknown(id)) };
+        stream.control.accept = true;
+        stream.recv.credit.start(&mut self.budget, self.config.start_credit.of(stream.open.class));
+        let (finished, stopped) = (stream.recv.state == RecvState::Finished, stream.stopped.take());
+        self.list_control(id);
+        self.announce(id);
+        if finished {
+            self.push_event(Event::Finished { id });
+        }
+        if let Some(code) = stopped {
+            self.push_event(Event::Stopped { id, code });
         }
         Ok(())
     }
 
     /// Refuses a stream that the peer opened.
     pub fn refuse(&mut self, id: StreamId, code: Code) {
-        if let Some(stream) = self.offered_stream(id) {
-            stream.state = State::Open;
+        if self.offered(id).is_ok() {
             self.reset(id, code);
-            self.forget_if_over(id);
         }
     }
 
-    fn offered_stream(&mut self, id: StreamId) -> Option<&mut Stream> {
-        let stream = self.streams.get_mut(&id).filter(|s| s.state == State::Offered)?;
-        self.offered -= 1;
-        Some(stream)
+    fn offered(&mut self, id: StreamId) -> Result<&mut Stream, StreamError> {
+        let stream = self.streams.0.get_mut(&id).ok_or(StreamError::Unknown(id))?;
+        if stream.phase == Phase::Offered { Ok(stream) } else { Err(StreamError::NotOffered(id)) }
     }
 
-    /// Bytes that may be queued now. A chunk may exceed it once; then wait for
-    /// [`Event::Writable`].
+    /// Bytes that may be queued now; 0 when the stream's queue is full or it takes no more.
     #[must_use]
     pub fn send_capacity(&self, id: StreamId) -> usize {
-        let Some(stream) = self.streams.get(&id) else { return 0 };
-        if stream.is_reset || stream.sending.finished || stream.sending.fin_wanted {
+        let Some(stream) = self.streams.0.get(&id) else { return 0 };
+        if stream.send.state != SendState::Open || stream.phase == Phase::Offered {
             return 0;
         }
-        self.config.send_queue_bytes.saturating_sub(stream.sending.queued())
+        self.config.send_queue_bytes_per_stream.saturating_sub(stream.send.queue.len())
     }
 
-    /// Queues bytes. They are shared, not copied, unless they are few.
+    /// Queues a chunk. It may be longer than [`Session::send_capacity`], as long as that is not 0;
+    /// the caller bounds its chunks.
     ///
     /// # Errors
-    /// [`StreamError::Ended`]: nobody takes them any more.
-    pub fn send(&mut self, now: Instant, id: StreamId, data: Bytes) -> Result<(), StreamError> {
-        let _ = now;
-        let limit = self.config.send_queue_bytes;
-        let stream = self.streams.get_mut(&id).ok_or(StreamError::Ended)?;
-        if stream.is_reset || stream.sending.finished || stream.sending.fin_wanted {
-            return Err(StreamError::Ended);
+    /// [`StreamError`]; the chunk is dropped.
+    pub fn send(&mut self, _now: Instant, id: StreamId, data: Bytes) -> Result<(), StreamError> {
+        let bound = self.config.send_queue_bytes_per_stream;
+        let stream = self.streams.0.get_mut(&id).ok_or(StreamError::Unknown(id))?;
+        if stream.phase == Phase::Offered {
+            return Err(StreamError::NotAccepted(id));
         }
-        stream.sending.push(data);
-        stream.sending.full = stream.sending.queued() >= limit;
-        self.wake(id);
+        if stream.send.state != SendState::Open {
+            let code = stream.send.ended.unwrap_or(Code::Cancelled);
+            return Err(StreamError::Ended { id, code });
+        }
+        if stream.send.queue.len() >= bound {
+            stream.send.starved = true;
+            return Err(StreamError::Full(id));
+        }
+        let fresh = stream.send.queue.is_empty();
+        stream.send.queue.push(data);
+        stream.send.starved |= stream.send.queue.len() >= bound;
+        self.wake(id, fresh);
         Ok(())
     }
 
-    /// Sends no more after what is queued.
+    /// Ends what we send, after all that was queued. The other direction goes on.
     pub fn finish(&mut self, id: StreamId) {
-        if let Some(stream) = self.streams.get_mut(&id) {
-            stream.sending.fin_wanted = true;
-            self.wake(id);
+        let Some(stream) = self.streams.0.get_mut(&id) else { return };
+        if stream.send.state == SendState::Open && stream.phase != Phase::Offered {
+            stream.send.state = SendState::Finishing;
+            self.wake(id, true);
         }
     }
 
-    /// Ends both directions at once.
+    /// Ends both directions at once; what is queued is dropped, and no event but
+    /// [`Event::Closed`] follows. What the peer has been sent before a [`Session::finish`] that is
+    /// already out stays valid.
     pub fn reset(&mut self, id: StreamId, code: Code) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if stream.is_reset || (stream.sending.finished && stream.receiving.finished) {
+        let Some(stream) = self.streams.0.get_mut(&id) else { return };
+        if stream.local_reset {
             return;
         }
-        stream.want_reset = Some(code);
-        self.let_go(id);
-        self.wake_control(id);
+        stream.local_reset = true;
+        let was_offered = stream.phase == Phase::Offered;
+        stream.phase = Phase::Established;
+        let end_sent = stream.send.state == SendState::Done;
+        stream.reset_send(code, true);
+        stream.control.accept = false;
+        stream.control.stop = (end_sent && stream.recv.state == RecvState::Open).then_some(code);
+        stream.give_up(&mut self.budget);
+        self.offered -= usize::from(was_offered);
+        self.opening.retain(|other| *other != id);
+        self.stats.streams_reset += 1;
+        self.list_control(id);
+        self.forget_if_over(id);
     }
 
-    /// Takes no more: what still comes is dropped, and the peer is told so.
+    /// Tells the peer that nobody reads the stream any more; it will end its direction. What was
+    /// received and not taken is dropped. The other direction goes on.
     pub fn stop(&mut self, id: StreamId, code: Code) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if stream.is_reset || stream.receiving.discarding {
+        let Some(stream) = self.streams.0.get_mut(&id) else { return };
+        if stream.phase == Phase::Offered {
+            return self.reset(id, code);
+        }
+        if !stream.recv.given_up && stream.recv.state == RecvState::Open {
+            stream.control.stop = Some(code);
+        }
+        stream.give_up(&mut self.budget);
+        self.list_control(id);
+        self.forget_if_over(id);
+    }
+
+    /// The next received chunk, at most 64 KiB. Nothing before the stream is accepted.
+    pub fn recv(&mut self, id: StreamId) -> Option<Bytes> {
+        let stream = self.streams.0.get_mut(&id)?;
+        if stream.phase == Phase::Offered {
+            return None;
+        }
+        let chunk = stream.recv.queue.pop()?;
+        stream.recv.handed += chunk.len() as u64;
+        Some(chunk)
+    }
+
+    /// The local side has taken `bytes` of what [`Session::recv`] handed out: the peer may send as
+    /// many again. Every byte is to be reported, or the stream never closes, unless it is reset
+    /// or stopped.
+    pub fn consumed(&mut self, now: Instant, id: StreamId, bytes: u64) {
+        let growth_time = self.growth_time();
+        let Some(stream) = self.streams.0.get_mut(&id) else { return };
+        let bytes = bytes.min(stream.recv.handed.saturating_sub(stream.recv.credit.consumed()));
+        stream.recv.credit.on_consumed(&mut self.budget, now, bytes, growth_time);
+        if stream.recv.state == RecvState::Open
+            && !stream.recv.given_up
+            && stream.recv.credit.wants_grant(&self.budget)
+        {
+            stream.control.credit = true;
+            self.list_control(id);
+        }
+        self.forget_if_over(id);
+    }
+
+    /// Time within which half a window must be consumed for it to grow: twice the round trip.
+    fn growth_time(&self) -> std::time::Duration {
+        let round_trips = self.liveness.rtt_min().map(|rtt| rtt * 2);
+        round_trips.unwrap_or_default().max(self.config.growth_time_min)
+    }
+
+    /// Changes how a stream is scheduled, here and at the peer.
+    pub fn set_priority(&mut self, id: StreamId, class: Class, weight: u16) {
+        let Some(stream) = self.streams.0.get_mut(&id) else { return };
+        if (stream.turn.class, stream.turn.weight()) == (class, weight) {
             return;
         }
-        stream.receiving.discard();
-        if !stream.receiving.finished {
-            stream.want_stop = Some(code);
-            self.wake_control(id);
-        }
-        self.forget_if_over(id);
+        self.scheduler.change(id, &mut stream.turn, class, weight);
+        stream.control.prio = true;
+        self.wake(id, false);
+        self.list_control(id);
     }
 
-    /// The next received bytes, in order.
-    pub fn recv(&mut self, id: StreamId) -> Option<Bytes> {
-        let stream = self.streams.get_mut(&id)?;
-        if stream.state == State::Offered {
-            return None;
-        }
-        let data = stream.receiving.pop();
-        self.forget_if_over(id);
-        data
-    }
-
-    /// The local side has taken `bytes` of what was received: credit may return to the peer.
-    pub fn consumed(&mut self, now: Instant, id: StreamId, bytes: u64) {
-        let rtt = self.rtt.min();
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        let renewed = stream.receiving.credit.consume(bytes, rtt, &mut self.budget, now);
-        if renewed && !stream.receiving.finished && !stream.is_reset {
-            stream.want_credit = true;
-            self.wake_control(id);
-        }
-    }
-
-    /// Changes a stream's share, here and at the peer.
-    pub fn set_weight(&mut self, id: StreamId, weight: u16) {
-        if let Some(stream) = self.streams.get_mut(&id) {
-            stream.open.weight = weight.max(1);
-            stream.want_prio = true;
-            self.wake_control(id);
-        }
-    }
-
-    /// Opens and accepts nothing further; tells the peer why.
-    pub fn go_away(&mut self, code: Code, text: &str) {
-        if !self.going_away {
-            self.going_away = true;
-            self.goaway_due = Some((code, text.to_owned()));
-        }
-    }
-
-    /// Whether no stream is left and everything was acknowledged.
-    #[must_use]
-    pub fn is_drained(&self) -> bool {
-        self.streams.is_empty() && self.link.log_bytes() == 0
-    }
-
-    /// The connection is gone; the session waits for another one.
-    pub fn handle_disconnected(&mut self, now: Instant) {
-        let _ = now;
-        self.connected = false;
-        self.assembler.reset();
-        self.link.on_disconnected();
-        self.pinged_at = None;
-        self.ping_due = false;
-        self.pong_due = None;
-    }
-
-    /// Another connection, whose peer has received everything up to `peer_rx_seq`.
-    ///
-    /// # Errors
-    /// [`SessionError::BadAck`]: the peer cannot have received that.
-    pub fn handle_reconnected(&mut self, now: Instant, peer_rx_seq: u64) -> Result<(), SessionError> {
-        self.link.on_reconnected(peer_rx_seq)?;
-        self.connected = true;
-        self.heard_at = now;
-        // What waited for an answer could not be answered meanwhile.
-        let waiting = self.streams.values_mut().filter(|s| s.state == State::Opening);
-        waiting.for_each(|s| s.since = now);
-        Ok(())
-    }
-
-    /// Highest session frame received without a gap.
-    #[must_use]
-    pub fn rx_seq(&self) -> u64 {
-        self.link.rx_seq()
-    }
-
-    /// When [`Session::handle_timeout`] wants to be called.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        if !self.connected {
-            return None;
-        }
-        let opening = self.streams.values().filter(|s| s.state == State::Opening).map(|s| s.since).min();
-        earliest([
-            self.link.ack_at(),
-            Some(self.heard_at + self.config.dead_after),
-            Some(self.next_ping_at()),
-            opening.map(|since| since + self.config.open_deadline),
-            self.link.waiting_since().map(|since| since + self.config.ack_stall_after),
-        ])
-    }
-
-    fn next_ping_at(&self) -> Instant {
-        let quiet = self.heard_at + self.config.ping_after;
-        match self.pinged_at {
-            // One at a time, and not again at once when it was answered.
-            Some(at) => at + self.config.ping_after,
-            None => quiet.min(self.next_rtt_at.max(self.heard_at)),
-        }
-    }
-
-    /// Time has passed.
-    ///
-    /// # Errors
-    /// [`SessionError::Dead`] and [`SessionError::AckStall`].
-    pub fn handle_timeout(&mut self, now: Instant) -> Result<(), SessionError> {
-        if !self.connected {
-            return Ok(());
-        }
-        let silent = now.saturating_duration_since(self.heard_at);
-        if silent >= self.config.dead_after {
-            return Err(SessionError::Dead(silent.as_millis()));
-        }
-        if let Some(since) = self.link.waiting_since() {
-            let waited = now.saturating_duration_since(since);
-            if waited >= self.config.ack_stall_after {
-                return Err(SessionError::AckStall(waited.as_secs()));
-            }
-        }
-        if now >= self.next_ping_at() {
-            self.ping_due = true;
-        }
-        self.end_unanswered(now);
-        Ok(())
-    }
-
-    fn end_unanswered(&mut self, now: Instant) {
-        let deadline = self.config.open_deadline;
-        let late = |s: &Stream| {
-            s.state == State::Opening && !s.is_reset && now.saturating_duration_since(s.since) >= deadline
-        };
-        let ids: Vec<_> = self.streams.iter().filter(|(_, s)| late(s)).map(|(id, _)| *id).collect();
-        for id in ids {
-            self.reset(id, Code::Timeout);
-            self.events.push_back(Event::Reset { id, code: Code::Timeout });
-        }
-    }
-
-    /// The session's figures.
+    /// Figures of the session.
     #[must_use]
     pub fn stats(&self) -> Stats {
+        let streams = self.streams.0.values();
         Stats {
-            open_streams: self.streams.len(),
-            queued_bytes: self.streams.values().map(|s| s.sending.queued()).sum(),
-            held_bytes: self.streams.values().map(|s| s.receiving.held).sum(),
-            replay_log_bytes: self.link.log_bytes(),
-            replayed_frames: self.link.replayed_frames,
-            replayed_bytes: self.link.replayed_bytes,
-            promised_bytes: self.budget.promised(),
-            rtt_min: self.rtt.min(),
-            rtt_last: self.rtt.last,
+            rtt_min: self.liveness.rtt_min(),
+            rtt_last: self.liveness.rtt_last(),
+            pings_sent: self.liveness.pings(),
+            log_bytes: self.log.bytes(),
+            log_bytes_max: self.log.bytes_max(),
+            log_frames: self.log.frames(),
+            credit_outstanding_bytes: self.budget.outstanding(),
+            credit_committed_bytes: self.budget.committed(),
+            send_queued_bytes: streams.clone().map(|s| s.send.queue.len()).sum(),
+            recv_queued_bytes: streams.clone().map(|s| s.recv.queue.len()).sum(),
+            partial_bytes: self.partial.len(),
+            events_queued: self.events.len(),
+            streams: self.streams.0.len(),
             ..self.stats.clone()
         }
     }
 
-    /// Puts a stream into the scheduler's lists if it has something to send.
-    fn wake(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if stream.sending.is_stalled() {
-            stream.credit_stalls += 1;
+    /// Figures of a stream; `None` when it is forgotten.
+    #[must_use]
+    pub fn stream_stats(&self, id: StreamId) -> Option<StreamStats> {
+        self.streams.0.get(&id).map(Stream::stats)
+    }
+
+    /// Lists a stream for control frames, if it has any.
+    pub(super) fn list_control(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.0.get_mut(&id) else { return };
+        if stream.has_control() && !std::mem::replace(&mut stream.control.listed, true) {
+            self.control.push_back(id);
+        }
+    }
+
+    /// Lists a stream for DATA and FIN, if it can send any.
+    pub(super) fn wake(&mut self, id: StreamId, fresh: bool) {
+        let Some(stream) = self.streams.0.get_mut(&id) else { return };
+        if stream.is_ready() {
+            self.scheduler.wake(id, &mut stream.turn, fresh);
+        } else if !stream.send.queue.is_empty()
+            && stream.send_credit() == 0
+            && !std::mem::replace(&mut stream.send.stalled, true)
+        {
+            stream.send.stalls += 1;
             self.stats.credit_stalls += 1;
         }
-        if !stream.scheduled && !stream.is_reset && stream.sending.is_ready() {
-            stream.scheduled = true;
-            stream.deficit = super::schedule::quantum(stream.open.weight);
-            self.scheduler.wake(id, stream.class());
+    }
+
+    /// Reports received bytes once, unless nobody may read them yet.
+    pub(super) fn announce(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.0.get_mut(&id) else { return };
+        let readable = !stream.recv.queue.is_empty() && stream.phase != Phase::Offered;
+        if readable && !std::mem::replace(&mut stream.recv.announced, true) {
+            self.push_event(Event::Readable { id });
         }
     }
 
-    fn wake_control(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if !stream.in_control && stream.wants_control() {
-            stream.in_control = true;
-            self.scheduler.control.push_back(id);
-        }
-    }
-
-    fn tell_readable(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        if stream.state != State::Offered && !stream.readable_told {
-            stream.readable_told = true;
-            self.events.push_back(Event::Readable { id });
-        }
-    }
-
-    /// A stream is reset: its queues go at once, its entry when both sides know.
-    fn let_go(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.is_reset = true;
-        stream.sending.discard();
-        stream.receiving.discard();
-        stream.want_stop = None;
-        stream.want_credit = false;
-        stream.want_accept = false;
-    }
-
-    fn forget_if_over(&mut self, id: StreamId) {
-        if !self.streams.get(&id).is_some_and(Stream::is_over) {
+    /// Forgets a stream when nothing is left of it.
+    pub(super) fn forget_if_over(&mut self, id: StreamId) {
+        if !self.streams.0.get(&id).is_some_and(Stream::is_over) {
             return;
         }
-        let Some(stream) = self.streams.remove(&id) else { return };
-        let initial = u64::from(self.config.initial_credit_bytes);
-        self.budget.close(stream.receiving.credit.outstanding(), initial);
-        match self.is_local(id) {
-            true => self.local_open -= 1,
-            false => self.remote_open -= 1,
+        let Some(mut stream) = self.streams.0.remove(&id) else { return };
+        self.scheduler.forget(id, &mut stream.turn);
+        self.budget.retire(&stream.recv.credit, stream.slot);
+        self.opening.retain(|other| *other != id);
+        self.local -= u32::from(stream.local);
+        if stream.phase == Phase::Turned {
+            self.turned -= 1;
+        } else {
+            self.push_event(Event::Closed { id });
         }
-        self.events.push_back(Event::Closed { id });
-    }
-
-    fn is_local(&self, id: StreamId) -> bool {
-        let odd = id.0 % 2 == 1;
-        odd == (self.role == Role::Dialer)
     }
 }

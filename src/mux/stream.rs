@@ -1,222 +1,225 @@
-//! One stream: what it has to send, what it has received, and how far each direction is.
-//! Knows its own two directions and nothing of the session.
+//! One stream: two directions with their states, queues and credit. Knows no other stream and no
+//! frame: what it wants to say is state, which `transmit` turns into frames (R1).
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use super::credit::{Budget, RecvCredit};
+use super::queue::{RecvQueue, SendQueue};
+use super::schedule::Turn;
+use super::{Code, Open, StreamId, StreamStats};
 
-use super::Open;
-use super::code::Code;
-use super::config::Class;
-use super::credit::Credit;
-
-/// Received bytes are collected in buffers of at most this size, so that the consumer gets few
-/// and large ones.
-const SLAB_BYTES: usize = 64 * 1024;
-/// Chunks shorter than this are copied, so that a few bytes do not pin a large buffer.
-const COPY_BELOW_BYTES: usize = 2 * 1024;
-
-/// The direction from here to the peer.
-#[derive(Debug, Default)]
-pub(super) struct Sending {
-    chunks: VecDeque<Bytes>,
-    queued: usize,
-    /// Offset of the next byte to frame.
-    pub(super) offset: u64,
-    /// The peer takes bytes up to here.
-    pub(super) limit: u64,
-    pub(super) fin_wanted: bool,
-    /// No byte follows any more: FIN or RESET has been framed.
-    pub(super) finished: bool,
-    /// The user has been told that it must wait.
-    pub(super) full: bool,
+/// Who waits for whose answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// We opened it, the peer has not answered.
+    Opening {
+        /// Until when it may.
+        deadline: Instant,
+    },
+    /// The peer opened it, the local side has not answered.
+    Offered,
+    /// Both want it.
+    Established,
+    /// The peer opened it and was refused without asking; the local side never hears of it.
+    Turned,
 }
 
-impl Sending {
-    pub(super) fn queued(&self) -> usize {
-        self.queued
-    }
-
-    pub(super) fn push(&mut self, data: Bytes) {
-        if data.is_empty() {
-            return;
-        }
-        self.queued += data.len();
-        let small = data.len() < COPY_BELOW_BYTES;
-        self.chunks.push_back(if small { Bytes::copy_from_slice(&data) } else { data });
-    }
-
-    pub(super) fn discard(&mut self) {
-        self.chunks.clear();
-        self.queued = 0;
-    }
-
-    /// Whether bytes or the FIN could be framed now.
-    pub(super) fn is_ready(&self) -> bool {
-        !self.finished && (self.has_credit() || (self.queued == 0 && self.fin_wanted))
-    }
-
-    fn has_credit(&self) -> bool {
-        self.queued > 0 && self.offset < self.limit
-    }
-
-    /// Whether only the peer's credit is missing.
-    pub(super) fn is_stalled(&self) -> bool {
-        !self.finished && self.queued > 0 && self.offset >= self.limit
-    }
-
-    /// Takes at most `max` bytes that lie together and that the peer's credit covers.
-    pub(super) fn take(&mut self, max: usize) -> Option<Bytes> {
-        if !self.has_credit() {
-            return None;
-        }
-        let credit = usize::try_from(self.limit - self.offset).unwrap_or(usize::MAX);
-        let front = self.chunks.front_mut()?;
-        let taken = front.split_to(front.len().min(max).min(credit));
-        if front.is_empty() {
-            self.chunks.pop_front();
-        }
-        self.queued -= taken.len();
-        self.offset += taken.len() as u64;
-        Some(taken)
-    }
+/// What becomes of the direction that we send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SendState {
+    /// Data may be queued.
+    Open,
+    /// FIN follows the queue.
+    Finishing,
+    /// RESET is to be sent; `abort` ends the other direction, too.
+    Resetting {
+        /// Why.
+        code: Code,
+        /// Ends both.
+        abort: bool,
+    },
+    /// FIN or RESET was sent.
+    Done,
 }
 
-/// The direction from the peer to here.
+/// What becomes of the direction that we receive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RecvState {
+    /// Data may arrive.
+    Open,
+    /// The peer's FIN arrived.
+    Finished,
+    /// The peer's RESET arrived.
+    Reset,
+}
+
+/// Frames other than DATA, FIN and RESET that wait to be sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Control {
+    pub(super) open: bool,
+    pub(super) accept: bool,
+    pub(super) credit: bool,
+    pub(super) prio: bool,
+    pub(super) stop: Option<Code>,
+    /// The stream is in the session's list of streams with control frames.
+    pub(super) listed: bool,
+}
+
+/// The direction that we send.
 #[derive(Debug)]
-pub(super) struct Receiving {
-    slabs: VecDeque<BytesMut>,
-    pub(super) held: usize,
-    /// Offset of the next byte expected.
+pub(super) struct SendSide {
+    pub(super) state: SendState,
+    pub(super) queue: SendQueue,
+    /// Bytes framed.
     pub(super) offset: u64,
-    pub(super) credit: Credit,
-    /// No byte follows any more: FIN or RESET has come.
-    pub(super) finished: bool,
-    /// Nobody here wants what comes.
-    pub(super) discarding: bool,
+    /// Up to where the peer lets us send.
+    pub(super) limit: u64,
+    /// The local side met a full queue and wants to hear when there is room.
+    pub(super) starved: bool,
+    /// There is data but no credit.
+    pub(super) stalled: bool,
+    pub(super) stalls: u64,
+    /// How the direction ended for the local side, once it must not send any more.
+    pub(super) ended: Option<Code>,
 }
 
-impl Receiving {
-    pub(super) fn new(credit: Credit) -> Self {
-        Self { slabs: VecDeque::new(), held: 0, offset: 0, credit, finished: false, discarding: false }
+/// The direction that we receive.
+#[derive(Debug)]
+pub(super) struct RecvSide {
+    pub(super) state: RecvState,
+    pub(super) queue: RecvQueue,
+    pub(super) credit: RecvCredit,
+    /// Bytes handed to the local side.
+    pub(super) handed: u64,
+    /// The local side does not want more: what arrives is dropped.
+    pub(super) given_up: bool,
+    /// A Readable event waits.
+    pub(super) announced: bool,
+}
+
+/// A stream.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) id: StreamId,
+    pub(super) open: Open,
+    pub(super) phase: Phase,
+    pub(super) send: SendSide,
+    pub(super) recv: RecvSide,
+    pub(super) turn: Turn,
+    pub(super) control: Control,
+    /// It occupies one of the slots that the peer was promised.
+    pub(super) slot: bool,
+    /// Opened here.
+    pub(super) local: bool,
+    /// The peer has accepted or reset what was opened here.
+    pub(super) answered: bool,
+    /// The peer asked us to stop before the local side had accepted.
+    pub(super) stopped: Option<Code>,
+    /// The local side reset it and hears no more but that it is forgotten.
+    pub(super) local_reset: bool,
+}
+
+impl Stream {
+    pub(super) fn new(id: StreamId, open: Open, phase: Phase, limit: u64, credit: RecvCredit) -> Self {
+        Self {
+            id,
+            open,
+            phase,
+            send: SendSide {
+                state: SendState::Open,
+                queue: SendQueue::default(),
+                offset: 0,
+                limit,
+                starved: false,
+                stalled: false,
+                stalls: 0,
+                ended: None,
+            },
+            recv: RecvSide {
+                state: RecvState::Open,
+                queue: RecvQueue::default(),
+                credit,
+                handed: 0,
+                given_up: false,
+                announced: false,
+            },
+            turn: Turn::new(open.class, open.weight),
+            control: Control::default(),
+            slot: false,
+            local: matches!(phase, Phase::Opening { .. }),
+            answered: false,
+            stopped: None,
+            local_reset: false,
+        }
     }
 
-    /// Takes in a payload; its one copy on the way.
-    pub(super) fn push(&mut self, payload: &[u8]) {
-        self.offset += payload.len() as u64;
-        if self.discarding {
-            return;
+    /// Whether DATA or FIN could be sent now.
+    pub(super) fn is_ready(&self) -> bool {
+        match self.send.state {
+            SendState::Open => !self.send.queue.is_empty() && self.send_credit() > 0,
+            SendState::Finishing => self.send.queue.is_empty() || self.send_credit() > 0,
+            SendState::Resetting { .. } | SendState::Done => false,
         }
-        self.held += payload.len();
-        match self.slabs.back_mut() {
-            Some(slab) if slab.capacity() - slab.len() >= payload.len() => slab.extend_from_slice(payload),
-            _ => {
-                // A lone small payload must not cost a whole slab.
-                let room = if self.slabs.is_empty() && payload.len() < COPY_BELOW_BYTES {
-                    payload.len()
-                } else {
-                    SLAB_BYTES
-                };
-                let mut slab = BytesMut::with_capacity(room);
-                slab.extend_from_slice(payload);
-                self.slabs.push_back(slab);
+    }
+
+    pub(super) fn send_credit(&self) -> u64 {
+        self.send.limit.saturating_sub(self.send.offset)
+    }
+
+    /// Whether control frames wait.
+    pub(super) fn has_control(&self) -> bool {
+        let Control { open, accept, credit, prio, stop, .. } = self.control;
+        let resetting = matches!(self.send.state, SendState::Resetting { .. });
+        open || accept || credit || prio || stop.is_some() || resetting
+    }
+
+    /// Ends what we send with a RESET, unless its end was sent already.
+    pub(super) fn reset_send(&mut self, code: Code, abort: bool) {
+        self.send.queue.clear();
+        self.send.ended.get_or_insert(code);
+        self.send.starved = false;
+        match self.send.state {
+            SendState::Done => {}
+            SendState::Resetting { code, abort: before } => {
+                self.send.state = SendState::Resetting { code, abort: abort || before };
+            }
+            SendState::Open | SendState::Finishing => {
+                self.send.state = SendState::Resetting { code, abort };
             }
         }
     }
 
-    pub(super) fn pop(&mut self) -> Option<Bytes> {
-        let slab = self.slabs.pop_front()?;
-        self.held -= slab.len();
-        Some(slab.freeze())
+    /// Drops what was received and will be.
+    pub(super) fn give_up(&mut self, budget: &mut Budget) {
+        self.recv.given_up = true;
+        self.recv.queue.clear();
+        self.control.credit = false;
+        let consumed = self.recv.credit.consumed();
+        self.recv.credit.close(budget, consumed);
     }
 
-    pub(super) fn discard(&mut self) {
-        self.discarding = true;
-        self.slabs.clear();
-        self.held = 0;
-    }
-}
-
-/// How far the opening is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// We opened it; the peer has not answered.
-    Opening,
-    /// The peer opened it; our user has not answered.
-    Offered,
-    /// Both sides use it.
-    Open,
-}
-
-/// A stream of a session.
-#[derive(Debug)]
-pub(super) struct Stream {
-    pub(super) open: Open,
-    pub(super) state: State,
-    pub(super) since: Instant,
-    pub(super) sending: Sending,
-    pub(super) receiving: Receiving,
-    /// Frames that are state, not queue: each is sent at most once, with what is true then.
-    pub(super) want_open: bool,
-    pub(super) want_accept: bool,
-    pub(super) want_credit: bool,
-    pub(super) want_stop: Option<Code>,
-    pub(super) want_reset: Option<Code>,
-    pub(super) want_prio: bool,
-    /// A RESET has gone either way: nothing is delivered any more.
-    pub(super) is_reset: bool,
-    /// In which of the scheduler's lists it is.
-    pub(super) scheduled: bool,
-    pub(super) in_control: bool,
-    pub(super) deficit: i64,
-    pub(super) readable_told: bool,
-    pub(super) credit_stalls: u64,
-}
-
-impl Stream {
-    pub(super) fn new(open: Open, state: State, limit: u64, credit: Credit, now: Instant) -> Self {
-        Self {
-            open,
-            state,
-            since: now,
-            sending: Sending { limit, ..Sending::default() },
-            receiving: Receiving::new(credit),
-            want_open: state == State::Opening,
-            want_accept: false,
-            want_credit: false,
-            want_stop: None,
-            want_reset: None,
-            want_prio: false,
-            is_reset: false,
-            scheduled: false,
-            in_control: false,
-            deficit: 0,
-            readable_told: false,
-            credit_stalls: 0,
-        }
-    }
-
-    pub(super) fn class(&self) -> Class {
-        self.open.class
-    }
-
-    /// Nothing follows in either direction, nothing is wanted of it, and our user knows it.
+    /// Whether both directions are final and the local side has nothing left to do.
     pub(super) fn is_over(&self) -> bool {
-        self.sending.finished
-            && self.receiving.finished
-            && self.state != State::Offered
-            && self.want_reset.is_none()
-            && self.receiving.held == 0
+        let settled = self.recv.given_up || (self.recv.queue.is_empty() && self.recv.credit.is_settled());
+        self.send.state == SendState::Done
+            && self.recv.state != RecvState::Open
+            && settled
+            && self.phase != Phase::Offered
     }
 
-    /// Whether a control frame is due.
-    pub(super) fn wants_control(&self) -> bool {
-        self.want_open
-            || self.want_accept
-            || self.want_credit
-            || self.want_stop.is_some()
-            || self.want_reset.is_some()
-            || self.want_prio
+    pub(super) fn stats(&self) -> StreamStats {
+        StreamStats {
+            class: self.turn.class,
+            weight: self.turn.weight(),
+            sent_bytes: self.send.offset,
+            send_limit_bytes: self.send.limit,
+            send_queued_bytes: self.send.queue.len(),
+            received_bytes: self.recv.credit.received(),
+            consumed_bytes: self.recv.credit.consumed(),
+            recv_queued_bytes: self.recv.queue.len(),
+            recv_limit_bytes: self.recv.credit.advertised(),
+            recv_window_bytes: self.recv.credit.window(),
+            credit_stalls: self.send.stalls,
+        }
     }
 }
