@@ -1,0 +1,77 @@
+//! A batch: the frames that leave together in one vectored write. Knows their lengths only.
+
+use std::io::IoSlice;
+
+use bytes::Bytes;
+
+use super::frame::{HEADER_LEN, Header, RECORD_LEN};
+
+/// One frame, as it goes out.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Its header.
+    pub header: [u8; HEADER_LEN],
+    /// Its payload, perhaps empty; shared with the replay log.
+    pub payload: Bytes,
+}
+
+/// Frames for one write. Reused: [`Session::poll_transmit`](super::Session::poll_transmit) clears
+/// it, and its memory stays.
+#[derive(Debug, Default)]
+pub struct Batch {
+    parts: Vec<Part>,
+    len: usize,
+}
+
+impl Batch {
+    /// The frames.
+    #[must_use]
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Bytes on the wire.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing to send.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// The bytes, in order, for a vectored write.
+    pub fn io_slices(&self) -> impl Iterator<Item = IoSlice<'_>> {
+        self.parts
+            .iter()
+            .flat_map(|part| [&part.header[..], &part.payload[..]])
+            .filter(|slice| !slice.is_empty())
+            .map(IoSlice::new)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.parts.clear();
+        self.len = 0;
+    }
+
+    pub(super) fn push(&mut self, header: &Header, payload: Bytes) {
+        debug_assert_eq!(usize::from(header.len), payload.len());
+        self.len += HEADER_LEN + payload.len();
+        self.parts.push(Part { header: header.encode(), payload });
+    }
+
+    /// Payload bytes of a DATA frame that ends with the current record, within `limit` bytes of
+    /// batch; `None` ends the batch.
+    pub(super) fn data_room(&self, limit: usize) -> Option<usize> {
+        let in_record = RECORD_LEN - self.len % RECORD_LEN;
+        let room = in_record.min(limit.saturating_sub(self.len));
+        room.checked_sub(HEADER_LEN).filter(|room| *room > 0)
+    }
+
+    /// Whether a frame of this payload length still fits, at whatever place.
+    pub(super) fn fits(&self, payload_len: usize, limit: usize) -> bool {
+        self.len + HEADER_LEN + payload_len <= limit
+    }
+}

@@ -1,0 +1,172 @@
+//! The protocol's limits and times with their defaults (WIRE §4, §5, §8). Knows no state.
+
+use std::time::Duration;
+
+use super::{Class, purpose};
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// One value for each class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PerClass<T> {
+    /// For [`Class::Urgent`].
+    pub urgent: T,
+    /// For [`Class::Bulk`].
+    pub bulk: T,
+}
+
+impl<T: Copy> PerClass<T> {
+    /// The value for `class`.
+    #[must_use]
+    pub fn of(&self, class: Class) -> T {
+        match class {
+            Class::Urgent => self.urgent,
+            Class::Bulk => self.bulk,
+        }
+    }
+}
+
+/// A rate with a burst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Sustained, per second.
+    pub per_second: u64,
+    /// At once.
+    pub burst: u64,
+}
+
+/// The limits and times of a session. Sizes in bytes.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Streams that the peer may have open, and that we open at most.
+    pub max_streams: u32,
+    /// What the peer may send on a stream before it is accepted; reserved for every stream that
+    /// the peer may open, so this is also the minimum that a stream is always entitled to.
+    pub initial_credit: PerClass<u64>,
+    /// What a stream gets once both sides want it, as far as the budget allows.
+    pub start_credit: PerClass<u64>,
+    /// Largest window of an urgent stream.
+    pub window_max_urgent: u64,
+    /// Largest window of a disk's stream.
+    pub window_max_nbd: u64,
+    /// Largest window of any other bulk stream.
+    pub window_max_bulk: u64,
+    /// Bound of all that peers may send without our having taken it.
+    pub budget_bytes: u64,
+    /// A window grows while half of it is consumed within twice the round trip, or within this
+    /// if that is longer: a local network's round trip under load is far above its minimum.
+    pub growth_time_min: Duration,
+    /// A stream that received nothing for this long starts again with the smallest window.
+    pub window_idle_after: Duration,
+    /// Memory for frames that the peer has not acknowledged.
+    pub replay_cap_bytes: usize,
+    /// The part of it kept for control frames and urgent streams.
+    pub replay_reserve_bytes: usize,
+    /// Bytes queued on a stream before [`Session::send`](super::Session::send) refuses. A chunk
+    /// that is taken while there is room may pass it.
+    pub send_queue_bytes_per_stream: usize,
+    /// Bytes of one batch; a multiple of [`frame::RECORD_LEN`](super::frame::RECORD_LEN).
+    pub batch_bytes: usize,
+    /// Time between two pings.
+    pub ping_after: Duration,
+    /// Silence after which the connection is dead.
+    pub dead_after: Duration,
+    /// Unacknowledged bytes received after which an ACK is due.
+    pub ack_bytes: usize,
+    /// Unacknowledged frames received after which an ACK is due.
+    pub ack_frames: u32,
+    /// Time after which an ACK is due.
+    pub ack_delay: Duration,
+    /// Without progress of the peer's ACKs for this long the session fails.
+    pub ack_stall_after: Duration,
+    /// Time for the peer to accept a stream.
+    pub open_deadline: Duration,
+    /// Streams that may wait for acceptance, in each direction.
+    pub pending_open_max: usize,
+    /// OPEN frames from the peer. We open at a quarter of this, so that two honest agents never
+    /// come near it, whatever a slow connection bunches together.
+    pub opens: RateLimit,
+    /// Unsolicited RESET and STOP frames from the peer. The burst must cover one of each for all
+    /// streams of both sides: an honest agent that shuts down sends them together.
+    pub resets: RateLimit,
+    /// PING frames from the peer.
+    pub pings: RateLimit,
+    /// Frames from the peer that change nothing, or only a priority.
+    pub noops: RateLimit,
+    /// What urgent streams may send before others at least, in bytes; a tenth of the measured
+    /// rate if that is more.
+    pub urgent: RateLimit,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_streams: 1024,
+            initial_credit: PerClass { urgent: 64 * KIB, bulk: 64 * KIB },
+            start_credit: PerClass { urgent: 64 * KIB, bulk: MIB },
+            window_max_urgent: 256 * KIB,
+            window_max_nbd: 8 * MIB,
+            window_max_bulk: 32 * MIB,
+            budget_bytes: 256 * MIB,
+            growth_time_min: Duration::from_millis(5),
+            window_idle_after: Duration::from_secs(10),
+            replay_cap_bytes: 64 << 20,
+            replay_reserve_bytes: 1 << 20,
+            send_queue_bytes_per_stream: 256 << 10,
+            batch_bytes: 64 << 10,
+            ping_after: Duration::from_secs(1),
+            dead_after: Duration::from_secs(5),
+            ack_bytes: 256 << 10,
+            ack_frames: 64,
+            ack_delay: Duration::from_millis(5),
+            ack_stall_after: Duration::from_secs(30),
+            open_deadline: Duration::from_secs(30),
+            pending_open_max: 64,
+            opens: RateLimit { per_second: 200, burst: 1024 },
+            resets: RateLimit { per_second: 200, burst: 4096 },
+            pings: RateLimit { per_second: 10, burst: 64 },
+            noops: RateLimit { per_second: 1000, burst: 1024 },
+            urgent: RateLimit { per_second: MIB, burst: MIB },
+        }
+    }
+}
+
+impl Config {
+    /// What every stream is entitled to.
+    #[must_use]
+    pub fn credit_floor(&self) -> u64 {
+        self.initial_credit.urgent.max(self.initial_credit.bulk).max(1)
+    }
+
+    /// Streams that the peer may open: no more than a quarter of the budget can back.
+    #[must_use]
+    pub fn streams_max(&self) -> u32 {
+        let backed = self.budget_bytes / 4 / self.credit_floor();
+        self.max_streams.min(u32::try_from(backed).unwrap_or(u32::MAX))
+    }
+
+    /// Largest window of a stream.
+    #[must_use]
+    pub fn window_max(&self, class: Class, stream_purpose: u16) -> u64 {
+        let max = match (class, stream_purpose) {
+            (Class::Urgent, _) => self.window_max_urgent,
+            (Class::Bulk, purpose::NBD) => self.window_max_nbd,
+            (Class::Bulk, _) => self.window_max_bulk,
+        };
+        max.max(self.credit_floor())
+    }
+
+    /// How fast we open streams ourselves.
+    #[must_use]
+    pub fn own_opens(&self) -> RateLimit {
+        RateLimit {
+            per_second: (self.opens.per_second / 4).max(1),
+            burst: (self.opens.burst / 4).max(1),
+        }
+    }
+
+    pub(super) fn reserve_bytes(&self) -> usize {
+        self.replay_reserve_bytes.min(self.replay_cap_bytes / 4)
+    }
+}
