@@ -237,6 +237,17 @@ impl Agent {
         Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
     }
 
+    /// What those descriptors are, as the kernel names them.
+    pub fn descriptors(&self) -> Result<Vec<String>> {
+        let pid = self.pid().context("the agent does not run")?;
+        let entries = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+        let mut found: Vec<_> = entries
+            .map(|e| fs::read_link(e.path()).map_or_else(|_| "gone".to_owned(), |p| p.display().to_string()))
+            .collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+
     /// What lies in its runtime folder and is not its socket.
     pub fn runtime_leftovers(&self) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
