@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -59,6 +59,8 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         tasks: TaskTracker::new(),
         stopping: CancellationToken::new(),
     });
+    // Before anything listens: who is told to stop must not be half started.
+    let mut signals = Signals::new()?;
     let servers = TaskTracker::new();
     listen_all(&agent, &servers)?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
@@ -66,7 +68,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     settle_all(&agent)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     keep_watchdog(&servers);
-    wait_for_signal().await?;
+    signals.wait().await;
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     agent.stop().await;
     Ok(())
@@ -129,12 +131,21 @@ fn keep_watchdog(servers: &TaskTracker) {
     });
 }
 
-async fn wait_for_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM"),
-        _ = interrupt.recv() => tracing::info!("SIGINT"),
+/// The signals that end an agent.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => tracing::info!("SIGTERM"),
+            _ = self.interrupt.recv() => tracing::info!("SIGINT"),
+        }
+    }
 }
