@@ -152,12 +152,12 @@ pub(crate) async fn serve(
 
 /// What has become of a migration whose source was lost.
 async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, mut control: Control) {
-    if let Some(incoming) = host.destination(migration) {
-        if incoming.peer == *peer {
-            // It still waits; it answers for itself.
-            let _ = incoming.control.send(control).await;
-            return;
-        }
+    if let Some(incoming) = host.destination(migration)
+        && incoming.peer == *peer
+    {
+        // It still waits; it answers for itself.
+        let _ = incoming.control.send(control).await;
+        return;
     }
     let answer = match settle::fate(host, peer, migration) {
         Some(fate) => Response::Fate(fate),
