@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use uuid::Uuid;
 
 use super::exports::NbdServer;
@@ -33,6 +33,8 @@ use crate::qemu::{
     MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, Stop, destination_cleanup, disks, names,
 };
 
+/// How long a peer may keep a control stream without asking for anything.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// Streams that may wait to be attached.
 const STREAMS_WAITING_MAX: usize = 64;
 /// How long the guest may take to run after `cont`.
@@ -78,6 +80,8 @@ pub(crate) enum Trouble {
     OutOfOrder(&'static str),
     #[error("the source gave up: {0}")]
     Aborted(String),
+    #[error("the guest of VM {vm} could not be started")]
+    NotStarted { vm: String, source: crate::qemu::QmpError },
     #[error("the source was lost")]
     SourceLost,
     #[error("the source did not return within {0} s")]
@@ -103,7 +107,10 @@ pub(crate) async fn serve(
     mut control: Control,
     announce: impl FnOnce(ProgressSink),
 ) {
-    let request = match control.request().await {
+    let Ok(request) = timeout(REQUEST_DEADLINE, control.request()).await else {
+        return tracing::warn!(%peer, "a control stream without a request");
+    };
+    let request = match request {
         Ok(Some(request)) => request,
         Ok(None) => return,
         Err(e) => return tracing::warn!(%peer, error = chain(&e), "a control stream without a request"),
@@ -145,12 +152,12 @@ pub(crate) async fn serve(
 
 /// What has become of a migration whose source was lost.
 async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, mut control: Control) {
-    if let Some(incoming) = host.destination(migration) {
-        if incoming.peer == *peer {
-            // It still waits; it answers for itself.
-            let _ = incoming.control.send(control).await;
-            return;
-        }
+    if let Some(incoming) = host.destination(migration)
+        && incoming.peer == *peer
+    {
+        // It still waits; it answers for itself.
+        let _ = incoming.control.send(control).await;
+        return;
     }
     let answer = match settle::fate(host, peer, migration) {
         Some(fate) => Response::Fate(fate),
@@ -191,14 +198,22 @@ impl Control {
 /// May this peer send this VM here, and could it?
 async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Trouble> {
     permitted(host, peer, &offer.vm)?;
-    let config = host.vm(&offer.vm, "destination").map_err(|p| Trouble::Problems(vec![p]))?;
-    let qmp = match vm::connect(config).await {
-        Ok((qmp, _events)) => qmp,
-        // It will be started by the migration itself; starting it here would change something.
-        Err(e) if config.start.is_some() && e.is_not_listening() => return Ok(Vec::new()),
-        Err(e) => return Err(Trouble::Problems(vec![unreachable(&offer.vm, &chain(&e))])),
-    };
-    Ok(target_problems(&qmp, offer).await?)
+    let problem = |p| Trouble::Problems(vec![p]);
+    let config = host.vm(&offer.vm, "destination").map_err(problem)?;
+    let _not_meanwhile = host.reserve(&offer.vm, Uuid::new_v4()).map_err(problem)?;
+    match (vm::connect(config).await, &config.start) {
+        (Ok((qmp, _events)), _) => Ok(target_problems(&qmp, offer).await?),
+        // Its disks are known only to a QEMU: one is started for the questions and ended again.
+        (Err(e), Some(start)) if e.is_not_listening() => {
+            let (deadline, logs) = (host.config.deadlines.qemu_start(), &host.config.state_dir);
+            let started = vm::start(&offer.vm, config, start, logs, deadline).await;
+            let (started, qmp, _events) = started.map_err(|e| problem(unreachable(&offer.vm, &chain(&e))))?;
+            let problems = target_problems(&qmp, offer).await;
+            started.stop(&qmp).await?;
+            Ok(problems?)
+        }
+        (Err(e), _) => Err(problem(unreachable(&offer.vm, &chain(&e)))),
+    }
 }
 
 fn permitted(host: &Host, peer: &Identity, vm: &str) -> Result<(), Trouble> {
@@ -354,7 +369,12 @@ impl Destination {
         let mut control = Some(control);
         match self.work(&mut control).await {
             Ok(()) => self.end_moved(Vec::new()),
-            Err(trouble) if self.journal.past().starting => self.go_on(&trouble).await,
+            // A QEMU that refused to start its guest has not run it: the way back is open.
+            Err(trouble)
+                if self.journal.past().starting && !matches!(trouble, Trouble::NotStarted { .. }) =>
+            {
+                self.go_on(&trouble).await;
+            }
             Err(trouble) => {
                 tracing::warn!(vm = self.vm, cause = chain(&trouble), "the destination gives up");
                 if let Some(control) = &mut control {
@@ -566,8 +586,7 @@ impl Destination {
             hook_ms = Some(since.elapsed().as_millis() as u64);
         }
         if self.journal.past().header.running {
-            self.qmp.execute(Cont).await?;
-            self.wait_running().await?;
+            warnings.extend(self.continue_guest().await?);
         }
         self.journal.record(Record::Runs)?;
         self.enter(Phase::Confirm);
@@ -575,12 +594,22 @@ impl Destination {
         Ok(Started { hook_ms, warnings })
     }
 
-    async fn wait_running(&mut self) -> Result<(), Trouble> {
+    /// Lets the guest run; a warning when QEMU does not say that it does.
+    async fn continue_guest(&mut self) -> Result<Option<String>, Trouble> {
+        match self.qmp.execute(Cont).await {
+            Err(source) if source.desc().is_some() => {
+                return Err(Trouble::NotStarted { vm: self.vm.clone(), source });
+            }
+            answer => answer?,
+        };
         let until = Instant::now() + RUNNING_DEADLINE;
         loop {
             let info = self.qmp.execute(QueryStatus).await?;
-            if info.running || Instant::now() > until {
-                break Ok(());
+            if info.running {
+                return Ok(None);
+            }
+            if Instant::now() > until {
+                return Ok(Some(format!("VM {} was started and is in state {}", self.vm, info.status)));
             }
             super::source::pause().await;
         }
@@ -653,12 +682,24 @@ async fn find_or_start(
     }
 }
 
+/// Whether the QEMU behind the monitor is still the one that waited for this migration.
+async fn is_that_qemu(qmp: &Qmp, past: &Past) -> bool {
+    let took_ram = past.undo.contains(&Undo::Fd(names::RAM_FDNAME.into()));
+    match qmp.execute(QueryStatus).await.map(|info| info.status) {
+        Ok(RunState::InMigrate) => true,
+        Ok(RunState::Paused) => took_ram,
+        _ => false,
+    }
+}
+
 /// Undoes what `past` records: ends the QEMU that we started, or cleans the one that we found.
 pub(super) async fn undo(name: &str, qmp: &Qmp, past: &Past, started: Option<StartedQemu>) -> Vec<String> {
     if settle::started_qemu(past) {
         let ended = match started {
             Some(started) => started.stop(qmp).await,
-            None => vm::quit(name, qmp).await,
+            None if is_that_qemu(qmp, past).await => vm::quit(name, qmp).await,
+            // Somebody has started the VM since; what we had started is gone with its process.
+            None => Ok(()),
         };
         return ended.err().map(|e| chain(&e)).into_iter().collect();
     }
