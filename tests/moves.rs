@@ -208,8 +208,12 @@ fn all_mirror(pair: &Pair) -> Result<Option<()>> {
 
 /// That an agent has one session, which carries all streams, and one TCP connection.
 fn one_session(agent: &Agent, streams: u64) -> Result<()> {
-    let sessions = sessions(agent)?;
-    ensure!(sessions.len() == 1 && sessions[0]["streams"] == streams, "expected {streams} streams: {sessions:?}");
+    let carries = || -> Result<Option<()>> {
+        let sessions = sessions(agent)?;
+        ensure!(sessions.len() == 1, "one session, not {sessions:?}");
+        Ok((sessions[0]["streams"] == streams).then_some(()))
+    };
+    wait_for(&format!("{streams} streams"), LONG, carries).with_context(|| format!("{:?}", sessions(agent)))?;
     let connections: Vec<_> =
         agent.host().tcp_connections()?.into_iter().filter(|c| c.state == "ESTAB").collect();
     ensure!(connections.len() == 1, "{connections:?}");
