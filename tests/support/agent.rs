@@ -33,9 +33,19 @@ pub struct Credentials {
 impl Credentials {
     /// Makes the authority in `dir`.
     pub fn create(paths: &Paths, dir: &Path) -> Result<Self> {
+        Self::create_named(paths, dir, "vmferry test")
+    }
+
+    /// Makes an authority of that name in `dir`.
+    pub fn create_named(paths: &Paths, dir: &Path, name: &str) -> Result<Self> {
         let credentials = Self { dir: dir.join("certs"), vmferry: paths.vmferry.clone() };
-        run(&mut credentials.certs(&["ca", "--name", "vmferry test"]), SHORT)?;
+        run(&mut credentials.certs(&["ca", "--name", name]), SHORT)?;
         Ok(credentials)
+    }
+
+    /// The authority's folder, with ca-cert.pem and ca-key.pem.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Issues a host's certificate: its folder, with ca-cert.pem, cert.pem and key.pem.
