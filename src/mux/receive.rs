@@ -331,12 +331,13 @@ impl Session {
         if matches!(stream.send.state, SendState::Done | SendState::Resetting { .. }) {
             return Ok(());
         }
-        stream.reset_send(code, false);
         if stream.phase == Phase::Offered {
-            stream.stopped = Some(code);
-        } else {
-            self.push_event(Event::Stopped { id, code });
+            // Our answer comes first: the peer takes a RESET before ACCEPT for a refusal.
+            stream.stopped.get_or_insert(code);
+            return Ok(());
         }
+        stream.reset_send(code, false);
+        self.push_event(Event::Stopped { id, code });
         self.list_control(id);
         Ok(())
     }

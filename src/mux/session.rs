@@ -421,6 +421,9 @@ impl Session {
         stream.control.accept = true;
         stream.recv.credit.start(&mut self.budget, self.config.start_credit.of(stream.open.class));
         let (finished, stopped) = (stream.recv.state == RecvState::Finished, stream.stopped.take());
+        if let Some(code) = stopped {
+            stream.reset_send(code, false);
+        }
         self.list_control(id);
         self.announce(id);
         if finished {
