@@ -2,10 +2,14 @@
 //! and the users do; limits hold at every step; nothing is left at the end. Then the scheduler's
 //! promises, every cut of a short transcript, and the bytes of version 1.
 
+#[path = "mux/cuts.rs"]
+mod cuts;
 #[path = "mux/pair.rs"]
 mod pair;
 #[path = "mux/rng.rs"]
 mod rng;
+#[path = "mux/schedule.rs"]
+mod schedule;
 #[path = "mux/world.rs"]
 mod world;
 

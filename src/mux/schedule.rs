@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::frame::RECORD_LEN;
 use super::limit::TokenBucket;
 use super::{Class, Config, StreamId, WEIGHT_MAX};
 
@@ -182,7 +183,8 @@ impl Scheduler {
     pub(super) fn charge(&mut self, turn: &mut Turn, bytes: usize) {
         turn.deficit -= bytes as i64;
         if turn.class == Class::Urgent {
-            self.share.charge(bytes as u64);
+            // The debt is small: what urgent streams send while nobody else wants to is free.
+            self.share.charge(bytes as u64, RECORD_LEN as u64);
         }
     }
 
