@@ -4,6 +4,8 @@
 
 #[path = "mux/cuts.rs"]
 mod cuts;
+#[path = "mux/life.rs"]
+mod life;
 #[path = "mux/pair.rs"]
 mod pair;
 #[path = "mux/rng.rs"]

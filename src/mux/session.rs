@@ -153,8 +153,6 @@ pub struct Session {
     pub(super) offered: usize,
     /// Streams refused without asking, until the peer has taken note.
     pub(super) turned: usize,
-    /// Streams opened here.
-    local: u32,
     own_opens: TokenBucket,
     pub(super) guards: Guards,
     pub(super) next_local: Option<u32>,
@@ -180,13 +178,12 @@ impl Session {
             liveness: Liveness::new(now),
             partial: Vec::new(),
             streams: Table::default(),
-            budget: Budget::new(&config),
+            budget: Budget::new(&config, negotiated.peer.max_streams),
             scheduler: Scheduler::new(&config, now),
             control: VecDeque::new(),
             opening: VecDeque::new(),
             offered: 0,
             turned: 0,
-            local: 0,
             own_opens: TokenBucket::new(config.own_opens(), now),
             guards: Guards::new(&config, now),
             next_local: Some(role.first_id()),
@@ -366,7 +363,7 @@ impl Session {
     pub fn open(&mut self, now: Instant, open: Open) -> Result<StreamId, OpenError> {
         let id = self.may_open(now)?;
         self.next_local = id.0.checked_add(2);
-        self.local += 1;
+        self.budget.take_slot(true);
         self.stats.streams_opened += 1;
         let initial = self.config.initial_credit.of(open.class);
         let window_max = self.config.window_max(open.class, open.purpose);
@@ -375,6 +372,7 @@ impl Session {
         let phase = Phase::Opening { deadline: now + self.config.open_deadline };
         let limit = self.peer.initial_credit.of(open.class);
         let mut stream = Stream::new(id, open, phase, limit, credit);
+        stream.slot = true;
         stream.control.open = true;
         self.streams.0.insert(id, stream);
         self.opening.push_back(id);
@@ -386,15 +384,12 @@ impl Session {
         if self.farewell.ours.is_some() || self.farewell.theirs || self.failed.is_some() {
             return Err(OpenError::GoingAway);
         }
-        let max = self.config.streams_max().min(self.peer.max_streams);
-        if self.local >= max {
+        if !self.budget.has_slot(true) {
+            let max = self.config.streams_max().min(self.peer.max_streams);
             return Err(OpenError::Streams { max });
         }
         if self.opening.len() >= self.config.pending_open_max {
             return Err(OpenError::Pending { max: self.config.pending_open_max });
-        }
-        if !self.budget.has_floor() {
-            return Err(OpenError::Budget);
         }
         let id = self.next_local.ok_or(OpenError::Exhausted)?;
         if !self.own_opens.take(now) {
@@ -643,9 +638,8 @@ impl Session {
         }
         let Some(mut stream) = self.streams.0.remove(&id) else { return };
         self.scheduler.forget(id, &mut stream.turn);
-        self.budget.retire(&stream.recv.credit, stream.slot);
+        self.budget.retire(&stream.recv.credit, stream.slot, stream.local);
         self.opening.retain(|other| *other != id);
-        self.local -= u32::from(stream.local);
         if stream.phase == Phase::Turned {
             self.turned -= 1;
         } else {

@@ -41,7 +41,9 @@ pub(crate) fn lone(role: Role, config: Config, now: Instant) -> Session {
 
 /// All bytes of a batch.
 pub(crate) fn bytes_of(batch: &Batch) -> Vec<u8> {
-    batch.io_slices().flat_map(|slice| slice.to_vec()).collect()
+    let mut out = Vec::with_capacity(batch.len_bytes());
+    batch.io_slices().for_each(|slice| out.extend_from_slice(&slice));
+    out
 }
 
 /// All that a session wants to send now.
@@ -49,7 +51,7 @@ pub(crate) fn drain(session: &mut Session, now: Instant) -> Vec<u8> {
     let mut batch = Batch::default();
     let mut out = Vec::new();
     while session.poll_transmit(now, &mut batch) {
-        out.extend(bytes_of(&batch));
+        batch.io_slices().for_each(|slice| out.extend_from_slice(&slice));
     }
     out
 }
