@@ -7,11 +7,14 @@ mod cuts;
 #[path = "mux/life.rs"]
 mod life;
 #[path = "mux/pair.rs"]
+#[allow(dead_code)]
 mod pair;
 #[path = "mux/rng.rs"]
 mod rng;
 #[path = "mux/schedule.rs"]
 mod schedule;
+#[path = "mux/wire.rs"]
+mod wire;
 #[path = "mux/world.rs"]
 mod world;
 

@@ -125,7 +125,12 @@ impl Conversation {
     fn check(&self) {
         for (id, size) in self.ids.iter().zip(SIZES) {
             for side in 0..2 {
-                assert_eq!(self.got[&(side, *id)], content(id.0.into(), 0, size), "stream {} side {side}", id.0);
+                assert_eq!(
+                    self.got[&(side, *id)],
+                    content(id.0.into(), 0, size),
+                    "stream {} side {side}",
+                    id.0
+                );
                 assert_eq!(self.ended[&(side, *id)], ["finished", "closed"], "stream {} side {side}", id.0);
             }
         }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use vmferry::mux::{
-    Code, Config, Event, Open, OpenError, PerClass, Role, Session, SessionError, StreamError, StreamId, purpose,
+    Code, Config, Event, Open, OpenError, PerClass, Role, Session, SessionError, StreamError, StreamId,
+    purpose,
 };
 
 use super::pair::{BULK, Pair, URGENT, content, drain, events, lone, take};

@@ -131,7 +131,11 @@ fn a_quiet_stream_goes_before_the_backlog() {
         keep_full(&mut pair, busy);
         fill(&mut pair, *quiet, 500);
         pair.dialer.poll_transmit(pair.now, &mut batch);
-        assert!(data_of(&batch)[0] == (*quiet, 500) || data_of(&batch)[1] == (*quiet, 500), "{:?}", data_of(&batch));
+        assert!(
+            data_of(&batch)[0] == (*quiet, 500) || data_of(&batch)[1] == (*quiet, 500),
+            "{:?}",
+            data_of(&batch)
+        );
     }
 }
 

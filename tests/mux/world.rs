@@ -110,7 +110,10 @@ impl World {
             seed,
             now,
             start: now,
-            ends: [end("dialer", Role::Dialer, dialer, first), end("acceptor", Role::Acceptor, acceptor, second)],
+            ends: [
+                end("dialer", Role::Dialer, dialer, first),
+                end("acceptor", Role::Acceptor, acceptor, second),
+            ],
             pipes: [Pipe::default(), Pipe::default()],
             connected: true,
             noticed: [false; 2],
@@ -212,8 +215,12 @@ impl World {
     }
 
     fn pick(&mut self, side: usize, wanted: impl Fn(&User) -> bool) -> Option<StreamId> {
-        let fit: Vec<StreamId> =
-            self.ends[side].users.iter().filter(|(_, u)| u.established && !u.closed && wanted(u)).map(|(id, _)| *id).collect();
+        let fit: Vec<StreamId> = self.ends[side]
+            .users
+            .iter()
+            .filter(|(_, u)| u.established && !u.closed && wanted(u))
+            .map(|(id, _)| *id)
+            .collect();
         self.rng.pick(&fit).copied()
     }
 
@@ -509,8 +516,12 @@ impl World {
         while !self.ends[side].offered.is_empty() {
             self.answer(side);
         }
-        let ids: Vec<StreamId> =
-            self.ends[side].users.iter().filter(|(_, u)| u.established && !u.closed).map(|(id, _)| *id).collect();
+        let ids: Vec<StreamId> = self.ends[side]
+            .users
+            .iter()
+            .filter(|(_, u)| u.established && !u.closed)
+            .map(|(id, _)| *id)
+            .collect();
         for id in ids {
             self.read(side, Some(id));
             let user = self.ends[side].users.get_mut(&id).unwrap();
@@ -551,14 +562,21 @@ impl World {
     }
 
     fn open_users(&self) -> Vec<(&'static str, StreamId, &User)> {
-        let of = |end: &'_ End| end.users.iter().filter(|(_, u)| !u.closed).map(|(id, _)| *id).collect::<Vec<_>>();
-        self.ends.iter().flat_map(|end| of(end).into_iter().map(|id| (end.name, id, &end.users[&id]))).collect()
+        let of =
+            |end: &'_ End| end.users.iter().filter(|(_, u)| !u.closed).map(|(id, _)| *id).collect::<Vec<_>>();
+        self.ends
+            .iter()
+            .flat_map(|end| of(end).into_iter().map(|id| (end.name, id, &end.users[&id])))
+            .collect()
     }
 
     fn check_rest(&self) {
         for (side, end) in self.ends.iter().enumerate() {
             let stats = end.session.stats();
-            if stats.credit_committed_bytes != 0 || stats.send_queued_bytes != 0 || stats.recv_queued_bytes != 0 {
+            if stats.credit_committed_bytes != 0
+                || stats.send_queued_bytes != 0
+                || stats.recv_queued_bytes != 0
+            {
                 self.fail(&format!("{}: memory is left", end.name));
             }
             if !end.session.is_drained() {
@@ -576,7 +594,8 @@ impl World {
             self.fail(&format!("{} stream {} never closed", self.ends[side].name, id.0));
         }
         let Some(peer) = self.ends[1 - side].users.get(&id) else { return };
-        let cut = user.reset_here || user.reset_seen || user.stopped_here || peer.reset_here || peer.reset_seen;
+        let cut =
+            user.reset_here || user.reset_seen || user.stopped_here || peer.reset_here || peer.reset_seen;
         if !cut && !peer.stopped_by_peer && (user.got != peer.sent || !user.peer_finished) {
             self.fail(&format!("stream {} delivered {} of {} bytes", id.0, user.got, peer.sent));
         }
