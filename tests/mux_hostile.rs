@@ -1,26 +1,26 @@
 //! A peer that means harm, or has gone mad: every input ends in a typed error or a bounded change
 //! of state, never in a panic and never in unbounded memory. And whatever the split of the bytes,
 //! the outcome is the same.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failure of the test")]
 
+#[path = "mux/attack.rs"]
+mod attack;
 #[path = "mux/pair.rs"]
 #[allow(dead_code)]
 mod pair;
 #[path = "mux/rng.rs"]
 #[allow(dead_code)]
 mod rng;
+#[path = "mux/roundtrip.rs"]
+mod roundtrip;
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use attack::{assert_bounded, local_side, small};
 use pair::{BULK, Pair, URGENT, content, drain, events, lone};
-use proptest::prelude::*;
 use rng::{Rng, number_from_env};
 use vmferry::mux::frame::{self, FLAG_ABORT, FLAG_IGNORABLE, HEADER_LEN, Header, Kind, PAYLOAD_MAX};
-use vmferry::mux::hello::{self, FirstFrame, Hello, HelloError, Mode, PeerLimits};
-use vmferry::mux::{
-    Batch, Class, Code, Config, Event, Open, PerClass, RateLimit, Role, Session, SessionError, StreamId,
-    StreamStats,
-};
+use vmferry::mux::{Class, Code, Config, Event, Open, Role, SessionError, StreamId};
 
 const MIB: u64 = 1 << 20;
 
@@ -295,174 +295,6 @@ fn a_slow_drip_is_kept_small_and_a_wrong_header_is_seen_at_once() {
     assert!(session.handle_input(now, &wrong[15..]).is_err());
 }
 
-/// Limits so small that they are met soon.
-fn small() -> Config {
-    Config {
-        max_streams: 8,
-        initial_credit: PerClass { urgent: 4096, bulk: 4096 },
-        start_credit: PerClass { urgent: 4096, bulk: 32 << 10 },
-        budget_bytes: 256 << 10,
-        replay_cap_bytes: 64 << 10,
-        send_queue_bytes_per_stream: 8 << 10,
-        pending_open_max: 4,
-        opens: RateLimit { per_second: 1000, burst: 100_000 },
-        resets: RateLimit { per_second: 1000, burst: 100_000 },
-        noops: RateLimit { per_second: 1000, burst: 100_000 },
-        ..Config::default()
-    }
-}
-
-fn assert_bounded(session: &Session, context: &str) {
-    let stats = session.stats();
-    let holds = stats.credit_committed_bytes <= 256 << 10
-        && stats.recv_queued_bytes as u64 <= stats.credit_outstanding_bytes
-        && stats.credit_outstanding_bytes <= stats.credit_committed_bytes
-        && stats.log_bytes_max <= 64 << 10
-        && stats.send_queued_bytes <= 16 * (8 << 10) + 16 * 5000
-        && stats.partial_bytes < HEADER_LEN + PAYLOAD_MAX
-        && stats.streams <= 8 + 8 + 1024;
-    assert!(holds, "{context}: {stats:?}");
-}
-
-/// The local side does something to some stream. Says how many numbered frames it sent.
-fn local_side(session: &mut Session, rng: &mut Rng, now: Instant) -> u64 {
-    let id = StreamId(rng.range(1, 20) as u32);
-    match rng.below(12) {
-        0 | 1 => assert!(session.accept(id).is_err() || session.stream_stats(id).is_some()),
-        2 => session.refuse(id, Code::Denied),
-        3 if rng.one_in(4) => session.reset(id, Code::Cancelled),
-        4 if rng.one_in(4) => session.stop(id, Code::Cancelled),
-        5 if rng.one_in(4) => session.finish(id),
-        6 => assert!(session.open(now, URGENT).is_err() || session.stats().streams > 0),
-        7 => {
-            let sent = session.send(now, id, content(0, 0, rng.size(5000)));
-            assert!(sent.is_err() || session.stats().send_queued_bytes > 0);
-        }
-        8 => session.consumed(now, id, rng.next() % 10_000),
-        9 => session.set_priority(id, Class::Bulk, rng.next() as u16),
-        10 => return drain_counted(session, now),
-        _ => while session.recv(id).is_some() {},
-    }
-    0
-}
-
-fn drain_counted(session: &mut Session, now: Instant) -> u64 {
-    let mut batch = Batch::default();
-    let mut numbered = 0;
-    while session.poll_transmit(now, &mut batch) {
-        numbered += batch.parts().iter().filter(|part| part.header[0] >= frame::NUMBERED_FROM).count();
-    }
-    numbered as u64
-}
-
-/// A peer that keeps to the rules nearly always, so that what passes one check meets the next.
-struct Attacker {
-    rng: Rng,
-    next_open: u32,
-    /// Streams whose direction to us is open; ours only once accepted.
-    speaking: Vec<u32>,
-    answered: Vec<u32>,
-    acked: u64,
-}
-
-impl Attacker {
-    fn new(seed: u64) -> Self {
-        Self { rng: Rng::new(seed), next_open: 1, speaking: Vec::new(), answered: Vec::new(), acked: 0 }
-    }
-
-    fn frame(&mut self, session: &Session, sent: u64) -> Vec<u8> {
-        let wild = self.rng.one_in(150);
-        let kind = self.rng.below(14);
-        if kind < 2 || self.speaking.is_empty() {
-            self.speaking.push(self.next_open);
-            self.next_open += 2;
-            let limit = self.rng.next() % 100_000;
-            return numbered(Kind::Open, self.next_open - 2, limit, &frame::encode_open(&BULK));
-        }
-        if kind == 2 {
-            self.acked += self.rng.next() % (sent - self.acked + 1);
-            return link(Kind::Ack, self.acked + u64::from(wild));
-        }
-        if let Some(id) = self.unanswered(session) {
-            self.answered.push(id);
-            self.speaking.push(id);
-            return numbered(Kind::Accept, id, self.rng.next() % 100_000, &[]);
-        }
-        let any = self.rng.range(1, 20) as u32;
-        let id = self.rng.pick(&self.speaking).copied().filter(|_| !wild).unwrap_or(any);
-        self.stream_frame(kind, id, session.stream_stats(StreamId(id)), wild)
-    }
-
-    fn unanswered(&self, session: &Session) -> Option<u32> {
-        let known = |id: &u32| session.stream_stats(StreamId(*id)).is_some() && !self.answered.contains(id);
-        // Ours are known to the peer only when their OPEN was sent; it may guess.
-        (2..20).step_by(2).find(known).filter(|_| self.answered.len() < 9)
-    }
-
-    fn stream_frame(&mut self, kind: usize, id: u32, stats: Option<StreamStats>, wild: bool) -> Vec<u8> {
-        let offset = stats.map_or(0, |s| s.received_bytes) + u64::from(wild && self.rng.one_in(2));
-        let credit = stats.map_or(1, |s| (s.recv_limit_bytes - s.received_bytes) as usize);
-        let rng = &mut self.rng;
-        match kind {
-            8 if rng.one_in(3) => numbered(Kind::Stop, id, rng.next() % 50, &[]),
-            9 => numbered(Kind::Credit, id, stats.map_or(0, |s| s.sent_bytes) + rng.next() % 50_000, &[]),
-            10 => numbered(Kind::Prio, id, rng.next() % (3 << 16), &[]),
-            11 | 12 if rng.one_in(3) => {
-                self.speaking.retain(|other| *other != id);
-                match rng.below(3) {
-                    0 => reset(id, offset),
-                    1 => numbered(Kind::Reset, id, offset, &[0, 0, 0, 7]),
-                    _ => numbered(Kind::Fin, id, offset, &[]),
-                }
-            }
-            _ if credit == 0 && !wild => link(Kind::Pong, 0),
-            _ => data(id, offset, if wild { 5000 } else { rng.size(credit.min(PAYLOAD_MAX)) }),
-        }
-    }
-}
-
-fn what(error: &SessionError) -> &'static str {
-    match error {
-        SessionError::Protocol { what } => what,
-        _ => "",
-    }
-}
-
-#[test]
-fn frames_that_are_nearly_right_do_no_harm() {
-    let seeds = number_from_env("VMFERRY_SEED").map_or(0..3000, |seed| seed..seed + 1);
-    let (mut survived, mut refused) = (0u64, BTreeMap::<String, u64>::new());
-    for seed in seeds {
-        let (mut peer, mut rng) = (Attacker::new(seed), Rng::new(!seed));
-        let mut now = Instant::now();
-        let mut session = lone(Role::Acceptor, small(), now);
-        let mut sent = 0;
-        for step in 0..400 {
-            let bytes = peer.frame(&session, sent);
-            if let Err(e) = session.handle_input(now, &bytes) {
-                *refused.entry(format!("{} {}", e.code().name(), what(&e))).or_default() += 1;
-                break;
-            }
-            survived += 1;
-            for _ in 0..rng.below(4) {
-                sent += local_side(&mut session, &mut rng, now);
-            }
-            if rng.one_in(20) {
-                events(&mut session);
-                now += Duration::from_millis(rng.size(100) as u64);
-            }
-            assert_bounded(&session, &format!("VMFERRY_SEED={seed} step {step}"));
-        }
-        // Whatever state it is in, it can still be driven.
-        drain(&mut session, now);
-        let _ = session.handle_timeout(now + Duration::from_secs(1));
-    }
-    println!("{survived} frames survived, {refused:#?}");
-    if number_from_env("VMFERRY_SEED").is_none() {
-        assert!(survived > 100_000 && refused.len() >= 5, "{survived} frames survived, {refused:#?}");
-    }
-}
-
 /// An honest conversation, as the acceptor hears it.
 fn transcript() -> Vec<u8> {
     let mut pair = Pair::new(Config::default());
@@ -595,125 +427,6 @@ fn mutated_conversations_and_garbage_do_no_harm() {
     }
 }
 
-fn any_limits() -> impl Strategy<Value = PeerLimits> {
-    any::<(u32, u64, u64, u64, u64)>().prop_map(|(max_streams, urgent, bulk, replay_cap, budget)| {
-        PeerLimits { max_streams, initial_credit: PerClass { urgent, bulk }, replay_cap, budget }
-    })
-}
-
-fn any_mode() -> impl Strategy<Value = Mode> {
-    prop_oneof![
-        any::<([u8; 16], [u8; 32])>()
-            .prop_map(|(session_id, secret_share)| Mode::New { session_id, secret_share }),
-        any::<[u8; 32]>().prop_map(|secret_share| Mode::Accepted { secret_share }),
-        any::<([u8; 16], u64, u64, [u8; 32])>().prop_map(|(session_id, generation, rx_seq, proof)| {
-            Mode::Resume { session_id, generation, rx_seq, proof }
-        }),
-        any::<(u64, [u8; 32])>().prop_map(|(rx_seq, proof)| Mode::Resumed { rx_seq, proof }),
-    ]
-}
-
-fn any_hello() -> impl Strategy<Value = Hello> {
-    (any::<(u16, u16, u64, u64, [u8; 16])>(), any_limits(), any_mode()).prop_map(|(fields, limits, mode)| {
-        Hello {
-            version_min: fields.0.min(fields.1),
-            version_max: fields.0.max(fields.1),
-            features_offered: fields.2,
-            features_required: fields.3,
-            agent_instance: fields.4,
-            limits,
-            mode,
-        }
-    })
-}
-
-proptest! {
-    #[test]
-    fn a_hello_survives_the_wire(hello in any_hello(), later in prop::collection::vec(any::<u8>(), 0..50)) {
-        let whole = hello.encode();
-        prop_assert_eq!(hello::first_frame_len(&whole), Ok(whole.len()));
-        for len in 0..whole.len() {
-            prop_assert_eq!(hello::peek(&whole[..len]), Ok(None));
-            if len >= HEADER_LEN {
-                prop_assert_eq!(Hello::decode(&whole[HEADER_LEN..len]), Err(HelloError::Truncated));
-            }
-        }
-        let followed = [&whole[..], &later].concat();
-        let expected = FirstFrame::Hello { hello: Box::new(hello.clone()), consumed: whole.len() };
-        prop_assert_eq!(hello::peek(&followed), Ok(Some(expected)));
-        let grown = [&whole[HEADER_LEN..], &later].concat();
-        prop_assert_eq!(Hello::decode(&grown), Ok(hello), "a later version may add fields");
-    }
-
-    #[test]
-    fn a_header_survives_the_wire(bytes in any::<[u8; HEADER_LEN]>()) {
-        let header = Header::decode(&bytes);
-        prop_assert_eq!(header.encode(), bytes);
-        let _ = header.content();
-    }
-
-    #[test]
-    fn an_open_survives_the_wire(
-        purpose: u16, urgent: bool, weight: u16, migration: [u8; 16], channel: u16,
-    ) {
-        let class = if urgent { Class::Urgent } else { Class::Bulk };
-        let open = Open { purpose, class, weight, migration, channel };
-        prop_assert_eq!(frame::decode_open(&frame::encode_open(&open)), Ok(Some(open)));
-        let prio = frame::decode_prio(frame::encode_prio(class, weight));
-        prop_assert_eq!(prio, Some((class, weight)));
-    }
-
-    #[test]
-    fn a_code_survives_the_wire(number: u32) {
-        prop_assert_eq!(Code::from_wire(number).to_wire(), number);
-    }
-
-    #[test]
-    fn payloads_of_any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..1100)) {
-        let _ = frame::decode_open(&bytes);
-        let _ = frame::decode_reset(&bytes);
-        let _ = Hello::decode(&bytes);
-        let _ = hello::peek(&bytes);
-        prop_assert!(!frame::clean_text(&bytes).chars().any(char::is_control));
-    }
-}
-
-#[test]
-fn the_first_frame_is_a_hello_or_a_refusal_or_nothing() {
-    let text = "no\u{7}";
-    let goaway = hello::encode_goaway(Code::Auth, 0, text);
-    let expected =
-        FirstFrame::GoAway { code: Code::Auth, text: "no\u{fffd}".to_owned(), consumed: goaway.len() };
-    assert_eq!(hello::peek(&goaway), Ok(Some(expected)));
-    assert_eq!(hello::encode_goaway(Code::Auth, 0, &"ä".repeat(200)).len(), HEADER_LEN + 256);
-    for first in [b'G', 0x16, 0, 2, 0x10, 0xff] {
-        assert_eq!(hello::peek(&[first]), Err(HelloError::NotHello), "{first:#x} is seen at once");
-    }
-    let long = Header { kind: 1, flags: 0, len: 4081, stream: 0, value: 0 }.encode();
-    assert!(hello::first_frame_len(&long).is_err() && hello::peek(&long).is_err());
-    let longest = Header { kind: 1, flags: 0, len: 4080, stream: 0, value: 0 }.encode();
-    assert_eq!(hello::first_frame_len(&longest), Ok(hello::HELLO_LEN_MAX));
-    assert_eq!(hello::first_frame_len(&longest[..15]), Err(HelloError::Truncated));
-}
-
-#[test]
-fn versions_and_features_are_agreed_or_refused() {
-    let base = Hello::new(&Config::default(), [0; 16], Mode::Accepted { secret_share: [0; 32] });
-    let versions = |min, max| Hello { version_min: min, version_max: max, ..base.clone() };
-    let agreed = |a: &Hello, b: &Hello| hello::negotiate(a, b).map(|n| n.version);
-    assert_eq!(agreed(&versions(1, 3), &versions(2, 9)), Ok(3));
-    assert_eq!(agreed(&versions(1, 3), &versions(3, 3)), Ok(3));
-    assert_eq!(agreed(&versions(1, 3), &versions(4, 9)), Err(Code::Version));
-    assert_eq!(agreed(&versions(4, 9), &versions(1, 3)), Err(Code::Version));
-    let features =
-        |features_offered, features_required| Hello { features_offered, features_required, ..base.clone() };
-    let used = |a: &Hello, b: &Hello| hello::negotiate(a, b).map(|n| n.features);
-    assert_eq!(used(&features(0b110, 0b010), &features(0b011, 0)), Ok(0b010));
-    assert_eq!(used(&features(0b110, 0b100), &features(0b011, 0)), Err(Code::Feature));
-    assert_eq!(used(&features(0b110, 0), &features(0b011, 0b001)), Err(Code::Feature));
-}
-
-/// A frame of the link arrives while a full conversation is going on, for its own sake.
 #[test]
 fn a_dialer_minds_answers_that_it_did_not_ask_for() {
     let now = Instant::now();

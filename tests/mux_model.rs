@@ -1,6 +1,7 @@
 //! The session protocol against a model: what is sent arrives, in order, once, whatever the link
 //! and the users do; limits hold at every step; nothing is left at the end. Then the scheduler's
 //! promises, every cut of a short transcript, and the bytes of version 1.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failure of the test")]
 
 #[path = "mux/cuts.rs"]
 mod cuts;

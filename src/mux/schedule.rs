@@ -83,15 +83,16 @@ impl Ring {
                 return Some(id);
             }
             list.pop_front();
-            if !ready && !(is_fresh && !self.old.is_empty()) {
+            // A fresh stream that has nothing left goes through the old list once: it cannot
+            // stay in front by sending little by little.
+            let passes_old = is_fresh && !self.old.is_empty();
+            if !ready && !passes_old {
                 turn.listed = false;
                 continue;
             }
             if turn.deficit <= 0 {
                 turn.deficit += turn.quantum();
             }
-            // A fresh stream that has nothing left goes through the old list once: it cannot
-            // stay in front by sending little by little.
             self.old.push_back(id);
         }
     }
