@@ -3,6 +3,7 @@
 //! what it must not know.
 
 pub mod agent;
+pub mod api;
 pub mod cli;
 pub mod config;
 pub mod metrics;

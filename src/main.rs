@@ -1,3 +1,7 @@
 //! The `vmferry` binary: agent and command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmferry::cli::main()
+}

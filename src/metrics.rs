@@ -1,1 +1,193 @@
-//! Metric names and registration.
+//! Metric names and registration. Labels are bounded: peers and results, never ids or addresses.
+
+use prometheus::{
+    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::migrate::progress::{Outcome, Progress};
+use crate::mux::Stats;
+
+/// All metrics of an agent.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    migrations: IntCounterVec,
+    active: IntGaugeVec,
+    downtime: HistogramVec,
+    duration: HistogramVec,
+    moved_bytes: IntCounterVec,
+    sessions: IntGaugeVec,
+    session_ends: IntCounterVec,
+    sent_bytes: IntCounterVec,
+    received_bytes: IntCounterVec,
+    streams: IntGaugeVec,
+    replay_log_bytes: IntGaugeVec,
+    rtt_seconds: GaugeVec,
+    connect_failures: IntCounterVec,
+    certificate_expiry: IntGauge,
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// A name is used twice: a mistake of this build.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let r = Registry::new();
+        let build = counter(&r, "build_info", "Version of the agent; always 1.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).inc();
+        let certificate_expiry = IntGauge::new(
+            "vmferry_certificate_expiry_timestamp_seconds",
+            "When this host's certificate expires, in seconds since the epoch.",
+        )?;
+        r.register(Box::new(certificate_expiry.clone()))?;
+        Ok(Self {
+            migrations: counter(&r, "migrations_total", "Ended migrations.", &["role", "result"])?,
+            active: gauge(&r, "migrations_active", "Migrations that are not at their end.", &["role"])?,
+            downtime: histogram(
+                &r,
+                "migration_downtime_seconds",
+                "How long moved guests stood still.",
+                &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
+            )?,
+            duration: histogram(
+                &r,
+                "migration_duration_seconds",
+                "How long migrations took.",
+                &[1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0],
+            )?,
+            moved_bytes: counter(
+                &r,
+                "migration_stream_bytes_total",
+                "Bytes on the streams of ended migrations, both directions.",
+                &["role"],
+            )?,
+            sessions: gauge(&r, "sessions", "Live sessions.", &["peer"])?,
+            session_ends: counter(&r, "session_ends_total", "Ended sessions.", &["peer", "reason"])?,
+            sent_bytes: counter(&r, "session_sent_bytes_total", "Bytes of streams sent.", &["peer"])?,
+            received_bytes: counter(
+                &r,
+                "session_received_bytes_total",
+                "Bytes of streams received.",
+                &["peer"],
+            )?,
+            streams: gauge(&r, "session_streams", "Open streams.", &["peer"])?,
+            replay_log_bytes: gauge(
+                &r,
+                "session_replay_log_bytes",
+                "Bytes sent and not yet acknowledged.",
+                &["peer"],
+            )?,
+            rtt_seconds: {
+                let opts = Opts::new(
+                    "vmferry_session_rtt_seconds",
+                    "Smallest round trip of the session seen lately.",
+                );
+                let rtt = GaugeVec::new(opts, &["peer"])?;
+                r.register(Box::new(rtt.clone()))?;
+                rtt
+            },
+            connect_failures: counter(
+                &r,
+                "connect_failures_total",
+                "Connections that became no session.",
+                &["direction", "reason"],
+            )?,
+            certificate_expiry,
+            registry: r,
+        })
+    }
+
+    /// The text that Prometheus scrapes.
+    ///
+    /// # Errors
+    /// As the encoder's.
+    pub fn text(&self) -> Result<String, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// A migration has ended.
+    pub fn migration_ended(&self, progress: &Progress) {
+        let Some(outcome) = &progress.outcome else { return };
+        let role = progress.role.name();
+        self.migrations.with_label_values(&[role, outcome.label()]).inc();
+        self.moved_bytes.with_label_values(&[role]).inc_by(progress.stream_bytes());
+        self.duration.with_label_values::<&str>(&[]).observe(progress.elapsed_ms as f64 / 1e3);
+        if let (Outcome::Moved { .. }, Some(downtime)) = (outcome, &progress.downtime) {
+            self.downtime.with_label_values::<&str>(&[]).observe(downtime.total_ms as f64 / 1e3);
+        }
+    }
+
+    /// How many migrations are under way in each role.
+    pub fn active(&self, role: &str, count: usize) {
+        self.active.with_label_values(&[role]).set(count as i64);
+    }
+
+    /// A session's figures since the last look at it.
+    pub fn session_moved(&self, peer: &str, before: &Stats, now: &Stats) {
+        let label = &[peer];
+        self.sent_bytes
+            .with_label_values(label)
+            .inc_by(now.sent_data_bytes.saturating_sub(before.sent_data_bytes));
+        self.received_bytes
+            .with_label_values(label)
+            .inc_by(now.received_data_bytes.saturating_sub(before.received_data_bytes));
+    }
+
+    /// The state of a peer's sessions; all of them added up.
+    pub fn peer_sessions(&self, peer: &str, sessions: usize, stats: &[Stats]) {
+        let label = &[peer];
+        self.sessions.with_label_values(label).set(sessions as i64);
+        self.streams.with_label_values(label).set(stats.iter().map(|s| s.streams as i64).sum());
+        self.replay_log_bytes.with_label_values(label).set(stats.iter().map(|s| s.log_bytes as i64).sum());
+        let rtt = stats.iter().filter_map(|s| s.rtt_min).min().unwrap_or_default();
+        self.rtt_seconds.with_label_values(label).set(rtt.as_secs_f64());
+    }
+
+    /// A session has ended.
+    pub fn session_ended(&self, peer: &str, reason: &str) {
+        self.session_ends.with_label_values(&[peer, reason]).inc();
+    }
+
+    /// A connection became no session.
+    pub fn connect_failed(&self, direction: &str, reason: &str) {
+        self.connect_failures.with_label_values(&[direction, reason]).inc();
+    }
+
+    /// When this host's certificate expires.
+    pub fn certificate_expires(&self, at: i64) {
+        self.certificate_expiry.set(at);
+    }
+}
+
+fn counter(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    let metric = IntCounterVec::new(Opts::new(format!("vmferry_{name}"), help), labels)?;
+    r.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn gauge(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    let metric = IntGaugeVec::new(Opts::new(format!("vmferry_{name}"), help), labels)?;
+    r.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn histogram(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    buckets: &[f64],
+) -> Result<HistogramVec, prometheus::Error> {
+    let opts = HistogramOpts::new(format!("vmferry_{name}"), help).buckets(buckets.to_vec());
+    let metric = HistogramVec::new(opts, &[])?;
+    r.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}

@@ -1,1 +1,188 @@
 //! Wires listeners, sessions, migrations, the local API and metrics; owns all tasks.
+
+mod api;
+mod listen;
+mod registry;
+mod start;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::api::{MigrateRequest, SessionStatus, Status};
+use crate::metrics::Metrics;
+use crate::migrate::journal::Role;
+use crate::migrate::problem::chain;
+use crate::migrate::progress::{Progress, ProgressSink};
+use crate::migrate::{self, Host, SourceRequest};
+use crate::mux::{Code, Role as DialRole, Stats};
+use crate::net::session::{EndCause, IncomingStream, Session};
+use registry::Registry;
+
+pub use start::run;
+
+/// Between two looks at a session's figures.
+const SAMPLE: Duration = Duration::from_secs(1);
+
+/// A running agent.
+pub(crate) struct Agent {
+    host: Arc<Host>,
+    registry: Registry,
+    metrics: Metrics,
+    /// Migrations of which this host is the source, and settlements.
+    sources: TaskTracker,
+    /// Everything else that belongs to peers.
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+impl Agent {
+    /// Begins a migration; `None` when the agent is on its way out.
+    fn migrate(self: &Arc<Self>, request: MigrateRequest) -> Option<Progress> {
+        if self.stopping.is_cancelled() {
+            return None;
+        }
+        let id = Uuid::new_v4();
+        let identity = self.host.config.peers.get(&request.to).map_or(&request.to, |p| &p.identity);
+        let progress = ProgressSink::new(Progress::new(id, &request.vm, Role::Source, identity));
+        let cancel = self.registry.add(progress.clone());
+        let source = SourceRequest { id, vm: request.vm, peer: request.to, options: request.options };
+        let (agent, sink) = (Arc::clone(self), progress.clone());
+        self.sources.spawn(async move {
+            migrate::migrate(Arc::clone(&agent.host), source, sink.clone(), cancel).await;
+            agent.metrics.migration_ended(&sink.now());
+        });
+        Some(progress.now())
+    }
+
+    /// Serves the streams that peers open.
+    async fn serve_streams(self: Arc<Self>, mut incoming: mpsc::Receiver<IncomingStream>) {
+        while let Some(stream) = incoming.recv().await {
+            let agent = Arc::clone(&self);
+            self.tasks.spawn(async move {
+                let mut sink = None;
+                let announce = |progress: ProgressSink| {
+                    agent.registry.add(progress.clone());
+                    sink = Some(progress);
+                };
+                migrate::route(Arc::clone(&agent.host), stream, announce).await;
+                if let Some(sink) = sink {
+                    agent.metrics.migration_ended(&sink.now());
+                }
+            });
+        }
+    }
+
+    /// Follows each session from its start to its end.
+    async fn serve_sessions(self: Arc<Self>, mut started: mpsc::UnboundedReceiver<Session>) {
+        while let Some(session) = started.recv().await {
+            let agent = Arc::clone(&self);
+            self.tasks.spawn(async move { agent.follow(session).await });
+        }
+    }
+
+    async fn follow(&self, session: Session) {
+        let info = session.info();
+        let peer = info.peer.as_str();
+        tracing::info!(peer, address = %info.address, cipher = info.cipher, "session begins");
+        let mut before = Stats::default();
+        let end = loop {
+            tokio::select! {
+                end = session.ended() => break end,
+                () = tokio::time::sleep(SAMPLE) => {}
+            }
+            let now = session.stats().await;
+            self.metrics.session_moved(peer, &before, &now);
+            before = now;
+            self.sample(peer).await;
+        };
+        self.metrics.session_moved(peer, &before, &end.stats);
+        self.sample(peer).await;
+        let reason = match &end.cause {
+            EndCause::Io(_) => "io",
+            EndCause::Tls(_) => "tls",
+            EndCause::PeerClosed => "peer_closed",
+            EndCause::Session(_) => "session",
+            EndCause::Closed(code) => code.name(),
+        };
+        self.metrics.session_ended(peer, reason);
+        tracing::info!(peer, cause = chain(&end.cause), "session ends");
+    }
+
+    async fn sample(&self, peer: &str) {
+        let live = self.host.pool.all();
+        let mut stats = Vec::new();
+        for session in live.iter().filter(|s| s.info().peer.as_str() == peer) {
+            stats.push(session.stats().await);
+        }
+        self.metrics.peer_sessions(peer, stats.len(), &stats);
+    }
+
+    async fn status(&self) -> Status {
+        let mut sessions = Vec::new();
+        for session in self.host.pool.all() {
+            let (info, stats) = (session.info(), session.stats().await);
+            sessions.push(SessionStatus {
+                peer: info.peer.to_string(),
+                address: info.address.to_string(),
+                dialed: info.role == DialRole::Dialer,
+                cipher: info.cipher.clone(),
+                age_s: info.since.elapsed().as_secs(),
+                streams: stats.streams as u64,
+                sent_bytes: stats.sent_data_bytes,
+                received_bytes: stats.received_data_bytes,
+            });
+        }
+        let config = &self.host.config;
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            identity: self.host.identity.to_string(),
+            certificate_not_after: self.host.pool.endpoint().tls().not_after.unix_timestamp(),
+            sessions,
+            migrations_active: self.active(),
+            vms: config.vms.keys().cloned().collect(),
+            peers: config.peers.keys().cloned().collect(),
+        }
+    }
+
+    fn active(&self) -> usize {
+        self.registry.all().iter().filter(|p| p.outcome.is_none()).count()
+    }
+
+    /// The text for Prometheus.
+    fn metrics_text(&self) -> Result<String, prometheus::Error> {
+        let all = self.registry.all();
+        for role in [Role::Source, Role::Destination] {
+            let count = all.iter().filter(|p| p.role == role && p.outcome.is_none()).count();
+            self.metrics.active(role.name(), count);
+        }
+        self.metrics.text()
+    }
+
+    /// Takes nothing new, rolls back what may be, finishes what must be, says goodbye.
+    async fn stop(&self) {
+        /// How long migrations of this host may take to end.
+        const SOURCES_GRACE: Duration = Duration::from_secs(60);
+        /// How long the rest may take; journals settle what does not end.
+        const REST_GRACE: Duration = Duration::from_secs(15);
+        self.stopping.cancel();
+        let since = Instant::now();
+        self.registry.cancel_all();
+        self.sources.close();
+        if tokio::time::timeout(SOURCES_GRACE, self.sources.wait()).await.is_err() {
+            tracing::warn!("migrations did not end in time; their journals are settled at the next start");
+        }
+        for session in self.host.pool.all() {
+            session.close(Code::Shutdown, "the agent stops");
+        }
+        self.tasks.close();
+        if tokio::time::timeout(REST_GRACE, self.tasks.wait()).await.is_err() {
+            tracing::warn!("not everything ended in time; journals are settled at the next start");
+        }
+        tracing::info!(after_ms = since.elapsed().as_millis() as u64, "the agent ends");
+    }
+}

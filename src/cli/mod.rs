@@ -1,1 +1,76 @@
 //! Arguments, progress, output; talks only to the local API.
+
+mod args;
+pub mod certs;
+mod client;
+mod commands;
+mod show;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Arguments, Command};
+
+/// Usage or configuration.
+pub const EXIT_USAGE: u8 = 2;
+
+/// Runs the command line, and says what went wrong with all its causes.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { EXIT_USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(arguments) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("vmferry: {e:#}");
+            EXIT_USAGE.into()
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    if let Command::Certs(certs) = arguments.command {
+        return certs::run(certs);
+    }
+    let is_agent = matches!(arguments.command, Command::Agent { .. });
+    let runtime = match is_agent {
+        true => tokio::runtime::Builder::new_multi_thread().enable_all().build()?,
+        false => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+    };
+    let code = runtime.block_on(async move {
+        match arguments.command {
+            Command::Agent { config } => {
+                log_to_stderr();
+                crate::agent::run(&config).await.map(|()| ExitCode::SUCCESS)
+            }
+            command => commands::run(&arguments.socket, command).await,
+        }
+    });
+    // Nothing that still blocks a thread may keep the process.
+    runtime.shutdown_background();
+    code
+}
+
+/// Human lines on a terminal and in the journal; `VMFERRY_LOG` filters as `RUST_LOG` does.
+fn log_to_stderr() {
+    use std::io::IsTerminal;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VMFERRY_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = lines.with_ansi(std::io::stderr().is_terminal()).with_target(false);
+    // The journal stamps its lines itself.
+    let started = match std::env::var_os("JOURNAL_STREAM") {
+        Some(_) => lines.without_time().try_init(),
+        None => lines.try_init(),
+    };
+    if let Err(e) = started {
+        eprintln!("vmferry: no log: {e}");
+    }
+}

@@ -1,1 +1,34 @@
 //! One migration: plan, phases, journal, undo, both roles.
+//!
+//! ```text
+//! source ──(control stream: message, link)──► destination
+//!   │ examine, perform, undo                     │ exports, vm
+//!   └── journal, phase, plan, progress ──────────┘
+//! ```
+//! `net` and `qemu` meet only here, through `OwnedFd`.
+
+mod destination;
+mod examine;
+mod exports;
+mod failure;
+mod host;
+pub mod journal;
+mod link;
+pub mod message;
+mod perform;
+pub mod phase;
+pub mod plan;
+pub mod problem;
+pub mod progress;
+mod router;
+pub mod settle;
+mod source;
+mod streams;
+mod undo;
+mod vm;
+
+pub use examine::check;
+pub use failure::Failure;
+pub use host::Host;
+pub use router::route;
+pub use source::{Options, SourceRequest, migrate};

@@ -1,1 +1,21 @@
 //! TLS, connections, the driver that owns a session, stream handles and pumps. Knows no QEMU.
+//!
+//! ```text
+//! connect ──► Established ──► Session::start ──► driver (owns mux::Session and the socket)
+//!                                                  ▲ commands          │ chunks, ends
+//!                                                  └── Stream handles ◄┘
+//!                                   local socket ◄──► Pump ◄──► Stream
+//! ```
+
+pub mod connect;
+pub mod credentials;
+mod driver;
+pub mod handshake;
+pub mod identity;
+pub mod message;
+pub mod pool;
+pub mod pump;
+mod record;
+pub mod session;
+pub mod stream;
+pub mod tls;

@@ -1,0 +1,74 @@
+# Everything that is done with this checkout. All of it runs as root on Debian 12 (amd64) with Rust;
+# what else is needed is downloaded into .lab (VMFERRY_LAB), once.
+#
+#   make demo      two hosts, a real guest moved between them, and the proofs     KEEP=1 leaves it up
+#   make demo-end  ends what KEEP=1 left
+#   make test      format, lints, all tests, with both QEMUs                      T=name: only that test
+#   make lint      format and lints only
+#   make model     the session protocol against its model, many more steps        CASES=n
+#   make bench     the benchmarks
+#   make setup     what the tests need and the machine lacks
+#   make clean-lab forgets all downloads
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.PHONY: demo demo-end test lint model bench setup fetch tools clean-lab
+MAKEFLAGS += --no-print-directory
+
+CASES ?= 20000
+LOCKED := --locked
+step = @printf '\n== %s\n' "$(1)"
+
+# Tests that run real QEMUs in network namespaces run one at a time: they share two cores and one
+# machine. They are known by the bed that they use.
+REAL := $(sort $(basename $(notdir $(shell grep -l '^mod support;' tests/*.rs))))
+QUICK := $(filter-out $(REAL),$(sort $(basename $(notdir $(wildcard tests/*.rs)))))
+
+test: setup lint
+	$(call step,unit tests)
+	cargo test $(LOCKED) --lib --bins -- $(T)
+	if [ -n "$(QUICK)" ]; then
+	  printf '\n== quick tests: %s\n' "$(QUICK)"
+	  cargo test $(LOCKED) $(addprefix --test ,$(QUICK)) -- $(T)
+	fi
+	printf '\n== tests with real QEMUs: %s\n' "$(REAL)"
+	cargo test $(LOCKED) $(addprefix --test ,$(REAL)) -- --test-threads=1 $(T)
+
+lint: fetch
+	$(call step,format)
+	cargo fmt --version >/dev/null || { echo "no rustfmt: rustup component add rustfmt clippy" >&2; exit 1; }
+	cargo fmt --check
+	$(call step,lints)
+	cargo clippy $(LOCKED) --all-targets -- -D warnings
+
+demo: setup
+	$(call step,building)
+	cargo build $(LOCKED) --release --bins --example demo
+	cargo run $(LOCKED) --release --quiet --example demo -- $(if $(filter-out 0,$(KEEP)),--keep)
+
+demo-end:
+	@cargo run $(LOCKED) --release --quiet --example demo -- --end
+
+model: fetch
+	$(call step,session protocol against its model: $(CASES) cases)
+	PROPTEST_CASES=$(CASES) cargo test $(LOCKED) --release --test 'mux*'
+
+bench: setup
+	cargo bench $(LOCKED)
+
+setup: fetch
+	@tests/setup/qemu.sh
+	tests/setup/guest.sh
+
+# The compiler needs a linker, so the machine's packages come first.
+fetch: tools
+	@. tests/setup/shell.sh
+	retry 6 cargo fetch $(LOCKED) --target x86_64-unknown-linux-gnu
+
+tools:
+	@tests/setup/packages.sh
+
+clean-lab:
+	rm -rf "$${VMFERRY_LAB:-.lab}"

@@ -1,0 +1,177 @@
+//! What vmferry is measured against: a pair of relays that copy each local connection over a
+//! connection of its own, through TLS or in clear. Same cipher suites, same certificates, same
+//! socket options as vmferry; no frames, no streams, no replay.
+//!
+//! ```text
+//! far  --remote SOCKET --tls DIR     TCP (TLS) → unix socket; prints "ready ADDRESS"
+//! near --local SOCKET --peer ADDRESS --tls DIR     unix socket → TCP (TLS); prints "ready"
+//! ```
+//!
+//! Every contender of the benchmark is a program with these two faces.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use vmferry::net::handshake::{HANDSHAKE_DEADLINE, accept, connect};
+use vmferry::net::identity::Identity;
+use vmferry::net::tls::{Aead, Tls, TlsPaths};
+
+/// The identity of the far relay; the driver has issued it.
+const FAR: &str = "far";
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    end: End,
+}
+
+#[derive(Subcommand)]
+enum End {
+    Near {
+        #[arg(long)]
+        local: PathBuf,
+        #[arg(long)]
+        peer: SocketAddr,
+        #[command(flatten)]
+        how: How,
+    },
+    Far {
+        #[arg(long)]
+        remote: PathBuf,
+        #[command(flatten)]
+        how: How,
+    },
+}
+
+#[derive(Args, Clone)]
+struct How {
+    /// Folder with ca-cert.pem, cert.pem and key.pem.
+    #[arg(long)]
+    tls: PathBuf,
+    /// No TLS at all.
+    #[arg(long)]
+    clear: bool,
+    /// Bytes of each copy buffer.
+    #[arg(long, default_value_t = 64 * 1024)]
+    buffer: usize,
+    /// The library that seals.
+    #[arg(long, value_enum, default_value = "auto")]
+    aead: Seal,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Seal {
+    Auto,
+    Ring,
+    AwsLc,
+}
+
+impl How {
+    fn load(&self) -> anyhow::Result<Tls> {
+        let paths = TlsPaths {
+            ca: self.tls.join("ca-cert.pem"),
+            cert: self.tls.join("cert.pem"),
+            key: self.tls.join("key.pem"),
+            crl: None,
+        };
+        let aead = match self.aead {
+            Seal::Auto => Aead::Auto,
+            Seal::Ring => Aead::Ring,
+            Seal::AwsLc => Aead::AwsLc,
+        };
+        Ok(Tls::load(&paths, aead)?)
+    }
+
+    async fn copy<A, B>(&self, mut a: A, mut b: B) -> anyhow::Result<()>
+    where
+        A: AsyncRead + AsyncWrite + Unpin,
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        copy_bidirectional_with_sizes(&mut a, &mut b, self.buffer, self.buffer).await?;
+        Ok(())
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    match Cli::parse().end {
+        End::Near { local, peer, how } => near(local, peer, how).await,
+        End::Far { remote, how } => far(remote, how).await,
+    }
+}
+
+async fn near(local: PathBuf, peer: SocketAddr, how: How) -> anyhow::Result<()> {
+    let tls = how.load()?;
+    let listener = UnixListener::bind(&local).context("can't listen on the local socket")?;
+    ready("")?;
+    let mut relays = JoinSet::new();
+    loop {
+        let (socket, _) = listener.accept().await?;
+        let (tls, how) = (tls.clone(), how.clone());
+        relays.spawn(async move { report(relay_near(socket, peer, tls, how).await) });
+        while relays.try_join_next().is_some() {}
+    }
+}
+
+async fn relay_near(local: UnixStream, peer: SocketAddr, tls: Tls, how: How) -> anyhow::Result<()> {
+    let tcp = TcpStream::connect(peer).await?;
+    socket_options(socket2::SockRef::from(&tcp));
+    if how.clear {
+        return how.copy(local, tcp).await;
+    }
+    let far: Identity = FAR.parse()?;
+    let stream = connect(&tls, tcp, &far, HANDSHAKE_DEADLINE).await?;
+    how.copy(local, stream).await
+}
+
+async fn far(remote: PathBuf, how: How) -> anyhow::Result<()> {
+    let tls = how.load()?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    socket_options(socket2::SockRef::from(&listener));
+    ready(&listener.local_addr()?.to_string())?;
+    let mut relays = JoinSet::new();
+    loop {
+        let (tcp, _) = listener.accept().await?;
+        let (remote, tls, how) = (remote.clone(), tls.clone(), how.clone());
+        relays.spawn(async move { report(relay_far(tcp, remote, tls, how).await) });
+        while relays.try_join_next().is_some() {}
+    }
+}
+
+async fn relay_far(tcp: TcpStream, remote: PathBuf, tls: Tls, how: How) -> anyhow::Result<()> {
+    tcp.set_nodelay(true)?;
+    if how.clear {
+        return how.copy(tcp, UnixStream::connect(&remote).await?).await;
+    }
+    let (stream, _) = accept(&tls, tcp, HANDSHAKE_DEADLINE).await?;
+    how.copy(stream, UnixStream::connect(&remote).await?).await
+}
+
+/// As vmferry sets them. An accepted socket inherits the listener's congestion control. cubic
+/// for all: bbr, some machines' default, makes loopback two to three times slower.
+fn socket_options(socket: socket2::SockRef<'_>) {
+    if let Err(error) = socket.set_tcp_congestion(b"cubic") {
+        eprintln!("cubic is not to be had ({error}); the system's default is measured");
+    }
+    if let Err(error) = socket.set_tcp_nodelay(true) {
+        eprintln!("TCP_NODELAY: {error}");
+    }
+}
+
+fn ready(address: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout();
+    writeln!(out, "ready {address}")?;
+    out.flush()
+}
+
+fn report(outcome: anyhow::Result<()>) {
+    if let Err(error) = outcome {
+        eprintln!("a relayed connection failed: {error:#}");
+    }
+}

@@ -1,0 +1,165 @@
+//! The local API: HTTP+JSON on a unix socket of mode 0660, each changing call with its caller
+//! in the log. Turns requests into calls on the agent and knows nothing else.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::IncomingStream;
+use axum::{Json, Router};
+use futures_util::stream;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::Agent;
+use super::registry::NoCancel;
+use crate::api::{CheckReport, CheckRequest, ErrorBody, MigrateRequest};
+use crate::migrate::progress::{Outcome, Progress};
+
+/// Who calls: the kernel's word for the other end of the socket.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    uid: Option<u32>,
+    pid: Option<i32>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        let credentials = stream.io().peer_cred().ok();
+        Self { uid: credentials.map(|c| c.uid()), pid: credentials.and_then(|c| c.pid()) }
+    }
+}
+
+/// The routes.
+pub(crate) fn router(agent: Arc<Agent>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/check", post(check))
+        .route("/v1/migrations", get(list).post(migrate))
+        .route("/v1/migrations/{id}", get(one))
+        .route("/v1/migrations/{id}/events", get(events))
+        .route("/v1/migrations/{id}/cancel", post(cancel))
+        .fallback(|| async {
+            Problem::new(StatusCode::NOT_FOUND, "no such path", "see the README's list of paths")
+        })
+        .with_state(agent)
+}
+
+/// An answer that is not 2xx.
+struct Problem(StatusCode, ErrorBody);
+
+impl Problem {
+    fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self(status, ErrorBody { error: error.into(), remedy: remedy.into() })
+    }
+
+    fn unknown(id: Uuid) -> Self {
+        let error = format!("this agent knows no migration {id}");
+        Self::new(StatusCode::NOT_FOUND, error, "see `vmferry list` for those that it knows")
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.0, Json(self.1)).into_response()
+    }
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text(), "send JSON as the documentation shows it")
+    }
+}
+
+type Agents = State<Arc<Agent>>;
+
+async fn status(State(agent): Agents) -> impl IntoResponse {
+    Json(agent.status().await)
+}
+
+async fn check(
+    State(agent): Agents,
+    body: Result<Json<CheckRequest>, JsonRejection>,
+) -> Result<Json<CheckReport>, Problem> {
+    let Json(request) = body?;
+    let problems = crate::migrate::check(&agent.host, &request.vm, &request.to).await;
+    Ok(Json(CheckReport { problems }))
+}
+
+async fn list(State(agent): Agents) -> Json<Vec<Progress>> {
+    Json(agent.registry.all())
+}
+
+async fn migrate(
+    State(agent): Agents,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    body: Result<Json<MigrateRequest>, JsonRejection>,
+) -> Result<(StatusCode, Json<Progress>), Problem> {
+    let Json(request) = body?;
+    tracing::info!(uid = caller.uid, pid = caller.pid, vm = request.vm, to = request.to, "migrate asked for");
+    match agent.migrate(request) {
+        Some(progress) => Ok((StatusCode::CREATED, Json(progress))),
+        None => Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the agent is shutting down",
+            "try again when it is back",
+        )),
+    }
+}
+
+async fn one(State(agent): Agents, Path(id): Path<Uuid>) -> Result<Json<Progress>, Problem> {
+    let entry = agent.registry.get(id).ok_or_else(|| Problem::unknown(id))?;
+    Ok(Json(entry.progress.now()))
+}
+
+/// One line of JSON for each change, until the migration's end.
+async fn events(State(agent): Agents, Path(id): Path<Uuid>) -> Result<Response, Problem> {
+    let entry = agent.registry.get(id).ok_or_else(|| Problem::unknown(id))?;
+    let lines = stream::unfold(Some(entry.progress.watch()), next_line);
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+}
+
+type Line = Result<Vec<u8>, serde_json::Error>;
+
+async fn next_line(
+    watch: Option<watch::Receiver<Progress>>,
+) -> Option<(Line, Option<watch::Receiver<Progress>>)> {
+    let mut watch = watch?;
+    let progress = watch.borrow_and_update().clone();
+    let line = serde_json::to_vec(&progress).map(|mut line| {
+        line.push(b'\n');
+        line
+    });
+    let ended = progress.outcome.is_some_and(|o| !matches!(o, Outcome::Undecided { .. }));
+    if ended || watch.changed().await.is_err() {
+        return Some((line, None));
+    }
+    Some((line, Some(watch)))
+}
+
+async fn cancel(
+    State(agent): Agents,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    Path(id): Path<Uuid>,
+) -> Result<StatusCode, Problem> {
+    tracing::info!(uid = caller.uid, pid = caller.pid, migration = %id, "cancel asked for");
+    agent.registry.cancel(id).map(|()| StatusCode::ACCEPTED).map_err(|no| match no {
+        NoCancel::Unknown => Problem::unknown(id),
+        NoCancel::NotSource => Problem::new(
+            StatusCode::CONFLICT,
+            "this host is the migration's destination",
+            "cancel it at the source",
+        ),
+        NoCancel::TooLate => Problem::new(
+            StatusCode::CONFLICT,
+            "the guest is already the destination's, or the migration has ended",
+            "move it back with a migration the other way",
+        ),
+    })
+}

@@ -1,0 +1,119 @@
+//! The agent's three listeners: peers, the local API, Prometheus.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::{TcpListener, UnixListener};
+
+use super::{Agent, api};
+use crate::migrate::problem::chain;
+use crate::net::connect;
+
+/// The local API's socket: root and the socket's group.
+const API_SOCKET_MODE: u32 = 0o660;
+/// Before the next try when no connection can be accepted, for want of descriptors mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Opens the one port.
+pub(super) fn peers(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+    let open = |address: &SocketAddr| {
+        connect::listen(*address)
+            .with_context(|| format!("cannot listen on {address} (`listen` in the configuration)"))
+    };
+    addresses.iter().map(open).collect()
+}
+
+/// Accepts peers until the agent stops.
+pub(super) async fn accept_peers(agent: Arc<Agent>, listener: TcpListener) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = agent.stopping.cancelled() => return,
+        };
+        match accepted {
+            Ok((tcp, address)) => {
+                let accepting = Arc::clone(&agent);
+                agent.tasks.spawn(async move { accept(&accepting, tcp, address).await });
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn accept(agent: &Agent, tcp: tokio::net::TcpStream, address: SocketAddr) {
+    let config = &agent.host.config;
+    let known = |peer: &crate::net::identity::Identity| config.peer_by_identity(peer.as_str()).is_some();
+    if let Err(e) = agent.host.pool.accept(tcp, known).await {
+        agent.metrics.connect_failed("in", e.label());
+        tracing::warn!(%address, cause = chain(&e), "a connection was refused");
+    }
+}
+
+/// Opens the local API's socket, unless another agent serves it.
+pub(super) fn local(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).with_context(|| {
+            format!("cannot make {} (`runtime_dir` in the configuration)", folder.display())
+        })?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        bail!("another agent serves {}; stop it first", path.display());
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("cannot remove the stale socket {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(API_SOCKET_MODE))?;
+    Ok(listener)
+}
+
+/// Serves the local API until the agent stops.
+pub(super) async fn serve_api(agent: Arc<Agent>, listener: UnixListener) {
+    let routes = api::router(Arc::clone(&agent)).into_make_service_with_connect_info::<api::Caller>();
+    let stopping = agent.stopping.clone();
+    let serve = axum::serve(listener, routes).with_graceful_shutdown(stopping.cancelled_owned());
+    if let Err(e) = serve.await {
+        tracing::error!(error = %e, "the local API ends");
+    }
+}
+
+/// Opens the Prometheus listener.
+pub(super) fn metrics(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    connect::listen(address)
+        .with_context(|| format!("cannot listen on {address} (`metrics.listen` in the configuration)"))
+}
+
+/// Serves Prometheus until the agent stops.
+pub(super) async fn serve_metrics(agent: Arc<Agent>, listener: TcpListener) {
+    let stopping = agent.stopping.clone();
+    let text = move || {
+        let agent = Arc::clone(&agent);
+        async move {
+            match agent.metrics_text() {
+                Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+                    .into_response(),
+                Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+            }
+        }
+    };
+    let routes = Router::new().route("/metrics", get(text));
+    let serve = axum::serve(listener, routes).with_graceful_shutdown(stopping.cancelled_owned());
+    if let Err(e) = serve.await {
+        tracing::error!(error = %e, "the metrics listener ends");
+    }
+}

@@ -1,0 +1,97 @@
+//! The migrations of this agent, as the local API sees them: progress and the way to cancel.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::migrate::journal::Role;
+use crate::migrate::progress::{Outcome, Progress, ProgressSink};
+
+/// Ended migrations kept in memory; the journals keep more.
+const ENDED_MAX: usize = 200;
+
+/// One migration on one side. Two agents on one host are two processes, so (id, role) is unique.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) progress: ProgressSink,
+    pub(crate) cancel: CancellationToken,
+}
+
+/// Why a migration cannot be cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoCancel {
+    /// There is none with that id.
+    Unknown,
+    /// The other host's agent decides.
+    NotSource,
+    /// Handed over already, or ended.
+    TooLate,
+}
+
+/// All migrations, oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    entries: Mutex<BTreeMap<(i64, Uuid, &'static str), Entry>>,
+}
+
+impl Registry {
+    /// Adds a migration and returns the token that cancels it.
+    pub(crate) fn add(&self, progress: ProgressSink) -> CancellationToken {
+        let now = progress.now();
+        let cancel = CancellationToken::new();
+        let mut entries = self.locked();
+        let entry = Entry { progress, cancel: cancel.clone() };
+        entries.insert((now.began_at, now.id, now.role.name()), entry);
+        forget_oldest(&mut entries);
+        cancel
+    }
+
+    /// All migrations, oldest first.
+    pub(crate) fn all(&self) -> Vec<Progress> {
+        self.locked().values().map(|e| e.progress.now()).collect()
+    }
+
+    /// A migration by its id; the source's side where this agent has both.
+    pub(crate) fn get(&self, id: Uuid) -> Option<Entry> {
+        let entries = self.locked();
+        let mut found: Vec<_> = entries.iter().filter(|((_, i, _), _)| *i == id).collect();
+        found.sort_by_key(|((_, _, role), _)| *role != Role::Source.name());
+        found.first().map(|(_, e)| (*e).clone())
+    }
+
+    /// Asks a migration to roll back.
+    pub(crate) fn cancel(&self, id: Uuid) -> Result<(), NoCancel> {
+        let entry = self.get(id).ok_or(NoCancel::Unknown)?;
+        let now = entry.progress.now();
+        if now.role != Role::Source {
+            return Err(NoCancel::NotSource);
+        }
+        if !now.phase.may_cancel() || now.outcome.is_some() {
+            return Err(NoCancel::TooLate);
+        }
+        entry.cancel.cancel();
+        Ok(())
+    }
+
+    /// Asks all that may still roll back to do so.
+    pub(crate) fn cancel_all(&self) {
+        self.locked().values().for_each(|e| e.cancel.cancel());
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, BTreeMap<(i64, Uuid, &'static str), Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn forget_oldest(entries: &mut BTreeMap<(i64, Uuid, &'static str), Entry>) {
+    let ended = |e: &Entry| {
+        let outcome = e.progress.now().outcome;
+        outcome.is_some_and(|o| !matches!(o, Outcome::Undecided { .. }))
+    };
+    let old: Vec<_> = entries.iter().filter(|(_, e)| ended(e)).map(|(k, _)| *k).collect();
+    for key in old.iter().take(old.len().saturating_sub(ENDED_MAX)) {
+        entries.remove(key);
+    }
+}

@@ -1,0 +1,151 @@
+//! From a configuration file to a running agent and back: everything that can be wrong is
+//! found before the first socket opens, and `READY=1` is said only once all of them listen.
+
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::fcntl::{Flock, FlockArg};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::registry::Registry;
+use super::{Agent, listen};
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::migrate::{Host, journal, settle};
+use crate::mux;
+use crate::net::connect::Endpoint;
+use crate::net::pool::Pool;
+use crate::net::tls::{Aead, Tls, TlsPaths};
+
+/// Streams that peers may have opened and nobody has looked at yet.
+const INCOMING_MAX: usize = 256;
+
+/// Runs an agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting, with the remedy.
+pub async fn run(path: &Path) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    let tls = &config.tls;
+    let paths =
+        TlsPaths { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone(), crl: tls.crl.clone() };
+    let tls = Tls::load(&paths, Aead::Auto)?;
+    let _only_one = prepare_state(&config.state_dir)?;
+    let identity = tls.identity.clone();
+    tracing::info!(
+        %identity, aead = ?tls.aead, vms = config.vms.len(), peers = config.peers.len(),
+        version = env!("CARGO_PKG_VERSION"), "the agent starts"
+    );
+    let limits = mux::Config { dead_after: config.deadlines.dead_peer(), ..mux::Config::default() };
+    let (incoming, streams) = mpsc::channel(INCOMING_MAX);
+    let (started, sessions) = mpsc::unbounded_channel();
+    let metrics = Metrics::new()?;
+    metrics.certificate_expires(tls.not_after.unix_timestamp());
+    let endpoint = Endpoint::new(tls, limits, config.deadlines.dead_peer())?;
+    let host = Arc::new(Host::new(config, identity, Pool::new(endpoint, incoming, started)));
+    let agent = Arc::new(Agent {
+        host,
+        registry: Registry::default(),
+        metrics,
+        sources: TaskTracker::new(),
+        tasks: TaskTracker::new(),
+        stopping: CancellationToken::new(),
+    });
+    // Before anything listens: who is told to stop must not be half started.
+    let mut signals = Signals::new()?;
+    let servers = TaskTracker::new();
+    listen_all(&agent, &servers)?;
+    servers.spawn(Arc::clone(&agent).serve_streams(streams));
+    servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
+    settle_all(&agent)?;
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    keep_watchdog(&servers);
+    signals.wait().await;
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    agent.stop().await;
+    Ok(())
+}
+
+/// Makes the state folders and takes the lock that keeps a second agent away from them.
+fn prepare_state(folder: &Path) -> anyhow::Result<Flock<File>> {
+    let migrations = folder.join("migrations");
+    DirBuilder::new().recursive(true).mode(0o700).create(&migrations).with_context(|| {
+        format!("cannot make {} (`state_dir` in the configuration)", migrations.display())
+    })?;
+    let path = folder.join("agent.lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, e)| e)
+        .with_context(|| format!("another agent uses {}; stop it first", folder.display()))
+}
+
+fn listen_all(agent: &Arc<Agent>, servers: &TaskTracker) -> anyhow::Result<()> {
+    let config = &agent.host.config;
+    let peers = listen::peers(&config.listen)?;
+    let local = listen::local(&config.api_socket())?;
+    let metrics = config.metrics.as_ref().map(|m| listen::metrics(m.listen)).transpose()?;
+    for listener in peers {
+        servers.spawn(listen::accept_peers(Arc::clone(agent), listener));
+    }
+    servers.spawn(listen::serve_api(Arc::clone(agent), local));
+    if let Some(listener) = metrics {
+        servers.spawn(listen::serve_metrics(Arc::clone(agent), listener));
+    }
+    Ok(())
+}
+
+/// Takes up what an earlier life of this agent left open.
+fn settle_all(agent: &Arc<Agent>) -> anyhow::Result<()> {
+    let (open, history) = settle::find(&agent.host)?;
+    for progress in history {
+        agent.registry.add(crate::migrate::progress::ProgressSink::new(progress));
+    }
+    for one in open {
+        agent.registry.add(one.progress.clone());
+        let settling = Arc::clone(agent);
+        agent.sources.spawn(async move {
+            let progress = one.progress.clone();
+            settle::settle(Arc::clone(&settling.host), one).await;
+            settling.metrics.migration_ended(&progress.now());
+        });
+    }
+    journal::prune(&agent.host.journals(), agent.host.identity.as_str())?;
+    Ok(())
+}
+
+fn keep_watchdog(servers: &TaskTracker) {
+    let Some(interval) = sd_notify::watchdog_enabled() else { return };
+    servers.spawn(async move {
+        loop {
+            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+            tokio::time::sleep(interval.div_f64(3.0).max(Duration::from_millis(100))).await;
+        }
+    });
+}
+
+/// The signals that end an agent.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => tracing::info!("SIGTERM"),
+            _ = self.interrupt.recv() => tracing::info!("SIGINT"),
+        }
+    }
+}

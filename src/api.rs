@@ -1,0 +1,98 @@
+//! The local API's vocabulary: paths and bodies of HTTP+JSON on the agent's unix socket.
+//!
+//! Both the agent and the command line use it, and nothing else of each other. Everything is
+//! under [`VERSION`]; fields may be added, never renamed.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::migrate::Options;
+use crate::migrate::problem::Problem;
+
+/// The version that all paths begin with.
+pub const VERSION: &str = "/v1";
+
+/// `GET /v1/status`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the agent.
+    pub version: String,
+    /// Of this host.
+    pub identity: String,
+    /// When its certificate expires, in seconds since the epoch.
+    pub certificate_not_after: i64,
+    /// Live sessions with peers.
+    pub sessions: Vec<SessionStatus>,
+    /// Migrations that are not at their end.
+    pub migrations_active: usize,
+    /// Names of configured VMs.
+    pub vms: Vec<String>,
+    /// Names of configured peers.
+    pub peers: Vec<String>,
+}
+
+/// One session.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// The peer, as its certificate names it.
+    pub peer: String,
+    /// Its address.
+    pub address: String,
+    /// Whether this host dialed.
+    pub dialed: bool,
+    /// Cipher suite and key exchange.
+    pub cipher: String,
+    /// Seconds since it began.
+    pub age_s: u64,
+    /// Streams open now.
+    pub streams: u64,
+    /// Bytes of streams sent.
+    pub sent_bytes: u64,
+    /// Bytes of streams received.
+    pub received_bytes: u64,
+}
+
+/// `POST /v1/migrations`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// The virtual machine.
+    pub vm: String,
+    /// The destination's name in the agent's configuration.
+    pub to: String,
+    /// How.
+    #[serde(default)]
+    pub options: Options,
+}
+
+/// `POST /v1/check`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckRequest {
+    /// The virtual machine.
+    pub vm: String,
+    /// The destination's name in the agent's configuration.
+    pub to: String,
+}
+
+/// The answer to [`CheckRequest`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// What would fail; empty when nothing is known that would.
+    pub problems: Vec<Problem>,
+}
+
+/// Any answer that is not 2xx.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What is wrong.
+    pub error: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// The path of one migration.
+#[must_use]
+pub fn migration_path(id: Uuid) -> String {
+    format!("{VERSION}/migrations/{id}")
+}

@@ -1,0 +1,109 @@
+//! The arguments.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use uuid::Uuid;
+
+use super::certs::CertsArgs;
+use crate::config::DEFAULT_PATH;
+
+/// Moves running QEMU virtual machines with local disks between hosts, encrypted, through one
+/// port.
+///
+/// Exit codes: 0 moved, or done; 1 failed, and the VM runs on the source; 2 usage or
+/// configuration; 3 moved, but something is left to clean up; 4 undecided.
+#[derive(Debug, Parser)]
+#[command(name = "vmferry", version, max_term_width = 100)]
+pub(super) struct Arguments {
+    /// The local agent's socket.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "VMFERRY_SOCKET",
+        default_value = "/run/vmferry/vmferry.sock"
+    )]
+    pub(super) socket: PathBuf,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run this host's agent (as the systemd service does).
+    Agent {
+        /// Its configuration.
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+        config: PathBuf,
+    },
+    /// Move a running VM to another host. Closing the terminal does not stop it.
+    Migrate(MigrateArgs),
+    /// Say everything that would make a migration fail; change nothing.
+    Check(CheckArgs),
+    /// List migrations of this host, in both directions.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the agent, or one migration.
+    Status {
+        /// A migration.
+        id: Option<Uuid>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Follow a migration to its end; its exit code is the migration's.
+    Watch {
+        /// The migration.
+        id: Uuid,
+        /// Print one line of JSON for each change.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Roll a migration back; possible until the hand-over.
+    Cancel {
+        /// The migration.
+        id: Uuid,
+    },
+    /// Make, show and check the certificates that hosts trust each other by.
+    Certs(CertsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MigrateArgs {
+    /// The virtual machine, as [vm.NAME] in the configuration of both hosts.
+    pub(super) vm: String,
+    /// The destination, as [peer.NAME] in this host's configuration.
+    #[arg(long, value_name = "PEER")]
+    pub(super) to: String,
+    /// Leave the source's QEMU, paused for ever, instead of ending it.
+    #[arg(long)]
+    pub(super) keep_source: bool,
+    /// Slow the guest down when its RAM changes faster than it can be sent.
+    #[arg(long)]
+    pub(super) auto_converge: bool,
+    /// Longest pause to plan for the rest of the RAM, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=2_000_000))]
+    pub(super) downtime_limit: u64,
+    /// Begin, print the migration's id and return.
+    #[arg(long)]
+    pub(super) detach: bool,
+    /// Print one line of JSON for each change.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// The virtual machine.
+    pub(super) vm: String,
+    /// The destination.
+    #[arg(long, value_name = "PEER")]
+    pub(super) to: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}

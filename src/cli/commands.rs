@@ -1,0 +1,106 @@
+//! What each sub-command asks of the agent and how its answer becomes an exit code.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use hyper::Method;
+use uuid::Uuid;
+
+use super::args::{CheckArgs, Command, MigrateArgs};
+use super::client::Client;
+use super::{show, watch};
+use crate::api::{CheckReport, CheckRequest, MigrateRequest, Status, migration_path};
+use crate::migrate::Options;
+use crate::migrate::progress::Progress;
+
+/// Failed, and the VM runs on the source.
+const EXIT_FAILED: u8 = 1;
+
+pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitCode> {
+    let client = Client::new(socket);
+    match command {
+        Command::Migrate(args) => migrate(&client, args).await,
+        Command::Check(args) => check(&client, args).await,
+        Command::List { json } => list(&client, json).await,
+        Command::Status { id: None, json } => status(&client, json).await,
+        Command::Status { id: Some(id), json } => status_of(&client, id, json).await,
+        Command::Watch { id, json } => watch::follow(&client, id, json).await,
+        Command::Cancel { id } => cancel(&client, id).await,
+        Command::Agent { .. } | Command::Certs(_) => Ok(super::EXIT_USAGE.into()),
+    }
+}
+
+async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode> {
+    let options = Options {
+        keep_source: args.keep_source,
+        auto_converge: args.auto_converge,
+        downtime_limit_ms: args.downtime_limit,
+    };
+    let request = MigrateRequest { vm: args.vm, to: args.to, options };
+    let begun: Progress = client.call(Method::POST, "/v1/migrations", &request).await?;
+    if args.detach {
+        println!("{}", begun.id);
+        return Ok(ExitCode::SUCCESS);
+    }
+    watch::follow(client, begun.id, args.json).await
+}
+
+async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
+    let request = CheckRequest { vm: args.vm, to: args.to };
+    let report: CheckReport = client.call(Method::POST, "/v1/check", &request).await?;
+    if args.json {
+        print_json(&report)?;
+    } else if report.problems.is_empty() {
+        println!("{} can be moved to {}: nothing was found that would fail", request.vm, request.to);
+    } else {
+        println!("{} cannot be moved to {}:", request.vm, request.to);
+        show::problems(&report.problems);
+    }
+    Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { EXIT_FAILED.into() })
+}
+
+async fn list(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
+    let all: Vec<Progress> = client.get("/v1/migrations").await?;
+    if json {
+        print_json(&all)?
+    } else {
+        show::list(&all)
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn status(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
+    let status: Status = client.get("/v1/status").await?;
+    if json {
+        print_json(&status)?
+    } else {
+        show::agent(&status)
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn status_of(client: &Client, id: Uuid, json: bool) -> anyhow::Result<ExitCode> {
+    let progress: Progress = client.get(&migration_path(id)).await?;
+    if json {
+        print_json(&progress)?
+    } else {
+        show::migration(&progress)
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn cancel(client: &Client, id: Uuid) -> anyhow::Result<ExitCode> {
+    cancel_migration(client, id).await?;
+    println!("{id} is being rolled back; `vmferry watch {id}` shows its end");
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn cancel_migration(client: &Client, id: Uuid) -> anyhow::Result<()> {
+    client.call(Method::POST, &format!("{}/cancel", migration_path(id)), &()).await
+}
+
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value).context("no JSON")?);
+    Ok(())
+}

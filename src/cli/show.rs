@@ -1,0 +1,140 @@
+//! Answers in words.
+
+use indicatif::HumanBytes;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::api::Status;
+use crate::migrate::problem::Problem;
+use crate::migrate::progress::{Outcome, Progress};
+
+pub(super) fn problems(problems: &[Problem]) {
+    for problem in problems {
+        println!("  ✗ {}", problem.text);
+        println!("    → {}", problem.remedy);
+    }
+}
+
+pub(super) fn list(all: &[Progress]) {
+    if all.is_empty() {
+        println!("no migrations yet");
+        return;
+    }
+    println!("{:36}  {:16} {:11} {:16} {:11} BEGAN", "ID", "VM", "ROLE", "PEER", "PHASE");
+    for p in all {
+        println!(
+            "{:36}  {:16} {:11} {:16} {:11} {}",
+            p.id,
+            p.vm,
+            p.role.name(),
+            p.peer,
+            p.phase.name(),
+            when(p.began_at)
+        );
+    }
+}
+
+pub(super) fn agent(status: &Status) {
+    println!("{} (vmferry {})", status.identity, status.version);
+    println!("  certificate until  {}", when(status.certificate_not_after));
+    println!("  peers              {}", listed(&status.peers));
+    println!("  VMs                {}", listed(&status.vms));
+    println!("  migrations         {} under way", status.migrations_active);
+    for s in &status.sessions {
+        println!(
+            "  session            {} at {}, {} streams, {} sent, {} received, {}",
+            s.peer,
+            s.address,
+            s.streams,
+            HumanBytes(s.sent_bytes),
+            HumanBytes(s.received_bytes),
+            s.cipher
+        );
+    }
+}
+
+pub(super) fn migration(p: &Progress) {
+    println!("{} ({})", p.id, p.role.name());
+    println!("  VM      {}", p.vm);
+    println!("  peer    {}", p.peer);
+    println!("  began   {}", when(p.began_at));
+    println!("  phase   {}", p.phase.name());
+    println!("  rate    {}/s", HumanBytes(p.rate_bytes_per_s));
+    for disk in &p.disks {
+        let state = if disk.ready { ", in step" } else { "" };
+        println!(
+            "  disk    {}: {} of {}{state}",
+            disk.name,
+            HumanBytes(disk.done_bytes),
+            HumanBytes(disk.total_bytes)
+        );
+    }
+    if let Some(ram) = &p.ram {
+        println!(
+            "  RAM     {} of {} left, pass {}",
+            HumanBytes(ram.remaining_bytes),
+            HumanBytes(ram.total_bytes),
+            ram.passes
+        );
+    }
+    outcome(p);
+}
+
+pub(super) fn outcome(p: &Progress) {
+    for note in &p.notes {
+        println!("note: {note}");
+    }
+    match &p.outcome {
+        None => {}
+        Some(Outcome::Moved { leftovers }) => {
+            println!(
+                "{} runs on {} ({} s in all, {} on the wire)",
+                p.vm,
+                p.peer,
+                seconds(p.elapsed_ms),
+                HumanBytes(p.stream_bytes())
+            );
+            downtime(p);
+            left(leftovers);
+        }
+        Some(Outcome::Failed { phase, cause, problems: found, cancelled, leftovers }) => {
+            let what = if *cancelled { "was cancelled" } else { "failed" };
+            println!("the migration of {} {what} in phase {}; the VM was not moved", p.vm, phase.name());
+            if found.is_empty() {
+                println!("cause: {cause}");
+            } else {
+                problems(found);
+            }
+            left(leftovers);
+        }
+        Some(Outcome::Undecided { cause }) => println!("undecided: {cause}"),
+    }
+}
+
+fn downtime(p: &Progress) {
+    let Some(d) = &p.downtime else { return };
+    let hook = d.hook_ms.map(|ms| format!(" of which before_start {ms}")).unwrap_or_default();
+    println!(
+        "the guest stood still for {} ms: disks {}, device state {}, start {}{hook}",
+        d.total_ms, d.disks_ms, d.device_ms, d.start_ms
+    );
+}
+
+fn left(leftovers: &[String]) {
+    for one in leftovers {
+        println!("left to clean up: {one}");
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{}", ms / 1000, ms % 1000 / 100)
+}
+
+fn when(at: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp(at).ok();
+    time.and_then(|t| t.format(&Rfc3339).ok()).unwrap_or_else(|| at.to_string())
+}

@@ -1,0 +1,196 @@
+//! Following a migration: bars on a terminal, plain lines elsewhere, JSON on request.
+//!
+//! Ctrl-C asks once and then cancels cleanly. Whatever happens to this process, the migration
+//! goes on: it belongs to the agent.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use uuid::Uuid;
+
+use super::client::Client;
+use super::{commands, show};
+use crate::api::migration_path;
+use crate::migrate::phase::Phase;
+use crate::migrate::progress::{Outcome, Progress};
+
+/// Plain lines come at a change of phase and otherwise this often.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
+
+pub(super) async fn follow(client: &Client, id: Uuid, json: bool) -> anyhow::Result<ExitCode> {
+    let mut lines = client.lines(&format!("{}/events", migration_path(id))).await?;
+    let mut view = View::new(json);
+    let mut interrupts = Interrupts::default();
+    let mut last = None;
+    loop {
+        tokio::select! {
+            progress = lines.next::<Progress>() => match progress {
+                Ok(Some(progress)) => {
+                    view.show(&progress)?;
+                    let ended = progress.outcome.is_some();
+                    last = Some(progress);
+                    if ended {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(e) => {
+                    view.end();
+                    return Err(e.context(format!("the agent is gone; the migration is settled when it is back: `vmferry watch {id}`")));
+                }
+            },
+            interrupt = tokio::signal::ctrl_c() => {
+                interrupt?;
+                if interrupts.confirmed() {
+                    view.say("cancelling…");
+                    if let Err(e) = commands::cancel_migration(client, id).await {
+                        view.say(&format!("not cancelled: {e:#}"));
+                    }
+                } else {
+                    view.say("press Ctrl-C again within 10 s to cancel the migration; it goes on otherwise");
+                }
+            }
+        }
+    }
+    view.end();
+    let Some(last) = last else { anyhow::bail!("the agent said nothing of migration {id}") };
+    if !json {
+        show::outcome(&last);
+    }
+    let code = last.outcome.as_ref().map_or(super::EXIT_USAGE, Outcome::exit_code);
+    Ok(code.into())
+}
+
+/// The first Ctrl-C asks, a second one soon after it confirms.
+#[derive(Default)]
+struct Interrupts(Option<Instant>);
+
+impl Interrupts {
+    fn confirmed(&mut self) -> bool {
+        let soon = self.0.is_some_and(|first| first.elapsed() < Duration::from_secs(10));
+        self.0 = Some(Instant::now());
+        soon
+    }
+}
+
+enum View {
+    Json,
+    Plain { phase: Option<Phase>, at: Instant },
+    Bars { all: MultiProgress, head: ProgressBar, bars: BTreeMap<String, ProgressBar> },
+}
+
+impl View {
+    fn new(json: bool) -> Self {
+        use std::io::IsTerminal;
+        if json {
+            return Self::Json;
+        }
+        if !std::io::stderr().is_terminal() {
+            return Self::Plain { phase: None, at: Instant::now() };
+        }
+        let all = MultiProgress::new();
+        let head = all.add(ProgressBar::new_spinner());
+        head.enable_steady_tick(Duration::from_millis(120));
+        Self::Bars { all, head, bars: BTreeMap::new() }
+    }
+
+    fn show(&mut self, progress: &Progress) -> anyhow::Result<()> {
+        match self {
+            Self::Json => println!("{}", serde_json::to_string(progress)?),
+            Self::Plain { phase, at } => {
+                if *phase != Some(progress.phase) || at.elapsed() > PLAIN_EVERY {
+                    (*phase, *at) = (Some(progress.phase), Instant::now());
+                    eprintln!("{}", plain(progress));
+                }
+            }
+            Self::Bars { all, head, bars } => draw(all, head, bars, progress),
+        }
+        Ok(())
+    }
+
+    fn say(&self, text: &str) {
+        match self {
+            Self::Bars { all, .. } => drop(all.println(text)),
+            _ => eprintln!("{text}"),
+        }
+    }
+
+    fn end(&mut self) {
+        if let Self::Bars { all, .. } = self {
+            let _ = all.clear();
+        }
+    }
+}
+
+fn plain(progress: &Progress) -> String {
+    let (done, total) = totals(progress);
+    format!(
+        "{} to {}: {} {} of {}, {}/s",
+        progress.vm,
+        progress.peer,
+        progress.phase.name(),
+        HumanBytes(done),
+        HumanBytes(total),
+        HumanBytes(progress.rate_bytes_per_s),
+    )
+}
+
+fn totals(progress: &Progress) -> (u64, u64) {
+    let ram = progress.ram.as_ref().map_or((0, 0), ram_done);
+    progress.disks.iter().fold(ram, |(done, total), d| (done + d.done_bytes, total + d.total_bytes))
+}
+
+fn ram_done(ram: &crate::migrate::progress::RamProgress) -> (u64, u64) {
+    (ram.total_bytes.saturating_sub(ram.remaining_bytes), ram.total_bytes)
+}
+
+fn draw(
+    all: &MultiProgress,
+    head: &ProgressBar,
+    bars: &mut BTreeMap<String, ProgressBar>,
+    progress: &Progress,
+) {
+    let eta = eta(progress).map(|t| format!(", about {} left", HumanDuration(t))).unwrap_or_default();
+    head.set_message(format!(
+        "{} to {}: {}, {}/s{eta}",
+        progress.vm,
+        progress.peer,
+        progress.phase.name(),
+        HumanBytes(progress.rate_bytes_per_s),
+    ));
+    for disk in &progress.disks {
+        let state = if disk.ready { "in step" } else { "" };
+        bar(all, bars, &format!("disk {}", disk.name), disk.done_bytes, disk.total_bytes, state);
+    }
+    if let Some(ram) = &progress.ram {
+        let (done, total) = ram_done(ram);
+        bar(all, bars, "RAM", done, total, &format!("pass {}", ram.passes));
+    }
+}
+
+fn bar(
+    all: &MultiProgress,
+    bars: &mut BTreeMap<String, ProgressBar>,
+    name: &str,
+    done: u64,
+    total: u64,
+    state: &str,
+) {
+    let bar = bars.entry(name.to_owned()).or_insert_with(|| {
+        let style = "  {prefix:14} {bar:30} {bytes:>11} of {total_bytes:11} {msg}";
+        let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+        all.add(ProgressBar::new(total)).with_style(style).with_prefix(name.to_owned())
+    });
+    bar.set_length(total);
+    bar.set_position(done);
+    bar.set_message(state.to_owned());
+}
+
+fn eta(progress: &Progress) -> Option<Duration> {
+    let (done, total) = totals(progress);
+    let copying = matches!(progress.phase, Phase::Mirror | Phase::Precopy);
+    let seconds = total.saturating_sub(done).checked_div(progress.rate_bytes_per_s)?;
+    (copying && seconds > 0).then(|| Duration::from_secs(seconds))
+}

@@ -1,0 +1,718 @@
+//! The destination's role: answers one migration's control stream, step by step.
+//!
+//! It never starts a guest unasked, and once it has durably begun to start one it never goes
+//! back. Before that, anything that fails, and any loss of the source, undoes what it prepared
+//! and leaves the durable word that the guest never ran here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use uuid::Uuid;
+
+use super::exports::NbdServer;
+use super::host::{Host, Registration, Reservation};
+use super::journal::{Journal, Past, Record, Role, Undo};
+use super::message::{Asked, Fate, Notice, Offer, Prepared, Refusal, Reply, Request, Response, Started};
+use super::perform::RAM_CHANNEL;
+use super::phase::Phase;
+use super::problem::{Problem, ProblemKind, chain};
+use super::progress::{Outcome, Progress, ProgressSink};
+use super::streams::{Label, Streams, socket_pair};
+use super::vm::{self, StartedQemu};
+use super::{examine, plan, settle};
+use crate::config::glob_matches;
+use crate::mux::{Code, purpose};
+use crate::net::identity::Identity;
+use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
+use crate::net::session::IncomingStream;
+use crate::net::stream::Stream;
+use crate::qemu::{
+    Abilities, Cont, DestinationLeftovers, EventKind, Events, MigrateIncoming, MigrateSetCapabilities,
+    MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, Stop, destination_cleanup, disks, names,
+};
+
+/// How long a peer may keep a control stream without asking for anything.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+/// Streams that may wait to be attached.
+const STREAMS_WAITING_MAX: usize = 64;
+/// How long the guest may take to run after `cont`.
+const RUNNING_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a source may take to take note that its guest runs here.
+const CONFIRM_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How a destination that is under way is reached.
+#[derive(Debug, Clone)]
+pub(crate) struct Incoming {
+    pub(crate) peer: Identity,
+    pub(crate) streams: mpsc::Sender<IncomingStream>,
+    pub(crate) control: mpsc::Sender<Control>,
+}
+
+/// A control stream.
+#[derive(Debug)]
+pub(crate) struct Control {
+    sender: MessageSender,
+    receiver: MessageReceiver,
+    /// Of the request that is answered next.
+    number: u64,
+}
+
+/// Why the destination cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    #[error("{}", .0.first().map_or_else(String::new, ToString::to_string))]
+    Problems(Vec<Problem>),
+    #[error("the destination's QEMU")]
+    Qmp(#[from] crate::qemu::QmpError),
+    #[error("the destination's QEMU of VM {vm} has gone: its monitor closed")]
+    QemuGone { vm: String },
+    #[error("the destination's QEMU ended the migration as {status}: {error}")]
+    Ram { status: MigrationStatus, error: String },
+    #[error(transparent)]
+    Vm(#[from] vm::VmError),
+    #[error("the destination's journal cannot be written, so nothing further is done")]
+    Journal(#[from] super::journal::JournalError),
+    #[error("no local socket at the destination")]
+    Socket(#[from] std::io::Error),
+    #[error("`{0}` was asked at the wrong moment")]
+    OutOfOrder(&'static str),
+    #[error("the source gave up: {0}")]
+    Aborted(String),
+    #[error("the guest of VM {vm} could not be started")]
+    NotStarted { vm: String, source: crate::qemu::QmpError },
+    #[error("the source was lost")]
+    SourceLost,
+    #[error("the source did not return within {0} s")]
+    SourceStayedAway(u64),
+}
+
+impl Trouble {
+    fn refusal(&self) -> Refusal {
+        let problems = match self {
+            Self::Problems(problems) => problems.clone(),
+            _ => Vec::new(),
+        };
+        Refusal { problems, text: chain(self) }
+    }
+}
+
+/// Serves a control stream that a peer opened for `migration`. Returns the progress of a
+/// migration that was prepared to `announce`.
+pub(crate) async fn serve(
+    host: Arc<Host>,
+    peer: Identity,
+    migration: Uuid,
+    mut control: Control,
+    announce: impl FnOnce(ProgressSink),
+) {
+    let Ok(request) = timeout(REQUEST_DEADLINE, control.request()).await else {
+        return tracing::warn!(%peer, "a control stream without a request");
+    };
+    let request = match request {
+        Ok(Some(request)) => request,
+        Ok(None) => return,
+        Err(e) => return tracing::warn!(%peer, error = chain(&e), "a control stream without a request"),
+    };
+    match request {
+        Request::Check(offer) => {
+            let answer = match check(&host, &peer, &offer).await {
+                Ok(problems) => Response::Checked(problems),
+                Err(trouble) => Response::Checked(match trouble {
+                    Trouble::Problems(problems) => problems,
+                    other => vec![Problem::new(
+                        ProblemKind::Other,
+                        chain(&other),
+                        "look at the destination agent's log",
+                    )],
+                }),
+            };
+            control.answer(answer).await;
+        }
+        Request::Prepare(offer) => match Destination::prepare(host, peer, migration, &offer).await {
+            Ok((destination, prepared)) => {
+                announce(destination.progress.clone());
+                control.answer(Response::Prepared(prepared)).await;
+                destination.run(control).await;
+            }
+            Err(trouble) => {
+                tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");
+                control.answer(Response::Refused(trouble.refusal())).await;
+            }
+        },
+        Request::Settle => settle_request(&host, &peer, migration, control).await,
+        Request::Abort { .. } => control.answer(Response::Done).await,
+        other => {
+            let trouble = Trouble::OutOfOrder(other.name());
+            control.answer(Response::Refused(trouble.refusal())).await;
+        }
+    }
+}
+
+/// What has become of a migration whose source was lost.
+async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, mut control: Control) {
+    if let Some(incoming) = host.destination(migration)
+        && incoming.peer == *peer
+    {
+        // It still waits; it answers for itself.
+        let _ = incoming.control.send(control).await;
+        return;
+    }
+    let answer = match settle::fate(host, peer, migration) {
+        Some(fate) => Response::Fate(fate),
+        None => Response::Refused(Refusal {
+            problems: Vec::new(),
+            text: format!("{} has no decided record of migration {migration} from {peer}", host.identity),
+        }),
+    };
+    control.answer(answer).await;
+}
+
+impl Control {
+    pub(crate) fn new(stream: Stream) -> Self {
+        let (sender, receiver) = message::split(stream);
+        Self { sender, receiver, number: 0 }
+    }
+
+    /// The next request; `None` when the source has finished. Cancelling loses nothing.
+    async fn request(&mut self) -> Result<Option<Request>, MessageError> {
+        let asked: Option<Asked> = self.receiver.recv().await?;
+        Ok(asked.map(|asked| {
+            self.number = asked.number;
+            asked.request
+        }))
+    }
+
+    async fn answer(&mut self, response: Response) {
+        self.say(Reply::Response { number: self.number, response }).await;
+    }
+
+    async fn say(&mut self, reply: Reply) {
+        if let Err(e) = self.sender.send(&reply).await {
+            tracing::debug!(error = chain(&e), "the source does not hear us");
+        }
+    }
+}
+
+/// May this peer send this VM here, and could it?
+async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Trouble> {
+    permitted(host, peer, &offer.vm)?;
+    let problem = |p| Trouble::Problems(vec![p]);
+    let config = host.vm(&offer.vm, "destination").map_err(problem)?;
+    let _not_meanwhile = host.reserve(&offer.vm, Uuid::new_v4()).map_err(problem)?;
+    match (vm::connect(config).await, &config.start) {
+        (Ok((qmp, _events)), _) => Ok(target_problems(&qmp, offer).await?),
+        // Its disks are known only to a QEMU: one is started for the questions and ended again.
+        (Err(e), Some(start)) if e.is_not_listening() => {
+            let (deadline, logs) = (host.config.deadlines.qemu_start(), &host.config.state_dir);
+            let started = vm::start(&offer.vm, config, start, logs, deadline).await;
+            let (started, qmp, _events) = started.map_err(|e| problem(unreachable(&offer.vm, &chain(&e))))?;
+            let problems = target_problems(&qmp, offer).await;
+            started.stop(&qmp).await?;
+            Ok(problems?)
+        }
+        (Err(e), _) => Err(problem(unreachable(&offer.vm, &chain(&e)))),
+    }
+}
+
+fn permitted(host: &Host, peer: &Identity, vm: &str) -> Result<(), Trouble> {
+    let permits = host.config.peer_by_identity(peer.as_str()).map(|(_, p)| &p.receive);
+    if permits.is_some_and(|globs| globs.iter().any(|g| glob_matches(g, vm))) {
+        return Ok(());
+    }
+    let text = format!("{} does not permit {peer} to send VM {vm} there", host.identity);
+    let remedy = format!(
+        "add it to `receive` of the peer with identity \"{peer}\" in the configuration of {}",
+        host.identity
+    );
+    Err(Trouble::Problems(vec![Problem::new(ProblemKind::NotPermitted, text, remedy)]))
+}
+
+fn unreachable(vm: &str, why: &str) -> Problem {
+    let text = format!("no QEMU waits for VM {vm} at the destination: {why}");
+    let remedy =
+        format!("start one with `-incoming defer -S`, or give [vm.{vm}] a `start` so that the agent can");
+    Problem::new(ProblemKind::TargetNotWaiting, text, remedy)
+}
+
+async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Problem>, crate::qemu::QmpError> {
+    let status = qmp.execute(QueryStatus).await?.status;
+    let migration = qmp.execute(QueryMigrate).await?.status;
+    if status != RunState::InMigrate || migration != MigrationStatus::None {
+        let text = format!(
+            "the destination's QEMU of VM {} does not wait for a migration: it is in state {status}, migration {migration}",
+            offer.vm
+        );
+        let remedy = "end it and start it anew with `-incoming defer -S`; a QEMU takes one migration only";
+        return Ok(vec![Problem::new(ProblemKind::TargetNotWaiting, text, remedy)]);
+    }
+    let mut problems = examine::abilities_missing(&Abilities::ask(qmp).await?, "destination");
+    problems.extend(examine::busy(qmp, &offer.vm).await?);
+    problems.extend(plan::disk_problems(&offer.disks, &disks(qmp).await?));
+    Ok(problems)
+}
+
+/// A destination at work.
+struct Destination {
+    host: Arc<Host>,
+    vm: String,
+    peer: Identity,
+    journal: Journal,
+    progress: ProgressSink,
+    qmp: Qmp,
+    events: Events,
+    started: Option<StartedQemu>,
+    nbd: Option<NbdServer>,
+    exports: Vec<super::message::Export>,
+    streams: Streams,
+    offered: mpsc::Receiver<IncomingStream>,
+    controls: mpsc::Receiver<Control>,
+    ram: Option<std::os::fd::OwnedFd>,
+    incoming: bool,
+    loaded: bool,
+    _registration: Registration,
+    _reservation: Reservation,
+}
+
+/// What the loop does next.
+enum Next {
+    GoOn,
+    /// The guest runs here and the source knows.
+    Confirmed,
+}
+
+impl Destination {
+    async fn prepare(
+        host: Arc<Host>,
+        peer: Identity,
+        migration: Uuid,
+        offer: &Offer,
+    ) -> Result<(Self, Prepared), Trouble> {
+        permitted(&host, &peer, &offer.vm)?;
+        let problem = |p| Trouble::Problems(vec![p]);
+        let config = host.vm(&offer.vm, "destination").map_err(problem)?.clone();
+        let reservation = host.reserve(&offer.vm, migration).map_err(problem)?;
+        let mut journal = host.journal(migration, Role::Destination, &offer.vm, &peer, offer.running)?;
+        let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {
+            Ok(found) => found,
+            Err(trouble) => {
+                never_ran(&mut journal, &trouble, Vec::new());
+                return Err(trouble);
+            }
+        };
+        let (stream_sender, offered) = mpsc::channel(STREAMS_WAITING_MAX);
+        let (control_sender, controls) = mpsc::channel(1);
+        let incoming = Incoming { peer: peer.clone(), streams: stream_sender, control: control_sender };
+        let registration = host.register(migration, incoming);
+        let progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
+        let mut destination = Self {
+            host,
+            vm: offer.vm.clone(),
+            peer,
+            journal,
+            progress: ProgressSink::new(progress),
+            qmp,
+            events,
+            started,
+            nbd: None,
+            exports: plan::exports(&offer.disks),
+            streams: Streams::new(),
+            offered,
+            controls,
+            ram: None,
+            incoming: false,
+            loaded: false,
+            _registration: registration,
+            _reservation: reservation,
+        };
+        match destination.make_ready(offer).await {
+            Ok(prepared) => Ok((destination, prepared)),
+            Err(trouble) => {
+                destination.give_up(&trouble).await;
+                Err(trouble)
+            }
+        }
+    }
+
+    async fn make_ready(&mut self, offer: &Offer) -> Result<Prepared, Trouble> {
+        let problems = target_problems(&self.qmp, offer).await?;
+        if !problems.is_empty() {
+            return Err(Trouble::Problems(problems));
+        }
+        // A QEMU that was started without -S would run its guest unasked.
+        self.qmp.execute(Stop).await?;
+        let disks = disks(&self.qmp).await?;
+        let nodes: Vec<_> = self
+            .exports
+            .iter()
+            .filter_map(|e| disks.iter().find(|d| d.name == e.disk).map(|d| (e, d.node_name.clone())))
+            .collect();
+        if !nodes.is_empty() {
+            let folder = self.host.config.runtime_dir.join("nbd");
+            self.nbd = Some(NbdServer::start(&self.qmp, &mut self.journal, &folder, &nodes).await?);
+        }
+        let (major, minor, micro) = Abilities::ask(&self.qmp).await?.version;
+        self.enter(Phase::Prepare);
+        Ok(Prepared {
+            exports: self.exports.clone(),
+            qemu: format!("QEMU {major}.{minor}.{micro}"),
+            restartable: self.started.is_some(),
+        })
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.progress.update(|p| p.phase = phase);
+    }
+
+    async fn run(mut self, control: Control) {
+        let mut control = Some(control);
+        match self.work(&mut control).await {
+            Ok(()) => self.end_moved(Vec::new()),
+            // A QEMU that refused to start its guest has not run it: the way back is open.
+            Err(trouble)
+                if self.journal.past().starting && !matches!(trouble, Trouble::NotStarted { .. }) =>
+            {
+                self.go_on(&trouble).await;
+            }
+            Err(trouble) => {
+                tracing::warn!(vm = self.vm, cause = chain(&trouble), "the destination gives up");
+                if let Some(control) = &mut control {
+                    let text = chain(&trouble);
+                    control.say(Reply::Notice(Notice::Failed { text })).await;
+                }
+                let aborted = matches!(trouble, Trouble::Aborted(_));
+                self.give_up(&trouble).await;
+                if let (true, Some(control)) = (aborted, &mut control) {
+                    control.answer(Response::Done).await;
+                }
+                if let Some(control) = &mut control {
+                    control.sender.finish();
+                }
+            }
+        }
+    }
+
+    async fn work(&mut self, control: &mut Option<Control>) -> Result<(), Trouble> {
+        let mut alone_until = None;
+        loop {
+            let request = async {
+                match control.as_mut() {
+                    Some(control) => control.request().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                event = self.events.recv() => {
+                    let loaded = self.on_event(event.map(|e| e.kind)).await?;
+                    if let (true, Some(control)) = (loaded, control.as_mut()) {
+                        control.say(Reply::Notice(Notice::Loaded)).await;
+                    }
+                }
+                request = request => match request {
+                    Ok(Some(request)) => {
+                        let Some(control) = control.as_mut() else { continue };
+                        if matches!(self.on_request(request, control).await?, Next::Confirmed) {
+                            return Ok(());
+                        }
+                    }
+                    Ok(None) | Err(_) => {
+                        *control = None;
+                        alone_until = Some(self.on_source_lost()?);
+                    }
+                },
+                Some(again) = self.controls.recv() => {
+                    let again = control.insert(again);
+                    alone_until = None;
+                    again.answer(Response::Fate(self.fate())).await;
+                }
+                Some(stream) = self.offered.recv() => self.attach(stream).await,
+                (label, end) = self.streams.ended() => {
+                    tracing::debug!(stream = %label, end = chain(&end), "a stream ended");
+                }
+                () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() => {
+                    if self.journal.past().runs {
+                        return Ok(());
+                    }
+                    return Err(Trouble::SourceStayedAway(self.host.config.deadlines.handover_s));
+                }
+            }
+        }
+    }
+
+    /// How long to wait for a source that was lost; an error when there is nothing to wait for.
+    fn on_source_lost(&self) -> Result<Instant, Trouble> {
+        if self.journal.past().runs {
+            return Ok(Instant::now() + CONFIRM_DEADLINE);
+        }
+        if !self.loaded {
+            return Err(Trouble::SourceLost);
+        }
+        tracing::warn!(vm = self.vm, "the source was lost with the guest loaded; waiting for it");
+        Ok(Instant::now() + self.host.config.deadlines.handover())
+    }
+
+    fn fate(&self) -> Fate {
+        match (self.journal.past().runs, self.loaded) {
+            (true, _) => Fate::Runs,
+            (false, true) => Fate::Loaded,
+            (false, false) => Fate::NeverRan,
+        }
+    }
+
+    /// Whether the guest has just been loaded.
+    async fn on_event(&mut self, event: Option<EventKind>) -> Result<bool, Trouble> {
+        let Some(event) = event else {
+            return Err(Trouble::QemuGone { vm: self.vm.clone() });
+        };
+        let EventKind::Migration { status } = event else { return Ok(false) };
+        match status {
+            MigrationStatus::Completed => {
+                self.loaded = true;
+                self.enter(Phase::Device);
+                Ok(true)
+            }
+            MigrationStatus::Failed | MigrationStatus::Cancelled => {
+                let error = self.qmp.execute(QueryMigrate).await?.error_desc.unwrap_or_default();
+                Err(Trouble::Ram { status, error })
+            }
+            MigrationStatus::Active => {
+                self.enter(Phase::Precopy);
+                Ok(false)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    async fn on_request(&mut self, request: Request, control: &mut Control) -> Result<Next, Trouble> {
+        let started = self.journal.past().starting;
+        let done = match request {
+            Request::Incoming if !self.incoming => self.accept_ram().await,
+            Request::Switchover if self.incoming && !started => self.close_exports().await,
+            Request::Start if self.loaded && !started => match self.start_guest().await {
+                Ok(started) => {
+                    control.answer(Response::Started(started)).await;
+                    return Ok(Next::GoOn);
+                }
+                Err(trouble) => Err(trouble),
+            },
+            Request::Confirmed if self.journal.past().runs => {
+                control.answer(Response::Done).await;
+                control.sender.finish();
+                return Ok(Next::Confirmed);
+            }
+            Request::Abort { reason } if !started => return Err(Trouble::Aborted(reason)),
+            other => Err(Trouble::OutOfOrder(other.name())),
+        };
+        match done {
+            Ok(()) => {
+                control.answer(Response::Done).await;
+                Ok(Next::GoOn)
+            }
+            Err(trouble) => {
+                control.answer(Response::Refused(trouble.refusal())).await;
+                Err(trouble)
+            }
+        }
+    }
+
+    /// Attaches a data stream that the source opened under this grant.
+    async fn attach(&mut self, stream: IncomingStream) {
+        let (kind, channel) = (stream.open.purpose, stream.open.channel);
+        let label = match kind {
+            purpose::RAM if channel == RAM_CHANNEL => Some(Label::Ram),
+            purpose::NBD => {
+                self.exports.iter().find(|e| e.channel == channel).map(|e| Label::Disk(e.disk.clone()))
+            }
+            _ => None,
+        };
+        let Some(label) = label.filter(|l| !self.streams.has(l)) else {
+            tracing::warn!(purpose = kind, channel, "a stream outside the grant was refused");
+            return stream.refuse(Code::Denied);
+        };
+        let local = match label {
+            Label::Ram => self.ram.take().ok_or(std::io::ErrorKind::NotConnected.into()),
+            Label::Disk(_) => match &self.nbd {
+                Some(nbd) => nbd.connect(),
+                None => Err(std::io::ErrorKind::NotConnected.into()),
+            },
+        };
+        let local = match local {
+            Ok(local) => local,
+            Err(e) => {
+                tracing::warn!(stream = %label, error = %e, "the local end cannot be connected");
+                return stream.refuse(Code::ConnectFailed);
+            }
+        };
+        let runtime = stream.session().runtime().clone();
+        match stream.accept().await {
+            Ok(stream) => self.streams.start(label, &runtime, local, stream),
+            Err(e) => tracing::warn!(stream = %label, error = %e, "the stream ended before it began"),
+        }
+    }
+
+    async fn accept_ram(&mut self) -> Result<(), Trouble> {
+        self.incoming = true;
+        let capabilities = MigrateSetCapabilities::on(&["events", "return-path"]);
+        self.qmp.execute(capabilities).await?;
+        let (ours, theirs) = socket_pair()?;
+        self.journal.will_make(Undo::Fd(names::RAM_FDNAME.into()))?;
+        self.qmp.getfd(names::RAM_FDNAME, theirs).await?;
+        self.ram = Some(ours);
+        self.qmp.execute(MigrateIncoming::from_fd(names::RAM_FDNAME)).await?;
+        Ok(())
+    }
+
+    /// The disks become the guest's alone.
+    async fn close_exports(&mut self) -> Result<(), Trouble> {
+        if let Some(nbd) = self.nbd.take() {
+            nbd.stop(&self.qmp).await?;
+        }
+        Ok(())
+    }
+
+    /// The guest is ours from the record on.
+    async fn start_guest(&mut self) -> Result<Started, Trouble> {
+        self.journal.record(Record::Starting)?;
+        self.enter(Phase::HandOver);
+        let mut warnings = Vec::new();
+        let hook = self.host.config.vms.get(&self.vm).map(|c| c.before_start.clone()).unwrap_or_default();
+        let mut hook_ms = None;
+        if !hook.is_empty() {
+            let since = Instant::now();
+            let ran = vm::run_hook(&hook, &self.vm, self.host.config.deadlines.hook()).await;
+            warnings.extend(ran.err());
+            hook_ms = Some(since.elapsed().as_millis() as u64);
+        }
+        if self.journal.past().header.running {
+            warnings.extend(self.continue_guest().await?);
+        }
+        self.journal.record(Record::Runs)?;
+        self.enter(Phase::Confirm);
+        tracing::info!(vm = self.vm, "the guest runs here");
+        Ok(Started { hook_ms, warnings })
+    }
+
+    /// Lets the guest run; a warning when QEMU does not say that it does.
+    async fn continue_guest(&mut self) -> Result<Option<String>, Trouble> {
+        match self.qmp.execute(Cont).await {
+            Err(source) if source.desc().is_some() => {
+                return Err(Trouble::NotStarted { vm: self.vm.clone(), source });
+            }
+            answer => answer?,
+        };
+        let until = Instant::now() + RUNNING_DEADLINE;
+        loop {
+            let info = self.qmp.execute(QueryStatus).await?;
+            if info.running {
+                return Ok(None);
+            }
+            if Instant::now() > until {
+                return Ok(Some(format!("VM {} was started and is in state {}", self.vm, info.status)));
+            }
+            super::source::pause().await;
+        }
+    }
+
+    /// After the word to start nothing leads back: the guest is here, as well as it can be.
+    async fn go_on(mut self, trouble: &Trouble) {
+        tracing::error!(vm = self.vm, cause = chain(trouble), "trouble after the hand-over");
+        let mut leftovers = vec![chain(trouble)];
+        if let Err(e) = self.journal.record(Record::Runs) {
+            leftovers.push(chain(&e));
+        }
+        self.end_moved(leftovers);
+    }
+
+    fn end_moved(mut self, leftovers: Vec<String>) {
+        let outcome = Outcome::Moved { leftovers };
+        if let Err(e) = self.journal.record(Record::Ended(outcome.clone())) {
+            tracing::error!(error = chain(&e), "the journal stays open and is settled at the next start");
+        }
+        super::source::finish(&self.progress, Phase::Done, outcome);
+    }
+
+    /// Undoes what was prepared. The durable word that the guest never ran here comes first.
+    async fn give_up(mut self, trouble: &Trouble) {
+        let mut leftovers = Vec::new();
+        match self.journal.record(Record::NeverRan) {
+            Ok(()) => {
+                // Streams first: an NBD client in its handshake would hang QEMU 7.2's server stop.
+                self.streams.cut_all();
+                self.ram = None;
+                self.nbd = None;
+                leftovers = undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await;
+            }
+            Err(e) => leftovers.push(chain(&e)),
+        }
+        let outcome = never_ran(&mut self.journal, trouble, leftovers);
+        tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");
+        super::source::finish(&self.progress, Phase::Failed, outcome);
+    }
+}
+
+fn never_ran(journal: &mut Journal, trouble: &Trouble, leftovers: Vec<String>) -> Outcome {
+    let problems = trouble.refusal().problems;
+    let cancelled = matches!(trouble, Trouble::Aborted(reason) if reason == "cancelled");
+    let cause = chain(trouble);
+    let outcome = Outcome::Failed { phase: Phase::Prepare, cause, problems, cancelled, leftovers };
+    if let Err(e) = journal.record(Record::Ended(outcome.clone())) {
+        tracing::error!(error = chain(&e), "the journal stays open and is settled at the next start");
+    }
+    outcome
+}
+
+async fn find_or_start(
+    host: &Host,
+    name: &str,
+    config: &crate::config::VmConfig,
+    journal: &mut Journal,
+) -> Result<(Option<StartedQemu>, Qmp, Events), Trouble> {
+    match (vm::connect(config).await, &config.start) {
+        (Ok((qmp, events)), _) => Ok((None, qmp, events)),
+        (Err(e), Some(start)) if e.is_not_listening() => {
+            journal.will_make(Undo::Qemu)?;
+            let deadline = host.config.deadlines.qemu_start();
+            let (started, qmp, events) =
+                vm::start(name, config, start, &host.config.state_dir, deadline).await?;
+            Ok((Some(started), qmp, events))
+        }
+        (Err(e), _) => Err(Trouble::Problems(vec![unreachable(name, &chain(&e))])),
+    }
+}
+
+/// Whether the QEMU behind the monitor is still the one that waited for this migration.
+async fn is_that_qemu(qmp: &Qmp, past: &Past) -> bool {
+    let took_ram = past.undo.contains(&Undo::Fd(names::RAM_FDNAME.into()));
+    match qmp.execute(QueryStatus).await.map(|info| info.status) {
+        Ok(RunState::InMigrate) => true,
+        Ok(RunState::Paused) => took_ram,
+        _ => false,
+    }
+}
+
+/// Undoes what `past` records: ends the QEMU that we started, or cleans the one that we found.
+pub(super) async fn undo(name: &str, qmp: &Qmp, past: &Past, started: Option<StartedQemu>) -> Vec<String> {
+    if settle::started_qemu(past) {
+        let ended = match started {
+            Some(started) => started.stop(qmp).await,
+            None if is_that_qemu(qmp, past).await => vm::quit(name, qmp).await,
+            // Somebody has started the VM since; what we had started is gone with its process.
+            None => Ok(()),
+        };
+        return ended.err().map(|e| chain(&e)).into_iter().collect();
+    }
+    let mut left = DestinationLeftovers::default();
+    for undo in &past.undo {
+        match undo {
+            Undo::Fd(name) => left.fdnames.push(name.clone()),
+            Undo::NbdServer => left.nbd_server = true,
+            Undo::Export(id) => left.exports.push(id.clone()),
+            _ => {}
+        }
+    }
+    let report = destination_cleanup(qmp, &left).await;
+    let not_ours = report.left.iter().filter(|l| !l.source.is_disconnected());
+    not_ours.map(|l| format!("{} in the destination's QEMU: {}", l.what, chain(&l.source))).collect()
+}

@@ -1,0 +1,179 @@
+//! Begin: questions to the source's QEMU and to the destination. Changes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::failure::Failure;
+use super::host::{Host, connect_problem};
+use super::link::{Link, LinkError};
+use super::message::{Offer, Request, Response};
+use super::plan;
+use super::problem::{Problem, ProblemKind, chain};
+use super::vm;
+use crate::net::session::Session;
+use crate::qemu::{
+    Abilities, Disk, Events, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate, QueryStatus, RunState,
+    disks,
+};
+
+/// How long the destination's questions to its QEMU may take; it may have to start one first.
+const CHECK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A source's QEMU, asked.
+pub(crate) struct Examined {
+    pub(crate) qmp: Qmp,
+    pub(crate) events: Events,
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) running: bool,
+    pub(crate) qemu: String,
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl Examined {
+    pub(crate) fn offer(&self, vm: &str) -> Offer {
+        Offer {
+            vm: vm.into(),
+            disks: plan::specs(&self.disks),
+            running: self.running,
+            qemu: self.qemu.clone(),
+        }
+    }
+}
+
+/// Asks the source's QEMU everything that would make a migration fail.
+pub(crate) async fn source(host: &Host, name: &str) -> Result<Examined, Failure> {
+    let config = host.vm(name, "source").map_err(|p| Failure::Problems(vec![p]))?;
+    let (qmp, events) = vm::connect(config).await.map_err(|e| {
+        let text = format!("the QEMU of VM {name} cannot be asked: {}", chain(&e));
+        let remedy = "check that it runs and that `qmp` names a monitor that nobody else uses";
+        Failure::Problems(vec![Problem::new(ProblemKind::QemuUnreachable, text, remedy)])
+    })?;
+    let abilities = Abilities::ask(&qmp).await?;
+    let status = qmp.execute(QueryStatus).await?.status;
+    let disks = disks(&qmp).await?;
+    let mut problems = abilities_missing(&abilities, "source");
+    problems.extend(state_problem(name, &status));
+    problems.extend(busy(&qmp, name).await?);
+    let (major, minor, micro) = abilities.version;
+    let qemu = format!("QEMU {major}.{minor}.{micro}");
+    Ok(Examined { qmp, events, disks, running: status == RunState::Running, qemu, problems })
+}
+
+/// What a QEMU of either side must be able to do.
+pub(crate) fn abilities_missing(abilities: &Abilities, side: &str) -> Vec<Problem> {
+    let source = side == "source";
+    let needs = [
+        ("a mirror job that keeps its error", abilities.blockdev_mirror || !source),
+        ("pause-before-switchover", abilities.capability("pause-before-switchover") || !source),
+        ("return-path", abilities.capability("return-path")),
+        ("migration events", abilities.capability("events")),
+        ("an NBD server on a passed descriptor", abilities.nbd_server_fd || source),
+        ("block-export-add", abilities.block_export_add || source),
+        ("migrate-incoming", abilities.migrate_incoming || source),
+    ];
+    let lacking = needs.into_iter().filter(|(_, present)| !present);
+    lacking
+        .map(|(what, _)| {
+            let text = format!("the {side}'s QEMU has no {what}");
+            Problem::new(ProblemKind::QemuTooOld, text, "use QEMU 5.2 or newer on both hosts")
+        })
+        .collect()
+}
+
+fn state_problem(name: &str, status: &RunState) -> Option<Problem> {
+    let remedy = match status {
+        RunState::Running | RunState::Paused => return None,
+        RunState::InMigrate => {
+            "this is a QEMU that waits for a migration: move the VM from the host where it runs"
+        }
+        RunState::PostMigrate => {
+            "an earlier migration paused it for good: if `vmferry list` shows that it moved, end this QEMU; \
+             only if that one failed, `cont` it"
+        }
+        _ => "bring it to running or paused first",
+    };
+    let text = format!("VM {name} is in state {status} at the source");
+    Some(Problem::new(ProblemKind::SourceState, text, remedy))
+}
+
+/// Block jobs and migrations under way.
+pub(crate) async fn busy(qmp: &Qmp, name: &str) -> Result<Vec<Problem>, QmpError> {
+    let mut problems = Vec::new();
+    let block_jobs = qmp.execute(QueryBlockJobs).await?;
+    let mut jobs: Vec<String> = block_jobs.into_iter().map(|j| format!("{} {}", j.kind, j.device)).collect();
+    if jobs.is_empty() {
+        jobs.extend(qmp.execute(QueryJobs).await?.into_iter().map(|j| format!("{} {}", j.kind, j.id)));
+    }
+    if !jobs.is_empty() {
+        let text = format!("VM {name} has an active block job: {}", jobs.join(", "));
+        problems.push(Problem::new(
+            ProblemKind::Busy,
+            text,
+            "let it finish, or end it with `block-job-cancel`",
+        ));
+    }
+    let migration = qmp.execute(QueryMigrate).await?.status;
+    if migration.is_live() {
+        let text = format!("VM {name} already has a migration in state {migration}");
+        problems.push(Problem::new(
+            ProblemKind::Busy,
+            text,
+            "let it finish, or end it with `migrate_cancel`",
+        ));
+    }
+    Ok(problems)
+}
+
+/// `vmferry check`: everything that would fail, from both sides; changes nothing.
+pub async fn check(host: &Arc<Host>, vm: &str, peer: &str) -> Vec<Problem> {
+    let _not_meanwhile = match host.reserve(vm, Uuid::new_v4()) {
+        Ok(reservation) => reservation,
+        Err(problem) => return vec![problem],
+    };
+    let (mut problems, offer) = match source(host, vm).await {
+        Ok(examined) => {
+            let offer = examined.offer(vm);
+            (examined.problems, Some(offer))
+        }
+        Err(failure) => (problems_of(failure), None),
+    };
+    match host.session(peer).await {
+        Err(Failure::Connect { source, .. }) => problems.push(connect_problem(peer, &source)),
+        Err(failure) => problems.extend(problems_of(failure)),
+        // The destination has nothing to say to a VM that the source does not know.
+        Ok(session) => {
+            if let Some(offer) = offer {
+                problems.extend(ask(&session, offer).await);
+            }
+        }
+    }
+    problems
+}
+
+async fn ask(session: &Session, offer: Offer) -> Vec<Problem> {
+    let asked = async {
+        let mut link = Link::open(session, Uuid::new_v4()).await?;
+        let answer = link.ask(Request::Check(offer), CHECK_DEADLINE).await?;
+        link.finish();
+        match answer {
+            Response::Checked(problems) => Ok(problems),
+            _ => Err(LinkError::Unexpected { request: "check" }),
+        }
+    };
+    match asked.await {
+        Ok(problems) => problems,
+        Err(LinkError::Refused(refusal)) if !refusal.problems.is_empty() => refusal.problems,
+        Err(e) => {
+            vec![Problem::new(ProblemKind::PeerUnreachable, chain(&e), "look at the destination agent's log")]
+        }
+    }
+}
+
+fn problems_of(failure: Failure) -> Vec<Problem> {
+    match failure {
+        Failure::Problems(problems) => problems,
+        other => vec![Problem::new(ProblemKind::Other, chain(&other), "look at the agent's log")],
+    }
+}

@@ -1,0 +1,79 @@
+//! The destination's NBD server: a listening socket that only this agent can reach.
+//!
+//! The socket's name exists for a moment in a folder of mode 0700; what stays is a descriptor
+//! of its inode, through which alone it can be connected (`/proc/self/fd`, QEMU keeps only the
+//! listening end). So nobody else on the host can reach the writable exports.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+
+use super::destination::Trouble;
+use super::journal::{Journal, Undo};
+use super::message::Export;
+use crate::qemu::{BlockExportAdd, NbdServerStart, NbdServerStop, Qmp, QmpError, names};
+
+/// A running NBD server in the destination's QEMU.
+#[derive(Debug)]
+pub(crate) struct NbdServer {
+    /// An `O_PATH` descriptor of the listening socket.
+    socket: File,
+}
+
+impl NbdServer {
+    /// Starts the server and exports each disk's node under the granted name.
+    pub(crate) async fn start(
+        qmp: &Qmp,
+        journal: &mut Journal,
+        folder: &Path,
+        exports: &[(&Export, String)],
+    ) -> Result<Self, Trouble> {
+        let (listener, socket) = private_listener(folder)?;
+        journal.will_make(Undo::Fd(names::NBD_LISTEN_FDNAME.into()))?;
+        journal.will_make(Undo::NbdServer)?;
+        qmp.getfd(names::NBD_LISTEN_FDNAME, listener).await?;
+        qmp.execute(NbdServerStart::on_fd(names::NBD_LISTEN_FDNAME)).await?;
+        for (export, node_name) in exports {
+            let id = names::export_id(&export.disk);
+            journal.will_make(Undo::Export(id.clone()))?;
+            let add = BlockExportAdd {
+                id,
+                node_name: node_name.clone(),
+                name: export.export.clone(),
+                writable: true,
+            };
+            qmp.execute(add).await?;
+        }
+        Ok(Self { socket })
+    }
+
+    /// Connects a client. QEMU drops one that has not shaken hands within 10 s, so this is done
+    /// only when the source's stream is there.
+    pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", self.socket.as_raw_fd());
+        UnixStream::connect(path).map(OwnedFd::from)
+    }
+
+    /// Stops the server; its clients are past their handshakes, so no QEMU hangs on it.
+    pub(crate) async fn stop(self, qmp: &Qmp) -> Result<(), QmpError> {
+        qmp.execute(NbdServerStop).await?;
+        Ok(())
+    }
+}
+
+fn private_listener(folder: &Path) -> io::Result<(OwnedFd, File)> {
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    let path = folder.join(uuid::Uuid::new_v4().to_string());
+    let listener = UnixListener::bind(&path)?;
+    let socket = OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(&path);
+    std::fs::remove_file(&path)?;
+    Ok((listener.into(), socket?))
+}

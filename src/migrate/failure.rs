@@ -1,0 +1,133 @@
+//! Why a migration failed on the source's side.
+
+use crate::mux::Code;
+use crate::net::connect::ConnectError;
+use crate::net::pump::PumpEnd;
+use crate::net::session::OpenStreamError;
+use crate::net::stream::StreamEnded;
+use crate::qemu::{MigrationStatus, QmpError};
+
+use super::journal::JournalError;
+use super::link::LinkError;
+use super::phase::IllegalStep;
+use super::problem::Problem;
+use super::vm::VmError;
+
+/// Why a migration did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// An operator asked for it.
+    #[error("cancelled")]
+    Cancelled,
+    /// The preflight found something.
+    #[error("{}", .0.first().map_or_else(String::new, ToString::to_string))]
+    Problems(Vec<Problem>),
+    /// QEMU refused a command or did not answer.
+    #[error("the source's QEMU")]
+    Qmp(#[from] QmpError),
+    /// QEMU's monitor is gone.
+    #[error("the source's QEMU has gone: its monitor closed")]
+    QemuGone,
+    /// No session with the peer.
+    #[error("no session with {peer}")]
+    Connect {
+        /// Its name in the configuration.
+        peer: String,
+        /// Why.
+        source: ConnectError,
+    },
+    /// The session ended.
+    #[error("the session with {peer} was lost: {cause}")]
+    SessionLost {
+        /// The peer.
+        peer: String,
+        /// Why, with its causes.
+        cause: String,
+    },
+    /// The control stream, or the destination's answer.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The destination cannot go on.
+    #[error("the destination failed: {0}")]
+    Destination(String),
+    /// A data stream was not accepted.
+    #[error("the stream of {stream} did not come about")]
+    Open {
+        /// `disk NAME` or `RAM`.
+        stream: String,
+        /// Why.
+        source: OpenStreamError,
+    },
+    /// A data stream ended before its time.
+    #[error("the stream of {stream} ended before its time")]
+    Stream {
+        /// `disk NAME` or `RAM`.
+        stream: String,
+        /// How.
+        source: PumpEnd,
+    },
+    /// A mirror job ended with an error.
+    #[error("the mirror of disk {disk} failed: {error}")]
+    Mirror {
+        /// The disk.
+        disk: String,
+        /// QEMU's words.
+        error: String,
+    },
+    /// QEMU's migration ended.
+    #[error("the migration of the RAM ended as {status}: {error}")]
+    Ram {
+        /// Its last state.
+        status: MigrationStatus,
+        /// QEMU's words.
+        error: String,
+    },
+    /// Nothing moved for too long.
+    #[error("{what} made no progress for {seconds} s")]
+    Stalled {
+        /// What stood still.
+        what: String,
+        /// For how long.
+        seconds: u64,
+    },
+    /// The journal cannot be written.
+    #[error("the journal cannot be written, so nothing further is done")]
+    Journal(#[from] JournalError),
+    /// The operating system refused a socket.
+    #[error("no local socket")]
+    Socket(#[source] std::io::Error),
+    /// Starting or ending a QEMU.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// A mistake of our own, found before it did harm.
+    #[error(transparent)]
+    Step(#[from] IllegalStep),
+}
+
+impl Failure {
+    /// Whether it is only the echo of something that the other side knows better.
+    #[must_use]
+    pub fn is_echo(&self) -> bool {
+        matches!(
+            self,
+            Self::Mirror { .. }
+                | Self::Ram { .. }
+                | Self::Stream { source: PumpEnd::Remote(_), .. }
+                | Self::Link(LinkError::Lost(_) | LinkError::Closed)
+                | Self::Open {
+                    source: OpenStreamError::Refused { source: StreamEnded(Code::SessionLost), .. },
+                    ..
+                }
+        )
+    }
+
+    /// What stands in the way and how to remove it, where that is known.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        match self {
+            Self::Problems(problems) => problems.clone(),
+            Self::Link(LinkError::Refused(refusal)) => refusal.problems.clone(),
+            _ => Vec::new(),
+        }
+    }
+}

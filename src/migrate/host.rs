@@ -1,0 +1,178 @@
+//! What every migration of this agent needs: configuration, sessions, journals, and the
+//! registry of migrations under way.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use uuid::Uuid;
+
+use crate::config::{Config, PeerConfig, VmConfig};
+use crate::net::connect::ConnectError;
+use crate::net::identity::Identity;
+use crate::net::pool::Pool;
+use crate::net::session::Session;
+
+use super::destination::Incoming;
+use super::failure::Failure;
+use super::journal::{Header, Journal, JournalError, Role};
+use super::problem::{Problem, ProblemKind, chain};
+
+/// One agent's host, shared by all its migrations.
+#[derive(Debug)]
+pub struct Host {
+    /// The configuration.
+    pub config: Config,
+    /// This host's identity.
+    pub identity: Identity,
+    /// Sessions with peers.
+    pub pool: Pool,
+    busy: Mutex<BTreeMap<String, Uuid>>,
+    destinations: Mutex<BTreeMap<Uuid, Incoming>>,
+}
+
+impl Host {
+    /// A host without migrations.
+    #[must_use]
+    pub fn new(config: Config, identity: Identity, pool: Pool) -> Self {
+        Self { config, identity, pool, busy: Mutex::default(), destinations: Mutex::default() }
+    }
+
+    /// Where journals live.
+    #[must_use]
+    pub fn journals(&self) -> PathBuf {
+        self.config.state_dir.join("migrations")
+    }
+
+    /// Begins a journal.
+    pub(crate) fn journal(
+        &self,
+        migration: Uuid,
+        role: Role,
+        vm: &str,
+        peer: &Identity,
+        running: bool,
+    ) -> Result<Journal, JournalError> {
+        let header = Header {
+            format: super::journal::FORMAT,
+            migration,
+            role,
+            vm: vm.into(),
+            host: self.identity.to_string(),
+            peer: peer.to_string(),
+            began_at: time::OffsetDateTime::now_utc().unix_timestamp(),
+            running,
+        };
+        Journal::create(&self.journals(), header)
+    }
+
+    /// The VM's configuration.
+    pub(crate) fn vm(&self, name: &str, side: &str) -> Result<&VmConfig, Problem> {
+        self.config.vms.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.config.vms.keys().map(String::as_str).collect();
+            Problem::new(
+                ProblemKind::VmUnknown,
+                format!("the {side} {} knows no VM {name}; it knows {}", self.identity, listed(&known)),
+                format!("add [vm.{name}] with its `qmp` to the configuration of {}", self.identity),
+            )
+        })
+    }
+
+    /// The peer's configuration.
+    pub(crate) fn peer(&self, name: &str) -> Result<(&PeerConfig, Identity), Problem> {
+        let known: Vec<_> = self.config.peers.keys().map(String::as_str).collect();
+        let peer = self.config.peers.get(name).ok_or_else(|| {
+            Problem::new(
+                ProblemKind::PeerUnknown,
+                format!("{} knows no peer {name}; it knows {}", self.identity, listed(&known)),
+                format!("add [peer.{name}] with `identity` and `address` to its configuration"),
+            )
+        })?;
+        let identity = peer.identity.parse().map_err(|e| {
+            let text = format!("peer {name} has an unusable identity: {e}");
+            Problem::new(ProblemKind::PeerUnknown, text, "write the name that its certificate has")
+        })?;
+        Ok((peer, identity))
+    }
+
+    /// A session with the peer of that name.
+    pub(crate) async fn session(&self, name: &str) -> Result<Session, Failure> {
+        let (peer, identity) = self.peer(name).map_err(|p| Failure::Problems(vec![p]))?;
+        let connected = self.pool.session(&identity, peer.address.as_deref()).await;
+        connected.map_err(|source| Failure::Connect { peer: name.into(), source })
+    }
+
+    /// Reserves the VM for one migration on this host.
+    pub(crate) fn reserve(self: &Arc<Self>, vm: &str, migration: Uuid) -> Result<Reservation, Problem> {
+        let mut busy = lock(&self.busy);
+        if let Some(other) = busy.get(vm) {
+            let text = format!("VM {vm} is already part of migration {other} on {}", self.identity);
+            return Err(Problem::new(ProblemKind::Busy, text, "wait for it or cancel it"));
+        }
+        busy.insert(vm.into(), migration);
+        Ok(Reservation { host: Arc::clone(self), vm: vm.into() })
+    }
+
+    pub(crate) fn register(self: &Arc<Self>, migration: Uuid, incoming: Incoming) -> Registration {
+        lock(&self.destinations).insert(migration, incoming);
+        Registration { host: Arc::clone(self), migration }
+    }
+
+    pub(crate) fn destination(&self, migration: Uuid) -> Option<Incoming> {
+        lock(&self.destinations).get(&migration).cloned()
+    }
+}
+
+/// A VM's reservation; dropped, it is free.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    host: Arc<Host>,
+    vm: String,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        lock(&self.host.busy).remove(&self.vm);
+    }
+}
+
+/// A destination that can be reached by its migration; dropped, it cannot.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    host: Arc<Host>,
+    migration: Uuid,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        lock(&self.host.destinations).remove(&self.migration);
+    }
+}
+
+/// What a failed connection means to an operator.
+pub(super) fn connect_problem(peer: &str, error: &ConnectError) -> Problem {
+    use crate::net::handshake::HandshakeFailure as H;
+    let untrusted = |f: &H| !matches!(f, H::Timeout | H::Closed);
+    let trust = match error {
+        ConnectError::Handshake(e) => untrusted(&e.failure),
+        ConnectError::BeforeHello(e) => untrusted(&crate::net::handshake::classify_handshake_error(e)),
+        ConnectError::Refused { code, .. } => *code == crate::mux::Code::Auth,
+        _ => false,
+    };
+    let text = format!("no session with peer {peer}: {}", chain(error));
+    if trust {
+        let remedy = "compare both sides with `vmferry certs check`, and the peer's `identity` on both sides";
+        Problem::new(ProblemKind::PeerNotTrusted, text, remedy)
+    } else {
+        let remedy = "check that its agent runs, its `address`, and that the firewall passes that one port";
+        Problem::new(ProblemKind::PeerUnreachable, text, remedy)
+    }
+}
+
+fn listed(names: &[&str]) -> String {
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,184 @@
+//! What two agents say to each other about one migration, on its control stream.
+//!
+//! The source asks, the destination answers each request once, and sends notices in between.
+//! All of it is JSON in the frames of `net::message`; unknown fields are ignored, so that
+//! versions N and N−1 understand each other.
+
+use serde::{Deserialize, Serialize};
+
+use super::problem::Problem;
+
+/// A disk as the source has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// The same on both hosts: made from the guest device.
+    pub name: String,
+    /// Bytes that the guest sees.
+    pub virtual_size: u64,
+    /// QEMU's format driver.
+    pub format: String,
+    /// The guest cannot write to it; it is not copied, but must be there.
+    pub read_only: bool,
+}
+
+/// A request with its number: an answer that nobody waits for any more is told from the next.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Asked {
+    /// Rises with every request on a control stream.
+    pub number: u64,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// From source to destination.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// What would fail? Changes nothing.
+    Check(Offer),
+    /// Start or find the QEMU that waits, export its disks, grant the streams.
+    Prepare(Offer),
+    /// Attach the RAM stream.
+    Incoming,
+    /// The mirrors are finished: close the exports, so that the disks are the guest's alone.
+    Switchover,
+    /// The source has durably handed over: start the guest.
+    Start,
+    /// The source has durably taken note that the guest runs here.
+    Confirmed,
+    /// Give up; undo what was prepared.
+    Abort {
+        /// Why, for the destination's log.
+        reason: String,
+    },
+    /// After a lost connection or a restart: what has become of this migration?
+    Settle,
+}
+
+impl Request {
+    /// For logs and errors.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Check(_) => "check",
+            Self::Prepare(_) => "prepare",
+            Self::Incoming => "incoming",
+            Self::Switchover => "switchover",
+            Self::Start => "start",
+            Self::Confirmed => "confirmed",
+            Self::Abort { .. } => "abort",
+            Self::Settle => "settle",
+        }
+    }
+}
+
+/// A virtual machine on offer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Offer {
+    /// Its name, the same on both hosts.
+    pub vm: String,
+    /// Its disks.
+    pub disks: Vec<DiskSpec>,
+    /// Whether its guest runs, and is to run at the destination.
+    pub running: bool,
+    /// The source's QEMU, for people.
+    pub qemu: String,
+}
+
+/// From destination to source.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// To a request.
+    Response {
+        /// The request's.
+        number: u64,
+        /// The answer.
+        response: Response,
+    },
+    /// Unasked.
+    Notice(Notice),
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// To [`Request::Check`].
+    Checked(Vec<Problem>),
+    /// To [`Request::Prepare`]: the grant.
+    Prepared(Prepared),
+    /// To what needs no other answer.
+    Done,
+    /// To [`Request::Start`].
+    Started(Started),
+    /// To [`Request::Settle`].
+    Fate(Fate),
+    /// The request was refused or failed.
+    Refused(Refusal),
+}
+
+/// What the destination grants.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Prepared {
+    /// Names of exports by disk, in the order of the offered disks that are copied.
+    pub exports: Vec<Export>,
+    /// The destination's QEMU, for people.
+    pub qemu: String,
+    /// Whether a further try will get a fresh QEMU by itself.
+    pub restartable: bool,
+}
+
+/// One disk of the grant.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Export {
+    /// The disk.
+    pub disk: String,
+    /// Its NBD export name.
+    pub export: String,
+    /// The channel that its stream is opened with.
+    pub channel: u16,
+}
+
+/// The guest runs at the destination.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Started {
+    /// Time spent in the `before_start` command, in milliseconds.
+    pub hook_ms: Option<u64>,
+    /// What went wrong without keeping the guest from starting.
+    pub warnings: Vec<String>,
+}
+
+/// Why a request was refused or failed at the destination.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What would have to be mended first; empty when it was an error.
+    pub problems: Vec<Problem>,
+    /// The error and its causes, in words.
+    pub text: String,
+}
+
+/// What the destination says unasked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Notice {
+    /// The guest's whole state is here, paused, ready to start.
+    Loaded,
+    /// The destination cannot go on.
+    Failed {
+        /// Why, in words.
+        text: String,
+    },
+}
+
+/// What has become of a migration at the destination. Each but the last is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fate {
+    /// The guest was started here.
+    Runs,
+    /// The guest never ran here and never will under this migration.
+    NeverRan,
+    /// The guest is loaded and paused; `start` would start it.
+    Loaded,
+}

@@ -1,0 +1,207 @@
+//! What is known of a migration at any moment: for `watch`, the local API and metrics.
+//!
+//! The migration writes it, everyone else reads copies. Knows no QEMU and no network.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::journal::Role;
+use super::phase::Phase;
+
+/// One disk's copy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskProgress {
+    /// Its name on both hosts.
+    pub name: String,
+    /// Bytes to copy so far known; grows while the guest writes.
+    pub total_bytes: u64,
+    /// Bytes copied.
+    pub done_bytes: u64,
+    /// Whether the mirror follows the guest's writes.
+    pub ready: bool,
+    /// Bytes on the disk's stream, both directions.
+    pub stream_bytes: u64,
+}
+
+/// The RAM's copy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamProgress {
+    /// The guest's RAM in bytes.
+    pub total_bytes: u64,
+    /// Bytes not yet copied, or dirtied again.
+    pub remaining_bytes: u64,
+    /// Bytes on the RAM stream, both directions.
+    pub stream_bytes: u64,
+    /// Passes over the RAM.
+    pub passes: u64,
+}
+
+/// How long the guest stood still, and on what. Milliseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Downtime {
+    /// From the source's pause to the word that the guest runs at the destination.
+    pub total_ms: u64,
+    /// Finishing the mirrors and closing the exports.
+    pub disks_ms: u64,
+    /// The rest of the RAM and the devices' state.
+    pub device_ms: u64,
+    /// The journal, the word to the destination and the guest's start there.
+    pub start_ms: u64,
+    /// Of that, the destination's `before_start` command.
+    pub hook_ms: Option<u64>,
+}
+
+/// How a migration ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "result")]
+pub enum Outcome {
+    /// The guest is at the destination.
+    Moved {
+        /// What is left to clean up by hand; mostly nothing.
+        leftovers: Vec<String>,
+    },
+    /// The guest is where it was.
+    Failed {
+        /// The phase that failed.
+        phase: Phase,
+        /// The cause and its causes.
+        cause: String,
+        /// What would have to be mended first, each with its remedy.
+        #[serde(default)]
+        problems: Vec<super::problem::Problem>,
+        /// Whether an operator asked for it.
+        cancelled: bool,
+        /// What is left to clean up by hand; mostly nothing.
+        leftovers: Vec<String>,
+    },
+    /// Handed over, and the destination's word is missing.
+    Undecided {
+        /// What is missing and what is done about it.
+        cause: String,
+    },
+}
+
+impl Outcome {
+    /// The exit code of `vmferry migrate`.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Moved { leftovers } if leftovers.is_empty() => 0,
+            Self::Moved { .. } => 3,
+            Self::Failed { .. } => 1,
+            Self::Undecided { .. } => 4,
+        }
+    }
+
+    /// A bounded label for metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Moved { .. } => "moved",
+            Self::Failed { cancelled: true, .. } => "cancelled",
+            Self::Failed { .. } => "failed",
+            Self::Undecided { .. } => "undecided",
+        }
+    }
+}
+
+/// A migration at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The migration.
+    pub id: Uuid,
+    /// The virtual machine.
+    pub vm: String,
+    /// This host's part.
+    pub role: Role,
+    /// The other host, as its certificate names it.
+    pub peer: String,
+    /// Where it is.
+    pub phase: Phase,
+    /// Seconds since the epoch.
+    pub began_at: i64,
+    /// Milliseconds since the beginning; stands still at the end.
+    pub elapsed_ms: u64,
+    /// Its disks.
+    pub disks: Vec<DiskProgress>,
+    /// Its RAM, once that is on its way.
+    pub ram: Option<RamProgress>,
+    /// Bytes per second over all streams, over about the last second.
+    pub rate_bytes_per_s: u64,
+    /// Known at the end.
+    pub downtime: Option<Downtime>,
+    /// What an operator should know although it did not fail.
+    pub notes: Vec<String>,
+    /// Set at the end.
+    pub outcome: Option<Outcome>,
+}
+
+impl Progress {
+    /// A migration that begins now.
+    #[must_use]
+    pub fn new(id: Uuid, vm: &str, role: Role, peer: &str) -> Self {
+        Self {
+            id,
+            vm: vm.into(),
+            role,
+            peer: peer.into(),
+            phase: Phase::Begin,
+            began_at: time::OffsetDateTime::now_utc().unix_timestamp(),
+            elapsed_ms: 0,
+            disks: Vec::new(),
+            ram: None,
+            rate_bytes_per_s: 0,
+            downtime: None,
+            notes: Vec::new(),
+            outcome: None,
+        }
+    }
+
+    /// Bytes on all streams, both directions.
+    #[must_use]
+    pub fn stream_bytes(&self) -> u64 {
+        self.disks.iter().map(|d| d.stream_bytes).sum::<u64>()
+            + self.ram.as_ref().map_or(0, |r| r.stream_bytes)
+    }
+}
+
+/// Where a migration writes its progress.
+#[derive(Debug, Clone)]
+pub struct ProgressSink {
+    sender: watch::Sender<Progress>,
+    began: Instant,
+}
+
+impl ProgressSink {
+    /// A sink that starts with `progress`.
+    #[must_use]
+    pub fn new(progress: Progress) -> Self {
+        Self { sender: watch::Sender::new(progress), began: Instant::now() }
+    }
+
+    /// Changes it and tells all who watch.
+    pub fn update(&self, change: impl FnOnce(&mut Progress)) {
+        let elapsed_ms = self.began.elapsed().as_millis() as u64;
+        self.sender.send_modify(|progress| {
+            if progress.outcome.is_none() || matches!(progress.outcome, Some(Outcome::Undecided { .. })) {
+                progress.elapsed_ms = elapsed_ms;
+            }
+            change(progress);
+        });
+    }
+
+    /// As it is now.
+    #[must_use]
+    pub fn now(&self) -> Progress {
+        self.sender.borrow().clone()
+    }
+
+    /// Watches it.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Progress> {
+        self.sender.subscribe()
+    }
+}

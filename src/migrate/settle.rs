@@ -1,0 +1,329 @@
+//! Settling: what an agent finds open, and a source that has handed over and heard no more.
+//!
+//! The rules are the invariants' own. A source that has not durably handed over takes its guest
+//! back. One that has asks the destination until it knows. A destination that has not durably
+//! begun to start the guest durably says that it never will; one that has goes on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::host::Host;
+use super::journal::{self, Journal, Past, Record, Role, Undo};
+use super::link::{Link, LinkError};
+use super::message::{Fate, Request, Response, Started};
+use super::phase::Phase;
+use super::problem::chain;
+use super::progress::{Outcome, Progress, ProgressSink};
+use super::{destination, undo, vm};
+use crate::net::identity::Identity;
+use crate::qemu::{Cont, Qmp, QueryStatus, RunState};
+
+/// Between two questions to a destination that cannot be reached.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// After this long without an answer the migration is shown as undecided; asking goes on.
+const UNDECIDED_AFTER: Duration = Duration::from_secs(30);
+const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What became of a guest that was handed over.
+pub(super) enum Decision {
+    /// It runs at the destination.
+    Runs(Started, Box<Link>),
+    /// It never ran there and never will.
+    NeverRan,
+}
+
+/// A source that has handed over.
+pub(super) struct Handed {
+    pub(super) host: Arc<Host>,
+    /// The peer's name in the configuration.
+    pub(super) peer: String,
+    pub(super) progress: ProgressSink,
+}
+
+impl Handed {
+    /// Asks until the destination answers. There is no deadline: neither side may guess.
+    pub(super) async fn ask_until_decided(&self, journal: &mut Journal, cause: String) -> Decision {
+        let since = Instant::now();
+        let mut last = cause;
+        loop {
+            match self.ask(journal).await {
+                Ok(decision) => return decision,
+                Err(e) => {
+                    let now = chain(&e);
+                    if now != last {
+                        tracing::warn!(cause = now, "the destination has not said what became of the guest");
+                        last = now;
+                    }
+                }
+            }
+            if since.elapsed() > UNDECIDED_AFTER {
+                let cause = format!(
+                    "the guest was handed over to {}, which has not said since whether it runs: {last}. \
+                     It is asked again every second; the guest stays paused here until then",
+                    self.peer
+                );
+                super::source::finish(&self.progress, Phase::Undecided, Outcome::Undecided { cause });
+            }
+            sleep(ASK_AGAIN).await;
+        }
+    }
+
+    async fn ask(&self, journal: &mut Journal) -> Result<Decision, super::failure::Failure> {
+        let session = self.host.session(&self.peer).await?;
+        let migration = journal.past().header.migration;
+        let mut link = Link::open(&session, migration).await?;
+        let mut answer = link.ask(Request::Settle, ANSWER_DEADLINE).await?;
+        if matches!(answer, Response::Fate(Fate::Loaded)) {
+            let deadline = self.host.config.deadlines.hook() + ANSWER_DEADLINE;
+            answer = link.ask(Request::Start, deadline).await?;
+        }
+        match answer {
+            Response::Started(started) => Ok(Decision::Runs(started, Box::new(link))),
+            Response::Fate(Fate::Runs) => {
+                let started = Started { hook_ms: None, warnings: Vec::new() };
+                Ok(Decision::Runs(started, Box::new(link)))
+            }
+            Response::Fate(Fate::NeverRan) => Ok(Decision::NeverRan),
+            _ => Err(LinkError::Unexpected { request: "settle" }.into()),
+        }
+    }
+}
+
+/// A journal that an earlier life of this agent left open, and where to report on it.
+pub struct Open {
+    /// The journal.
+    pub journal: Journal,
+    /// Its progress.
+    pub progress: ProgressSink,
+}
+
+/// Finds what is open on this host, and history.
+///
+/// # Errors
+/// [`journal::JournalError`] when the folder cannot be read. Journals that cannot be believed
+/// are logged and left alone.
+pub fn find(host: &Host) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalError> {
+    let (mut open, mut history) = (Vec::new(), Vec::new());
+    for found in journal::list(&host.journals(), host.identity.as_str())? {
+        let journal = match found {
+            Ok(journal) => journal,
+            Err(e) => {
+                tracing::error!(
+                    error = chain(&e),
+                    "a journal is not believed; the migration it tells of needs an operator"
+                );
+                continue;
+            }
+        };
+        let progress = told(journal.past());
+        if journal.past().ended.is_some() {
+            history.push(progress);
+        } else {
+            open.push(Open { journal, progress: ProgressSink::new(progress) });
+        }
+    }
+    Ok((open, history))
+}
+
+fn told(past: &Past) -> Progress {
+    let header = &past.header;
+    let mut progress = Progress::new(header.migration, &header.vm, header.role, &header.peer);
+    progress.began_at = header.began_at;
+    progress.phase = match &past.ended {
+        Some(Outcome::Moved { .. }) => Phase::Done,
+        Some(_) => Phase::Failed,
+        None => past.phase,
+    };
+    progress.outcome.clone_from(&past.ended);
+    progress
+}
+
+/// Settles one open journal.
+pub async fn settle(host: Arc<Host>, open: Open) {
+    let past = open.journal.past().clone();
+    tracing::info!(
+        migration = %past.header.migration, vm = past.header.vm, role = past.header.role.name(),
+        phase = past.phase.name(), "settling a migration that an earlier agent left open"
+    );
+    match past.header.role {
+        Role::Source => settle_source(host, open).await,
+        Role::Destination => settle_destination(host, open).await,
+    }
+}
+
+async fn settle_source(host: Arc<Host>, open: Open) {
+    let Open { mut journal, progress } = open;
+    let past = journal.past().clone();
+    // The guest must not be moved again while this is open.
+    let reservation = host.reserve(&past.header.vm, past.header.migration);
+    let decided_to_return = past.never_ran || !past.handed_over;
+    if past.runs || !decided_to_return {
+        let decision = if past.runs {
+            None
+        } else {
+            let peer = host.config.peer_by_identity(&past.header.peer).map(|(name, _)| name.to_owned());
+            let peer = peer.unwrap_or_else(|| past.header.peer.clone());
+            let handed = Handed { host: Arc::clone(&host), peer, progress: progress.clone() };
+            let cause = "the agent was restarted after the hand-over".into();
+            Some(handed.ask_until_decided(&mut journal, cause).await)
+        };
+        if !matches!(decision, Some(Decision::NeverRan)) {
+            return settle_moved(&host, journal, &progress, decision).await;
+        }
+    }
+    let leftovers = take_back(&host, &mut journal).await;
+    release_destination(&host, &past).await;
+    let cause = "the agent was restarted during the migration; it was rolled back".to_owned();
+    let outcome =
+        Outcome::Failed { phase: past.phase, cause, problems: Vec::new(), cancelled: false, leftovers };
+    end(&mut journal, &progress, Phase::Failed, outcome);
+    drop(reservation);
+}
+
+async fn settle_moved(
+    host: &Host,
+    mut journal: Journal,
+    progress: &ProgressSink,
+    decision: Option<Decision>,
+) {
+    let mut leftovers = Vec::new();
+    if let Err(e) = journal.record(Record::Runs) {
+        leftovers.push(chain(&e));
+    }
+    if let Some(Decision::Runs(_, mut link)) = decision {
+        let _ = link.demand(Request::Confirmed, ANSWER_DEADLINE).await;
+        link.finish();
+    }
+    let name = &journal.past().header.vm;
+    if let Some(config) = host.config.vms.get(name)
+        && let Ok((qmp, _events)) = vm::connect(config).await
+        && is_postmigrate(&qmp).await
+        && let Err(e) = vm::quit(name, &qmp).await
+    {
+        leftovers.push(format!("{}; end it by hand, and never continue it", chain(&e)));
+    }
+    end(&mut journal, progress, Phase::Done, Outcome::Moved { leftovers });
+}
+
+async fn is_postmigrate(qmp: &Qmp) -> bool {
+    matches!(qmp.execute(QueryStatus).await, Ok(info) if info.status == RunState::PostMigrate)
+}
+
+async fn take_back(host: &Host, journal: &mut Journal) -> Vec<String> {
+    let mut leftovers = Vec::new();
+    // Durable first: from here on no word of ours can start the guest at the destination.
+    if let Err(e) = journal.record(Record::NeverRan) {
+        return vec![chain(&e)];
+    }
+    let past = journal.past();
+    let name = &past.header.vm;
+    match host.vm(name, "source") {
+        Err(problem) => leftovers.push(problem.to_string()),
+        Ok(config) => match vm::connect(config).await {
+            Ok((qmp, _events)) => leftovers.extend(undo::roll_back(&qmp, past).await.leftovers),
+            Err(e) => leftovers.push(format!("the QEMU of VM {name} cannot be asked: {}", chain(&e))),
+        },
+    }
+    leftovers
+}
+
+/// A destination that has loaded the guest waits for us: it need not. Best effort; without it,
+/// the destination gives up by itself.
+async fn release_destination(host: &Host, past: &Past) {
+    let Some((peer, _)) = host.config.peer_by_identity(&past.header.peer) else { return };
+    let told = async {
+        let session = host.session(peer).await?;
+        let mut link = Link::open(&session, past.header.migration).await?;
+        if matches!(link.ask(Request::Settle, ANSWER_DEADLINE).await?, Response::Fate(Fate::Loaded)) {
+            let reason = "the source's agent was restarted and has taken its guest back".into();
+            link.demand(Request::Abort { reason }, ANSWER_DEADLINE).await?;
+        }
+        link.finish();
+        Ok::<_, super::failure::Failure>(())
+    };
+    if let Err(e) = told.await {
+        tracing::debug!(cause = chain(&e), "the destination gives up by itself");
+    }
+}
+
+async fn settle_destination(host: Arc<Host>, open: Open) {
+    let Open { mut journal, progress } = open;
+    let past = journal.past().clone();
+    let name = past.header.vm.clone();
+    let reservation = host.reserve(&name, past.header.migration);
+    let connected = match host.vm(&name, "destination") {
+        Ok(config) => vm::connect(config).await.ok(),
+        Err(_) => None,
+    };
+    if past.runs || (past.starting && !past.never_ran) {
+        let leftovers = go_on(&mut journal, connected.map(|(qmp, _)| qmp)).await;
+        return end(&mut journal, &progress, Phase::Done, Outcome::Moved { leftovers });
+    }
+    let mut leftovers = Vec::new();
+    if let Err(e) = journal.record(Record::NeverRan) {
+        leftovers.push(chain(&e));
+    } else if let Some((qmp, _events)) = connected {
+        leftovers.extend(destination::undo(&name, &qmp, &past, None).await);
+    }
+    let cause = "the destination's agent was restarted during the migration".to_owned();
+    let outcome =
+        Outcome::Failed { phase: past.phase, cause, problems: Vec::new(), cancelled: false, leftovers };
+    end(&mut journal, &progress, Phase::Failed, outcome);
+    drop(reservation);
+}
+
+/// The word to start was on disk: the guest is ours, so it must run.
+async fn go_on(journal: &mut Journal, qmp: Option<Qmp>) -> Vec<String> {
+    let name = journal.past().header.vm.clone();
+    let mut leftovers = Vec::new();
+    match qmp {
+        None => leftovers.push(format!(
+            "the QEMU of VM {name}, which was handed over to this host, has gone: start the VM here"
+        )),
+        Some(qmp) if journal.past().header.running => {
+            let paused =
+                matches!(qmp.execute(QueryStatus).await, Ok(info) if info.status == RunState::Paused);
+            if paused
+                && !journal.past().runs
+                && let Err(e) = qmp.execute(Cont).await
+            {
+                leftovers.push(format!("VM {name} could not be continued: {}", chain(&e)));
+            }
+        }
+        Some(_) => {}
+    }
+    if let Err(e) = journal.record(Record::Runs) {
+        leftovers.push(chain(&e));
+    }
+    leftovers
+}
+
+fn end(journal: &mut Journal, progress: &ProgressSink, phase: Phase, outcome: Outcome) {
+    if let Err(e) = journal.record(Record::Ended(outcome.clone())) {
+        tracing::error!(error = chain(&e), "the journal stays open and is settled at the next start");
+    }
+    tracing::info!(vm = journal.past().header.vm, result = outcome.label(), "settled");
+    super::source::finish(progress, phase, outcome);
+}
+
+/// What this host durably knows of a migration that `peer` sent; `None` when that is nothing.
+pub(super) fn fate(host: &Host, peer: &Identity, migration: Uuid) -> Option<Fate> {
+    let journals = journal::list(&host.journals(), host.identity.as_str()).ok()?;
+    let past = journals.iter().flatten().map(Journal::past).find(|past| {
+        let header = &past.header;
+        header.migration == migration && header.role == Role::Destination && header.peer == peer.as_str()
+    })?;
+    match past {
+        Past { runs: true, .. } => Some(Fate::Runs),
+        Past { never_ran: true, .. } => Some(Fate::NeverRan),
+        _ => None,
+    }
+}
+
+/// Whether the journal says that this agent started the destination's QEMU.
+pub(super) fn started_qemu(past: &Past) -> bool {
+    past.undo.contains(&Undo::Qemu)
+}

@@ -1,0 +1,450 @@
+//! The source's role: runs one migration through its phases, and back when one fails.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::examine::{self, Examined};
+use super::failure::Failure;
+use super::host::{Host, Reservation};
+use super::journal::{Journal, Record, Role};
+use super::link::{Link, LinkError};
+use super::message::{Notice, Prepared, Request, Response, Started};
+use super::phase::{Phase, Step};
+use super::plan::{self, CopiedDisk};
+use super::problem::chain;
+use super::progress::{DiskProgress, Downtime, Outcome, ProgressSink};
+use super::streams::{Label, Streams};
+use super::{settle, undo, vm};
+use crate::net::pump::PumpEnd;
+use crate::net::session::Session;
+use crate::qemu::{BlockdevDel, EventKind, Events, Qmp};
+
+/// Between two looks at how far QEMU is.
+const TICK: Duration = Duration::from_millis(250);
+/// How long the other side's word is waited for when ours is only an echo of it.
+const EXPLANATION_DEADLINE: Duration = Duration::from_millis(700);
+/// How long the destination may take to undo what it prepared.
+const ABORT_DEADLINE: Duration = Duration::from_secs(45);
+
+/// What an operator asks for.
+#[derive(Debug, Clone)]
+pub struct SourceRequest {
+    /// The migration.
+    pub id: Uuid,
+    /// The virtual machine.
+    pub vm: String,
+    /// The destination's name in the configuration.
+    pub peer: String,
+    /// How.
+    pub options: Options,
+}
+
+/// How a migration is to be done.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Leave the source's QEMU, paused for ever, instead of ending it.
+    pub keep_source: bool,
+    /// Slow the guest down when its RAM changes faster than it can be sent.
+    pub auto_converge: bool,
+    /// Longest pause that QEMU plans for the rest of the RAM, in milliseconds.
+    pub downtime_limit_ms: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { keep_source: false, auto_converge: false, downtime_limit_ms: 300 }
+    }
+}
+
+/// Something that happened while a phase waits.
+pub(super) enum Happening {
+    Event(EventKind),
+    Loaded,
+    StreamEnded(Label, PumpEnd),
+    Tick,
+}
+
+/// A migration at its source.
+pub(super) struct Source {
+    pub(super) host: Arc<Host>,
+    pub(super) request: SourceRequest,
+    pub(super) progress: ProgressSink,
+    pub(super) cancel: CancellationToken,
+    pub(super) qmp: Qmp,
+    pub(super) events: Events,
+    pub(super) session: Session,
+    pub(super) link: Link,
+    pub(super) journal: Journal,
+    pub(super) streams: Streams,
+    pub(super) disks: Vec<CopiedDisk>,
+    pub(super) grant: Option<Prepared>,
+    pub(super) phase: Phase,
+    pub(super) tick: Interval,
+    pub(super) loaded: bool,
+    pub(super) downtime: Downtime,
+    pub(super) paused_at: Option<Instant>,
+    pub(super) rate: (Instant, u64),
+    _reservation: Reservation,
+}
+
+/// Runs a migration from Begin to its end. Everything that becomes of it is in `progress`.
+pub async fn migrate(
+    host: Arc<Host>,
+    request: SourceRequest,
+    progress: ProgressSink,
+    cancel: CancellationToken,
+) {
+    match Source::begin(host, request, progress.clone(), cancel).await {
+        Ok(source) => source.run().await,
+        Err(failure) => {
+            tracing::warn!(cause = chain(&failure), "migration not begun; nothing was changed");
+            finish(&progress, Phase::Failed, failed(Phase::Begin, &failure, chain(&failure), Vec::new()));
+        }
+    }
+}
+
+impl Source {
+    async fn begin(
+        host: Arc<Host>,
+        request: SourceRequest,
+        progress: ProgressSink,
+        cancel: CancellationToken,
+    ) -> Result<Self, Failure> {
+        let problem = |p| Failure::Problems(vec![p]);
+        let reservation = host.reserve(&request.vm, request.id).map_err(problem)?;
+        let (_, peer) = host.peer(&request.peer).map_err(problem)?;
+        let examined = examine::source(&host, &request.vm).await?;
+        if !examined.problems.is_empty() {
+            return Err(Failure::Problems(examined.problems));
+        }
+        let session = connect(&host, &request.peer, &cancel).await?;
+        let link = Link::open(&session, request.id).await?;
+        let journal = host.journal(request.id, Role::Source, &request.vm, &peer, examined.running)?;
+        let Examined { qmp, events, disks, .. } = examined;
+        let disks = plan::copied(&disks);
+        progress.update(|p| p.disks = disks.iter().map(disk_progress).collect());
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let now = Instant::now();
+        Ok(Self {
+            host,
+            request,
+            progress,
+            cancel,
+            qmp,
+            events,
+            session,
+            link,
+            journal,
+            streams: Streams::new(),
+            disks,
+            grant: None,
+            phase: Phase::Begin,
+            tick,
+            loaded: false,
+            downtime: Downtime::default(),
+            paused_at: None,
+            rate: (now, 0),
+            _reservation: reservation,
+        })
+    }
+
+    async fn run(mut self) {
+        tracing::info!(vm = self.request.vm, peer = self.request.peer, "migration begins");
+        match self.perform().await {
+            Ok(started) => self.confirm(started).await,
+            Err(failure) if self.journal.past().handed_over => self.resolve(failure).await,
+            Err(failure) => self.roll_back(failure).await,
+        }
+    }
+
+    /// Everything up to the destination's word that the guest runs there.
+    async fn perform(&mut self) -> Result<Started, Failure> {
+        self.enter(Step::Done)?;
+        self.prepare().await?;
+        self.enter(Step::Done)?;
+        self.mirror().await?;
+        self.enter(Step::Done)?;
+        self.precopy().await?;
+        self.enter(Step::Done)?;
+        self.switchover().await?;
+        self.enter(Step::Done)?;
+        self.device().await?;
+        self.enter(Step::Done)?;
+        self.hand_over().await
+    }
+
+    /// Goes to the next phase of the table, on disk before in fact.
+    pub(super) fn enter(&mut self, step: Step) -> Result<(), Failure> {
+        let next = self.phase.after(step)?;
+        // In the pause each sync is downtime, and the hand-over has a record of its own.
+        if next < Phase::Switchover || next > Phase::HandOver {
+            self.journal.record(Record::Phase(next))?;
+        }
+        self.phase = next;
+        tracing::info!(phase = next.name(), "phase");
+        self.progress.update(|p| p.phase = next);
+        Ok(())
+    }
+
+    async fn prepare(&mut self) -> Result<(), Failure> {
+        let examined_offer = self.offer().await?;
+        let deadline = self.host.config.deadlines.qemu_start() + Duration::from_secs(30);
+        let asked = self.link.ask(Request::Prepare(examined_offer), deadline);
+        let answer = tokio::select! {
+            answer = asked => answer?,
+            () = self.cancel.cancelled() => return Err(Failure::Cancelled),
+        };
+        let Response::Prepared(grant) = answer else {
+            return Err(LinkError::Unexpected { request: "prepare" }.into());
+        };
+        let granted = self.disks.iter().all(|d| grant.exports.iter().any(|e| e.disk == d.name));
+        if !granted {
+            return Err(LinkError::Unexpected { request: "prepare" }.into());
+        }
+        tracing::info!(destination = grant.qemu, "the destination is prepared");
+        self.grant = Some(grant);
+        Ok(())
+    }
+
+    /// The offer again: between Begin and Prepare the guest may have been paused.
+    async fn offer(&mut self) -> Result<super::message::Offer, Failure> {
+        let disks = crate::qemu::disks(&self.qmp).await?;
+        let running = self.journal.past().header.running;
+        Ok(super::message::Offer {
+            vm: self.request.vm.clone(),
+            disks: plan::specs(&disks),
+            running,
+            qemu: String::new(),
+        })
+    }
+
+    /// Waits for the next thing to happen; what ends the migration is an error.
+    pub(super) async fn next(&mut self) -> Result<Happening, Failure> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled(), if self.phase.may_cancel() => Err(Failure::Cancelled),
+            event = self.events.recv() => match event {
+                Some(event) => Ok(Happening::Event(event.kind)),
+                None => Err(Failure::QemuGone),
+            },
+            notice = self.link.notice() => match notice? {
+                Notice::Loaded => {
+                    self.loaded = true;
+                    Ok(Happening::Loaded)
+                }
+                Notice::Failed { text } => Err(Failure::Destination(text)),
+            },
+            (label, end) = self.streams.ended() => Ok(Happening::StreamEnded(label, end)),
+            _ = self.tick.tick() => Ok(Happening::Tick),
+        }
+    }
+
+    /// The source's last word: durable before the destination hears it.
+    async fn hand_over(&mut self) -> Result<Started, Failure> {
+        self.journal.record(Record::HandedOver)?;
+        let deadline = self.host.config.deadlines.hook() + Duration::from_secs(30);
+        let since = Instant::now();
+        let answer = self.link.ask(Request::Start, deadline).await?;
+        let Response::Started(started) = answer else {
+            return Err(LinkError::Unexpected { request: "start" }.into());
+        };
+        self.downtime.start_ms = millis(since);
+        self.downtime.total_ms = self.paused_at.map_or(0, millis);
+        self.downtime.hook_ms = started.hook_ms;
+        Ok(started)
+    }
+
+    /// The guest runs at the destination: take note, tidy up.
+    async fn confirm(mut self, started: Started) {
+        let mut leftovers = Vec::new();
+        if let Err(e) = self.note_moved().await {
+            leftovers.push(chain(&e));
+        }
+        if self.request.options.keep_source {
+            leftovers.extend(self.delete_nodes().await);
+        } else if let Err(e) = vm::quit(&self.request.vm, &self.qmp).await {
+            leftovers.push(format!("{}; end it by hand, and never continue it", chain(&e)));
+        }
+        self.link.finish();
+        let downtime = self.downtime.clone();
+        self.progress.update(|p| {
+            p.downtime = Some(downtime);
+            p.notes.extend(started.warnings);
+        });
+        self.count_bytes();
+        self.end(Phase::Done, Outcome::Moved { leftovers });
+    }
+
+    async fn note_moved(&mut self) -> Result<(), Failure> {
+        self.enter(Step::Done)?;
+        self.journal.record(Record::Runs)?;
+        self.link.demand(Request::Confirmed, Duration::from_secs(10)).await?;
+        Ok(())
+    }
+
+    async fn delete_nodes(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for node in undo::leftovers(self.journal.past()).nodes {
+            if let Err(e) = self.qmp.execute(BlockdevDel { node_name: node.clone() }).await {
+                left.push(format!("block node {node} in the source's QEMU: {}", chain(&e)));
+            }
+        }
+        left
+    }
+
+    async fn roll_back(mut self, failure: Failure) {
+        let phase = self.phase;
+        let cause = self.explain(&failure).await;
+        tracing::warn!(phase = phase.name(), cause, "migration fails; rolling back");
+        self.count_bytes();
+        self.phase = Phase::RollBack;
+        self.progress.update(|p| p.phase = Phase::RollBack);
+        if let Err(e) = self.journal.record(Record::Phase(Phase::RollBack)) {
+            tracing::error!(error = chain(&e), "the roll-back goes on without the journal");
+        }
+        // First of all, so that neither QEMU hangs on a stream that no longer moves.
+        self.streams.cut_all();
+        let reason = cause.clone();
+        let told = self.link.demand(Request::Abort { reason }, ABORT_DEADLINE);
+        let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past()));
+        if let Err(e) = told {
+            tracing::info!(
+                error = chain(&e),
+                "the destination could not be told; it undoes its part by itself"
+            );
+        }
+        if let Err(e) = self.journal.record(Record::NeverRan) {
+            undone.leftovers.push(chain(&e));
+        }
+        let outcome = failed(phase, &failure, cause, undone.leftovers);
+        self.end(Phase::Failed, outcome);
+    }
+
+    /// Handed over, and no word: asks until the destination says what became of the guest.
+    async fn resolve(mut self, failure: Failure) {
+        tracing::error!(cause = chain(&failure), "handed over, and the destination's word is missing");
+        self.streams.cut_all();
+        let resolved = settle::Handed {
+            host: Arc::clone(&self.host),
+            peer: self.request.peer.clone(),
+            progress: self.progress.clone(),
+        };
+        match resolved.ask_until_decided(&mut self.journal, chain(&failure)).await {
+            settle::Decision::Runs(started, link) => {
+                self.phase = Phase::Undecided;
+                self.link = *link;
+                self.downtime.total_ms = self.paused_at.map_or(0, millis);
+                self.confirm(started).await;
+            }
+            settle::Decision::NeverRan => {
+                self.phase = Phase::HandOver;
+                self.roll_back(failure).await;
+            }
+        }
+    }
+
+    /// The cause in words; the other side's when ours is only the echo of it.
+    async fn explain(&mut self, failure: &Failure) -> String {
+        if !failure.is_echo() {
+            return chain(failure);
+        }
+        let own = chain(failure);
+        let heard = async {
+            loop {
+                tokio::select! {
+                    notice = self.link.notice() => match notice {
+                        Ok(Notice::Failed { text }) => return Some(format!("the destination failed: {text}")),
+                        Ok(Notice::Loaded) => {}
+                        Err(_) => return None,
+                    },
+                    end = self.session.ended() => {
+                        return Some(format!("the session with {} was lost: {}", self.request.peer, chain(&end.cause)));
+                    }
+                }
+            }
+        };
+        let told = tokio::time::timeout(EXPLANATION_DEADLINE, heard).await.ok().flatten();
+        if told.is_none() && !self.session.is_live() {
+            let end = self.session.ended().await;
+            return format!("the session with {} was lost: {}", self.request.peer, chain(&end.cause));
+        }
+        match told {
+            Some(told) if own.contains(&told) => own,
+            Some(told) => format!("{told} ({own})"),
+            None => own,
+        }
+    }
+
+    fn end(mut self, phase: Phase, outcome: Outcome) {
+        if let Err(e) = self.journal.record(Record::Ended(outcome.clone())) {
+            tracing::error!(error = chain(&e), "the journal stays open and is settled at the next start");
+        }
+        tracing::info!(phase = phase.name(), result = outcome.label(), "migration ends");
+        finish(&self.progress, phase, outcome);
+    }
+
+    /// Brings the streams' bytes into the progress.
+    pub(super) fn count_bytes(&mut self) {
+        let total = self.streams.total();
+        let (since, before) = self.rate;
+        let elapsed = since.elapsed();
+        let rate = (elapsed >= Duration::from_millis(900)).then(|| {
+            self.rate = (Instant::now(), total);
+            ((total - before) as f64 / elapsed.as_secs_f64()) as u64
+        });
+        let streams = &self.streams;
+        self.progress.update(|p| {
+            for disk in &mut p.disks {
+                disk.stream_bytes = streams.bytes(&Label::Disk(disk.name.clone()));
+            }
+            if let Some(ram) = &mut p.ram {
+                ram.stream_bytes = streams.bytes(&Label::Ram);
+            }
+            p.rate_bytes_per_s = rate.unwrap_or(p.rate_bytes_per_s);
+        });
+    }
+}
+
+async fn connect(host: &Host, peer: &str, cancel: &CancellationToken) -> Result<Session, Failure> {
+    tokio::select! {
+        session = host.session(peer) => session.map_err(|failure| match failure {
+            Failure::Connect { source, .. } => {
+                Failure::Problems(vec![super::host::connect_problem(peer, &source)])
+            }
+            other => other,
+        }),
+        () = cancel.cancelled() => Err(Failure::Cancelled),
+    }
+}
+
+fn disk_progress(disk: &CopiedDisk) -> DiskProgress {
+    DiskProgress { name: disk.name.clone(), total_bytes: disk.virtual_size, ..DiskProgress::default() }
+}
+
+fn failed(phase: Phase, failure: &Failure, cause: String, leftovers: Vec<String>) -> Outcome {
+    let cancelled = matches!(failure, Failure::Cancelled);
+    Outcome::Failed { phase, cause, problems: failure.problems(), cancelled, leftovers }
+}
+
+/// Writes the end into the progress.
+pub(super) fn finish(progress: &ProgressSink, phase: Phase, outcome: Outcome) {
+    progress.update(|p| {
+        p.phase = phase;
+        p.outcome = Some(outcome);
+    });
+}
+
+pub(super) fn millis(since: Instant) -> u64 {
+    since.elapsed().as_millis() as u64
+}
+
+/// Waits a little between two questions to QEMU.
+pub(super) async fn pause() {
+    sleep(Duration::from_millis(10)).await;
+}

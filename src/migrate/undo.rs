@@ -1,0 +1,86 @@
+//! Roll-back on the source: what the journal says was made goes, and the guest runs again.
+//!
+//! Used by a migration that fails and by an agent that finds an open journal at its start. The
+//! pumps are cut before: QEMU's main loop may hang on a stalled stream and then answers nobody.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::journal::{Past, Undo};
+use super::problem::chain;
+use crate::qemu::{Cont, Qmp, QmpError, QueryStatus, RunState, SourceLeftovers, source_cleanup};
+
+/// How long the guest may take to run again.
+const RESUME_DEADLINE: Duration = Duration::from_secs(15);
+const RESUME_POLL: Duration = Duration::from_millis(50);
+
+/// How a roll-back went.
+#[derive(Debug)]
+pub(crate) struct RolledBack {
+    /// What could not be undone, in words.
+    pub(crate) leftovers: Vec<String>,
+}
+
+/// Undoes what `past` records in the source's QEMU, and lets the guest run if it ran before.
+pub(crate) async fn roll_back(qmp: &Qmp, past: &Past) -> RolledBack {
+    let report = source_cleanup(qmp, &leftovers(past)).await;
+    let mut leftovers: Vec<String> = report
+        .left
+        .iter()
+        .map(|left| format!("{} in the source's QEMU: {}", left.what, chain(&left.source)))
+        .collect();
+    if let Err(e) = resume(qmp, past.header.running).await {
+        leftovers.push(format!("VM {} could not be resumed at the source: {}", past.header.vm, chain(&e)));
+    }
+    RolledBack { leftovers }
+}
+
+/// What the journal says may be in the source's QEMU.
+pub(crate) fn leftovers(past: &Past) -> SourceLeftovers {
+    let mut left = SourceLeftovers::default();
+    for undo in &past.undo {
+        match undo {
+            Undo::Fd(name) => left.fdnames.push(name.clone()),
+            Undo::Node(name) => left.nodes.push(name.clone()),
+            Undo::Job(id) => left.jobs.push(id.clone()),
+            Undo::MigrationSettings { capabilities, parameters } => {
+                left.capabilities_before.clone_from(capabilities);
+                left.parameters_before = Some(*parameters);
+            }
+            Undo::Qemu | Undo::NbdServer | Undo::Export(_) => {}
+        }
+    }
+    left
+}
+
+/// Why the guest does not run although it should.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResumeError {
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    #[error("it stays in state {0}")]
+    State(RunState),
+}
+
+async fn resume(qmp: &Qmp, was_running: bool) -> Result<(), ResumeError> {
+    if !was_running {
+        return Ok(());
+    }
+    let until = Instant::now() + RESUME_DEADLINE;
+    loop {
+        // QEMU resumes by itself after a cancelled migration, but not after a completed one.
+        let status = qmp.execute(QueryStatus).await?.status;
+        match status {
+            RunState::Running => return Ok(()),
+            RunState::Paused | RunState::PostMigrate => {
+                qmp.execute(Cont).await?;
+            }
+            _ => {}
+        }
+        if Instant::now() >= until {
+            return Err(ResumeError::State(status));
+        }
+        sleep(RESUME_POLL).await;
+    }
+}

@@ -1,0 +1,354 @@
+//! The certificate files of this host: reads them, and finds everything that can be wrong
+//! with them before a socket opens. Must not know connections; TLS settings are `tls.rs`'s.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustls_pki_types::pem::{self, PemObject};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use serde::Deserialize;
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::identity::{Identity, IdentityError, peer_identity};
+
+/// Largest certificate, key or revocation list file that is read, in bytes.
+pub const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Where the files are. All are PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsPaths {
+    /// The CA certificate or certificates (several while one CA replaces another). No other
+    /// CA is trusted, the system's least of all.
+    pub ca: PathBuf,
+    /// This host's certificate, then intermediate certificates if there are any.
+    pub cert: PathBuf,
+    /// The private key of `cert`; readable by its owner only.
+    pub key: PathBuf,
+    /// Revocation lists. When given, every certificate of every peer must be covered by one
+    /// that has not expired.
+    #[serde(default)]
+    pub crl: Option<PathBuf>,
+}
+
+/// What is wrong with this host's TLS files. Each text names the file and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file can't be read.
+    #[error("can't read the {what} `{}`; check the path and that the agent's user may read it", path.display())]
+    Unreadable {
+        /// What the file is for.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Not a plain file, or far too large to be what it should be.
+    #[error("the {what} `{}` is not a plain file of at most {FILE_BYTES_MAX} bytes; check the path", path.display())]
+    NotAFile {
+        /// What the file is for.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// No PEM block of the right kind.
+    #[error("`{}` holds no {what} in PEM form (a block that starts with -----BEGIN); convert it, or swap the paths if they are mixed up", path.display())]
+    NotPem {
+        /// What was looked for.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: pem::Error,
+    },
+    /// A PEM block whose content is no certificate.
+    #[error("`{}` holds a certificate that can't be decoded; it is damaged, copy or issue it again", path.display())]
+    Undecodable {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Others than the owner may read the private key.
+    #[error("others may read the private key `{}` (mode {mode:04o}); run `chmod 600 {}` and, if the host has other users, issue a new key", path.display(), path.display())]
+    KeyExposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The key is of a kind we can't use.
+    #[error("the private key `{}` can't be used; `vmferry certs host` makes one that can", path.display())]
+    KeyUnusable {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: rustls::Error,
+    },
+    /// Key and certificate don't belong together.
+    #[error("the private key `{}` does not belong to the certificate `{}`; take both from the same folder", key.display(), cert.display())]
+    KeyMismatch {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+    },
+    /// Our certificate gives no identity.
+    #[error("the certificate `{}` does not say who this host is", path.display())]
+    NoIdentity {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: IdentityError,
+    },
+    /// A certificate has expired.
+    #[error("the certificate `{}` expired at {not_after}; renew it (`vmferry certs host NAME --force`) or set this host's clock right", path.display())]
+    Expired {
+        /// The file.
+        path: PathBuf,
+        /// End of its life.
+        not_after: OffsetDateTime,
+    },
+    /// A certificate is not valid yet.
+    #[error("the certificate `{}` is not valid before {not_before}; set this host's clock right", path.display())]
+    NotYetValid {
+        /// The file.
+        path: PathBuf,
+        /// Start of its life.
+        not_before: OffsetDateTime,
+    },
+    /// Extended key usage lacks a role; every agent both dials and is dialled.
+    #[error("the certificate `{}` may not be used for {missing}; an agent needs serverAuth and clientAuth in the extended key usage", path.display())]
+    WrongPurpose {
+        /// The file.
+        path: PathBuf,
+        /// The role that is missing.
+        missing: &'static str,
+    },
+    /// The CA file holds a certificate that is not a CA's.
+    #[error("`{}` holds a certificate that is not a CA's; it must hold CA certificates only", path.display())]
+    NotACa {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Our own certificate does not verify under our own CA.
+    #[error("the certificate `{}` does not verify under the CA `{}`, so no peer of this CA would accept it; issue it with this CA, or add the intermediate certificates to it", cert.display(), ca.display())]
+    NotIssuedByCa {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The CA's file.
+        ca: PathBuf,
+        /// The cause.
+        #[source]
+        source: rustls::Error,
+    },
+    /// Our own certificate is on our own revocation list.
+    #[error("the certificate `{}` is revoked by `{}`; issue a new one for this host", cert.display(), crl.display())]
+    Revoked {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The revocation list's file.
+        crl: PathBuf,
+    },
+    /// The revocation list is expired or covers another CA.
+    #[error("the revocation list `{}` has expired or does not cover the issuer of `{}`; fetch or make a current one", crl.display(), cert.display())]
+    RevocationUnknown {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The revocation list's file.
+        crl: PathBuf,
+    },
+    /// The revocation list can't be used.
+    #[error("the revocation list `{}` can't be used", path.display())]
+    BadCrl {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: rustls::server::VerifierBuilderError,
+    },
+    /// The CA certificate can't be a trust anchor.
+    #[error("the CA certificate `{}` can't be used", path.display())]
+    BadCa {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The TLS library refused a setting of ours.
+    #[error("the TLS library refused our settings")]
+    Settings(#[source] rustls::Error),
+}
+
+/// What the files hold, each piece checked by itself.
+pub(super) struct Credentials {
+    pub(super) cas: Vec<CertificateDer<'static>>,
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) key: PrivateKeyDer<'static>,
+    pub(super) crls: Vec<CertificateRevocationListDer<'static>>,
+    pub(super) identity: Identity,
+    pub(super) not_after: OffsetDateTime,
+}
+
+impl Credentials {
+    /// Reads and checks all files. What takes several files together (key and certificate,
+    /// certificate and CA) is checked by whoever has a crypto library at hand.
+    pub(super) fn read(paths: &TlsPaths, now: OffsetDateTime) -> Result<Self, TlsError> {
+        let cas = read_cas(&paths.ca, now)?;
+        let chain = read_certificates("certificate", &paths.cert)?;
+        let not_after = check_own_certificate(&chain, &paths.cert, now)?;
+        let identity = own_identity(&chain, &paths.cert)?;
+        let crls = match &paths.crl {
+            Some(path) => read_pem("revocation list", path)?,
+            None => Vec::new(),
+        };
+        Ok(Self { cas, chain, key: read_key(&paths.key)?, crls, identity, not_after })
+    }
+}
+
+/// What is wrong with each file by itself, all of it and not only the first.
+pub(crate) fn problems(paths: &TlsPaths, now: OffsetDateTime) -> Vec<TlsError> {
+    let mut problems = Vec::new();
+    problems.extend(read_cas(&paths.ca, now).err());
+    match read_certificates("certificate", &paths.cert) {
+        Err(problem) => problems.push(problem),
+        Ok(chain) => {
+            problems.extend(check_own_certificate(&chain, &paths.cert, now).err());
+            problems.extend(own_identity(&chain, &paths.cert).err());
+        }
+    }
+    problems.extend(read_key(&paths.key).err());
+    let crl = paths.crl.as_deref();
+    problems.extend(
+        crl.and_then(|path| read_pem::<CertificateRevocationListDer<'_>>("revocation list", path).err()),
+    );
+    problems
+}
+
+fn own_identity(chain: &[CertificateDer<'_>], path: &Path) -> Result<Identity, TlsError> {
+    peer_identity(chain).map_err(|source| TlsError::NoIdentity { path: path.to_owned(), source })
+}
+
+/// Reads the certificates of a PEM file, in their order; at least one.
+///
+/// # Errors
+/// `Unreadable`, `NotAFile` or `NotPem`, which name the file as a `what`.
+pub fn read_certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    read_pem(what, path)
+}
+
+/// Reads a private key, after a look at who else may read it.
+///
+/// # Errors
+/// `KeyExposed`, or those of [`read_certificates`].
+pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let (text, mode) = read_file("private key", path)?;
+    if mode & 0o077 != 0 {
+        return Err(TlsError::KeyExposed { path: path.to_owned(), mode });
+    }
+    PrivateKeyDer::from_pem_slice(&text).map_err(|source| TlsError::NotPem {
+        what: "private key",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn read_pem<T: PemObject>(what: &'static str, path: &Path) -> Result<Vec<T>, TlsError> {
+    let (text, _) = read_file(what, path)?;
+    let not_pem = |source| TlsError::NotPem { what, path: path.to_owned(), source };
+    let found: Vec<T> = T::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(not_pem)?;
+    if found.is_empty() {
+        return Err(not_pem(pem::Error::NoItemsFound));
+    }
+    Ok(found)
+}
+
+/// Content and permission bits, both of the file that was opened and not of its name.
+fn read_file(what: &'static str, path: &Path) -> Result<(Vec<u8>, u32), TlsError> {
+    let unreadable = |source| TlsError::Unreadable { what, path: path.to_owned(), source };
+    // A name that is no plain file must not block in open(2), as a FIFO would.
+    let plain = fs::metadata(path).map_err(unreadable)?.is_file();
+    let file = plain.then(|| File::open(path)).transpose().map_err(unreadable)?;
+    let not_a_file = || TlsError::NotAFile { what, path: path.to_owned() };
+    let mut file = file.ok_or_else(not_a_file)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
+        return Err(not_a_file());
+    }
+    let mut text = Vec::new();
+    file.by_ref().take(FILE_BYTES_MAX).read_to_end(&mut text).map_err(unreadable)?;
+    Ok((text, metadata.permissions().mode() & 0o7777))
+}
+
+/// The CA certificates that may be trusted now. The verifier treats whatever it is given as a
+/// CA and never looks at an anchor's dates, so both are checked here. While one CA replaces
+/// another the old one may expire in the file; only a file without a living CA is an error.
+fn read_cas(path: &Path, now: OffsetDateTime) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let mut living = Vec::new();
+    let mut last_problem = None;
+    for ca in read_certificates("CA certificate", path)? {
+        let parsed = parse(&ca, path)?;
+        if !parsed.is_ca() {
+            return Err(TlsError::NotACa { path: path.to_owned() });
+        }
+        match check_dates(&parsed, path, now) {
+            Ok(_) => living.push(ca),
+            Err(problem) => last_problem = Some(problem),
+        }
+    }
+    match last_problem {
+        Some(problem) if living.is_empty() => Err(problem),
+        Some(problem) => {
+            tracing::warn!(%problem, "a CA certificate is left out");
+            Ok(living)
+        }
+        None => Ok(living),
+    }
+}
+
+fn check_own_certificate(
+    chain: &[CertificateDer<'_>],
+    path: &Path,
+    now: OffsetDateTime,
+) -> Result<OffsetDateTime, TlsError> {
+    let undecodable = || TlsError::Undecodable { path: path.to_owned() };
+    let leaf = parse(chain.first().ok_or_else(undecodable)?, path)?;
+    let not_after = check_dates(&leaf, path, now)?;
+    let usage = leaf.extended_key_usage().map_err(|_| undecodable())?;
+    let missing = match usage {
+        Some(usage) if !usage.value.server_auth => "the server's role",
+        Some(usage) if !usage.value.client_auth => "the client's role",
+        _ => return Ok(not_after),
+    };
+    Err(TlsError::WrongPurpose { path: path.to_owned(), missing })
+}
+
+fn check_dates(
+    cert: &X509Certificate<'_>,
+    path: &Path,
+    now: OffsetDateTime,
+) -> Result<OffsetDateTime, TlsError> {
+    let not_before = cert.validity().not_before.to_datetime();
+    let not_after = cert.validity().not_after.to_datetime();
+    let path = path.to_owned();
+    if now < not_before {
+        Err(TlsError::NotYetValid { path, not_before })
+    } else if now > not_after {
+        Err(TlsError::Expired { path, not_after })
+    } else {
+        Ok(not_after)
+    }
+}
+
+fn parse<'a>(der: &'a CertificateDer<'_>, path: &Path) -> Result<X509Certificate<'a>, TlsError> {
+    X509Certificate::from_der(der)
+        .map(|(_, cert)| cert)
+        .map_err(|_| TlsError::Undecodable { path: path.to_owned() })
+}

@@ -1,0 +1,104 @@
+//! Messages over a stream: a length and JSON, for what two agents say to each other.
+//!
+//! The length is four bytes, big-endian, at most [`MESSAGE_BYTES_MAX`]. Knows no meaning.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::stream::{RecvHalf, SendHalf, Stream, StreamEnded};
+
+/// Longest message, without its length.
+pub const MESSAGE_BYTES_MAX: usize = 256 * 1024;
+
+/// Why a message could not be sent or understood.
+#[derive(Debug, thiserror::Error)]
+pub enum MessageError {
+    /// The stream or its session ended.
+    #[error(transparent)]
+    Ended(#[from] StreamEnded),
+    /// The peer finished the stream within a message.
+    #[error("the stream ended within a message")]
+    Truncated,
+    /// Longer than allowed.
+    #[error("a message of {0} bytes exceeds the limit of {MESSAGE_BYTES_MAX}")]
+    TooLong(usize),
+    /// Not the JSON that was expected.
+    #[error("a message could not be understood")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Sends messages.
+#[derive(Debug)]
+pub struct MessageSender(SendHalf);
+
+/// Receives messages.
+#[derive(Debug)]
+pub struct MessageReceiver {
+    recv: RecvHalf,
+    buffer: BytesMut,
+}
+
+/// Takes a stream as a channel of messages.
+#[must_use]
+pub fn split(stream: Stream) -> (MessageSender, MessageReceiver) {
+    let Stream { send, recv, .. } = stream;
+    (MessageSender(send), MessageReceiver { recv, buffer: BytesMut::new() })
+}
+
+impl MessageSender {
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// [`MessageError::TooLong`] or the stream's end.
+    pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), MessageError> {
+        let json = serde_json::to_vec(message)?;
+        if json.len() > MESSAGE_BYTES_MAX {
+            return Err(MessageError::TooLong(json.len()));
+        }
+        let mut framed = BytesMut::with_capacity(4 + json.len());
+        framed.put_u32(json.len() as u32);
+        framed.put_slice(&json);
+        Ok(self.0.send(framed.freeze()).await?)
+    }
+
+    /// Ends this direction in order.
+    pub fn finish(&mut self) {
+        let _ = self.0.finish();
+    }
+}
+
+impl MessageReceiver {
+    /// The next message; `None` when the peer has finished.
+    ///
+    /// # Errors
+    /// [`MessageError`]; the channel is of no use afterwards. Cancelling loses nothing.
+    pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<Option<T>, MessageError> {
+        loop {
+            if let Some(json) = self.take()? {
+                return Ok(Some(serde_json::from_slice(&json)?));
+            }
+            match self.recv.recv().await? {
+                Some(chunk) => {
+                    self.recv.consumed(chunk.len());
+                    self.buffer.extend_from_slice(&chunk);
+                }
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(MessageError::Truncated),
+            }
+        }
+    }
+
+    fn take(&mut self) -> Result<Option<Bytes>, MessageError> {
+        let Some(head) = self.buffer.first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_be_bytes(*head) as usize;
+        if length > MESSAGE_BYTES_MAX {
+            return Err(MessageError::TooLong(length));
+        }
+        if self.buffer.len() < 4 + length {
+            return Ok(None);
+        }
+        self.buffer.advance(4);
+        Ok(Some(self.buffer.split_to(length).freeze()))
+    }
+}

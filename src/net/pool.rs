@@ -1,0 +1,134 @@
+//! The sessions of this agent, at most one in use per peer.
+//!
+//! A session serves both directions, whoever dialed. When two agents dial each other at the
+//! same moment, both sides use the session that the smaller identity dialed. Knows no streams.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::connect::{ConnectError, Endpoint, Established};
+use super::identity::Identity;
+use super::session::{IncomingStream, Session};
+use crate::mux::{Code, Role};
+
+/// Connections that have not proved their identity yet (WIRE §8).
+pub const UNAUTHENTICATED_MAX: usize = 32;
+/// Sessions of one peer (WIRE §8).
+pub const SESSIONS_PER_PEER_MAX: usize = 4;
+
+/// Owns all sessions.
+#[derive(Debug)]
+pub struct Pool {
+    endpoint: Endpoint,
+    sessions: Mutex<BTreeMap<Identity, Vec<Session>>>,
+    dialing: tokio::sync::Mutex<()>,
+    unauthenticated: Arc<Semaphore>,
+    incoming: mpsc::Sender<IncomingStream>,
+    started: mpsc::UnboundedSender<Session>,
+}
+
+impl Pool {
+    /// A pool without sessions; streams that peers open arrive on `incoming`, each new session
+    /// on `started`.
+    #[must_use]
+    pub fn new(
+        endpoint: Endpoint,
+        incoming: mpsc::Sender<IncomingStream>,
+        started: mpsc::UnboundedSender<Session>,
+    ) -> Self {
+        Self {
+            endpoint,
+            sessions: Mutex::default(),
+            dialing: tokio::sync::Mutex::default(),
+            unauthenticated: Arc::new(Semaphore::new(UNAUTHENTICATED_MAX)),
+            incoming,
+            started,
+        }
+    }
+
+    /// Credentials and limits.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// A live session with `peer`, dialed at `address` if there is none.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn session(&self, peer: &Identity, address: Option<&str>) -> Result<Session, ConnectError> {
+        if let Some(session) = self.live(peer) {
+            return Ok(session);
+        }
+        // One dial at a time: two migrations that begin together share the session.
+        let _dialing = self.dialing.lock().await;
+        if let Some(session) = self.live(peer) {
+            return Ok(session);
+        }
+        let Some(address) = address else {
+            return Err(ConnectError::NoAddress { peer: peer.clone() });
+        };
+        let established = self.endpoint.dial(address, peer).await?;
+        self.adopt(established)?;
+        self.live(peer).ok_or_else(|| ConnectError::Refused { code: Code::Limit, text: String::new() })
+    }
+
+    /// Takes a connection from a listener through handshake and HELLO.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; a refused peer has been told why.
+    pub async fn accept(
+        &self,
+        tcp: TcpStream,
+        known: impl FnOnce(&Identity) -> bool,
+    ) -> Result<Session, ConnectError> {
+        let address = tcp.peer_addr().map_err(ConnectError::BeforeHello)?;
+        let Ok(_place) = Arc::clone(&self.unauthenticated).try_acquire_owned() else {
+            return Err(ConnectError::TooManyUnauthenticated);
+        };
+        let has_room = |peer: &Identity| self.count(peer) < SESSIONS_PER_PEER_MAX;
+        let established = self.endpoint.accept(tcp, address, |peer| known(peer) && has_room(peer)).await?;
+        self.adopt(established)
+    }
+
+    /// All live sessions.
+    #[must_use]
+    pub fn all(&self) -> Vec<Session> {
+        self.locked().values().flatten().filter(|s| s.is_live()).cloned().collect()
+    }
+
+    fn adopt(&self, established: Established) -> Result<Session, ConnectError> {
+        let config = self.endpoint.config().clone();
+        let session =
+            Session::start(established, config, self.incoming.clone()).map_err(ConnectError::Start)?;
+        let _ = self.started.send(session.clone());
+        let mut sessions = self.locked();
+        let of_peer = sessions.entry(session.info().peer.clone()).or_default();
+        of_peer.retain(Session::is_live);
+        of_peer.push(session.clone());
+        Ok(session)
+    }
+
+    fn live(&self, peer: &Identity) -> Option<Session> {
+        let ours = self.endpoint.tls().identity.clone();
+        let dialer = |s: &Session| match s.info().role {
+            Role::Dialer => ours.clone(),
+            Role::Acceptor => peer.clone(),
+        };
+        let mut sessions = self.locked();
+        let of_peer = sessions.get_mut(peer)?;
+        of_peer.retain(Session::is_live);
+        of_peer.iter().min_by_key(|s| dialer(s)).cloned()
+    }
+
+    fn count(&self, peer: &Identity) -> usize {
+        self.locked().get(peer).map_or(0, |s| s.iter().filter(|s| s.is_live()).count())
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, BTreeMap<Identity, Vec<Session>>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,198 @@
+//! Pumps: bytes between a local socket and a stream, both ways, as they come.
+//!
+//! A pump passes on half-closes as half-closes and anything abnormal as an abort of both ends:
+//! a peer that only stopped reading would leave QEMU's writer waiting for ever. It can be cut
+//! at any time without QEMU's help. Knows no QEMU and looks at no byte.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use bytes::{Buf, Bytes, BytesMut};
+use socket2::SockRef;
+use tokio::net::UnixStream;
+use tokio::task::AbortHandle;
+
+use super::stream::{RecvHalf, SendHalf, Stream, StreamEnded};
+use crate::mux::Code;
+
+/// Bytes asked of a local socket at once.
+const READ_BYTES: usize = 128 * 1024;
+/// A read buffer with less room than this is replaced.
+const READ_BYTES_MIN: usize = 16 * 1024;
+/// Received chunks written to a local socket in one call.
+const WRITE_CHUNKS: usize = 16;
+/// Buffer asked of the kernel for our end; the kernel may give less (`net.core.wmem_max`).
+const SOCKET_BUFFER_BYTES: usize = 1024 * 1024;
+
+/// How a pump ended.
+#[derive(Debug, thiserror::Error)]
+pub enum PumpEnd {
+    /// Both directions ended in order.
+    #[error("ended in order")]
+    Finished,
+    /// The local socket failed: its program is gone or cut it.
+    #[error("the local socket failed")]
+    Local(#[source] io::Error),
+    /// The stream was ended by the peer or with its session.
+    #[error("cut from the other side")]
+    Remote(#[source] StreamEnded),
+}
+
+/// Bytes that a pump has moved.
+#[derive(Debug, Default)]
+pub struct PumpCounters {
+    /// From the local socket into the stream.
+    pub sent_bytes: AtomicU64,
+    /// From the stream into the local socket.
+    pub received_bytes: AtomicU64,
+}
+
+impl PumpCounters {
+    /// Both directions together.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.sent_bytes.load(Relaxed) + self.received_bytes.load(Relaxed)
+    }
+}
+
+/// A running pump; dropped, it is cut.
+#[derive(Debug)]
+pub struct Pump {
+    task: AbortHandle,
+    counters: Arc<PumpCounters>,
+}
+
+impl Pump {
+    /// Starts a pump on `runtime`, the one its session runs on. `ended` is called once, unless
+    /// the pump is cut first.
+    pub fn start(
+        runtime: &tokio::runtime::Handle,
+        local: OwnedFd,
+        stream: Stream,
+        ended: impl FnOnce(PumpEnd) + Send + 'static,
+    ) -> Self {
+        let counters = Arc::new(PumpCounters::default());
+        let counting = Arc::clone(&counters);
+        let task = runtime.spawn(async move { ended(run(local, stream, &counting).await) });
+        Self { task: task.abort_handle(), counters }
+    }
+
+    /// Cuts both ends: the local program sees its socket close, the peer a reset.
+    pub fn cut(&self) {
+        self.task.abort();
+    }
+
+    /// What it has moved so far.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<PumpCounters> {
+        &self.counters
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.cut();
+    }
+}
+
+async fn run(local: OwnedFd, stream: Stream, counters: &PumpCounters) -> PumpEnd {
+    let local = match adopt(local) {
+        Ok(local) => local,
+        Err(e) => return PumpEnd::Local(e),
+    };
+    let Stream { mut send, mut recv, .. } = stream;
+    let ended = tokio::try_join!(
+        outward(&local, &mut send, &counters.sent_bytes),
+        inward(&local, &mut recv, &counters.received_bytes),
+    );
+    match ended {
+        Ok(_) => PumpEnd::Finished,
+        Err(end) => {
+            send.reset(match &end {
+                PumpEnd::Local(_) => Code::IoError,
+                _ => Code::Cancelled,
+            });
+            end
+        }
+    }
+}
+
+fn adopt(local: OwnedFd) -> io::Result<UnixStream> {
+    let local = std::os::unix::net::UnixStream::from(local);
+    local.set_nonblocking(true)?;
+    let socket = SockRef::from(&local);
+    // Larger buffers mean fewer wake-ups; a refusal costs only those.
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    UnixStream::from_std(local)
+}
+
+async fn outward(local: &UnixStream, send: &mut SendHalf, count: &AtomicU64) -> Result<(), PumpEnd> {
+    let mut buffer = BytesMut::new();
+    loop {
+        if buffer.capacity() - buffer.len() < READ_BYTES_MIN {
+            buffer.reserve(READ_BYTES);
+        }
+        local.readable().await.map_err(PumpEnd::Local)?;
+        match local.try_read_buf(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => {
+                count.fetch_add(n as u64, Relaxed);
+                send.send(buffer.split().freeze()).await.map_err(PumpEnd::Remote)?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(PumpEnd::Local(e)),
+        }
+    }
+    send.finish().map_err(PumpEnd::Remote)
+}
+
+async fn inward(local: &UnixStream, recv: &mut RecvHalf, count: &AtomicU64) -> Result<(), PumpEnd> {
+    let mut queue: VecDeque<Bytes> = VecDeque::with_capacity(WRITE_CHUNKS);
+    while let Some(first) = recv.recv().await.map_err(PumpEnd::Remote)? {
+        queue.push_back(first);
+        while !queue.is_empty() {
+            while queue.len() < WRITE_CHUNKS {
+                let Some(next) = recv.try_recv() else { break };
+                queue.push_back(next);
+            }
+            let n = write_some(local, &queue).await.map_err(PumpEnd::Local)?;
+            count.fetch_add(n as u64, Relaxed);
+            recv.consumed(n);
+            discard(&mut queue, n);
+        }
+    }
+    // The program may already have closed its end; then there is nobody left to tell.
+    let _ = SockRef::from(local).shutdown(Shutdown::Write);
+    Ok(())
+}
+
+async fn write_some(local: &UnixStream, queue: &VecDeque<Bytes>) -> io::Result<usize> {
+    let mut slices = [IoSlice::new(&[]); WRITE_CHUNKS];
+    for (slice, chunk) in slices.iter_mut().zip(queue) {
+        *slice = IoSlice::new(chunk);
+    }
+    let slices = &slices[..queue.len().min(WRITE_CHUNKS)];
+    loop {
+        match local.try_write_vectored(slices) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => local.writable().await?,
+            done => return done,
+        }
+    }
+}
+
+fn discard(queue: &mut VecDeque<Bytes>, mut written: usize) {
+    while let Some(front) = queue.front_mut() {
+        if front.len() > written {
+            front.advance(written);
+            return;
+        }
+        written -= front.len();
+        queue.pop_front();
+    }
+}

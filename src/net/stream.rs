@@ -1,0 +1,214 @@
+//! Stream handles: what the rest of the agent holds of a stream.
+//!
+//! A handle talks to the driver that owns the session over channels. What may wait in them is
+//! bounded: outgoing chunks by a few permits per stream, incoming ones by the stream's credit.
+//! Dropping a half tells the peer. Knows no socket.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::mux::{Code, StreamId};
+use crate::net::driver::Command;
+
+/// Chunks that may be on their way from one stream's handle to the driver.
+pub(crate) const CHUNKS_IN_FLIGHT: usize = 2;
+
+/// Why a stream cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the stream was ended: {}", .0.name())]
+pub struct StreamEnded(pub Code);
+
+/// What the driver tells a stream's receiving half.
+#[derive(Debug)]
+pub(crate) enum Inbound {
+    Data(Bytes),
+    Finished,
+    Reset(Code),
+}
+
+/// State that the driver and both halves of a stream share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) permits: Arc<Semaphore>,
+    ended: OnceLock<Code>,
+}
+
+impl Shared {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { permits: Arc::new(Semaphore::new(CHUNKS_IN_FLIGHT)), ended: OnceLock::new() })
+    }
+
+    /// Ends sending: waiting and later sends fail with `code`.
+    pub(crate) fn end(&self, code: Code) {
+        let _ = self.ended.set(code);
+        self.permits.close();
+    }
+
+    fn ended(&self) -> StreamEnded {
+        StreamEnded(self.ended.get().copied().unwrap_or(Code::SessionLost))
+    }
+}
+
+/// One byte channel of a session.
+#[derive(Debug)]
+pub struct Stream {
+    /// The half that sends.
+    pub send: SendHalf,
+    /// The half that receives.
+    pub recv: RecvHalf,
+    accepted: Option<oneshot::Receiver<Result<(), StreamEnded>>>,
+}
+
+impl Stream {
+    pub(crate) fn new(
+        id: StreamId,
+        commands: mpsc::UnboundedSender<Command>,
+        inbox: mpsc::UnboundedReceiver<Inbound>,
+        shared: Arc<Shared>,
+        accepted: Option<oneshot::Receiver<Result<(), StreamEnded>>>,
+    ) -> Self {
+        let send = SendHalf { id, commands: commands.clone(), shared, finished: false };
+        let recv = RecvHalf { id, commands, inbox, pending_end: None, ended: false };
+        Self { send, recv, accepted }
+    }
+
+    /// Waits until the peer has accepted the stream that we opened: its end is connected.
+    ///
+    /// # Errors
+    /// The code with which the peer refused it, or with which the session ended.
+    pub async fn accepted(&mut self) -> Result<(), StreamEnded> {
+        match self.accepted.take() {
+            None => Ok(()),
+            Some(answer) => answer.await.unwrap_or(Err(StreamEnded(Code::SessionLost))),
+        }
+    }
+
+    /// The stream's number in its session.
+    #[must_use]
+    pub fn id(&self) -> StreamId {
+        self.send.id
+    }
+}
+
+/// Sends on a stream. Dropped before [`SendHalf::finish`], it resets the stream.
+#[derive(Debug)]
+pub struct SendHalf {
+    id: StreamId,
+    commands: mpsc::UnboundedSender<Command>,
+    shared: Arc<Shared>,
+    finished: bool,
+}
+
+impl SendHalf {
+    /// Queues a chunk; waits while the stream's queue is full.
+    ///
+    /// # Errors
+    /// The code with which the peer or the session ended the stream.
+    pub async fn send(&mut self, data: Bytes) -> Result<(), StreamEnded> {
+        let permits = Arc::clone(&self.shared.permits);
+        let permit = permits.acquire_owned().await.map_err(|_| self.shared.ended())?;
+        self.command(Command::Data { id: self.id, data, permit })
+    }
+
+    /// Ends this direction after all that was sent.
+    ///
+    /// # Errors
+    /// As [`SendHalf::send`].
+    pub fn finish(&mut self) -> Result<(), StreamEnded> {
+        self.finished = true;
+        self.command(Command::Finish(self.id))
+    }
+
+    /// Ends both directions at once; what is queued is dropped.
+    pub fn reset(&mut self, code: Code) {
+        self.finished = true;
+        let _ = self.commands.send(Command::Reset(self.id, code));
+    }
+
+    fn command(&self, command: Command) -> Result<(), StreamEnded> {
+        self.commands.send(command).map_err(|_| self.shared.ended())
+    }
+}
+
+impl Drop for SendHalf {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.reset(Code::Cancelled);
+        }
+    }
+}
+
+/// Receives from a stream. Dropped before its end, it asks the peer to stop.
+#[derive(Debug)]
+pub struct RecvHalf {
+    id: StreamId,
+    commands: mpsc::UnboundedSender<Command>,
+    inbox: mpsc::UnboundedReceiver<Inbound>,
+    /// The end, when [`RecvHalf::try_recv`] met it; the next [`RecvHalf::recv`] reports it.
+    pending_end: Option<Inbound>,
+    ended: bool,
+}
+
+impl RecvHalf {
+    /// The next chunk; `None` after the peer's FIN.
+    ///
+    /// # Errors
+    /// The code with which the peer or the session ended the stream.
+    pub async fn recv(&mut self) -> Result<Option<Bytes>, StreamEnded> {
+        if self.ended {
+            return Ok(None);
+        }
+        let inbound = match self.pending_end.take() {
+            Some(end) => Some(end),
+            None => self.inbox.recv().await,
+        };
+        self.take(inbound.unwrap_or(Inbound::Reset(Code::SessionLost)))
+    }
+
+    /// A chunk that is already there; `None` sends the caller to [`RecvHalf::recv`].
+    pub(crate) fn try_recv(&mut self) -> Option<Bytes> {
+        if self.pending_end.is_some() {
+            return None;
+        }
+        match self.inbox.try_recv() {
+            Ok(Inbound::Data(data)) => Some(data),
+            Ok(end) => {
+                self.pending_end = Some(end);
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// Returns credit: the local side has taken `bytes` of what was received.
+    pub fn consumed(&self, bytes: usize) {
+        let _ = self.commands.send(Command::Consumed(self.id, bytes as u64));
+    }
+
+    fn take(&mut self, inbound: Inbound) -> Result<Option<Bytes>, StreamEnded> {
+        match inbound {
+            Inbound::Data(data) => Ok(Some(data)),
+            Inbound::Finished => {
+                self.ended = true;
+                Ok(None)
+            }
+            Inbound::Reset(code) => {
+                self.ended = true;
+                Err(StreamEnded(code))
+            }
+        }
+    }
+}
+
+impl Drop for RecvHalf {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.commands.send(Command::Stop(self.id, Code::Cancelled));
+        }
+    }
+}
+
+/// A permit for one chunk, held until the session has taken the chunk.
+pub(crate) type ChunkPermit = OwnedSemaphorePermit;

@@ -1,0 +1,164 @@
+//! The revocation list of a CA. The list is its own record: every change reads it, adds to it
+//! and signs the whole anew. Nothing ever leaves it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
+use rustls_pki_types::CertificateRevocationListDer;
+use rustls_pki_types::pem::PemObject;
+use time::OffsetDateTime;
+use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
+
+use super::report::{CertificateReport, hex, inspect};
+use super::{Authority, PkiError, files, validity};
+
+/// Validity of a revocation list unless asked otherwise, in days. When it is over, hosts that
+/// use the list refuse every peer until they have a newer one.
+pub const CRL_DAYS: u32 = 365;
+
+/// What to revoke.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revoke {
+    /// Nothing new: sign the list again, so that it lives on.
+    Nothing,
+    /// Everything ever issued to a host.
+    Host(String),
+    /// One certificate, by its serial number in hexadecimal (colons allowed).
+    Serial(String),
+}
+
+/// The list as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct List {
+    /// Its file.
+    pub path: PathBuf,
+    /// Serial numbers that were added.
+    pub added: Vec<String>,
+    /// How many it holds.
+    pub total: usize,
+    /// When it ends.
+    pub next_update: OffsetDateTime,
+}
+
+/// Adds to the revocation list in `dir/crl.pem` and signs it for `days`.
+///
+/// # Errors
+/// `NeverIssued` if there is nothing to revoke; `NoCa` and its like if the CA can't sign.
+pub fn revoke(dir: &Path, what: &Revoke, days: u32) -> Result<List, PkiError> {
+    let ca = Authority::open(dir)?;
+    let _lock = lock(dir)?;
+    let path = dir.join("crl.pem");
+    let (mut revoked, number) = read_list(&path)?;
+    let (this_update, next_update) = validity(days)?;
+    let next_update = next_update.min(ca.not_after);
+    let mut added = Vec::new();
+    for serial in serials_of(dir, what)? {
+        let known = revoked.iter().any(|r| r.serial_number.as_ref() == serial);
+        if !known {
+            added.push(hex(&serial));
+            revoked.push(entry(&serial, OffsetDateTime::now_utc()));
+        }
+    }
+    let total = revoked.len();
+    let params = CertificateRevocationListParams {
+        this_update,
+        next_update,
+        crl_number: SerialNumber::from(number + 1),
+        issuing_distribution_point: None,
+        revoked_certs: revoked,
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let making = |source| PkiError::Making { name: "revocation list".to_owned(), source };
+    let list = params.signed_by(&ca.issuer).map_err(making)?;
+    let pem = list.pem().map_err(making)?;
+    files::replace(&path, pem.as_bytes(), files::PUBLIC)?;
+    Ok(List { path, added, total, next_update })
+}
+
+/// Two who revoke at once must not lose one another's entry.
+fn lock(dir: &Path) -> Result<Flock<File>, PkiError> {
+    let folder = File::open(dir).map_err(files::at("open", dir))?;
+    Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| files::at("lock", dir)(errno.into()))
+}
+
+/// Entries and number of the present list; none and 0 if there is no list yet.
+fn read_list(path: &Path) -> Result<(Vec<RevokedCertParams>, u64), PkiError> {
+    if fs::symlink_metadata(path).is_err() {
+        return Ok((Vec::new(), 0));
+    }
+    let damaged = |problem| PkiError::Damaged { path: path.to_owned(), problem };
+    let text = files::read_text(path)?;
+    let der = CertificateRevocationListDer::from_pem_slice(text.as_bytes())
+        .map_err(|_| damaged("it holds no revocation list"))?;
+    let (_, list) = CertificateRevocationList::from_der(der.as_ref())
+        .map_err(|_| damaged("its revocation list can't be decoded"))?;
+    let number = list
+        .crl_number()
+        .and_then(|n| u64::try_from(n).ok())
+        .ok_or_else(|| damaged("its revocation list has no number"))?;
+    let entries = list
+        .iter_revoked_certificates()
+        .map(|r| entry(r.raw_serial(), r.revocation_date.to_datetime()))
+        .collect();
+    Ok((entries, number))
+}
+
+fn entry(serial: &[u8], revocation_time: OffsetDateTime) -> RevokedCertParams {
+    RevokedCertParams {
+        serial_number: SerialNumber::from_slice(serial),
+        revocation_time,
+        reason_code: None,
+        invalidity_date: None,
+    }
+}
+
+fn serials_of(dir: &Path, what: &Revoke) -> Result<BTreeSet<Vec<u8>>, PkiError> {
+    let wanted = match what {
+        Revoke::Nothing => return Ok(BTreeSet::new()),
+        Revoke::Host(name) => name.clone(),
+        Revoke::Serial(text) => text.replace(':', "").to_ascii_lowercase(),
+    };
+    let found: BTreeSet<Vec<u8>> = issued(dir)?
+        .iter()
+        .filter(|cert| match what {
+            Revoke::Host(_) => is_named(cert, &wanted),
+            _ => cert.serial == wanted,
+        })
+        .filter_map(|cert| from_hex(&cert.serial))
+        .collect();
+    if found.is_empty() {
+        return Err(PkiError::NeverIssued { dir: dir.to_owned(), what: wanted });
+    }
+    Ok(found)
+}
+
+fn is_named(cert: &CertificateReport, name: &str) -> bool {
+    let identity = cert.identity.as_deref();
+    identity.is_some_and(|i| i.eq_ignore_ascii_case(name))
+}
+
+fn issued(dir: &Path) -> Result<Vec<CertificateReport>, PkiError> {
+    let dir = dir.join("issued");
+    let mut all = Vec::new();
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(all),
+        Err(e) => return Err(files::at("read", &dir)(e)),
+    };
+    for entry in entries {
+        let path = entry.map_err(files::at("read", &dir))?.path();
+        if path.extension().is_some_and(|e| e == "pem") {
+            all.extend(inspect(&path)?);
+        }
+    }
+    Ok(all)
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+}

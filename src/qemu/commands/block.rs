@@ -1,0 +1,418 @@
+//! Disks: what there is, the destination's NBD server, the source's NBD nodes and mirrors.
+
+use super::{Empty, commands, plain_commands};
+use crate::qemu::states::{IoStatus, JobStatus};
+use serde::{Deserialize, Serialize};
+
+plain_commands! {
+    /// The guest's disks and drives.
+    QueryBlock = "query-block" -> Vec<BlockInfo>;
+    /// Block jobs as block jobs. A job that has failed shows here until it is dismissed.
+    QueryBlockJobs = "query-block-jobs" -> Vec<BlockJobInfo>;
+    /// The same jobs and others, with their error.
+    QueryJobs = "query-jobs" -> Vec<JobInfo>;
+    /// The exports of all kinds.
+    QueryBlockExports = "query-block-exports" -> Vec<BlockExportInfo>;
+    /// Stops the NBD server and deletes its exports, connected or not.
+    ///
+    /// On QEMU 7.2 it hangs for ever if a client has not finished its handshake: close those
+    /// connections before.
+    NbdServerStop = "nbd-server-stop" -> Empty;
+}
+
+commands! {
+    QueryNamedBlockNodes = "query-named-block-nodes" -> Vec<BlockDeviceInfo>;
+    NbdServerStart = "nbd-server-start" -> Empty;
+    BlockExportAdd = "block-export-add" -> Empty;
+    BlockExportDel = "block-export-del" -> Empty;
+    BlockdevAdd = "blockdev-add" -> Empty;
+    BlockdevDel = "blockdev-del" -> Empty;
+    BlockdevMirror = "blockdev-mirror" -> Empty;
+    BlockJobCancel = "block-job-cancel" -> Empty;
+    BlockJobSetSpeed = "block-job-set-speed" -> Empty;
+    BlockJobResume = "block-job-resume" -> Empty;
+    BlockJobChange = "block-job-change" -> Empty;
+    JobDismiss = "job-dismiss" -> Empty;
+}
+
+/// A disk or drive of the guest.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct BlockInfo {
+    /// The `-drive` name; empty with `-blockdev`.
+    #[serde(default)]
+    pub device: String,
+    /// The id or the path of the guest's device.
+    #[serde(default)]
+    pub qdev: String,
+    /// A drive for media, such as a CD-ROM's.
+    #[serde(default)]
+    pub removable: bool,
+    /// The medium; none in an empty drive.
+    pub inserted: Option<BlockDeviceInfo>,
+    /// Whether the guest's I/O has been stopped by an error.
+    #[serde(rename = "io-status")]
+    pub io_status: Option<IoStatus>,
+}
+
+/// A block node.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct BlockDeviceInfo {
+    /// Its name; `#block...` when QEMU chose it.
+    #[serde(rename = "node-name", default)]
+    pub node_name: String,
+    /// Its driver, such as `qcow2`.
+    #[serde(default)]
+    pub drv: String,
+    /// Opened for reading only.
+    #[serde(default)]
+    pub ro: bool,
+    /// The file as QEMU names it.
+    #[serde(default)]
+    pub file: String,
+    /// The file it stands on.
+    pub backing_file: Option<String>,
+    /// How many files it stands on.
+    #[serde(default)]
+    pub backing_file_depth: u64,
+    /// What is in it.
+    pub image: Option<ImageInfo>,
+}
+
+/// An image file.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageInfo {
+    /// Its file.
+    #[serde(default)]
+    pub filename: String,
+    /// Its format.
+    #[serde(default)]
+    pub format: String,
+    /// What the guest sees, in bytes.
+    pub virtual_size: u64,
+    /// What it occupies, in bytes.
+    pub actual_size: Option<u64>,
+    /// The file it stands on.
+    pub backing_filename: Option<String>,
+}
+
+/// All nodes, also those no guest device uses.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct QueryNamedBlockNodes {
+    /// Leave the chains of backing files out.
+    pub flat: bool,
+}
+
+/// A block job as `query-block-jobs` shows it. `len - offset` is what remains, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockJobInfo {
+    /// The job's id.
+    pub device: String,
+    /// `mirror`, `commit`, ...
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What there is to copy, in bytes; it grows with the guest's writes.
+    pub len: u64,
+    /// What is copied, in bytes.
+    pub offset: u64,
+    /// Everything was copied once. It may be behind again.
+    #[serde(default)]
+    pub ready: bool,
+    /// Paused by somebody.
+    #[serde(default)]
+    pub paused: bool,
+    /// Requests are in flight.
+    #[serde(default)]
+    pub busy: bool,
+    /// Its limit in bytes per second; 0 is none.
+    #[serde(default)]
+    pub speed: u64,
+    /// Where it is in its life.
+    pub status: JobStatus,
+    /// Whether an I/O error has stopped it.
+    pub io_status: IoStatus,
+    /// What has gone wrong.
+    pub error: Option<String>,
+    /// A write-blocking mirror holds no difference (QEMU 10.0; 7.2 does not say).
+    pub actively_synced: Option<bool>,
+}
+
+/// A job of any kind as `query-jobs` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct JobInfo {
+    /// Its id.
+    pub id: String,
+    /// `mirror`, `create`, ...
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Where it is in its life.
+    pub status: JobStatus,
+    /// Progress, in the job's own unit; bytes for block jobs.
+    #[serde(default)]
+    pub current_progress: u64,
+    /// The whole, in the same unit.
+    #[serde(default)]
+    pub total_progress: u64,
+    /// What has gone wrong.
+    pub error: Option<String>,
+}
+
+/// A block export.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockExportInfo {
+    /// Its id.
+    pub id: String,
+    /// `nbd`, `fuse`, ...
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The exported node.
+    pub node_name: String,
+    /// On its way out.
+    #[serde(default)]
+    pub shutting_down: bool,
+}
+
+/// Starts the process's one NBD server.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NbdServerStart {
+    /// Where it listens.
+    pub addr: SocketAddressLegacy,
+    /// Further clients wait; QEMU's default is 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// A client that takes longer for its handshake is dropped; 0 is never, QEMU's default 10.
+    /// Only if [`Abilities::handshake_max_seconds`](crate::qemu::Abilities::handshake_max_seconds).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handshake_max_seconds: Option<u32>,
+}
+
+impl NbdServerStart {
+    /// A server on a listening socket that was handed over under this name.
+    pub fn on_fd(fdname: &str) -> Self {
+        let addr = SocketAddressLegacy::Fd { str: fdname.to_owned() };
+        Self { addr, max_connections: None, handshake_max_seconds: None }
+    }
+}
+
+/// An address in the older of QEMU's two forms.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "type", content = "data", rename_all = "kebab-case")]
+pub enum SocketAddressLegacy {
+    /// A descriptor by its name.
+    Fd {
+        /// The name.
+        str: String,
+    },
+}
+
+/// Makes a node available to NBD clients.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "type", rename = "nbd", rename_all = "kebab-case")]
+pub struct BlockExportAdd {
+    /// The export's id, for `block-export-del`.
+    pub id: String,
+    /// The node; a `-drive` name is refused.
+    pub node_name: String,
+    /// What the client asks for.
+    pub name: String,
+    /// Whether the client may write.
+    pub writable: bool,
+}
+
+/// Deletes an export.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockExportDel {
+    /// Its id.
+    pub id: String,
+    /// Whether clients are cut off.
+    pub mode: BlockExportRemoveMode,
+}
+
+/// How an export with clients is deleted.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BlockExportRemoveMode {
+    /// It is refused.
+    Safe,
+    /// They are cut off.
+    Hard,
+}
+
+/// Adds a node. There is one kind: an NBD client over a descriptor.
+///
+/// QEMU shakes hands within the command and stands still meanwhile, guest and monitors, so the
+/// stream must be up to the far end, and the caller must be ready to cut it. No reconnection is
+/// ever asked of QEMU: it would use the number of a descriptor that is someone else's by then.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "driver", rename = "nbd", rename_all = "kebab-case")]
+pub struct BlockdevAdd {
+    /// The new node's name.
+    pub node_name: String,
+    /// The descriptor.
+    pub server: SocketAddress,
+    /// The export's name on the server.
+    pub export: String,
+    /// `unmap`, or holes would be filled at the destination (QEMU 10.0).
+    pub discard: &'static str,
+    /// `unmap`, so that written zeroes are neither sent nor stored.
+    pub detect_zeroes: &'static str,
+}
+
+impl BlockdevAdd {
+    /// An NBD client on a connected socket that was handed over under this name.
+    pub fn nbd_on_fd(node_name: &str, fdname: &str, export: &str) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            server: SocketAddress::Fd { str: fdname.to_owned() },
+            export: export.to_owned(),
+            discard: "unmap",
+            detect_zeroes: "unmap",
+        }
+    }
+}
+
+/// An address in the newer of QEMU's two forms.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum SocketAddress {
+    /// A descriptor by its name.
+    Fd {
+        /// The name.
+        str: String,
+    },
+}
+
+/// Removes a node that nothing uses. Closes the NBD stream.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevDel {
+    /// The node.
+    pub node_name: String,
+}
+
+/// Copies a disk and keeps the copy equal. A target of another size is no error of the command:
+/// the job ends at once with one.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevMirror {
+    /// The job's id.
+    pub job_id: String,
+    /// The disk: its node or `-drive` name.
+    pub device: String,
+    /// The node copied to.
+    pub target: String,
+    /// What is copied.
+    pub sync: MirrorSyncMode,
+    /// Whether the guest's writes wait for the target.
+    pub copy_mode: MirrorCopyMode,
+    /// False: a failed job stays, with its error, until `job-dismiss`.
+    pub auto_dismiss: bool,
+    /// What an error of the disk does.
+    pub on_source_error: BlockdevOnError,
+    /// What an error of the target does.
+    pub on_target_error: BlockdevOnError,
+    /// Bytes per second; none is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed: Option<u64>,
+}
+
+impl BlockdevMirror {
+    /// A background mirror that stays for its error to be read, and ends at the first one.
+    pub fn new(job_id: &str, device: &str, target: &str, sync: MirrorSyncMode) -> Self {
+        Self {
+            job_id: job_id.to_owned(),
+            device: device.to_owned(),
+            target: target.to_owned(),
+            sync,
+            copy_mode: MirrorCopyMode::Background,
+            auto_dismiss: false,
+            on_source_error: BlockdevOnError::Report,
+            on_target_error: BlockdevOnError::Report,
+            speed: None,
+        }
+    }
+}
+
+/// What a mirror copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MirrorSyncMode {
+    /// Everything.
+    Full,
+    /// Only the top image; its backing file must be at the target already.
+    Top,
+    /// Only what is written from now on.
+    None,
+}
+
+/// Whether the guest's writes wait for the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MirrorCopyMode {
+    /// No: the copy follows as fast as it can.
+    Background,
+    /// Yes: a stalled target stalls the guest.
+    WriteBlocking,
+}
+
+/// What an I/O error does to a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BlockdevOnError {
+    /// The job ends with it.
+    Report,
+    /// The job pauses. With a dead target it then never ends.
+    Stop,
+    /// No space pauses, anything else ends.
+    Enospc,
+}
+
+/// Ends a mirror. Without force, once ready: after the last difference is copied, and well
+/// (`BLOCK_JOB_COMPLETED`). With force: at once, the target being no copy.
+///
+/// The general `job-cancel` is not this: it always forces.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockJobCancel {
+    /// The job's id.
+    pub device: String,
+    /// Drop what is in flight.
+    pub force: bool,
+}
+
+/// Changes a job's limit at any time.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockJobSetSpeed {
+    /// The job's id.
+    pub device: String,
+    /// Bytes per second; 0 is no limit.
+    pub speed: u64,
+}
+
+/// Lets a job go on that an error or somebody paused.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockJobResume {
+    /// The job's id.
+    pub device: String,
+}
+
+/// Changes a ready mirror to write-blocking.
+/// Only if [`Abilities::block_job_change`](crate::qemu::Abilities::block_job_change).
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "type", rename = "mirror", rename_all = "kebab-case")]
+pub struct BlockJobChange {
+    /// The job's id.
+    pub id: String,
+    /// The new mode.
+    pub copy_mode: MirrorCopyMode,
+}
+
+/// Forgets a concluded job.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobDismiss {
+    /// The job's id.
+    pub id: String,
+}

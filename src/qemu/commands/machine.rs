@@ -1,0 +1,114 @@
+//! The virtual machine as a whole: who it is, whether it runs, and descriptors by name.
+
+use super::{Empty, commands, plain_commands};
+use crate::qemu::states::RunState;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::fmt;
+
+plain_commands! {
+    /// QEMU's version. For people: what it can do is asked of [`Abilities`](crate::qemu::Abilities).
+    QueryVersion = "query-version" -> VersionInfo;
+    /// The name given by `-name`.
+    QueryName = "query-name" -> NameInfo;
+    /// The identity given by `-uuid`, or zeroes.
+    QueryUuid = "query-uuid" -> UuidInfo;
+    /// Whether the guest runs.
+    QueryStatus = "query-status" -> StatusInfo;
+    /// How much RAM the guest has.
+    QueryMemorySizeSummary = "query-memory-size-summary" -> MemoryInfo;
+    /// The guest's processors; only their number is looked at.
+    QueryCpusFast = "query-cpus-fast" -> Vec<Value>;
+    /// Pauses the guest. In `inmigrate` it only turns the start after the migration off.
+    ///
+    /// While a background mirror writes into a stream that stands still, QEMU's whole main loop
+    /// hangs in here until that stream moves or is cut.
+    Stop = "stop" -> Empty;
+    /// Starts or resumes the guest. In `inmigrate` it only turns the start after the migration on.
+    Cont = "cont" -> Empty;
+    /// Ends the process. The reply usually comes before the connection closes.
+    Quit = "quit" -> Empty;
+}
+
+commands! {
+    QomGet = "qom-get" -> Value;
+    Closefd = "closefd" -> Empty;
+}
+
+/// A property of an object: `/machine` has `type`, such as `pc-q35-7.2-machine`.
+#[derive(Debug, Clone, Serialize)]
+pub struct QomGet {
+    /// The object's path.
+    pub path: String,
+    /// The property's name.
+    pub property: String,
+}
+
+/// Closes a descriptor that was handed over under this name and that no command has taken.
+#[derive(Debug, Clone, Serialize)]
+pub struct Closefd {
+    /// Its name on this monitor.
+    pub fdname: String,
+}
+
+/// The return of [`QueryVersion`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct VersionInfo {
+    /// The numbers.
+    pub qemu: VersionTriple,
+    /// The distribution's addition.
+    #[serde(default)]
+    pub package: String,
+}
+
+/// A version in three numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct VersionTriple {
+    /// First.
+    pub major: u32,
+    /// Second.
+    pub minor: u32,
+    /// Third.
+    pub micro: u32,
+}
+
+impl fmt::Display for VersionTriple {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
+}
+
+/// The return of [`QueryName`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct NameInfo {
+    /// None when the machine was given no name.
+    pub name: Option<String>,
+}
+
+/// The return of [`QueryUuid`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct UuidInfo {
+    /// In the usual 36 characters.
+    #[serde(rename = "UUID")]
+    pub uuid: String,
+}
+
+/// The return of [`QueryStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct StatusInfo {
+    /// Whether the guest's processors run.
+    pub running: bool,
+    /// In which state.
+    pub status: RunState,
+}
+
+/// The return of [`QueryMemorySizeSummary`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MemoryInfo {
+    /// RAM at start, in bytes.
+    pub base_memory: u64,
+    /// RAM added while running, in bytes.
+    #[serde(default)]
+    pub plugged_memory: u64,
+}

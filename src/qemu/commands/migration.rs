@@ -1,0 +1,221 @@
+//! The migration of RAM and device state.
+
+use super::{Empty, commands, plain_commands};
+use crate::qemu::states::MigrationStatus;
+use serde::{Deserialize, Serialize};
+
+plain_commands! {
+    /// How far the migration is. Right at `completed` QEMU 7.2 may still show a downtime and a
+    /// total of 0: ask again.
+    QueryMigrate = "query-migrate" -> MigrationInfo;
+    /// What this QEMU can do in a migration, and what is turned on.
+    QueryMigrateCapabilities = "query-migrate-capabilities" -> Vec<CapabilityStatus>;
+    /// The numbers of a migration.
+    QueryMigrateParameters = "query-migrate-parameters" -> MigrationParameters;
+    /// Takes a migration back; the guest goes on by itself. QEMU hangs in here if it is in the
+    /// state `device` and the stream stands still.
+    MigrateCancel = "migrate_cancel" -> Empty;
+    /// Goes over to postcopy, if that capability is on.
+    MigrateStartPostcopy = "migrate-start-postcopy" -> Empty;
+}
+
+commands! {
+    MigrateSetCapabilities = "migrate-set-capabilities" -> Empty;
+    MigrateSetParameters = "migrate-set-parameters" -> Empty;
+    Migrate = "migrate" -> Empty;
+    MigrateIncoming = "migrate-incoming" -> Empty;
+    MigrateContinue = "migrate-continue" -> Empty;
+}
+
+/// The return of [`QueryMigrate`]. Times in milliseconds. The destination knows only `status`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct MigrationInfo {
+    /// How far; it stays after the end until the next one.
+    pub status: MigrationStatus,
+    /// Since the beginning.
+    pub total_time: Option<u64>,
+    /// What the setup took.
+    pub setup_time: Option<u64>,
+    /// How long the guest stood still, at the end.
+    pub downtime: Option<u64>,
+    /// How long it would stand still if switched over now.
+    pub expected_downtime: Option<u64>,
+    /// What has gone wrong, for people. QEMU does not always say.
+    pub error_desc: Option<String>,
+    /// The processors' slowing down by auto-converge, in per cent.
+    pub cpu_throttle_percentage: Option<u64>,
+    /// The RAM.
+    pub ram: Option<MigrationStats>,
+    /// The disks of an old in-band block migration (7.2).
+    pub disk: Option<MigrationStats>,
+}
+
+/// Progress of RAM, or of disks in an old in-band block migration. In bytes unless said.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct MigrationStats {
+    /// The whole.
+    pub total: u64,
+    /// Still to be sent in this pass.
+    pub remaining: u64,
+    /// Sent, repetitions included.
+    pub transferred: u64,
+    /// Pages of zeroes.
+    pub duplicate: u64,
+    /// Other pages.
+    pub normal: u64,
+    /// The same in bytes.
+    pub normal_bytes: u64,
+    /// Pages per second that the guest writes.
+    pub dirty_pages_rate: u64,
+    /// Throughput, in megabits per second.
+    pub mbps: f64,
+    /// How many passes have begun.
+    pub dirty_sync_count: u64,
+    /// Pages sent per second.
+    pub pages_per_second: u64,
+    /// The size of a page.
+    pub page_size: u64,
+    /// Sent while the guest ran.
+    pub precopy_bytes: u64,
+    /// Sent while the guest stood still.
+    pub downtime_bytes: u64,
+    /// Sent while the guest already ran at the destination.
+    pub postcopy_bytes: u64,
+}
+
+/// A capability and whether it is on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapabilityStatus {
+    /// QEMU's name of it.
+    pub capability: String,
+    /// On or off.
+    pub state: bool,
+}
+
+/// Turns capabilities on and off; the others remain. They outlive the migration.
+#[derive(Debug, Clone, Serialize)]
+pub struct MigrateSetCapabilities {
+    /// Which.
+    pub capabilities: Vec<CapabilityStatus>,
+}
+
+impl MigrateSetCapabilities {
+    /// Turns these on.
+    pub fn on(names: &[&str]) -> Self {
+        let status = |name: &&str| CapabilityStatus { capability: (*name).to_owned(), state: true };
+        Self { capabilities: names.iter().map(status).collect() }
+    }
+}
+
+/// The parameters vmferry may change. `None`: leave alone, or not known to this QEMU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct MigrationParameters {
+    /// Bytes per second while the guest runs; 0 is no limit. QEMU's default is 128 MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bandwidth: Option<u64>,
+    /// The longest pause to aim at, in milliseconds. QEMU's default is 300.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub downtime_limit: Option<u64>,
+    /// Bytes per second to reckon with for the switchover; 0 is as measured (QEMU 8.2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub avail_switchover_bandwidth: Option<u64>,
+    /// Bytes per second in postcopy; 0 is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_postcopy_bandwidth: Option<u64>,
+    /// Where auto-converge begins, in per cent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_initial: Option<u8>,
+    /// By how much it goes on, in per cent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_throttle_increment: Option<u8>,
+    /// Where it stops, in per cent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_cpu_throttle: Option<u8>,
+}
+
+impl MigrationParameters {
+    /// What must be set to come from `now` back to these.
+    pub fn differing_from(&self, now: &Self) -> Self {
+        fn changed<T: PartialEq>(wanted: Option<T>, now: Option<T>) -> Option<T> {
+            if wanted == now { None } else { wanted }
+        }
+        Self {
+            max_bandwidth: changed(self.max_bandwidth, now.max_bandwidth),
+            downtime_limit: changed(self.downtime_limit, now.downtime_limit),
+            avail_switchover_bandwidth: changed(
+                self.avail_switchover_bandwidth,
+                now.avail_switchover_bandwidth,
+            ),
+            max_postcopy_bandwidth: changed(self.max_postcopy_bandwidth, now.max_postcopy_bandwidth),
+            cpu_throttle_initial: changed(self.cpu_throttle_initial, now.cpu_throttle_initial),
+            cpu_throttle_increment: changed(self.cpu_throttle_increment, now.cpu_throttle_increment),
+            max_cpu_throttle: changed(self.max_cpu_throttle, now.max_cpu_throttle),
+        }
+    }
+}
+
+/// Changes parameters, also while a migration runs. They outlive it.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(transparent)]
+pub struct MigrateSetParameters(pub MigrationParameters);
+
+/// Starts the migration on the source.
+#[derive(Debug, Clone, Serialize)]
+pub struct Migrate {
+    /// Where to.
+    pub uri: String,
+    /// Take up a postcopy whose stream was lost.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub resume: bool,
+    /// The disks go in band, whole. Only if
+    /// [`Abilities::migrate_blk`](crate::qemu::Abilities::migrate_blk).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub blk: bool,
+    /// The disks go in band, above a shared base. Only as `blk`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub inc: bool,
+}
+
+impl Migrate {
+    /// Into a descriptor that was handed over under this name.
+    pub fn to_fd(fdname: &str) -> Self {
+        Self { uri: format!("fd:{fdname}"), resume: false, blk: false, inc: false }
+    }
+}
+
+/// Starts the migration on a destination that was started with `-incoming defer`. A process
+/// accepts this once in its life.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MigrateIncoming {
+    /// Where from.
+    pub uri: String,
+    /// False: the process stays when the migration fails, with its error. Only if
+    /// [`Abilities::exit_on_error`](crate::qemu::Abilities::exit_on_error).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_on_error: Option<bool>,
+}
+
+impl MigrateIncoming {
+    /// From a descriptor that was handed over under this name.
+    pub fn from_fd(fdname: &str) -> Self {
+        Self { uri: format!("fd:{fdname}"), exit_on_error: None }
+    }
+}
+
+/// Goes on from the pause before switchover.
+#[derive(Debug, Clone, Serialize)]
+pub struct MigrateContinue {
+    /// The state the migration must be in.
+    pub state: MigrationStatus,
+}
+
+impl MigrateContinue {
+    /// From `pre-switchover`, the only pause there is.
+    pub fn from_pre_switchover() -> Self {
+        Self { state: MigrationStatus::PreSwitchover }
+    }
+}

@@ -1,0 +1,262 @@
+//! Everything that can go wrong between vmferry and a QEMU monitor, and what it means.
+//!
+//! QEMU has few error classes and many sentences: callers ask the predicates here and never
+//! read a sentence themselves. The sentences were seen on QEMU 7.2 and 10.0.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A QMP exchange that did not succeed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QmpError {
+    /// The monitor's socket could not be reached.
+    #[error("cannot connect to the QEMU monitor {path}")]
+    Connect {
+        /// The monitor's socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Connected, but QEMU did not speak: it serves one client per monitor.
+    #[error(
+        "the QEMU monitor {path} sent no greeting within {after:?}: another client holds this monitor \
+         (give vmferry one of its own), or QEMU's main loop is stuck"
+    )]
+    Busy {
+        /// The monitor's socket.
+        path: PathBuf,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// What answered is no QMP monitor.
+    #[error("{path} did not greet as a QEMU monitor: {reason}")]
+    Greeting {
+        /// The socket.
+        path: PathBuf,
+        /// What was wrong.
+        reason: String,
+    },
+    /// QEMU refused or failed a command.
+    #[error("QEMU refused {name}: {desc} ({class})")]
+    Command {
+        /// The command.
+        name: &'static str,
+        /// QEMU's error class, mostly `GenericError`.
+        class: String,
+        /// QEMU's sentence.
+        desc: String,
+    },
+    /// No reply in time. The connection remains usable.
+    #[error("no reply to {name} within {after:?} ({})", if *.sent { "QEMU may still execute it" } else { "it was not sent" })]
+    Deadline {
+        /// The command.
+        name: &'static str,
+        /// How long was waited.
+        after: Duration,
+        /// Whether QEMU may have got it. If false it never will.
+        sent: bool,
+    },
+    /// QEMU's end of the monitor is gone.
+    #[error("{name}: the connection to the QEMU monitor {path} was lost")]
+    Disconnected {
+        /// The command that can't be answered any more.
+        name: &'static str,
+        /// The monitor's socket.
+        path: PathBuf,
+        /// The socket's error; none when QEMU closed it (as it does when it exits).
+        source: Option<Arc<io::Error>>,
+    },
+    /// A line from the monitor is no JSON object: the connection is given up.
+    #[error("{name}: the QEMU monitor {path} sent something that is not QMP")]
+    Malformed {
+        /// The command that waited.
+        name: &'static str,
+        /// The monitor's socket.
+        path: PathBuf,
+        /// What the JSON reader says.
+        source: Arc<serde_json::Error>,
+    },
+    /// The reply to a command is not of the expected shape. The connection remains usable.
+    #[error("QEMU's reply to {name} has an unexpected shape")]
+    Reply {
+        /// The command.
+        name: &'static str,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// Events came faster than they were taken: the connection is given up, because to lose one
+    /// in silence would be worse.
+    #[error(
+        "{name}: the queue of events from the QEMU monitor {path} is full \
+         ({} events or {} bytes): the connection was given up",
+        super::EVENT_QUEUE_MAX,
+        super::EVENT_QUEUE_BYTES_MAX
+    )]
+    EventOverflow {
+        /// The command that waited.
+        name: &'static str,
+        /// The monitor's socket.
+        path: PathBuf,
+    },
+    /// A line without end: the connection is given up.
+    #[error("{name}: the QEMU monitor {path} sent a line of more than {limit} bytes")]
+    LineTooLong {
+        /// The command that waited.
+        name: &'static str,
+        /// The monitor's socket.
+        path: PathBuf,
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The kernel refused to send the command or its descriptor; QEMU got nothing of it.
+    #[error("{name} could not be sent to QEMU")]
+    Send {
+        /// The command.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The command could not be written as JSON.
+    #[error("{name} cannot be written as JSON")]
+    Encode {
+        /// The command.
+        name: &'static str,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// QEMU takes no descriptor name that is empty or begins with a digit.
+    #[error("{fdname:?} cannot be the name of a descriptor in QEMU")]
+    FdName {
+        /// The name.
+        fdname: String,
+    },
+}
+
+impl QmpError {
+    /// QEMU's sentence, for a person to read.
+    pub fn desc(&self) -> Option<&str> {
+        match self {
+            Self::Command { desc, .. } => Some(desc),
+            _ => None,
+        }
+    }
+
+    /// Whether QEMU answered with this error class.
+    pub fn is_class(&self, wanted: &str) -> bool {
+        matches!(self, Self::Command { class, .. } if class == wanted)
+    }
+
+    /// The connection is over: every further command fails as well.
+    pub fn is_disconnected(&self) -> bool {
+        matches!(
+            self,
+            Self::Disconnected { .. }
+                | Self::Malformed { .. }
+                | Self::EventOverflow { .. }
+                | Self::LineTooLong { .. }
+        )
+    }
+
+    /// No reply in time; QEMU's main loop may be stuck.
+    pub fn is_deadline(&self) -> bool {
+        matches!(self, Self::Deadline { .. })
+    }
+
+    /// QEMU has surely not executed the command and never will.
+    pub fn is_not_executed(&self) -> bool {
+        matches!(
+            self,
+            Self::Deadline { sent: false, .. }
+                | Self::Connect { .. }
+                | Self::Busy { .. }
+                | Self::Greeting { .. }
+                | Self::Send { .. }
+                | Self::Encode { .. }
+                | Self::FdName { .. }
+        )
+    }
+
+    /// Trying to connect again may help: the socket is not there yet, or nobody listens yet.
+    pub fn is_not_listening(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, Self::Connect { source, .. } if matches!(source.kind(), NotFound | ConnectionRefused))
+    }
+
+    /// This QEMU does not have the command (or not in its present state).
+    pub fn is_command_not_found(&self) -> bool {
+        self.is_class("CommandNotFound")
+    }
+
+    /// This QEMU does not know a parameter of the command.
+    pub fn is_unexpected_parameter(&self) -> bool {
+        self.says("Parameter '", "' is unexpected")
+    }
+
+    /// The monitor holds no descriptor of that name.
+    pub fn is_not_found_fd(&self) -> bool {
+        self.says("File descriptor named '", "' not found")
+            || self.says("File descriptor named '", "' has not been found")
+    }
+
+    /// There is no NBD server in this process.
+    pub fn is_nbd_server_not_running(&self) -> bool {
+        self.says("NBD server not running", "")
+    }
+
+    /// There is an NBD server in this process already.
+    pub fn is_nbd_server_already_running(&self) -> bool {
+        self.says("NBD server already running", "")
+    }
+
+    /// No block export has that id.
+    pub fn is_not_found_export(&self) -> bool {
+        self.says("Export '", "' is not found")
+    }
+
+    /// No job has that id (it is over and dismissed, or never was).
+    pub fn is_not_found_job(&self) -> bool {
+        self.is_class("DeviceNotActive") || self.says("Job not found", "")
+    }
+
+    /// The job is gone, or so far that the command comes too late.
+    pub fn is_job_past_that(&self) -> bool {
+        self.is_not_found_job() || self.says("Job '", "' cannot accept command verb")
+    }
+
+    /// No node has that name.
+    pub fn is_not_found_node(&self) -> bool {
+        self.says("Failed to find node with node-name='", "'") || self.says("Cannot find device='", "'")
+    }
+
+    /// The node is used by a job or a device.
+    pub fn is_node_in_use(&self) -> bool {
+        self.says("Node ", " is in use")
+            || self.says("Node '", "' is busy")
+            || self.says("Need a root block node", "")
+    }
+
+    /// A migration is under way, so this must wait or be left alone.
+    pub fn is_migration_in_progress(&self) -> bool {
+        self.says("There's a migration process in progress", "")
+    }
+
+    /// The process waits for no migration: it was started without `-incoming defer`, or has
+    /// already taken one and can't take a second.
+    pub fn is_not_incoming(&self) -> bool {
+        self.says("'-incoming' was not specified", "")
+            || self.says("The incoming migration has already been started", "")
+            || self.says("Illegal migration incoming state", "")
+    }
+
+    /// `migrate-continue` came when the migration was not paused before switchover.
+    pub fn is_not_in_expected_state(&self) -> bool {
+        self.says("Migration not in expected state", "")
+    }
+
+    fn says(&self, start: &str, then: &str) -> bool {
+        self.desc().and_then(|desc| desc.strip_prefix(start)).is_some_and(|rest| rest.contains(then))
+    }
+}

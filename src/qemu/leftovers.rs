@@ -1,0 +1,54 @@
+//! What of vmferry is still inside a QEMU: the proof that a clean-up was complete.
+
+use super::client::Qmp;
+use super::commands::{NbdServerStart, NbdServerStop, QueryBlockExports, QueryJobs, QueryNamedBlockNodes};
+use super::error::QmpError;
+use super::names;
+
+/// The things in a QEMU that bear our names. Descriptors can't be asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leftovers {
+    /// Jobs, also concluded ones.
+    pub jobs: Vec<String>,
+    /// Block exports.
+    pub exports: Vec<String>,
+    /// Block nodes.
+    pub nodes: Vec<String>,
+    /// The process has an NBD server, ours or another.
+    pub nbd_server: bool,
+}
+
+impl Leftovers {
+    /// Nothing is left.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Asks what is left. Changes nothing.
+///
+/// # Errors
+/// Those of [`Qmp::execute`].
+pub async fn leftovers(qmp: &Qmp) -> Result<Leftovers, QmpError> {
+    let ours = |name: &String| names::is_ours(name);
+    let jobs = qmp.execute(QueryJobs).await?;
+    let exports = qmp.execute(QueryBlockExports).await?;
+    let nodes = qmp.execute(QueryNamedBlockNodes { flat: true }).await?;
+    Ok(Leftovers {
+        jobs: jobs.into_iter().map(|job| job.id).filter(ours).collect(),
+        exports: exports.into_iter().map(|export| export.id).filter(ours).collect(),
+        nodes: nodes.into_iter().map(|node| node.node_name).filter(ours).collect(),
+        nbd_server: nbd_server_runs(qmp).await?,
+    })
+}
+
+/// QEMU has no query for this. It looks for a running server before it looks for the socket, so
+/// to start one on a descriptor that isn't there answers the question and changes nothing.
+async fn nbd_server_runs(qmp: &Qmp) -> Result<bool, QmpError> {
+    match qmp.execute(NbdServerStart::on_fd(names::ABSENT_FDNAME)).await {
+        Err(error) if error.is_nbd_server_already_running() => Ok(true),
+        Err(error) if error.is_not_found_fd() => Ok(false),
+        Err(error) => Err(error),
+        Ok(_) => qmp.execute(NbdServerStop).await.map(|_| false),
+    }
+}

@@ -1,0 +1,77 @@
+//! The names vmferry gives to things inside a QEMU: nodes, jobs, exports and descriptors.
+//!
+//! Every one begins with [`PREFIX`], so that what is ours can be told from what is the
+//! operator's, even by an agent that has lost its memory. Knows nothing of QMP itself.
+
+/// What every name of ours begins with.
+pub const PREFIX: &str = "vmferry-";
+
+/// The descriptor name of the destination's listening NBD socket.
+pub const NBD_LISTEN_FDNAME: &str = "vmferry-nbd-listen";
+
+/// The descriptor name of the RAM stream, on both sides.
+pub const RAM_FDNAME: &str = "vmferry-ram";
+
+/// A descriptor name that is never handed over: asking with it must be refused by QEMU.
+pub(super) const ABSENT_FDNAME: &str = "vmferry-absent";
+
+/// QEMU refuses a node name of more bytes than this (`Node name too long`).
+pub const NODE_NAME_MAX_BYTES: usize = 31;
+
+/// The source's NBD client node for this disk; at most [`NODE_NAME_MAX_BYTES`] long.
+///
+/// A disk name that does not fit keeps its beginning and ends in a hash of the whole, the same
+/// on every host and in every version of vmferry.
+pub fn node_name(disk: &str) -> String {
+    let room = NODE_NAME_MAX_BYTES - PREFIX.len();
+    if disk.len() <= room {
+        return format!("{PREFIX}{disk}");
+    }
+    let mut end = room - 9;
+    while !disk.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{PREFIX}{}-{:08x}", &disk[..end], fnv1a(disk))
+}
+
+/// The source's mirror job for this disk.
+pub fn job_id(disk: &str) -> String {
+    format!("{PREFIX}{disk}")
+}
+
+/// The destination's block export for this disk (its id; the NBD export name is the disk's).
+pub fn export_id(disk: &str) -> String {
+    format!("{PREFIX}{disk}")
+}
+
+/// The descriptor name of this disk's NBD stream on the source.
+pub fn nbd_fdname(disk: &str) -> String {
+    format!("{PREFIX}nbd-{disk}")
+}
+
+/// Whether a name inside QEMU was given by vmferry.
+pub fn is_ours(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
+/// FNV-1a, 32 bits: written out because the result is part of a name and may never change.
+fn fnv1a(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_disk_names_keep_to_the_limit_and_stay_apart() {
+        let one = node_name("ua-3f2c81d0-55aa-4be1-9d51-7f1de0c0a001");
+        let two = node_name("ua-3f2c81d0-55aa-4be1-9d51-7f1de0c0a002");
+        assert_eq!(one, "vmferry-ua-3f2c81d0-55-2c3b2a9e");
+        assert_eq!(one.len(), NODE_NAME_MAX_BYTES);
+        assert_ne!(one, two);
+        assert_eq!(node_name("vda"), "vmferry-vda");
+        assert_eq!(node_name(&"x".repeat(23)).len(), NODE_NAME_MAX_BYTES);
+        assert!(is_ours(&one) && !is_ours("vda"));
+    }
+}

@@ -1,0 +1,309 @@
+//! The QMP client, the typed commands and the clean-up against QEMU itself, in two versions.
+//!
+//! `VMFERRY_QEMU72` and `VMFERRY_QEMU10` name the binaries of a QEMU 7.2 and a QEMU 10.0.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failure of the test")]
+
+mod real_qemu;
+
+use real_qemu::pair::{NEW_CAPABILITIES, Pair, drive};
+use real_qemu::{Machine, PATIENCE, binary, image, nameless_listener, refused};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use vmferry::qemu::*;
+
+const MIB: u64 = 1 << 20;
+
+/// Runs each of these functions with both versions.
+macro_rules! on_both {
+    ($($test:ident),+ $(,)?) => {
+        mod qemu72 {
+            $(#[tokio::test] async fn $test() { super::$test("VMFERRY_QEMU72").await })+
+        }
+        mod qemu10 {
+            $(#[tokio::test] async fn $test() { super::$test("VMFERRY_QEMU10").await })+
+        }
+    };
+}
+
+on_both!(
+    abilities_are_asked_for,
+    disks_have_the_same_names_on_both_sides,
+    a_monitor_serves_one_client,
+    refusals_are_understood,
+    many_descriptors_are_handed_over_at_once,
+    the_end_of_qemu_is_noticed,
+    a_whole_migration_leaves_nothing,
+    a_broken_migration_is_cleaned_up_and_can_be_repeated,
+);
+
+async fn abilities_are_asked_for(variable: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = Machine::start(&binary(variable), folder.path(), "vm", &[]).await;
+    let abilities = Abilities::ask(&machine.qmp).await.unwrap();
+    let new = variable == "VMFERRY_QEMU10";
+    let first_two = (abilities.version.0, abilities.version.1);
+    assert_eq!(first_two, if new { (10, 0) } else { (7, 2) }, "another QEMU in {variable}");
+    let on_both = [
+        abilities.nbd_server_fd,
+        abilities.block_export_add,
+        abilities.blockdev_mirror,
+        abilities.migrate_incoming,
+    ];
+    assert_eq!(on_both, [true; 4], "{abilities:?}");
+    let on_new = [
+        abilities.handshake_max_seconds,
+        abilities.exit_on_error,
+        abilities.migrate_channels,
+        abilities.block_job_change,
+        abilities.export_allow_inactive,
+    ];
+    assert_eq!(on_new, [new; 5], "{abilities:?}");
+    assert_eq!([abilities.migrate_blk, abilities.migrate_inc], [!new; 2], "{abilities:?}");
+    assert!(!abilities.mirror_target_is_zero);
+    assert!(NEW_CAPABILITIES.iter().all(|name| abilities.capability(name)));
+    assert_eq!(abilities.capability("block"), !new);
+    assert!(!abilities.capability("of-tomorrow"));
+    let name = machine.qmp.execute(QueryName).await.unwrap().name;
+    assert_eq!(name.as_deref(), Some("vm"));
+    assert_eq!(machine.qmp.execute(QueryUuid).await.unwrap().uuid.len(), 36);
+    let memory = machine.qmp.execute(QueryMemorySizeSummary).await.unwrap();
+    assert_eq!(memory.base_memory, 64 * MIB);
+    assert_eq!(machine.qmp.execute(QueryCpusFast).await.unwrap().len(), 1);
+    let kind = QomGet { path: "/machine".into(), property: "type".into() };
+    let kind = machine.qmp.execute(kind).await.unwrap();
+    assert!(kind.as_str().unwrap().starts_with("pc-q35-"), "{kind}");
+    let status = machine.qmp.execute(QueryStatus).await.unwrap();
+    assert_eq!((status.running, status.status), (false, RunState::Prelaunch));
+    assert_eq!(machine.qmp.execute(QueryBlockJobs).await.unwrap(), []);
+    let migration = machine.qmp.execute(QueryMigrate).await.unwrap();
+    assert_eq!(migration.status, MigrationStatus::None);
+}
+
+async fn disks_have_the_same_names_on_both_sides(variable: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut sides = Vec::new();
+    for (side, incoming) in [("source", ""), ("destination", "-incoming defer")] {
+        let image = |name: &str, size| {
+            image(folder.path(), &format!("{side}.{name}"), size, b"x").display().to_string()
+        };
+        let arguments = format!(
+            "-blockdev raw,node-name={side}-n0,file.driver=file,file.filename={} \
+             -device virtio-blk-pci,id=disk0,drive={side}-n0 \
+             -drive if=virtio,format=raw,snapshot=on,file={} \
+             -drive if=none,id=d2,format=raw,readonly=on,file={} -device virtio-scsi-pci -device scsi-hd,drive=d2,id=scsi0-0-0 \
+             -drive if=none,id=empty -device ide-cd,bus=ide.0,drive=empty,id=cd0 \
+             -drive if=none,id=full,format=raw,readonly=on,file={} -device ide-cd,bus=ide.1,drive=full,id=cd1 \
+             -drive if=pflash,format=raw,file={} {incoming}",
+            image("a", 8 * MIB),
+            image("b", 4 * MIB),
+            image("c", 2 * MIB),
+            image("d", MIB),
+            image("e", 4 * MIB),
+        );
+        let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
+        let machine = Machine::start(&binary(variable), folder.path(), side, &arguments).await;
+        sides.push(disks(&machine.qmp).await.unwrap());
+    }
+    for side in &sides {
+        let of = |name: &str| {
+            let found = side.iter().find(|disk| disk.name == name);
+            found.unwrap_or_else(|| panic!("no {name} in {side:#?}")).clone()
+        };
+        assert_eq!(side.len(), 5, "{side:#?}");
+        let first = of("disk0");
+        assert_eq!((first.virtual_size, first.format.as_str()), (8 * MIB, "raw"), "{first:?}");
+        assert!(first.node_name.ends_with("-n0") && first.actual_size.is_some(), "{first:?}");
+        assert!(!(first.read_only || first.removable || first.backing || first.firmware), "{first:?}");
+        let over_another = of("virtio0");
+        assert_eq!((over_another.backing, over_another.format.as_str()), (true, "qcow2"));
+        assert!(over_another.node_name.starts_with('#'), "{over_another:?}");
+        assert!(of("scsi0-0-0").read_only);
+        assert!(of("cd1").removable);
+        assert!(of("pflash0").firmware);
+    }
+    let names = |side: &[Disk]| side.iter().map(|disk| disk.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&sides[0]), names(&sides[1]));
+}
+
+async fn a_monitor_serves_one_client(variable: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = Machine::start(&binary(variable), folder.path(), "vm", &[]).await;
+    let mut others = JoinSet::new();
+    for _ in 0..5 {
+        let monitor = machine.monitor.clone();
+        others.spawn(async move { Qmp::connect(&monitor, Duration::from_millis(200)).await });
+    }
+    while let Some(result) = others.join_next().await {
+        let error = result.unwrap().unwrap_err();
+        assert!(matches!(error, QmpError::Busy { .. }), "{error:?}");
+    }
+    machine.qmp.execute(QueryStatus).await.unwrap();
+}
+
+/// Every sentence of QEMU's that the predicates know, from QEMU's own mouth.
+async fn refusals_are_understood(variable: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let args = drive(&image(folder.path(), "a", MIB, b"x"));
+    let machine = Machine::start(&binary(variable), folder.path(), "vm", &args).await;
+    let qmp = &machine.qmp;
+    let none = || "vmferry-none".to_owned();
+
+    let error = refused(qmp.execute(Closefd { fdname: none() }).await);
+    assert!(error.is_not_found_fd(), "{error}");
+    let error = refused(qmp.execute(Migrate::to_fd("vmferry-none")).await);
+    assert!(error.is_not_found_fd(), "{error}");
+    let error = refused(qmp.execute(NbdServerStop).await);
+    assert!(error.is_nbd_server_not_running(), "{error}");
+    let mode = BlockExportRemoveMode::Hard;
+    let error = refused(qmp.execute(BlockExportDel { id: none(), mode }).await);
+    assert!(error.is_not_found_export(), "{error}");
+    let error = refused(qmp.execute(BlockJobCancel { device: none(), force: true }).await);
+    assert!(error.is_not_found_job(), "{error}");
+    let error = refused(qmp.execute(JobDismiss { id: none() }).await);
+    assert!(error.is_not_found_job(), "{error}");
+    let error = refused(qmp.execute(BlockdevDel { node_name: none() }).await);
+    assert!(error.is_not_found_node(), "{error}");
+    let error = refused(qmp.execute(BlockdevDel { node_name: "n0".into() }).await);
+    assert!(error.is_node_in_use(), "{error}");
+    let sync = MirrorSyncMode::Full;
+    let error = refused(qmp.execute(BlockdevMirror::new("j", "vmferry-none", "x", sync)).await);
+    assert!(error.is_not_found_node(), "{error}");
+    let error = refused(qmp.execute(MigrateIncoming::from_fd("vmferry-none")).await);
+    assert!(error.is_not_incoming(), "{error}");
+    let error = refused(qmp.execute(MigrateContinue::from_pre_switchover()).await);
+    assert!(error.is_not_in_expected_state(), "{error}");
+
+    let copy_mode = MirrorCopyMode::WriteBlocking;
+    let error = refused(qmp.execute(BlockJobChange { id: none(), copy_mode }).await);
+    if variable == "VMFERRY_QEMU72" {
+        assert!(error.is_command_not_found(), "{error}");
+        let limited = NbdServerStart { handshake_max_seconds: Some(0), ..NbdServerStart::on_fd("x") };
+        let error = refused(qmp.execute(limited).await);
+        assert!(error.is_unexpected_parameter(), "{error}");
+    } else {
+        assert!(error.is_not_found_job(), "{error}");
+        let blk = Migrate { blk: true, ..Migrate::to_fd("x") };
+        let error = refused(qmp.execute(blk).await);
+        assert!(error.is_unexpected_parameter(), "{error}");
+    }
+
+    let (listener, _handle) = nameless_listener(folder.path());
+    qmp.getfd(names::NBD_LISTEN_FDNAME, listener).await.unwrap();
+    let start = NbdServerStart::on_fd(names::NBD_LISTEN_FDNAME);
+    qmp.execute(start.clone()).await.unwrap();
+    let error = refused(qmp.execute(start).await);
+    assert!(error.is_nbd_server_already_running(), "{error}");
+    assert!(leftovers(qmp).await.unwrap().nbd_server);
+    qmp.execute(NbdServerStop).await.unwrap();
+    assert!(leftovers(qmp).await.unwrap().is_empty());
+}
+
+async fn many_descriptors_are_handed_over_at_once(variable: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = Machine::start(&binary(variable), folder.path(), "vm", &[]).await;
+    let mut tasks = JoinSet::new();
+    for number in 0..50 {
+        let qmp = machine.qmp.clone();
+        tasks.spawn(async move {
+            let fdname = format!("vmferry-{number}");
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            qmp.getfd(&fdname, theirs.into()).await?;
+            ours.set_nonblocking(true).unwrap();
+            let open = std::io::Read::read(&mut &ours, &mut [0]).unwrap_err();
+            assert_eq!(open.kind(), std::io::ErrorKind::WouldBlock, "{fdname}");
+            qmp.execute(Closefd { fdname }).await?;
+            assert_eq!(std::io::Read::read(&mut &ours, &mut [0]).unwrap(), 0);
+            Ok::<_, QmpError>(())
+        });
+    }
+    while let Some(result) = tasks.join_next().await {
+        result.unwrap().unwrap();
+    }
+}
+
+async fn the_end_of_qemu_is_noticed(variable: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = Machine::start(&binary(variable), folder.path(), "killed", &[]).await;
+    assert!(!machine.qmp.is_closed());
+    machine.kill().await;
+    tokio::time::timeout(PATIENCE, machine.qmp.closed()).await.unwrap();
+    let error = machine.qmp.execute(QueryStatus).await.unwrap_err();
+    assert!(matches!(error, QmpError::Disconnected { .. }), "{error:?}");
+
+    let mut machine = Machine::start(&binary(variable), folder.path(), "asked", &[]).await;
+    machine.qmp.execute(Quit).await.unwrap();
+    machine.event(|kind| matches!(kind, EventKind::Shutdown { guest: false, .. })).await;
+    tokio::time::timeout(PATIENCE, machine.qmp.closed()).await.unwrap();
+    assert!(machine.ended().await.success());
+}
+
+async fn a_whole_migration_leaves_nothing(variable: &str) {
+    let mut pair = Pair::start(variable).await;
+    migrate(&mut pair).await;
+    pair.clean(RunState::PostMigrate).await;
+}
+
+async fn migrate(pair: &mut Pair) {
+    pair.export().await;
+    pair.mirror(None).await;
+    pair.all_ready().await;
+    let found = leftovers(&pair.source.qmp).await.unwrap();
+    let expected = ["vmferry-disk0", "vmferry-disk1"];
+    let sorted = |mut names: Vec<String>| {
+        names.sort();
+        names
+    };
+    assert_eq!(
+        (sorted(found.jobs), sorted(found.nodes)),
+        (expected.map(Into::into).to_vec(), expected.map(Into::into).to_vec())
+    );
+    let found = leftovers(&pair.destination.qmp).await.unwrap();
+    assert_eq!((sorted(found.exports), found.nbd_server), (expected.map(Into::into).to_vec(), true));
+    pair.ram_until_pause().await;
+    pair.finish_mirrors().await;
+    pair.assert_same_disks();
+    pair.switch_over().await;
+}
+
+async fn a_broken_migration_is_cleaned_up_and_can_be_repeated(variable: &str) {
+    let mut pair = Pair::start(variable).await;
+    pair.source.qmp.execute(Cont).await.unwrap();
+
+    // Broken while the mirrors copy: both QEMUs can be used again.
+    pair.export().await;
+    let streams = pair.mirror(Some(64 << 10)).await;
+    for stream in &streams {
+        stream.shutdown(std::net::Shutdown::Both).unwrap();
+    }
+    pair.clean(RunState::Running).await;
+    pair.at_destination = DestinationLeftovers::default();
+
+    // Taken back at the pause before switchover: the destination is used up.
+    pair.export().await;
+    pair.mirror(None).await;
+    pair.all_ready().await;
+    pair.ram_until_pause().await;
+    pair.clean(RunState::Running).await;
+    let migration = pair.source.qmp.execute(QueryMigrate).await.unwrap();
+    assert!(migration.status.is_terminal(), "{migration:?}");
+
+    // The destination dies while the mirrors are ready.
+    pair.destination = Pair::destination(&pair.binary, pair.folder.path()).await;
+    pair.at_destination = DestinationLeftovers::default();
+    pair.export().await;
+    pair.mirror(None).await;
+    pair.all_ready().await;
+    pair.destination.kill().await;
+    pair.destination.qmp.closed().await;
+    pair.clean(RunState::Running).await;
+    let report = destination_cleanup(&pair.destination.qmp, &pair.at_destination).await;
+    assert!(report.is_connection_lost() && !report.is_clean());
+
+    // And then it works.
+    pair.destination = Pair::destination(&pair.binary, pair.folder.path()).await;
+    pair.at_destination = DestinationLeftovers::default();
+    pair.at_source.jobs.clear();
+    migrate(&mut pair).await;
+    pair.clean(RunState::PostMigrate).await;
+}

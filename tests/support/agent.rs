@@ -1,0 +1,339 @@
+//! vmferry as its users run it: certificates, a configuration file and the agent on each host, and
+//! the command line. Only what is documented to users is used here.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::lab::Paths;
+use super::net::Host;
+use super::process::{LONG, Outcome, Running, SHORT, run, run_any, signal_pid, start, wait_for};
+use super::vm::Vm;
+
+/// The one port of the tests. Below the ephemeral ones, so nobody else ever has it.
+pub const PORT: u16 = 9907;
+const METRICS_PORT: u16 = 9908;
+
+/// A certificate authority for the lab, made by `vmferry certs`.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    dir: PathBuf,
+    vmferry: PathBuf,
+}
+
+impl Credentials {
+    /// Makes the authority in `dir`.
+    pub fn create(paths: &Paths, dir: &Path) -> Result<Self> {
+        let credentials = Self { dir: dir.join("certs"), vmferry: paths.vmferry.clone() };
+        run(&mut credentials.certs(&["ca", "--name", "vmferry test"]), SHORT)?;
+        Ok(credentials)
+    }
+
+    /// Issues a host's certificate: its folder, with ca-cert.pem, cert.pem and key.pem.
+    pub fn issue(&self, host: &str) -> Result<PathBuf> {
+        run(&mut self.certs(&["host", host]), SHORT)?;
+        Ok(self.dir.join("hosts").join(host))
+    }
+
+    fn certs(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.vmferry);
+        command.arg("certs").args(words).arg("--dir").arg(&self.dir);
+        command
+    }
+}
+
+/// A peer in an agent's configuration.
+#[derive(Debug, Clone)]
+pub struct PeerEntry {
+    /// Its name, and its identity.
+    pub name: String,
+    /// Where to dial it, when this agent is to dial.
+    pub address: Option<String>,
+    /// Names of the guests that it may send.
+    pub receive: Vec<String>,
+}
+
+/// A guest in an agent's configuration.
+#[derive(Debug, Clone)]
+pub struct VmEntry {
+    /// Its name.
+    pub name: String,
+    /// The agent's own monitor.
+    pub qmp: PathBuf,
+    /// Starts a fresh QEMU.
+    pub start: Option<PathBuf>,
+    /// Run on the destination after the hand-over and before the guest starts.
+    pub before_start: Option<PathBuf>,
+}
+
+impl VmEntry {
+    /// The entry of a guest of the bed, which the agent can start.
+    pub fn of(vm: &Vm) -> Self {
+        Self {
+            name: vm.spec.name.clone(),
+            qmp: vm.agent_monitor(),
+            start: Some(vm.start_script()),
+            before_start: None,
+        }
+    }
+
+    /// The same with a command that runs at the hand-over.
+    pub fn with_hook(mut self, hook: &Path) -> Self {
+        self.before_start = Some(hook.to_owned());
+        self
+    }
+}
+
+/// What goes into an agent's configuration.
+#[derive(Debug, Clone, Default)]
+pub struct AgentSpec {
+    /// The other hosts.
+    pub peers: Vec<PeerEntry>,
+    /// The guests of this host.
+    pub vms: Vec<VmEntry>,
+    /// More lines, put before the tables.
+    pub top_lines: String,
+    /// More lines, put at the end.
+    pub end_lines: String,
+}
+
+impl AgentSpec {
+    /// Adds a peer of the bed: dials it at its IPv4 address and takes any guest from it.
+    pub fn peer(mut self, host: &Host) -> Self {
+        let address = Some(format!("{}:{PORT}", host.v4));
+        self.peers.push(PeerEntry { name: host.name.clone(), address, receive: vec!["*".to_owned()] });
+        self
+    }
+
+    /// Adds a guest.
+    pub fn vm(mut self, entry: VmEntry) -> Self {
+        self.vms.push(entry);
+        self
+    }
+
+    fn to_toml(&self, host_dir: &Path, credentials: &Path) -> Result<String> {
+        let mut text = String::new();
+        let string = |path: &Path| toml::Value::from(path.display().to_string()).to_string();
+        writeln!(text, "state_dir = {}", string(&host_dir.join("state")))?;
+        writeln!(text, "runtime_dir = {}", string(&host_dir.join("run")))?;
+        writeln!(text, "listen = [\"[::]:{PORT}\"]\n{}", self.top_lines)?;
+        writeln!(text, "[tls]\nca = {}", string(&credentials.join("ca-cert.pem")))?;
+        writeln!(
+            text,
+            "cert = {}\nkey = {}",
+            string(&credentials.join("cert.pem")),
+            string(&credentials.join("key.pem"))
+        )?;
+        writeln!(text, "[metrics]\nlisten = \"127.0.0.1:{METRICS_PORT}\"")?;
+        for peer in &self.peers {
+            writeln!(text, "[peer.{}]\nidentity = \"{}\"", peer.name, peer.name)?;
+            if let Some(address) = &peer.address {
+                writeln!(text, "address = \"{address}\"")?;
+            }
+            writeln!(text, "receive = {}", toml::Value::from(peer.receive.clone()))?;
+        }
+        for vm in &self.vms {
+            writeln!(text, "[vm.{}]\nqmp = {}", vm.name, string(&vm.qmp))?;
+            if let Some(command) = &vm.start {
+                writeln!(text, "start = {{ command = [{}] }}", string(command))?;
+            }
+            if let Some(command) = &vm.before_start {
+                writeln!(text, "before_start = [{}]", string(command))?;
+            }
+        }
+        text.push_str(&self.end_lines);
+        Ok(text)
+    }
+}
+
+/// An agent on a host. Killed when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    host: Host,
+    vmferry: PathBuf,
+    config: PathBuf,
+    child: Option<Child>,
+}
+
+/// A command of the command line that is still at work.
+pub type VmferryRun = Running;
+
+impl Agent {
+    /// Writes the configuration, starts the agent and waits until its local API answers.
+    pub fn start(paths: &Paths, host: &Host, spec: &AgentSpec, credentials: &Path) -> Result<Self> {
+        let config = host.dir.join("vmferry.toml");
+        fs::write(&config, spec.to_toml(&host.dir, credentials)?)?;
+        for folder in ["state", "run"] {
+            fs::create_dir_all(host.dir.join(folder))?;
+        }
+        let mut agent = Self { host: host.clone(), vmferry: paths.vmferry.clone(), config, child: None };
+        agent.spawn()?;
+        Ok(agent)
+    }
+
+    fn spawn(&mut self) -> Result<()> {
+        let log = fs::File::options().create(true).append(true).open(self.log())?;
+        let mut command = self.host.command(&self.vmferry);
+        command.arg("agent").arg("--config").arg(&self.config);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // A daemon is in no terminal's foreground: a Ctrl-C there is not for it.
+        command.process_group(0);
+        self.child = Some(command.spawn().context("cannot start the agent")?);
+        self.wait_ready()
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let name = format!("the agent on {}", self.host.name);
+        wait_for(&name, SHORT, || {
+            let Some(child) = &mut self.child else { bail!("it was never started") };
+            if let Some(status) = child.try_wait()? {
+                bail!(
+                    "it ended by itself: {status}; it said: {}",
+                    fs::read_to_string(self.host.dir.join("agent.log"))?
+                );
+            }
+            Ok(api_get(&self.host.dir.join("run/vmferry.sock"), "/v1/status").ok())
+        })
+        .map(drop)
+    }
+
+    /// The host it runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Its log file.
+    pub fn log(&self) -> PathBuf {
+        self.host.dir.join("agent.log")
+    }
+
+    /// The socket of its local API.
+    pub fn socket(&self) -> PathBuf {
+        self.host.dir.join("run/vmferry.sock")
+    }
+
+    /// Its process id, while it runs. (`ip netns exec` becomes the program it runs.)
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Asks its local API.
+    pub fn api(&self, path: &str) -> Result<Value> {
+        api_get(&self.socket(), path)
+    }
+
+    /// The number of descriptors it has open: compare with the same when it was idle before.
+    pub fn open_descriptors(&self) -> Result<usize> {
+        let pid = self.pid().context("the agent does not run")?;
+        Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+    }
+
+    /// What lies in its runtime folder and is not its socket.
+    pub fn runtime_leftovers(&self) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(self.host.dir.join("run"))? {
+            let path = entry?.path();
+            let is_empty = path.is_dir() && fs::read_dir(&path)?.next().is_none();
+            if path != self.socket() && !is_empty {
+                found.push(path);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Kills it as a crash would, and waits for its end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.end(Signal::SIGKILL, SHORT)
+    }
+
+    /// Asks it to end and waits for that.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.end(Signal::SIGTERM, LONG)
+    }
+
+    /// Starts it again after `kill` or `terminate`, with the same configuration and state.
+    pub fn restart(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "the agent on {} still runs", self.host.name);
+        self.spawn()
+    }
+
+    /// Leaves it running when this program ends.
+    pub fn leave(mut self) {
+        self.child = None;
+    }
+
+    /// Sends it a signal (SIGHUP, SIGSTOP, ...).
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        signal_pid(self.pid().context("the agent does not run")?, signal)
+    }
+
+    fn end(&mut self, signal: Signal, within: Duration) -> Result<()> {
+        self.signal(signal)?;
+        let Some(mut child) = self.child.take() else {
+            return Ok(());
+        };
+        let ended =
+            wait_for(
+                &format!("the end of the agent on {}", self.host.name),
+                within,
+                || Ok(child.try_wait()?),
+            );
+        if ended.is_err() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        ended.map(drop)
+    }
+
+    /// The command line on this host, talking to this agent: `command(&["migrate", "web1", ...])`.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = self.host.command(&self.vmferry);
+        command.args(words).arg("--socket").arg(self.socket());
+        command
+    }
+
+    /// Runs a command of the command line to its end.
+    pub fn vmferry(&self, words: &[&str]) -> Result<Outcome> {
+        run_any(&mut self.command(words), LONG)
+    }
+
+    /// Starts a command of the command line.
+    pub fn vmferry_start(&self, words: &[&str]) -> Result<VmferryRun> {
+        start(&mut self.command(words))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// One request to a local API: HTTP/1.0, so that the answer ends where the connection does.
+///
+/// # Errors
+/// No answer within 10 s, any status but 200, or no JSON.
+pub fn api_get(socket: &Path, path: &str) -> Result<Value> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    let status = head.lines().next().unwrap_or_default();
+    ensure!(status.split(' ').nth(1) == Some("200"), "{path}: {status}: {body}");
+    Ok(serde_json::from_str(body)?)
+}

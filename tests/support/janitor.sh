@@ -1,0 +1,16 @@
+# Ends one lab: waits until the test that holds the other end of standard input is done or dead,
+# then kills what still runs in the lab's namespaces, removes them and the lab's folder. It outlives
+# the test, so that a killed test or a Ctrl-C leaves nothing behind.
+#   usage: sh -s DIR PREFIX       DIR/keep: leave everything as it is
+trap '' INT TERM HUP
+dir=$1 prefix=$2
+cat >/dev/null
+[ ! -e "$dir/keep" ] || exit 0
+namespaces=$(ip netns list | awk -v prefix="$prefix" 'index($1, prefix) == 1 { print $1 }')
+for namespace in $namespaces; do
+  pids=$(ip netns pids "$namespace")
+  # shellcheck disable=SC2086
+  [ -z "$pids" ] || kill -KILL $pids 2>/dev/null
+done
+for namespace in $namespaces; do ip netns del "$namespace"; done
+rm -rf "$dir"

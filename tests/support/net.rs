@@ -1,0 +1,242 @@
+//! Two hosts as network namespaces joined by a veth pair, and what can happen to the link between
+//! them. Knows no agent. Rules that let packets through or not are in `firewall`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::firewall;
+use super::process::{SHORT, run};
+
+/// The one interface of each host.
+pub const LINK: &str = "link0";
+
+/// One host: a network namespace and a folder.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// "alpha" or "bravo": also its identity in certificates.
+    pub name: String,
+    /// Its folder in the lab.
+    pub dir: PathBuf,
+    /// Its IPv4 address.
+    pub v4: String,
+    /// Its IPv6 address.
+    pub v6: String,
+    namespace: String,
+}
+
+impl Host {
+    /// A command that will run on this host.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace]).arg(program);
+        command
+    }
+
+    /// The name of its namespace, for `ip netns exec`.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Calls `make` with the network of this host: a socket made there stays there.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or those of `make`.
+    pub fn inside<T: Send>(&self, make: impl FnOnce() -> std::io::Result<T> + Send) -> Result<T> {
+        let namespace = fs::File::open(Path::new("/run/netns").join(&self.namespace))?;
+        // The namespace belongs to the thread that entered it, so one that ends with the call.
+        let made = std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+                make()
+            });
+            thread.join()
+        });
+        match made {
+            Ok(made) => made.with_context(|| format!("on host {}", self.name)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// The TCP connections of this host, as `state local peer`; without listeners.
+    pub fn tcp_connections(&self) -> Result<Vec<TcpConnection>> {
+        let text = run(self.command("ss").args(["-tnH"]), SHORT)?;
+        Ok(text.lines().filter_map(TcpConnection::parse).collect())
+    }
+
+    /// The TCP ports on which something listens on this host.
+    pub fn listening_ports(&self) -> Result<Vec<u16>> {
+        let text = run(self.command("ss").args(["-tlnH"]), SHORT)?;
+        let mut ports: Vec<u16> =
+            text.lines().filter_map(|l| port_of(l.split_whitespace().nth(3)?)).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        Ok(ports)
+    }
+
+    fn ip(&self, words: &[&str]) -> Result<()> {
+        run(Command::new("ip").args(["-n", &self.namespace]).args(words), SHORT).map(drop)
+    }
+
+    fn set_up(&self) -> Result<()> {
+        self.ip(&["link", "set", "lo", "up"])?;
+        // Else a cut link would lose its IPv6 address for good.
+        run(
+            self.command("sysctl").args(["-qw", &format!("net.ipv6.conf.{LINK}.keep_addr_on_down=1")]),
+            SHORT,
+        )?;
+        self.ip(&["addr", "add", &format!("{}/24", self.v4), "dev", LINK])?;
+        self.ip(&["addr", "add", &format!("{}/64", self.v6), "dev", LINK, "nodad"])?;
+        self.ip(&["link", "set", LINK, "up"])
+    }
+}
+
+/// One line of `ss -tn`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpConnection {
+    /// `ESTAB`, `SYN-SENT`, ...
+    pub state: String,
+    /// Local port.
+    pub local_port: u16,
+    /// The peer's port.
+    pub peer_port: u16,
+}
+
+impl TcpConnection {
+    fn parse(line: &str) -> Option<Self> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        Some(Self {
+            state: (*words.first()?).to_owned(),
+            local_port: port_of(words.get(3)?)?,
+            peer_port: port_of(words.get(4)?)?,
+        })
+    }
+}
+
+fn port_of(address: &str) -> Option<u16> {
+    address.rsplit(':').next()?.parse().ok()
+}
+
+/// Which way packets go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From alpha, the source, to bravo.
+    ToBravo,
+    /// From bravo, the destination, to alpha.
+    ToAlpha,
+}
+
+/// The two hosts and their link. The lab's janitor removes them.
+#[derive(Debug)]
+pub struct Net {
+    /// 10.77.0.1, fd77::1.
+    pub alpha: Host,
+    /// 10.77.0.2, fd77::2.
+    pub bravo: Host,
+}
+
+impl Net {
+    pub(super) fn join(dir: &Path, prefix: &str) -> Result<Self> {
+        let alpha = make_host(dir, prefix, "alpha", 1)?;
+        let bravo = make_host(dir, prefix, "bravo", 2)?;
+        let peer = ["type", "veth", "peer", "name", LINK, "netns", &bravo.namespace];
+        run(Command::new("ip").args(["link", "add", LINK, "netns", &alpha.namespace]).args(peer), SHORT)?;
+        alpha.set_up()?;
+        bravo.set_up()?;
+        Ok(Self { alpha, bravo })
+    }
+
+    /// From now on only TCP to `port`, opened in the ways given, crosses the link; the rest is
+    /// dropped without an answer and counted.
+    pub fn only_port(&self, port: u16, ways: &[Way]) -> Result<()> {
+        let opens = |way| ways.contains(&way).then_some(port);
+        firewall::wall(&self.bravo, opens(Way::ToBravo), port)?;
+        firewall::wall(&self.alpha, opens(Way::ToAlpha), port)
+    }
+
+    /// How many packets the walls of `only_port` have dropped.
+    pub fn refused_packets(&self) -> Result<u64> {
+        Ok(firewall::refused(&self.alpha)? + firewall::refused(&self.bravo)?)
+    }
+
+    /// Silently drops every packet, as a failed switch would; both ends still see a carrier.
+    pub fn cut(&self) -> Result<()> {
+        self.drop_way(Way::ToAlpha)?;
+        self.drop_way(Way::ToBravo)
+    }
+
+    /// Silently drops every packet in one way only.
+    pub fn drop_way(&self, way: Way) -> Result<()> {
+        firewall::black_hole(self.receiver(way))
+    }
+
+    /// Undoes `cut` and `drop_way`.
+    pub fn restore(&self) -> Result<()> {
+        firewall::clear_black_hole(&self.alpha)?;
+        firewall::clear_black_hole(&self.bravo)
+    }
+
+    /// Pulls the cable: both ends lose their carrier.
+    pub fn pull_cable(&self) -> Result<()> {
+        self.alpha.ip(&["link", "set", LINK, "down"])
+    }
+
+    /// Plugs it in again.
+    pub fn plug_cable(&self) -> Result<()> {
+        self.alpha.ip(&["link", "set", LINK, "up"])
+    }
+
+    /// Answers everything that reaches the one port of bravo with a reset, as a NAT that forgot
+    /// its state would, until `restore`.
+    pub fn reset_connections(&self, port: u16) -> Result<()> {
+        firewall::resets(&self.bravo, port)
+    }
+
+    /// Limits both ways of the link, in megabits per second: a migration that takes a while.
+    pub fn limit_mbit(&self, mbit: u32) -> Result<()> {
+        for host in [&self.alpha, &self.bravo] {
+            let rate = format!("{mbit}mbit");
+            let words = [
+                "qdisc", "replace", "dev", LINK, "root", "tbf", "rate", &rate, "burst", "512kb", "latency",
+                "50ms",
+            ];
+            run(Command::new("tc").args(["-n", &host.namespace]).args(words), SHORT)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the limit away.
+    pub fn no_limit(&self) -> Result<()> {
+        for host in [&self.alpha, &self.bravo] {
+            run(
+                Command::new("tc").args(["-n", &host.namespace, "qdisc", "del", "dev", LINK, "root"]),
+                SHORT,
+            )?;
+        }
+        Ok(())
+    }
+
+    // Packets are dropped where they arrive: dropped where they leave, the program that sends them
+    // would be told, which no network does.
+    fn receiver(&self, way: Way) -> &Host {
+        match way {
+            Way::ToBravo => &self.bravo,
+            Way::ToAlpha => &self.alpha,
+        }
+    }
+}
+
+fn make_host(dir: &Path, prefix: &str, name: &str, number: u8) -> Result<Host> {
+    let host = Host {
+        name: name.to_owned(),
+        dir: dir.join(name),
+        v4: format!("10.77.0.{number}"),
+        v6: format!("fd77::{number}"),
+        namespace: format!("{prefix}{name}"),
+    };
+    fs::create_dir(&host.dir).with_context(|| format!("cannot make {}", host.dir.display()))?;
+    run(Command::new("ip").args(["netns", "add", &host.namespace]), SHORT)?;
+    Ok(host)
+}

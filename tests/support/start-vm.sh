@@ -1,0 +1,25 @@
+#!/bin/sh
+# Starts a fresh QEMU for @NAME@ in the background and returns when its monitors listen.
+#   start-@NAME@        waits for a guest to come in (what vmferry's configuration names)
+#   start-@NAME@ boot   boots the guest
+set -eu
+cd '@DIR@'
+# QEMU keeps the lock as long as it lives: never two of one guest on this host.
+exec 9>lock
+flock -w 10 9 || { echo '@NAME@: a QEMU of this guest is still running' >&2; exit 1; }
+[ "${1:-}" = boot ] || set -- -incoming defer -S
+[ "${1:-}" != boot ] || shift
+rm -f agent.qmp test.qmp
+echo "$*" >>starts
+setsid @QEMU@ "$@" </dev/null >>qemu.log 2>&1 &
+echo $! >qemu.pid
+tries=0
+until [ -S agent.qmp ] && [ -S test.qmp ]; do
+  tries=$((tries + 1))
+  if [ "$tries" -gt 200 ] || ! kill -0 "$(cat qemu.pid)" 2>/dev/null; then
+    echo '@NAME@: QEMU did not start:' >&2
+    tail -5 qemu.log >&2
+    exit 1
+  fi
+  sleep 0.05
+done
