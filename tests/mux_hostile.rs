@@ -168,8 +168,10 @@ fn a_failed_session_stays_failed() {
     assert_eq!(session.poll_timeout(), None);
 }
 
+type Make = fn(u64) -> Vec<u8>;
+
 /// Feeds `make(n)` at a fixed rate of virtual time and says how many were taken.
-fn flood(per_second: u64, most: u64, make: fn(u64) -> Vec<u8>) -> (u64, Option<SessionError>) {
+fn flood(per_second: u64, most: u64, make: Make) -> (u64, Option<SessionError>) {
     let start = Instant::now();
     let mut session = lone(Role::Acceptor, Config::default(), start);
     for n in 0..most {
@@ -193,7 +195,6 @@ fn flood(per_second: u64, most: u64, make: fn(u64) -> Vec<u8>) -> (u64, Option<S
 
 #[test]
 fn floods_are_cut_off_and_ordinary_rates_are_not() {
-    type Make = fn(u64) -> Vec<u8>;
     let floods: [(&str, u64, u64, Make); 6] = [
         ("rapid reset", 200, 1024, |n| [open(2 * n as u32 + 1), reset(2 * n as u32 + 1, 0)].concat()),
         ("PING", 10, 64, |n| link(Kind::Ping, n)),
@@ -216,7 +217,7 @@ fn floods_within_a_stream_are_cut_off() {
     let same_credit = |n| if n == 0 { open(1) } else { numbered(Kind::Credit, 1, 5, &[]) };
     let prio = |n| if n == 0 { open(1) } else { numbered(Kind::Prio, 1, n, &[]) };
     let stop = |n| if n == 0 { open(1) } else { numbered(Kind::Stop, 1, 1, &[]) };
-    let floods: [(&str, fn(u64) -> Vec<u8>, u64); 3] =
+    let floods: [(&str, Make, u64); 3] =
         [("CREDIT", same_credit, 1025), ("PRIO", prio, 1025), ("STOP", stop, 4097)];
     for (what, make, expected) in floods {
         let (taken, error) = flood(1_000_000, 20_000, make);
