@@ -4,8 +4,9 @@
 use std::time::Instant;
 
 use super::credit::RecvCredit;
+use super::event::Event;
 use super::frame::{self, Content, FLAG_ABORT, FLAG_ACK_NOW, FrameError, HEADER_LEN, Header, Kind};
-use super::session::{Event, Session};
+use super::session::Session;
 use super::stream::{Phase, RecvState, SendState, Stream};
 use super::{Class, Code, Open, SessionError, StreamId, WEIGHT_DEFAULT};
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::credit::{Budget, RecvCredit};
 use super::frame;
+use super::guards::Guards;
 use super::hello::{Negotiated, PeerLimits};
 use super::limit::TokenBucket;
 use super::liveness::Liveness;
@@ -16,66 +17,9 @@ use super::receipt::Receipt;
 use super::schedule::{Backlog, Scheduler, Turn};
 use super::stream::{Phase, RecvState, SendState, Stream};
 use super::{
-    Class, Code, Config, Open, OpenError, Role, SessionError, Stats, StreamError, StreamId, StreamStats,
+    Class, Code, Config, Event, Open, OpenError, Role, SessionError, Stats, StreamError, StreamId,
+    StreamStats,
 };
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The peer opened a stream; answer with [`Session::accept`] or [`Session::refuse`].
-    Opened {
-        /// The stream.
-        id: StreamId,
-        /// What it is for.
-        open: Open,
-    },
-    /// The peer accepted a stream.
-    Accepted {
-        /// The stream.
-        id: StreamId,
-    },
-    /// There is something to [`Session::recv`]; take all of it.
-    Readable {
-        /// The stream.
-        id: StreamId,
-    },
-    /// There is room to send again after the queue was full.
-    Writable {
-        /// The stream.
-        id: StreamId,
-    },
-    /// The peer sends no more; what it has sent is still to be received first.
-    Finished {
-        /// The stream.
-        id: StreamId,
-    },
-    /// The peer does not want what we send; the other direction goes on.
-    Stopped {
-        /// The stream.
-        id: StreamId,
-        /// Why.
-        code: Code,
-    },
-    /// Both directions ended at once: by the peer, or because it did not answer.
-    Reset {
-        /// The stream.
-        id: StreamId,
-        /// Why.
-        code: Code,
-    },
-    /// Both directions have ended and the stream is forgotten.
-    Closed {
-        /// The stream.
-        id: StreamId,
-    },
-    /// The peer ends the session: no new streams.
-    GoAway {
-        /// Why.
-        code: Code,
-        /// In its words, without control characters.
-        text: String,
-    },
-}
 
 /// All streams by number.
 #[derive(Debug, Default)]
@@ -88,32 +32,6 @@ impl Backlog for Table {
 
     fn is_ready(&self, id: StreamId) -> bool {
         self.0.get(&id).is_some_and(Stream::is_ready)
-    }
-}
-
-/// Buckets against frames that are cheap to send.
-#[derive(Debug)]
-pub(super) struct Guards {
-    pub(super) opens: TokenBucket,
-    pub(super) resets: TokenBucket,
-    pub(super) pings: TokenBucket,
-    pub(super) noops: TokenBucket,
-}
-
-impl Guards {
-    fn new(config: &Config, now: Instant) -> Self {
-        Self {
-            opens: TokenBucket::new(config.opens, now),
-            resets: TokenBucket::new(config.resets, now),
-            pings: TokenBucket::new(config.pings, now),
-            noops: TokenBucket::new(config.noops, now),
-        }
-    }
-
-    fn fill(&mut self, now: Instant) {
-        for bucket in [&mut self.opens, &mut self.resets, &mut self.pings, &mut self.noops] {
-            bucket.fill(now);
-        }
     }
 }
 
