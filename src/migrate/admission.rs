@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::host::Host;
 use super::message::Offer;
 use super::problem::{Problem, ProblemKind, chain};
@@ -15,14 +17,22 @@ use crate::qemu::{Abilities, MigrationStatus, Qmp, QmpError, QueryMigrate, Query
 /// May this peer send this VM here, and could it?
 pub(super) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Trouble> {
     permitted(host, peer, &offer.vm)?;
-    let config = host.vm(&offer.vm, "destination").map_err(|p| Trouble::Problems(vec![p]))?;
-    let qmp = match vm::connect(config).await {
-        Ok((qmp, _events)) => qmp,
-        // It will be started by the migration itself; starting it here would change something.
-        Err(e) if config.start.is_some() && e.is_not_listening() => return Ok(Vec::new()),
-        Err(e) => return Err(Trouble::Problems(vec![unreachable(&offer.vm, &chain(&e))])),
-    };
-    Ok(target_problems(&qmp, offer).await?)
+    let problem = |p| Trouble::Problems(vec![p]);
+    let config = host.vm(&offer.vm, "destination").map_err(problem)?;
+    let _not_meanwhile = host.reserve(&offer.vm, Uuid::new_v4()).map_err(problem)?;
+    match (vm::connect(config).await, &config.start) {
+        (Ok((qmp, _events)), _) => Ok(target_problems(&qmp, offer).await?),
+        // Its disks are known only to a QEMU: one is started for the questions and ended again.
+        (Err(e), Some(start)) if e.is_not_listening() => {
+            let (deadline, logs) = (host.config.deadlines.qemu_start(), &host.config.state_dir);
+            let started = vm::start(&offer.vm, config, start, logs, deadline).await;
+            let (started, qmp, _events) = started.map_err(|e| problem(unreachable(&offer.vm, &chain(&e))))?;
+            let problems = target_problems(&qmp, offer).await;
+            started.stop(&qmp).await?;
+            Ok(problems?)
+        }
+        (Err(e), _) => Err(problem(unreachable(&offer.vm, &chain(&e)))),
+    }
 }
 
 /// Whether `receive` of this peer has the VM.

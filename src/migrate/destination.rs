@@ -30,7 +30,7 @@ use crate::net::identity::Identity;
 use crate::net::session::IncomingStream;
 use crate::qemu::{
     Abilities, Cont, DestinationLeftovers, EventKind, Events, MigrateIncoming, MigrateSetCapabilities,
-    MigrationStatus, Qmp, QueryMigrate, QueryStatus, Stop, destination_cleanup, disks, names,
+    MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, Stop, destination_cleanup, disks, names,
 };
 
 /// Streams that may wait to be attached.
@@ -158,7 +158,12 @@ impl Destination {
         let mut control = Some(control);
         match self.work(&mut control).await {
             Ok(()) => self.end_moved(Vec::new()),
-            Err(trouble) if self.journal.past().starting => self.go_on(&trouble).await,
+            // A QEMU that refused to start its guest has not run it: the way back is open.
+            Err(trouble)
+                if self.journal.past().starting && !matches!(trouble, Trouble::NotStarted { .. }) =>
+            {
+                self.go_on(&trouble).await;
+            }
             Err(trouble) => {
                 tracing::warn!(vm = self.vm, cause = chain(&trouble), "the destination gives up");
                 if let Some(control) = &mut control {
@@ -370,8 +375,7 @@ impl Destination {
             hook_ms = Some(since.elapsed().as_millis() as u64);
         }
         if self.journal.past().header.running {
-            self.qmp.execute(Cont).await?;
-            self.wait_running().await?;
+            warnings.extend(self.continue_guest().await?);
         }
         self.journal.record(Record::Runs)?;
         self.enter(Phase::Confirm);
@@ -379,12 +383,22 @@ impl Destination {
         Ok(Started { hook_ms, warnings })
     }
 
-    async fn wait_running(&mut self) -> Result<(), Trouble> {
+    /// Lets the guest run; a warning when QEMU does not say that it does.
+    async fn continue_guest(&mut self) -> Result<Option<String>, Trouble> {
+        match self.qmp.execute(Cont).await {
+            Err(source) if source.desc().is_some() => {
+                return Err(Trouble::NotStarted { vm: self.vm.clone(), source });
+            }
+            answer => answer?,
+        };
         let until = Instant::now() + RUNNING_DEADLINE;
         loop {
             let info = self.qmp.execute(QueryStatus).await?;
-            if info.running || Instant::now() > until {
-                break Ok(());
+            if info.running {
+                return Ok(None);
+            }
+            if Instant::now() > until {
+                return Ok(Some(format!("VM {} was started and is in state {}", self.vm, info.status)));
             }
             super::source::pause().await;
         }
@@ -457,12 +471,24 @@ async fn find_or_start(
     }
 }
 
+/// Whether the QEMU behind the monitor is still the one that waited for this migration.
+async fn is_that_qemu(qmp: &Qmp, past: &Past) -> bool {
+    let took_ram = past.undo.contains(&Undo::Fd(names::RAM_FDNAME.into()));
+    match qmp.execute(QueryStatus).await.map(|info| info.status) {
+        Ok(RunState::InMigrate) => true,
+        Ok(RunState::Paused) => took_ram,
+        _ => false,
+    }
+}
+
 /// Undoes what `past` records: ends the QEMU that we started, or cleans the one that we found.
 pub(super) async fn undo(name: &str, qmp: &Qmp, past: &Past, started: Option<StartedQemu>) -> Vec<String> {
     if settle::started_qemu(past) {
         let ended = match started {
             Some(started) => started.stop(qmp).await,
-            None => vm::quit(name, qmp).await,
+            None if is_that_qemu(qmp, past).await => vm::quit(name, qmp).await,
+            // Somebody has started the VM since; what we had started is gone with its process.
+            None => Ok(()),
         };
         return ended.err().map(|e| chain(&e)).into_iter().collect();
     }

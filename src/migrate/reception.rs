@@ -2,8 +2,10 @@
 //! (check, settle) or a destination that serves it to the end of a migration.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::destination::Destination;
@@ -17,6 +19,9 @@ use crate::net::identity::Identity;
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
 use crate::net::session::IncomingStream;
 use crate::net::stream::Stream;
+
+/// How long a peer may keep a control stream without asking for anything.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How a destination that is under way is reached.
 #[derive(Debug, Clone)]
@@ -75,7 +80,10 @@ pub(crate) async fn serve(
     mut control: Control,
     announce: impl FnOnce(ProgressSink),
 ) {
-    let request = match control.request().await {
+    let Ok(request) = timeout(REQUEST_DEADLINE, control.request()).await else {
+        return tracing::warn!(%peer, "a control stream without a request");
+    };
+    let request = match request {
         Ok(Some(request)) => request,
         Ok(None) => return,
         Err(e) => return tracing::warn!(%peer, error = chain(&e), "a control stream without a request"),
@@ -117,12 +125,12 @@ pub(crate) async fn serve(
 
 /// What has become of a migration whose source was lost.
 async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, mut control: Control) {
-    if let Some(incoming) = host.destination(migration) {
-        if incoming.peer == *peer {
-            // It still waits; it answers for itself.
-            let _ = incoming.control.send(control).await;
-            return;
-        }
+    if let Some(incoming) = host.destination(migration)
+        && incoming.peer == *peer
+    {
+        // It still waits; it answers for itself.
+        let _ = incoming.control.send(control).await;
+        return;
     }
     let answer = match settle::fate(host, peer, migration) {
         Some(fate) => Response::Fate(fate),

@@ -175,6 +175,7 @@ async fn settle_source(host: Arc<Host>, open: Open) {
         }
     }
     let leftovers = take_back(&host, &mut journal).await;
+    release_destination(&host, &past).await;
     let cause = "the agent was restarted during the migration; it was rolled back".to_owned();
     let outcome =
         Outcome::Failed { phase: past.phase, cause, problems: Vec::new(), cancelled: false, leftovers };
@@ -229,6 +230,25 @@ async fn take_back(host: &Host, journal: &mut Journal) -> Vec<String> {
     leftovers
 }
 
+/// A destination that has loaded the guest waits for us: it need not. Best effort; without it,
+/// the destination gives up by itself.
+async fn release_destination(host: &Host, past: &Past) {
+    let Some((peer, _)) = host.config.peer_by_identity(&past.header.peer) else { return };
+    let told = async {
+        let session = host.session(peer).await?;
+        let mut link = Link::open(&session, past.header.migration).await?;
+        if matches!(link.ask(Request::Settle, ANSWER_DEADLINE).await?, Response::Fate(Fate::Loaded)) {
+            let reason = "the source's agent was restarted and has taken its guest back".into();
+            link.demand(Request::Abort { reason }, ANSWER_DEADLINE).await?;
+        }
+        link.finish();
+        Ok::<_, super::failure::Failure>(())
+    };
+    if let Err(e) = told.await {
+        tracing::debug!(cause = chain(&e), "the destination gives up by itself");
+    }
+}
+
 async fn settle_destination(host: Arc<Host>, open: Open) {
     let Open { mut journal, progress } = open;
     let past = journal.past().clone();
@@ -238,7 +258,7 @@ async fn settle_destination(host: Arc<Host>, open: Open) {
         Ok(config) => vm::connect(config).await.ok(),
         Err(_) => None,
     };
-    if past.runs || past.starting {
+    if past.runs || (past.starting && !past.never_ran) {
         let leftovers = go_on(&mut journal, connected.map(|(qmp, _)| qmp)).await;
         return end(&mut journal, &progress, Phase::Done, Outcome::Moved { leftovers });
     }

@@ -26,6 +26,8 @@ pub(crate) enum Trouble {
     OutOfOrder(&'static str),
     #[error("the source gave up: {0}")]
     Aborted(String),
+    #[error("the guest of VM {vm} could not be started")]
+    NotStarted { vm: String, source: QmpError },
     #[error("the source was lost")]
     SourceLost,
     #[error("the source did not return within {0} s")]
