@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::registry::Registry;
-use super::{Agent, listen};
-use crate::config::Config;
+use super::{Agent, listen, reload};
+use crate::config::{Config, TlsConfig};
 use crate::metrics::Metrics;
 use crate::migrate::{Host, journal, settle};
 use crate::mux;
@@ -28,16 +28,49 @@ use crate::net::tls::{Aead, Tls, TlsPaths};
 /// Streams that peers may have opened and nobody has looked at yet.
 const INCOMING_MAX: usize = 256;
 
+/// Why an agent does not run, or no longer does.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Configuration or certificates are wrong: starting again does not help.
+    #[error(transparent)]
+    Configuration(anyhow::Error),
+    /// The machine did not give what is needed: an address, a folder, the lock. It may later.
+    #[error(transparent)]
+    Unable(anyhow::Error),
+}
+
+impl AgentError {
+    /// The exit code of `vmferry agent`; the unit restarts it on all but configuration errors.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Configuration(_) => 2,
+            Self::Unable(_) => 1,
+        }
+    }
+}
+
 /// Runs an agent until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// What keeps it from starting, with the remedy.
-pub async fn run(path: &Path) -> anyhow::Result<()> {
+pub async fn run(path: &Path) -> Result<(), AgentError> {
+    let (config, tls) = configured(path).map_err(AgentError::Configuration)?;
+    serve(config, tls).await.map_err(AgentError::Unable)
+}
+
+fn configured(path: &Path) -> anyhow::Result<(Config, Tls)> {
     let config = Config::load(path)?;
-    let tls = &config.tls;
-    let paths =
-        TlsPaths { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone(), crl: tls.crl.clone() };
-    let tls = Tls::load(&paths, Aead::Auto)?;
+    let tls = Tls::load(&tls_paths(&config.tls), Aead::Auto)?;
+    Ok((config, tls))
+}
+
+/// Where the configuration says that the files are.
+pub(super) fn tls_paths(tls: &TlsConfig) -> TlsPaths {
+    TlsPaths { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone(), crl: tls.crl.clone() }
+}
+
+async fn serve(config: Config, tls: Tls) -> anyhow::Result<()> {
     let _only_one = prepare_state(&config.state_dir)?;
     let identity = tls.identity.clone();
     tracing::info!(
@@ -68,7 +101,9 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     settle_all(&agent)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     keep_watchdog(&servers);
-    signals.wait().await;
+    while signals.next().await == Asked::Reload {
+        reload::reload(&agent);
+    }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     agent.stop().await;
     Ok(())
@@ -131,21 +166,36 @@ fn keep_watchdog(servers: &TaskTracker) {
     });
 }
 
-/// The signals that end an agent.
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Stop,
+    Reload,
+}
+
+/// The signals that an agent obeys.
 struct Signals {
+    hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
-    async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => tracing::info!("SIGTERM"),
-            _ = self.interrupt.recv() => tracing::info!("SIGINT"),
-        }
+    async fn next(&mut self) -> Asked {
+        let (name, asked) = tokio::select! {
+            _ = self.hangup.recv() => ("SIGHUP", Asked::Reload),
+            _ = self.terminate.recv() => ("SIGTERM", Asked::Stop),
+            _ = self.interrupt.recv() => ("SIGINT", Asked::Stop),
+        };
+        tracing::info!("{name}");
+        asked
     }
 }

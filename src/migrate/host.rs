@@ -15,10 +15,10 @@ use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 use crate::net::session::Session;
 
-use super::destination::Incoming;
 use super::failure::Failure;
 use super::journal::{Header, Journal, JournalError, Role};
 use super::problem::{Problem, ProblemKind, chain};
+use super::reception::Incoming;
 
 /// One agent's host, shared by all its migrations.
 #[derive(Debug)]
