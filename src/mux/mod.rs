@@ -22,12 +22,11 @@ mod code;
 mod config;
 mod credit;
 mod error;
-mod event;
 pub mod frame;
-mod guards;
 pub mod hello;
 mod limit;
 mod liveness;
+mod local;
 mod log;
 mod queue;
 mod receipt;
@@ -42,8 +41,7 @@ pub use batch::{Batch, Part};
 pub use code::Code;
 pub use config::{Config, PerClass, RateLimit};
 pub use error::{OpenError, SessionError, StreamError};
-pub use event::Event;
-pub use session::Session;
+pub use session::{Event, Session};
 pub use stats::{Stats, StreamStats};
 
 /// A stream's number in its session: odd when the dialer opened it, even when the acceptor did.

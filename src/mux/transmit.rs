@@ -7,9 +7,8 @@ use bytes::Bytes;
 
 use super::StreamId;
 use super::batch::Batch;
-use super::event::Event;
 use super::frame::{self, FLAG_ABORT, FLAG_ACK_NOW, HEADER_LEN, Header, Kind, PAYLOAD_MAX};
-use super::session::Session;
+use super::session::{Event, Session};
 use super::stream::{RecvState, SendState, Stream};
 
 impl Session {
