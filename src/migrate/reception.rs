@@ -59,6 +59,13 @@ impl Control {
         self.say(Reply::Response { number: self.number, response }).await;
     }
 
+    /// The last word on this stream; a stream that is dropped unfinished is reset, and a reset
+    /// overtakes what was said.
+    async fn answer_last(mut self, response: Response) {
+        self.answer(response).await;
+        self.finish();
+    }
+
     pub(super) async fn say(&mut self, reply: Reply) {
         if let Err(e) = self.sender.send(&reply).await {
             tracing::debug!(error = chain(&e), "the source does not hear us");
@@ -101,7 +108,7 @@ pub(crate) async fn serve(
                     )],
                 }),
             };
-            control.answer(answer).await;
+            control.answer_last(answer).await;
         }
         Request::Prepare(offer) => match Destination::prepare(host, peer, migration, &offer).await {
             Ok((destination, prepared)) => {
@@ -111,20 +118,20 @@ pub(crate) async fn serve(
             }
             Err(trouble) => {
                 tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");
-                control.answer(Response::Refused(trouble.refusal())).await;
+                control.answer_last(Response::Refused(trouble.refusal())).await;
             }
         },
         Request::Settle => settle_request(&host, &peer, migration, control).await,
-        Request::Abort { .. } => control.answer(Response::Done).await,
+        Request::Abort { .. } => control.answer_last(Response::Done).await,
         other => {
             let trouble = Trouble::OutOfOrder(other.name());
-            control.answer(Response::Refused(trouble.refusal())).await;
+            control.answer_last(Response::Refused(trouble.refusal())).await;
         }
     }
 }
 
 /// What has become of a migration whose source was lost.
-async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, mut control: Control) {
+async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, control: Control) {
     if let Some(incoming) = host.destination(migration)
         && incoming.peer == *peer
     {
@@ -139,5 +146,5 @@ async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, mut contr
             text: format!("{} has no decided record of migration {migration} from {peer}", host.identity),
         }),
     };
-    control.answer(answer).await;
+    control.answer_last(answer).await;
 }
