@@ -72,6 +72,13 @@ impl Control {
         }
     }
 
+    /// Answers, and says that nothing follows: a stream that is merely dropped is reset, and takes
+    /// along what has not been sent yet.
+    async fn answer_last(mut self, response: Response) {
+        self.answer(response).await;
+        self.finish();
+    }
+
     /// Says that nothing follows.
     pub(super) fn finish(&mut self) {
         self.sender.finish();
