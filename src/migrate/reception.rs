@@ -59,17 +59,17 @@ impl Control {
         self.say(Reply::Response { number: self.number, response }).await;
     }
 
-    /// The last word on this stream; a stream that is dropped unfinished is reset, and a reset
-    /// overtakes what was said.
-    async fn answer_last(mut self, response: Response) {
-        self.answer(response).await;
-        self.finish();
-    }
-
     pub(super) async fn say(&mut self, reply: Reply) {
         if let Err(e) = self.sender.send(&reply).await {
             tracing::debug!(error = chain(&e), "the source does not hear us");
         }
+    }
+
+    /// Answers, and says that nothing follows: a stream that is merely dropped is reset, and takes
+    /// along what has not been sent yet.
+    async fn answer_last(mut self, response: Response) {
+        self.answer(response).await;
+        self.finish();
     }
 
     /// Says that nothing follows.
