@@ -86,8 +86,8 @@ pub enum ConnectError {
         /// The peer.
         peer: Identity,
     },
-    /// Too many connections have not proved their identity yet.
-    #[error("too many connections wait for their handshake")]
+    /// Too many connections have not proved their identity yet, and this was the oldest.
+    #[error("too many connections wait for their handshake, and this one has waited longest")]
     TooManyUnauthenticated,
 }
 
@@ -111,6 +111,9 @@ impl ConnectError {
         }
     }
 }
+
+/// Why a peer gets no session: the code that it is told, and words.
+pub(super) type Denial = (Code, &'static str);
 
 /// A connection on which a session can run.
 pub struct Established {
@@ -189,23 +192,23 @@ impl Endpoint {
         Ok(Established { tcp, record, peer, address, role, negotiated, cipher, chain })
     }
 
-    /// Establishes a session on a socket that a listener accepted. `known` decides whether the
-    /// proved identity may have a session at all.
+    /// Establishes a session on a socket that a listener accepted. `admit` decides whether the
+    /// proved identity may have a session, or with which words it is turned away.
     ///
     /// # Errors
     /// [`ConnectError`].
-    pub async fn accept(
+    pub(super) async fn accept(
         &self,
         tcp: TcpStream,
         address: SocketAddr,
-        known: impl FnOnce(&Identity) -> bool,
+        admit: impl FnOnce(&Identity) -> Result<(), Denial>,
     ) -> Result<Established, ConnectError> {
         self.prepare(&tcp);
         let (mut tls, peer) = handshake::accept(&self.tls(), tcp, HANDSHAKE_DEADLINE).await?;
-        let welcome = known(&peer);
+        let admitted = admit(&peer);
         let negotiated = within(HELLO_DEADLINE, async {
             let theirs = receive_hello(&mut tls).await?;
-            match self.answer(&theirs, welcome) {
+            match self.answer(&theirs, admitted) {
                 Ok((ours, negotiated)) => {
                     send(&mut tls, &ours.encode()).await?;
                     Ok(negotiated)
@@ -224,10 +227,8 @@ impl Endpoint {
         Ok(Established { tcp, record, peer, address, role: Role::Acceptor, negotiated, cipher, chain })
     }
 
-    fn answer(&self, theirs: &Hello, welcome: bool) -> Result<(Hello, Negotiated), (Code, &'static str)> {
-        if !welcome {
-            return Err((Code::Auth, "no peer with this identity is configured here"));
-        }
+    fn answer(&self, theirs: &Hello, admitted: Result<(), Denial>) -> Result<(Hello, Negotiated), Denial> {
+        admitted?;
         if !matches!(theirs.mode, Mode::New { .. }) {
             return Err((Code::NoSession, "this agent does not know that session"));
         }
