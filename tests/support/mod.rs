@@ -20,6 +20,7 @@ pub mod process;
 pub mod proof;
 pub mod qmp;
 pub mod vm;
+pub mod volume;
 
 pub use agent::{Agent, AgentSpec, Credentials, PeerEntry, VmEntry, VmferryRun};
 pub use capture::Capture;
@@ -28,3 +29,4 @@ pub use net::{Host, Net};
 pub use pcap::Traffic;
 pub use qmp::Qmp;
 pub use vm::{DiskFormat, Vm, VmSpec};
+pub use volume::Volume;
