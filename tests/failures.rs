@@ -42,7 +42,12 @@ fn the_destinations_qemu_and_the_streams_fail() -> Result<()> {
         "the_destinations_qemu_and_the_streams_fail",
         Plan::ORDINARY,
         &[
-            case("QEMU killed, mirror", Reach::Mirror, hurt::kill_destination_qemu, failed(&["mirror"], qemu_gone)),
+            case(
+                "QEMU killed, mirror",
+                Reach::Mirror,
+                hurt::kill_destination_qemu,
+                failed(&["mirror"], qemu_gone),
+            ),
             case(
                 "QEMU killed, RAM",
                 Reach::Precopy,
@@ -73,7 +78,12 @@ fn the_destinations_qemu_and_the_streams_fail() -> Result<()> {
                 hurt::cut_disk_at_destination,
                 failed(&["precopy"], &["disk1|vdb"]),
             ),
-            case("RAM cut at the source", Reach::Precopy, hurt::cut_ram_at_source, failed(&["precopy"], &["RAM"])),
+            case(
+                "RAM cut at the source",
+                Reach::Precopy,
+                hurt::cut_ram_at_source,
+                failed(&["precopy"], &["RAM"]),
+            ),
             case(
                 "RAM cut at the destination",
                 Reach::Precopy,
@@ -116,10 +126,30 @@ fn an_agent_is_killed_or_stopped() -> Result<()> {
         "an_agent_is_killed_or_stopped",
         Plan::ORDINARY,
         &[
-            case("destination killed, mirror", Reach::Mirror, hurt::kill_destination_agent, failed(&["mirror"], LOST)),
-            case("destination killed, RAM", Reach::Precopy, hurt::kill_destination_agent, failed(&["precopy"], LOST)),
-            case("source killed, mirror", Reach::Mirror, hurt::kill_source_agent, failed(&["mirror"], RESTARTED)),
-            case("source killed, RAM", Reach::Precopy, hurt::kill_source_agent, failed(&["precopy"], RESTARTED)),
+            case(
+                "destination killed, mirror",
+                Reach::Mirror,
+                hurt::kill_destination_agent,
+                failed(&["mirror"], LOST),
+            ),
+            case(
+                "destination killed, RAM",
+                Reach::Precopy,
+                hurt::kill_destination_agent,
+                failed(&["precopy"], LOST),
+            ),
+            case(
+                "source killed, mirror",
+                Reach::Mirror,
+                hurt::kill_source_agent,
+                failed(&["mirror"], RESTARTED),
+            ),
+            case(
+                "source killed, RAM",
+                Reach::Precopy,
+                hurt::kill_source_agent,
+                failed(&["precopy"], RESTARTED),
+            ),
             case(
                 "source killed, device",
                 Reach::Device,
@@ -127,7 +157,12 @@ fn an_agent_is_killed_or_stopped() -> Result<()> {
                 failed(&["precopy", "switchover", "device"], RESTARTED),
             ),
             case("both killed, RAM", Reach::Precopy, hurt::kill_both_agents, failed(&["precopy"], RESTARTED)),
-            case("source stopped, RAM", Reach::Precopy, hurt::stop_source_agent, failed(&["precopy"], &["agent"])),
+            case(
+                "source stopped, RAM",
+                Reach::Precopy,
+                hurt::stop_source_agent,
+                failed(&["precopy"], &["agent"]),
+            ),
             case(
                 "destination stopped, mirror",
                 Reach::Mirror,
@@ -161,7 +196,12 @@ fn qemu_7_2_fails_in_the_same_ways() -> Result<()> {
         "qemu_7_2_fails_in_the_same_ways",
         plan,
         &[
-            case("QEMU killed, mirror", Reach::Mirror, hurt::kill_destination_qemu, failed(&["mirror"], qemu_gone)),
+            case(
+                "QEMU killed, mirror",
+                Reach::Mirror,
+                hurt::kill_destination_qemu,
+                failed(&["mirror"], qemu_gone),
+            ),
             case("cancelled, mirror", Reach::Mirror, hurt::cancel, cancelled(&["mirror"])),
         ],
     )

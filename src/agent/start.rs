@@ -19,6 +19,7 @@ use super::registry::Registry;
 use super::{Agent, listen};
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::migrate::progress::{Progress, ProgressSink};
 use crate::migrate::{Host, journal, settle};
 use crate::mux;
 use crate::net::connect::Endpoint;
@@ -50,20 +51,25 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     metrics.certificate_expires(tls.not_after.unix_timestamp());
     let endpoint = Endpoint::new(tls, limits, config.deadlines.dead_peer())?;
-    let host = Arc::new(Host::new(config, identity, Pool::new(endpoint, incoming, started)));
+    let stopping = CancellationToken::new();
+    let pool = Pool::new(endpoint, incoming, started);
+    let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));
+    // Before anybody can ask for a migration of the same VMs.
+    let found = settle::find(&host)?;
     let agent = Arc::new(Agent {
         host,
         registry: Registry::default(),
         metrics,
         sources: TaskTracker::new(),
+        served: TaskTracker::new(),
         tasks: TaskTracker::new(),
-        stopping: CancellationToken::new(),
+        stopping,
     });
     let servers = TaskTracker::new();
     listen_all(&agent, &servers)?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
     servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
-    settle_all(&agent)?;
+    settle_all(&agent, found)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     keep_watchdog(&servers);
     wait_for_signal().await?;
@@ -101,10 +107,10 @@ fn listen_all(agent: &Arc<Agent>, servers: &TaskTracker) -> anyhow::Result<()> {
 }
 
 /// Takes up what an earlier life of this agent left open.
-fn settle_all(agent: &Arc<Agent>) -> anyhow::Result<()> {
-    let (open, history) = settle::find(&agent.host)?;
+fn settle_all(agent: &Arc<Agent>, found: (Vec<settle::Open>, Vec<Progress>)) -> anyhow::Result<()> {
+    let (open, history) = found;
     for progress in history {
-        agent.registry.add(crate::migrate::progress::ProgressSink::new(progress));
+        agent.registry.add(ProgressSink::new(progress));
     }
     for one in open {
         agent.registry.add(one.progress.clone());

@@ -162,6 +162,8 @@ pub enum JournalError {
 pub struct Journal {
     path: PathBuf,
     file: File,
+    /// Up to here the file has records that were written and synced.
+    whole_bytes: u64,
     past: Past,
 }
 
@@ -224,9 +226,15 @@ impl Journal {
         let io = |source| JournalError::Io { path: path.clone(), source };
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path).map_err(io)?;
         let past = Past::new(header.clone());
-        let mut journal = Self { path: path.clone(), file, past };
-        journal.write(&Record::Begun(header))?;
-        File::open(folder).and_then(|f| f.sync_all()).map_err(io)?;
+        let mut journal = Self { path: path.clone(), file, whole_bytes: 0, past };
+        let begun = journal
+            .write(&Record::Begun(header))
+            .and_then(|()| File::open(folder).and_then(|f| f.sync_all()).map_err(io));
+        if let Err(e) = begun {
+            // Nothing has been done under it, and without a header nobody could believe it.
+            let _ = std::fs::remove_file(&path);
+            return Err(e);
+        }
         Ok(journal)
     }
 
@@ -247,7 +255,7 @@ impl Journal {
             file.set_len(whole as u64).map_err(io)?;
             file.sync_all().map_err(io)?;
         }
-        Ok(Self { path: path.into(), file, past })
+        Ok(Self { path: path.into(), file, whole_bytes: whole as u64, past })
     }
 
     /// What it says so far.
@@ -278,8 +286,18 @@ impl Journal {
         let io = |source| JournalError::Io { path: self.path.clone(), source };
         let mut line = serde_json::to_vec(record).map_err(|e| io(e.into()))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(io)?;
-        self.file.sync_data().map_err(io)
+        // A record that failed may be there in part, or whole and not for sure: with it the next
+        // one would make a damaged journal, and a hand-over that was called off would seem made.
+        if self.file.metadata().map_err(io)?.len() != self.whole_bytes {
+            self.file.set_len(self.whole_bytes).map_err(io)?;
+        }
+        let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
+        if let Err(e) = written {
+            let _ = self.file.set_len(self.whole_bytes).and_then(|()| self.file.sync_data());
+            return Err(io(e));
+        }
+        self.whole_bytes += line.len() as u64;
+        Ok(())
     }
 }
 
@@ -404,6 +422,17 @@ mod tests {
             assert!(error.contains(word), "{error}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn a_record_that_was_written_in_part_does_not_damage_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(folder.path(), header()).unwrap();
+        // What a full disk leaves of a record.
+        journal.file.write_all(b"\"handed-").unwrap();
+        journal.record(Record::NeverRan).unwrap();
+        let past = Journal::open(&journal.path, "alpha").unwrap().past;
+        assert!(past.never_ran && !past.handed_over);
     }
 
     #[test]

@@ -198,7 +198,7 @@ impl Source {
         let asked = self.link.ask(Request::Prepare(examined_offer), deadline);
         let answer = tokio::select! {
             answer = asked => answer?,
-            () = self.cancel.cancelled() => return Err(Failure::Cancelled),
+            () = self.cancel.cancelled() => return Err(cancelled(&self.host)),
         };
         let Response::Prepared(grant) = answer else {
             return Err(LinkError::Unexpected { request: "prepare" }.into());
@@ -228,7 +228,7 @@ impl Source {
     pub(super) async fn next(&mut self) -> Result<Happening, Failure> {
         tokio::select! {
             biased;
-            () = self.cancel.cancelled(), if self.phase.may_cancel() => Err(Failure::Cancelled),
+            () = self.cancel.cancelled(), if self.phase.may_cancel() => Err(cancelled(&self.host)),
             event = self.events.recv() => match event {
                 Some(event) => Ok(Happening::Event(event.kind)),
                 None => Err(Failure::QemuGone),
@@ -314,16 +314,28 @@ impl Source {
         let told = self.link.demand(Request::Abort { reason }, ABORT_DEADLINE);
         let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past()));
         if let Err(e) = told {
-            tracing::info!(
-                error = chain(&e),
-                "the destination could not be told; it undoes its part by itself"
-            );
+            tracing::info!(error = chain(&e), "the destination could not be told");
+            self.call_off(phase, &cause).await;
         }
         if let Err(e) = self.journal.record(Record::NeverRan) {
             undone.leftovers.push(chain(&e));
         }
         let outcome = failed(phase, &failure, cause, undone.leftovers);
         self.end(Phase::Failed, outcome);
+    }
+
+    /// A destination that lost us undoes its part by itself, at once; but one that has the whole
+    /// guest waits for our word for long, and nothing could be tried again meanwhile.
+    async fn call_off(&self, phase: Phase, cause: &str) {
+        if phase < Phase::Switchover || phase == Phase::HandOver {
+            return;
+        }
+        if let Err(e) = settle::call_off(&self.host, &self.request.peer, self.request.id, cause).await {
+            tracing::info!(
+                error = chain(&e),
+                "the destination undoes its part when it misses us for too long"
+            );
+        }
     }
 
     /// Handed over, and no word: asks until the destination says what became of the guest.
@@ -335,7 +347,7 @@ impl Source {
             peer: self.request.peer.clone(),
             progress: self.progress.clone(),
         };
-        match resolved.ask_until_decided(&mut self.journal, chain(&failure)).await {
+        match resolved.ask_until_decided(&self.journal, chain(&failure)).await {
             settle::Decision::Runs(started, link) => {
                 self.phase = Phase::Undecided;
                 self.link = *link;
@@ -381,10 +393,8 @@ impl Source {
         }
     }
 
-    fn end(mut self, phase: Phase, outcome: Outcome) {
-        if let Err(e) = self.journal.record(Record::Ended(outcome.clone())) {
-            tracing::error!(error = chain(&e), "the journal stays open and is settled at the next start");
-        }
+    fn end(self, phase: Phase, outcome: Outcome) {
+        self.host.end(self.journal, outcome.clone());
         tracing::info!(phase = phase.name(), result = outcome.label(), "migration ends");
         finish(&self.progress, phase, outcome);
     }
@@ -419,8 +429,13 @@ async fn connect(host: &Host, peer: &str, cancel: &CancellationToken) -> Result<
             }
             other => other,
         }),
-        () = cancel.cancelled() => Err(Failure::Cancelled),
+        () = cancel.cancelled() => Err(cancelled(host)),
     }
+}
+
+/// Who cancelled: an operator, or the agent on its way out.
+pub(super) fn cancelled(host: &Host) -> Failure {
+    if host.stopping.is_cancelled() { Failure::Stopping } else { Failure::Cancelled }
 }
 
 fn disk_progress(disk: &CopiedDisk) -> DiskProgress {

@@ -8,15 +8,15 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use super::Reach;
 use super::gate::Gate;
 use super::migration::Migration;
-use super::Reach;
 use crate::support::agent::PORT;
 use crate::support::net::Way;
 use crate::support::process::{LONG, SHORT, run, wait_for};
 use crate::support::proof::{self, HandoverCopies};
 use crate::support::{
-    Agent, AgentSpec, Credentials, DiskFormat, Lab, Net, Paths, Version, Vm, VmEntry, VmSpec, Volume,
+    Agent, AgentSpec, Credentials, DiskFormat, Lab, Net, Paths, Qmp, Version, Vm, VmEntry, VmSpec, Volume,
 };
 
 const VM: &str = "web1";
@@ -100,7 +100,8 @@ impl Stage {
         let destination = Vm::define(&lab.paths, &net.bravo, &spec)?;
         (0..spec.disks.len()).try_for_each(|disk| ballast(&lab.paths, &source, disk))?;
         let disk = plan.small_disk_mib.map(|mib| small_disk(&destination, mib)).transpose()?;
-        let state = plan.small_state_mib.map(|mib| Volume::mount(&net.alpha.dir.join("state"), mib)).transpose()?;
+        let state =
+            plan.small_state_mib.map(|mib| Volume::mount(&net.alpha.dir.join("state"), mib)).transpose()?;
         let copies = HandoverCopies::define(&destination)?;
         let start = Gate::before(&destination.start_script(), destination.dir(), "start-gate")?;
         let hook = Gate::before(copies.hook(), destination.dir(), "hook-gate")?;
@@ -108,7 +109,21 @@ impl Stage {
         let (alpha, bravo) = agents(lab, &net, [&source, &destination], [&start, &hook])?;
         let before = Before::of(&source, &alpha, &bravo)?;
         let paths = lab.paths.clone();
-        Ok(Self { paths, net, source, destination, copies, alpha, bravo, start, hook, state, disk, limited: false, before })
+        Ok(Self {
+            paths,
+            net,
+            source,
+            destination,
+            copies,
+            alpha,
+            bravo,
+            start,
+            hook,
+            state,
+            disk,
+            limited: false,
+            before,
+        })
     }
 
     /// Begins a migration and brings it to where a fault is to hit.
@@ -183,7 +198,7 @@ impl Stage {
         proof::qemu_is_clean(&mut qmp)?;
         self.all_ended(&self.alpha)?;
         self.all_ended(&self.bravo)?;
-        self.before.holds(&self.source, &self.alpha, &self.bravo)?;
+        self.before.holds(&self.source, &mut qmp)?;
         proof::agent_is_clean(&self.alpha, self.before.descriptors[0])?;
         proof::agent_is_clean(&self.bravo, self.before.descriptors[1])
     }
@@ -231,15 +246,15 @@ impl Stage {
 impl Before {
     fn of(source: &Vm, alpha: &Agent, bravo: &Agent) -> Result<Self> {
         let descriptors = [alpha.open_descriptors()?, bravo.open_descriptors()?];
-        let (capabilities, downtime_limit) = settings(source)?;
+        let mut qmp = source.qmp()?;
+        let (capabilities, downtime_limit) = settings(&mut qmp)?;
         Ok(Self { descriptors, qemu_descriptors: qemu_descriptors(source)?, capabilities, downtime_limit })
     }
 
-    fn holds(&self, source: &Vm, alpha: &Agent, bravo: &Agent) -> Result<()> {
-        let (capabilities, downtime_limit) = settings(source)?;
+    fn holds(&self, source: &Vm, qmp: &mut Qmp) -> Result<()> {
+        let (capabilities, downtime_limit) = settings(qmp)?;
         ensure!(self.capabilities == capabilities, "QEMU's capabilities are now {capabilities}");
         ensure!(self.downtime_limit == downtime_limit, "its downtime-limit is now {downtime_limit}");
-        ensure!(alpha.pid().is_some() && bravo.pid().is_some(), "an agent does not run");
         let settled = wait_for("QEMU's descriptors to be as they were", SHORT, || {
             Ok((qemu_descriptors(source)? <= self.qemu_descriptors).then_some(()))
         });
@@ -248,19 +263,20 @@ impl Before {
 }
 
 /// The migration settings that vmferry changes.
-fn settings(source: &Vm) -> Result<(Value, Value)> {
-    let mut qmp = source.qmp()?;
+fn settings(qmp: &mut Qmp) -> Result<(Value, Value)> {
     let parameters = qmp.query("query-migrate-parameters")?;
     Ok((qmp.query("query-migrate-capabilities")?, parameters["downtime-limit"].clone()))
 }
 
-/// What QEMU has open while only the agent's monitor may be connected: a descriptor that was passed
-/// to it and is not used up cannot be asked for in any other way.
+/// The sockets that QEMU has open while the test's monitor is connected and the agent's is not: what
+/// was passed to it and is not used up cannot be asked for in any other way.
 fn qemu_descriptors(source: &Vm) -> Result<usize> {
     let pid = source.pid().context("no QEMU")?;
     let count = fs::read_dir(format!("/proc/{pid}/fd"))?
         .flatten()
-        .filter(|entry| fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:")))
+        .filter(|entry| {
+            fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
+        })
         .count();
     Ok(count)
 }
