@@ -4,26 +4,21 @@
 mod faults;
 mod support;
 
-use anyhow::{Result, ensure};
-use faults::{Case, End, Plan, Reach, Stage, hurt, play_all};
+use anyhow::{Context, Result, ensure};
+use faults::{Case, End, Migration, Plan, Reach, Stage, hurt, play_all};
 use support::{Version, with_lab};
 
 fn failed(phases: &'static [&'static str], words: &'static [&'static str]) -> End {
-    End { phases, words, cancelled: false }
+    End { phases, words, cancelled: false, left: None }
 }
 
 const CANCELLED: &[&str] = &["cancelled"];
 
 fn cancelled(phases: &'static [&'static str]) -> End {
-    End { phases, words: CANCELLED, cancelled: true }
+    End { phases, words: CANCELLED, cancelled: true, left: None }
 }
 
-fn case(
-    name: &'static str,
-    reach: Reach,
-    fault: fn(&mut Stage, &faults::Migration) -> Result<()>,
-    end: End,
-) -> Case {
+fn case(name: &'static str, reach: Reach, fault: fn(&mut Stage, &Migration) -> Result<()>, end: End) -> Case {
     Case { name, reach, fault, end }
 }
 
@@ -208,11 +203,87 @@ fn qemu_7_2_fails_in_the_same_ways() -> Result<()> {
 }
 
 #[test]
-fn the_journals_disk_is_full() -> Result<()> {
+fn the_source_cannot_write_its_journal() -> Result<()> {
+    const FULL: &[&str] = &["journal", "No space left on device"];
+    const FROZEN: &[&str] = &["journal", "Operation not permitted"];
     let plan = Plan { small_state_mib: Some(1), ..Plan::ORDINARY };
-    with_lab("the_journals_disk_is_full", |lab| {
+    with_lab("the_source_cannot_write_its_journal", |lab| {
         let mut stage = Stage::set_up(lab, plan)?;
-        ensure!(stage.state.is_some());
+        refused_on_a_full_disk(&stage)?;
+        let full = End { left: Some("journal"), ..failed(&["mirror", "precopy"], FULL) };
+        case("journal's disk full, mirror", Reach::Mirror, hurt::fill_journal, full).play(&mut stage)?;
+        let frozen = End { left: Some("journal"), ..failed(&["hand-over"], FROZEN) };
+        case("no record of the hand-over", Reach::Device, hurt::freeze_journal, frozen).play(&mut stage)?;
         stage.moves()
+    })
+}
+
+/// Nothing begins that could not be settled after a crash.
+fn refused_on_a_full_disk(stage: &Stage) -> Result<()> {
+    let volume = stage.state.as_ref().context("no small state folder")?;
+    volume.fill()?;
+    let migration = Migration::begin(&stage.alpha, "web1", "bravo", &[])?;
+    let report = migration.ended(&stage.alpha)?;
+    failed(&["begin"], &["journal", "No space left on device"]).fits(&report)?;
+    ensure!(stage.destination.starts() == 0, "the destination was touched");
+    volume.empty()?;
+    stage.is_as_before()
+}
+
+#[test]
+fn the_sources_qemu_is_killed() -> Result<()> {
+    with_lab("the_sources_qemu_is_killed", |lab| {
+        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        let migration = stage.reach(Reach::Mirror)?;
+        stage.source.kill()?;
+        stage.calm()?;
+        let report = migration.ended(&stage.alpha)?;
+        let gone =
+            End { left: Some("VM web1 runs nowhere"), ..failed(&["mirror"], &["source", "QEMU", "gone"]) };
+        gone.fits(&report)?;
+        stage.destination.wait_ended()?;
+        stage.is_clean()?;
+        stage.source.boot()?;
+        let outcome = stage.alpha.vmferry(&["migrate", "web1", "--to", "bravo"])?;
+        ensure!(outcome.code == 0, "the retry gave {outcome:?}");
+        ensure!(stage.destination.qmp()?.status()? == "running");
+        stage.source.wait_ended()
+    })
+}
+
+#[test]
+fn from_the_hand_over_on_the_guest_is_the_destinations() -> Result<()> {
+    with_lab("from_the_hand_over_on_the_guest_is_the_destinations", |lab| {
+        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        let gone = failed(&["hand-over"], &["destination", "QEMU"]);
+        case("QEMU killed before it starts the guest", Reach::HandOver, hurt::kill_destination_qemu, gone)
+            .play(&mut stage)?;
+        let migration = stage.reach(Reach::HandOver)?;
+        cancel_is_refused(&stage, &migration)?;
+        stage.alpha.kill()?;
+        stage.alpha.restart()?;
+        stage.calm()?;
+        stage.has_moved(&migration)?;
+        stage.copies.same_as_source(&stage.paths, &stage.source, &stage.destination)
+    })
+}
+
+fn cancel_is_refused(stage: &Stage, migration: &Migration) -> Result<()> {
+    let outcome = stage.alpha.vmferry(&["cancel", &migration.id])?;
+    ensure!(outcome.code != 0 && outcome.stderr.contains("already the destination's"), "{outcome:?}");
+    let other = stage.bravo.vmferry(&["cancel", &migration.id])?;
+    ensure!(other.code != 0 && other.stderr.contains("source"), "{other:?}");
+    Ok(())
+}
+
+#[test]
+fn a_destination_that_was_killed_at_the_hand_over_goes_on() -> Result<()> {
+    with_lab("a_destination_that_was_killed_at_the_hand_over_goes_on", |lab| {
+        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        let migration = stage.reach(Reach::HandOver)?;
+        stage.bravo.kill()?;
+        stage.calm()?;
+        stage.bravo.restart()?;
+        stage.has_moved(&migration)
     })
 }

@@ -19,6 +19,7 @@ use super::registry::Registry;
 use super::{Agent, listen};
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::migrate::problem::chain;
 use crate::migrate::progress::{Progress, ProgressSink};
 use crate::migrate::{Host, journal, settle};
 use crate::mux;
@@ -28,6 +29,8 @@ use crate::net::tls::{Aead, Tls, TlsPaths};
 
 /// Streams that peers may have opened and nobody has looked at yet.
 const INCOMING_MAX: usize = 256;
+/// Between two tries to end the journals of ended migrations whose disk was full.
+const END_LATE_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs an agent until SIGTERM or SIGINT.
 ///
@@ -72,6 +75,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     settle_all(&agent, found)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     keep_watchdog(&servers);
+    servers.spawn(end_late(Arc::clone(&agent)));
     wait_for_signal().await?;
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     agent.stop().await;
@@ -123,6 +127,16 @@ fn settle_all(agent: &Arc<Agent>, found: (Vec<settle::Open>, Vec<Progress>)) -> 
     }
     journal::prune(&agent.host.journals(), agent.host.identity.as_str())?;
     Ok(())
+}
+
+/// Ends journals once their disk has room again.
+async fn end_late(agent: Arc<Agent>) {
+    loop {
+        tokio::time::sleep(END_LATE_EVERY).await;
+        if let Err(e) = agent.host.end_late() {
+            tracing::debug!(error = chain(&e), "a journal still cannot be ended");
+        }
+    }
 }
 
 fn keep_watchdog(servers: &TaskTracker) {

@@ -58,25 +58,25 @@ impl Host {
         self.config.state_dir.join("migrations")
     }
 
-    /// Ends a journal. A disk that does not take the last record is tried again before the next
-    /// migration of that VM begins: two open journals of one guest would contradict each other.
+    /// Ends a journal. A disk that does not take the last record is tried again from time to time,
+    /// and before the next migration of that VM begins: two open journals of one guest would
+    /// contradict each other.
     pub(crate) fn end(&self, mut journal: Journal, outcome: Outcome) {
         if let Err(e) = journal.record(Record::Ended(outcome.clone())) {
-            tracing::error!(
-                error = chain(&e),
-                "the journal stays open until the VM's next migration, or is settled at the next start"
-            );
+            tracing::error!(error = chain(&e), "the journal's end cannot be written; it is tried again");
             lock(&self.unended).push((journal, outcome));
         }
     }
 
-    /// Ends the journals of a VM that could not be ended when their migrations did.
-    pub(crate) fn end_late(&self, vm: &str) -> Result<(), JournalError> {
+    /// Ends the journals that could not be ended when their migrations did.
+    ///
+    /// # Errors
+    /// [`JournalError`] of the first that still cannot be ended.
+    pub fn end_late(&self) -> Result<(), JournalError> {
         let mut unended = lock(&self.unended);
-        while let Some(at) = unended.iter().position(|(j, _)| j.past().header.vm == vm) {
-            let (journal, outcome) = &mut unended[at];
+        while let Some((journal, outcome)) = unended.last_mut() {
             journal.record(Record::Ended(outcome.clone()))?;
-            unended.swap_remove(at);
+            unended.pop();
         }
         Ok(())
     }
@@ -97,7 +97,7 @@ impl Host {
         peer: &Identity,
         running: bool,
     ) -> Result<Journal, JournalError> {
-        self.end_late(vm)?;
+        self.end_late()?;
         let header = Header {
             format: super::journal::FORMAT,
             migration,

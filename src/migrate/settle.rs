@@ -278,7 +278,7 @@ async fn settle_destination(host: Arc<Host>, open: Open) {
         Err(_) => None,
     };
     if past.runs || (past.starting && !past.never_ran) {
-        let leftovers = go_on(&mut journal, connected.map(|(qmp, _)| qmp)).await;
+        let leftovers = go_on(&host, &mut journal, connected.map(|(qmp, _)| qmp)).await;
         return end(&host, journal, &progress, Phase::Done, Outcome::Moved { leftovers });
     }
     let mut leftovers = Vec::new();
@@ -295,27 +295,37 @@ async fn settle_destination(host: Arc<Host>, open: Open) {
 }
 
 /// The word to start was on disk: the guest is ours, so it must run.
-async fn go_on(journal: &mut Journal, qmp: Option<Qmp>) -> Vec<String> {
-    let name = journal.past().header.vm.clone();
+async fn go_on(host: &Host, journal: &mut Journal, qmp: Option<Qmp>) -> Vec<String> {
+    let past = journal.past();
+    let name = &past.header.vm;
     let mut leftovers = Vec::new();
     match qmp {
         None => leftovers.push(format!(
             "the QEMU of VM {name}, which was handed over to this host, has gone: start the VM here"
         )),
-        Some(qmp) if journal.past().header.running => {
-            let paused =
-                matches!(qmp.execute(QueryStatus).await, Ok(info) if info.status == RunState::Paused);
-            if paused
-                && !journal.past().runs
-                && let Err(e) = qmp.execute(Cont).await
-            {
-                leftovers.push(format!("VM {name} could not be continued: {}", chain(&e)));
-            }
+        Some(qmp) if past.header.running && !past.runs => {
+            leftovers.extend(run_at_last(host, name, &qmp).await)
         }
         Some(_) => {}
     }
     if let Err(e) = journal.record(Record::Runs) {
         leftovers.push(chain(&e));
+    }
+    leftovers
+}
+
+/// Starts a guest that an earlier life of this agent was about to start. Whether its command had
+/// done its work by then is not known, so that runs again.
+async fn run_at_last(host: &Host, name: &str, qmp: &Qmp) -> Vec<String> {
+    let paused = matches!(qmp.execute(QueryStatus).await, Ok(info) if info.status == RunState::Paused);
+    if !paused {
+        return Vec::new();
+    }
+    let hook = host.config.vms.get(name).map(|vm| vm.before_start.clone()).unwrap_or_default();
+    let ran = vm::run_hook(&hook, name, host.config.deadlines.hook()).await;
+    let mut leftovers: Vec<String> = ran.err().into_iter().collect();
+    if let Err(e) = qmp.execute(Cont).await {
+        leftovers.push(format!("VM {name} could not be continued: {}", chain(&e)));
     }
     leftovers
 }
@@ -333,7 +343,7 @@ pub(super) fn fate(host: &Host, peer: &Identity, migration: Uuid) -> Option<Fate
         header.migration == migration && header.role == Role::Destination && header.peer == peer.as_str()
     };
     if let Some(past) = host.unended(migration, Role::Destination).filter(|past| sent(past)) {
-        if let Err(e) = host.end_late(&past.header.vm) {
+        if let Err(e) = host.end_late() {
             tracing::warn!(error = chain(&e), "the journal still cannot be ended");
             // It never has the word to start, and its QEMU has been undone: that is as durable.
             return (!past.starting && !past.runs).then_some(Fate::NeverRan);

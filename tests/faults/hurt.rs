@@ -1,13 +1,13 @@
 //! The faults themselves. Each breaks one thing, and repairs it as far as an operator would.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
 
 use super::cut::{Cut, cut_stream};
 use super::{Migration, Stage};
-use crate::support::process::wait_for;
+use crate::support::process::{SHORT, run};
 
 /// An agent that is told to stop must be gone within this time, whatever it is at.
 const STOPS_WITHIN: Duration = Duration::from_secs(60);
@@ -95,23 +95,19 @@ pub fn fill_journal(stage: &mut Stage, migration: &Migration) -> Result<()> {
     state(stage)?.empty()
 }
 
+/// The source's journal takes no further record until the migration has ended.
+pub fn freeze_journal(stage: &mut Stage, migration: &Migration) -> Result<()> {
+    let name = format!("state/migrations/{}.source.journal", migration.id);
+    let path = stage.alpha.host().dir.join(name);
+    let immutable = |flag: &str| run(Command::new("chattr").arg(flag).arg(&path), SHORT).map(drop);
+    immutable("+i")?;
+    stage.calm()?;
+    let ended = migration.ended(&stage.alpha);
+    immutable("-i")?;
+    ended.map(drop)
+}
+
 /// Nothing but what the stage itself has: a destination's disk that is too small, say.
 pub fn nothing(_: &mut Stage, _: &Migration) -> Result<()> {
     Ok(())
-}
-
-/// Stops QEMU's process for as long as `meanwhile` takes.
-pub fn while_stopped(pid: u32, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
-    crate::support::process::signal_pid(pid, Signal::SIGSTOP)?;
-    let done = meanwhile();
-    crate::support::process::signal_pid(pid, Signal::SIGCONT)?;
-    done
-}
-
-/// Waits until the session that carried a migration is gone on both sides.
-pub fn wait_no_session(stage: &Stage) -> Result<()> {
-    wait_for("the sessions to end", STOPS_WITHIN, || {
-        let status = stage.alpha.api("/v1/status")?;
-        Ok(status["sessions"].as_array().is_some_and(Vec::is_empty).then_some(()))
-    })
 }

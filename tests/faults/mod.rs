@@ -11,7 +11,6 @@ pub mod hurt;
 pub mod migration;
 pub mod stage;
 
-pub use gate::Gate;
 pub use migration::{End, Migration};
 pub use stage::{Plan, Stage};
 

@@ -196,11 +196,37 @@ impl Stage {
         self.destination.wait_ended().context("the destination's QEMU")?;
         ensure!(self.destination.console()?.counts.is_empty(), "the guest has run on the destination");
         proof::qemu_is_clean(&mut qmp)?;
+        self.before.holds(&self.source, &mut qmp)?;
+        self.is_clean()
+    }
+
+    /// That the agents have nothing of a migration left.
+    ///
+    /// # Errors
+    /// They have: an open journal, a descriptor, a file or a stream.
+    pub fn is_clean(&self) -> Result<()> {
         self.all_ended(&self.alpha)?;
         self.all_ended(&self.bravo)?;
-        self.before.holds(&self.source, &mut qmp)?;
         proof::agent_is_clean(&self.alpha, self.before.descriptors[0])?;
         proof::agent_is_clean(&self.bravo, self.before.descriptors[1])
+    }
+
+    /// That a migration which was interrupted after its hand-over has moved the guest all the same,
+    /// and both sides say so.
+    ///
+    /// # Errors
+    /// It is not so.
+    pub fn has_moved(&self, migration: &Migration) -> Result<()> {
+        self.source.wait_ended().context("the source's QEMU")?;
+        for agent in [&self.alpha, &self.bravo] {
+            let report = migration.ended(agent)?;
+            ensure!(report["outcome"] == json!({"result": "moved", "leftovers": []}), "{report}");
+        }
+        proof::guest_continued(&self.source, &self.destination)?;
+        proof::qemu_is_clean(&mut self.destination.qmp()?)?;
+        self.is_clean()?;
+        self.destination.qmp()?.query("stop")?;
+        proof::disks_whole(&self.destination)
     }
 
     /// That no journal of an agent is open, by its files and by what it lists.
@@ -236,10 +262,7 @@ impl Stage {
         }
         proof::qemu_is_clean(&mut self.source.qmp()?)?;
         proof::qemu_is_clean(&mut self.destination.qmp()?)?;
-        self.all_ended(&self.alpha)?;
-        self.all_ended(&self.bravo)?;
-        proof::agent_is_clean(&self.alpha, self.before.descriptors[0])?;
-        proof::agent_is_clean(&self.bravo, self.before.descriptors[1])
+        self.is_clean()
     }
 }
 

@@ -237,6 +237,14 @@ impl Agent {
         Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
     }
 
+    /// What its descriptors are of, for the report of a leak.
+    pub fn descriptor_targets(&self) -> Result<Vec<String>> {
+        let pid = self.pid().context("the agent does not run")?;
+        let entries = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+        let target = |path: PathBuf| fs::read_link(path).map(|to| to.display().to_string());
+        Ok(entries.filter_map(|entry| target(entry.path()).ok()).collect())
+    }
+
     /// What lies in its runtime folder and is not its socket.
     pub fn runtime_leftovers(&self) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
