@@ -268,7 +268,7 @@ impl Stage {
 
 impl Before {
     fn of(source: &Vm, alpha: &Agent, bravo: &Agent) -> Result<Self> {
-        let descriptors = [alpha.open_descriptors()?, bravo.open_descriptors()?];
+        let descriptors = [idle_descriptors(alpha)?, idle_descriptors(bravo)?];
         let mut qmp = source.qmp()?;
         let (capabilities, downtime_limit) = settings(&mut qmp)?;
         Ok(Self { descriptors, qemu_descriptors: qemu_descriptors(source)?, capabilities, downtime_limit })
@@ -283,6 +283,17 @@ impl Before {
         });
         settled.with_context(|| format!("{} then, {:?} now", self.qemu_descriptors, qemu_descriptors(source)))
     }
+}
+
+/// The local API's connection by which the agent was asked last may still be closing.
+fn idle_descriptors(agent: &Agent) -> Result<usize> {
+    let (mut least, mut same) = (usize::MAX, 0);
+    wait_for("a steady count of descriptors", SHORT, || {
+        let now = agent.open_descriptors()?;
+        same = if now == least { same + 1 } else { 0 };
+        least = now;
+        Ok((same == 10).then_some(now))
+    })
 }
 
 /// The migration settings that vmferry changes.

@@ -161,8 +161,9 @@ pub fn leftovers(qmp: &mut Qmp) -> Result<Vec<String>> {
     Ok(left)
 }
 
-/// What a live session holds without any stream: its connection, and the three of its runtime.
-const DESCRIPTORS_PER_SESSION: usize = 4;
+/// What a live session holds without any stream: its connection, and its runtime's two of epoll, one
+/// eventfd, and one for signals.
+const DESCRIPTORS_PER_SESSION: usize = 5;
 
 /// The agent holds nothing but its idle descriptors and its sessions, none of which has a stream.
 pub fn agent_is_clean(agent: &Agent, idle_descriptors: usize) -> Result<()> {
