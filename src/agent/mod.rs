@@ -3,6 +3,7 @@
 mod api;
 mod listen;
 mod registry;
+mod reload;
 mod start;
 
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use crate::mux::{Code, Role as DialRole, Stats};
 use crate::net::session::{EndCause, IncomingStream, Session};
 use registry::Registry;
 
-pub use start::run;
+pub use start::{AgentError, run};
 
 /// Between two looks at a session's figures.
 const SAMPLE: Duration = Duration::from_secs(1);

@@ -10,14 +10,14 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::registry::Registry;
-use super::{Agent, listen};
-use crate::config::Config;
+use super::{Agent, listen, reload};
+use crate::config::{Config, TlsConfig};
 use crate::metrics::Metrics;
 use crate::migrate::problem::chain;
 use crate::migrate::progress::{Progress, ProgressSink};
@@ -32,16 +32,49 @@ const INCOMING_MAX: usize = 256;
 /// Between two tries to end the journals of ended migrations whose disk was full.
 const END_LATE_EVERY: Duration = Duration::from_secs(5);
 
+/// Why an agent does not run, or no longer does.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Configuration or certificates are wrong: starting again does not help.
+    #[error(transparent)]
+    Configuration(anyhow::Error),
+    /// The machine did not give what is needed: an address, a folder, the lock. It may later.
+    #[error(transparent)]
+    Unable(anyhow::Error),
+}
+
+impl AgentError {
+    /// The exit code of `vmferry agent`; the unit restarts it on all but configuration errors.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Configuration(_) => 2,
+            Self::Unable(_) => 1,
+        }
+    }
+}
+
 /// Runs an agent until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// What keeps it from starting, with the remedy.
-pub async fn run(path: &Path) -> anyhow::Result<()> {
+pub async fn run(path: &Path) -> Result<(), AgentError> {
+    let (config, tls) = configured(path).map_err(AgentError::Configuration)?;
+    serve(config, tls).await.map_err(AgentError::Unable)
+}
+
+fn configured(path: &Path) -> anyhow::Result<(Config, Tls)> {
     let config = Config::load(path)?;
-    let tls = &config.tls;
-    let paths =
-        TlsPaths { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone(), crl: tls.crl.clone() };
-    let tls = Tls::load(&paths, Aead::Auto)?;
+    let tls = Tls::load(&tls_paths(&config.tls), Aead::Auto)?;
+    Ok((config, tls))
+}
+
+/// Where the configuration says that the files are.
+pub(super) fn tls_paths(tls: &TlsConfig) -> TlsPaths {
+    TlsPaths { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone(), crl: tls.crl.clone() }
+}
+
+async fn serve(config: Config, tls: Tls) -> anyhow::Result<()> {
     let _only_one = prepare_state(&config.state_dir)?;
     let identity = tls.identity.clone();
     tracing::info!(
@@ -59,6 +92,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));
     // Before anybody can ask for a migration of the same VMs.
     let found = settle::find(&host)?;
+    journal::prune(&host.journals(), host.identity.as_str())?;
     let agent = Arc::new(Agent {
         host,
         registry: Registry::default(),
@@ -68,6 +102,8 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         tasks: TaskTracker::new(),
         stopping,
     });
+    // Before anything listens: who is told to stop must not be half started.
+    let mut signals = Signals::new()?;
     let servers = TaskTracker::new();
     listen_all(&agent, &servers)?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
@@ -76,7 +112,9 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     keep_watchdog(&servers);
     servers.spawn(end_late(Arc::clone(&agent)));
-    wait_for_signal().await?;
+    while signals.next().await == Asked::Reload {
+        reload::reload(&agent);
+    }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     agent.stop().await;
     Ok(())
@@ -125,7 +163,6 @@ fn settle_all(agent: &Arc<Agent>, found: (Vec<settle::Open>, Vec<Progress>)) -> 
             settling.metrics.migration_ended(&progress.now());
         });
     }
-    journal::prune(&agent.host.journals(), agent.host.identity.as_str())?;
     Ok(())
 }
 
@@ -149,12 +186,36 @@ fn keep_watchdog(servers: &TaskTracker) {
     });
 }
 
-async fn wait_for_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM"),
-        _ = interrupt.recv() => tracing::info!("SIGINT"),
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Stop,
+    Reload,
+}
+
+/// The signals that an agent obeys.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
-    Ok(())
+
+    async fn next(&mut self) -> Asked {
+        let (name, asked) = tokio::select! {
+            _ = self.hangup.recv() => ("SIGHUP", Asked::Reload),
+            _ = self.terminate.recv() => ("SIGTERM", Asked::Stop),
+            _ = self.interrupt.recv() => ("SIGINT", Asked::Stop),
+        };
+        tracing::info!("{name}");
+        asked
+    }
 }

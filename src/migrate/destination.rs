@@ -1,4 +1,4 @@
-//! The destination's role: answers one migration's control stream, step by step.
+//! The destination's role: serves one migration's control stream, step by step, once it is admitted.
 //!
 //! It never starts a guest unasked, and once it has durably begun to start one it never goes
 //! back. Before that, anything that fails, and any loss of the source, undoes what it prepared
@@ -11,23 +11,23 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
+use super::admission::{permitted, target_problems, unreachable};
 use super::exports::NbdServer;
 use super::host::{Host, Registration, Reservation};
 use super::journal::{Journal, Past, Record, Role, Undo};
-use super::message::{Asked, Fate, Notice, Offer, Prepared, Refusal, Reply, Request, Response, Started};
+use super::message::{Fate, Notice, Offer, Prepared, Reply, Request, Response, Started};
 use super::perform::RAM_CHANNEL;
 use super::phase::Phase;
-use super::problem::{Problem, ProblemKind, chain};
+use super::problem::chain;
 use super::progress::{Outcome, Progress, ProgressSink};
+use super::reception::{Control, Incoming};
 use super::streams::{Label, Streams, socket_pair};
+use super::trouble::Trouble;
 use super::vm::{self, StartedQemu};
-use super::{examine, plan, settle};
-use crate::config::glob_matches;
+use super::{plan, settle};
 use crate::mux::{Code, purpose};
 use crate::net::identity::Identity;
-use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
 use crate::net::session::IncomingStream;
-use crate::net::stream::Stream;
 use crate::qemu::{
     Abilities, Cont, DestinationLeftovers, EventKind, Events, MigrateIncoming, MigrateSetCapabilities,
     MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, Stop, destination_cleanup, disks, names,
@@ -40,213 +40,13 @@ const RUNNING_DEADLINE: Duration = Duration::from_secs(15);
 /// How long a source may take to take note that its guest runs here.
 const CONFIRM_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How a destination that is under way is reached.
-#[derive(Debug, Clone)]
-pub(crate) struct Incoming {
-    pub(crate) peer: Identity,
-    pub(crate) streams: mpsc::Sender<IncomingStream>,
-    pub(crate) control: mpsc::Sender<Control>,
-}
-
-/// A control stream.
-#[derive(Debug)]
-pub(crate) struct Control {
-    sender: MessageSender,
-    receiver: MessageReceiver,
-    /// Of the request that is answered next.
-    number: u64,
-}
-
-/// Why the destination cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Trouble {
-    #[error("{}", .0.first().map_or_else(String::new, ToString::to_string))]
-    Problems(Vec<Problem>),
-    #[error("the destination's QEMU")]
-    Qmp(#[from] crate::qemu::QmpError),
-    #[error("the destination's QEMU of VM {vm} has gone: its monitor closed")]
-    QemuGone { vm: String },
-    #[error("the destination's QEMU ended the migration as {status}: {error}")]
-    Ram { status: MigrationStatus, error: String },
-    #[error(transparent)]
-    Vm(#[from] vm::VmError),
-    #[error("the destination's journal cannot be written, so nothing further is done")]
-    Journal(#[from] super::journal::JournalError),
-    #[error("no local socket at the destination")]
-    Socket(#[from] std::io::Error),
-    #[error("`{0}` was asked at the wrong moment")]
-    OutOfOrder(&'static str),
-    #[error("the destination's agent was told to stop")]
-    Stopping,
-    #[error("the source gave up: {0}")]
-    Aborted(String),
-    #[error("the source was lost")]
-    SourceLost,
-    #[error("the source did not return within {0} s")]
-    SourceStayedAway(u64),
-}
-
-impl Trouble {
-    fn refusal(&self) -> Refusal {
-        let problems = match self {
-            Self::Problems(problems) => problems.clone(),
-            _ => Vec::new(),
-        };
-        Refusal { problems, text: chain(self) }
-    }
-}
-
-/// Serves a control stream that a peer opened for `migration`. Returns the progress of a
-/// migration that was prepared to `announce`.
-pub(crate) async fn serve(
-    host: Arc<Host>,
-    peer: Identity,
-    migration: Uuid,
-    mut control: Control,
-    announce: impl FnOnce(ProgressSink),
-) {
-    let request = match control.request().await {
-        Ok(Some(request)) => request,
-        Ok(None) => return,
-        Err(e) => return tracing::warn!(%peer, error = chain(&e), "a control stream without a request"),
-    };
-    match request {
-        Request::Check(offer) => {
-            let answer = match check(&host, &peer, &offer).await {
-                Ok(problems) => Response::Checked(problems),
-                Err(trouble) => Response::Checked(match trouble {
-                    Trouble::Problems(problems) => problems,
-                    other => vec![Problem::new(
-                        ProblemKind::Other,
-                        chain(&other),
-                        "look at the destination agent's log",
-                    )],
-                }),
-            };
-            control.answer(answer).await;
-        }
-        Request::Prepare(offer) => match Destination::prepare(host, peer, migration, &offer).await {
-            Ok((destination, prepared)) => {
-                announce(destination.progress.clone());
-                control.answer(Response::Prepared(prepared)).await;
-                destination.run(control).await;
-            }
-            Err(trouble) => {
-                tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");
-                control.answer(Response::Refused(trouble.refusal())).await;
-            }
-        },
-        Request::Settle => settle_request(&host, &peer, migration, control).await,
-        Request::Abort { .. } => control.answer(Response::Done).await,
-        other => {
-            let trouble = Trouble::OutOfOrder(other.name());
-            control.answer(Response::Refused(trouble.refusal())).await;
-        }
-    }
-}
-
-/// What has become of a migration whose source was lost.
-async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, mut control: Control) {
-    if let Some(incoming) = host.destination(migration) {
-        if incoming.peer == *peer {
-            // It still waits; it answers for itself.
-            let _ = incoming.control.send(control).await;
-            return;
-        }
-    }
-    let answer = match settle::fate(host, peer, migration) {
-        Some(fate) => Response::Fate(fate),
-        None => Response::Refused(Refusal {
-            problems: Vec::new(),
-            text: format!("{} has no decided record of migration {migration} from {peer}", host.identity),
-        }),
-    };
-    control.answer(answer).await;
-}
-
-impl Control {
-    pub(crate) fn new(stream: Stream) -> Self {
-        let (sender, receiver) = message::split(stream);
-        Self { sender, receiver, number: 0 }
-    }
-
-    /// The next request; `None` when the source has finished. Cancelling loses nothing.
-    async fn request(&mut self) -> Result<Option<Request>, MessageError> {
-        let asked: Option<Asked> = self.receiver.recv().await?;
-        Ok(asked.map(|asked| {
-            self.number = asked.number;
-            asked.request
-        }))
-    }
-
-    async fn answer(&mut self, response: Response) {
-        self.say(Reply::Response { number: self.number, response }).await;
-    }
-
-    async fn say(&mut self, reply: Reply) {
-        if let Err(e) = self.sender.send(&reply).await {
-            tracing::debug!(error = chain(&e), "the source does not hear us");
-        }
-    }
-}
-
-/// May this peer send this VM here, and could it?
-async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Trouble> {
-    permitted(host, peer, &offer.vm)?;
-    let config = host.vm(&offer.vm, "destination").map_err(|p| Trouble::Problems(vec![p]))?;
-    let qmp = match vm::connect(config).await {
-        Ok((qmp, _events)) => qmp,
-        // It will be started by the migration itself; starting it here would change something.
-        Err(e) if config.start.is_some() && e.is_not_listening() => return Ok(Vec::new()),
-        Err(e) => return Err(Trouble::Problems(vec![unreachable(&offer.vm, &chain(&e))])),
-    };
-    Ok(target_problems(&qmp, offer).await?)
-}
-
-fn permitted(host: &Host, peer: &Identity, vm: &str) -> Result<(), Trouble> {
-    let permits = host.config.peer_by_identity(peer.as_str()).map(|(_, p)| &p.receive);
-    if permits.is_some_and(|globs| globs.iter().any(|g| glob_matches(g, vm))) {
-        return Ok(());
-    }
-    let text = format!("{} does not permit {peer} to send VM {vm} there", host.identity);
-    let remedy = format!(
-        "add it to `receive` of the peer with identity \"{peer}\" in the configuration of {}",
-        host.identity
-    );
-    Err(Trouble::Problems(vec![Problem::new(ProblemKind::NotPermitted, text, remedy)]))
-}
-
-fn unreachable(vm: &str, why: &str) -> Problem {
-    let text = format!("no QEMU waits for VM {vm} at the destination: {why}");
-    let remedy =
-        format!("start one with `-incoming defer -S`, or give [vm.{vm}] a `start` so that the agent can");
-    Problem::new(ProblemKind::TargetNotWaiting, text, remedy)
-}
-
-async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Problem>, crate::qemu::QmpError> {
-    let status = qmp.execute(QueryStatus).await?.status;
-    let migration = qmp.execute(QueryMigrate).await?.status;
-    if status != RunState::InMigrate || migration != MigrationStatus::None {
-        let text = format!(
-            "the destination's QEMU of VM {} does not wait for a migration: it is in state {status}, migration {migration}",
-            offer.vm
-        );
-        let remedy = "end it and start it anew with `-incoming defer -S`; a QEMU takes one migration only";
-        return Ok(vec![Problem::new(ProblemKind::TargetNotWaiting, text, remedy)]);
-    }
-    let mut problems = examine::abilities_missing(&Abilities::ask(qmp).await?, "destination");
-    problems.extend(examine::busy(qmp, &offer.vm).await?);
-    problems.extend(plan::disk_problems(&offer.disks, &disks(qmp).await?));
-    Ok(problems)
-}
-
 /// A destination at work.
-struct Destination {
+pub(super) struct Destination {
     host: Arc<Host>,
     vm: String,
     peer: Identity,
     journal: Journal,
-    progress: ProgressSink,
+    pub(super) progress: ProgressSink,
     qmp: Qmp,
     events: Events,
     started: Option<StartedQemu>,
@@ -272,7 +72,8 @@ enum Next {
 }
 
 impl Destination {
-    async fn prepare(
+    /// Finds or starts the QEMU and makes it ready for `offer`; undone again if that fails.
+    pub(super) async fn prepare(
         host: Arc<Host>,
         peer: Identity,
         migration: Uuid,
@@ -356,10 +157,12 @@ impl Destination {
         self.progress.update(|p| p.phase = phase);
     }
 
-    async fn run(mut self, control: Control) {
+    /// Serves the source until the guest runs here, or never will.
+    pub(super) async fn run(mut self, control: Control) {
         let mut control = Some(control);
         match self.work(&mut control).await {
             Ok(()) => self.end_moved(Vec::new()),
+            // A QEMU that is gone, or refuses, before it runs its guest: the way back is open.
             Err(trouble) if self.continued => self.go_on(&trouble).await,
             Err(trouble) => {
                 tracing::warn!(vm = self.vm, cause = chain(&trouble), "the destination gives up");
@@ -373,7 +176,7 @@ impl Destination {
                     control.answer(Response::Done).await;
                 }
                 if let Some(control) = &mut control {
-                    control.sender.finish();
+                    control.finish();
                 }
             }
         }
@@ -487,7 +290,7 @@ impl Destination {
             },
             Request::Confirmed if self.journal.past().runs => {
                 control.answer(Response::Done).await;
-                control.sender.finish();
+                control.finish();
                 return Ok(Next::Confirmed);
             }
             Request::Abort { reason } if !started => return Err(Trouble::Aborted(reason)),
@@ -570,9 +373,7 @@ impl Destination {
         let hook_ms = self.run_hook(&mut warnings).await;
         if self.journal.past().header.running {
             self.qmp.execute(QueryStatus).await?;
-            self.continued = true;
-            self.qmp.execute(Cont).await?;
-            warnings.extend(self.wait_running().await?);
+            warnings.extend(self.continue_guest().await?);
         }
         self.continued = true;
         self.journal.record(Record::Runs)?;
@@ -592,20 +393,24 @@ impl Destination {
         Some(since.elapsed().as_millis() as u64)
     }
 
-    /// Waits until the guest runs. `cont` may do nothing and say so on QEMU's standard error only.
-    async fn wait_running(&mut self) -> Result<Option<String>, Trouble> {
+    /// Lets the guest run; a warning when QEMU does not say that it does.
+    async fn continue_guest(&mut self) -> Result<Option<String>, Trouble> {
+        self.continued = true;
+        match self.qmp.execute(Cont).await {
+            Err(source) if source.desc().is_some() => {
+                self.continued = false;
+                return Err(Trouble::NotStarted { vm: self.vm.clone(), source });
+            }
+            answer => answer?,
+        };
         let until = Instant::now() + RUNNING_DEADLINE;
         loop {
             let info = self.qmp.execute(QueryStatus).await?;
             if info.running {
-                break Ok(None);
+                return Ok(None);
             }
             if Instant::now() > until {
-                let text = format!(
-                    "VM {} was continued at the destination and is in state {} there: see its QEMU's log",
-                    self.vm, info.status
-                );
-                break Ok(Some(text));
+                return Ok(Some(format!("VM {} was started and is in state {}", self.vm, info.status)));
             }
             super::source::pause().await;
         }
@@ -670,25 +475,24 @@ async fn find_or_start(
     }
 }
 
-/// Whether a QEMU was started to take a guest in, and does not run it. One that has gone is as good.
-async fn is_incoming(qmp: &Qmp) -> bool {
-    let Ok(info) = qmp.execute(QueryStatus).await else { return true };
-    let Ok(migration) = qmp.execute(QueryMigrate).await else { return true };
-    info.status == RunState::InMigrate || (!info.running && migration.status != MigrationStatus::None)
+/// Whether the QEMU behind the monitor is still the one that waited for this migration.
+async fn is_that_qemu(qmp: &Qmp, past: &Past) -> bool {
+    let took_ram = past.undo.contains(&Undo::Fd(names::RAM_FDNAME.into()));
+    match qmp.execute(QueryStatus).await.map(|info| info.status) {
+        Ok(RunState::InMigrate) => true,
+        Ok(RunState::Paused) => took_ram,
+        _ => false,
+    }
 }
 
 /// Undoes what `past` records: ends the QEMU that we started, or cleans the one that we found.
 pub(super) async fn undo(name: &str, qmp: &Qmp, past: &Past, started: Option<StartedQemu>) -> Vec<String> {
     if settle::started_qemu(past) {
-        // An agent that comes back late must not end a QEMU that somebody has started since.
-        if started.is_none() && !is_incoming(qmp).await {
-            return vec![format!(
-                "a QEMU of VM {name} that does not wait for this migration; it was left alone"
-            )];
-        }
         let ended = match started {
             Some(started) => started.stop(qmp).await,
-            None => vm::quit(name, qmp).await,
+            None if is_that_qemu(qmp, past).await => vm::quit(name, qmp).await,
+            // Somebody has started the VM since; what we had started is gone with its process.
+            None => Ok(()),
         };
         return ended.err().map(|e| chain(&e)).into_iter().collect();
     }

@@ -128,6 +128,10 @@ pub(crate) async fn busy(qmp: &Qmp, name: &str) -> Result<Vec<Problem>, QmpError
 
 /// `vmferry check`: everything that would fail, from both sides; changes nothing.
 pub async fn check(host: &Arc<Host>, vm: &str, peer: &str) -> Vec<Problem> {
+    let _not_meanwhile = match host.reserve(vm, Uuid::new_v4()) {
+        Ok(reservation) => reservation,
+        Err(problem) => return vec![problem],
+    };
     let (mut problems, offer) = match source(host, vm).await {
         Ok(examined) => {
             let offer = examined.offer(vm);

@@ -14,11 +14,11 @@ use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 use crate::net::session::Session;
 
-use super::destination::Incoming;
 use super::failure::Failure;
 use super::journal::{Header, Journal, JournalError, Past, Record, Role};
 use super::problem::{Problem, ProblemKind, chain};
 use super::progress::Outcome;
+use super::reception::Incoming;
 
 /// One agent's host, shared by all its migrations.
 #[derive(Debug)]

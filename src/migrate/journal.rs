@@ -222,7 +222,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`]; the migration must not begin then.
     pub fn create(folder: &Path, header: Header) -> Result<Self, JournalError> {
-        let path = folder.join(format!("{}.{}.{SUFFIX}", header.migration, header.role.name()));
+        let path = Self::path(folder, header.migration, header.role);
         let io = |source| JournalError::Io { path: path.clone(), source };
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path).map_err(io)?;
         let past = Past::new(header.clone());
@@ -245,17 +245,29 @@ impl Journal {
     pub fn open(path: &Path, host: &str) -> Result<Self, JournalError> {
         let io = |source| JournalError::Io { path: path.into(), source };
         let text = std::fs::read(path).map_err(io)?;
-        let whole = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-        let past = read(path, &text[..whole])?;
-        if past.header.host != host {
-            return Err(JournalError::OtherHost { path: path.into(), host: past.header.host });
-        }
+        let whole = whole_bytes(&text);
+        let past = believe(path, &text[..whole], host)?;
         let file = OpenOptions::new().append(true).open(path).map_err(io)?;
         if whole < text.len() {
             file.set_len(whole as u64).map_err(io)?;
             file.sync_all().map_err(io)?;
         }
         Ok(Self { path: path.into(), file, whole_bytes: whole as u64, past })
+    }
+
+    /// What a journal says that somebody else may be writing. Changes nothing.
+    ///
+    /// # Errors
+    /// Any [`JournalError`].
+    pub fn peek(path: &Path, host: &str) -> Result<Past, JournalError> {
+        let text = std::fs::read(path).map_err(|source| JournalError::Io { path: path.into(), source })?;
+        believe(path, &text[..whole_bytes(&text)], host)
+    }
+
+    /// Where the journal of a migration lies.
+    #[must_use]
+    pub fn path(folder: &Path, migration: Uuid, role: Role) -> PathBuf {
+        folder.join(format!("{migration}.{}.{SUFFIX}", role.name()))
     }
 
     /// What it says so far.
@@ -299,6 +311,19 @@ impl Journal {
         self.whole_bytes += line.len() as u64;
         Ok(())
     }
+}
+
+/// A torn last line is what a crash leaves.
+fn whole_bytes(text: &[u8]) -> usize {
+    text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1)
+}
+
+fn believe(path: &Path, text: &[u8], host: &str) -> Result<Past, JournalError> {
+    let past = read(path, text)?;
+    if past.header.host != host {
+        return Err(JournalError::OtherHost { path: path.into(), host: past.header.host });
+    }
+    Ok(past)
 }
 
 fn read(path: &Path, text: &[u8]) -> Result<Past, JournalError> {

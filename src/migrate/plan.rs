@@ -146,22 +146,22 @@ mod tests {
         }
     }
 
-    fn kinds(offered: &[DiskSpec], present: &[Disk]) -> Vec<ProblemKind> {
-        disk_problems(offered, present).into_iter().map(|p| p.kind).collect()
+    fn kinds(offered: &DiskSpec, present: &[Disk]) -> Vec<ProblemKind> {
+        disk_problems(std::slice::from_ref(offered), present).into_iter().map(|p| p.kind).collect()
     }
 
     #[test]
     fn each_mismatch_is_found_and_a_match_is_not() {
         let raw = want("disk0", 1024, "raw");
-        assert_eq!(kinds(&[raw.clone()], &[have("disk0", 1024, "qcow2")]), []);
-        assert_eq!(kinds(&[raw.clone()], &[have("disk1", 1024, "raw")]), [ProblemKind::DiskMissing]);
-        assert_eq!(kinds(&[raw.clone()], &[have("disk0", 1023, "raw")]), [ProblemKind::DiskTooSmall]);
-        assert_eq!(kinds(&[raw.clone()], &[have("disk0", 1025, "raw")]), [ProblemKind::DiskTooLarge]);
+        assert_eq!(kinds(&raw, &[have("disk0", 1024, "qcow2")]), []);
+        assert_eq!(kinds(&raw, &[have("disk1", 1024, "raw")]), [ProblemKind::DiskMissing]);
+        assert_eq!(kinds(&raw, &[have("disk0", 1023, "raw")]), [ProblemKind::DiskTooSmall]);
+        assert_eq!(kinds(&raw, &[have("disk0", 1025, "raw")]), [ProblemKind::DiskTooLarge]);
         let locked = Disk { read_only: true, ..have("disk0", 1024, "raw") };
-        assert_eq!(kinds(&[raw], &[locked]), [ProblemKind::DiskReadOnly]);
+        assert_eq!(kinds(&raw, &[locked]), [ProblemKind::DiskReadOnly]);
         let luks = want("disk0", 1024, "luks");
-        assert_eq!(kinds(&[luks.clone()], &[have("disk0", 1024, "raw")]), [ProblemKind::DiskFormat]);
-        assert_eq!(kinds(&[luks], &[have("disk0", 1024, "luks")]), []);
+        assert_eq!(kinds(&luks, &[have("disk0", 1024, "raw")]), [ProblemKind::DiskFormat]);
+        assert_eq!(kinds(&luks, &[have("disk0", 1024, "luks")]), []);
     }
 
     #[test]
@@ -171,6 +171,6 @@ mod tests {
         let granted = exports(&[iso.clone(), disk]);
         assert_eq!(granted.len(), 1);
         assert_eq!((granted[0].disk.as_str(), granted[0].channel), ("disk0", FIRST_DISK_CHANNEL));
-        assert_eq!(kinds(&[iso], &[]), [ProblemKind::DiskMissing]);
+        assert_eq!(kinds(&iso, &[]), [ProblemKind::DiskMissing]);
     }
 }

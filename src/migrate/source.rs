@@ -284,7 +284,9 @@ impl Source {
     async fn note_moved(&mut self) -> Result<(), Failure> {
         self.enter(Step::Done)?;
         self.journal.record(Record::Runs)?;
-        self.link.demand(Request::Confirmed, Duration::from_secs(10)).await?;
+        if let Err(e) = self.link.demand(Request::Confirmed, Duration::from_secs(10)).await {
+            tracing::info!(error = chain(&e), "the destination ends its part without our thanks");
+        }
         Ok(())
     }
 

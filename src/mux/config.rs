@@ -41,8 +41,8 @@ pub struct RateLimit {
 pub struct Config {
     /// Streams that the peer may have open, and that we open at most.
     pub max_streams: u32,
-    /// What the peer may send on a stream before it is accepted; reserved for every stream that
-    /// the peer may open, so this is also the minimum that a stream is always entitled to.
+    /// What the peer may send on a stream before it is accepted. It is set aside for every stream
+    /// that either side may open, so it is also what a stream is always entitled to.
     pub initial_credit: PerClass<u64>,
     /// What a stream gets once both sides want it, as far as the budget allows.
     pub start_credit: PerClass<u64>,
@@ -139,7 +139,7 @@ impl Config {
         self.initial_credit.urgent.max(self.initial_credit.bulk).max(1)
     }
 
-    /// Streams that the peer may open: no more than a quarter of the budget can back.
+    /// Streams that each side may open: no more than a quarter of the budget can back.
     #[must_use]
     pub fn streams_max(&self) -> u32 {
         let backed = self.budget_bytes / 4 / self.credit_floor();

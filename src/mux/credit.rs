@@ -1,9 +1,9 @@
 //! Credit: how much the peer may send on each stream, and the budget that backs all of it (R3,
 //! R4, R6). Knows no frames and no bytes.
 //!
-//! Every stream is *committed* at least the floor, so that it can always go on; the slots that
-//! the peer may still open count as committed too. Only what lies
-//! above may grow, and only while the sum stays within the budget.
+//! Every stream is *committed* at least the floor, so that it can always go on, and so is every
+//! slot in which either side may still open one. Only what lies above may grow, and only while
+//! the sum stays within the budget.
 
 use std::time::{Duration, Instant};
 
@@ -12,23 +12,37 @@ use super::Config;
 /// Above this share of the budget windows shrink, in percent.
 const PRESSURE_PERCENT: u64 = 80;
 
+#[derive(Debug)]
+struct Slots {
+    local: u64,
+    remote: u64,
+}
+
+impl Slots {
+    fn of(&mut self, local: bool) -> &mut u64 {
+        if local { &mut self.local } else { &mut self.remote }
+    }
+}
+
 /// The session's receive budget.
 #[derive(Debug)]
 pub(super) struct Budget {
     total: u64,
     floor: u64,
-    /// Slots that the peer may still open streams in.
-    free_slots: u64,
+    /// Slots in which streams may still be opened, here and by the peer.
+    free: Slots,
     committed: u64,
     outstanding: u64,
 }
 
 impl Budget {
-    pub(super) fn new(config: &Config) -> Self {
+    /// `peer_max`: streams that the peer lets us open.
+    pub(super) fn new(config: &Config, peer_max: u32) -> Self {
+        let remote = config.streams_max();
         Self {
             total: config.budget_bytes,
             floor: config.credit_floor(),
-            free_slots: u64::from(config.streams_max()),
+            free: Slots { local: remote.min(peer_max).into(), remote: remote.into() },
             committed: 0,
             outstanding: 0,
         }
@@ -43,43 +57,41 @@ impl Budget {
         self.committed
     }
 
-    pub(super) fn has_slot(&self) -> bool {
-        self.free_slots > 0
+    /// Whether the side may open a further stream.
+    pub(super) fn has_slot(&mut self, local: bool) -> bool {
+        *self.free.of(local) > 0
     }
 
-    /// A stream of the peer's takes a slot; its floor is committed when its credit begins.
-    pub(super) fn take_slot(&mut self) {
-        debug_assert!(self.free_slots > 0);
-        self.free_slots -= 1;
+    /// A stream takes a slot; its floor is committed when its credit begins.
+    pub(super) fn take_slot(&mut self, local: bool) {
+        debug_assert!(self.has_slot(local));
+        *self.free.of(local) -= 1;
     }
 
-    /// A stream is forgotten, and its slot free if it was one of the peer's.
-    pub(super) fn retire(&mut self, credit: &RecvCredit, slot: bool) {
+    /// A stream is forgotten; its slot is free again if it had one.
+    pub(super) fn retire(&mut self, credit: &RecvCredit, slot: bool, local: bool) {
         credit.leave(self);
-        self.free_slots += u64::from(slot);
+        *self.free.of(local) += u64::from(slot);
         self.assert_invariants();
+    }
+
+    /// Committed to streams and to free slots.
+    fn spoken_for(&self) -> u64 {
+        self.committed + (self.free.local + self.free.remote) * self.floor
     }
 
     /// What may still be committed.
     pub(super) fn available(&self) -> u64 {
-        self.total.saturating_sub(self.committed + self.free_slots * self.floor)
-    }
-
-    /// Whether a further local stream can have its floor.
-    pub(super) fn has_floor(&self) -> bool {
-        self.available() >= self.floor
+        self.total.saturating_sub(self.spoken_for())
     }
 
     fn under_pressure(&self) -> bool {
-        self.committed + self.free_slots * self.floor > self.total / 100 * PRESSURE_PERCENT
+        self.spoken_for() > self.total / 100 * PRESSURE_PERCENT
     }
 
     fn assert_invariants(&self) {
         debug_assert!(self.outstanding <= self.committed, "credit without commitment: {self:?}");
-        debug_assert!(
-            self.committed + self.free_slots * self.floor <= self.total,
-            "the budget is overcommitted: {self:?}"
-        );
+        debug_assert!(self.spoken_for() <= self.total, "the budget is overcommitted: {self:?}");
     }
 }
 

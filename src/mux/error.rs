@@ -85,9 +85,6 @@ pub enum OpenError {
     /// Streams are opened too fast.
     #[error("streams are opened faster than the peer allows")]
     Rate,
-    /// The session's receive budget is used up.
-    #[error("the session's memory budget has no room for a further stream")]
-    Budget,
     /// Either side has said GOAWAY, or the session failed.
     #[error("the session is ending")]
     GoingAway,

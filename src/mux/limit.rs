@@ -5,20 +5,20 @@ use std::time::{Duration, Instant};
 
 use super::RateLimit;
 
-const NANOS: u128 = 1_000_000_000;
+const NANOS: i128 = 1_000_000_000;
 
 /// A token bucket on an injected clock. Starts full.
 #[derive(Debug)]
 pub(super) struct TokenBucket {
     limit: RateLimit,
     /// In billionths of a token, so that slow refills are not rounded away.
-    level: u128,
+    level: i128,
     at: Instant,
 }
 
 impl TokenBucket {
     pub(super) fn new(limit: RateLimit, now: Instant) -> Self {
-        Self { limit, level: u128::from(limit.burst) * NANOS, at: now }
+        Self { limit, level: i128::from(limit.burst) * NANOS, at: now }
     }
 
     /// Changes the rate from now on.
@@ -43,22 +43,24 @@ impl TokenBucket {
         self.level >= NANOS
     }
 
-    /// Takes up to `tokens`; what is missing is forgiven.
-    pub(super) fn charge(&mut self, tokens: u64) {
-        self.level = self.level.saturating_sub(u128::from(tokens) * NANOS);
+    /// Takes `tokens`, into debt if need be, which is never more than `debt_max`.
+    pub(super) fn charge(&mut self, tokens: u64, debt_max: u64) {
+        let level = self.level - i128::from(tokens) * NANOS;
+        self.level = level.max(-i128::from(debt_max) * NANOS);
     }
 
     /// Fills it, as after a reconnection: frames that were paced arrive together then.
     pub(super) fn fill(&mut self, now: Instant) {
-        self.level = u128::from(self.limit.burst) * NANOS;
+        self.level = i128::from(self.limit.burst) * NANOS;
         self.at = now;
     }
 
     fn refill(&mut self, now: Instant) {
         let elapsed: Duration = now.saturating_duration_since(self.at);
         self.at = self.at.max(now);
-        let gained = elapsed.as_nanos().saturating_mul(u128::from(self.limit.per_second));
-        let full = u128::from(self.limit.burst) * NANOS;
+        let gained = i128::from(self.limit.per_second)
+            .saturating_mul(i128::try_from(elapsed.as_nanos()).unwrap_or(i128::MAX));
+        let full = i128::from(self.limit.burst) * NANOS;
         self.level = self.level.saturating_add(gained).min(full);
     }
 }

@@ -26,6 +26,7 @@ pub mod frame;
 pub mod hello;
 mod limit;
 mod liveness;
+mod local;
 mod log;
 mod queue;
 mod receipt;

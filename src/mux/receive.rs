@@ -192,7 +192,7 @@ impl Session {
             None => Some(Code::Unsupported),
             Some(_) if self.farewell.ours.is_some() => Some(Code::Refused),
             Some(_) if self.offered >= self.config.pending_open_max => Some(Code::Limit),
-            Some(_) if !self.budget.has_slot() => Some(Code::Limit),
+            Some(_) if !self.budget.has_slot(false) => Some(Code::Limit),
             Some(_) => None,
         };
         match (open, refusal) {
@@ -203,7 +203,7 @@ impl Session {
     }
 
     fn offer(&mut self, now: Instant, id: StreamId, open: Open, limit: u64) {
-        self.budget.take_slot();
+        self.budget.take_slot(false);
         let initial = self.config.initial_credit.of(open.class);
         let window_max = self.config.window_max(open.class, open.purpose);
         let credit = RecvCredit::new(&mut self.budget, initial, window_max, now);
@@ -331,12 +331,13 @@ impl Session {
         if matches!(stream.send.state, SendState::Done | SendState::Resetting { .. }) {
             return Ok(());
         }
-        stream.reset_send(code, false);
         if stream.phase == Phase::Offered {
-            stream.stopped = Some(code);
-        } else {
-            self.push_event(Event::Stopped { id, code });
+            // Our answer comes first: the peer takes a RESET before ACCEPT for a refusal.
+            stream.stopped.get_or_insert(code);
+            return Ok(());
         }
+        stream.reset_send(code, false);
+        self.push_event(Event::Stopped { id, code });
         self.list_control(id);
         Ok(())
     }

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::frame::RECORD_LEN;
 use super::limit::TokenBucket;
 use super::{Class, Config, StreamId, WEIGHT_MAX};
 
@@ -82,15 +83,16 @@ impl Ring {
                 return Some(id);
             }
             list.pop_front();
-            if !ready && !(is_fresh && !self.old.is_empty()) {
+            // A fresh stream that has nothing left goes through the old list once: it cannot
+            // stay in front by sending little by little.
+            let passes_old = is_fresh && !self.old.is_empty();
+            if !ready && !passes_old {
                 turn.listed = false;
                 continue;
             }
             if turn.deficit <= 0 {
                 turn.deficit += turn.quantum();
             }
-            // A fresh stream that has nothing left goes through the old list once: it cannot
-            // stay in front by sending little by little.
             self.old.push_back(id);
         }
     }
@@ -182,7 +184,8 @@ impl Scheduler {
     pub(super) fn charge(&mut self, turn: &mut Turn, bytes: usize) {
         turn.deficit -= bytes as i64;
         if turn.class == Class::Urgent {
-            self.share.charge(bytes as u64);
+            // The debt is small: what urgent streams send while nobody else wants to is free.
+            self.share.charge(bytes as u64, RECORD_LEN as u64);
         }
     }
 

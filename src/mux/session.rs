@@ -1,12 +1,11 @@
-//! A session: what the local side asks of it, what it reports, its connections and its deadlines.
-//! Frames that arrive are judged in `receive`, frames that leave are made in `transmit`.
+//! A session: its state, its connections, its deadlines and what it reports. The local side's calls
+//! about streams are in `local`, frames that arrive are judged in `receive`, frames that leave are
+//! made in `transmit`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use bytes::Bytes;
-
-use super::credit::{Budget, RecvCredit};
+use super::credit::Budget;
 use super::frame;
 use super::hello::{Negotiated, PeerLimits};
 use super::limit::TokenBucket;
@@ -14,10 +13,8 @@ use super::liveness::Liveness;
 use super::log::ReplayLog;
 use super::receipt::Receipt;
 use super::schedule::{Backlog, Scheduler, Turn};
-use super::stream::{Phase, RecvState, SendState, Stream};
-use super::{
-    Class, Code, Config, Open, OpenError, Role, SessionError, Stats, StreamError, StreamId, StreamStats,
-};
+use super::stream::{Phase, SendState, Stream};
+use super::{Code, Config, Open, Role, SessionError, Stats, StreamId, StreamStats};
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,9 +150,7 @@ pub struct Session {
     pub(super) offered: usize,
     /// Streams refused without asking, until the peer has taken note.
     pub(super) turned: usize,
-    /// Streams opened here.
-    local: u32,
-    own_opens: TokenBucket,
+    pub(super) own_opens: TokenBucket,
     pub(super) guards: Guards,
     pub(super) next_local: Option<u32>,
     pub(super) next_remote: Option<u32>,
@@ -180,13 +175,12 @@ impl Session {
             liveness: Liveness::new(now),
             partial: Vec::new(),
             streams: Table::default(),
-            budget: Budget::new(&config),
+            budget: Budget::new(&config, negotiated.peer.max_streams),
             scheduler: Scheduler::new(&config, now),
             control: VecDeque::new(),
             opening: VecDeque::new(),
             offered: 0,
             turned: 0,
-            local: 0,
             own_opens: TokenBucket::new(config.own_opens(), now),
             guards: Guards::new(&config, now),
             next_local: Some(role.first_id()),
@@ -359,221 +353,6 @@ impl Session {
         self.streams.0.is_empty() && self.control.is_empty() && !self.log.is_replaying() && farewell_sent
     }
 
-    /// Opens a stream. Data may be sent at once; the peer's answer is an event.
-    ///
-    /// # Errors
-    /// [`OpenError`]; nothing has happened.
-    pub fn open(&mut self, now: Instant, open: Open) -> Result<StreamId, OpenError> {
-        let id = self.may_open(now)?;
-        self.next_local = id.0.checked_add(2);
-        self.local += 1;
-        self.stats.streams_opened += 1;
-        let initial = self.config.initial_credit.of(open.class);
-        let window_max = self.config.window_max(open.class, open.purpose);
-        let mut credit = RecvCredit::new(&mut self.budget, initial, window_max, now);
-        credit.start(&mut self.budget, self.config.start_credit.of(open.class));
-        let phase = Phase::Opening { deadline: now + self.config.open_deadline };
-        let limit = self.peer.initial_credit.of(open.class);
-        let mut stream = Stream::new(id, open, phase, limit, credit);
-        stream.control.open = true;
-        self.streams.0.insert(id, stream);
-        self.opening.push_back(id);
-        self.list_control(id);
-        Ok(id)
-    }
-
-    fn may_open(&mut self, now: Instant) -> Result<StreamId, OpenError> {
-        if self.farewell.ours.is_some() || self.farewell.theirs || self.failed.is_some() {
-            return Err(OpenError::GoingAway);
-        }
-        let max = self.config.streams_max().min(self.peer.max_streams);
-        if self.local >= max {
-            return Err(OpenError::Streams { max });
-        }
-        if self.opening.len() >= self.config.pending_open_max {
-            return Err(OpenError::Pending { max: self.config.pending_open_max });
-        }
-        if !self.budget.has_floor() {
-            return Err(OpenError::Budget);
-        }
-        let id = self.next_local.ok_or(OpenError::Exhausted)?;
-        if !self.own_opens.take(now) {
-            return Err(OpenError::Rate);
-        }
-        Ok(StreamId(id))
-    }
-
-    /// Accepts a stream that the peer opened. What it has sent since follows as events.
-    ///
-    /// # Errors
-    /// [`StreamError::Ended`]: the peer has reset it meanwhile. [`StreamError::Unknown`] or
-    /// [`StreamError::NotOffered`]: the caller is wrong.
-    pub fn accept(&mut self, id: StreamId) -> Result<(), StreamError> {
-        let stream = self.offered(id)?;
-        stream.phase = Phase::Established;
-        let ended = (stream.recv.state == RecvState::Reset).then_some(stream.send.ended);
-        self.offered -= 1;
-        if let Some(code) = ended {
-            self.forget_if_over(id);
-            return Err(StreamError::Ended { id, code: code.unwrap_or(Code::Cancelled) });
-        }
-        let Some(stream) = self.streams.0.get_mut(&id) else { return Err(StreamError::Unknown(id)) };
-        stream.control.accept = true;
-        stream.recv.credit.start(&mut self.budget, self.config.start_credit.of(stream.open.class));
-        let (finished, stopped) = (stream.recv.state == RecvState::Finished, stream.stopped.take());
-        self.list_control(id);
-        self.announce(id);
-        if finished {
-            self.push_event(Event::Finished { id });
-        }
-        if let Some(code) = stopped {
-            self.push_event(Event::Stopped { id, code });
-        }
-        Ok(())
-    }
-
-    /// Refuses a stream that the peer opened.
-    pub fn refuse(&mut self, id: StreamId, code: Code) {
-        if self.offered(id).is_ok() {
-            self.reset(id, code);
-        }
-    }
-
-    fn offered(&mut self, id: StreamId) -> Result<&mut Stream, StreamError> {
-        let stream = self.streams.0.get_mut(&id).ok_or(StreamError::Unknown(id))?;
-        if stream.phase == Phase::Offered { Ok(stream) } else { Err(StreamError::NotOffered(id)) }
-    }
-
-    /// Bytes that may be queued now; 0 when the stream's queue is full or it takes no more.
-    #[must_use]
-    pub fn send_capacity(&self, id: StreamId) -> usize {
-        let Some(stream) = self.streams.0.get(&id) else { return 0 };
-        if stream.send.state != SendState::Open || stream.phase == Phase::Offered {
-            return 0;
-        }
-        self.config.send_queue_bytes_per_stream.saturating_sub(stream.send.queue.len())
-    }
-
-    /// Queues a chunk. It may be longer than [`Session::send_capacity`], as long as that is not 0;
-    /// the caller bounds its chunks.
-    ///
-    /// # Errors
-    /// [`StreamError`]; the chunk is dropped.
-    pub fn send(&mut self, _now: Instant, id: StreamId, data: Bytes) -> Result<(), StreamError> {
-        let bound = self.config.send_queue_bytes_per_stream;
-        let stream = self.streams.0.get_mut(&id).ok_or(StreamError::Unknown(id))?;
-        if stream.phase == Phase::Offered {
-            return Err(StreamError::NotAccepted(id));
-        }
-        if stream.send.state != SendState::Open {
-            let code = stream.send.ended.unwrap_or(Code::Cancelled);
-            return Err(StreamError::Ended { id, code });
-        }
-        if stream.send.queue.len() >= bound {
-            stream.send.starved = true;
-            return Err(StreamError::Full(id));
-        }
-        let fresh = stream.send.queue.is_empty();
-        stream.send.queue.push(data);
-        stream.send.starved |= stream.send.queue.len() >= bound;
-        self.wake(id, fresh);
-        Ok(())
-    }
-
-    /// Ends what we send, after all that was queued. The other direction goes on.
-    pub fn finish(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.0.get_mut(&id) else { return };
-        if stream.send.state == SendState::Open && stream.phase != Phase::Offered {
-            stream.send.state = SendState::Finishing;
-            self.wake(id, true);
-        }
-    }
-
-    /// Ends both directions at once; what is queued is dropped, and no event but
-    /// [`Event::Closed`] follows. What the peer has been sent before a [`Session::finish`] that is
-    /// already out stays valid.
-    pub fn reset(&mut self, id: StreamId, code: Code) {
-        let Some(stream) = self.streams.0.get_mut(&id) else { return };
-        if stream.local_reset {
-            return;
-        }
-        stream.local_reset = true;
-        let was_offered = stream.phase == Phase::Offered;
-        stream.phase = Phase::Established;
-        let end_sent = stream.send.state == SendState::Done;
-        stream.reset_send(code, true);
-        stream.control.accept = false;
-        stream.control.stop = (end_sent && stream.recv.state == RecvState::Open).then_some(code);
-        stream.give_up(&mut self.budget);
-        self.offered -= usize::from(was_offered);
-        self.opening.retain(|other| *other != id);
-        self.stats.streams_reset += 1;
-        self.list_control(id);
-        self.forget_if_over(id);
-    }
-
-    /// Tells the peer that nobody reads the stream any more; it will end its direction. What was
-    /// received and not taken is dropped. The other direction goes on.
-    pub fn stop(&mut self, id: StreamId, code: Code) {
-        let Some(stream) = self.streams.0.get_mut(&id) else { return };
-        if stream.phase == Phase::Offered {
-            return self.reset(id, code);
-        }
-        if !stream.recv.given_up && stream.recv.state == RecvState::Open {
-            stream.control.stop = Some(code);
-        }
-        stream.give_up(&mut self.budget);
-        self.list_control(id);
-        self.forget_if_over(id);
-    }
-
-    /// The next received chunk, at most 64 KiB. Nothing before the stream is accepted.
-    pub fn recv(&mut self, id: StreamId) -> Option<Bytes> {
-        let stream = self.streams.0.get_mut(&id)?;
-        if stream.phase == Phase::Offered {
-            return None;
-        }
-        let chunk = stream.recv.queue.pop()?;
-        stream.recv.handed += chunk.len() as u64;
-        Some(chunk)
-    }
-
-    /// The local side has taken `bytes` of what [`Session::recv`] handed out: the peer may send as
-    /// many again. Every byte is to be reported, or the stream never closes, unless it is reset
-    /// or stopped.
-    pub fn consumed(&mut self, now: Instant, id: StreamId, bytes: u64) {
-        let growth_time = self.growth_time();
-        let Some(stream) = self.streams.0.get_mut(&id) else { return };
-        let bytes = bytes.min(stream.recv.handed.saturating_sub(stream.recv.credit.consumed()));
-        stream.recv.credit.on_consumed(&mut self.budget, now, bytes, growth_time);
-        if stream.recv.state == RecvState::Open
-            && !stream.recv.given_up
-            && stream.recv.credit.wants_grant(&self.budget)
-        {
-            stream.control.credit = true;
-            self.list_control(id);
-        }
-        self.forget_if_over(id);
-    }
-
-    /// Time within which half a window must be consumed for it to grow: twice the round trip.
-    fn growth_time(&self) -> std::time::Duration {
-        let round_trips = self.liveness.rtt_min().map(|rtt| rtt * 2);
-        round_trips.unwrap_or_default().max(self.config.growth_time_min)
-    }
-
-    /// Changes how a stream is scheduled, here and at the peer.
-    pub fn set_priority(&mut self, id: StreamId, class: Class, weight: u16) {
-        let Some(stream) = self.streams.0.get_mut(&id) else { return };
-        if (stream.turn.class, stream.turn.weight()) == (class, weight) {
-            return;
-        }
-        self.scheduler.change(id, &mut stream.turn, class, weight);
-        stream.control.prio = true;
-        self.wake(id, false);
-        self.list_control(id);
-    }
-
     /// Figures of the session.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -640,9 +419,8 @@ impl Session {
         }
         let Some(mut stream) = self.streams.0.remove(&id) else { return };
         self.scheduler.forget(id, &mut stream.turn);
-        self.budget.retire(&stream.recv.credit, stream.slot);
+        self.budget.retire(&stream.recv.credit, stream.slot, stream.local);
         self.opening.retain(|other| *other != id);
-        self.local -= u32::from(stream.local);
         if stream.phase == Phase::Turned {
             self.turned -= 1;
         } else {

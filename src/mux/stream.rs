@@ -107,7 +107,7 @@ pub(super) struct Stream {
     pub(super) recv: RecvSide,
     pub(super) turn: Turn,
     pub(super) control: Control,
-    /// It occupies one of the slots that the peer was promised.
+    /// It occupies one of its opener's slots.
     pub(super) slot: bool,
     /// Opened here.
     pub(super) local: bool,

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -123,6 +124,7 @@ pub struct Established {
     pub(crate) negotiated: Negotiated,
     /// Cipher suite and key exchange, for people.
     pub cipher: String,
+    pub(crate) chain: Vec<CertificateDer<'static>>,
 }
 
 /// What this agent brings into every connection.
@@ -151,6 +153,11 @@ impl Endpoint {
         Arc::clone(&tls)
     }
 
+    /// Uses other credentials for new connections.
+    pub fn set_tls(&self, tls: Tls) {
+        *self.tls.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(tls);
+    }
+
     /// The protocol's limits.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -177,9 +184,9 @@ impl Endpoint {
         .await?;
         let (tcp, tls) = tls.into_inner();
         let (peer, role) = (peer.clone(), Role::Dialer);
-        let cipher = cipher(&tls);
+        let (cipher, chain) = (cipher(&tls), chain(&tls));
         let record = Record::new(tls.into());
-        Ok(Established { tcp, record, peer, address, role, negotiated, cipher })
+        Ok(Established { tcp, record, peer, address, role, negotiated, cipher, chain })
     }
 
     /// Establishes a session on a socket that a listener accepted. `known` decides whether the
@@ -212,9 +219,9 @@ impl Endpoint {
         })
         .await?;
         let (tcp, tls) = tls.into_inner();
-        let cipher = cipher(&tls);
+        let (cipher, chain) = (cipher(&tls), chain(&tls));
         let record = Record::new(tls.into());
-        Ok(Established { tcp, record, peer, address, role: Role::Acceptor, negotiated, cipher })
+        Ok(Established { tcp, record, peer, address, role: Role::Acceptor, negotiated, cipher, chain })
     }
 
     fn answer(&self, theirs: &Hello, welcome: bool) -> Result<(Hello, Negotiated), (Code, &'static str)> {
@@ -321,6 +328,11 @@ fn cipher(tls: &rustls::CommonState) -> String {
         Some(group) => format!("{suite} {:?}", group.name()),
         None => suite.to_owned(),
     }
+}
+
+/// What the peer proved itself with, to be judged again when our files change.
+fn chain(tls: &rustls::CommonState) -> Vec<CertificateDer<'static>> {
+    tls.peer_certificates().map(<[_]>::to_vec).unwrap_or_default()
 }
 
 fn random<const N: usize>() -> Result<[u8; N], ConnectError> {

@@ -158,12 +158,20 @@ impl Stage {
                 at("precopy", &ram_flows)?;
                 self.limit(PAUSE_MBIT)?;
                 at("precopy", &|p| lag(p) > PAUSE_LAG_BYTES)?;
-                let now = json!({"downtime-limit": AT_ONCE_MS});
-                self.source.qmp()?.execute("migrate-set-parameters", now)?;
+                self.pause_at_once();
                 at(if reach == Reach::Device { "device" } else { "switchover" }, &|_| true)?;
             }
         }
         Ok(())
+    }
+
+    /// Does not wait for QEMU's answer: its main loop may be busy with the pause before it answers.
+    fn pause_at_once(&self) {
+        let source = self.source.clone();
+        std::thread::spawn(move || {
+            let now = json!({"downtime-limit": AT_ONCE_MS});
+            source.qmp().and_then(|mut qmp| qmp.execute("migrate-set-parameters", now))
+        });
     }
 
     fn limit(&mut self, mbit: u32) -> Result<()> {

@@ -161,18 +161,20 @@ pub fn leftovers(qmp: &mut Qmp) -> Result<Vec<String>> {
     Ok(left)
 }
 
-/// What a live session holds without any stream: its connection, and its runtime's two of epoll, one
-/// eventfd, and one for signals.
+/// What a live session holds without any stream: its connection, and the four of its runtime
+/// (two of the poll, its waker, the signals' socket).
 const DESCRIPTORS_PER_SESSION: usize = 5;
 
 /// The agent holds nothing but its idle descriptors and its sessions, none of which has a stream.
 pub fn agent_is_clean(agent: &Agent, idle_descriptors: usize) -> Result<()> {
     let settled = wait_for("the agent to be as it was", SETTLE_WITHIN, || {
+        // Counted first: the agent has the connection of the question below for a moment longer.
+        let open = agent.open_descriptors()?;
         let status = agent.api("/v1/status")?;
         let sessions = field(&status, "/sessions")?.as_array().map_or(&[][..], Vec::as_slice);
         let streams: u64 = sessions.iter().filter_map(|s| s["streams"].as_u64()).sum();
         let allowed = idle_descriptors + DESCRIPTORS_PER_SESSION * sessions.len();
-        let idle = agent.open_descriptors()? <= allowed && streams == 0;
+        let idle = open <= allowed && streams == 0;
         Ok((idle && agent.runtime_leftovers()?.is_empty()).then_some(()))
     });
     settled.with_context(|| {

@@ -1,0 +1,48 @@
+//! The session protocol against a model: what is sent arrives, in order, once, whatever the link
+//! and the users do; limits hold at every step; nothing is left at the end. Then the scheduler's
+//! promises, every cut of a short transcript, and the bytes of version 1.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failure of the test")]
+
+#[path = "mux/cuts.rs"]
+mod cuts;
+#[path = "mux/life.rs"]
+mod life;
+#[path = "mux/pair.rs"]
+#[allow(dead_code)]
+mod pair;
+#[path = "mux/rng.rs"]
+mod rng;
+#[path = "mux/schedule.rs"]
+mod schedule;
+#[path = "mux/wire.rs"]
+mod wire;
+#[path = "mux/world.rs"]
+mod world;
+
+use rng::number_from_env;
+use world::World;
+
+const STEPS_DEFAULT: u64 = 300_000;
+const STEPS_PER_WORLD: u64 = 3_000;
+
+/// `VMFERRY_SEED` repeats one world, `VMFERRY_MODEL_STEPS` sets how much is tried.
+#[test]
+fn whatever_happens_every_stream_delivers_its_bytes() {
+    if let Some(seed) = number_from_env("VMFERRY_SEED") {
+        World::new(seed).run(STEPS_PER_WORLD);
+        return;
+    }
+    let steps = number_from_env("VMFERRY_MODEL_STEPS").unwrap_or(STEPS_DEFAULT);
+    let (mut moved, mut cuts, mut replayed) = (0, 0, 0);
+    for seed in 0..steps.div_ceil(STEPS_PER_WORLD) {
+        let mut world = World::new(seed);
+        world.run(STEPS_PER_WORLD);
+        moved += world.moved_bytes;
+        cuts += world.cuts;
+        replayed += world.replayed_bytes;
+    }
+    println!("{moved} bytes delivered, {cuts} cuts, {replayed} bytes replayed");
+    // The worlds must be worth something.
+    assert!(moved > steps * 100, "only {moved} bytes were delivered");
+    assert!(cuts > steps / 10_000 && replayed > steps, "only {cuts} cuts, {replayed} bytes replayed");
+}
