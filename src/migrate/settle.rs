@@ -342,12 +342,12 @@ pub(super) fn fate(host: &Host, peer: &Identity, migration: Uuid) -> Option<Fate
         let header = &past.header;
         header.migration == migration && header.role == Role::Destination && header.peer == peer.as_str()
     };
-    if let Some(past) = host.unended(migration, Role::Destination).filter(sent) {
-        if let Err(e) = host.end_late() {
-            tracing::warn!(error = chain(&e), "the journal still cannot be ended");
-            // It never has the word to start, and its QEMU has been undone: that is as durable.
-            return (!past.starting && !past.runs).then_some(Fate::NeverRan);
-        }
+    if let Some(past) = host.unended(migration, Role::Destination).filter(sent)
+        && let Err(e) = host.end_late()
+    {
+        tracing::warn!(error = chain(&e), "the journal still cannot be ended");
+        // It never has the word to start, and its QEMU has been undone: that is as durable.
+        return (!past.starting && !past.runs).then_some(Fate::NeverRan);
     }
     // It may be written to at this moment, so it is only looked at.
     let path = Journal::path(&host.journals(), migration, Role::Destination);
