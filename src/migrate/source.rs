@@ -369,25 +369,30 @@ impl Source {
             return chain(failure);
         }
         let own = chain(failure);
+        let (link, session, peer) = (&mut self.link, &self.session, &self.request.peer);
+        let lost = async {
+            let end = session.ended().await;
+            format!("the session with {peer} was lost: {}", chain(&end.cause))
+        };
         let heard = async {
             loop {
-                tokio::select! {
-                    notice = self.link.notice() => match notice {
-                        Ok(Notice::Failed { text }) => return Some(format!("the destination failed: {text}")),
-                        Ok(Notice::Loaded) => {}
-                        Err(_) => return None,
-                    },
-                    end = self.session.ended() => {
-                        return Some(format!("the session with {} was lost: {}", self.request.peer, chain(&end.cause)));
-                    }
+                match link.notice().await {
+                    Ok(Notice::Failed { text }) => return Some(format!("the destination failed: {text}")),
+                    Ok(Notice::Loaded) => {}
+                    // The session's end is a moment behind that of its streams.
+                    Err(e) if e.is_session_lost() => std::future::pending().await,
+                    Err(_) => return None,
                 }
             }
         };
-        let told = tokio::time::timeout(EXPLANATION_DEADLINE, heard).await.ok().flatten();
-        if told.is_none() && !self.session.is_live() {
-            let end = self.session.ended().await;
-            return format!("the session with {} was lost: {}", self.request.peer, chain(&end.cause));
-        }
+        let either = async {
+            tokio::select! {
+                biased;
+                heard = heard => heard,
+                lost = lost => Some(lost),
+            }
+        };
+        let told = tokio::time::timeout(EXPLANATION_DEADLINE, either).await.ok().flatten();
         match told {
             Some(told) if own.contains(&told) => own,
             Some(told) => format!("{told} ({own})"),
