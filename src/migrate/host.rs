@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::{Config, PeerConfig, VmConfig};
+use crate::mux::Code;
 use crate::net::connect::ConnectError;
+use crate::net::handshake::{HandshakeFailure, classify_handshake_error};
 use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 use crate::net::session::Session;
@@ -147,6 +149,25 @@ impl Host {
         connected.map_err(|source| Failure::Connect { peer: name.into(), source })
     }
 
+    /// What a failed connection means to an operator.
+    pub(super) fn connect_problem(&self, peer: &str, error: &ConnectError) -> Problem {
+        let text = format!("no session with peer {peer}: {}", chain(error));
+        if matches!(error, ConnectError::Refused { code: Code::Auth, .. }) {
+            let remedy = format!(
+                "add a peer with `identity` \"{}\", which is this host, to the configuration of {peer}",
+                self.identity
+            );
+            return Problem::new(ProblemKind::NotPermitted, text, remedy);
+        }
+        if is_distrust(error) {
+            let remedy =
+                "compare both sides with `vmferry certs check`, and the peer's `identity` on both sides";
+            return Problem::new(ProblemKind::PeerNotTrusted, text, remedy);
+        }
+        let remedy = "check that its agent runs, its `address`, and that the firewall passes that one port";
+        Problem::new(ProblemKind::PeerUnreachable, text, remedy)
+    }
+
     /// Reserves the VM for one migration on this host.
     pub(crate) fn reserve(self: &Arc<Self>, vm: &str, migration: Uuid) -> Result<Reservation, Problem> {
         let mut busy = lock(&self.busy);
@@ -194,23 +215,13 @@ impl Drop for Registration {
     }
 }
 
-/// What a failed connection means to an operator.
-pub(super) fn connect_problem(peer: &str, error: &ConnectError) -> Problem {
-    use crate::net::handshake::HandshakeFailure as H;
-    let untrusted = |f: &H| !matches!(f, H::Timeout | H::Closed);
-    let trust = match error {
-        ConnectError::Handshake(e) => untrusted(&e.failure),
-        ConnectError::BeforeHello(e) => untrusted(&crate::net::handshake::classify_handshake_error(e)),
-        ConnectError::Refused { code, .. } => *code == crate::mux::Code::Auth,
+/// Whether one side has judged the other's certificate.
+fn is_distrust(error: &ConnectError) -> bool {
+    let judged = |failure: &HandshakeFailure| !failure.may_pass();
+    match error {
+        ConnectError::Handshake(e) => judged(&e.failure),
+        ConnectError::BeforeHello(e) => judged(&classify_handshake_error(e)),
         _ => false,
-    };
-    let text = format!("no session with peer {peer}: {}", chain(error));
-    if trust {
-        let remedy = "compare both sides with `vmferry certs check`, and the peer's `identity` on both sides";
-        Problem::new(ProblemKind::PeerNotTrusted, text, remedy)
-    } else {
-        let remedy = "check that its agent runs, its `address`, and that the firewall passes that one port";
-        Problem::new(ProblemKind::PeerUnreachable, text, remedy)
     }
 }
 

@@ -59,16 +59,17 @@ impl Control {
         self.say(Reply::Response { number: self.number, response }).await;
     }
 
-    /// Answers, and ends the stream in order: dropped without that, it might take the answer along.
-    async fn last_answer(&mut self, response: Response) {
-        self.answer(response).await;
-        self.finish();
-    }
-
     pub(super) async fn say(&mut self, reply: Reply) {
         if let Err(e) = self.sender.send(&reply).await {
             tracing::debug!(error = chain(&e), "the source does not hear us");
         }
+    }
+
+    /// Answers, and says that nothing follows: a stream that is merely dropped is reset, and takes
+    /// along what has not been sent yet.
+    async fn answer_last(mut self, response: Response) {
+        self.answer(response).await;
+        self.finish();
     }
 
     /// Says that nothing follows.
@@ -107,7 +108,7 @@ pub(crate) async fn serve(
                     )],
                 }),
             };
-            control.last_answer(answer).await;
+            control.answer_last(answer).await;
         }
         Request::Prepare(offer) => match Destination::prepare(host, peer, migration, &offer).await {
             Ok((destination, prepared)) => {
@@ -117,14 +118,14 @@ pub(crate) async fn serve(
             }
             Err(trouble) => {
                 tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");
-                control.last_answer(Response::Refused(trouble.refusal())).await;
+                control.answer_last(Response::Refused(trouble.refusal())).await;
             }
         },
         Request::Settle => settle_request(&host, &peer, migration, control).await,
-        Request::Abort { .. } => control.last_answer(Response::Done).await,
+        Request::Abort { .. } => control.answer_last(Response::Done).await,
         other => {
             let trouble = Trouble::OutOfOrder(other.name());
-            control.last_answer(Response::Refused(trouble.refusal())).await;
+            control.answer_last(Response::Refused(trouble.refusal())).await;
         }
     }
 }

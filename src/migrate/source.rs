@@ -432,7 +432,7 @@ async fn connect(host: &Host, peer: &str, cancel: &CancellationToken) -> Result<
     tokio::select! {
         session = host.session(peer) => session.map_err(|failure| match failure {
             Failure::Connect { source, .. } => {
-                Failure::Problems(vec![super::host::connect_problem(peer, &source)])
+                Failure::Problems(vec![host.connect_problem(peer, &source)])
             }
             other => other,
         }),

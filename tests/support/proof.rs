@@ -178,10 +178,10 @@ pub fn agent_is_clean(agent: &Agent, idle_descriptors: usize) -> Result<()> {
         Ok((idle && agent.runtime_leftovers()?.is_empty()).then_some(()))
     });
     settled.with_context(|| {
-        let (open, files) = (agent.descriptor_targets(), agent.runtime_leftovers());
+        let (open, files) = (agent.descriptors(), agent.runtime_leftovers());
         let status = agent.api("/v1/status").map(|s| s["sessions"].to_string());
         format!(
-            "agent on {}: descriptors {open:?} open, {idle_descriptors} when idle; files {files:?}; sessions {status:?}",
+            "agent on {}: {open:?} descriptors open, {idle_descriptors} when idle; files {files:?}; sessions {status:?}",
             agent.host().name
         )
     })
