@@ -138,7 +138,9 @@ async fn one(State(agent): Agents, id: Id) -> Result<Json<Progress>, Problem> {
 async fn events(State(agent): Agents, id: Id) -> Result<Response, Problem> {
     let Path(id) = id?;
     let entry = agent.registry.get(id).ok_or_else(|| Problem::unknown(id))?;
-    let lines = stream::unfold(Some(entry.progress.watch()), next_line);
+    let mut watch = entry.progress.watch();
+    watch.mark_changed();
+    let lines = stream::unfold(Some(watch), next_line);
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
 }
 
@@ -148,16 +150,14 @@ async fn next_line(
     watch: Option<watch::Receiver<Progress>>,
 ) -> Option<(Line, Option<watch::Receiver<Progress>>)> {
     let mut watch = watch?;
+    watch.changed().await.ok()?;
     let progress = watch.borrow_and_update().clone();
     let line = serde_json::to_vec(&progress).map(|mut line| {
         line.push(b'\n');
         line
     });
     let ended = progress.outcome.is_some_and(|o| !matches!(o, Outcome::Undecided { .. }));
-    if ended || watch.changed().await.is_err() {
-        return Some((line, None));
-    }
-    Some((line, Some(watch)))
+    Some((line, (!ended).then_some(watch)))
 }
 
 async fn cancel(
