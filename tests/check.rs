@@ -63,15 +63,27 @@ const NAMES: &[Case] = &[
     Case { to: "charlie", ..case("fits", "peer-unknown", &["alpha", "charlie"], &["[peer.charlie]"]) },
     Case {
         to: "deaf",
-        ..case("fits", "peer-unreachable", &["deaf", "10.77.0.2:9999"], &["agent runs", "`address`", "firewall"])
+        ..case(
+            "fits",
+            "peer-unreachable",
+            &["deaf", "10.77.0.2:9999"],
+            &["agent runs", "`address`", "firewall"],
+        )
     },
-    Case { to: "mistaken", ..case("fits", "peer-not-trusted", &["mistaken"], &["certs check", "`identity`"]) },
+    Case {
+        to: "mistaken",
+        ..case("fits", "peer-not-trusted", &["mistaken"], &["certs check", "`identity`"])
+    },
 ];
 
 const BUSY: Case = case("fits", "busy", &["VM fits", "mirror errand"], &["block-job-cancel"]);
 const OTHER_CA: Case = case("fits", "peer-not-trusted", &["bravo", "CA"], &["certs check"]);
-const UNKNOWN_HERE: Case =
-    case("fits", "not-permitted", &["bravo", "identity"], &["`identity` \"alpha\"", "configuration of bravo"]);
+const UNKNOWN_HERE: Case = case(
+    "fits",
+    "not-permitted",
+    &["bravo", "identity"],
+    &["`identity` \"alpha\"", "configuration of bravo"],
+);
 const AGENT_DOWN: Case = case("fits", "peer-unreachable", &["bravo", "10.77.0.2:9907"], &["agent runs"]);
 
 #[test]
@@ -101,7 +113,8 @@ impl Stage {
         let targets = targets(&lab.paths, &net)?;
         source.boot()?;
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
-        let alpha = Agent::start(&lab.paths, &net.alpha, &on_alpha(&net, &source), &credentials.issue("alpha")?)?;
+        let alpha =
+            Agent::start(&lab.paths, &net.alpha, &on_alpha(&net, &source), &credentials.issue("alpha")?)?;
         let on_bravo = on_bravo(&net, &targets);
         let bravo = Agent::start(&lab.paths, &net.bravo, &on_bravo, &credentials.issue("bravo")?)?;
         Ok(Self { net, source, targets, alpha, bravo: Some(bravo) })
@@ -286,7 +299,8 @@ fn third_disk(paths: &Paths, file: &Path, secret: &Path, third: Third) -> Result
         node["driver"] = json!("luks");
         node["key-secret"] = json!("key");
     }
-    let words = ["-object", &object, "-blockdev", &node.to_string(), "-device", "virtio-blk-pci,id=disk2,drive=vdc"];
+    let words =
+        ["-object", &object, "-blockdev", &node.to_string(), "-device", "virtio-blk-pci,id=disk2,drive=vdc"];
     Ok(words.map(str::to_owned).to_vec())
 }
 
@@ -358,7 +372,8 @@ fn on_alpha(net: &Net, source: &Vm) -> AgentSpec {
 
 /// Any name may be received but `private`; `stranger` is not known.
 fn on_bravo(net: &Net, targets: &[Vm]) -> AgentSpec {
-    let names: Vec<&str> = targets.iter().map(|vm| vm.spec.name.as_str()).chain(["absent", "private"]).collect();
+    let names: Vec<&str> =
+        targets.iter().map(|vm| vm.spec.name.as_str()).chain(["absent", "private"]).collect();
     let monitor = |name: &str| -> PathBuf {
         let target = targets.iter().find(|vm| vm.spec.name == name);
         target.map_or_else(|| net.bravo.dir.join("nobody.qmp"), Vm::agent_monitor)

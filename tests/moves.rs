@@ -39,7 +39,8 @@ fn migrate(pair: &Pair, vm: &str, way: Way, options: &[&str]) -> Result<Value> {
 }
 
 fn json_lines(text: &str) -> Result<Vec<Value>> {
-    let lines = text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("no JSON: {line}")));
+    let lines =
+        text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("no JSON: {line}")));
     lines.collect()
 }
 
@@ -138,7 +139,8 @@ const STREAMS_EACH: u64 = 3;
 fn four_guests_move_both_ways_over_one_connection() -> Result<()> {
     with_lab("four_guests_move_both_ways_over_one_connection", |lab| {
         let net = lab.two_hosts()?;
-        let names = [("web1", Way::ToBravo), ("db1", Way::ToAlpha), ("web2", Way::ToBravo), ("db2", Way::ToAlpha)];
+        let names =
+            [("web1", Way::ToBravo), ("db1", Way::ToAlpha), ("web2", Way::ToBravo), ("db2", Way::ToAlpha)];
         let guests = names
             .iter()
             .map(|(name, _)| Guest::define(lab, &net, &spec(name, Version::V10), &spec(name, Version::V10)))
@@ -168,7 +170,10 @@ fn four_guests_move_both_ways_over_one_connection() -> Result<()> {
         }
         let traffic = capture.finish(&[])?;
         ensure!(traffic.connections.len() == 1, "{} connections: {traffic:?}", traffic.connections.len());
-        ensure!(traffic.destination_ports().iter().eq([&PORT]) && traffic.other_packets.is_empty(), "{traffic:?}");
+        ensure!(
+            traffic.destination_ports().iter().eq([&PORT]) && traffic.other_packets.is_empty(),
+            "{traffic:?}"
+        );
         for (guest, way) in travels {
             let (source, destination, _) = guest.way(way);
             pair.proves_move(guest, way).with_context(|| guest.name.clone())?;
@@ -185,7 +190,9 @@ fn boot_all(travels: &[(&Guest, Way)]) -> Result<()> {
         boots.into_iter().try_for_each(|boot| boot.join().map_err(|_| anyhow::anyhow!("a boot panicked"))?)
     })?;
     // Each disk is then full of the guest's blocks.
-    travels.iter().try_for_each(|(guest, way)| guest.way(*way).0.wait_count(guest.alpha.spec.blocks).map(drop))
+    travels
+        .iter()
+        .try_for_each(|(guest, way)| guest.way(*way).0.wait_count(guest.alpha.spec.blocks).map(drop))
 }
 
 fn sessions(agent: &Agent) -> Result<Vec<Value>> {
@@ -201,7 +208,8 @@ fn all_mirror(pair: &Pair) -> Result<Option<()>> {
     }
     let ended = all.iter().find(|p| !p["outcome"].is_null());
     ensure!(ended.is_none(), "one ended before all were under way: {ended:?}");
-    let in_mirror = |p: &&Value| p["phase"] == "mirror" && p["disks"].as_array().is_some_and(|d| d.len() == 2);
+    let in_mirror =
+        |p: &&Value| p["phase"] == "mirror" && p["disks"].as_array().is_some_and(|d| d.len() == 2);
     let copying = all.iter().filter(in_mirror).count() == 4;
     Ok(copying.then_some(()))
 }
@@ -213,7 +221,8 @@ fn one_session(agent: &Agent, streams: u64) -> Result<()> {
         ensure!(sessions.len() == 1, "one session, not {sessions:?}");
         Ok((sessions[0]["streams"] == streams).then_some(()))
     };
-    wait_for(&format!("{streams} streams"), LONG, carries).with_context(|| format!("{:?}", sessions(agent)))?;
+    wait_for(&format!("{streams} streams"), LONG, carries)
+        .with_context(|| format!("{:?}", sessions(agent)))?;
     let connections: Vec<_> =
         agent.host().tcp_connections()?.into_iter().filter(|c| c.state == "ESTAB").collect();
     ensure!(connections.len() == 1, "{connections:?}");
@@ -289,7 +298,10 @@ fn answers_about(agent: &Agent, ids: &[&str]) -> Result<()> {
         let again = agent.vmferry(&["watch", id])?;
         ensure!(again.code == 0, "{again:?}");
         let late = agent.vmferry(&["cancel", id])?;
-        ensure!(late.code == 2 && !late.stderr.is_empty(), "a migration that has ended was cancelled: {late:?}");
+        ensure!(
+            late.code == 2 && !late.stderr.is_empty(),
+            "a migration that has ended was cancelled: {late:?}"
+        );
     }
     let status = json(&["status", "--json"])?;
     ensure!(status["identity"] == agent.host().name.as_str() && status["migrations_active"] == 0, "{status}");
@@ -316,7 +328,10 @@ fn a_failed_try_is_followed_by_a_good_one() -> Result<()> {
         guest.bravo.create_disk(1, guest.bravo.spec.disk_mib - 1)?;
         let refused = pair.alpha.vmferry(&["migrate", VM, "--to", "bravo"])?;
         ensure!(refused.code == 1, "{refused:?}");
-        ensure!(refused.stdout.contains("disk1") && refused.stdout.contains("qemu-img resize"), "{refused:?}");
+        ensure!(
+            refused.stdout.contains("disk1") && refused.stdout.contains("qemu-img resize"),
+            "{refused:?}"
+        );
         source_goes_on(&pair, &guest, descriptors)?;
 
         guest.bravo.create_disk(1, guest.bravo.spec.disk_mib)?;

@@ -20,6 +20,7 @@ use attack::{assert_bounded, local_side, small};
 use pair::{BULK, Pair, URGENT, content, drain, events, lone};
 use rng::{Rng, number_from_env};
 use vmferry::mux::frame::{self, FLAG_ABORT, FLAG_IGNORABLE, HEADER_LEN, Header, Kind, PAYLOAD_MAX};
+use vmferry::mux::hello;
 use vmferry::mux::{Class, Code, Config, Event, Open, Role, SessionError, StreamId};
 
 const MIB: u64 = 1 << 20;
@@ -166,6 +167,10 @@ fn a_failed_session_stays_failed() {
     assert!(drain(&mut session, now).is_empty());
     assert!(session.open(now, BULK).is_err());
     assert_eq!(session.poll_timeout(), None);
+    session.go_away(error.code(), "why");
+    let goaway = hello::encode_goaway(Code::Protocol, 0, "why");
+    assert_eq!(drain(&mut session, now), goaway[..], "it says why and nothing else");
+    assert!(drain(&mut session, now).is_empty());
 }
 
 type Make = fn(u64) -> Vec<u8>;

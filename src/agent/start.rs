@@ -19,6 +19,8 @@ use super::registry::Registry;
 use super::{Agent, listen, reload};
 use crate::config::{Config, TlsConfig};
 use crate::metrics::Metrics;
+use crate::migrate::problem::chain;
+use crate::migrate::progress::{Progress, ProgressSink};
 use crate::migrate::{Host, journal, settle};
 use crate::mux;
 use crate::net::connect::Endpoint;
@@ -27,6 +29,8 @@ use crate::net::tls::{Aead, Tls, TlsPaths};
 
 /// Streams that peers may have opened and nobody has looked at yet.
 const INCOMING_MAX: usize = 256;
+/// Between two tries to end the journals of ended migrations whose disk was full.
+const END_LATE_EVERY: Duration = Duration::from_secs(5);
 
 /// Why an agent does not run, or no longer does.
 #[derive(Debug, thiserror::Error)]
@@ -83,14 +87,20 @@ async fn serve(config: Config, tls: Tls) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     metrics.certificate_expires(tls.not_after.unix_timestamp());
     let endpoint = Endpoint::new(tls, limits, config.deadlines.dead_peer())?;
-    let host = Arc::new(Host::new(config, identity, Pool::new(endpoint, incoming, started)));
+    let stopping = CancellationToken::new();
+    let pool = Pool::new(endpoint, incoming, started);
+    let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));
+    // Before anybody can ask for a migration of the same VMs.
+    let found = settle::find(&host)?;
+    journal::prune(&host.journals(), host.identity.as_str())?;
     let agent = Arc::new(Agent {
         host,
         registry: Registry::default(),
         metrics,
         sources: TaskTracker::new(),
+        served: TaskTracker::new(),
         tasks: TaskTracker::new(),
-        stopping: CancellationToken::new(),
+        stopping,
     });
     // Before anything listens: who is told to stop must not be half started.
     let mut signals = Signals::new()?;
@@ -98,9 +108,10 @@ async fn serve(config: Config, tls: Tls) -> anyhow::Result<()> {
     listen_all(&agent, &servers)?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
     servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
-    settle_all(&agent)?;
+    settle_all(&agent, found)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     keep_watchdog(&servers);
+    servers.spawn(end_late(Arc::clone(&agent)));
     while signals.next().await == Asked::Reload {
         reload::reload(&agent);
     }
@@ -138,10 +149,10 @@ fn listen_all(agent: &Arc<Agent>, servers: &TaskTracker) -> anyhow::Result<()> {
 }
 
 /// Takes up what an earlier life of this agent left open.
-fn settle_all(agent: &Arc<Agent>) -> anyhow::Result<()> {
-    let (open, history) = settle::find(&agent.host)?;
+fn settle_all(agent: &Arc<Agent>, found: (Vec<settle::Open>, Vec<Progress>)) -> anyhow::Result<()> {
+    let (open, history) = found;
     for progress in history {
-        agent.registry.add(crate::migrate::progress::ProgressSink::new(progress));
+        agent.registry.add(ProgressSink::new(progress));
     }
     for one in open {
         agent.registry.add(one.progress.clone());
@@ -152,8 +163,17 @@ fn settle_all(agent: &Arc<Agent>) -> anyhow::Result<()> {
             settling.metrics.migration_ended(&progress.now());
         });
     }
-    journal::prune(&agent.host.journals(), agent.host.identity.as_str())?;
     Ok(())
+}
+
+/// Ends journals once their disk has room again.
+async fn end_late(agent: Arc<Agent>) {
+    loop {
+        tokio::time::sleep(END_LATE_EVERY).await;
+        if let Err(e) = agent.host.end_late() {
+            tracing::debug!(error = chain(&e), "a journal still cannot be ended");
+        }
+    }
 }
 
 fn keep_watchdog(servers: &TaskTracker) {

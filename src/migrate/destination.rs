@@ -58,6 +58,8 @@ pub(super) struct Destination {
     ram: Option<std::os::fd::OwnedFd>,
     incoming: bool,
     loaded: bool,
+    /// QEMU may have been told to run the guest: from here on nothing leads back.
+    continued: bool,
     _registration: Registration,
     _reservation: Reservation,
 }
@@ -85,7 +87,8 @@ impl Destination {
         let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {
             Ok(found) => found,
             Err(trouble) => {
-                never_ran(&mut journal, &trouble, Vec::new());
+                let word = journal.record(Record::NeverRan);
+                host.end(journal, never_ran(&trouble, word.err().map(|e| chain(&e)).into_iter().collect()));
                 return Err(trouble);
             }
         };
@@ -111,6 +114,7 @@ impl Destination {
             ram: None,
             incoming: false,
             loaded: false,
+            continued: false,
             _registration: registration,
             _reservation: reservation,
         };
@@ -158,12 +162,8 @@ impl Destination {
         let mut control = Some(control);
         match self.work(&mut control).await {
             Ok(()) => self.end_moved(Vec::new()),
-            // A QEMU that refused to start its guest has not run it: the way back is open.
-            Err(trouble)
-                if self.journal.past().starting && !matches!(trouble, Trouble::NotStarted { .. }) =>
-            {
-                self.go_on(&trouble).await;
-            }
+            // A QEMU that is gone, or refuses, before it runs its guest: the way back is open.
+            Err(trouble) if self.continued => self.go_on(&trouble).await,
             Err(trouble) => {
                 tracing::warn!(vm = self.vm, cause = chain(&trouble), "the destination gives up");
                 if let Some(control) = &mut control {
@@ -220,6 +220,8 @@ impl Destination {
                 (label, end) = self.streams.ended() => {
                     tracing::debug!(stream = %label, end = chain(&end), "a stream ended");
                 }
+                // A guest that is here whole may be handed over at any moment: that is waited for.
+                () = self.host.stopping.cancelled(), if !self.loaded => return Err(Trouble::Stopping),
                 () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() => {
                     if self.journal.past().runs {
                         return Ok(());
@@ -361,32 +363,42 @@ impl Destination {
         Ok(())
     }
 
-    /// The guest is ours from the record on.
+    /// The guest is ours from the record on, unless its QEMU turns out to be gone before it was
+    /// told to run it: then it surely never ran here.
     async fn start_guest(&mut self) -> Result<Started, Trouble> {
+        self.qmp.execute(QueryStatus).await?;
         self.journal.record(Record::Starting)?;
         self.enter(Phase::HandOver);
         let mut warnings = Vec::new();
-        let hook = self.host.config.vms.get(&self.vm).map(|c| c.before_start.clone()).unwrap_or_default();
-        let mut hook_ms = None;
-        if !hook.is_empty() {
-            let since = Instant::now();
-            let ran = vm::run_hook(&hook, &self.vm, self.host.config.deadlines.hook()).await;
-            warnings.extend(ran.err());
-            hook_ms = Some(since.elapsed().as_millis() as u64);
-        }
+        let hook_ms = self.run_hook(&mut warnings).await;
         if self.journal.past().header.running {
+            self.qmp.execute(QueryStatus).await?;
             warnings.extend(self.continue_guest().await?);
         }
+        self.continued = true;
         self.journal.record(Record::Runs)?;
         self.enter(Phase::Confirm);
         tracing::info!(vm = self.vm, "the guest runs here");
         Ok(Started { hook_ms, warnings })
     }
 
+    async fn run_hook(&self, warnings: &mut Vec<String>) -> Option<u64> {
+        let hook = &self.host.config.vms.get(&self.vm)?.before_start;
+        if hook.is_empty() {
+            return None;
+        }
+        let since = Instant::now();
+        let ran = vm::run_hook(hook, &self.vm, self.host.config.deadlines.hook()).await;
+        warnings.extend(ran.err());
+        Some(since.elapsed().as_millis() as u64)
+    }
+
     /// Lets the guest run; a warning when QEMU does not say that it does.
     async fn continue_guest(&mut self) -> Result<Option<String>, Trouble> {
+        self.continued = true;
         match self.qmp.execute(Cont).await {
             Err(source) if source.desc().is_some() => {
+                self.continued = false;
                 return Err(Trouble::NotStarted { vm: self.vm.clone(), source });
             }
             answer => answer?,
@@ -414,42 +426,34 @@ impl Destination {
         self.end_moved(leftovers);
     }
 
-    fn end_moved(mut self, leftovers: Vec<String>) {
+    fn end_moved(self, leftovers: Vec<String>) {
         let outcome = Outcome::Moved { leftovers };
-        if let Err(e) = self.journal.record(Record::Ended(outcome.clone())) {
-            tracing::error!(error = chain(&e), "the journal stays open and is settled at the next start");
-        }
+        self.host.end(self.journal, outcome.clone());
         super::source::finish(&self.progress, Phase::Done, outcome);
     }
 
-    /// Undoes what was prepared. The durable word that the guest never ran here comes first.
+    /// Undoes what was prepared. The durable word that the guest never ran here comes first; on a
+    /// disk that does not take it, a journal without the word to start says the same.
     async fn give_up(mut self, trouble: &Trouble) {
-        let mut leftovers = Vec::new();
-        match self.journal.record(Record::NeverRan) {
-            Ok(()) => {
-                // Streams first: an NBD client in its handshake would hang QEMU 7.2's server stop.
-                self.streams.cut_all();
-                self.ram = None;
-                self.nbd = None;
-                leftovers = undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await;
-            }
-            Err(e) => leftovers.push(chain(&e)),
-        }
-        let outcome = never_ran(&mut self.journal, trouble, leftovers);
+        let word = self.journal.record(Record::NeverRan);
+        let mut leftovers: Vec<String> = word.err().map(|e| chain(&e)).into_iter().collect();
+        // Streams first: an NBD client in its handshake would hang QEMU 7.2's server stop.
+        self.streams.cut_all();
+        self.ram = None;
+        self.nbd = None;
+        leftovers.extend(undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await);
+        let outcome = never_ran(trouble, leftovers);
+        self.host.end(self.journal, outcome.clone());
         tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");
         super::source::finish(&self.progress, Phase::Failed, outcome);
     }
 }
 
-fn never_ran(journal: &mut Journal, trouble: &Trouble, leftovers: Vec<String>) -> Outcome {
+fn never_ran(trouble: &Trouble, leftovers: Vec<String>) -> Outcome {
     let problems = trouble.refusal().problems;
     let cancelled = matches!(trouble, Trouble::Aborted(reason) if reason == "cancelled");
     let cause = chain(trouble);
-    let outcome = Outcome::Failed { phase: Phase::Prepare, cause, problems, cancelled, leftovers };
-    if let Err(e) = journal.record(Record::Ended(outcome.clone())) {
-        tracing::error!(error = chain(&e), "the journal stays open and is settled at the next start");
-    }
-    outcome
+    Outcome::Failed { phase: Phase::Prepare, cause, problems, cancelled, leftovers }
 }
 
 async fn find_or_start(

@@ -131,7 +131,7 @@ pub(crate) async fn serve(
 }
 
 /// What has become of a migration whose source was lost.
-async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, control: Control) {
+async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, mut control: Control) {
     if let Some(incoming) = host.destination(migration)
         && incoming.peer == *peer
     {
@@ -146,5 +146,14 @@ async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, control: 
             text: format!("{} has no decided record of migration {migration} from {peer}", host.identity),
         }),
     };
-    control.answer_last(answer).await;
+    control.answer(answer).await;
+    // The source takes note of its fate, or calls off what is over already.
+    while let Ok(Ok(Some(request))) = timeout(REQUEST_DEADLINE, control.request()).await {
+        let answer = match request {
+            Request::Confirmed | Request::Abort { .. } => Response::Done,
+            other => Response::Refused(Trouble::OutOfOrder(other.name()).refusal()),
+        };
+        control.answer(answer).await;
+    }
+    control.finish();
 }

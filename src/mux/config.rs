@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use super::frame::RECORD_LEN;
 use super::{Class, purpose};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
+/// Half of the rate at which a peer takes PINGs.
+const PING_INTERVAL_MIN: Duration = Duration::from_millis(200);
 
 /// One value for each class.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -68,7 +71,7 @@ pub struct Config {
     pub send_queue_bytes_per_stream: usize,
     /// Bytes of one batch; a multiple of [`frame::RECORD_LEN`](super::frame::RECORD_LEN).
     pub batch_bytes: usize,
-    /// Time between two pings.
+    /// Time between two pings; less if the connection would be dead before the third.
     pub ping_after: Duration,
     /// Silence after which the connection is dead.
     pub dead_after: Duration,
@@ -161,6 +164,17 @@ impl Config {
     #[must_use]
     pub fn own_opens(&self) -> RateLimit {
         RateLimit { per_second: (self.opens.per_second / 4).max(1), burst: (self.opens.burst / 4).max(1) }
+    }
+
+    /// A batch that any frame fits into.
+    pub(super) fn batch_limit(&self) -> usize {
+        self.batch_bytes.max(RECORD_LEN)
+    }
+
+    /// Time between two pings: a connection is asked before it is given up, at a rate that the
+    /// peer allows.
+    pub(super) fn ping_interval(&self) -> Duration {
+        self.ping_after.min(self.dead_after / 3).max(PING_INTERVAL_MIN)
     }
 
     pub(super) fn reserve_bytes(&self) -> usize {

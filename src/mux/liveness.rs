@@ -108,7 +108,7 @@ impl Liveness {
         if self.ping_due {
             return None;
         }
-        self.pinged.map(|pinged| pinged + config.ping_after)
+        self.pinged.map(|pinged| pinged + config.ping_interval())
     }
 
     /// # Errors

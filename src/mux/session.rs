@@ -327,7 +327,7 @@ impl Session {
     }
 
     /// Ends the session in order: tells the peer, opens and takes no new streams; those that are
-    /// open go on. Only the first call counts.
+    /// open go on. Only the first call counts. A failed session can still say this and nothing else.
     pub fn go_away(&mut self, code: Code, text: &str) {
         if self.farewell.ours.is_none() {
             self.farewell.ours = Some((code, frame::cut_text(text).to_owned()));

@@ -16,14 +16,13 @@ impl Session {
     /// when the batch before has left: what is not framed yet can still be overtaken.
     pub fn poll_transmit(&mut self, now: Instant, batch: &mut Batch) -> bool {
         batch.clear();
-        if !self.connected || self.has_failed() {
+        if !self.connected {
             return false;
         }
-        self.fill_link(now, batch);
-        self.fill_replay(batch);
-        // Nothing may overtake an OPEN or ACCEPT that did not fit.
-        if !self.log.is_replaying() && self.fill_control(now, batch) {
-            self.fill_data(now, batch);
+        if self.has_failed() {
+            self.fill_farewell(batch);
+        } else {
+            self.fill(now, batch);
         }
         if batch.is_empty() {
             return false;
@@ -33,6 +32,15 @@ impl Session {
         self.stats.sent_frames += batch.parts().len() as u64;
         self.stats.sent_bytes += batch.len_bytes() as u64;
         true
+    }
+
+    fn fill(&mut self, now: Instant, batch: &mut Batch) {
+        self.fill_link(now, batch);
+        self.fill_replay(batch);
+        // Nothing may overtake an OPEN or ACCEPT that did not fit.
+        if !self.log.is_replaying() && self.fill_control(now, batch) {
+            self.fill_data(now, batch);
+        }
     }
 
     fn fill_link(&mut self, now: Instant, batch: &mut Batch) {
@@ -47,6 +55,14 @@ impl Session {
             self.stats.acks_sent += 1;
             batch.push(&Header::new(Kind::Ack, 0, seq), Bytes::new());
         }
+        self.fill_farewell(batch);
+        if std::mem::take(&mut self.farewell.detach_due) {
+            batch.push(&Header::new(Kind::Detach, 0, 0), Bytes::new());
+        }
+    }
+
+    /// The only thing that a failed session still says.
+    fn fill_farewell(&mut self, batch: &mut Batch) {
         if std::mem::take(&mut self.farewell.due)
             && let Some((code, text)) = &self.farewell.ours
         {
@@ -54,9 +70,6 @@ impl Session {
             let value = frame::encode_goaway_value(*code, highest);
             let header = Header::new(Kind::GoAway, 0, value).with_len(text.len());
             batch.push(&header, Bytes::copy_from_slice(text.as_bytes()));
-        }
-        if std::mem::take(&mut self.farewell.detach_due) {
-            batch.push(&Header::new(Kind::Detach, 0, 0), Bytes::new());
         }
     }
 
@@ -67,7 +80,7 @@ impl Session {
 
     fn fill_replay(&mut self, batch: &mut Batch) {
         while self.log.is_replaying() {
-            let room = self.config.batch_bytes.saturating_sub(batch.len_bytes());
+            let room = self.config.batch_limit().saturating_sub(batch.len_bytes());
             let Some(entry) = self.log.replay_next(room) else { return };
             self.stats.replayed_frames += 1;
             self.stats.replayed_bytes += (HEADER_LEN + entry.payload.len()) as u64;
@@ -105,7 +118,7 @@ impl Session {
 
     /// The next control frame of a stream, when batch and log have room for it.
     fn next_control(&mut self, id: StreamId, batch: &Batch) -> Option<(Header, Bytes)> {
-        let room = batch.fits(frame::OPEN_LEN, self.config.batch_bytes) && self.log.fits(frame::OPEN_LEN);
+        let room = batch.fits(frame::OPEN_LEN, self.config.batch_limit()) && self.log.fits(frame::OPEN_LEN);
         let stream = self.streams.0.get_mut(&id).filter(|_| room)?;
         if std::mem::take(&mut stream.control.open) {
             return Some(open_frame(stream));
@@ -144,7 +157,7 @@ impl Session {
     }
 
     fn fill_data(&mut self, now: Instant, batch: &mut Batch) {
-        while let Some(room) = batch.data_room(self.config.batch_bytes) {
+        while let Some(room) = batch.data_room(self.config.batch_limit()) {
             let (urgent, bulk) = (self.log.has_urgent_room(), self.log.has_bulk_room());
             if !urgent || !bulk {
                 self.stats.log_stalls += u64::from(!self.scheduler.is_empty());

@@ -99,10 +99,12 @@ impl Pool {
         }
     }
 
-    /// All live sessions.
+    /// All live sessions. Forgets the others: each holds the descriptors of its runtime.
     #[must_use]
     pub fn all(&self) -> Vec<Session> {
-        self.locked().values().flatten().filter(|s| s.is_live()).cloned().collect()
+        let mut sessions = self.locked();
+        sessions.values_mut().for_each(|of_peer| of_peer.retain(Session::is_live));
+        sessions.values().flatten().cloned().collect()
     }
 
     fn adopt(&self, established: Established) -> Result<Session, ConnectError> {

@@ -271,6 +271,15 @@ fn silence_is_asked_about_and_then_is_death() {
 }
 
 #[test]
+fn an_impatient_session_asks_before_it_gives_up() {
+    let start = std::time::Instant::now();
+    let config = Config { dead_after: Duration::from_millis(900), ..Config::default() };
+    let mut session = lone(Role::Dialer, config, start);
+    drain(&mut session, start);
+    assert_eq!(deadline(&session, start), Duration::from_millis(300));
+}
+
+#[test]
 fn a_timeout_that_cannot_be_sent_does_not_come_again() {
     let start = std::time::Instant::now();
     let mut session = lone(Role::Dialer, Config::default(), start);

@@ -21,6 +21,7 @@ pub mod process;
 pub mod proof;
 pub mod qmp;
 pub mod vm;
+pub mod volume;
 
 pub use agent::{Agent, AgentSpec, Credentials, PeerEntry, VmEntry, VmferryRun};
 pub use capture::Capture;
@@ -30,3 +31,4 @@ pub use pair::{Guest, Pair};
 pub use pcap::Traffic;
 pub use qmp::Qmp;
 pub use vm::{DiskFormat, Vm, VmSpec};
+pub use volume::Volume;
