@@ -439,11 +439,12 @@ fn windows_share_the_budget_and_every_stream_goes_on() {
 
 #[test]
 fn a_large_window_makes_room_for_a_later_stream() {
-    let config = Config { max_streams: 8, budget_bytes: 8 << 20, ..Config::default() };
+    let config = Config { max_streams: 8, budget_bytes: 6 << 20, ..Config::default() };
     let mut pair = Pair::new(config);
-    let (first, second) = (pair.open(BULK), pair.open(BULK));
+    let first = pair.open(BULK);
     flow(&mut pair, first, 100, usize::MAX);
     let alone = window(&pair, first);
+    let second = pair.open(BULK);
     for _ in 0..100 {
         flow(&mut pair, first, 1, usize::MAX);
         flow(&mut pair, second, 1, usize::MAX);
