@@ -170,7 +170,8 @@ pub struct VmConfig {
     pub start: Option<Start>,
     /// Command run on the destination when the source has handed over and before the guest
     /// starts: move an address, switch a bridge port. Its time is downtime; its failure is
-    /// reported and does not keep the guest from starting.
+    /// reported and does not keep the guest from starting. It runs again when the agent died
+    /// while it was at work, so it must not mind that.
     #[serde(default)]
     pub before_start: Vec<String>,
 }

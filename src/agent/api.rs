@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -36,17 +36,25 @@ impl Connected<IncomingStream<'_, UnixListener>> for Caller {
     }
 }
 
+/// The description of all that follows, for programs.
+const OPENAPI: &str = include_str!("openapi.json");
+
 /// The routes.
 pub(crate) fn router(agent: Arc<Agent>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
         .route("/v1/check", post(check))
         .route("/v1/migrations", get(list).post(migrate))
         .route("/v1/migrations/{id}", get(one))
         .route("/v1/migrations/{id}/events", get(events))
         .route("/v1/migrations/{id}/cancel", post(cancel))
         .fallback(|| async {
-            Problem::new(StatusCode::NOT_FOUND, "no such path", "see the README's list of paths")
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "no such path",
+                "see GET /v1/openapi.json for those that there are",
+            )
         })
         .with_state(agent)
 }
@@ -77,7 +85,14 @@ impl From<JsonRejection> for Problem {
     }
 }
 
+impl From<PathRejection> for Problem {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text(), "see `vmferry list` for the ids of migrations")
+    }
+}
+
 type Agents = State<Arc<Agent>>;
+type Id = Result<Path<Uuid>, PathRejection>;
 
 async fn status(State(agent): Agents) -> impl IntoResponse {
     Json(agent.status().await)
@@ -113,15 +128,19 @@ async fn migrate(
     }
 }
 
-async fn one(State(agent): Agents, Path(id): Path<Uuid>) -> Result<Json<Progress>, Problem> {
+async fn one(State(agent): Agents, id: Id) -> Result<Json<Progress>, Problem> {
+    let Path(id) = id?;
     let entry = agent.registry.get(id).ok_or_else(|| Problem::unknown(id))?;
     Ok(Json(entry.progress.now()))
 }
 
 /// One line of JSON for each change, until the migration's end.
-async fn events(State(agent): Agents, Path(id): Path<Uuid>) -> Result<Response, Problem> {
+async fn events(State(agent): Agents, id: Id) -> Result<Response, Problem> {
+    let Path(id) = id?;
     let entry = agent.registry.get(id).ok_or_else(|| Problem::unknown(id))?;
-    let lines = stream::unfold(Some(entry.progress.watch()), next_line);
+    let mut watch = entry.progress.watch();
+    watch.mark_changed();
+    let lines = stream::unfold(Some(watch), next_line);
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
 }
 
@@ -131,23 +150,22 @@ async fn next_line(
     watch: Option<watch::Receiver<Progress>>,
 ) -> Option<(Line, Option<watch::Receiver<Progress>>)> {
     let mut watch = watch?;
+    watch.changed().await.ok()?;
     let progress = watch.borrow_and_update().clone();
     let line = serde_json::to_vec(&progress).map(|mut line| {
         line.push(b'\n');
         line
     });
     let ended = progress.outcome.is_some_and(|o| !matches!(o, Outcome::Undecided { .. }));
-    if ended || watch.changed().await.is_err() {
-        return Some((line, None));
-    }
-    Some((line, Some(watch)))
+    Some((line, (!ended).then_some(watch)))
 }
 
 async fn cancel(
     State(agent): Agents,
     ConnectInfo(caller): ConnectInfo<Caller>,
-    Path(id): Path<Uuid>,
+    id: Id,
 ) -> Result<StatusCode, Problem> {
+    let Path(id) = id?;
     tracing::info!(uid = caller.uid, pid = caller.pid, migration = %id, "cancel asked for");
     agent.registry.cancel(id).map(|()| StatusCode::ACCEPTED).map_err(|no| match no {
         NoCancel::Unknown => Problem::unknown(id),

@@ -3,6 +3,7 @@
 mod api;
 mod listen;
 mod registry;
+mod reload;
 mod start;
 
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use crate::mux::{Code, Role as DialRole, Stats};
 use crate::net::session::{EndCause, IncomingStream, Session};
 use registry::Registry;
 
-pub use start::run;
+pub use start::{AgentError, run};
 
 /// Between two looks at a session's figures.
 const SAMPLE: Duration = Duration::from_secs(1);
@@ -35,6 +36,8 @@ pub(crate) struct Agent {
     metrics: Metrics,
     /// Migrations of which this host is the source, and settlements.
     sources: TaskTracker,
+    /// Streams that peers opened: migrations of which this host is the destination.
+    served: TaskTracker,
     /// Everything else that belongs to peers.
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -63,7 +66,7 @@ impl Agent {
     async fn serve_streams(self: Arc<Self>, mut incoming: mpsc::Receiver<IncomingStream>) {
         while let Some(stream) = incoming.recv().await {
             let agent = Arc::clone(&self);
-            self.tasks.spawn(async move {
+            self.served.spawn(async move {
                 let mut sink = None;
                 let announce = |progress: ProgressSink| {
                     agent.registry.add(progress.clone());
@@ -167,6 +170,8 @@ impl Agent {
     async fn stop(&self) {
         /// How long migrations of this host may take to end.
         const SOURCES_GRACE: Duration = Duration::from_secs(60);
+        /// How long migrations that come to this host may take to end.
+        const SERVED_GRACE: Duration = Duration::from_secs(20);
         /// How long the rest may take; journals settle what does not end.
         const REST_GRACE: Duration = Duration::from_secs(15);
         self.stopping.cancel();
@@ -175,6 +180,11 @@ impl Agent {
         self.sources.close();
         if tokio::time::timeout(SOURCES_GRACE, self.sources.wait()).await.is_err() {
             tracing::warn!("migrations did not end in time; their journals are settled at the next start");
+        }
+        // Sessions stay until then: a source must hear why, and a hand-over must get through.
+        self.served.close();
+        if tokio::time::timeout(SERVED_GRACE, self.served.wait()).await.is_err() {
+            tracing::warn!("what peers began did not end in time; journals are settled at the next start");
         }
         for session in self.host.pool.all() {
             session.close(Code::Shutdown, "the agent stops");

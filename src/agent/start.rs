@@ -16,9 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::registry::Registry;
-use super::{Agent, listen};
-use crate::config::Config;
+use super::{Agent, listen, reload};
+use crate::config::{Config, TlsConfig};
 use crate::metrics::Metrics;
+use crate::migrate::problem::chain;
+use crate::migrate::progress::{Progress, ProgressSink};
 use crate::migrate::{Host, journal, settle};
 use crate::mux;
 use crate::net::connect::Endpoint;
@@ -27,17 +29,52 @@ use crate::net::tls::{Aead, Tls, TlsPaths};
 
 /// Streams that peers may have opened and nobody has looked at yet.
 const INCOMING_MAX: usize = 256;
+/// Between two tries to end the journals of ended migrations whose disk was full.
+const END_LATE_EVERY: Duration = Duration::from_secs(5);
+
+/// Why an agent does not run, or no longer does.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Configuration or certificates are wrong: starting again does not help.
+    #[error(transparent)]
+    Configuration(anyhow::Error),
+    /// The machine did not give what is needed: an address, a folder, the lock. It may later.
+    #[error(transparent)]
+    Unable(anyhow::Error),
+}
+
+impl AgentError {
+    /// The exit code of `vmferry agent`; the unit restarts it on all but configuration errors.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Configuration(_) => 2,
+            Self::Unable(_) => 1,
+        }
+    }
+}
 
 /// Runs an agent until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// What keeps it from starting, with the remedy.
-pub async fn run(path: &Path) -> anyhow::Result<()> {
+pub async fn run(path: &Path) -> Result<(), AgentError> {
+    let (config, tls) = configured(path).map_err(AgentError::Configuration)?;
+    serve(config, tls).await.map_err(AgentError::Unable)
+}
+
+fn configured(path: &Path) -> anyhow::Result<(Config, Tls)> {
     let config = Config::load(path)?;
-    let tls = &config.tls;
-    let paths =
-        TlsPaths { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone(), crl: tls.crl.clone() };
-    let tls = Tls::load(&paths, Aead::Auto)?;
+    let tls = Tls::load(&tls_paths(&config.tls), Aead::Auto)?;
+    Ok((config, tls))
+}
+
+/// Where the configuration says that the files are.
+pub(super) fn tls_paths(tls: &TlsConfig) -> TlsPaths {
+    TlsPaths { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone(), crl: tls.crl.clone() }
+}
+
+async fn serve(config: Config, tls: Tls) -> anyhow::Result<()> {
     let _only_one = prepare_state(&config.state_dir)?;
     let identity = tls.identity.clone();
     tracing::info!(
@@ -50,14 +87,20 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     metrics.certificate_expires(tls.not_after.unix_timestamp());
     let endpoint = Endpoint::new(tls, limits, config.deadlines.dead_peer())?;
-    let host = Arc::new(Host::new(config, identity, Pool::new(endpoint, incoming, started)));
+    let stopping = CancellationToken::new();
+    let pool = Pool::new(endpoint, incoming, started);
+    let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));
+    // Before anybody can ask for a migration of the same VMs.
+    let found = settle::find(&host)?;
+    journal::prune(&host.journals(), host.identity.as_str())?;
     let agent = Arc::new(Agent {
         host,
         registry: Registry::default(),
         metrics,
         sources: TaskTracker::new(),
+        served: TaskTracker::new(),
         tasks: TaskTracker::new(),
-        stopping: CancellationToken::new(),
+        stopping,
     });
     // Before anything listens: who is told to stop must not be half started.
     let mut signals = Signals::new()?;
@@ -65,10 +108,13 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     listen_all(&agent, &servers)?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
     servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
-    settle_all(&agent)?;
+    settle_all(&agent, found)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     keep_watchdog(&servers);
-    signals.wait().await;
+    servers.spawn(end_late(Arc::clone(&agent)));
+    while signals.next().await == Asked::Reload {
+        reload::reload(&agent);
+    }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     agent.stop().await;
     Ok(())
@@ -103,10 +149,10 @@ fn listen_all(agent: &Arc<Agent>, servers: &TaskTracker) -> anyhow::Result<()> {
 }
 
 /// Takes up what an earlier life of this agent left open.
-fn settle_all(agent: &Arc<Agent>) -> anyhow::Result<()> {
-    let (open, history) = settle::find(&agent.host)?;
+fn settle_all(agent: &Arc<Agent>, found: (Vec<settle::Open>, Vec<Progress>)) -> anyhow::Result<()> {
+    let (open, history) = found;
     for progress in history {
-        agent.registry.add(crate::migrate::progress::ProgressSink::new(progress));
+        agent.registry.add(ProgressSink::new(progress));
     }
     for one in open {
         agent.registry.add(one.progress.clone());
@@ -117,8 +163,17 @@ fn settle_all(agent: &Arc<Agent>) -> anyhow::Result<()> {
             settling.metrics.migration_ended(&progress.now());
         });
     }
-    journal::prune(&agent.host.journals(), agent.host.identity.as_str())?;
     Ok(())
+}
+
+/// Ends journals once their disk has room again.
+async fn end_late(agent: Arc<Agent>) {
+    loop {
+        tokio::time::sleep(END_LATE_EVERY).await;
+        if let Err(e) = agent.host.end_late() {
+            tracing::debug!(error = chain(&e), "a journal still cannot be ended");
+        }
+    }
 }
 
 fn keep_watchdog(servers: &TaskTracker) {
@@ -131,21 +186,36 @@ fn keep_watchdog(servers: &TaskTracker) {
     });
 }
 
-/// The signals that end an agent.
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Stop,
+    Reload,
+}
+
+/// The signals that an agent obeys.
 struct Signals {
+    hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
-    async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => tracing::info!("SIGTERM"),
-            _ = self.interrupt.recv() => tracing::info!("SIGINT"),
-        }
+    async fn next(&mut self) -> Asked {
+        let (name, asked) = tokio::select! {
+            _ = self.hangup.recv() => ("SIGHUP", Asked::Reload),
+            _ = self.terminate.recv() => ("SIGTERM", Asked::Stop),
+            _ = self.interrupt.recv() => ("SIGINT", Asked::Stop),
+        };
+        tracing::info!("{name}");
+        asked
     }
 }

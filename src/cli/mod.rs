@@ -7,6 +7,7 @@ mod commands;
 mod show;
 mod watch;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -48,7 +49,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         match arguments.command {
             Command::Agent { config } => {
                 log_to_stderr();
-                crate::agent::run(&config).await.map(|()| ExitCode::SUCCESS)
+                Ok(agent(&config).await)
             }
             command => commands::run(&arguments.socket, command).await,
         }
@@ -56,6 +57,17 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     // Nothing that still blocks a thread may keep the process.
     runtime.shutdown_background();
     code
+}
+
+async fn agent(config: &Path) -> ExitCode {
+    match crate::agent::run(config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let code = e.exit_code();
+            eprintln!("vmferry: {:#}", anyhow::Error::from(e));
+            code.into()
+        }
+    }
 }
 
 /// Human lines on a terminal and in the journal; `VMFERRY_LOG` filters as `RUST_LOG` does.

@@ -1,4 +1,4 @@
-//! The destination's role: answers one migration's control stream, step by step.
+//! The destination's role: serves one migration's control stream, step by step, once it is admitted.
 //!
 //! It never starts a guest unasked, and once it has durably begun to start one it never goes
 //! back. Before that, anything that fails, and any loss of the source, undoes what it prepared
@@ -8,33 +8,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
+use super::admission::{permitted, target_problems, unreachable};
 use super::exports::NbdServer;
 use super::host::{Host, Registration, Reservation};
 use super::journal::{Journal, Past, Record, Role, Undo};
-use super::message::{Asked, Fate, Notice, Offer, Prepared, Refusal, Reply, Request, Response, Started};
+use super::message::{Fate, Notice, Offer, Prepared, Reply, Request, Response, Started};
 use super::perform::RAM_CHANNEL;
 use super::phase::Phase;
-use super::problem::{Problem, ProblemKind, chain};
+use super::problem::chain;
 use super::progress::{Outcome, Progress, ProgressSink};
+use super::reception::{Control, Incoming};
 use super::streams::{Label, Streams, socket_pair};
+use super::trouble::Trouble;
 use super::vm::{self, StartedQemu};
-use super::{examine, plan, settle};
-use crate::config::glob_matches;
+use super::{plan, settle};
 use crate::mux::{Code, purpose};
 use crate::net::identity::Identity;
-use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
 use crate::net::session::IncomingStream;
-use crate::net::stream::Stream;
 use crate::qemu::{
     Abilities, Cont, DestinationLeftovers, EventKind, Events, MigrateIncoming, MigrateSetCapabilities,
     MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, Stop, destination_cleanup, disks, names,
 };
 
-/// How long a peer may keep a control stream without asking for anything.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// Streams that may wait to be attached.
 const STREAMS_WAITING_MAX: usize = 64;
 /// How long the guest may take to run after `cont`.
@@ -42,224 +40,13 @@ const RUNNING_DEADLINE: Duration = Duration::from_secs(15);
 /// How long a source may take to take note that its guest runs here.
 const CONFIRM_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How a destination that is under way is reached.
-#[derive(Debug, Clone)]
-pub(crate) struct Incoming {
-    pub(crate) peer: Identity,
-    pub(crate) streams: mpsc::Sender<IncomingStream>,
-    pub(crate) control: mpsc::Sender<Control>,
-}
-
-/// A control stream.
-#[derive(Debug)]
-pub(crate) struct Control {
-    sender: MessageSender,
-    receiver: MessageReceiver,
-    /// Of the request that is answered next.
-    number: u64,
-}
-
-/// Why the destination cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Trouble {
-    #[error("{}", .0.first().map_or_else(String::new, ToString::to_string))]
-    Problems(Vec<Problem>),
-    #[error("the destination's QEMU")]
-    Qmp(#[from] crate::qemu::QmpError),
-    #[error("the destination's QEMU of VM {vm} has gone: its monitor closed")]
-    QemuGone { vm: String },
-    #[error("the destination's QEMU ended the migration as {status}: {error}")]
-    Ram { status: MigrationStatus, error: String },
-    #[error(transparent)]
-    Vm(#[from] vm::VmError),
-    #[error("the destination's journal cannot be written, so nothing further is done")]
-    Journal(#[from] super::journal::JournalError),
-    #[error("no local socket at the destination")]
-    Socket(#[from] std::io::Error),
-    #[error("`{0}` was asked at the wrong moment")]
-    OutOfOrder(&'static str),
-    #[error("the source gave up: {0}")]
-    Aborted(String),
-    #[error("the guest of VM {vm} could not be started")]
-    NotStarted { vm: String, source: crate::qemu::QmpError },
-    #[error("the source was lost")]
-    SourceLost,
-    #[error("the source did not return within {0} s")]
-    SourceStayedAway(u64),
-}
-
-impl Trouble {
-    fn refusal(&self) -> Refusal {
-        let problems = match self {
-            Self::Problems(problems) => problems.clone(),
-            _ => Vec::new(),
-        };
-        Refusal { problems, text: chain(self) }
-    }
-}
-
-/// Serves a control stream that a peer opened for `migration`. Returns the progress of a
-/// migration that was prepared to `announce`.
-pub(crate) async fn serve(
-    host: Arc<Host>,
-    peer: Identity,
-    migration: Uuid,
-    mut control: Control,
-    announce: impl FnOnce(ProgressSink),
-) {
-    let Ok(request) = timeout(REQUEST_DEADLINE, control.request()).await else {
-        return tracing::warn!(%peer, "a control stream without a request");
-    };
-    let request = match request {
-        Ok(Some(request)) => request,
-        Ok(None) => return,
-        Err(e) => return tracing::warn!(%peer, error = chain(&e), "a control stream without a request"),
-    };
-    match request {
-        Request::Check(offer) => {
-            let answer = match check(&host, &peer, &offer).await {
-                Ok(problems) => Response::Checked(problems),
-                Err(trouble) => Response::Checked(match trouble {
-                    Trouble::Problems(problems) => problems,
-                    other => vec![Problem::new(
-                        ProblemKind::Other,
-                        chain(&other),
-                        "look at the destination agent's log",
-                    )],
-                }),
-            };
-            control.answer(answer).await;
-        }
-        Request::Prepare(offer) => match Destination::prepare(host, peer, migration, &offer).await {
-            Ok((destination, prepared)) => {
-                announce(destination.progress.clone());
-                control.answer(Response::Prepared(prepared)).await;
-                destination.run(control).await;
-            }
-            Err(trouble) => {
-                tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");
-                control.answer(Response::Refused(trouble.refusal())).await;
-            }
-        },
-        Request::Settle => settle_request(&host, &peer, migration, control).await,
-        Request::Abort { .. } => control.answer(Response::Done).await,
-        other => {
-            let trouble = Trouble::OutOfOrder(other.name());
-            control.answer(Response::Refused(trouble.refusal())).await;
-        }
-    }
-}
-
-/// What has become of a migration whose source was lost.
-async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, mut control: Control) {
-    if let Some(incoming) = host.destination(migration)
-        && incoming.peer == *peer
-    {
-        // It still waits; it answers for itself.
-        let _ = incoming.control.send(control).await;
-        return;
-    }
-    let answer = match settle::fate(host, peer, migration) {
-        Some(fate) => Response::Fate(fate),
-        None => Response::Refused(Refusal {
-            problems: Vec::new(),
-            text: format!("{} has no decided record of migration {migration} from {peer}", host.identity),
-        }),
-    };
-    control.answer(answer).await;
-}
-
-impl Control {
-    pub(crate) fn new(stream: Stream) -> Self {
-        let (sender, receiver) = message::split(stream);
-        Self { sender, receiver, number: 0 }
-    }
-
-    /// The next request; `None` when the source has finished. Cancelling loses nothing.
-    async fn request(&mut self) -> Result<Option<Request>, MessageError> {
-        let asked: Option<Asked> = self.receiver.recv().await?;
-        Ok(asked.map(|asked| {
-            self.number = asked.number;
-            asked.request
-        }))
-    }
-
-    async fn answer(&mut self, response: Response) {
-        self.say(Reply::Response { number: self.number, response }).await;
-    }
-
-    async fn say(&mut self, reply: Reply) {
-        if let Err(e) = self.sender.send(&reply).await {
-            tracing::debug!(error = chain(&e), "the source does not hear us");
-        }
-    }
-}
-
-/// May this peer send this VM here, and could it?
-async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Trouble> {
-    permitted(host, peer, &offer.vm)?;
-    let problem = |p| Trouble::Problems(vec![p]);
-    let config = host.vm(&offer.vm, "destination").map_err(problem)?;
-    let _not_meanwhile = host.reserve(&offer.vm, Uuid::new_v4()).map_err(problem)?;
-    match (vm::connect(config).await, &config.start) {
-        (Ok((qmp, _events)), _) => Ok(target_problems(&qmp, offer).await?),
-        // Its disks are known only to a QEMU: one is started for the questions and ended again.
-        (Err(e), Some(start)) if e.is_not_listening() => {
-            let (deadline, logs) = (host.config.deadlines.qemu_start(), &host.config.state_dir);
-            let started = vm::start(&offer.vm, config, start, logs, deadline).await;
-            let (started, qmp, _events) = started.map_err(|e| problem(unreachable(&offer.vm, &chain(&e))))?;
-            let problems = target_problems(&qmp, offer).await;
-            started.stop(&qmp).await?;
-            Ok(problems?)
-        }
-        (Err(e), _) => Err(problem(unreachable(&offer.vm, &chain(&e)))),
-    }
-}
-
-fn permitted(host: &Host, peer: &Identity, vm: &str) -> Result<(), Trouble> {
-    let permits = host.config.peer_by_identity(peer.as_str()).map(|(_, p)| &p.receive);
-    if permits.is_some_and(|globs| globs.iter().any(|g| glob_matches(g, vm))) {
-        return Ok(());
-    }
-    let text = format!("{} does not permit {peer} to send VM {vm} there", host.identity);
-    let remedy = format!(
-        "add it to `receive` of the peer with identity \"{peer}\" in the configuration of {}",
-        host.identity
-    );
-    Err(Trouble::Problems(vec![Problem::new(ProblemKind::NotPermitted, text, remedy)]))
-}
-
-fn unreachable(vm: &str, why: &str) -> Problem {
-    let text = format!("no QEMU waits for VM {vm} at the destination: {why}");
-    let remedy =
-        format!("start one with `-incoming defer -S`, or give [vm.{vm}] a `start` so that the agent can");
-    Problem::new(ProblemKind::TargetNotWaiting, text, remedy)
-}
-
-async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Problem>, crate::qemu::QmpError> {
-    let status = qmp.execute(QueryStatus).await?.status;
-    let migration = qmp.execute(QueryMigrate).await?.status;
-    if status != RunState::InMigrate || migration != MigrationStatus::None {
-        let text = format!(
-            "the destination's QEMU of VM {} does not wait for a migration: it is in state {status}, migration {migration}",
-            offer.vm
-        );
-        let remedy = "end it and start it anew with `-incoming defer -S`; a QEMU takes one migration only";
-        return Ok(vec![Problem::new(ProblemKind::TargetNotWaiting, text, remedy)]);
-    }
-    let mut problems = examine::abilities_missing(&Abilities::ask(qmp).await?, "destination");
-    problems.extend(examine::busy(qmp, &offer.vm).await?);
-    problems.extend(plan::disk_problems(&offer.disks, &disks(qmp).await?));
-    Ok(problems)
-}
-
 /// A destination at work.
-struct Destination {
+pub(super) struct Destination {
     host: Arc<Host>,
     vm: String,
     peer: Identity,
     journal: Journal,
-    progress: ProgressSink,
+    pub(super) progress: ProgressSink,
     qmp: Qmp,
     events: Events,
     started: Option<StartedQemu>,
@@ -271,6 +58,8 @@ struct Destination {
     ram: Option<std::os::fd::OwnedFd>,
     incoming: bool,
     loaded: bool,
+    /// QEMU may have been told to run the guest: from here on nothing leads back.
+    continued: bool,
     _registration: Registration,
     _reservation: Reservation,
 }
@@ -283,7 +72,8 @@ enum Next {
 }
 
 impl Destination {
-    async fn prepare(
+    /// Finds or starts the QEMU and makes it ready for `offer`; undone again if that fails.
+    pub(super) async fn prepare(
         host: Arc<Host>,
         peer: Identity,
         migration: Uuid,
@@ -297,7 +87,8 @@ impl Destination {
         let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {
             Ok(found) => found,
             Err(trouble) => {
-                never_ran(&mut journal, &trouble, Vec::new());
+                let word = journal.record(Record::NeverRan);
+                host.end(journal, never_ran(&trouble, word.err().map(|e| chain(&e)).into_iter().collect()));
                 return Err(trouble);
             }
         };
@@ -323,6 +114,7 @@ impl Destination {
             ram: None,
             incoming: false,
             loaded: false,
+            continued: false,
             _registration: registration,
             _reservation: reservation,
         };
@@ -365,16 +157,13 @@ impl Destination {
         self.progress.update(|p| p.phase = phase);
     }
 
-    async fn run(mut self, control: Control) {
+    /// Serves the source until the guest runs here, or never will.
+    pub(super) async fn run(mut self, control: Control) {
         let mut control = Some(control);
         match self.work(&mut control).await {
             Ok(()) => self.end_moved(Vec::new()),
-            // A QEMU that refused to start its guest has not run it: the way back is open.
-            Err(trouble)
-                if self.journal.past().starting && !matches!(trouble, Trouble::NotStarted { .. }) =>
-            {
-                self.go_on(&trouble).await;
-            }
+            // A QEMU that is gone, or refuses, before it runs its guest: the way back is open.
+            Err(trouble) if self.continued => self.go_on(&trouble).await,
             Err(trouble) => {
                 tracing::warn!(vm = self.vm, cause = chain(&trouble), "the destination gives up");
                 if let Some(control) = &mut control {
@@ -387,7 +176,7 @@ impl Destination {
                     control.answer(Response::Done).await;
                 }
                 if let Some(control) = &mut control {
-                    control.sender.finish();
+                    control.finish();
                 }
             }
         }
@@ -431,6 +220,8 @@ impl Destination {
                 (label, end) = self.streams.ended() => {
                     tracing::debug!(stream = %label, end = chain(&end), "a stream ended");
                 }
+                // A guest that is here whole may be handed over at any moment: that is waited for.
+                () = self.host.stopping.cancelled(), if !self.loaded => return Err(Trouble::Stopping),
                 () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() => {
                     if self.journal.past().runs {
                         return Ok(());
@@ -499,7 +290,7 @@ impl Destination {
             },
             Request::Confirmed if self.journal.past().runs => {
                 control.answer(Response::Done).await;
-                control.sender.finish();
+                control.finish();
                 return Ok(Next::Confirmed);
             }
             Request::Abort { reason } if !started => return Err(Trouble::Aborted(reason)),
@@ -572,32 +363,42 @@ impl Destination {
         Ok(())
     }
 
-    /// The guest is ours from the record on.
+    /// The guest is ours from the record on, unless its QEMU turns out to be gone before it was
+    /// told to run it: then it surely never ran here.
     async fn start_guest(&mut self) -> Result<Started, Trouble> {
+        self.qmp.execute(QueryStatus).await?;
         self.journal.record(Record::Starting)?;
         self.enter(Phase::HandOver);
         let mut warnings = Vec::new();
-        let hook = self.host.config.vms.get(&self.vm).map(|c| c.before_start.clone()).unwrap_or_default();
-        let mut hook_ms = None;
-        if !hook.is_empty() {
-            let since = Instant::now();
-            let ran = vm::run_hook(&hook, &self.vm, self.host.config.deadlines.hook()).await;
-            warnings.extend(ran.err());
-            hook_ms = Some(since.elapsed().as_millis() as u64);
-        }
+        let hook_ms = self.run_hook(&mut warnings).await;
         if self.journal.past().header.running {
+            self.qmp.execute(QueryStatus).await?;
             warnings.extend(self.continue_guest().await?);
         }
+        self.continued = true;
         self.journal.record(Record::Runs)?;
         self.enter(Phase::Confirm);
         tracing::info!(vm = self.vm, "the guest runs here");
         Ok(Started { hook_ms, warnings })
     }
 
+    async fn run_hook(&self, warnings: &mut Vec<String>) -> Option<u64> {
+        let hook = &self.host.config.vms.get(&self.vm)?.before_start;
+        if hook.is_empty() {
+            return None;
+        }
+        let since = Instant::now();
+        let ran = vm::run_hook(hook, &self.vm, self.host.config.deadlines.hook()).await;
+        warnings.extend(ran.err());
+        Some(since.elapsed().as_millis() as u64)
+    }
+
     /// Lets the guest run; a warning when QEMU does not say that it does.
     async fn continue_guest(&mut self) -> Result<Option<String>, Trouble> {
+        self.continued = true;
         match self.qmp.execute(Cont).await {
             Err(source) if source.desc().is_some() => {
+                self.continued = false;
                 return Err(Trouble::NotStarted { vm: self.vm.clone(), source });
             }
             answer => answer?,
@@ -625,42 +426,34 @@ impl Destination {
         self.end_moved(leftovers);
     }
 
-    fn end_moved(mut self, leftovers: Vec<String>) {
+    fn end_moved(self, leftovers: Vec<String>) {
         let outcome = Outcome::Moved { leftovers };
-        if let Err(e) = self.journal.record(Record::Ended(outcome.clone())) {
-            tracing::error!(error = chain(&e), "the journal stays open and is settled at the next start");
-        }
+        self.host.end(self.journal, outcome.clone());
         super::source::finish(&self.progress, Phase::Done, outcome);
     }
 
-    /// Undoes what was prepared. The durable word that the guest never ran here comes first.
+    /// Undoes what was prepared. The durable word that the guest never ran here comes first; on a
+    /// disk that does not take it, a journal without the word to start says the same.
     async fn give_up(mut self, trouble: &Trouble) {
-        let mut leftovers = Vec::new();
-        match self.journal.record(Record::NeverRan) {
-            Ok(()) => {
-                // Streams first: an NBD client in its handshake would hang QEMU 7.2's server stop.
-                self.streams.cut_all();
-                self.ram = None;
-                self.nbd = None;
-                leftovers = undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await;
-            }
-            Err(e) => leftovers.push(chain(&e)),
-        }
-        let outcome = never_ran(&mut self.journal, trouble, leftovers);
+        let word = self.journal.record(Record::NeverRan);
+        let mut leftovers: Vec<String> = word.err().map(|e| chain(&e)).into_iter().collect();
+        // Streams first: an NBD client in its handshake would hang QEMU 7.2's server stop.
+        self.streams.cut_all();
+        self.ram = None;
+        self.nbd = None;
+        leftovers.extend(undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await);
+        let outcome = never_ran(trouble, leftovers);
+        self.host.end(self.journal, outcome.clone());
         tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");
         super::source::finish(&self.progress, Phase::Failed, outcome);
     }
 }
 
-fn never_ran(journal: &mut Journal, trouble: &Trouble, leftovers: Vec<String>) -> Outcome {
+fn never_ran(trouble: &Trouble, leftovers: Vec<String>) -> Outcome {
     let problems = trouble.refusal().problems;
     let cancelled = matches!(trouble, Trouble::Aborted(reason) if reason == "cancelled");
     let cause = chain(trouble);
-    let outcome = Outcome::Failed { phase: Phase::Prepare, cause, problems, cancelled, leftovers };
-    if let Err(e) = journal.record(Record::Ended(outcome.clone())) {
-        tracing::error!(error = chain(&e), "the journal stays open and is settled at the next start");
-    }
-    outcome
+    Outcome::Failed { phase: Phase::Prepare, cause, problems, cancelled, leftovers }
 }
 
 async fn find_or_start(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::failure::Failure;
-use super::host::{Host, connect_problem};
+use super::host::Host;
 use super::link::{Link, LinkError};
 use super::message::{Offer, Request, Response};
 use super::plan;
@@ -140,7 +140,7 @@ pub async fn check(host: &Arc<Host>, vm: &str, peer: &str) -> Vec<Problem> {
         Err(failure) => (problems_of(failure), None),
     };
     match host.session(peer).await {
-        Err(Failure::Connect { source, .. }) => problems.push(connect_problem(peer, &source)),
+        Err(Failure::Connect { source, .. }) => problems.push(host.connect_problem(peer, &source)),
         Err(failure) => problems.extend(problems_of(failure)),
         // The destination has nothing to say to a VM that the source does not know.
         Ok(session) => {

@@ -13,9 +13,9 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
-use super::destination::Trouble;
 use super::journal::{Journal, Undo};
 use super::message::Export;
+use super::trouble::Trouble;
 use crate::qemu::{BlockExportAdd, NbdServerStart, NbdServerStop, Qmp, QmpError, names};
 
 /// A running NBD server in the destination's QEMU.

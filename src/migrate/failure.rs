@@ -19,6 +19,9 @@ pub enum Failure {
     /// An operator asked for it.
     #[error("cancelled")]
     Cancelled,
+    /// The agent was told to stop.
+    #[error("the source's agent was told to stop")]
+    Stopping,
     /// The preflight found something.
     #[error("{}", .0.first().map_or_else(String::new, ToString::to_string))]
     Problems(Vec<Problem>),

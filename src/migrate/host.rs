@@ -5,18 +5,22 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::{Config, PeerConfig, VmConfig};
+use crate::mux::Code;
 use crate::net::connect::ConnectError;
+use crate::net::handshake::{HandshakeFailure, classify_handshake_error};
 use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 use crate::net::session::Session;
 
-use super::destination::Incoming;
 use super::failure::Failure;
-use super::journal::{Header, Journal, JournalError, Role};
+use super::journal::{Header, Journal, JournalError, Past, Record, Role};
 use super::problem::{Problem, ProblemKind, chain};
+use super::progress::Outcome;
+use super::reception::Incoming;
 
 /// One agent's host, shared by all its migrations.
 #[derive(Debug)]
@@ -27,21 +31,63 @@ pub struct Host {
     pub identity: Identity,
     /// Sessions with peers.
     pub pool: Pool,
+    /// Cancelled when the agent was told to stop.
+    pub stopping: CancellationToken,
     busy: Mutex<BTreeMap<String, Uuid>>,
     destinations: Mutex<BTreeMap<Uuid, Incoming>>,
+    /// Journals of migrations that have ended, but whose disk did not take the last record.
+    unended: Mutex<Vec<(Journal, Outcome)>>,
 }
 
 impl Host {
     /// A host without migrations.
     #[must_use]
-    pub fn new(config: Config, identity: Identity, pool: Pool) -> Self {
-        Self { config, identity, pool, busy: Mutex::default(), destinations: Mutex::default() }
+    pub fn new(config: Config, identity: Identity, pool: Pool, stopping: CancellationToken) -> Self {
+        Self {
+            config,
+            identity,
+            pool,
+            stopping,
+            busy: Mutex::default(),
+            destinations: Mutex::default(),
+            unended: Mutex::default(),
+        }
     }
 
     /// Where journals live.
     #[must_use]
     pub fn journals(&self) -> PathBuf {
         self.config.state_dir.join("migrations")
+    }
+
+    /// Ends a journal. A disk that does not take the last record is tried again from time to time,
+    /// and before the next migration of that VM begins: two open journals of one guest would
+    /// contradict each other.
+    pub(crate) fn end(&self, mut journal: Journal, outcome: Outcome) {
+        if let Err(e) = journal.record(Record::Ended(outcome.clone())) {
+            tracing::error!(error = chain(&e), "the journal's end cannot be written; it is tried again");
+            lock(&self.unended).push((journal, outcome));
+        }
+    }
+
+    /// Ends the journals that could not be ended when their migrations did.
+    ///
+    /// # Errors
+    /// [`JournalError`] of the first that still cannot be ended.
+    pub fn end_late(&self) -> Result<(), JournalError> {
+        let mut unended = lock(&self.unended);
+        while let Some((journal, outcome)) = unended.last_mut() {
+            journal.record(Record::Ended(outcome.clone()))?;
+            unended.pop();
+        }
+        Ok(())
+    }
+
+    /// What is known of a migration whose journal does not say yet how it ended.
+    pub(crate) fn unended(&self, migration: Uuid, role: Role) -> Option<Past> {
+        let unended = lock(&self.unended);
+        let mut pasts = unended.iter().map(|(journal, _)| journal.past());
+        pasts.find(|p| p.header.migration == migration && p.header.role == role).cloned()
     }
 
     /// Begins a journal.
@@ -53,6 +99,7 @@ impl Host {
         peer: &Identity,
         running: bool,
     ) -> Result<Journal, JournalError> {
+        self.end_late()?;
         let header = Header {
             format: super::journal::FORMAT,
             migration,
@@ -102,6 +149,25 @@ impl Host {
         connected.map_err(|source| Failure::Connect { peer: name.into(), source })
     }
 
+    /// What a failed connection means to an operator.
+    pub(super) fn connect_problem(&self, peer: &str, error: &ConnectError) -> Problem {
+        let text = format!("no session with peer {peer}: {}", chain(error));
+        if matches!(error, ConnectError::Refused { code: Code::Auth, .. }) {
+            let remedy = format!(
+                "add a peer with `identity` \"{}\", which is this host, to the configuration of {peer}",
+                self.identity
+            );
+            return Problem::new(ProblemKind::NotPermitted, text, remedy);
+        }
+        if is_distrust(error) {
+            let remedy =
+                "compare both sides with `vmferry certs check`, and the peer's `identity` on both sides";
+            return Problem::new(ProblemKind::PeerNotTrusted, text, remedy);
+        }
+        let remedy = "check that its agent runs, its `address`, and that the firewall passes that one port";
+        Problem::new(ProblemKind::PeerUnreachable, text, remedy)
+    }
+
     /// Reserves the VM for one migration on this host.
     pub(crate) fn reserve(self: &Arc<Self>, vm: &str, migration: Uuid) -> Result<Reservation, Problem> {
         let mut busy = lock(&self.busy);
@@ -149,23 +215,13 @@ impl Drop for Registration {
     }
 }
 
-/// What a failed connection means to an operator.
-pub(super) fn connect_problem(peer: &str, error: &ConnectError) -> Problem {
-    use crate::net::handshake::HandshakeFailure as H;
-    let untrusted = |f: &H| !matches!(f, H::Timeout | H::Closed);
-    let trust = match error {
-        ConnectError::Handshake(e) => untrusted(&e.failure),
-        ConnectError::BeforeHello(e) => untrusted(&crate::net::handshake::classify_handshake_error(e)),
-        ConnectError::Refused { code, .. } => *code == crate::mux::Code::Auth,
+/// Whether one side has judged the other's certificate.
+fn is_distrust(error: &ConnectError) -> bool {
+    let judged = |failure: &HandshakeFailure| !failure.may_pass();
+    match error {
+        ConnectError::Handshake(e) => judged(&e.failure),
+        ConnectError::BeforeHello(e) => judged(&classify_handshake_error(e)),
         _ => false,
-    };
-    let text = format!("no session with peer {peer}: {}", chain(error));
-    if trust {
-        let remedy = "compare both sides with `vmferry certs check`, and the peer's `identity` on both sides";
-        Problem::new(ProblemKind::PeerNotTrusted, text, remedy)
-    } else {
-        let remedy = "check that its agent runs, its `address`, and that the firewall passes that one port";
-        Problem::new(ProblemKind::PeerUnreachable, text, remedy)
     }
 }
 

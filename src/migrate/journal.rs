@@ -162,6 +162,8 @@ pub enum JournalError {
 pub struct Journal {
     path: PathBuf,
     file: File,
+    /// Up to here the file has records that were written and synced.
+    whole_bytes: u64,
     past: Past,
 }
 
@@ -220,13 +222,19 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`]; the migration must not begin then.
     pub fn create(folder: &Path, header: Header) -> Result<Self, JournalError> {
-        let path = folder.join(format!("{}.{}.{SUFFIX}", header.migration, header.role.name()));
+        let path = Self::path(folder, header.migration, header.role);
         let io = |source| JournalError::Io { path: path.clone(), source };
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path).map_err(io)?;
         let past = Past::new(header.clone());
-        let mut journal = Self { path: path.clone(), file, past };
-        journal.write(&Record::Begun(header))?;
-        File::open(folder).and_then(|f| f.sync_all()).map_err(io)?;
+        let mut journal = Self { path: path.clone(), file, whole_bytes: 0, past };
+        let begun = journal
+            .write(&Record::Begun(header))
+            .and_then(|()| File::open(folder).and_then(|f| f.sync_all()).map_err(io));
+        if let Err(e) = begun {
+            // Nothing has been done under it, and without a header nobody could believe it.
+            let _ = std::fs::remove_file(&path);
+            return Err(e);
+        }
         Ok(journal)
     }
 
@@ -237,17 +245,29 @@ impl Journal {
     pub fn open(path: &Path, host: &str) -> Result<Self, JournalError> {
         let io = |source| JournalError::Io { path: path.into(), source };
         let text = std::fs::read(path).map_err(io)?;
-        let whole = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-        let past = read(path, &text[..whole])?;
-        if past.header.host != host {
-            return Err(JournalError::OtherHost { path: path.into(), host: past.header.host });
-        }
+        let whole = whole_bytes(&text);
+        let past = believe(path, &text[..whole], host)?;
         let file = OpenOptions::new().append(true).open(path).map_err(io)?;
         if whole < text.len() {
             file.set_len(whole as u64).map_err(io)?;
             file.sync_all().map_err(io)?;
         }
-        Ok(Self { path: path.into(), file, past })
+        Ok(Self { path: path.into(), file, whole_bytes: whole as u64, past })
+    }
+
+    /// What a journal says that somebody else may be writing. Changes nothing.
+    ///
+    /// # Errors
+    /// Any [`JournalError`].
+    pub fn peek(path: &Path, host: &str) -> Result<Past, JournalError> {
+        let text = std::fs::read(path).map_err(|source| JournalError::Io { path: path.into(), source })?;
+        believe(path, &text[..whole_bytes(&text)], host)
+    }
+
+    /// Where the journal of a migration lies.
+    #[must_use]
+    pub fn path(folder: &Path, migration: Uuid, role: Role) -> PathBuf {
+        folder.join(format!("{migration}.{}.{SUFFIX}", role.name()))
     }
 
     /// What it says so far.
@@ -278,9 +298,32 @@ impl Journal {
         let io = |source| JournalError::Io { path: self.path.clone(), source };
         let mut line = serde_json::to_vec(record).map_err(|e| io(e.into()))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(io)?;
-        self.file.sync_data().map_err(io)
+        // A record that failed may be there in part, or whole and not for sure: with it the next
+        // one would make a damaged journal, and a hand-over that was called off would seem made.
+        if self.file.metadata().map_err(io)?.len() != self.whole_bytes {
+            self.file.set_len(self.whole_bytes).map_err(io)?;
+        }
+        let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
+        if let Err(e) = written {
+            let _ = self.file.set_len(self.whole_bytes).and_then(|()| self.file.sync_data());
+            return Err(io(e));
+        }
+        self.whole_bytes += line.len() as u64;
+        Ok(())
     }
+}
+
+/// A torn last line is what a crash leaves.
+fn whole_bytes(text: &[u8]) -> usize {
+    text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1)
+}
+
+fn believe(path: &Path, text: &[u8], host: &str) -> Result<Past, JournalError> {
+    let past = read(path, text)?;
+    if past.header.host != host {
+        return Err(JournalError::OtherHost { path: path.into(), host: past.header.host });
+    }
+    Ok(past)
 }
 
 fn read(path: &Path, text: &[u8]) -> Result<Past, JournalError> {
@@ -404,6 +447,17 @@ mod tests {
             assert!(error.contains(word), "{error}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn a_record_that_was_written_in_part_does_not_damage_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(folder.path(), header()).unwrap();
+        // What a full disk leaves of a record.
+        journal.file.write_all(b"\"handed-").unwrap();
+        journal.record(Record::NeverRan).unwrap();
+        let past = Journal::open(&journal.path, "alpha").unwrap().past;
+        assert!(past.never_ran && !past.handed_over);
     }
 
     #[test]

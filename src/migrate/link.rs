@@ -6,9 +6,10 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::message::{Asked, Notice, Refusal, Reply, Request, Response};
-use crate::mux::{Class, Open, purpose};
+use crate::mux::{Class, Code, Open, purpose};
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
 use crate::net::session::{OpenStreamError, Session};
+use crate::net::stream::StreamEnded;
 
 /// Notices kept while an answer is awaited; a peer that sends more is not one of ours.
 const NOTICES_MAX: usize = 16;
@@ -44,6 +45,14 @@ pub enum LinkError {
         /// What was asked.
         request: &'static str,
     },
+}
+
+impl LinkError {
+    /// The control stream ended with its session.
+    #[must_use]
+    pub fn is_session_lost(&self) -> bool {
+        matches!(self, Self::Lost(MessageError::Ended(StreamEnded(Code::SessionLost))))
+    }
 }
 
 /// A migration's control stream.

@@ -7,6 +7,7 @@
 //! ```
 //! `net` and `qemu` meet only here, through `OwnedFd`.
 
+mod admission;
 mod destination;
 mod examine;
 mod exports;
@@ -20,10 +21,12 @@ pub mod phase;
 pub mod plan;
 pub mod problem;
 pub mod progress;
+mod reception;
 mod router;
 pub mod settle;
 mod source;
 mod streams;
+mod trouble;
 mod undo;
 mod vm;
 

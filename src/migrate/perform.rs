@@ -15,7 +15,7 @@ use super::link::WEIGHT;
 use super::message::Request;
 use super::plan::CopiedDisk;
 use super::progress::RamProgress;
-use super::source::{Happening, Source, millis, pause};
+use super::source::{Happening, Source, cancelled, millis, pause};
 use super::streams::{Label, socket_pair};
 use crate::mux::{Class, Open, purpose};
 use crate::net::stream::Stream;
@@ -100,7 +100,7 @@ impl Source {
             stream = self.session.open(open) => {
                 stream.map_err(|source| Failure::Open { stream: label.to_string(), source })
             }
-            () = self.cancel.cancelled() => Err(Failure::Cancelled),
+            () = self.cancel.cancelled() => Err(cancelled(&self.host)),
         }
     }
 

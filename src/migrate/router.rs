@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::destination::{self, Control};
 use super::host::Host;
 use super::progress::ProgressSink;
+use super::reception::{self, Control};
 use crate::mux::{Code, purpose};
 use crate::net::session::IncomingStream;
 
@@ -19,7 +19,7 @@ pub async fn route(host: Arc<Host>, stream: IncomingStream, announce: impl FnOnc
     let peer = stream.session().info().peer.clone();
     match stream.open.purpose {
         purpose::CONTROL => match stream.accept().await {
-            Ok(stream) => destination::serve(host, peer, migration, Control::new(stream), announce).await,
+            Ok(stream) => reception::serve(host, peer, migration, Control::new(stream), announce).await,
             Err(e) => tracing::debug!(%peer, error = %e, "a control stream ended before it began"),
         },
         purpose::NBD | purpose::RAM => match host.destination(migration) {

@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::host::Host;
+use super::failure::Failure;
+use super::host::{Host, Reservation};
 use super::journal::{self, Journal, Past, Record, Role, Undo};
 use super::link::{Link, LinkError};
 use super::message::{Fate, Request, Response, Started};
@@ -45,7 +46,7 @@ pub(super) struct Handed {
 
 impl Handed {
     /// Asks until the destination answers. There is no deadline: neither side may guess.
-    pub(super) async fn ask_until_decided(&self, journal: &mut Journal, cause: String) -> Decision {
+    pub(super) async fn ask_until_decided(&self, journal: &Journal, cause: String) -> Decision {
         let since = Instant::now();
         let mut last = cause;
         loop {
@@ -71,7 +72,7 @@ impl Handed {
         }
     }
 
-    async fn ask(&self, journal: &mut Journal) -> Result<Decision, super::failure::Failure> {
+    async fn ask(&self, journal: &Journal) -> Result<Decision, Failure> {
         let session = self.host.session(&self.peer).await?;
         let migration = journal.past().header.migration;
         let mut link = Link::open(&session, migration).await?;
@@ -92,12 +93,28 @@ impl Handed {
     }
 }
 
+/// Tells a destination, over a control stream of its own, that the guest stays where it is.
+///
+/// # Errors
+/// It cannot be told; it finds out by itself when it has waited for long enough.
+pub(super) async fn call_off(host: &Host, peer: &str, migration: Uuid, reason: &str) -> Result<(), Failure> {
+    let session = host.session(peer).await?;
+    let mut link = Link::open(&session, migration).await?;
+    if let Response::Fate(Fate::Loaded) = link.ask(Request::Settle, ANSWER_DEADLINE).await? {
+        link.demand(Request::Abort { reason: reason.into() }, ANSWER_DEADLINE).await?;
+    }
+    link.finish();
+    Ok(())
+}
+
 /// A journal that an earlier life of this agent left open, and where to report on it.
 pub struct Open {
     /// The journal.
     pub journal: Journal,
     /// Its progress.
     pub progress: ProgressSink,
+    /// Nothing else may begin with this VM meanwhile.
+    reservation: Reservation,
 }
 
 /// Finds what is open on this host, and history.
@@ -105,9 +122,10 @@ pub struct Open {
 /// # Errors
 /// [`journal::JournalError`] when the folder cannot be read. Journals that cannot be believed
 /// are logged and left alone.
-pub fn find(host: &Host) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalError> {
+pub fn find(host: &Arc<Host>) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalError> {
     let (mut open, mut history) = (Vec::new(), Vec::new());
-    for found in journal::list(&host.journals(), host.identity.as_str())? {
+    // The newest first: if two are open for one VM, only that one tells where its guest is.
+    for found in journal::list(&host.journals(), host.identity.as_str())?.into_iter().rev() {
         let journal = match found {
             Ok(journal) => journal,
             Err(e) => {
@@ -118,14 +136,30 @@ pub fn find(host: &Host) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalE
                 continue;
             }
         };
-        let progress = told(journal.past());
-        if journal.past().ended.is_some() {
-            history.push(progress);
-        } else {
-            open.push(Open { journal, progress: ProgressSink::new(progress) });
+        let mut progress = told(journal.past());
+        if journal.past().ended.is_none() {
+            match host.reserve(&journal.past().header.vm, journal.past().header.migration) {
+                Ok(reservation) => {
+                    open.push(Open { journal, progress: ProgressSink::new(progress), reservation });
+                    continue;
+                }
+                Err(_) => progress.outcome = Some(supersede(host, journal)),
+            }
         }
+        history.push(progress);
     }
+    history.reverse();
     Ok((open, history))
+}
+
+/// Ends a journal that a later migration of its VM has made void.
+fn supersede(host: &Host, journal: Journal) -> Outcome {
+    let phase = journal.past().phase;
+    let cause = "a later migration of the VM began before this one was settled".to_owned();
+    let outcome =
+        Outcome::Failed { phase, cause, problems: Vec::new(), cancelled: false, leftovers: Vec::new() };
+    host.end(journal, outcome.clone());
+    outcome
 }
 
 fn told(past: &Past) -> Progress {
@@ -155,31 +189,35 @@ pub async fn settle(host: Arc<Host>, open: Open) {
 }
 
 async fn settle_source(host: Arc<Host>, open: Open) {
-    let Open { mut journal, progress } = open;
-    let past = journal.past().clone();
     // The guest must not be moved again while this is open.
-    let reservation = host.reserve(&past.header.vm, past.header.migration);
+    let Open { mut journal, progress, reservation } = open;
+    let past = journal.past().clone();
+    let peer = host.config.peer_by_identity(&past.header.peer).map(|(name, _)| name.to_owned());
+    let peer = peer.unwrap_or_else(|| past.header.peer.clone());
     let decided_to_return = past.never_ran || !past.handed_over;
     if past.runs || !decided_to_return {
         let decision = if past.runs {
             None
         } else {
-            let peer = host.config.peer_by_identity(&past.header.peer).map(|(name, _)| name.to_owned());
-            let peer = peer.unwrap_or_else(|| past.header.peer.clone());
-            let handed = Handed { host: Arc::clone(&host), peer, progress: progress.clone() };
+            let handed = Handed { host: Arc::clone(&host), peer: peer.clone(), progress: progress.clone() };
             let cause = "the agent was restarted after the hand-over".into();
-            Some(handed.ask_until_decided(&mut journal, cause).await)
+            Some(handed.ask_until_decided(&journal, cause).await)
         };
         if !matches!(decision, Some(Decision::NeverRan)) {
             return settle_moved(&host, journal, &progress, decision).await;
         }
     }
     let leftovers = take_back(&host, &mut journal).await;
-    release_destination(&host, &past).await;
-    let cause = "the agent was restarted during the migration; it was rolled back".to_owned();
+    let cause = "the source's agent was restarted during the migration; it was rolled back".to_owned();
+    if past.phase >= Phase::Precopy
+        && !past.handed_over
+        && let Err(e) = call_off(&host, &peer, past.header.migration, &cause).await
+    {
+        tracing::info!(error = chain(&e), "the destination undoes its part by itself");
+    }
     let outcome =
         Outcome::Failed { phase: past.phase, cause, problems: Vec::new(), cancelled: false, leftovers };
-    end(&mut journal, &progress, Phase::Failed, outcome);
+    end(&host, journal, &progress, Phase::Failed, outcome);
     drop(reservation);
 }
 
@@ -205,7 +243,7 @@ async fn settle_moved(
     {
         leftovers.push(format!("{}; end it by hand, and never continue it", chain(&e)));
     }
-    end(&mut journal, progress, Phase::Done, Outcome::Moved { leftovers });
+    end(host, journal, progress, Phase::Done, Outcome::Moved { leftovers });
 }
 
 async fn is_postmigrate(qmp: &Qmp) -> bool {
@@ -224,43 +262,24 @@ async fn take_back(host: &Host, journal: &mut Journal) -> Vec<String> {
         Err(problem) => leftovers.push(problem.to_string()),
         Ok(config) => match vm::connect(config).await {
             Ok((qmp, _events)) => leftovers.extend(undo::roll_back(&qmp, past).await.leftovers),
+            Err(e) if e.is_not_listening() => leftovers.push(undo::gone(name)),
             Err(e) => leftovers.push(format!("the QEMU of VM {name} cannot be asked: {}", chain(&e))),
         },
     }
     leftovers
 }
 
-/// A destination that has loaded the guest waits for us: it need not. Best effort; without it,
-/// the destination gives up by itself.
-async fn release_destination(host: &Host, past: &Past) {
-    let Some((peer, _)) = host.config.peer_by_identity(&past.header.peer) else { return };
-    let told = async {
-        let session = host.session(peer).await?;
-        let mut link = Link::open(&session, past.header.migration).await?;
-        if matches!(link.ask(Request::Settle, ANSWER_DEADLINE).await?, Response::Fate(Fate::Loaded)) {
-            let reason = "the source's agent was restarted and has taken its guest back".into();
-            link.demand(Request::Abort { reason }, ANSWER_DEADLINE).await?;
-        }
-        link.finish();
-        Ok::<_, super::failure::Failure>(())
-    };
-    if let Err(e) = told.await {
-        tracing::debug!(cause = chain(&e), "the destination gives up by itself");
-    }
-}
-
 async fn settle_destination(host: Arc<Host>, open: Open) {
-    let Open { mut journal, progress } = open;
+    let Open { mut journal, progress, reservation } = open;
     let past = journal.past().clone();
     let name = past.header.vm.clone();
-    let reservation = host.reserve(&name, past.header.migration);
     let connected = match host.vm(&name, "destination") {
         Ok(config) => vm::connect(config).await.ok(),
         Err(_) => None,
     };
     if past.runs || (past.starting && !past.never_ran) {
-        let leftovers = go_on(&mut journal, connected.map(|(qmp, _)| qmp)).await;
-        return end(&mut journal, &progress, Phase::Done, Outcome::Moved { leftovers });
+        let leftovers = go_on(&host, &mut journal, connected.map(|(qmp, _)| qmp)).await;
+        return end(&host, journal, &progress, Phase::Done, Outcome::Moved { leftovers });
     }
     let mut leftovers = Vec::new();
     if let Err(e) = journal.record(Record::NeverRan) {
@@ -271,27 +290,21 @@ async fn settle_destination(host: Arc<Host>, open: Open) {
     let cause = "the destination's agent was restarted during the migration".to_owned();
     let outcome =
         Outcome::Failed { phase: past.phase, cause, problems: Vec::new(), cancelled: false, leftovers };
-    end(&mut journal, &progress, Phase::Failed, outcome);
+    end(&host, journal, &progress, Phase::Failed, outcome);
     drop(reservation);
 }
 
 /// The word to start was on disk: the guest is ours, so it must run.
-async fn go_on(journal: &mut Journal, qmp: Option<Qmp>) -> Vec<String> {
-    let name = journal.past().header.vm.clone();
+async fn go_on(host: &Host, journal: &mut Journal, qmp: Option<Qmp>) -> Vec<String> {
+    let past = journal.past();
+    let name = &past.header.vm;
     let mut leftovers = Vec::new();
     match qmp {
         None => leftovers.push(format!(
             "the QEMU of VM {name}, which was handed over to this host, has gone: start the VM here"
         )),
-        Some(qmp) if journal.past().header.running => {
-            let paused =
-                matches!(qmp.execute(QueryStatus).await, Ok(info) if info.status == RunState::Paused);
-            if paused
-                && !journal.past().runs
-                && let Err(e) = qmp.execute(Cont).await
-            {
-                leftovers.push(format!("VM {name} could not be continued: {}", chain(&e)));
-            }
+        Some(qmp) if past.header.running && !past.runs => {
+            leftovers.extend(run_at_last(host, name, &qmp).await)
         }
         Some(_) => {}
     }
@@ -301,24 +314,48 @@ async fn go_on(journal: &mut Journal, qmp: Option<Qmp>) -> Vec<String> {
     leftovers
 }
 
-fn end(journal: &mut Journal, progress: &ProgressSink, phase: Phase, outcome: Outcome) {
-    if let Err(e) = journal.record(Record::Ended(outcome.clone())) {
-        tracing::error!(error = chain(&e), "the journal stays open and is settled at the next start");
+/// Starts a guest that an earlier life of this agent was about to start. Whether its command had
+/// done its work by then is not known, so that runs again.
+async fn run_at_last(host: &Host, name: &str, qmp: &Qmp) -> Vec<String> {
+    let paused = matches!(qmp.execute(QueryStatus).await, Ok(info) if info.status == RunState::Paused);
+    if !paused {
+        return Vec::new();
     }
+    let hook = host.config.vms.get(name).map(|vm| vm.before_start.clone()).unwrap_or_default();
+    let ran = vm::run_hook(&hook, name, host.config.deadlines.hook()).await;
+    let mut leftovers: Vec<String> = ran.err().into_iter().collect();
+    if let Err(e) = qmp.execute(Cont).await {
+        leftovers.push(format!("VM {name} could not be continued: {}", chain(&e)));
+    }
+    leftovers
+}
+
+fn end(host: &Host, journal: Journal, progress: &ProgressSink, phase: Phase, outcome: Outcome) {
     tracing::info!(vm = journal.past().header.vm, result = outcome.label(), "settled");
+    host.end(journal, outcome.clone());
     super::source::finish(progress, phase, outcome);
 }
 
 /// What this host durably knows of a migration that `peer` sent; `None` when that is nothing.
 pub(super) fn fate(host: &Host, peer: &Identity, migration: Uuid) -> Option<Fate> {
-    let journals = journal::list(&host.journals(), host.identity.as_str()).ok()?;
-    let past = journals.iter().flatten().map(Journal::past).find(|past| {
+    let sent = |past: &Past| {
         let header = &past.header;
         header.migration == migration && header.role == Role::Destination && header.peer == peer.as_str()
-    })?;
-    match past {
+    };
+    if let Some(past) = host.unended(migration, Role::Destination).filter(sent)
+        && let Err(e) = host.end_late()
+    {
+        tracing::warn!(error = chain(&e), "the journal still cannot be ended");
+        // It never has the word to start, and its QEMU has been undone: that is as durable.
+        return (!past.starting && !past.runs).then_some(Fate::NeverRan);
+    }
+    // It may be written to at this moment, so it is only looked at.
+    let path = Journal::path(&host.journals(), migration, Role::Destination);
+    match Journal::peek(&path, host.identity.as_str()).ok().filter(sent)? {
         Past { runs: true, .. } => Some(Fate::Runs),
-        Past { never_ran: true, .. } => Some(Fate::NeverRan),
+        Past { never_ran: true, .. } | Past { ended: Some(Outcome::Failed { .. }), .. } => {
+            Some(Fate::NeverRan)
+        }
         _ => None,
     }
 }

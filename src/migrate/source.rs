@@ -198,7 +198,7 @@ impl Source {
         let asked = self.link.ask(Request::Prepare(examined_offer), deadline);
         let answer = tokio::select! {
             answer = asked => answer?,
-            () = self.cancel.cancelled() => return Err(Failure::Cancelled),
+            () = self.cancel.cancelled() => return Err(cancelled(&self.host)),
         };
         let Response::Prepared(grant) = answer else {
             return Err(LinkError::Unexpected { request: "prepare" }.into());
@@ -228,7 +228,7 @@ impl Source {
     pub(super) async fn next(&mut self) -> Result<Happening, Failure> {
         tokio::select! {
             biased;
-            () = self.cancel.cancelled(), if self.phase.may_cancel() => Err(Failure::Cancelled),
+            () = self.cancel.cancelled(), if self.phase.may_cancel() => Err(cancelled(&self.host)),
             event = self.events.recv() => match event {
                 Some(event) => Ok(Happening::Event(event.kind)),
                 None => Err(Failure::QemuGone),
@@ -284,7 +284,9 @@ impl Source {
     async fn note_moved(&mut self) -> Result<(), Failure> {
         self.enter(Step::Done)?;
         self.journal.record(Record::Runs)?;
-        self.link.demand(Request::Confirmed, Duration::from_secs(10)).await?;
+        if let Err(e) = self.link.demand(Request::Confirmed, Duration::from_secs(10)).await {
+            tracing::info!(error = chain(&e), "the destination ends its part without our thanks");
+        }
         Ok(())
     }
 
@@ -314,16 +316,28 @@ impl Source {
         let told = self.link.demand(Request::Abort { reason }, ABORT_DEADLINE);
         let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past()));
         if let Err(e) = told {
-            tracing::info!(
-                error = chain(&e),
-                "the destination could not be told; it undoes its part by itself"
-            );
+            tracing::info!(error = chain(&e), "the destination could not be told");
+            self.call_off(phase, &cause).await;
         }
         if let Err(e) = self.journal.record(Record::NeverRan) {
             undone.leftovers.push(chain(&e));
         }
         let outcome = failed(phase, &failure, cause, undone.leftovers);
         self.end(Phase::Failed, outcome);
+    }
+
+    /// A destination that lost us undoes its part by itself, at once; but one that has the whole
+    /// guest waits for our word for long, and nothing could be tried again meanwhile.
+    async fn call_off(&self, phase: Phase, cause: &str) {
+        if phase < Phase::Switchover || phase == Phase::HandOver {
+            return;
+        }
+        if let Err(e) = settle::call_off(&self.host, &self.request.peer, self.request.id, cause).await {
+            tracing::info!(
+                error = chain(&e),
+                "the destination undoes its part when it misses us for too long"
+            );
+        }
     }
 
     /// Handed over, and no word: asks until the destination says what became of the guest.
@@ -335,7 +349,7 @@ impl Source {
             peer: self.request.peer.clone(),
             progress: self.progress.clone(),
         };
-        match resolved.ask_until_decided(&mut self.journal, chain(&failure)).await {
+        match resolved.ask_until_decided(&self.journal, chain(&failure)).await {
             settle::Decision::Runs(started, link) => {
                 self.phase = Phase::Undecided;
                 self.link = *link;
@@ -355,25 +369,30 @@ impl Source {
             return chain(failure);
         }
         let own = chain(failure);
+        let (link, session, peer) = (&mut self.link, &self.session, &self.request.peer);
+        let lost = async {
+            let end = session.ended().await;
+            format!("the session with {peer} was lost: {}", chain(&end.cause))
+        };
         let heard = async {
             loop {
-                tokio::select! {
-                    notice = self.link.notice() => match notice {
-                        Ok(Notice::Failed { text }) => return Some(format!("the destination failed: {text}")),
-                        Ok(Notice::Loaded) => {}
-                        Err(_) => return None,
-                    },
-                    end = self.session.ended() => {
-                        return Some(format!("the session with {} was lost: {}", self.request.peer, chain(&end.cause)));
-                    }
+                match link.notice().await {
+                    Ok(Notice::Failed { text }) => return Some(format!("the destination failed: {text}")),
+                    Ok(Notice::Loaded) => {}
+                    // The session's end is a moment behind that of its streams.
+                    Err(e) if e.is_session_lost() => std::future::pending().await,
+                    Err(_) => return None,
                 }
             }
         };
-        let told = tokio::time::timeout(EXPLANATION_DEADLINE, heard).await.ok().flatten();
-        if told.is_none() && !self.session.is_live() {
-            let end = self.session.ended().await;
-            return format!("the session with {} was lost: {}", self.request.peer, chain(&end.cause));
-        }
+        let either = async {
+            tokio::select! {
+                biased;
+                heard = heard => heard,
+                lost = lost => Some(lost),
+            }
+        };
+        let told = tokio::time::timeout(EXPLANATION_DEADLINE, either).await.ok().flatten();
         match told {
             Some(told) if own.contains(&told) => own,
             Some(told) => format!("{told} ({own})"),
@@ -381,10 +400,8 @@ impl Source {
         }
     }
 
-    fn end(mut self, phase: Phase, outcome: Outcome) {
-        if let Err(e) = self.journal.record(Record::Ended(outcome.clone())) {
-            tracing::error!(error = chain(&e), "the journal stays open and is settled at the next start");
-        }
+    fn end(self, phase: Phase, outcome: Outcome) {
+        self.host.end(self.journal, outcome.clone());
         tracing::info!(phase = phase.name(), result = outcome.label(), "migration ends");
         finish(&self.progress, phase, outcome);
     }
@@ -415,12 +432,17 @@ async fn connect(host: &Host, peer: &str, cancel: &CancellationToken) -> Result<
     tokio::select! {
         session = host.session(peer) => session.map_err(|failure| match failure {
             Failure::Connect { source, .. } => {
-                Failure::Problems(vec![super::host::connect_problem(peer, &source)])
+                Failure::Problems(vec![host.connect_problem(peer, &source)])
             }
             other => other,
         }),
-        () = cancel.cancelled() => Err(Failure::Cancelled),
+        () = cancel.cancelled() => Err(cancelled(host)),
     }
+}
+
+/// Who cancelled: an operator, or the agent on its way out.
+pub(super) fn cancelled(host: &Host) -> Failure {
+    if host.stopping.is_cancelled() { Failure::Stopping } else { Failure::Cancelled }
 }
 
 fn disk_progress(disk: &CopiedDisk) -> DiskProgress {

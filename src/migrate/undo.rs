@@ -25,6 +25,9 @@ pub(crate) struct RolledBack {
 /// Undoes what `past` records in the source's QEMU, and lets the guest run if it ran before.
 pub(crate) async fn roll_back(qmp: &Qmp, past: &Past) -> RolledBack {
     let report = source_cleanup(qmp, &leftovers(past)).await;
+    if report.is_connection_lost() {
+        return RolledBack { leftovers: vec![gone(&past.header.vm)] };
+    }
     let mut leftovers: Vec<String> = report
         .left
         .iter()
@@ -34,6 +37,11 @@ pub(crate) async fn roll_back(qmp: &Qmp, past: &Past) -> RolledBack {
         leftovers.push(format!("VM {} could not be resumed at the source: {}", past.header.vm, chain(&e)));
     }
     RolledBack { leftovers }
+}
+
+/// There is nothing to undo in a QEMU that has ended, and no guest either.
+pub(crate) fn gone(vm: &str) -> String {
+    format!("VM {vm} runs nowhere: its QEMU at the source has ended; start it there again")
 }
 
 /// What the journal says may be in the source's QEMU.

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -85,8 +86,8 @@ pub enum ConnectError {
         /// The peer.
         peer: Identity,
     },
-    /// Too many connections have not proved their identity yet.
-    #[error("too many connections wait for their handshake")]
+    /// Too many connections have not proved their identity yet, and this was the oldest.
+    #[error("too many connections wait for their handshake, and this one has waited longest")]
     TooManyUnauthenticated,
 }
 
@@ -111,6 +112,9 @@ impl ConnectError {
     }
 }
 
+/// Why a peer gets no session: the code that it is told, and words.
+pub(super) type Denial = (Code, &'static str);
+
 /// A connection on which a session can run.
 pub struct Established {
     pub(crate) tcp: TcpStream,
@@ -123,6 +127,7 @@ pub struct Established {
     pub(crate) negotiated: Negotiated,
     /// Cipher suite and key exchange, for people.
     pub cipher: String,
+    pub(crate) chain: Vec<CertificateDer<'static>>,
 }
 
 /// What this agent brings into every connection.
@@ -151,6 +156,11 @@ impl Endpoint {
         Arc::clone(&tls)
     }
 
+    /// Uses other credentials for new connections.
+    pub fn set_tls(&self, tls: Tls) {
+        *self.tls.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(tls);
+    }
+
     /// The protocol's limits.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -177,28 +187,28 @@ impl Endpoint {
         .await?;
         let (tcp, tls) = tls.into_inner();
         let (peer, role) = (peer.clone(), Role::Dialer);
-        let cipher = cipher(&tls);
+        let (cipher, chain) = (cipher(&tls), chain(&tls));
         let record = Record::new(tls.into());
-        Ok(Established { tcp, record, peer, address, role, negotiated, cipher })
+        Ok(Established { tcp, record, peer, address, role, negotiated, cipher, chain })
     }
 
-    /// Establishes a session on a socket that a listener accepted. `known` decides whether the
-    /// proved identity may have a session at all.
+    /// Establishes a session on a socket that a listener accepted. `admit` decides whether the
+    /// proved identity may have a session, or with which words it is turned away.
     ///
     /// # Errors
     /// [`ConnectError`].
-    pub async fn accept(
+    pub(super) async fn accept(
         &self,
         tcp: TcpStream,
         address: SocketAddr,
-        known: impl FnOnce(&Identity) -> bool,
+        admit: impl FnOnce(&Identity) -> Result<(), Denial>,
     ) -> Result<Established, ConnectError> {
         self.prepare(&tcp);
         let (mut tls, peer) = handshake::accept(&self.tls(), tcp, HANDSHAKE_DEADLINE).await?;
-        let welcome = known(&peer);
+        let admitted = admit(&peer);
         let negotiated = within(HELLO_DEADLINE, async {
             let theirs = receive_hello(&mut tls).await?;
-            match self.answer(&theirs, welcome) {
+            match self.answer(&theirs, admitted) {
                 Ok((ours, negotiated)) => {
                     send(&mut tls, &ours.encode()).await?;
                     Ok(negotiated)
@@ -212,15 +222,13 @@ impl Endpoint {
         })
         .await?;
         let (tcp, tls) = tls.into_inner();
-        let cipher = cipher(&tls);
+        let (cipher, chain) = (cipher(&tls), chain(&tls));
         let record = Record::new(tls.into());
-        Ok(Established { tcp, record, peer, address, role: Role::Acceptor, negotiated, cipher })
+        Ok(Established { tcp, record, peer, address, role: Role::Acceptor, negotiated, cipher, chain })
     }
 
-    fn answer(&self, theirs: &Hello, welcome: bool) -> Result<(Hello, Negotiated), (Code, &'static str)> {
-        if !welcome {
-            return Err((Code::Auth, "no peer with this identity is configured here"));
-        }
+    fn answer(&self, theirs: &Hello, admitted: Result<(), Denial>) -> Result<(Hello, Negotiated), Denial> {
+        admitted?;
         if !matches!(theirs.mode, Mode::New { .. }) {
             return Err((Code::NoSession, "this agent does not know that session"));
         }
@@ -321,6 +329,11 @@ fn cipher(tls: &rustls::CommonState) -> String {
         Some(group) => format!("{suite} {:?}", group.name()),
         None => suite.to_owned(),
     }
+}
+
+/// What the peer proved itself with, to be judged again when our files change.
+fn chain(tls: &rustls::CommonState) -> Vec<CertificateDer<'static>> {
+    tls.peer_certificates().map(<[_]>::to_vec).unwrap_or_default()
 }
 
 fn random<const N: usize>() -> Result<[u8; N], ConnectError> {

@@ -206,8 +206,8 @@ impl Driver {
             }
             Command::Reset(id, code) => {
                 if let Some(edge) = self.edges.get_mut(&id) {
-                    edge.backlog.clear();
                     self.session.reset(id, code);
+                    edge.end(code);
                 }
             }
             Command::Stop(id, code) => {

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls_pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::connect::Established;
@@ -86,6 +87,8 @@ pub struct SessionInfo {
     pub role: Role,
     /// The TLS cipher suite and key exchange in use.
     pub cipher: String,
+    /// The certificates with which the peer proved itself, its own first.
+    pub chain: Vec<CertificateDer<'static>>,
     /// When it began.
     pub since: Instant,
 }
@@ -111,14 +114,14 @@ impl Session {
         incoming: mpsc::Sender<IncomingStream>,
     ) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let Established { tcp, record, peer, address, role, negotiated, cipher } = established;
+        let Established { tcp, record, peer, address, role, negotiated, cipher, chain } = established;
         let core = mux::Session::new(role, config, &negotiated, Instant::now());
         let (commands, queue) = mpsc::unbounded_channel();
         let (end, ended) = watch::channel(None);
         let session = Self {
             commands,
             runtime: runtime.handle().clone(),
-            info: Arc::new(SessionInfo { peer, address, role, cipher, since: Instant::now() }),
+            info: Arc::new(SessionInfo { peer, address, role, cipher, chain, since: Instant::now() }),
             ended,
         };
         let tcp = tcp.into_std()?;

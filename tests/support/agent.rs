@@ -33,9 +33,19 @@ pub struct Credentials {
 impl Credentials {
     /// Makes the authority in `dir`.
     pub fn create(paths: &Paths, dir: &Path) -> Result<Self> {
+        Self::create_named(paths, dir, "vmferry test")
+    }
+
+    /// Makes an authority of that name in `dir`.
+    pub fn create_named(paths: &Paths, dir: &Path, name: &str) -> Result<Self> {
         let credentials = Self { dir: dir.join("certs"), vmferry: paths.vmferry.clone() };
-        run(&mut credentials.certs(&["ca", "--name", "vmferry test"]), SHORT)?;
+        run(&mut credentials.certs(&["ca", "--name", name]), SHORT)?;
         Ok(credentials)
+    }
+
+    /// The authority's folder, with ca-cert.pem and ca-key.pem.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Issues a host's certificate: its folder, with ca-cert.pem, cert.pem and key.pem.
@@ -235,6 +245,17 @@ impl Agent {
     pub fn open_descriptors(&self) -> Result<usize> {
         let pid = self.pid().context("the agent does not run")?;
         Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+    }
+
+    /// What those descriptors are, as the kernel names them.
+    pub fn descriptors(&self) -> Result<Vec<String>> {
+        let pid = self.pid().context("the agent does not run")?;
+        let entries = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+        let mut found: Vec<_> = entries
+            .map(|e| fs::read_link(e.path()).map_or_else(|_| "gone".to_owned(), |p| p.display().to_string()))
+            .collect();
+        found.sort_unstable();
+        Ok(found)
     }
 
     /// What lies in its runtime folder and is not its socket.

@@ -13,4 +13,5 @@ for namespace in $namespaces; do
   [ -z "$pids" ] || kill -KILL $pids 2>/dev/null
 done
 for namespace in $namespaces; do ip netns del "$namespace"; done
+awk -v dir="$dir/" 'index($2, dir) == 1 { print $2 }' /proc/mounts | while read -r mount; do umount -l "$mount"; done
 rm -rf "$dir"

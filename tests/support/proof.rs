@@ -178,7 +178,7 @@ pub fn agent_is_clean(agent: &Agent, idle_descriptors: usize) -> Result<()> {
         Ok((idle && agent.runtime_leftovers()?.is_empty()).then_some(()))
     });
     settled.with_context(|| {
-        let (open, files) = (agent.open_descriptors(), agent.runtime_leftovers());
+        let (open, files) = (agent.descriptors(), agent.runtime_leftovers());
         let status = agent.api("/v1/status").map(|s| s["sessions"].to_string());
         format!(
             "agent on {}: {open:?} descriptors open, {idle_descriptors} when idle; files {files:?}; sessions {status:?}",

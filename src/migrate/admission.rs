@@ -1,0 +1,76 @@
+//! What a destination asks itself before it changes anything: may this peer send this VM here,
+//! and could the QEMU that waits for it take it? `vmferry check` ends with these answers.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::host::Host;
+use super::message::Offer;
+use super::problem::{Problem, ProblemKind, chain};
+use super::trouble::Trouble;
+use super::{examine, plan, vm};
+use crate::config::glob_matches;
+use crate::net::identity::Identity;
+use crate::qemu::{Abilities, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState, disks};
+
+/// May this peer send this VM here, and could it?
+pub(super) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Trouble> {
+    permitted(host, peer, &offer.vm)?;
+    let problem = |p| Trouble::Problems(vec![p]);
+    let config = host.vm(&offer.vm, "destination").map_err(problem)?;
+    let _not_meanwhile = host.reserve(&offer.vm, Uuid::new_v4()).map_err(problem)?;
+    match (vm::connect(config).await, &config.start) {
+        (Ok((qmp, _events)), _) => Ok(target_problems(&qmp, offer).await?),
+        // Its disks are known only to a QEMU: one is started for the questions and ended again.
+        (Err(e), Some(start)) if e.is_not_listening() => {
+            let (deadline, logs) = (host.config.deadlines.qemu_start(), &host.config.state_dir);
+            let started = vm::start(&offer.vm, config, start, logs, deadline).await;
+            let (started, qmp, _events) = started.map_err(|e| problem(unreachable(&offer.vm, &chain(&e))))?;
+            let problems = target_problems(&qmp, offer).await;
+            started.stop(&qmp).await?;
+            Ok(problems?)
+        }
+        (Err(e), _) => Err(problem(unreachable(&offer.vm, &chain(&e)))),
+    }
+}
+
+/// Whether `receive` of this peer has the VM.
+pub(super) fn permitted(host: &Host, peer: &Identity, vm: &str) -> Result<(), Trouble> {
+    let permits = host.config.peer_by_identity(peer.as_str()).map(|(_, p)| &p.receive);
+    if permits.is_some_and(|globs| globs.iter().any(|g| glob_matches(g, vm))) {
+        return Ok(());
+    }
+    let text = format!("{} does not permit {peer} to send VM {vm} there", host.identity);
+    let remedy = format!(
+        "add it to `receive` of the peer with identity \"{peer}\" in the configuration of {}",
+        host.identity
+    );
+    Err(Trouble::Problems(vec![Problem::new(ProblemKind::NotPermitted, text, remedy)]))
+}
+
+/// Nobody answers at the monitor where a waiting QEMU should be.
+pub(super) fn unreachable(vm: &str, why: &str) -> Problem {
+    let text = format!("no QEMU waits for VM {vm} at the destination: {why}");
+    let remedy =
+        format!("start one with `-incoming defer -S`, or give [vm.{vm}] a `start` so that the agent can");
+    Problem::new(ProblemKind::TargetNotWaiting, text, remedy)
+}
+
+/// What keeps the QEMU that was found from taking this VM.
+pub(super) async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Problem>, QmpError> {
+    let status = qmp.execute(QueryStatus).await?.status;
+    let migration = qmp.execute(QueryMigrate).await?.status;
+    if status != RunState::InMigrate || migration != MigrationStatus::None {
+        let text = format!(
+            "the destination's QEMU of VM {} does not wait for a migration: it is in state {status}, migration {migration}",
+            offer.vm
+        );
+        let remedy = "end it and start it anew with `-incoming defer -S`; a QEMU takes one migration only";
+        return Ok(vec![Problem::new(ProblemKind::TargetNotWaiting, text, remedy)]);
+    }
+    let mut problems = examine::abilities_missing(&Abilities::ask(qmp).await?, "destination");
+    problems.extend(examine::busy(qmp, &offer.vm).await?);
+    problems.extend(plan::disk_problems(&offer.disks, &disks(qmp).await?));
+    Ok(problems)
+}

@@ -1,0 +1,47 @@
+//! Why a destination cannot go on, and how that is told to the source.
+
+use super::message::Refusal;
+use super::problem::{Problem, chain};
+use super::vm;
+use crate::qemu::{MigrationStatus, QmpError};
+
+/// Why the destination cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    #[error("{}", .0.first().map_or_else(String::new, ToString::to_string))]
+    Problems(Vec<Problem>),
+    #[error("the destination's QEMU")]
+    Qmp(#[from] QmpError),
+    #[error("the destination's QEMU of VM {vm} has gone: its monitor closed")]
+    QemuGone { vm: String },
+    #[error("the destination's QEMU ended the migration as {status}: {error}")]
+    Ram { status: MigrationStatus, error: String },
+    #[error(transparent)]
+    Vm(#[from] vm::VmError),
+    #[error("the destination's journal cannot be written, so nothing further is done")]
+    Journal(#[from] super::journal::JournalError),
+    #[error("no local socket at the destination")]
+    Socket(#[from] std::io::Error),
+    #[error("`{0}` was asked at the wrong moment")]
+    OutOfOrder(&'static str),
+    #[error("the destination's agent was told to stop")]
+    Stopping,
+    #[error("the source gave up: {0}")]
+    Aborted(String),
+    #[error("the guest of VM {vm} could not be started")]
+    NotStarted { vm: String, source: QmpError },
+    #[error("the source was lost")]
+    SourceLost,
+    #[error("the source did not return within {0} s")]
+    SourceStayedAway(u64),
+}
+
+impl Trouble {
+    pub(super) fn refusal(&self) -> Refusal {
+        let problems = match self {
+            Self::Problems(problems) => problems.clone(),
+            _ => Vec::new(),
+        };
+        Refusal { problems, text: chain(self) }
+    }
+}

@@ -1,0 +1,201 @@
+//! The local API against its own description: every route is described, every described route
+//! answers, and live answers carry exactly the documented fields. Needs no QEMU and no root.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "api_checks/schema.rs"]
+mod schema;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use schema::Description;
+use serde_json::{Value, json};
+use uuid::Uuid;
+use vmferry::migrate::journal::Role;
+use vmferry::migrate::phase::Phase;
+use vmferry::migrate::problem::{Problem, ProblemKind};
+use vmferry::migrate::progress::{DiskProgress, Downtime, Outcome, Progress, RamProgress};
+
+const VMFERRY: &str = env!("CARGO_BIN_EXE_vmferry");
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// An agent that knows one peer, which is not there, and one VM, which is not there either.
+struct Agent {
+    child: Child,
+    socket: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Agent {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let pki = folder.path().join("pki");
+        for words in [&["ca"][..], &["host", "alpha"]] {
+            let made =
+                Command::new(VMFERRY).arg("certs").args(words).arg("--dir").arg(&pki).output().unwrap();
+            assert!(made.status.success(), "{made:?}");
+        }
+        let config = folder.path().join("vmferry.toml");
+        std::fs::write(&config, configuration(&pki.join("hosts/alpha"))).unwrap();
+        let mut command = Command::new(VMFERRY);
+        command.arg("agent").arg("--config").arg(&config).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let socket = folder.path().join("run/vmferry.sock");
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut said = String::new();
+        while !socket.exists() || UnixStream::connect(&socket).is_err() {
+            if let Some(status) = child.try_wait().unwrap() {
+                log.by_ref().map_while(Result::ok).for_each(|line| said += &line);
+                panic!("the agent ended with {status}: {said}");
+            }
+            std::thread::yield_now();
+        }
+        // A full pipe would stop it.
+        std::thread::spawn(move || log.map_while(Result::ok).for_each(drop));
+        Self { child, socket, _folder: folder }
+    }
+
+    /// Status, content type and body; HTTP/1.0, so that the answer ends where the connection does.
+    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> (u16, String, String) {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(ANSWER_WITHIN)).unwrap();
+        let body = body.unwrap_or("");
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\nhost: vmferry\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap_or_else(|e| panic!("{method} {path}: {e}"));
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
+        let kind =
+            head.lines().find_map(|l| l.to_lowercase().strip_prefix("content-type: ").map(str::to_owned));
+        (status, kind.unwrap_or_default(), body.to_owned())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn configuration(tls: &Path) -> String {
+    let tls = tls.display();
+    format!(
+        "state_dir = 'state'\nruntime_dir = 'run'\nlisten = []\n\
+         [tls]\nca = '{tls}/ca-cert.pem'\ncert = '{tls}/cert.pem'\nkey = '{tls}/key.pem'\n\
+         [peer.bravo]\nidentity = 'bravo'\naddress = '127.0.0.1:1'\n\
+         [vm.web1]\nqmp = 'nobody.qmp'\n"
+    )
+}
+
+#[test]
+fn every_route_is_described_and_no_other() {
+    let source = include_str!("../src/agent/api.rs");
+    let mut routes: Vec<String> =
+        source.split(".route(\"").skip(1).map(|r| r.split('"').next().unwrap().to_owned()).collect();
+    routes.sort();
+    assert!(routes.len() >= 7, "{routes:?}");
+    assert_eq!(routes, Description::load().paths());
+}
+
+/// What an agent really says, in every status that can be had without a guest.
+#[test]
+fn live_answers_are_as_described() {
+    let agent = Agent::start();
+    let description = Description::load();
+    let (status, _, served) = agent.ask("GET", "/v1/openapi.json", None);
+    assert_eq!((status, serde_json::from_str::<Value>(&served).unwrap()), (200, description.whole()));
+    let begun = agent.ask("POST", "/v1/migrations", Some(r#"{"vm":"web1","to":"bravo"}"#));
+    let id = serde_json::from_str::<Value>(&begun.2).unwrap()["id"].as_str().expect("an id").to_owned();
+    description.accepts("post", "/v1/migrations", &begun);
+    // The events end with the migration, so what follows meets one that has ended.
+    let one = |tail: &str| format!("/v1/migrations/{id}{tail}");
+    let unknown = |tail: &str| format!("/v1/migrations/{}{tail}", Uuid::nil());
+    let good = Some(r#"{"vm":"web1","to":"bravo"}"#);
+    let asked: &[(&str, &str, String, Option<&str>, u16)] = &[
+        ("GET", "/v1/migrations/{id}/events", one("/events"), None, 200),
+        ("GET", "/v1/migrations/{id}/events", unknown("/events"), None, 404),
+        ("GET", "/v1/migrations/{id}/events", "/v1/migrations/x/events".into(), None, 400),
+        ("GET", "/v1/migrations/{id}", one(""), None, 200),
+        ("GET", "/v1/migrations/{id}", unknown(""), None, 404),
+        ("GET", "/v1/migrations/{id}", "/v1/migrations/x".into(), None, 400),
+        ("POST", "/v1/migrations/{id}/cancel", one("/cancel"), None, 409),
+        ("POST", "/v1/migrations/{id}/cancel", unknown("/cancel"), None, 404),
+        ("POST", "/v1/migrations/{id}/cancel", "/v1/migrations/x/cancel".into(), None, 400),
+        ("GET", "/v1/migrations", "/v1/migrations".into(), None, 200),
+        ("POST", "/v1/migrations", "/v1/migrations".into(), Some("{"), 400),
+        ("POST", "/v1/migrations", "/v1/migrations".into(), Some("{}"), 422),
+        ("GET", "/v1/status", "/v1/status".into(), None, 200),
+        ("POST", "/v1/check", "/v1/check".into(), good, 200),
+        ("POST", "/v1/check", "/v1/check".into(), Some(r#"{"vm":"web1","to":"bravo","too":1}"#), 422),
+    ];
+    for (method, described, path, body, expected) in asked {
+        let answer = agent.ask(method, path, *body);
+        assert_eq!(answer.0, *expected, "{method} {path}: {}", answer.2);
+        description.accepts(&method.to_lowercase(), described, &answer);
+    }
+    let (status, _, body) = agent.ask("GET", "/v1/nowhere", None);
+    assert_eq!(status, 404);
+    description.check("Error", &serde_json::from_str(&body).unwrap());
+}
+
+/// What no agent without a guest would say: a migration in full, and each of its ends.
+#[test]
+fn a_whole_migration_is_as_described() {
+    let problem = Problem::new(ProblemKind::Busy, "text", "remedy");
+    let outcomes = [
+        Outcome::Moved { leftovers: vec!["x".into()] },
+        Outcome::Failed {
+            phase: Phase::HandOver,
+            cause: "x".into(),
+            problems: vec![problem],
+            cancelled: true,
+            leftovers: Vec::new(),
+        },
+        Outcome::Undecided { cause: "x".into() },
+    ];
+    let description = Description::load();
+    for outcome in outcomes {
+        let mut progress = Progress::new(Uuid::new_v4(), "web1", Role::Destination, "bravo");
+        progress.disks = vec![DiskProgress::default()];
+        progress.ram = Some(RamProgress::default());
+        progress.downtime = Some(Downtime { hook_ms: Some(1), ..Downtime::default() });
+        progress.outcome = Some(outcome);
+        description.check("Migration", &serde_json::to_value(&progress).unwrap());
+    }
+    for phase in Phase::ALL {
+        let mut progress = Progress::new(Uuid::new_v4(), "web1", Role::Source, "bravo");
+        progress.phase = phase;
+        description.check("Migration", &serde_json::to_value(&progress).unwrap());
+    }
+}
+
+#[test]
+fn the_check_against_the_description_can_fail() {
+    let description = Description::load();
+    let good = json!({"error": "x", "remedy": "y"});
+    assert_eq!(description.errors("Error", &good), Vec::<String>::new());
+    for bad in [
+        json!({"error": "x"}),
+        json!({"error": "x", "remedy": "y", "more": 1}),
+        json!({"error": 1, "remedy": "y"}),
+        json!([]),
+    ] {
+        assert!(!description.errors("Error", &bad).is_empty(), "{bad}");
+    }
+    let outcome = |o: Value| description.errors("Outcome", &o).is_empty();
+    assert!(outcome(json!({"result": "moved", "leftovers": []})));
+    assert!(!outcome(json!({"result": "lost", "leftovers": []})));
+    assert!(!outcome(json!({"result": "moved", "leftovers": [1]})));
+    let kind = json!({"kind": "tired", "text": "", "remedy": ""});
+    assert!(!description.errors("Problem", &kind).is_empty());
+}

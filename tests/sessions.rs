@@ -1,0 +1,445 @@
+//! Sessions over real TLS and real sockets, both ends in one process: streams, pumps, limits,
+//! and what becomes of local sockets when something breaks.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use vmferry::mux::{Class, Code, Config, Open, purpose};
+use vmferry::net::connect::{self, ConnectError, Endpoint};
+use vmferry::net::identity::Identity;
+use vmferry::net::message;
+use vmferry::net::pool::Pool;
+use vmferry::net::pump::{Pump, PumpEnd};
+use vmferry::net::session::{EndCause, IncomingStream, OpenStreamError, Session};
+use vmferry::net::stream::{Stream, StreamEnded};
+use vmferry::net::tls::{Aead, Tls, TlsPaths};
+use vmferry::pki::{CaRequest, HostRequest, create_ca, issue_host};
+
+/// No wait of these tests is longer; none of them is expected to come near it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+fn credentials(dir: &Path, names: &[&str]) {
+    create_ca(dir, &CaRequest { name: None, days: 30, domains: Vec::new() }).unwrap();
+    for name in names {
+        let request = HostRequest { name: name.parse().unwrap(), names: Vec::new(), days: 10, force: false };
+        issue_host(dir, &request).unwrap();
+    }
+}
+
+fn tls(dir: &Path, name: &str) -> Tls {
+    let host = dir.join("hosts").join(name);
+    let paths = TlsPaths {
+        ca: host.join("ca-cert.pem"),
+        cert: host.join("cert.pem"),
+        key: host.join("key.pem"),
+        crl: None,
+    };
+    Tls::load(&paths, Aead::Auto).unwrap()
+}
+
+/// An agent's network side: a pool, a listener, what peers open, sessions that began.
+struct Side {
+    pool: Arc<Pool>,
+    identity: Identity,
+    address: SocketAddr,
+    incoming: mpsc::Receiver<IncomingStream>,
+    started: mpsc::UnboundedReceiver<Session>,
+    _accepting: tokio::task::JoinSet<()>,
+}
+
+impl Side {
+    async fn new(dir: &Path, name: &str, config: Config) -> Self {
+        let tls = tls(dir, name);
+        let identity = tls.identity.clone();
+        let dead = config.dead_after;
+        let endpoint = Endpoint::new(tls, config, dead).unwrap();
+        let (sender, incoming) = mpsc::channel(64);
+        let (starts, started) = mpsc::unbounded_channel();
+        let pool = Arc::new(Pool::new(endpoint, sender, starts));
+        let listener = connect::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut accepting = tokio::task::JoinSet::new();
+        accepting.spawn(accept(Arc::clone(&pool), listener));
+        Self { pool, identity, address, incoming, started, _accepting: accepting }
+    }
+
+    async fn dial(&self, other: &Self) -> Result<Session, ConnectError> {
+        self.pool.session(&other.identity, Some(&other.address.to_string())).await
+    }
+
+    async fn offered(&mut self) -> IncomingStream {
+        soon("a stream that the peer opens", self.incoming.recv()).await.unwrap()
+    }
+}
+
+async fn accept(pool: Arc<Pool>, listener: TcpListener) {
+    let mut tasks = tokio::task::JoinSet::new();
+    while let Ok((tcp, _)) = listener.accept().await {
+        let pool = Arc::clone(&pool);
+        tasks.spawn(async move { drop(pool.accept(tcp, |_| true).await) });
+    }
+}
+
+/// Two sides and a session that the first has dialed.
+struct Pair {
+    a: Side,
+    b: Side,
+    session: Session,
+    _dir: tempfile::TempDir,
+}
+
+impl Pair {
+    async fn new() -> Self {
+        Self::with(Config::default()).await
+    }
+
+    async fn with(config: Config) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        credentials(dir.path(), &["alpha", "bravo"]);
+        let a = Side::new(dir.path(), "alpha", config.clone()).await;
+        let b = Side::new(dir.path(), "bravo", config).await;
+        let session = a.dial(&b).await.unwrap();
+        Self { a, b, session, _dir: dir }
+    }
+
+    /// A stream from the first side to the second, accepted there.
+    async fn stream(&mut self, channel: u16) -> (Stream, Stream) {
+        let opening = self.session.open(open(channel));
+        let accepting = async { self.b.offered_on(channel).await.accept().await.unwrap() };
+        let (ours, theirs) = tokio::join!(opening, accepting);
+        (ours.unwrap(), theirs)
+    }
+
+    /// Local sockets joined by pumps and a stream.
+    async fn pumped(&mut self, channel: u16) -> Pumped {
+        let (ours, theirs) = self.stream(channel).await;
+        let (near, near_fd) = UnixStream::pair().unwrap();
+        let (far, far_fd) = UnixStream::pair().unwrap();
+        let far_session = self.b.pool.all().pop().unwrap();
+        let (near_pump, near_end) = pump(&self.session, near_fd.into(), ours);
+        let (far_pump, far_end) = pump(&far_session, far_fd.into(), theirs);
+        for socket in [&near, &far] {
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        }
+        Pumped { near, far, near_pump, far_pump, near_end, far_end }
+    }
+}
+
+impl Side {
+    async fn offered_on(&mut self, channel: u16) -> IncomingStream {
+        let stream = self.offered().await;
+        assert_eq!(stream.open.channel, channel);
+        stream
+    }
+}
+
+struct Pumped {
+    near: UnixStream,
+    far: UnixStream,
+    near_pump: Pump,
+    far_pump: Pump,
+    near_end: mpsc::UnboundedReceiver<PumpEnd>,
+    far_end: mpsc::UnboundedReceiver<PumpEnd>,
+}
+
+fn pump(session: &Session, fd: OwnedFd, stream: Stream) -> (Pump, mpsc::UnboundedReceiver<PumpEnd>) {
+    let (sender, end) = mpsc::unbounded_channel();
+    let pump = Pump::start(session.runtime(), fd, stream, move |how| drop(sender.send(how)));
+    (pump, end)
+}
+
+fn open(channel: u16) -> Open {
+    Open { purpose: purpose::NBD, class: Class::Bulk, weight: 16, migration: [7; 16], channel }
+}
+
+/// Bytes that tell their place.
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = |_| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x as u8
+    };
+    (0..len).map(next).collect()
+}
+
+/// Blocking work beside the runtime.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    soon("blocking work", tokio::task::spawn_blocking(work)).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_directions_of_many_pumps_carry_every_byte() {
+    let mut pair = Pair::new().await;
+    let mut jobs = tokio::task::JoinSet::new();
+    for channel in 0..8u16 {
+        let Pumped { near, far, near_pump, far_pump, .. } = pair.pumped(channel).await;
+        for (seed, mut from, mut to) in [
+            (u64::from(channel) * 2, near.try_clone().unwrap(), far.try_clone().unwrap()),
+            (u64::from(channel) * 2 + 1, far, near),
+        ] {
+            let len = 3_000_000 + usize::from(channel) * 12_345;
+            jobs.spawn_blocking(move || {
+                from.write_all(&pattern(seed, len)).unwrap();
+                from.shutdown(Shutdown::Write).unwrap();
+            });
+            jobs.spawn_blocking(move || {
+                let mut got = Vec::new();
+                to.read_to_end(&mut got).unwrap();
+                assert!(got == pattern(seed, len), "seed {seed}: {} of {len} bytes", got.len());
+            });
+        }
+        // Kept for as long as the test: dropping a pump cuts it.
+        std::mem::forget((near_pump, far_pump));
+    }
+    while let Some(done) = soon("all bytes", jobs.join_next()).await {
+        done.unwrap();
+    }
+    soon("no stream to be left", async {
+        while pair.session.stats().await.streams != 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_close_is_passed_on_as_one() {
+    let mut pair = Pair::new().await;
+    let Pumped { mut near, mut far, near_pump, far_pump, mut near_end, mut far_end } = pair.pumped(1).await;
+    let answer = blocking(move || {
+        near.write_all(b"question").unwrap();
+        near.shutdown(Shutdown::Write).unwrap();
+        let mut asked = Vec::new();
+        far.read_to_end(&mut asked).unwrap();
+        assert_eq!(asked, b"question");
+        // The other direction is still open.
+        far.write_all(b"answer").unwrap();
+        drop(far);
+        let mut answer = Vec::new();
+        near.read_to_end(&mut answer).unwrap();
+        answer
+    })
+    .await;
+    assert_eq!(answer, b"answer");
+    for end in [&mut near_end, &mut far_end] {
+        let end = soon("the pump's end", end.recv()).await.unwrap();
+        assert!(matches!(end, PumpEnd::Finished), "{end:?}");
+    }
+    drop((near_pump, far_pump));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_goes_away_ends_the_writer_at_the_other_side() {
+    let mut pair = Pair::new().await;
+    let Pumped { mut near, far, near_pump, far_pump, near_end: _near_end, mut far_end } =
+        pair.pumped(1).await;
+    drop(far);
+    let error = blocking(move || {
+        let chunk = vec![7; 1 << 16];
+        loop {
+            if let Err(e) = near.write_all(&chunk) {
+                break e;
+            }
+        }
+    })
+    .await;
+    assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "the writer must not be left waiting");
+    let end = soon("the far pump's end", far_end.recv()).await.unwrap();
+    assert!(matches!(end, PumpEnd::Local(_) | PumpEnd::Remote(_)), "{end:?}");
+    drop((near_pump, far_pump));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_pump_ends_both_local_sockets() {
+    let mut pair = Pair::new().await;
+    let Pumped { mut near, mut far, near_pump, far_pump, near_end: _near_end, mut far_end } =
+        pair.pumped(1).await;
+    near_pump.cut();
+    let read = blocking(move || {
+        let mut rest = [0; 16];
+        (near.read(&mut rest), far.read(&mut rest))
+    })
+    .await;
+    assert!(matches!(read.0, Ok(0) | Err(_)) && matches!(read.1, Ok(0) | Err(_)), "{read:?}");
+    let end = soon("the far pump's end", far_end.recv()).await.unwrap();
+    assert!(matches!(end, PumpEnd::Remote(StreamEnded(Code::Cancelled))), "{end:?}");
+    drop(far_pump);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_reader_stops_its_own_stream_and_no_other() {
+    let mut pair = Pair::new().await;
+    let stalled = pair.pumped(1).await;
+    let lively = pair.pumped(2).await;
+    // Fill everything between the writer and the reader that never reads.
+    let mut writer = stalled.near.try_clone().unwrap();
+    blocking(move || {
+        writer.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+        let chunk = vec![1; 1 << 16];
+        while writer.write_all(&chunk).is_ok() {}
+    })
+    .await;
+    let (mut from, mut to) = (lively.near.try_clone().unwrap(), lively.far.try_clone().unwrap());
+    let sending = blocking_pair(
+        move || from.write_all(&pattern(3, 20_000_000)).unwrap(),
+        move || {
+            let mut got = vec![0; 20_000_000];
+            to.read_exact(&mut got).unwrap();
+            assert!(got == pattern(3, 20_000_000));
+        },
+    );
+    sending.await;
+    let held = pair.b.pool.all().pop().unwrap().stats().await.recv_queued_bytes;
+    assert!(
+        held as u64 <= Config::default().budget_bytes,
+        "{held} bytes held for a reader that does not read"
+    );
+    drop((stalled, lively));
+}
+
+async fn blocking_pair(one: impl FnOnce() + Send + 'static, two: impl FnOnce() + Send + 'static) {
+    tokio::join!(blocking(one), blocking(two));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_tells_its_code_and_an_unanswered_offer_is_refused() {
+    let mut pair = Pair::new().await;
+    let session = pair.session.clone();
+    let opening = tokio::spawn(async move { session.open(open(1)).await });
+    pair.b.offered().await.refuse(Code::Denied);
+    let refused = soon("the refusal", opening).await.unwrap();
+    assert!(
+        matches!(refused, Err(OpenStreamError::Refused { source: StreamEnded(Code::Denied), .. })),
+        "{refused:?}"
+    );
+    let session = pair.session.clone();
+    let opening = tokio::spawn(async move { session.open(open(2)).await });
+    drop(pair.b.offered().await);
+    let refused = soon("the refusal", opening).await.unwrap();
+    assert!(
+        matches!(refused, Err(OpenStreamError::Refused { source: StreamEnded(Code::Refused), .. })),
+        "{refused:?}"
+    );
+    // The session is none the worse for it.
+    let (ours, theirs) = pair.stream(3).await;
+    let (mut asks, _answers) = message::split(ours);
+    let (_says, mut hears) = message::split(theirs);
+    asks.send(&"hello").await.unwrap();
+    let heard: Option<String> = soon("a message", hears.recv()).await.unwrap();
+    assert_eq!(heard.as_deref(), Some("hello"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_session_serves_both_directions_and_all_who_ask_at_once() {
+    let mut pair = Pair::new().await;
+    let (one, two) = tokio::join!(pair.a.dial(&pair.b), pair.a.dial(&pair.b));
+    let back = pair.b.dial(&pair.a).await.unwrap();
+    assert_eq!((pair.a.pool.all().len(), pair.b.pool.all().len()), (1, 1));
+    drop((one.unwrap(), two.unwrap()));
+    let opening = tokio::spawn(async move { back.open(open(9)).await });
+    let _theirs = pair.a.offered_on(9).await.accept().await.unwrap();
+    soon("the stream from the accepting side", opening).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_session_ends_its_streams_at_both_sides() {
+    let mut pair = Pair::new().await;
+    let Pumped { mut near, mut far, near_pump, far_pump, .. } = pair.pumped(1).await;
+    let far_session = pair.b.pool.all().pop().unwrap();
+    pair.session.close(Code::Shutdown, "the test ends it");
+    let end = soon("the session's end here", pair.session.ended()).await;
+    assert!(matches!(end.cause, EndCause::Closed(Code::Shutdown)), "{:?}", end.cause);
+    soon("the session's end there", far_session.ended()).await;
+    let read = blocking(move || {
+        let mut rest = [0; 16];
+        (near.read(&mut rest), far.read(&mut rest))
+    })
+    .await;
+    assert!(matches!(read.0, Ok(0) | Err(_)) && matches!(read.1, Ok(0) | Err(_)), "{read:?}");
+    assert!(pair.a.pool.all().is_empty() && pair.b.pool.all().is_empty());
+    // The next one who asks gets a new one.
+    let again = pair.a.dial(&pair.b).await.unwrap();
+    assert!(again.is_live());
+    drop((near_pump, far_pump));
+}
+
+/// A peer that proves its identity, says HELLO and then nothing at all, not even a PONG.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_peer_is_given_up_and_its_streams_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    credentials(dir.path(), &["alpha", "bravo"]);
+    let config = Config {
+        ping_after: Duration::from_millis(50),
+        dead_after: Duration::from_millis(400),
+        ..Config::default()
+    };
+    let a = Side::new(dir.path(), "alpha", config.clone()).await;
+    let mut b = Side::new(dir.path(), "bravo", config).await;
+    let (relay, cut) = relay_to(b.address).await;
+    let session = a.pool.session(&b.identity, Some(&relay.to_string())).await.unwrap();
+    let accepting = async { b.offered().await.accept().await.unwrap() };
+    let (opened, accepted) = tokio::join!(session.open(open(1)), accepting);
+    let _theirs = (opened.unwrap(), accepted);
+    cut.send(()).unwrap();
+    let end = soon("the session's end", session.ended()).await;
+    assert!(matches!(end.cause, EndCause::Session(_) | EndCause::Io(_)), "{:?}", end.cause);
+    assert!(!session.is_live());
+}
+
+/// A relay that, once told so, passes nothing on and keeps both connections open.
+async fn relay_to(target: SocketAddr) -> (SocketAddr, tokio::sync::oneshot::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (cut, mut is_cut) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let (mut near, _) = listener.accept().await.unwrap();
+        let mut far = TcpStream::connect(target).await.unwrap();
+        let (mut up, mut down) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+        loop {
+            tokio::select! {
+                n = near.read(&mut up) => far.write_all(&up[..n.unwrap()]).await.unwrap(),
+                n = far.read(&mut down) => near.write_all(&down[..n.unwrap()]).await.unwrap(),
+                _ = &mut is_cut => break,
+            }
+        }
+        std::future::pending::<()>().await;
+    });
+    (address, cut)
+}
+
+/// Bytes after a good handshake that are no HELLO, and a HELLO that never ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_hello_is_refused_and_the_next_peer_is_served() {
+    let mut pair = Pair::new().await;
+    let dir = pair._dir.path().to_owned();
+    let own = tls(&dir, "alpha");
+    for bytes in [vec![0xff; 64], vec![0; 16], [&[1u8, 0, 0xff, 0xff][..], &[0; 12]].concat()] {
+        let tcp = TcpStream::connect(pair.b.address).await.unwrap();
+        let deadline = Duration::from_secs(10);
+        let mut stream =
+            vmferry::net::handshake::connect(&own, tcp, &pair.b.identity, deadline).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        let mut rest = Vec::new();
+        // An end of some kind, and not a session.
+        let _ = soon("the refusal", stream.read_to_end(&mut rest)).await;
+        assert!(!rest.starts_with(&[1]), "no HELLO answers {bytes:?}");
+    }
+    assert_eq!(pair.b.pool.all().len(), 1, "only the good session lives");
+    pair.stream(1).await;
+    assert!(pair.b.started.recv().await.is_some());
+}

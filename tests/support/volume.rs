@@ -1,0 +1,74 @@
+//! A small file system of its own for a folder of a host: a disk that is full. It is a file with
+//! ext4 in it, of small blocks, so that even a journal's next line may find no room.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::process::{SHORT, run};
+
+/// Small, so that a few bytes more are already too many.
+const BLOCK_BYTES: usize = 1024;
+const FILLER: &str = "filler";
+
+/// A mounted volume; unmounted when dropped. (The lab's janitor does the same for a killed test.)
+#[derive(Debug)]
+pub struct Volume {
+    folder: PathBuf,
+}
+
+impl Volume {
+    /// Mounts an empty volume of `mib` MiB on `folder`.
+    ///
+    /// # Errors
+    /// The kernel has no loop device, or we are not root.
+    pub fn mount(folder: &Path, mib: u64) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        let image = folder.with_extension("volume");
+        File::create(&image)?.set_len(mib << 20)?;
+        let options = ["-q", "-b", "1024", "-m", "0", "-O", "^has_journal"];
+        run(Command::new("mkfs.ext4").args(options).arg(&image), SHORT)?;
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(folder), SHORT)?;
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// Writes until nothing more fits.
+    ///
+    /// # Errors
+    /// Anything but the expected "no space left".
+    pub fn fill(&self) -> Result<()> {
+        let path = self.folder.join(FILLER);
+        let mut filler = File::options().create(true).append(true).open(&path)?;
+        // Large pieces first, then what is left block by block.
+        let (large, small) = ([b'x'; 64 * BLOCK_BYTES], [b'x'; BLOCK_BYTES]);
+        let mut piece = &large[..];
+        loop {
+            match filler.write_all(piece).and_then(|()| filler.sync_data()) {
+                Ok(()) => {}
+                Err(e) if e.kind() != std::io::ErrorKind::StorageFull => {
+                    return Err(e).with_context(|| format!("filling {}", path.display()));
+                }
+                Err(_) if piece.len() > small.len() => piece = &small,
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// Makes room again.
+    ///
+    /// # Errors
+    /// The file that took the room cannot be removed.
+    pub fn empty(&self) -> Result<()> {
+        Ok(fs::remove_file(self.folder.join(FILLER))?)
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        // Lazily: a program of the test may still stand in it.
+        let _ = run(Command::new("umount").arg("-l").arg(&self.folder), SHORT);
+    }
+}
