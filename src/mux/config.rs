@@ -160,10 +160,7 @@ impl Config {
     /// How fast we open streams ourselves.
     #[must_use]
     pub fn own_opens(&self) -> RateLimit {
-        RateLimit {
-            per_second: (self.opens.per_second / 4).max(1),
-            burst: (self.opens.burst / 4).max(1),
-        }
+        RateLimit { per_second: (self.opens.per_second / 4).max(1), burst: (self.opens.burst / 4).max(1) }
     }
 
     pub(super) fn reserve_bytes(&self) -> usize {

@@ -200,7 +200,13 @@ impl RecvCredit {
     }
 
     /// The local side took `bytes`; grows or shrinks the window at the end of an epoch.
-    pub(super) fn on_consumed(&mut self, budget: &mut Budget, now: Instant, bytes: u64, growth_time: Duration) {
+    pub(super) fn on_consumed(
+        &mut self,
+        budget: &mut Budget,
+        now: Instant,
+        bytes: u64,
+        growth_time: Duration,
+    ) {
         let most = self.closed_at.unwrap_or(self.received);
         let consumed = (self.consumed + bytes).min(most);
         self.change(budget, |credit| credit.consumed = consumed);

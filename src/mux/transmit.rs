@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::StreamId;
 use super::batch::Batch;
 use super::frame::{self, FLAG_ABORT, FLAG_ACK_NOW, HEADER_LEN, Header, Kind, PAYLOAD_MAX};
 use super::session::{Event, Session};
 use super::stream::{RecvState, SendState, Stream};
-use super::StreamId;
 
 impl Session {
     /// Fills `batch` with what is to be sent next; false if there is nothing. Call it again only
