@@ -105,7 +105,7 @@ async fn far(remote: PathBuf, credentials: &Credentials) -> anyhow::Result<()> {
     let listener = listen("127.0.0.1:0".parse()?)?;
     ready(&listener.local_addr()?.to_string())?;
     let (tcp, address) = listener.accept().await?;
-    let established = endpoint.accept(tcp, address, |_| true).await?;
+    let established = endpoint.accept(tcp, address, |_| Ok(())).await?;
     let (offers, mut incoming) = mpsc::channel(INCOMING_MAX);
     let session = Session::start(established, endpoint.config().clone(), offers)?;
     let mut relays = JoinSet::new();

@@ -113,7 +113,7 @@ impl ConnectError {
 }
 
 /// Why a peer gets no session: the code that it is told, and words.
-pub(super) type Denial = (Code, &'static str);
+pub type Denial = (Code, &'static str);
 
 /// A connection on which a session can run.
 pub struct Established {
@@ -205,7 +205,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`ConnectError`].
-    pub(super) async fn accept(
+    pub async fn accept(
         &self,
         tcp: TcpStream,
         address: SocketAddr,
