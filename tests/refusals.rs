@@ -57,7 +57,9 @@ const ALL: &[Refused] = &[
     refused("another protocol", "bad_protocol", "does not speak the protocol", |s| {
         s.openssl(&s.cert("alpha")[2..])
     }),
-    refused("garbage", "garbage", "not a valid TLS handshake", |s| s.says(b"GET / HTTP/1.1\r\nHost: bravo\r\n\r\n")),
+    refused("garbage", "garbage", "not a valid TLS handshake", |s| {
+        s.says(b"GET / HTTP/1.1\r\nHost: bravo\r\n\r\n")
+    }),
     refused("gone at once", "closed", "connection ended during the handshake", |s| {
         s.connect()?.shutdown(Shutdown::Both).map_err(Into::into)
     }),
