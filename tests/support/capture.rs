@@ -29,9 +29,19 @@ pub struct Capture {
 impl Capture {
     /// Starts capturing; returns when packets are being captured.
     pub fn start(net: &Net, name: &str) -> Result<Self> {
+        Self::start_with(net, name, "")
+    }
+
+    /// The same without the contents of IPv4 connections, only their beginnings: what crosses the
+    /// link may be more than a busy machine can write down.
+    pub fn start_without_contents(net: &Net, name: &str) -> Result<Self> {
+        Self::start_with(net, name, "not (ip and tcp) or tcp[tcpflags] & tcp-syn != 0")
+    }
+
+    fn start_with(net: &Net, name: &str, filter: &str) -> Result<Self> {
         let file = net.bravo.dir.join(format!("{name}.pcap"));
         let words = ["-i", LINK, "-n", "-s", "0", "-U", "-Z", "root", "-B", RING_KIB, "-w"];
-        let mut tcpdump = start(net.bravo.command("tcpdump").args(words).arg(&file))?;
+        let mut tcpdump = start(net.bravo.command("tcpdump").args(words).arg(&file).arg(filter))?;
         wait_for("tcpdump to listen", SHORT, || {
             let said = tcpdump.stderr()?;
             ensure!(tcpdump.ended()?.is_none(), "tcpdump ended: {said}");
