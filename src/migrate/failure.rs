@@ -124,6 +124,19 @@ impl Failure {
         )
     }
 
+    /// Whether it is only how the session's end looks from one of its streams.
+    #[must_use]
+    pub fn is_session_lost(&self) -> bool {
+        match self {
+            Self::Link(e) => e.is_session_lost(),
+            Self::Stream { source: PumpEnd::Remote(StreamEnded(Code::SessionLost)), .. } => true,
+            Self::Open { source: OpenStreamError::Refused { source, .. }, .. } => {
+                *source == StreamEnded(Code::SessionLost)
+            }
+            _ => false,
+        }
+    }
+
     /// What stands in the way and how to remove it, where that is known.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
