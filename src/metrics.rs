@@ -5,6 +5,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::migrate::journal::Role;
 use crate::migrate::progress::{Outcome, Progress};
 use crate::mux::Stats;
 
@@ -35,14 +36,14 @@ impl Metrics {
     /// A name is used twice: a mistake of this build.
     pub fn new() -> Result<Self, prometheus::Error> {
         let r = Registry::new();
-        let build = counter(&r, "build_info", "Version of the agent; always 1.", &["version"])?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).inc();
+        let build = gauge(&r, "build_info", "Version of the agent; always 1.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let certificate_expiry = IntGauge::new(
             "vmferry_certificate_expiry_timestamp_seconds",
             "When this host's certificate expires, in seconds since the epoch.",
         )?;
         r.register(Box::new(certificate_expiry.clone()))?;
-        Ok(Self {
+        let metrics = Self {
             migrations: counter(&r, "migrations_total", "Ended migrations.", &["role", "result"])?,
             active: gauge(&r, "migrations_active", "Migrations that are not at their end.", &["role"])?,
             downtime: histogram(
@@ -50,18 +51,20 @@ impl Metrics {
                 "migration_downtime_seconds",
                 "How long moved guests stood still.",
                 &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
+                &[],
             )?,
             duration: histogram(
                 &r,
                 "migration_duration_seconds",
                 "How long migrations took.",
                 &[1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0],
+                &["role"],
             )?,
             moved_bytes: counter(
                 &r,
                 "migration_stream_bytes_total",
-                "Bytes on the streams of ended migrations, both directions.",
-                &["role"],
+                "Bytes on the streams of ended migrations of which this host was the source, both directions.",
+                &[],
             )?,
             sessions: gauge(&r, "sessions", "Live sessions.", &["peer"])?,
             session_ends: counter(&r, "session_ends_total", "Ended sessions.", &["peer", "reason"])?,
@@ -96,7 +99,21 @@ impl Metrics {
             )?,
             certificate_expiry,
             registry: r,
-        })
+        };
+        metrics.begin_at_zero();
+        Ok(metrics)
+    }
+
+    /// What never happened is 0 and not missing, so that the first time is an increase.
+    fn begin_at_zero(&self) {
+        for role in [Role::Source.name(), Role::Destination.name()] {
+            for result in Outcome::LABELS {
+                self.migrations.with_label_values(&[role, result]);
+            }
+            self.duration.with_label_values(&[role]);
+        }
+        self.moved_bytes.with_label_values::<&str>(&[]);
+        self.downtime.with_label_values::<&str>(&[]);
     }
 
     /// The text that Prometheus scrapes.
@@ -114,8 +131,9 @@ impl Metrics {
         let Some(outcome) = &progress.outcome else { return };
         let role = progress.role.name();
         self.migrations.with_label_values(&[role, outcome.label()]).inc();
-        self.moved_bytes.with_label_values(&[role]).inc_by(progress.stream_bytes());
-        self.duration.with_label_values::<&str>(&[]).observe(progress.elapsed_ms as f64 / 1e3);
+        // The destination does not count streams by migration.
+        self.moved_bytes.with_label_values::<&str>(&[]).inc_by(progress.stream_bytes());
+        self.duration.with_label_values(&[role]).observe(progress.elapsed_ms as f64 / 1e3);
         if let (Outcome::Moved { .. }, Some(downtime)) = (outcome, &progress.downtime) {
             self.downtime.with_label_values::<&str>(&[]).observe(downtime.total_ms as f64 / 1e3);
         }
@@ -143,8 +161,11 @@ impl Metrics {
         self.sessions.with_label_values(label).set(sessions as i64);
         self.streams.with_label_values(label).set(stats.iter().map(|s| s.streams as i64).sum());
         self.replay_log_bytes.with_label_values(label).set(stats.iter().map(|s| s.log_bytes as i64).sum());
-        let rtt = stats.iter().filter_map(|s| s.rtt_min).min().unwrap_or_default();
-        self.rtt_seconds.with_label_values(label).set(rtt.as_secs_f64());
+        match stats.iter().filter_map(|s| s.rtt_min).min() {
+            Some(rtt) => self.rtt_seconds.with_label_values(label).set(rtt.as_secs_f64()),
+            // Nothing is measured: no figure rather than a false one.
+            None => drop(self.rtt_seconds.remove_label_values(label)),
+        }
     }
 
     /// A session has ended.
@@ -185,9 +206,10 @@ fn histogram(
     name: &str,
     help: &str,
     buckets: &[f64],
+    labels: &[&str],
 ) -> Result<HistogramVec, prometheus::Error> {
     let opts = HistogramOpts::new(format!("vmferry_{name}"), help).buckets(buckets.to_vec());
-    let metric = HistogramVec::new(opts, &[])?;
+    let metric = HistogramVec::new(opts, labels)?;
     r.register(Box::new(metric.clone()))?;
     Ok(metric)
 }

@@ -34,7 +34,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cli::certs", &["cli", "net::identity", "net::tls::TlsPaths", "pki"]),
     ("agent", &["api", "config", "metrics", "migrate", "mux", "net"]),
     ("api", &["migrate::Options", "migrate::problem"]),
-    ("metrics", &["migrate::progress", "mux::Stats"]),
+    ("metrics", &["migrate::journal::Role", "migrate::progress", "mux::Stats"]),
     ("migrate", &["config", "mux", "net", "qemu"]),
     ("net", &["mux"]),
     ("pki", &["net::credentials", "net::identity", "net::tls"]),
@@ -279,4 +279,22 @@ fn the_example_configuration_has_every_key() {
     assert!(keys.len() > 15, "only {keys:?} were found");
     let missing: Vec<&String> = keys.iter().filter(|k| !has(k)).collect();
     assert!(missing.is_empty(), "deploy/vmferry.toml does not show {missing:?}");
+}
+
+/// What promtool would say of names, and that README.md lists them.
+#[test]
+fn metrics_are_well_named_and_listed() {
+    let source = read(Path::new("src/metrics.rs"));
+    let readme = read(Path::new("README.md"));
+    let mut names = 0;
+    for maker in ["counter(", "gauge(", "histogram(", "IntGauge::new(", "Opts::new("] {
+        for part in source.split(maker).skip(1) {
+            let Some(name) = part.split('"').nth(1).filter(|n| is_key(n)) else { continue };
+            let name = name.strip_prefix("vmferry_").unwrap_or(name);
+            names += 1;
+            assert_eq!(maker == "counter(", name.ends_with("_total"), "{maker}{name}");
+            assert!(readme.contains(&format!("`vmferry_{name}`")), "README.md does not list vmferry_{name}");
+        }
+    }
+    assert!(names >= 15, "only {names} were found");
 }

@@ -96,6 +96,9 @@ impl Outcome {
         }
     }
 
+    /// All of [`Outcome::label`].
+    pub const LABELS: [&str; 4] = ["moved", "cancelled", "failed", "undecided"];
+
     /// A bounded label for metrics.
     #[must_use]
     pub fn label(&self) -> &'static str {

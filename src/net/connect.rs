@@ -86,8 +86,8 @@ pub enum ConnectError {
         /// The peer.
         peer: Identity,
     },
-    /// Too many connections have not proved their identity yet.
-    #[error("too many connections wait for their handshake")]
+    /// Too many connections have not proved their identity yet, and this was the oldest.
+    #[error("too many connections wait for their handshake, and this one has waited longest")]
     TooManyUnauthenticated,
 }
 
@@ -112,6 +112,9 @@ impl ConnectError {
     }
 }
 
+/// Why a peer gets no session: the code that it is told, and words.
+pub type Denial = (Code, &'static str);
+
 /// A connection on which a session can run.
 pub struct Established {
     pub(crate) tcp: TcpStream,
@@ -134,6 +137,7 @@ pub struct Endpoint {
     instance: [u8; 16],
     config: Config,
     dead_peer: Duration,
+    congestion: Option<String>,
 }
 
 impl Endpoint {
@@ -143,7 +147,14 @@ impl Endpoint {
     /// [`ConnectError::Random`].
     pub fn new(tls: Tls, config: Config, dead_peer: Duration) -> Result<Self, ConnectError> {
         let instance = random()?;
-        Ok(Self { tls: RwLock::new(Arc::new(tls)), instance, config, dead_peer })
+        Ok(Self { tls: RwLock::new(Arc::new(tls)), instance, config, dead_peer, congestion: None })
+    }
+
+    /// Asks for this congestion control on every connection instead of the system's default
+    /// (tcp(7), TCP_CONGESTION).
+    #[must_use]
+    pub fn with_congestion(self, name: &str) -> Self {
+        Self { congestion: Some(name.to_owned()), ..self }
     }
 
     /// The credentials in use for new connections.
@@ -189,8 +200,8 @@ impl Endpoint {
         Ok(Established { tcp, record, peer, address, role, negotiated, cipher, chain })
     }
 
-    /// Establishes a session on a socket that a listener accepted. `known` decides whether the
-    /// proved identity may have a session at all.
+    /// Establishes a session on a socket that a listener accepted. `admit` decides whether the
+    /// proved identity may have a session, or with which words it is turned away.
     ///
     /// # Errors
     /// [`ConnectError`].
@@ -198,14 +209,14 @@ impl Endpoint {
         &self,
         tcp: TcpStream,
         address: SocketAddr,
-        known: impl FnOnce(&Identity) -> bool,
+        admit: impl FnOnce(&Identity) -> Result<(), Denial>,
     ) -> Result<Established, ConnectError> {
         self.prepare(&tcp);
         let (mut tls, peer) = handshake::accept(&self.tls(), tcp, HANDSHAKE_DEADLINE).await?;
-        let welcome = known(&peer);
+        let admitted = admit(&peer);
         let negotiated = within(HELLO_DEADLINE, async {
             let theirs = receive_hello(&mut tls).await?;
-            match self.answer(&theirs, welcome) {
+            match self.answer(&theirs, admitted) {
                 Ok((ours, negotiated)) => {
                     send(&mut tls, &ours.encode()).await?;
                     Ok(negotiated)
@@ -224,10 +235,8 @@ impl Endpoint {
         Ok(Established { tcp, record, peer, address, role: Role::Acceptor, negotiated, cipher, chain })
     }
 
-    fn answer(&self, theirs: &Hello, welcome: bool) -> Result<(Hello, Negotiated), (Code, &'static str)> {
-        if !welcome {
-            return Err((Code::Auth, "no peer with this identity is configured here"));
-        }
+    fn answer(&self, theirs: &Hello, admitted: Result<(), Denial>) -> Result<(Hello, Negotiated), Denial> {
+        admitted?;
         if !matches!(theirs.mode, Mode::New { .. }) {
             return Err((Code::NoSession, "this agent does not know that session"));
         }
@@ -251,6 +260,7 @@ impl Endpoint {
             socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES),
             socket.set_tcp_user_timeout(Some(self.dead_peer)),
             socket.set_tcp_keepalive(&keepalive),
+            self.congestion.as_ref().map_or(Ok(()), |name| socket.set_tcp_congestion(name.as_bytes())),
         ];
         for error in options.into_iter().filter_map(Result::err) {
             tracing::debug!(%error, "a socket option was refused");

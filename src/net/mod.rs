@@ -12,6 +12,7 @@ pub mod credentials;
 mod driver;
 pub mod handshake;
 pub mod identity;
+mod lobby;
 pub mod message;
 pub mod pool;
 pub mod pump;

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::connect::{ConnectError, Endpoint, Established};
 use super::identity::Identity;
+use super::lobby::Lobby;
 use super::session::{IncomingStream, Session};
 use crate::mux::{Code, Role};
 
@@ -25,7 +26,7 @@ pub struct Pool {
     endpoint: Endpoint,
     sessions: Mutex<BTreeMap<Identity, Vec<Session>>>,
     dialing: tokio::sync::Mutex<()>,
-    unauthenticated: Arc<Semaphore>,
+    lobby: Arc<Lobby>,
     incoming: mpsc::Sender<IncomingStream>,
     started: mpsc::UnboundedSender<Session>,
 }
@@ -43,7 +44,7 @@ impl Pool {
             endpoint,
             sessions: Mutex::default(),
             dialing: tokio::sync::Mutex::default(),
-            unauthenticated: Arc::new(Semaphore::new(UNAUTHENTICATED_MAX)),
+            lobby: Lobby::new(UNAUTHENTICATED_MAX),
             incoming,
             started,
         }
@@ -86,12 +87,16 @@ impl Pool {
         known: impl FnOnce(&Identity) -> bool,
     ) -> Result<Session, ConnectError> {
         let address = tcp.peer_addr().map_err(ConnectError::BeforeHello)?;
-        let Ok(_place) = Arc::clone(&self.unauthenticated).try_acquire_owned() else {
-            return Err(ConnectError::TooManyUnauthenticated);
+        let place = self.lobby.enter();
+        let admit = |peer: &Identity| match known(peer) {
+            false => Err((Code::Auth, "no peer with this identity is configured here")),
+            true if self.count(peer) >= SESSIONS_PER_PEER_MAX => Err((Code::Limit, "too many sessions")),
+            true => Ok(()),
         };
-        let has_room = |peer: &Identity| self.count(peer) < SESSIONS_PER_PEER_MAX;
-        let established = self.endpoint.accept(tcp, address, |peer| known(peer) && has_room(peer)).await?;
-        self.adopt(established)
+        tokio::select! {
+            established = self.endpoint.accept(tcp, address, admit) => self.adopt(established?),
+            () = place.taken() => Err(ConnectError::TooManyUnauthenticated),
+        }
     }
 
     /// All live sessions. Forgets the others: each holds the descriptors of its runtime.
