@@ -111,6 +111,10 @@ impl Failure {
     /// Whether it is only the echo of something that the other side knows better.
     #[must_use]
     pub fn is_echo(&self) -> bool {
+        // QEMU refuses what a dead destination has made impossible, to cancel a failed job for one.
+        if let Self::Qmp(error) = self {
+            return error.desc().is_some();
+        }
         matches!(
             self,
             Self::Mirror { .. }
