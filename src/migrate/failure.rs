@@ -111,6 +111,10 @@ impl Failure {
     /// Whether it is only the echo of something that the other side knows better.
     #[must_use]
     pub fn is_echo(&self) -> bool {
+        // QEMU refuses what a dead destination has made impossible, to cancel a failed job for one.
+        if let Self::Qmp(error) = self {
+            return error.desc().is_some();
+        }
         matches!(
             self,
             Self::Mirror { .. }
@@ -122,6 +126,19 @@ impl Failure {
                     ..
                 }
         )
+    }
+
+    /// Whether it is only how the session's end looks from one of its streams.
+    #[must_use]
+    pub fn is_session_lost(&self) -> bool {
+        match self {
+            Self::Link(e) => e.is_session_lost(),
+            Self::Stream { source: PumpEnd::Remote(StreamEnded(Code::SessionLost)), .. } => true,
+            Self::Open { source: OpenStreamError::Refused { source, .. }, .. } => {
+                *source == StreamEnded(Code::SessionLost)
+            }
+            _ => false,
+        }
     }
 
     /// What stands in the way and how to remove it, where that is known.

@@ -380,7 +380,9 @@ impl Source {
                     Ok(Notice::Failed { text }) => return Some(format!("the destination failed: {text}")),
                     Ok(Notice::Loaded) => {}
                     // The session's end is a moment behind that of its streams.
-                    Err(e) if e.is_session_lost() => std::future::pending().await,
+                    Err(e) if e.is_session_lost() || failure.is_session_lost() => {
+                        std::future::pending().await
+                    }
                     Err(_) => return None,
                 }
             }
