@@ -17,8 +17,12 @@ const GLIBC_TUNABLES: &str = "glibc.cpu.x86_rep_movsb_threshold=100000000";
 pub(crate) struct Contender {
     pub(crate) name: String,
     pub(crate) program: PathBuf,
+    /// All load goes through one connection, whatever the number of streams.
+    pub(crate) one_connection: bool,
     before: Vec<String>,
     after: Vec<String>,
+    /// Arguments of the near face only.
+    near: Vec<String>,
 }
 
 impl Contender {
@@ -26,9 +30,25 @@ impl Contender {
         Self {
             name: name.to_owned(),
             program: program.to_owned(),
+            one_connection: false,
             before: Vec::new(),
             after: args.iter().map(ToString::to_string).collect(),
+            near: Vec::new(),
         }
+    }
+
+    pub(crate) fn with(mut self, args: &[&str]) -> Self {
+        self.after.extend(args.iter().map(ToString::to_string));
+        self
+    }
+
+    pub(crate) fn with_near(mut self, args: &[&str]) -> Self {
+        self.near.extend(args.iter().map(ToString::to_string));
+        self
+    }
+
+    pub(crate) fn with_one_connection(self) -> Self {
+        Self { one_connection: true, ..self }
     }
 
     /// From the command line: `NAME=PROGRAM ARG…`, split at blanks; the face comes last.
@@ -39,8 +59,10 @@ impl Contender {
         Ok(Self {
             name: name.to_owned(),
             program: program.into(),
+            one_connection: false,
             before: words.map(str::to_owned).collect(),
             after: Vec::new(),
+            near: Vec::new(),
         })
     }
 
@@ -52,6 +74,9 @@ impl Contender {
             command.args([option, value]);
         }
         command.args(&self.after);
+        if face == "near" {
+            command.args(&self.near);
+        }
         command.env("GLIBC_TUNABLES", GLIBC_TUNABLES);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command

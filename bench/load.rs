@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,41 +14,67 @@ use anyhow::{Context, bail, ensure};
 
 const BLOCK: usize = 64 * 1024;
 /// Bytes of one write and of one read at most.
-const CHUNK: usize = 4 * BLOCK;
+pub(crate) const CHUNK: usize = 4 * BLOCK;
 /// No relay stands still this long unless it is broken.
-const STALL: Duration = Duration::from_secs(60);
+pub(crate) const STALL: Duration = Duration::from_secs(60);
 
-/// Sends `bytes` (a multiple of 64 KiB) over each of `streams` connections, and returns the
+/// Sends `bytes` (a multiple of [`CHUNK`]) over each of `streams` connections, and returns the
 /// seconds from the first write until the last sink has seen the end.
 pub(crate) fn run(local: &Path, sink: &UnixListener, streams: u32, bytes: u64) -> anyhow::Result<f64> {
     ensure!(bytes.is_multiple_of(CHUNK as u64), "bytes must be a multiple of {CHUNK}");
     let begin = Instant::now();
+    let moved = AtomicU64::new(0);
+    let more = |offset| offset < bytes;
+    bulk(local, sink, streams, &moved, &more, || ())?;
+    let seconds = begin.elapsed().as_secs_f64();
+    let (came, sent) = (moved.into_inner(), bytes * u64::from(streams));
+    ensure!(came == sent, "{came} bytes came of {sent}");
+    Ok(seconds)
+}
+
+/// Generators that go on while `more` says so of their offset, their sinks, and `meanwhile` on
+/// this thread. `moved` counts what the sinks have seen.
+pub(crate) fn bulk<T>(
+    local: &Path,
+    sink: &UnixListener,
+    streams: u32,
+    moved: &AtomicU64,
+    more: &(impl Fn(u64) -> bool + Sync),
+    meanwhile: impl FnOnce() -> T,
+) -> anyhow::Result<T> {
     thread::scope(|scope| {
         let generators: Vec<_> =
-            (0..streams).map(|stream| scope.spawn(move || generate(local, stream, bytes))).collect();
+            (0..streams).map(|stream| scope.spawn(move || generate(local, stream, more))).collect();
         let mut sinks = Vec::new();
         for _ in 0..streams {
             let socket = accept(sink)?;
-            sinks.push(scope.spawn(move || swallow(socket, bytes)));
+            sinks.push(scope.spawn(move || swallow(socket, moved)));
         }
-        for sink in sinks {
-            sink.join().map_err(|_| anyhow::anyhow!("a sink panicked"))??;
-        }
-        let seconds = begin.elapsed().as_secs_f64();
-        for generator in generators {
-            generator.join().map_err(|_| anyhow::anyhow!("a generator panicked"))??;
-        }
-        Ok(seconds)
+        let outcome = meanwhile();
+        let came = sum(sinks)?;
+        let sent = sum(generators)?;
+        ensure!(came == sent, "{came} bytes came of {sent}");
+        Ok(outcome)
     })
 }
 
+fn sum(threads: Vec<thread::ScopedJoinHandle<'_, anyhow::Result<u64>>>) -> anyhow::Result<u64> {
+    let mut total = 0;
+    for thread in threads {
+        total += thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+    }
+    Ok(total)
+}
+
 /// The listener does not block, so that a relay that never connects can't hang the round.
-fn accept(sink: &UnixListener) -> anyhow::Result<UnixStream> {
+pub(crate) fn accept(sink: &UnixListener) -> anyhow::Result<UnixStream> {
     let deadline = Instant::now() + STALL;
     loop {
         match sink.accept() {
             Ok((socket, _)) => {
                 socket.set_nonblocking(false)?;
+                socket.set_read_timeout(Some(STALL))?;
+                socket.set_write_timeout(Some(STALL))?;
                 return Ok(socket);
             }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
@@ -59,12 +86,13 @@ fn accept(sink: &UnixListener) -> anyhow::Result<UnixStream> {
     }
 }
 
-fn generate(local: &Path, stream: u32, bytes: u64) -> anyhow::Result<()> {
+/// Bytes sent.
+fn generate(local: &Path, stream: u32, more: &impl Fn(u64) -> bool) -> anyhow::Result<u64> {
     let mut socket = UnixStream::connect(local).context("can't reach the near relay")?;
     socket.set_write_timeout(Some(STALL))?;
     let mut chunk = noise();
     let mut offset = 0;
-    while offset < bytes {
+    while more(offset) {
         for (index, block) in chunk.chunks_mut(BLOCK).enumerate() {
             let at = offset + (index * BLOCK) as u64;
             block[..8].copy_from_slice(&at.to_be_bytes());
@@ -74,16 +102,17 @@ fn generate(local: &Path, stream: u32, bytes: u64) -> anyhow::Result<()> {
         offset += CHUNK as u64;
     }
     socket.shutdown(Shutdown::Write)?;
-    Ok(())
+    Ok(offset)
 }
 
-fn swallow(mut socket: UnixStream, bytes: u64) -> anyhow::Result<()> {
-    socket.set_read_timeout(Some(STALL))?;
+/// Bytes received, all of them in order.
+fn swallow(mut socket: UnixStream, moved: &AtomicU64) -> anyhow::Result<u64> {
     let mut buffer = vec![0; CHUNK];
     let mut stream = None;
     let (mut offset, mut filled) = (0, 0);
     loop {
         let n = socket.read(&mut buffer[filled..]).context("nothing comes any more")?;
+        moved.fetch_add(n as u64, Relaxed);
         filled += n;
         let whole = filled / BLOCK * BLOCK;
         for block in buffer[..whole].chunks(BLOCK) {
@@ -93,8 +122,8 @@ fn swallow(mut socket: UnixStream, bytes: u64) -> anyhow::Result<()> {
         buffer.copy_within(whole..filled, 0);
         filled -= whole;
         if n == 0 {
-            ensure!(filled == 0 && offset == bytes, "{offset} bytes and {filled} came of {bytes}");
-            return Ok(());
+            ensure!(filled == 0, "the stream ended {filled} bytes into a block");
+            return Ok(offset);
         }
     }
 }

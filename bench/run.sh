@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 profile=${VMFERRY_BENCH_PROFILE:-release}
-cargo build --locked --profile "$profile" --example bench --example bench-tls-copy
+cargo build --locked --profile "$profile" --example bench --example bench-tls-copy --example bench-vmferry
 target=${CARGO_TARGET_DIR:-target}
 [ "$profile" = dev ] && profile=debug
 exec "$target/$profile/examples/bench" "$@"

@@ -1,11 +1,12 @@
-//! Rounds to a table: ratios to the reference first, absolute figures after. Ratios are taken
+//! Rounds to tables: ratios to the reference first, absolute figures after. Ratios are taken
 //! within a round and their median shown, since the machine's mood changes between rounds.
 
 use std::fmt::Write;
 
 use crate::contender::Cpu;
+use crate::latency::Latency;
 
-/// One contender in one round.
+/// One contender's throughput in one round.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
     pub(crate) gib: f64,
@@ -53,35 +54,79 @@ impl Spread {
     }
 }
 
-/// A Markdown table. `rounds[r][c]` is contender c in round r; `reference` is the contender
-/// that has ratio 1.
-pub(crate) fn render(names: &[String], rounds: &[Vec<Sample>], reference: usize) -> String {
+/// All rounds of one measurement: `rounds[r][c]` is contender c in round r.
+pub(crate) struct Rounds<T> {
+    pub(crate) names: Vec<String>,
+    pub(crate) rounds: Vec<Vec<T>>,
+    /// The contender that has ratio 1.
+    pub(crate) reference: usize,
+}
+
+impl<T> Rounds<T> {
+    fn spread(&self, index: usize, value: impl Fn(&T) -> f64) -> Spread {
+        Spread::of(self.rounds.iter().map(|round| value(&round[index])))
+    }
+
+    fn ratio(&self, index: usize, value: impl Fn(&T) -> f64) -> String {
+        let reference = self.reference;
+        let ratios = self.rounds.iter().map(|round| value(&round[index]) / value(&round[reference]));
+        Spread::of(ratios).ratio()
+    }
+
+    fn label(&self, index: usize) -> String {
+        let bold = if index == self.reference { "**" } else { "" };
+        format!("{bold}{}{bold}", self.names[index])
+    }
+}
+
+/// Processor time and speed, as a Markdown table.
+pub(crate) fn throughput(all: &Rounds<Sample>) -> String {
     let mut table = String::from(
         "| contender | CPU ratio | speed ratio | CPU s/GiB near | (user+sys) | CPU s/GiB far | (user+sys) | Gbit/s |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
-    for (index, name) in names.iter().enumerate() {
-        let of = |value: &dyn Fn(&Sample) -> f64| Spread::of(rounds.iter().map(|r| value(&r[index])));
-        let paired = |value: fn(&Sample) -> f64| {
-            Spread::of(rounds.iter().map(|r| value(&r[index]) / value(&r[reference])))
-        };
-        let near = of(&|s| s.near.total() / s.gib).median;
-        let near_user = of(&|s| s.near.user / s.gib).median;
-        let near_system = of(&|s| s.near.system / s.gib).median;
-        let far = of(&|s| s.far.total() / s.gib).median;
-        let far_user = of(&|s| s.far.user / s.gib).median;
-        let far_system = of(&|s| s.far.system / s.gib).median;
-        let speed = of(&Sample::gigabits);
-        let bold = if index == reference { "**" } else { "" };
+    for index in 0..all.names.len() {
+        let of = |value: fn(&Sample) -> f64| all.spread(index, |s| value(s) / s.gib).median;
+        let speed = all.spread(index, Sample::gigabits);
         // Writing to a String can't fail.
         let _ = writeln!(
             table,
-            "| {bold}{name}{bold} | {} | {} | {near:.2} | {near_user:.2}+{near_system:.2} | \
-             {far:.2} | {far_user:.2}+{far_system:.2} | {:.1} (best {:.1}) |",
-            paired(Sample::cpu_per_gib).ratio(),
-            paired(Sample::gigabits).ratio(),
+            "| {} | {} | {} | {:.2} | {:.2}+{:.2} | {:.2} | {:.2}+{:.2} | {:.1} (best {:.1}) |",
+            all.label(index),
+            all.ratio(index, Sample::cpu_per_gib),
+            all.ratio(index, Sample::gigabits),
+            of(|s| s.near.total()),
+            of(|s| s.near.user),
+            of(|s| s.near.system),
+            of(|s| s.far.total()),
+            of(|s| s.far.user),
+            of(|s| s.far.system),
             speed.median,
             speed.greatest,
+        );
+    }
+    table
+}
+
+/// Microseconds of a request, as a Markdown table.
+pub(crate) fn latency(all: &Rounds<Latency>) -> String {
+    let mut table = String::from(
+        "| contender | p50 ratio, loaded | p99 ratio, loaded | loaded p50, p99 µs | idle p50, p99 µs | bulk Gbit/s |\n\
+         | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for index in 0..all.names.len() {
+        let of = |value: fn(&Latency) -> f64| all.spread(index, value).median;
+        let _ = writeln!(
+            table,
+            "| {} | {} | {} | {:.0}, {:.0} | {:.0}, {:.0} | {:.1} |",
+            all.label(index),
+            all.ratio(index, |l| l.loaded.p50),
+            all.ratio(index, |l| l.loaded.p99),
+            of(|l| l.loaded.p50),
+            of(|l| l.loaded.p99),
+            of(|l| l.idle.p50),
+            of(|l| l.idle.p99),
+            of(|l| l.gigabits),
         );
     }
     table

@@ -9,21 +9,20 @@
 //!
 //! Every contender of the benchmark is a program with these two faces.
 
-use std::io::Write;
+mod relay;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+use relay::{CONGESTION, Credentials, FAR, ready, report};
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use vmferry::net::handshake::{HANDSHAKE_DEADLINE, accept, connect};
 use vmferry::net::identity::Identity;
-use vmferry::net::tls::{Aead, Tls, TlsPaths};
-
-/// The identity of the far relay; the driver has issued it.
-const FAR: &str = "far";
+use vmferry::net::tls::Tls;
 
 #[derive(Parser)]
 struct Cli {
@@ -51,43 +50,17 @@ enum End {
 
 #[derive(Args, Clone)]
 struct How {
-    /// Folder with ca-cert.pem, cert.pem and key.pem.
-    #[arg(long)]
-    tls: PathBuf,
+    #[command(flatten)]
+    credentials: Credentials,
     /// No TLS at all.
     #[arg(long)]
     clear: bool,
     /// Bytes of each copy buffer.
     #[arg(long, default_value_t = 64 * 1024)]
     buffer: usize,
-    /// The library that seals.
-    #[arg(long, value_enum, default_value = "auto")]
-    aead: Seal,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Seal {
-    Auto,
-    Ring,
-    AwsLc,
 }
 
 impl How {
-    fn load(&self) -> anyhow::Result<Tls> {
-        let paths = TlsPaths {
-            ca: self.tls.join("ca-cert.pem"),
-            cert: self.tls.join("cert.pem"),
-            key: self.tls.join("key.pem"),
-            crl: None,
-        };
-        let aead = match self.aead {
-            Seal::Auto => Aead::Auto,
-            Seal::Ring => Aead::Ring,
-            Seal::AwsLc => Aead::AwsLc,
-        };
-        Ok(Tls::load(&paths, aead)?)
-    }
-
     async fn copy<A, B>(&self, mut a: A, mut b: B) -> anyhow::Result<()>
     where
         A: AsyncRead + AsyncWrite + Unpin,
@@ -107,7 +80,7 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn near(local: PathBuf, peer: SocketAddr, how: How) -> anyhow::Result<()> {
-    let tls = how.load()?;
+    let tls = how.credentials.load()?;
     let listener = UnixListener::bind(&local).context("can't listen on the local socket")?;
     ready("")?;
     let mut relays = JoinSet::new();
@@ -131,7 +104,7 @@ async fn relay_near(local: UnixStream, peer: SocketAddr, tls: Tls, how: How) -> 
 }
 
 async fn far(remote: PathBuf, how: How) -> anyhow::Result<()> {
-    let tls = how.load()?;
+    let tls = how.credentials.load()?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     socket_options(socket2::SockRef::from(&listener));
     ready(&listener.local_addr()?.to_string())?;
@@ -153,25 +126,12 @@ async fn relay_far(tcp: TcpStream, remote: PathBuf, tls: Tls, how: How) -> anyho
     how.copy(stream, UnixStream::connect(&remote).await?).await
 }
 
-/// As vmferry sets them. An accepted socket inherits the listener's congestion control. cubic
-/// for all: bbr, some machines' default, makes loopback two to three times slower.
+/// As vmferry sets them. An accepted socket inherits the listener's congestion control.
 fn socket_options(socket: socket2::SockRef<'_>) {
-    if let Err(error) = socket.set_tcp_congestion(b"cubic") {
-        eprintln!("cubic is not to be had ({error}); the system's default is measured");
+    if let Err(error) = socket.set_tcp_congestion(CONGESTION.as_bytes()) {
+        eprintln!("{CONGESTION} is not to be had ({error}); the system's default is measured");
     }
     if let Err(error) = socket.set_tcp_nodelay(true) {
         eprintln!("TCP_NODELAY: {error}");
-    }
-}
-
-fn ready(address: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout();
-    writeln!(out, "ready {address}")?;
-    out.flush()
-}
-
-fn report(outcome: anyhow::Result<()>) {
-    if let Err(error) = outcome {
-        eprintln!("a relayed connection failed: {error:#}");
     }
 }

@@ -182,7 +182,7 @@ impl Stage {
     fn is_as(&self, before: &[Value], vm: &str) -> Result<()> {
         let unchanged = || Ok((self.snapshot(vm)? == before).then_some(()));
         wait_for("both QEMUs to be as they were", SHORT, unchanged)
-            .with_context(|| format!("before: {before:?}\nafter: {:?}", self.snapshot(vm)))
+            .with_context(|| format!("{:#?}", self.snapshot(vm).map(|after| differences(before, &after))))
     }
 
     fn journal_count(&self) -> Result<usize> {
@@ -342,7 +342,7 @@ fn locked_disk(paths: &Paths, file: &Path) -> Result<Vec<String>> {
 fn used(vm: Vm) -> Result<Vm> {
     vm.start_incoming()?;
     let mut qmp = vm.qmp()?;
-    qmp.execute("migrate-incoming", json!({"uri": "exec:true", "exit-on-error": false}))?;
+    qmp.execute("migrate-incoming", json!({"uri": "exec:echo this is no guest", "exit-on-error": false}))?;
     wait_for("the incoming migration to fail", SHORT, || {
         Ok((qmp.query("query-migrate")?["status"] == "failed").then_some(()))
     })?;
@@ -398,12 +398,11 @@ fn on_bravo(net: &Net, targets: &[Vm]) -> AgentSpec {
 
 /// All that a QEMU tells of itself and that an undisturbed guest does not change.
 fn described(vm: &Vm) -> Result<Value> {
-    const QUERIES: [&str; 9] = [
+    const QUERIES: [&str; 8] = [
         "query-status",
         "query-jobs",
         "query-block-jobs",
         "query-block-exports",
-        "query-named-block-nodes",
         "query-migrate",
         "query-migrate-capabilities",
         "query-migrate-parameters",
@@ -414,24 +413,38 @@ fn described(vm: &Vm) -> Result<Value> {
     for query in QUERIES {
         all[query] = qmp.query(query)?;
     }
-    // Grows while the guest writes; a job's progress moves.
-    const MOVING: [&str; 9] = [
-        "actual-size",
-        "offset",
-        "len",
-        "current-progress",
-        "total-progress",
-        "status",
-        "busy",
-        "actively-synced",
-        "dirty-bitmaps",
-    ];
-    for query in ["query-jobs", "query-block-jobs", "query-named-block-nodes"] {
+    let nodes = qmp.execute("query-named-block-nodes", json!({"flat": true}))?;
+    let node = |node: &Value| json!([node["node-name"], node["drv"], node["ro"]]);
+    all["nodes"] = nodes.as_array().context("no nodes")?.iter().map(node).collect();
+    // A job of somebody else's moves on.
+    const MOVING: [&str; 7] =
+        ["offset", "len", "current-progress", "total-progress", "status", "busy", "actively-synced"];
+    for query in ["query-jobs", "query-block-jobs"] {
         MOVING.iter().for_each(|name| forget(&mut all[query], name));
     }
     let descriptors = fs::read_dir(format!("/proc/{}/fd", vm.pid().context("no QEMU")?))?.count();
     all["descriptors"] = json!(descriptors);
     Ok(all)
+}
+
+/// Where two snapshots differ: the source's, then the destination's.
+fn differences(before: &[Value], after: &[Value]) -> Vec<String> {
+    let mut found = Vec::new();
+    compare("", &json!(before), &json!(after), &mut found);
+    found
+}
+
+fn compare(at: &str, before: &Value, after: &Value, found: &mut Vec<String>) {
+    match (before, after) {
+        (Value::Object(b), Value::Object(a)) if b.keys().eq(a.keys()) => {
+            b.keys().for_each(|key| compare(&format!("{at}/{key}"), &b[key], &a[key], found));
+        }
+        (Value::Array(b), Value::Array(a)) if b.len() == a.len() => {
+            b.iter().zip(a).enumerate().for_each(|(n, (b, a))| compare(&format!("{at}/{n}"), b, a, found));
+        }
+        _ if before != after => found.push(format!("{at}: {before} became {after}")),
+        _ => {}
+    }
 }
 
 fn forget(value: &mut Value, name: &str) {

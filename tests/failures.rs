@@ -203,24 +203,36 @@ fn qemu_7_2_fails_in_the_same_ways() -> Result<()> {
 }
 
 #[test]
-fn the_source_cannot_write_its_journal() -> Result<()> {
+fn a_journal_cannot_be_written() -> Result<()> {
     const FULL: &[&str] = &["journal", "No space left on device"];
     const FROZEN: &[&str] = &["journal", "Operation not permitted"];
     let plan = Plan { small_state_mib: Some(1), ..Plan::ORDINARY };
-    with_lab("the_source_cannot_write_its_journal", |lab| {
+    with_lab("a_journal_cannot_be_written", |lab| {
         let mut stage = Stage::set_up(lab, plan)?;
         refused_on_a_full_disk(&stage)?;
         let full = End { left: Some("journal"), ..failed(&["mirror", "precopy"], FULL) };
         case("journal's disk full, mirror", Reach::Mirror, hurt::fill_journal, full).play(&mut stage)?;
         let frozen = End { left: Some("journal"), ..failed(&["hand-over"], FROZEN) };
-        case("no record of the hand-over", Reach::Device, hurt::freeze_journal, frozen).play(&mut stage)?;
+        case("no record of the hand-over", Reach::Device, hurt::freeze_source_journal, frozen)
+            .play(&mut stage)?;
+        let refused = failed(&["precopy"], &["destination", "journal", "Operation not permitted"]);
+        case(
+            "no journal at the destination, mirror",
+            Reach::Mirror,
+            hurt::freeze_destination_journal,
+            refused,
+        )
+        .play(&mut stage)?;
+        let no_start = failed(&["hand-over"], &["destination", "journal", "Operation not permitted"]);
+        case("no record of the start", Reach::Device, hurt::freeze_destination_journal, no_start)
+            .play(&mut stage)?;
         stage.moves()
     })
 }
 
 /// Nothing begins that could not be settled after a crash.
 fn refused_on_a_full_disk(stage: &Stage) -> Result<()> {
-    let volume = stage.state.as_ref().context("no small state folder")?;
+    let [volume, _] = stage.state.as_ref().context("no small state folders")?;
     volume.fill()?;
     let migration = Migration::begin(&stage.alpha, "web1", "bravo", &[])?;
     let report = migration.ended(&stage.alpha)?;

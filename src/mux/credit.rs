@@ -33,6 +33,9 @@ pub(super) struct Budget {
     free: Slots,
     committed: u64,
     outstanding: u64,
+    /// Σ of the windows that are aimed at.
+    wanted: u64,
+    streams: u64,
 }
 
 impl Budget {
@@ -45,6 +48,8 @@ impl Budget {
             free: Slots { local: remote.min(peer_max).into(), remote: remote.into() },
             committed: 0,
             outstanding: 0,
+            wanted: 0,
+            streams: 0,
         }
     }
 
@@ -71,13 +76,19 @@ impl Budget {
     /// A stream is forgotten; its slot is free again if it had one.
     pub(super) fn retire(&mut self, credit: &RecvCredit, slot: bool, local: bool) {
         credit.leave(self);
+        self.streams -= u64::from(slot);
         *self.free.of(local) += u64::from(slot);
         self.assert_invariants();
     }
 
+    /// Set aside for free slots.
+    fn reserved(&self) -> u64 {
+        (self.free.local + self.free.remote) * self.floor
+    }
+
     /// Committed to streams and to free slots.
     fn spoken_for(&self) -> u64 {
-        self.committed + (self.free.local + self.free.remote) * self.floor
+        self.committed + self.reserved()
     }
 
     /// What may still be committed.
@@ -85,8 +96,21 @@ impl Budget {
         self.total.saturating_sub(self.spoken_for())
     }
 
-    fn under_pressure(&self) -> bool {
-        self.spoken_for() > self.total / 100 * PRESSURE_PERCENT
+    /// Whether the windows that are aimed at nearly fill the budget. What is outstanding would
+    /// say less: it is low whenever a lot was just consumed.
+    fn is_under_pressure(&self) -> bool {
+        self.reserved() + self.wanted > self.total / 100 * PRESSURE_PERCENT
+    }
+
+    /// Whether a window may grow by so much.
+    fn can_want(&self, more: u64) -> bool {
+        self.reserved() + self.wanted + more <= self.total
+    }
+
+    /// The mean window: under pressure larger ones shrink and smaller ones may grow, so that
+    /// they meet.
+    fn mean_window(&self) -> u64 {
+        self.wanted / self.streams.max(1)
     }
 
     fn assert_invariants(&self) {
@@ -131,6 +155,7 @@ impl RecvCredit {
             heard: now,
         };
         credit.enter(budget);
+        budget.streams += 1;
         budget.assert_invariants();
         credit
     }
@@ -178,12 +203,21 @@ impl RecvCredit {
         self.outstanding().max(self.floor)
     }
 
+    fn wanted(&self) -> u64 {
+        match self.closed_at {
+            Some(_) => self.committed(),
+            None => self.committed().max(self.window),
+        }
+    }
+
     fn enter(&self, budget: &mut Budget) {
+        budget.wanted += self.wanted();
         budget.committed += self.committed();
         budget.outstanding += self.outstanding();
     }
 
     fn leave(&self, budget: &mut Budget) {
+        budget.wanted -= self.wanted();
         budget.committed -= self.committed();
         budget.outstanding -= self.outstanding();
     }
@@ -198,12 +232,18 @@ impl RecvCredit {
     }
 
     /// Data arrived. False if the peer had no credit for it.
-    pub(super) fn on_data(&mut self, now: Instant, len: u64, idle_after: Duration) -> bool {
+    pub(super) fn on_data(
+        &mut self,
+        budget: &mut Budget,
+        now: Instant,
+        len: u64,
+        idle_after: Duration,
+    ) -> bool {
         let Some(received) = self.received.checked_add(len).filter(|end| *end <= self.advertised) else {
             return false;
         };
         if now.saturating_duration_since(self.heard) > idle_after {
-            self.window = self.floor;
+            self.change(budget, |credit| credit.window = credit.floor);
         }
         self.heard = now;
         self.received = received;
@@ -226,19 +266,30 @@ impl RecvCredit {
             return;
         }
         let fast = now.saturating_duration_since(self.epoch) < growth_time;
-        if budget.under_pressure() {
-            self.window = (self.window / 2).max(self.floor);
-        } else if fast && self.limited {
-            self.window = (self.window * 2).min(self.window_max);
-        }
+        let window = self.next_window(budget, fast && self.limited);
+        self.change(budget, |credit| credit.window = window);
         self.epoch = now;
         self.epoch_consumed = self.consumed;
         self.limited = self.advertised == self.received;
     }
 
-    /// The window becomes at least this, once both sides want the stream.
+    fn next_window(&self, budget: &Budget, too_small: bool) -> u64 {
+        let twice = (self.window * 2).min(self.window_max);
+        if budget.is_under_pressure() && self.window > budget.mean_window() {
+            (self.window / 2).max(self.floor)
+        } else if too_small && budget.can_want(twice - self.window) {
+            twice
+        } else {
+            self.window
+        }
+    }
+
+    /// The window becomes at least this, if the budget has it, once both sides want the stream.
     pub(super) fn start(&mut self, budget: &mut Budget, window: u64) {
-        self.window = self.window.max(window.min(self.window_max));
+        let window = self.window.max(window.min(self.window_max));
+        if budget.can_want(window - self.window) {
+            self.change(budget, |credit| credit.window = window);
+        }
         self.grant(budget);
     }
 

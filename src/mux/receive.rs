@@ -253,7 +253,8 @@ impl Session {
         if offset != stream.recv.credit.received() {
             return Err(SessionError::Continuity { what: "data at an unexpected offset" });
         }
-        if !stream.recv.credit.on_data(now, payload.len() as u64, idle_after) {
+        let Some(stream) = self.streams.0.get_mut(&id) else { return Ok(()) };
+        if !stream.recv.credit.on_data(&mut self.budget, now, payload.len() as u64, idle_after) {
             return Err(SessionError::Flow { stream: id });
         }
         if stream.recv.given_up {

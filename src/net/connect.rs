@@ -113,7 +113,7 @@ impl ConnectError {
 }
 
 /// Why a peer gets no session: the code that it is told, and words.
-pub(super) type Denial = (Code, &'static str);
+pub type Denial = (Code, &'static str);
 
 /// A connection on which a session can run.
 pub struct Established {
@@ -137,6 +137,7 @@ pub struct Endpoint {
     instance: [u8; 16],
     config: Config,
     dead_peer: Duration,
+    congestion: Option<String>,
 }
 
 impl Endpoint {
@@ -146,7 +147,14 @@ impl Endpoint {
     /// [`ConnectError::Random`].
     pub fn new(tls: Tls, config: Config, dead_peer: Duration) -> Result<Self, ConnectError> {
         let instance = random()?;
-        Ok(Self { tls: RwLock::new(Arc::new(tls)), instance, config, dead_peer })
+        Ok(Self { tls: RwLock::new(Arc::new(tls)), instance, config, dead_peer, congestion: None })
+    }
+
+    /// Asks for this congestion control on every connection instead of the system's default
+    /// (tcp(7), TCP_CONGESTION).
+    #[must_use]
+    pub fn with_congestion(self, name: &str) -> Self {
+        Self { congestion: Some(name.to_owned()), ..self }
     }
 
     /// The credentials in use for new connections.
@@ -197,7 +205,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`ConnectError`].
-    pub(super) async fn accept(
+    pub async fn accept(
         &self,
         tcp: TcpStream,
         address: SocketAddr,
@@ -252,6 +260,7 @@ impl Endpoint {
             socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES),
             socket.set_tcp_user_timeout(Some(self.dead_peer)),
             socket.set_tcp_keepalive(&keepalive),
+            self.congestion.as_ref().map_or(Ok(()), |name| socket.set_tcp_congestion(name.as_bytes())),
         ];
         for error in options.into_iter().filter_map(Result::err) {
             tracing::debug!(%error, "a socket option was refused");

@@ -1,5 +1,6 @@
 //! The faults themselves. Each breaks one thing, and repairs it as far as an operator would.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -87,7 +88,7 @@ pub fn stop_destination_agent(stage: &mut Stage, _: &Migration) -> Result<()> {
 /// The disk with the source's journal is full from now on, and has room again at the end.
 pub fn fill_journal(stage: &mut Stage, migration: &Migration) -> Result<()> {
     fn state(stage: &Stage) -> Result<&crate::support::Volume> {
-        stage.state.as_ref().context("this stage has no small state folder")
+        stage.state.as_ref().map(|volumes| &volumes[0]).context("this stage has no small state folders")
     }
     state(stage)?.fill()?;
     stage.calm()?;
@@ -96,10 +97,19 @@ pub fn fill_journal(stage: &mut Stage, migration: &Migration) -> Result<()> {
 }
 
 /// The source's journal takes no further record until the migration has ended.
-pub fn freeze_journal(stage: &mut Stage, migration: &Migration) -> Result<()> {
-    let name = format!("state/migrations/{}.source.journal", migration.id);
-    let path = stage.alpha.host().dir.join(name);
-    let immutable = |flag: &str| run(Command::new("chattr").arg(flag).arg(&path), SHORT).map(drop);
+pub fn freeze_source_journal(stage: &mut Stage, migration: &Migration) -> Result<()> {
+    let folder = stage.alpha.host().dir.clone();
+    freeze(stage, migration, &folder.join(format!("state/migrations/{}.source.journal", migration.id)))
+}
+
+/// The destination's journal takes no further record until the migration has ended.
+pub fn freeze_destination_journal(stage: &mut Stage, migration: &Migration) -> Result<()> {
+    let folder = stage.bravo.host().dir.clone();
+    freeze(stage, migration, &folder.join(format!("state/migrations/{}.destination.journal", migration.id)))
+}
+
+fn freeze(stage: &mut Stage, migration: &Migration, journal: &Path) -> Result<()> {
+    let immutable = |flag: &str| run(Command::new("chattr").arg(flag).arg(journal), SHORT).map(drop);
     immutable("+i")?;
     stage.calm()?;
     let ended = migration.ended(&stage.alpha);

@@ -16,7 +16,8 @@ use crate::support::net::Way;
 use crate::support::process::{LONG, SHORT, run, wait_for};
 use crate::support::proof::{self, HandoverCopies};
 use crate::support::{
-    Agent, AgentSpec, Credentials, DiskFormat, Lab, Net, Paths, Qmp, Version, Vm, VmEntry, VmSpec, Volume,
+    Agent, AgentSpec, Credentials, DiskFormat, Host, Lab, Net, Paths, Qmp, Version, Vm, VmEntry, VmSpec,
+    Volume,
 };
 
 const VM: &str = "web1";
@@ -43,7 +44,7 @@ pub struct Plan {
     pub version: Version,
     /// MiB of RAM that the guest dirties: 0 with QEMU 7.2, whose RAM phase then cannot be held.
     pub dirty_mib: u32,
-    /// The source agent's state lies on a volume of its own, of so many MiB.
+    /// Each agent's state lies on a volume of its own, of so many MiB.
     pub small_state_mib: Option<u64>,
     /// The destination's second disk lies on a volume that is too small for it.
     pub small_disk_mib: Option<u64>,
@@ -68,7 +69,7 @@ pub struct Stage {
     pub start: Gate,
     /// After the hand-over and before the guest starts.
     pub hook: Gate,
-    pub state: Option<Volume>,
+    pub state: Option<[Volume; 2]>,
     pub disk: Option<Volume>,
     limited: bool,
     before: Before,
@@ -100,8 +101,11 @@ impl Stage {
         let destination = Vm::define(&lab.paths, &net.bravo, &spec)?;
         (0..spec.disks.len()).try_for_each(|disk| ballast(&lab.paths, &source, disk))?;
         let disk = plan.small_disk_mib.map(|mib| small_disk(&destination, mib)).transpose()?;
-        let state =
-            plan.small_state_mib.map(|mib| Volume::mount(&net.alpha.dir.join("state"), mib)).transpose()?;
+        let small = |host: &Host, mib| Volume::mount(&host.dir.join("state"), mib);
+        let state = match plan.small_state_mib {
+            Some(mib) => Some([small(&net.alpha, mib)?, small(&net.bravo, mib)?]),
+            None => None,
+        };
         let copies = HandoverCopies::define(&destination)?;
         let start = Gate::before(&destination.start_script(), destination.dir(), "start-gate")?;
         let hook = Gate::before(copies.hook(), destination.dir(), "hook-gate")?;

@@ -436,3 +436,20 @@ fn windows_share_the_budget_and_every_stream_goes_on() {
     }
     assert!(ids.iter().any(|id| window(&pair, *id) > 64 << 10), "no window ever grows");
 }
+
+#[test]
+fn a_large_window_makes_room_for_a_later_stream() {
+    let config = Config { max_streams: 8, budget_bytes: 6 << 20, ..Config::default() };
+    let mut pair = Pair::new(config);
+    let first = pair.open(BULK);
+    flow(&mut pair, first, 100, usize::MAX);
+    let alone = window(&pair, first);
+    let second = pair.open(BULK);
+    for _ in 0..100 {
+        flow(&mut pair, first, 1, usize::MAX);
+        flow(&mut pair, second, 1, usize::MAX);
+    }
+    let both = [first, second].map(|id| window(&pair, id));
+    assert_eq!(alone, 4 << 20);
+    assert!(both[0] <= 2 * both[1] && both[1] <= 2 * both[0], "{alone} alone, then {both:?}");
+}

@@ -241,6 +241,18 @@ impl Agent {
         api_get(&self.socket(), path)
     }
 
+    /// What Prometheus would scrape.
+    pub fn metrics(&self) -> Result<String> {
+        let mut stream = self.host.inside(|| std::net::TcpStream::connect(("127.0.0.1", METRICS_PORT)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(stream, "GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        ensure!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{head}");
+        Ok(body.to_owned())
+    }
+
     /// The number of descriptors it has open: compare with the same when it was idle before.
     pub fn open_descriptors(&self) -> Result<usize> {
         let pid = self.pid().context("the agent does not run")?;
