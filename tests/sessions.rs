@@ -2,6 +2,8 @@
 //! and what becomes of local sockets when something breaks.
 #![allow(clippy::unwrap_used)]
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failure of the test")]
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
