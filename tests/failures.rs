@@ -32,6 +32,7 @@ fn survives(name: &str, plan: Plan, cases: &[Case]) -> Result<()> {
 
 #[test]
 fn the_destinations_qemu_and_the_streams_fail() -> Result<()> {
+    const A_DISK: &[&str] = &["disk0|disk1"];
     let qemu_gone = &["destination", "QEMU", "web1|RAM|gone"];
     survives(
         "the_destinations_qemu_and_the_streams_fail",
@@ -65,13 +66,13 @@ fn the_destinations_qemu_and_the_streams_fail() -> Result<()> {
                 "disk cut at the source, mirror",
                 Reach::Mirror,
                 hurt::cut_disk_at_source,
-                failed(&["mirror"], &["disk0|vda"]),
+                failed(&["mirror"], A_DISK),
             ),
             case(
                 "disk cut at the destination, RAM",
                 Reach::Precopy,
                 hurt::cut_disk_at_destination,
-                failed(&["precopy"], &["disk1|vdb"]),
+                failed(&["precopy"], A_DISK),
             ),
             case(
                 "RAM cut at the source",

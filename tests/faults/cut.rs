@@ -23,48 +23,46 @@ struct End {
     owners: Vec<(u32, i32)>,
 }
 
-/// Which stream. They are told apart by the order in which they were made.
+/// Which stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    /// Of the disk with that number.
-    Disk(usize),
-    /// The RAM's, which is made after those of all disks.
+    /// A disk's: whichever is found first.
+    Disk,
+    /// The RAM's: the one that is not among those that were there when only disks were copied.
     Ram,
 }
 
-/// Cuts a stream between an agent and the QEMU of its side.
+/// Cuts a stream between an agent and the QEMU of its side. `disks`: the streams of the disks.
 ///
 /// # Errors
 /// It is not there.
-pub fn cut_stream(agent: &Agent, vm: &Vm, which: Cut) -> Result<()> {
-    let number = match which {
-        Cut::Disk(disk) => disk,
-        Cut::Ram => vm.spec.disks.len(),
-    };
-    let (pid, qemu) = (agent.pid().context("no agent")?, vm.pid().context("no QEMU")?);
+pub fn cut_stream(agent: &Agent, vm: &Vm, disks: &[u64], which: Cut) -> Result<()> {
+    let pid = agent.pid().context("no agent")?;
     let fd = wait_for(&format!("stream {which:?}"), SEEN_WITHIN, || {
-        Ok(streams(agent, pid, qemu)?.get(number).copied())
+        let found = streams(agent, vm)?;
+        let wanted = |inode| disks.contains(&inode) == (which == Cut::Disk);
+        Ok(found.into_iter().find(|(inode, _)| wanted(*inode)).map(|(_, fd)| fd))
     })?;
     let end = duplicate(pid, fd).with_context(|| format!("descriptor {fd} of the agent"))?;
     socket2::SockRef::from(&end).shutdown(std::net::Shutdown::Both)?;
     Ok(())
 }
 
-/// The agent's descriptors of sockets whose other end is QEMU's, monitors left out, oldest first.
-fn streams(agent: &Agent, pid: u32, qemu: u32) -> Result<Vec<i32>> {
+/// An agent's sockets whose other end is QEMU's, monitors left out: inodes and descriptors.
+///
+/// # Errors
+/// Either does not run, or `ss` fails.
+pub fn streams(agent: &Agent, vm: &Vm) -> Result<Vec<(u64, i32)>> {
+    let (pid, qemu) = (agent.pid().context("no agent")?, vm.pid().context("no QEMU")?);
     let text = run(agent.host().command("ss").args(["-xnpH"]), SHORT)?;
     let ends: Vec<End> = text.lines().filter_map(parse).collect();
     let of = |end: &End, pid: u32| end.owners.iter().find(|(owner, _)| *owner == pid).map(|(_, fd)| *fd);
-    let mut found: Vec<(u64, i32)> = ends
-        .iter()
-        .filter_map(|end| {
-            let other = ends.iter().find(|other| other.inode == end.peer)?;
-            of(other, qemu).filter(|_| !end.named && !other.named)?;
-            Some((end.inode, of(end, pid)?))
-        })
-        .collect();
-    found.sort_unstable();
-    Ok(found.into_iter().map(|(_, fd)| fd).collect())
+    let found = ends.iter().filter_map(|end| {
+        let other = ends.iter().find(|other| other.inode == end.peer)?;
+        of(other, qemu).filter(|_| !end.named && !other.named)?;
+        Some((end.inode, of(end, pid)?))
+    });
+    Ok(found.collect())
 }
 
 /// `u_str ESTAB 0 0 * 188013 * 188014 users:(("vmferry",pid=15029,fd=3))`. A monitor's end has a name.

@@ -30,24 +30,24 @@ pub fn kill_destination_qemu(stage: &mut Stage, _: &Migration) -> Result<()> {
     stage.destination.kill()
 }
 
-/// The stream of the first disk is cut at the source.
+/// The stream of a disk is cut at the source.
 pub fn cut_disk_at_source(stage: &mut Stage, _: &Migration) -> Result<()> {
-    cut_stream(&stage.alpha, &stage.source, Cut::Disk(0))
+    cut_stream(&stage.alpha, &stage.source, &stage.disk_streams[0], Cut::Disk)
 }
 
-/// The stream of the second disk is cut at the destination.
+/// The stream of a disk is cut at the destination.
 pub fn cut_disk_at_destination(stage: &mut Stage, _: &Migration) -> Result<()> {
-    cut_stream(&stage.bravo, &stage.destination, Cut::Disk(1))
+    cut_stream(&stage.bravo, &stage.destination, &stage.disk_streams[1], Cut::Disk)
 }
 
 /// The RAM's stream is cut at the source.
 pub fn cut_ram_at_source(stage: &mut Stage, _: &Migration) -> Result<()> {
-    cut_stream(&stage.alpha, &stage.source, Cut::Ram)
+    cut_stream(&stage.alpha, &stage.source, &stage.disk_streams[0], Cut::Ram)
 }
 
 /// The RAM's stream is cut at the destination.
 pub fn cut_ram_at_destination(stage: &mut Stage, _: &Migration) -> Result<()> {
-    cut_stream(&stage.bravo, &stage.destination, Cut::Ram)
+    cut_stream(&stage.bravo, &stage.destination, &stage.disk_streams[1], Cut::Ram)
 }
 
 /// The destination's agent crashes and is started again once the source has given up.

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::Reach;
+use super::cut;
 use super::gate::Gate;
 use super::migration::Migration;
 use crate::support::agent::PORT;
@@ -71,6 +72,8 @@ pub struct Stage {
     pub hook: Gate,
     pub state: Option<[Volume; 2]>,
     pub disk: Option<Volume>,
+    /// The sockets of the disks' streams, at the source and at the destination, by inode.
+    pub disk_streams: [Vec<u64>; 2],
     limited: bool,
     before: Before,
 }
@@ -125,6 +128,7 @@ impl Stage {
             hook,
             state,
             disk,
+            disk_streams: [Vec::new(), Vec::new()],
             limited: false,
             before,
         })
@@ -151,22 +155,40 @@ impl Stage {
     }
 
     fn advance(&mut self, reach: Reach, migration: &Migration) -> Result<()> {
-        let alpha = self.alpha.socket();
-        let at = |phase: &str, enough: &dyn Fn(&Value) -> bool| migration.reach(&alpha, phase, enough);
         match reach {
-            Reach::Prepare => self.start.wait_reached()?,
-            Reach::HandOver => self.hook.wait_reached()?,
-            Reach::Mirror => drop(at("mirror", &|p| disks(p).all(|d| number(d, "done_bytes") > MIB))?),
-            Reach::Precopy => drop(at("precopy", &ram_flows)?),
-            Reach::Switchover | Reach::Device => {
-                at("precopy", &ram_flows)?;
-                self.limit(PAUSE_MBIT)?;
-                at("precopy", &|p| lag(p) > PAUSE_LAG_BYTES)?;
-                self.pause_at_once();
-                at(if reach == Reach::Device { "device" } else { "switchover" }, &|_| true)?;
-            }
+            Reach::Prepare => self.start.wait_reached(),
+            Reach::HandOver => self.hook.wait_reached(),
+            Reach::Mirror => self.mirror(migration),
+            Reach::Precopy => self.precopy(migration),
+            Reach::Switchover => self.pause(migration, "switchover"),
+            Reach::Device => self.pause(migration, "device"),
         }
+    }
+
+    fn mirror(&mut self, migration: &Migration) -> Result<()> {
+        let flow = |p: &Value| disks(p).all(|d| number(d, "done_bytes") > MIB);
+        migration.reach(&self.alpha.socket(), "mirror", flow)?;
+        let inodes = |agent, vm| -> Result<Vec<u64>> {
+            Ok(cut::streams(agent, vm)?.into_iter().map(|(inode, _)| inode).collect())
+        };
+        self.disk_streams = [inodes(&self.alpha, &self.source)?, inodes(&self.bravo, &self.destination)?];
+        let count = self.source.spec.disks.len();
+        ensure!(self.disk_streams.iter().all(|s| s.len() == count), "{:?}", self.disk_streams);
         Ok(())
+    }
+
+    fn precopy(&mut self, migration: &Migration) -> Result<()> {
+        self.mirror(migration)?;
+        migration.reach(&self.alpha.socket(), "precopy", ram_flows).map(drop)
+    }
+
+    fn pause(&mut self, migration: &Migration, phase: &str) -> Result<()> {
+        self.precopy(migration)?;
+        self.limit(PAUSE_MBIT)?;
+        let alpha = self.alpha.socket();
+        migration.reach(&alpha, "precopy", |p| lag(p) > PAUSE_LAG_BYTES)?;
+        self.pause_at_once();
+        migration.reach(&alpha, phase, |_| true).map(drop)
     }
 
     /// Does not wait for QEMU's answer: its main loop may be busy with the pause before it answers.
