@@ -1,7 +1,5 @@
 //! Sessions over real TLS and real sockets, both ends in one process: streams, pumps, limits,
 //! and what becomes of local sockets when something breaks.
-#![allow(clippy::unwrap_used)]
-
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failure of the test")]
 
 use std::io::{Read, Write};
