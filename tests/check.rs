@@ -223,6 +223,8 @@ impl Stage {
         spec.peers[0].name = "zulu".to_owned();
         self.with_bravo(&lab.paths, &spec, &ours)?;
         self.play(&UNKNOWN_HERE)?;
+        let counted = self.bravo.as_ref().context("no agent on bravo")?.metrics()?;
+        ensure!(counted.contains("reason=\"unknown_peer\""), "{counted}");
 
         self.end_bravo()?;
         self.play(&AGENT_DOWN)

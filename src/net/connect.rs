@@ -102,6 +102,7 @@ impl ConnectError {
             Self::BeforeHello(e) => classify_handshake_error(e).label(),
             Self::Hello(_) => "hello",
             Self::Refused { .. } => "refused",
+            Self::Incompatible(Code::Auth) => "unknown_peer",
             Self::Incompatible(_) => "incompatible",
             Self::Deadline(_) => HandshakeFailure::Timeout.label(),
             Self::Random(_) => "random",
