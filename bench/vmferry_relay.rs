@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use vmferry::mux::{Class, Config, Open, WEIGHT_DEFAULT, purpose};
 use vmferry::net::connect::{Endpoint, listen};
+use vmferry::net::pool::Pool;
 use vmferry::net::pump::{Pump, PumpEnd};
 use vmferry::net::session::{IncomingStream, Session};
 use vmferry::net::stream::Stream;
@@ -62,9 +63,12 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-fn endpoint(credentials: &Credentials) -> anyhow::Result<Endpoint> {
+/// The agent's pool of sessions, and what the peer opens in them.
+fn pool(credentials: &Credentials) -> anyhow::Result<(Pool, mpsc::Receiver<IncomingStream>)> {
     let endpoint = Endpoint::new(credentials.load()?, Config::default(), DEAD_PEER)?;
-    Ok(endpoint.with_congestion(CONGESTION))
+    let (offers, incoming) = mpsc::channel(INCOMING_MAX);
+    let (started, _) = mpsc::unbounded_channel();
+    Ok((Pool::new(endpoint.with_congestion(CONGESTION), offers, started), incoming))
 }
 
 async fn near(
@@ -73,10 +77,8 @@ async fn near(
     urgent_first: bool,
     credentials: &Credentials,
 ) -> anyhow::Result<()> {
-    let endpoint = endpoint(credentials)?;
-    let established = endpoint.dial(&peer.to_string(), &FAR.parse()?).await?;
-    let (unwanted, _) = mpsc::channel(1);
-    let session = Session::start(established, endpoint.config().clone(), unwanted)?;
+    let (pool, _unwanted) = pool(credentials)?;
+    let session = pool.session(&FAR.parse()?, Some(&peer.to_string())).await?;
     let listener = UnixListener::bind(&local).context("can't listen on the local socket")?;
     ready("")?;
     let mut relays = JoinSet::new();
@@ -101,20 +103,22 @@ async fn relay_near(local: UnixStream, session: Session, class: Class) -> anyhow
 }
 
 async fn far(remote: PathBuf, credentials: &Credentials) -> anyhow::Result<()> {
-    let endpoint = endpoint(credentials)?;
+    let (pool, mut incoming) = pool(credentials)?;
     let listener = listen("127.0.0.1:0".parse()?)?;
     ready(&listener.local_addr()?.to_string())?;
-    let (tcp, address) = listener.accept().await?;
-    let established = endpoint.accept(tcp, address, |_| Ok(())).await?;
-    let (offers, mut incoming) = mpsc::channel(INCOMING_MAX);
-    let session = Session::start(established, endpoint.config().clone(), offers)?;
+    let (tcp, _) = listener.accept().await?;
+    let session = pool.accept(tcp, |_| true).await?;
     let mut relays = JoinSet::new();
-    while let Some(offer) = incoming.recv().await {
-        let (remote, session) = (remote.clone(), session.clone());
-        relays.spawn(async move { report(relay_far(offer, remote, session).await) });
+    loop {
+        tokio::select! {
+            Some(offer) = incoming.recv() => {
+                let (remote, session) = (remote.clone(), session.clone());
+                relays.spawn(async move { report(relay_far(offer, remote, session).await) });
+            }
+            end = session.ended() => anyhow::bail!("the session ended: {}", end.cause),
+        }
         while relays.try_join_next().is_some() {}
     }
-    anyhow::bail!("the session ended: {}", session.ended().await.cause)
 }
 
 async fn relay_far(offer: IncomingStream, remote: PathBuf, session: Session) -> anyhow::Result<()> {
