@@ -56,7 +56,8 @@ model: fetch
 	PROPTEST_CASES=$(CASES) cargo test $(LOCKED) --release --test 'mux*'
 
 bench: setup
-	cargo bench $(LOCKED)
+	$(call step,two agents against a plain TLS copy and clear TCP: bench/RESULTS.md)
+	bench/run.sh
 
 setup: fetch
 	@tests/setup/qemu.sh

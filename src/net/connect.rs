@@ -114,7 +114,7 @@ impl ConnectError {
 }
 
 /// Why a peer gets no session: the code that it is told, and words.
-pub type Denial = (Code, &'static str);
+pub(super) type Denial = (Code, &'static str);
 
 /// A connection on which a session can run.
 pub struct Established {
@@ -206,7 +206,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`ConnectError`].
-    pub async fn accept(
+    pub(super) async fn accept(
         &self,
         tcp: TcpStream,
         address: SocketAddr,
