@@ -178,6 +178,14 @@ impl Metrics {
         self.connect_failures.with_label_values(&[direction, reason]).inc();
     }
 
+    /// Dials that have become no session since the start, by reason.
+    pub fn dials_failed(&self, totals: &std::collections::BTreeMap<&'static str, u64>) {
+        for (reason, total) in totals {
+            let counter = self.connect_failures.with_label_values(&["out", reason]);
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+
     /// When this host's certificate expires.
     pub fn certificate_expires(&self, at: i64) {
         self.certificate_expiry.set(at);

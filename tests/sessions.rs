@@ -445,3 +445,17 @@ async fn what_is_no_hello_is_refused_and_the_next_peer_is_served() {
     pair.stream(1).await;
     assert!(pair.b.started.recv().await.is_some());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dial_that_fails_is_counted_by_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    credentials(dir.path(), &["alpha", "bravo"]);
+    let a = Side::new(dir.path(), "alpha", Config::default()).await;
+    let b = Side::new(dir.path(), "bravo", Config::default()).await;
+    // It is bravo that answers there.
+    let charlie: Identity = "charlie".parse().unwrap();
+    let wrong = a.pool.session(&charlie, Some(&b.address.to_string())).await;
+    assert!(wrong.is_err());
+    let counted = a.pool.dial_failures();
+    assert_eq!(counted.get("wrong_identity"), Some(&1), "{counted:?}");
+}

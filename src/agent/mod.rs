@@ -163,6 +163,7 @@ impl Agent {
             let count = all.iter().filter(|p| p.role == role && p.outcome.is_none()).count();
             self.metrics.active(role.name(), count);
         }
+        self.metrics.dials_failed(&self.host.pool.dial_failures());
         self.metrics.text()
     }
 

@@ -29,6 +29,7 @@ pub struct Pool {
     lobby: Arc<Lobby>,
     incoming: mpsc::Sender<IncomingStream>,
     started: mpsc::UnboundedSender<Session>,
+    dial_failures: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Pool {
@@ -47,6 +48,7 @@ impl Pool {
             lobby: Lobby::new(UNAUTHENTICATED_MAX),
             incoming,
             started,
+            dial_failures: Mutex::default(),
         }
     }
 
@@ -72,7 +74,8 @@ impl Pool {
         let Some(address) = address else {
             return Err(ConnectError::NoAddress { peer: peer.clone() });
         };
-        let established = self.endpoint.dial(address, peer).await?;
+        let dialed = self.endpoint.dial(address, peer).await;
+        let established = dialed.inspect_err(|e| self.count_dial_failure(e))?;
         self.adopt(established)?;
         self.live(peer).ok_or_else(|| ConnectError::Refused { code: Code::Limit, text: String::new() })
     }
@@ -97,6 +100,17 @@ impl Pool {
             established = self.endpoint.accept(tcp, address, admit) => self.adopt(established?),
             () = place.taken() => Err(ConnectError::TooManyUnauthenticated),
         }
+    }
+
+    /// Dials that became no session, by reason.
+    #[must_use]
+    pub fn dial_failures(&self) -> BTreeMap<&'static str, u64> {
+        self.dial_failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn count_dial_failure(&self, error: &ConnectError) {
+        let mut failures = self.dial_failures.lock().unwrap_or_else(PoisonError::into_inner);
+        *failures.entry(error.label()).or_default() += 1;
     }
 
     /// All live sessions. Forgets the others: each holds the descriptors of its runtime.
