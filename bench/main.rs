@@ -46,7 +46,7 @@ struct Cli {
     /// A further contender: NAME=PROGRAM ARG…; may be repeated.
     #[arg(long, value_name = "NAME=PROGRAM")]
     contender: Vec<String>,
-    /// Only contenders whose name contains this word, and the reference.
+    /// Of the built-in contenders only those whose name contains this word, and the reference.
     #[arg(long)]
     only: Option<String>,
     /// Where the result goes; `-` for nowhere.
@@ -133,14 +133,14 @@ fn beside(program: &str) -> anyhow::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name(program))
 }
 
-/// The first is the reference and stays.
+/// The first is the reference and stays; those of the command line stay, too.
 fn chosen(cli: &Cli, contenders: &mut Vec<Contender>) -> anyhow::Result<()> {
-    for text in &cli.contender {
-        contenders.push(Contender::parse(text)?);
-    }
     if let Some(word) = &cli.only {
         let mut first = true;
         contenders.retain(|c| std::mem::take(&mut first) || c.name.contains(word));
+    }
+    for text in &cli.contender {
+        contenders.push(Contender::parse(text)?);
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::io::Interest;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep_until;
@@ -24,6 +24,8 @@ use crate::mux::{self, Batch, Code, Event, Open, StreamId};
 const RECEIVE_BYTES: usize = 256 * 1024;
 /// Commands taken before the sockets are looked at again.
 const COMMANDS_PER_TURN: usize = 256;
+/// Batches sent before the sockets are looked at again: something urgent may have come.
+const BATCHES_PER_TURN: usize = 4;
 /// How long an orderly end may take.
 const CLOSE_DEADLINE: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -49,6 +51,15 @@ struct Edge {
     backlog: VecDeque<(Bytes, ChunkPermit)>,
     finish_after_backlog: bool,
     accepted: Option<oneshot::Sender<Result<(), StreamEnded>>>,
+}
+
+/// How a turn of sending ended.
+#[derive(PartialEq, Eq)]
+enum Sent {
+    /// The socket takes no more, or there is no more.
+    AllThatCould,
+    /// There may be more.
+    More,
 }
 
 /// Owns a session and its connection until either ends.
@@ -99,48 +110,51 @@ impl Driver {
         let mut batch = Batch::default();
         // The peer may have sent more than its HELLO in the same record.
         self.open_input(&[])?;
+        let mut read_more = false;
         loop {
             self.take_commands();
             self.dispatch();
-            self.transmit(&mut batch)?;
+            let write_more = self.transmit(&mut batch)? == Sent::More;
             self.dispatch();
             if self.closing.is_some() {
                 return Ok(());
             }
-            self.wait(&mut input).await?;
+            read_more = self.wait(&mut input, read_more || write_more).await?;
         }
     }
 
-    /// Sleeps until there is something to do, and reads what there is to read.
-    async fn wait(&mut self, input: &mut [u8]) -> Result<(), EndCause> {
-        let interest = match self.record.wants_write() {
-            true => Interest::READABLE | Interest::WRITABLE,
-            false => Interest::READABLE,
-        };
+    /// Sleeps until there is something to do, and reads what there is to read; whether there is
+    /// probably more. Who is `busy` does not sleep, but lets the pumps have their turn first:
+    /// what was received is written while the cache still has it, and what waits at a local
+    /// socket is not held up by a connection that never pauses.
+    async fn wait(&mut self, input: &mut [u8], busy: bool) -> Result<bool, EndCause> {
+        if busy {
+            tokio::task::yield_now().await;
+        }
         let deadline = self.session.poll_timeout();
+        let wants_write = self.record.wants_write();
+        let mut received = 0;
+        let (mut reader, writer) = self.tcp.split();
         tokio::select! {
-            ready = self.tcp.ready(interest) => {
-                if ready.map_err(EndCause::Io)?.is_readable() {
-                    self.receive(input)?;
-                }
-            }
+            biased;
+            read = reader.read(input) => match read.map_err(EndCause::Io)? {
+                0 => return Err(EndCause::PeerClosed),
+                n => received = n,
+            },
+            ready = writer.writable(), if wants_write => ready.map_err(EndCause::Io)?,
             command = self.commands.recv() => {
                 if let Some(command) = command {
                     self.obey(command);
                 }
             }
+            () = std::future::ready(()), if busy => {}
             () = sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => {}
         }
-        self.session.handle_timeout(Instant::now()).map_err(EndCause::Session)
-    }
-
-    fn receive(&mut self, input: &mut [u8]) -> Result<(), EndCause> {
-        match self.tcp.try_read(input) {
-            Ok(0) => Err(EndCause::PeerClosed),
-            Ok(n) => self.open_input(&input[..n]),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(e) => Err(EndCause::Io(e)),
+        if received > 0 {
+            self.open_input(&input[..received])?;
         }
+        self.session.handle_timeout(Instant::now()).map_err(EndCause::Session)?;
+        Ok(received == input.len())
     }
 
     fn open_input(&mut self, input: &[u8]) -> Result<(), EndCause> {
@@ -154,16 +168,17 @@ impl Driver {
     }
 
     /// Seals a batch only when the one before has left for the kernel.
-    fn transmit(&mut self, batch: &mut Batch) -> Result<(), EndCause> {
-        loop {
+    fn transmit(&mut self, batch: &mut Batch) -> Result<Sent, EndCause> {
+        for _ in 0..BATCHES_PER_TURN {
             if !self.write_sealed()? || !self.session.poll_transmit(Instant::now(), batch) {
-                return Ok(());
+                return Ok(Sent::AllThatCould);
             }
             let slices: Vec<IoSlice<'_>> = batch.io_slices().collect();
             self.record.seal(&slices).map_err(EndCause::Io)?;
             // What was framed has left its queue: the edges may follow up within this turn.
             self.dispatch();
         }
+        Ok(if self.write_sealed()? { Sent::More } else { Sent::AllThatCould })
     }
 
     /// Whether nothing sealed is left.

@@ -13,14 +13,18 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::{Buf, Bytes, BytesMut};
 use socket2::SockRef;
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::task::AbortHandle;
 
 use super::stream::{RecvHalf, SendHalf, Stream, StreamEnded};
 use crate::mux::Code;
+use crate::mux::frame::PAYLOAD_MAX;
 
-/// Bytes asked of a local socket at once.
-const READ_BYTES: usize = 128 * 1024;
+/// Bytes asked of a local socket at once: whole frames, so that a full read leaves no crumb that
+/// would travel in a record of its own.
+const READ_BYTES: usize = 8 * PAYLOAD_MAX;
 /// A read buffer with less room than this is replaced.
 const READ_BYTES_MIN: usize = 16 * 1024;
 /// Received chunks written to a local socket in one call.
@@ -100,14 +104,15 @@ impl Drop for Pump {
 }
 
 async fn run(local: OwnedFd, stream: Stream, counters: &PumpCounters) -> PumpEnd {
-    let local = match adopt(local) {
+    let mut local = match adopt(local) {
         Ok(local) => local,
         Err(e) => return PumpEnd::Local(e),
     };
     let Stream { mut send, mut recv, .. } = stream;
+    let (reader, writer) = local.split();
     let ended = tokio::try_join!(
-        outward(&local, &mut send, &counters.sent_bytes),
-        inward(&local, &mut recv, &counters.received_bytes),
+        outward(reader, &mut send, &counters.sent_bytes),
+        inward(writer, &mut recv, &counters.received_bytes),
     );
     match ended {
         Ok(_) => PumpEnd::Finished,
@@ -131,27 +136,25 @@ fn adopt(local: OwnedFd) -> io::Result<UnixStream> {
     UnixStream::from_std(local)
 }
 
-async fn outward(local: &UnixStream, send: &mut SendHalf, count: &AtomicU64) -> Result<(), PumpEnd> {
+async fn outward(mut local: ReadHalf<'_>, send: &mut SendHalf, count: &AtomicU64) -> Result<(), PumpEnd> {
     let mut buffer = BytesMut::new();
     loop {
-        if buffer.capacity() - buffer.len() < READ_BYTES_MIN {
-            buffer.reserve(READ_BYTES);
+        if buffer.capacity() < READ_BYTES_MIN {
+            buffer = BytesMut::with_capacity(READ_BYTES);
         }
-        local.readable().await.map_err(PumpEnd::Local)?;
-        match local.try_read_buf(&mut buffer) {
-            Ok(0) => break,
-            Ok(n) => {
-                count.fetch_add(n as u64, Relaxed);
-                send.send(buffer.split().freeze()).await.map_err(PumpEnd::Remote)?;
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err(PumpEnd::Local(e)),
+        // A read that leaves room has emptied the socket, and tokio knows it: the next one
+        // waits without asking the kernel.
+        let n = local.read_buf(&mut buffer).await.map_err(PumpEnd::Local)?;
+        if n == 0 {
+            break;
         }
+        count.fetch_add(n as u64, Relaxed);
+        send.send(buffer.split().freeze()).await.map_err(PumpEnd::Remote)?;
     }
     send.finish().map_err(PumpEnd::Remote)
 }
 
-async fn inward(local: &UnixStream, recv: &mut RecvHalf, count: &AtomicU64) -> Result<(), PumpEnd> {
+async fn inward(local: WriteHalf<'_>, recv: &mut RecvHalf, count: &AtomicU64) -> Result<(), PumpEnd> {
     let mut queue: VecDeque<Bytes> = VecDeque::with_capacity(WRITE_CHUNKS);
     while let Some(first) = recv.recv().await.map_err(PumpEnd::Remote)? {
         queue.push_back(first);
@@ -160,18 +163,18 @@ async fn inward(local: &UnixStream, recv: &mut RecvHalf, count: &AtomicU64) -> R
                 let Some(next) = recv.try_recv() else { break };
                 queue.push_back(next);
             }
-            let n = write_some(local, &queue).await.map_err(PumpEnd::Local)?;
+            let n = write_some(&local, &queue).await.map_err(PumpEnd::Local)?;
             count.fetch_add(n as u64, Relaxed);
             recv.consumed(n);
             discard(&mut queue, n);
         }
     }
     // The program may already have closed its end; then there is nobody left to tell.
-    let _ = SockRef::from(local).shutdown(Shutdown::Write);
+    let _ = SockRef::from(local.as_ref()).shutdown(Shutdown::Write);
     Ok(())
 }
 
-async fn write_some(local: &UnixStream, queue: &VecDeque<Bytes>) -> io::Result<usize> {
+async fn write_some(local: &WriteHalf<'_>, queue: &VecDeque<Bytes>) -> io::Result<usize> {
     let mut slices = [IoSlice::new(&[]); WRITE_CHUNKS];
     for (slice, chunk) in slices.iter_mut().zip(queue) {
         *slice = IoSlice::new(chunk);
