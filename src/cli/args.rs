@@ -39,7 +39,8 @@ pub(super) enum Command {
     },
     /// Move a running VM to another host. Closing the terminal does not stop it.
     Migrate(MigrateArgs),
-    /// Say everything that would make a migration fail; change nothing.
+    /// Say everything that would make a migration fail; both hosts stay as they are. Where the
+    /// destination's agent starts QEMUs, one is started for the questions and ended again.
     Check(CheckArgs),
     /// List migrations of this host, in both directions.
     List {
