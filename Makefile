@@ -5,7 +5,7 @@
 #   make demo-end  ends what KEEP=1 left
 #   make test      format, lints, all tests, with both QEMUs                      T=name: only that test
 #   make lint      format and lints only
-#   make model     the session protocol against its model, many more steps        CASES=n
+#   make model     the session protocol against its model, many more steps        STEPS=n
 #   make bench     the benchmarks
 #   make setup     what the tests need and the machine lacks
 #   make clean-lab forgets all downloads
@@ -17,7 +17,12 @@ SHELL := /bin/bash
 .PHONY: demo demo-end test lint model bench setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
-CASES ?= 20000
+LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
+# What the tests of the QMP client alone run.
+export VMFERRY_QEMU72 ?= $(LAB)/qemu72/bin/qemu-system-x86_64
+export VMFERRY_QEMU10 ?= $(LAB)/qemu10/bin/qemu-system-x86_64
+
+STEPS ?= 3000000
 LOCKED := --locked
 step = @printf '\n== %s\n' "$(1)"
 
@@ -52,8 +57,8 @@ demo-end:
 	@cargo run $(LOCKED) --release --quiet --example demo -- --end
 
 model: fetch
-	$(call step,session protocol against its model: $(CASES) cases)
-	PROPTEST_CASES=$(CASES) cargo test $(LOCKED) --release --test 'mux*'
+	$(call step,session protocol against its model: $(STEPS) steps)
+	VMFERRY_MODEL_STEPS=$(STEPS) cargo test $(LOCKED) --release --test mux_model --test mux_hostile
 
 bench: setup
 	$(call step,two agents against a plain TLS copy and clear TCP: bench/RESULTS.md)
