@@ -29,7 +29,8 @@ step = @printf '\n== %s\n' "$(1)"
 # Tests that run real QEMUs in network namespaces run one at a time: they share two cores and one
 # machine. They are known by the bed that they use.
 REAL := $(sort $(basename $(notdir $(shell grep -l '^mod support;' tests/*.rs))))
-QUICK := $(filter-out $(REAL),$(sort $(basename $(notdir $(wildcard tests/*.rs)))))
+ALL := $(basename $(notdir $(wildcard tests/*.rs))) $(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs))
+QUICK := $(filter-out $(REAL),$(sort $(ALL)))
 
 test: setup lint
 	$(call step,unit tests)
