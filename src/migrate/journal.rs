@@ -176,6 +176,8 @@ pub struct Past {
     pub undo: Vec<Undo>,
     /// The last phase entered.
     pub phase: Phase,
+    /// The last one before a roll-back: what failed, if it failed.
+    pub reached: Phase,
     /// See [`Record::HandedOver`].
     pub handed_over: bool,
     /// See [`Record::Starting`].
@@ -194,6 +196,7 @@ impl Past {
             header,
             undo: Vec::new(),
             phase: Phase::Begin,
+            reached: Phase::Begin,
             handed_over: false,
             starting: false,
             runs: false,
@@ -206,7 +209,12 @@ impl Past {
         match record {
             Record::Begun(_) => {}
             Record::Undo(undo) => self.undo.push(undo),
-            Record::Phase(phase) => self.phase = phase,
+            Record::Phase(phase) => {
+                self.phase = phase;
+                if phase != Phase::RollBack {
+                    self.reached = phase;
+                }
+            }
             Record::HandedOver => self.handed_over = true,
             Record::Starting => self.starting = true,
             Record::Runs => self.runs = true,

@@ -216,7 +216,7 @@ async fn settle_source(host: Arc<Host>, open: Open) {
         tracing::info!(error = chain(&e), "the destination undoes its part by itself");
     }
     let outcome =
-        Outcome::Failed { phase: past.phase, cause, problems: Vec::new(), cancelled: false, leftovers };
+        Outcome::Failed { phase: past.reached, cause, problems: Vec::new(), cancelled: false, leftovers };
     end(&host, journal, &progress, Phase::Failed, outcome);
     drop(reservation);
 }
@@ -289,7 +289,7 @@ async fn settle_destination(host: Arc<Host>, open: Open) {
     }
     let cause = "the destination's agent was restarted during the migration".to_owned();
     let outcome =
-        Outcome::Failed { phase: past.phase, cause, problems: Vec::new(), cancelled: false, leftovers };
+        Outcome::Failed { phase: past.reached, cause, problems: Vec::new(), cancelled: false, leftovers };
     end(&host, journal, &progress, Phase::Failed, outcome);
     drop(reservation);
 }
