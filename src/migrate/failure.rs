@@ -108,7 +108,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Whether it is only the echo of something that the other side knows better.
+    /// Whether it may be only the echo of something that the other side, or the monitor, knows better.
     #[must_use]
     pub fn is_echo(&self) -> bool {
         // QEMU refuses what a dead destination has made impossible, to cancel a failed job for one.
@@ -119,7 +119,7 @@ impl Failure {
             self,
             Self::Mirror { .. }
                 | Self::Ram { .. }
-                | Self::Stream { source: PumpEnd::Remote(_), .. }
+                | Self::Stream { .. }
                 | Self::Link(LinkError::Lost(_) | LinkError::Closed)
                 | Self::Open {
                     source: OpenStreamError::Refused { source: StreamEnded(Code::SessionLost), .. },

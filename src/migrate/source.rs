@@ -390,6 +390,7 @@ impl Source {
         let either = async {
             tokio::select! {
                 biased;
+                () = self.qmp.closed() => Some(Failure::QemuGone.to_string()),
                 heard = heard => heard,
                 lost = lost => Some(lost),
             }
