@@ -52,21 +52,18 @@ impl Patience {
             if self.progress.now().reconnecting != word {
                 self.progress.update(|p| p.reconnecting = word);
             }
-            let Some(away) = away else {
-                if link.changed().await.is_err() {
-                    // The session has ended; its streams say so.
-                    return std::future::pending().await;
-                }
-                continue;
-            };
-            let end = self.limit.map(|limit| Instant::from_std(away.since) + limit);
-            if end.is_some_and(|end| end <= Instant::now()) {
-                return Failure::Away { seconds: away.since.elapsed().as_secs(), cause: away.cause };
+            let end = away.as_ref().and_then(|away| Some(Instant::from_std(away.since) + self.limit?));
+            if let Some(away) = away.as_ref().filter(|_| end.is_some_and(|end| end <= Instant::now())) {
+                let seconds = away.since.elapsed().as_secs();
+                return Failure::Away { seconds, cause: away.cause.clone() };
             }
             let next = Instant::now() + TELL_EVERY;
             tokio::select! {
-                _ = link.changed() => {}
-                () = sleep_until(end.map_or(next, |end| end.min(next))) => {}
+                changed = link.changed() => if changed.is_err() {
+                    // The session has ended; its streams say so.
+                    return std::future::pending().await;
+                },
+                () = sleep_until(end.map_or(next, |end| end.min(next))), if away.is_some() => {}
             }
         }
     }
