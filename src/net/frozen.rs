@@ -77,6 +77,14 @@ pub struct FrozenStream {
     send_finished: bool,
 }
 
+impl FrozenStream {
+    /// Its number in its session.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+}
+
 /// A stream's two ends between its owner's stop and its session's.
 #[derive(Debug)]
 pub struct Halves {
