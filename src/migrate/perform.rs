@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use super::journal::Undo;
 use super::link::WEIGHT;
-use super::message::Request;
+use super::message::{Export, Request};
 use super::plan::CopiedDisk;
 use super::progress::RamProgress;
 use super::source::{Happening, Source, cancelled, millis, pause};
@@ -43,23 +43,31 @@ impl Source {
     /// Copies the disks and keeps them in step.
     pub(super) async fn mirror(&mut self) -> Result<(), Failure> {
         let disks = self.disks.clone();
+        let changed_only = self.choose().await?;
+        let mut waiting = Vec::new();
         for disk in &disks {
-            self.start_mirror(disk).await?;
+            let export = self.granted(disk)?;
+            if changed_only.contains(&disk.name) {
+                self.start_delta(disk, &export).await?;
+            } else {
+                self.follow(disk).await?;
+                self.start_mirror(disk, &export).await?;
+                waiting.push(names::job_id(&disk.name));
+            }
         }
-        let mut waiting: Vec<String> = disks.iter().map(|d| names::job_id(&d.name)).collect();
         let mut stall = Stall::new(self.host.config.deadlines.stall());
         let mut all_ready_at = None;
         while !disks.is_empty() {
             match self.next().await? {
-                Happening::Event(EventKind::BlockJobReady { device }) => waiting.retain(|j| *j != device),
+                Happening::Event(EventKind::BlockJobReady { device }) => {
+                    self.in_step(&device);
+                    waiting.retain(|j| *j != device);
+                }
                 Happening::Tick => {
                     let remaining = self.look_at_mirrors().await?;
-                    stall.check(
-                        self.streams.total(),
-                        || "the copy of the disks".into(),
-                        waiting.is_empty(),
-                    )?;
-                    if waiting.is_empty() {
+                    let idle = waiting.is_empty() && self.delta.is_idle();
+                    stall.check(self.streams.total(), || "the copy of the disks".into(), idle)?;
+                    if waiting.is_empty() && self.delta.copied_once() {
                         let since = *all_ready_at.get_or_insert_with(Instant::now);
                         if remaining <= MIRROR_REMAINDER_BYTES || since.elapsed() > MIRROR_SETTLE {
                             self.note_remainder(remaining);
@@ -73,12 +81,17 @@ impl Source {
         Ok(())
     }
 
-    async fn start_mirror(&mut self, disk: &CopiedDisk) -> Result<(), Failure> {
+    fn granted(&self, disk: &CopiedDisk) -> Result<Export, Failure> {
+        let exports = self.grant.iter().flat_map(|g| &g.exports);
+        exports
+            .clone()
+            .find(|e| e.disk == disk.name)
+            .cloned()
+            .ok_or_else(|| Failure::Destination(format!("disk {} is not part of its grant", disk.name)))
+    }
+
+    async fn start_mirror(&mut self, disk: &CopiedDisk, export: &Export) -> Result<(), Failure> {
         let (label, name) = (Label::Disk(disk.name.clone()), &disk.name);
-        let export = self.grant.as_ref().and_then(|g| g.exports.iter().find(|e| e.disk == *name)).cloned();
-        let Some(export) = export else {
-            return Err(Failure::Destination(format!("disk {name} is not part of its grant")));
-        };
         let stream = self.open(&label, purpose::NBD, export.channel).await?;
         let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
         self.streams.start(label, self.session.runtime(), ours, stream);
@@ -93,7 +106,7 @@ impl Source {
         Ok(())
     }
 
-    async fn open(&self, label: &Label, purpose: u16, channel: u16) -> Result<Stream, Failure> {
+    pub(super) async fn open(&self, label: &Label, purpose: u16, channel: u16) -> Result<Stream, Failure> {
         let migration = *self.request.id.as_bytes();
         let open = Open { purpose, class: Class::Bulk, weight: WEIGHT, migration, channel };
         tokio::select! {
@@ -117,6 +130,7 @@ impl Source {
                 }
             }
         });
+        remaining += self.look_at_delta();
         self.count_bytes();
         Ok(remaining)
     }
@@ -199,12 +213,14 @@ impl Source {
     /// has the exports closed.
     pub(super) async fn switchover(&mut self) -> Result<(), Failure> {
         let since = Instant::now();
-        let mut open: Vec<String> = self.disks.iter().map(|d| names::job_id(&d.name)).collect();
+        self.delta.finish();
+        let mirrored = self.disks.iter().filter(|d| !self.delta.disks.contains_key(&d.name));
+        let mut open: Vec<String> = mirrored.map(|d| names::job_id(&d.name)).collect();
         for job in &open {
             self.qmp.execute(BlockJobCancel { device: job.clone(), force: false }).await?;
         }
         let deadline = self.host.config.deadlines.stall();
-        while !open.is_empty() {
+        while !(open.is_empty() && self.delta.is_over()) {
             match self.next().await? {
                 Happening::Event(EventKind::BlockJobCompleted { device, error: None, .. }) => {
                     open.retain(|j| *j != device);
@@ -216,6 +232,7 @@ impl Source {
             }
         }
         self.dismiss_jobs().await?;
+        self.note_delta();
         self.link.demand(Request::Switchover, Duration::from_secs(30)).await?;
         self.downtime.disks_ms = millis(since);
         Ok(())
@@ -284,6 +301,7 @@ impl Source {
             Happening::Event(EventKind::Migration { status }) if is_bad_end(&status) => {
                 Err(Failure::Ram { status, error: String::new() })
             }
+            Happening::Copied(disk, Err(source)) => Err(Failure::Delta { disk, source }),
             Happening::StreamEnded(label, source) => {
                 Err(Failure::Stream { stream: label.to_string(), source })
             }

@@ -7,17 +7,20 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::delta::{Delta, DeltaError, Tracking};
 use super::examine::{self, Examined};
 use super::failure::Failure;
-use super::host::{Host, Reservation};
-use super::journal::{Journal, Record, Role};
+use super::host::Host;
+use super::journal::{Journal, Record, RetryOf, Role};
 use super::link::{Link, LinkError};
 use super::message::{Notice, Prepared, Request, Response, Started};
 use super::phase::{Phase, Step};
 use super::plan::{self, CopiedDisk};
 use super::problem::chain;
 use super::progress::{DiskProgress, Downtime, Outcome, ProgressSink};
+use super::retry::{Ended, Held, Retry};
 use super::streams::{Label, Streams};
+use super::undo::Bitmaps;
 use super::{settle, undo, vm};
 use crate::net::pump::PumpEnd;
 use crate::net::session::Session;
@@ -41,6 +44,8 @@ pub struct SourceRequest {
     pub peer: String,
     /// How.
     pub options: Options,
+    /// The migration whose further try this is.
+    pub retry: Option<RetryOf>,
 }
 
 /// How a migration is to be done.
@@ -53,11 +58,13 @@ pub struct Options {
     pub auto_converge: bool,
     /// Longest pause that QEMU plans for the rest of the RAM, in milliseconds.
     pub downtime_limit_ms: u64,
+    /// How often to begin again after a failure that may pass.
+    pub retry: Retry,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { keep_source: false, auto_converge: false, downtime_limit_ms: 300 }
+        Self { keep_source: false, auto_converge: false, downtime_limit_ms: 300, retry: Retry::default() }
     }
 }
 
@@ -66,6 +73,8 @@ pub(super) enum Happening {
     Event(EventKind),
     Loaded,
     StreamEnded(Label, PumpEnd),
+    /// What changed of a disk is copied, down to the last of it.
+    Copied(String, Result<(), DeltaError>),
     Tick,
 }
 
@@ -82,6 +91,8 @@ pub(super) struct Source {
     pub(super) journal: Journal,
     pub(super) streams: Streams,
     pub(super) disks: Vec<CopiedDisk>,
+    pub(super) tracking: Tracking,
+    pub(super) delta: Delta,
     pub(super) grant: Option<Prepared>,
     pub(super) phase: Phase,
     pub(super) tick: Interval,
@@ -89,22 +100,32 @@ pub(super) struct Source {
     pub(super) downtime: Downtime,
     pub(super) paused_at: Option<Instant>,
     pub(super) rate: (Instant, u64),
-    _reservation: Reservation,
 }
 
-/// Runs a migration from Begin to its end. Everything that becomes of it is in `progress`.
-pub async fn migrate(
+/// Runs one try of a migration from Begin to its end, which it leaves to the caller to make
+/// known. The caller has reserved the VM.
+pub(super) async fn attempt(
     host: Arc<Host>,
     request: SourceRequest,
     progress: ProgressSink,
     cancel: CancellationToken,
-) {
-    match Source::begin(host, request, progress.clone(), cancel).await {
+    mut held: Option<Held>,
+) -> Ended {
+    match Source::begin(host, request, progress, cancel, &mut held).await {
         Ok(source) => source.run().await,
-        Err(failure) => {
-            tracing::warn!(cause = chain(&failure), "migration not begun; nothing was changed");
-            finish(&progress, Phase::Failed, failed(Phase::Begin, &failure, chain(&failure), Vec::new()));
-        }
+        Err(failure) => Ended { held, ..not_begun(&failure) },
+    }
+}
+
+/// The end of a try before it changed anything.
+pub(super) fn not_begun(failure: &Failure) -> Ended {
+    tracing::warn!(cause = chain(failure), "migration not begun; nothing was changed");
+    Ended {
+        phase: Phase::Failed,
+        outcome: failed(Phase::Begin, failure, chain(failure), Vec::new()),
+        may_pass: failure.may_pass(),
+        handed_over: false,
+        held: None,
     }
 }
 
@@ -114,9 +135,9 @@ impl Source {
         request: SourceRequest,
         progress: ProgressSink,
         cancel: CancellationToken,
+        held: &mut Option<Held>,
     ) -> Result<Self, Failure> {
         let problem = |p| Failure::Problems(vec![p]);
-        let reservation = host.reserve(&request.vm, request.id).map_err(problem)?;
         let (_, peer) = host.peer(&request.peer).map_err(problem)?;
         let examined = examine::source(&host, &request.vm).await?;
         if !examined.problems.is_empty() {
@@ -124,7 +145,13 @@ impl Source {
         }
         let session = connect(&host, &request.peer, &cancel).await?;
         let link = Link::open(&session, request.id).await?;
-        let journal = host.journal(request.id, Role::Source, &request.vm, &peer, examined.running)?;
+        let mut retry = request.retry.clone();
+        if let (Some(retry), Some(held)) = (&mut retry, &*held) {
+            retry.kept = held.tracking.undo();
+        }
+        let journal = host.journal(request.id, Role::Source, &request.vm, &peer, examined.running, retry)?;
+        // Now that this one tells of the bitmaps.
+        let tracking = held.take().map(|held| held.pass_on(&host)).unwrap_or_default();
         let Examined { qmp, events, disks, .. } = examined;
         let disks = plan::copied(&disks);
         progress.update(|p| p.disks = disks.iter().map(disk_progress).collect());
@@ -143,6 +170,8 @@ impl Source {
             journal,
             streams: Streams::new(),
             disks,
+            tracking,
+            delta: Delta::new(),
             grant: None,
             phase: Phase::Begin,
             tick,
@@ -150,11 +179,10 @@ impl Source {
             downtime: Downtime::default(),
             paused_at: None,
             rate: (now, 0),
-            _reservation: reservation,
         })
     }
 
-    async fn run(mut self) {
+    async fn run(mut self) -> Ended {
         tracing::info!(vm = self.request.vm, peer = self.request.peer, "migration begins");
         match self.perform().await {
             Ok(started) => self.confirm(started).await,
@@ -208,6 +236,7 @@ impl Source {
             return Err(LinkError::Unexpected { request: "prepare" }.into());
         }
         tracing::info!(destination = grant.qemu, "the destination is prepared");
+        self.tracking.after = Some(self.request.id);
         self.grant = Some(grant);
         Ok(())
     }
@@ -221,6 +250,7 @@ impl Source {
             disks: plan::specs(&disks),
             running,
             qemu: String::new(),
+            after: self.tracking.after.filter(|_| self.tracking.is_worth_keeping()),
         })
     }
 
@@ -240,6 +270,8 @@ impl Source {
                 }
                 Notice::Failed { text } => Err(Failure::Destination(text)),
             },
+            // Before the streams: it is what explains the end of one.
+            (disk, result) = self.delta.next() => Ok(Happening::Copied(disk, result)),
             (label, end) = self.streams.ended() => Ok(Happening::StreamEnded(label, end)),
             _ = self.tick.tick() => Ok(Happening::Tick),
         }
@@ -261,13 +293,14 @@ impl Source {
     }
 
     /// The guest runs at the destination: take note, tidy up.
-    async fn confirm(mut self, started: Started) {
+    async fn confirm(mut self, started: Started) -> Ended {
         let mut leftovers = Vec::new();
         if let Err(e) = self.note_moved().await {
             leftovers.push(chain(&e));
         }
         if self.request.options.keep_source {
             leftovers.extend(self.delete_nodes().await);
+            leftovers.extend(undo::end_following(&self.qmp, self.journal.past()).await);
         } else if let Err(e) = vm::quit(&self.request.vm, &self.qmp).await {
             leftovers.push(format!("{}; end it by hand, and never continue it", chain(&e)));
         }
@@ -278,7 +311,7 @@ impl Source {
             p.notes.extend(started.warnings);
         });
         self.count_bytes();
-        self.end(Phase::Done, Outcome::Moved { leftovers });
+        self.end(Phase::Done, Outcome::Moved { leftovers }, false)
     }
 
     async fn note_moved(&mut self) -> Result<(), Failure> {
@@ -300,7 +333,7 @@ impl Source {
         left
     }
 
-    async fn roll_back(mut self, failure: Failure) {
+    async fn roll_back(mut self, failure: Failure) -> Ended {
         let phase = self.phase;
         let cause = self.explain(&failure).await;
         tracing::warn!(phase = phase.name(), cause, "migration fails; rolling back");
@@ -312,9 +345,15 @@ impl Source {
         }
         // First of all, so that neither QEMU hangs on a stream that no longer moves.
         self.streams.cut_all();
+        self.delta.abort().await;
+        let keeps = self.has_successor()
+            && failure.may_pass()
+            && !self.journal.past().handed_over
+            && self.tracking.is_worth_keeping();
+        let bitmaps = if keeps { Bitmaps::StayForTheNextTry } else { Bitmaps::Go };
         let reason = cause.clone();
         let told = self.link.demand(Request::Abort { reason }, ABORT_DEADLINE);
-        let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past()));
+        let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past(), bitmaps));
         if let Err(e) = told {
             tracing::info!(error = chain(&e), "the destination could not be told");
             self.call_off(phase, &cause).await;
@@ -323,7 +362,8 @@ impl Source {
             undone.leftovers.push(chain(&e));
         }
         let outcome = failed(phase, &failure, cause, undone.leftovers);
-        self.end(Phase::Failed, outcome);
+        let may_pass = failure.may_pass();
+        if keeps { self.hold(outcome) } else { self.end(Phase::Failed, outcome, may_pass) }
     }
 
     /// A destination that lost us undoes its part by itself, at once; but one that has the whole
@@ -341,7 +381,7 @@ impl Source {
     }
 
     /// Handed over, and no word: asks until the destination says what became of the guest.
-    async fn resolve(mut self, failure: Failure) {
+    async fn resolve(mut self, failure: Failure) -> Ended {
         tracing::error!(cause = chain(&failure), "handed over, and the destination's word is missing");
         self.streams.cut_all();
         let resolved = settle::Handed {
@@ -354,11 +394,11 @@ impl Source {
                 self.phase = Phase::Undecided;
                 self.link = *link;
                 self.downtime.total_ms = self.paused_at.map_or(0, millis);
-                self.confirm(started).await;
+                self.confirm(started).await
             }
             settle::Decision::NeverRan => {
                 self.phase = Phase::HandOver;
-                self.roll_back(failure).await;
+                self.roll_back(failure).await
             }
         }
     }
@@ -403,10 +443,17 @@ impl Source {
         }
     }
 
-    fn end(self, phase: Phase, outcome: Outcome) {
+    fn end(self, phase: Phase, outcome: Outcome, may_pass: bool) -> Ended {
+        let handed_over = self.journal.past().handed_over;
         self.host.end(self.journal, outcome.clone());
         tracing::info!(phase = phase.name(), result = outcome.label(), "migration ends");
-        finish(&self.progress, phase, outcome);
+        Ended { phase, outcome, may_pass, handed_over, held: None }
+    }
+
+    /// The journal stays open: it tells of the bitmaps that stay.
+    fn hold(self, outcome: Outcome) -> Ended {
+        let held = Held { journal: self.journal, outcome: outcome.clone(), tracking: self.tracking };
+        Ended { phase: Phase::Failed, outcome, may_pass: true, handed_over: false, held: Some(held) }
     }
 
     /// Brings the streams' bytes into the progress.
@@ -452,7 +499,7 @@ fn disk_progress(disk: &CopiedDisk) -> DiskProgress {
     DiskProgress { name: disk.name.clone(), total_bytes: disk.virtual_size, ..DiskProgress::default() }
 }
 
-fn failed(phase: Phase, failure: &Failure, cause: String, leftovers: Vec<String>) -> Outcome {
+pub(super) fn failed(phase: Phase, failure: &Failure, cause: String, leftovers: Vec<String>) -> Outcome {
     let cancelled = matches!(failure, Failure::Cancelled);
     Outcome::Failed { phase, cause, problems: failure.problems(), cancelled, leftovers }
 }
