@@ -25,6 +25,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "api",
             "config::DEFAULT_PATH",
             "migrate::Options",
+            "migrate::Retry",
             "migrate::phase",
             "migrate::problem",
             "migrate::progress",

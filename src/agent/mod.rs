@@ -53,7 +53,8 @@ impl Agent {
         let identity = self.host.config.peers.get(&request.to).map_or(&request.to, |p| &p.identity);
         let progress = ProgressSink::new(Progress::new(id, &request.vm, Role::Source, identity));
         let cancel = self.registry.add(progress.clone());
-        let source = SourceRequest { id, vm: request.vm, peer: request.to, options: request.options };
+        let MigrateRequest { vm, to: peer, options } = request;
+        let source = SourceRequest { id, vm, peer, options, retry: None };
         let (agent, sink) = (Arc::clone(self), progress.clone());
         self.sources.spawn(async move {
             migrate::migrate(Arc::clone(&agent.host), source, sink.clone(), cancel).await;

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::migrate::journal::Role;
+use crate::migrate::phase::Phase;
 use crate::migrate::progress::{Outcome, Progress, ProgressSink};
 
 /// Ended migrations kept in memory; the journals keep more.
@@ -68,7 +69,9 @@ impl Registry {
         if now.role != Role::Source {
             return Err(NoCancel::NotSource);
         }
-        if !now.phase.may_cancel() || now.outcome.is_some() {
+        // A try that is being rolled back may have a successor, which is not begun then.
+        let between_tries = now.phase == Phase::RollBack && now.tries.is_some();
+        if !(now.phase.may_cancel() || between_tries) || now.outcome.is_some() {
             return Err(NoCancel::TooLate);
         }
         entry.cancel.cancel();

@@ -18,7 +18,7 @@ use super::message::{Fate, Request, Response, Started};
 use super::phase::Phase;
 use super::problem::chain;
 use super::progress::{Outcome, Progress, ProgressSink};
-use super::{destination, undo, vm};
+use super::{destination, retry, undo, vm};
 use crate::net::identity::Identity;
 use crate::qemu::{Cont, Qmp, QueryStatus, RunState};
 
@@ -149,7 +149,11 @@ pub fn find(host: &Arc<Host>) -> Result<(Vec<Open>, Vec<Progress>), journal::Jou
         history.push(progress);
     }
     history.reverse();
-    Ok((open, history))
+    let shown = |p: &Progress| {
+        !open.iter().any(|o: &Open| o.progress.now().id == p.id && o.progress.now().role == p.role)
+    };
+    history.retain(shown);
+    Ok((open, retry::only_last(history)))
 }
 
 /// Ends a journal that a later migration of its VM has made void.
@@ -164,7 +168,8 @@ fn supersede(host: &Host, journal: Journal) -> Outcome {
 
 fn told(past: &Past) -> Progress {
     let header = &past.header;
-    let mut progress = Progress::new(header.migration, &header.vm, header.role, &header.peer);
+    let id = header.retry.as_ref().map_or(header.migration, |r| r.first);
+    let mut progress = Progress::new(id, &header.vm, header.role, &header.peer);
     progress.began_at = header.began_at;
     progress.phase = match &past.ended {
         Some(Outcome::Moved { .. }) => Phase::Done,
@@ -261,7 +266,9 @@ async fn take_back(host: &Host, journal: &mut Journal) -> Vec<String> {
     match host.vm(name, "source") {
         Err(problem) => leftovers.push(problem.to_string()),
         Ok(config) => match vm::connect(config).await {
-            Ok((qmp, _events)) => leftovers.extend(undo::roll_back(&qmp, past).await.leftovers),
+            Ok((qmp, _events)) => {
+                leftovers.extend(undo::roll_back(&qmp, past, undo::Bitmaps::Go).await.leftovers)
+            }
             Err(e) if e.is_not_listening() => leftovers.push(undo::gone(name)),
             Err(e) => leftovers.push(format!("the QEMU of VM {name} cannot be asked: {}", chain(&e))),
         },

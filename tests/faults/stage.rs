@@ -47,6 +47,8 @@ pub struct Plan {
     pub version: Version,
     /// MiB of RAM that the guest dirties: 0 with QEMU 7.2, whose RAM phase then cannot be held.
     pub dirty_mib: u32,
+    /// Blocks that the guest writes per second; 0 is as fast as it can.
+    pub rate: u64,
     /// Each agent's state lies on a volume of its own, of so many MiB.
     pub small_state_mib: Option<u64>,
     /// The destination's second disk lies on a volume that is too small for it.
@@ -56,7 +58,7 @@ pub struct Plan {
 impl Plan {
     /// QEMU 10 with a guest that dirties RAM.
     pub const ORDINARY: Self =
-        Self { version: Version::V10, dirty_mib: 16, small_state_mib: None, small_disk_mib: None };
+        Self { version: Version::V10, dirty_mib: 16, rate: 0, small_state_mib: None, small_disk_mib: None };
 }
 
 /// Everything that takes part.
@@ -100,6 +102,7 @@ impl Stage {
             disk_mib: DISK_MIB,
             blocks: BLOCKS,
             dirty_mib: plan.dirty_mib,
+            rate: plan.rate,
             ..VmSpec::new(VM, plan.version)
         };
         let source = Vm::define(&lab.paths, &net.alpha, &spec)?;
@@ -141,6 +144,14 @@ impl Stage {
     /// # Errors
     /// It does not get there.
     pub fn reach(&mut self, reach: Reach) -> Result<Migration> {
+        self.reach_with(reach, &[])
+    }
+
+    /// The same, with further options of `vmferry migrate`.
+    ///
+    /// # Errors
+    /// It does not get there.
+    pub fn reach_with(&mut self, reach: Reach, more: &[&str]) -> Result<Migration> {
         match reach {
             Reach::Prepare => self.start.close()?,
             Reach::Mirror => self.limit(MIRROR_MBIT)?,
@@ -151,7 +162,7 @@ impl Stage {
             Reach::Precopy | Reach::Switchover | Reach::Device => &["--downtime-limit", NEVER_MS],
             _ => &[],
         };
-        let migration = Migration::begin(&self.alpha, VM, "bravo", options)?;
+        let migration = Migration::begin(&self.alpha, VM, "bravo", &[options, more].concat())?;
         self.advance(reach, &migration).with_context(|| format!("reaching {reach:?}"))?;
         Ok(migration)
     }
@@ -284,6 +295,14 @@ impl Stage {
         self.calm()?;
         let outcome = self.alpha.vmferry(&["migrate", VM, "--to", "bravo", "--keep-source"])?;
         ensure!(outcome.code == 0, "the retry gave {outcome:?}");
+        self.is_moved()
+    }
+
+    /// That the guest has moved with `--keep-source`, whole, and nothing is left.
+    ///
+    /// # Errors
+    /// A proof fails.
+    pub fn is_moved(&self) -> Result<()> {
         let loses_ram = self.destination.spec.version == Version::V72;
         // QEMU 7.2 under TCG may lose RAM on the way: there the disks alone are judged.
         if !loses_ram {
