@@ -185,7 +185,10 @@ impl Stage {
     pub fn bring_to(&mut self, reach: Reach, migration: &Migration) -> Result<()> {
         let alpha = self.alpha.socket();
         match reach {
-            Reach::Mirror => self.mirror(migration),
+            Reach::Mirror => {
+                let flows = |p: &Value| disks(p).all(|d| number(d, "done_bytes") > MIB);
+                migration.reach(&alpha, "mirror", flows).map(drop)
+            }
             Reach::Precopy => {
                 self.calm()?;
                 migration.reach(&alpha, "precopy", ram_flows).map(drop)
