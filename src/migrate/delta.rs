@@ -45,6 +45,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -94,7 +95,7 @@ pub enum DeltaError {
 }
 
 /// The bitmaps of one disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Bitmaps {
     pub(super) node: String,
     names: [String; 2],
@@ -169,7 +170,7 @@ impl Bitmaps {
 }
 
 /// A disk that is followed from try to try.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Followed {
     /// As it was when that began.
     pub(super) disk: CopiedDisk,
@@ -180,7 +181,7 @@ pub(super) struct Followed {
 }
 
 /// What one try knows for the next.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Tracking {
     /// By disk.
     pub(super) disks: BTreeMap<String, Followed>,

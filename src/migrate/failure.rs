@@ -20,6 +20,9 @@ pub enum Failure {
     /// An operator asked for it.
     #[error("cancelled")]
     Cancelled,
+    /// It is left to another process; not a failure at all.
+    #[error("it is left to another process")]
+    Frozen,
     /// The agent was told to stop.
     #[error("the source's agent was told to stop")]
     Stopping,
@@ -46,6 +49,14 @@ pub enum Failure {
         /// The peer.
         peer: String,
         /// Why, with its causes.
+        cause: String,
+    },
+    /// The session has had no connection for too long, and the guest stands still.
+    #[error("no connection for {seconds} s with the guest paused: {cause}")]
+    Away {
+        /// For how long.
+        seconds: u64,
+        /// How the connection was lost.
         cause: String,
     },
     /// The control stream, or the destination's answer.
@@ -157,7 +168,7 @@ impl Failure {
     pub fn may_pass(&self) -> bool {
         let all_may = |problems: &[Problem]| problems.iter().all(|p| p.kind.may_pass());
         match self {
-            Self::Cancelled | Self::Stopping | Self::QemuGone => false,
+            Self::Cancelled | Self::Stopping | Self::Frozen | Self::QemuGone => false,
             Self::Journal(_) | Self::Vm(_) | Self::Step(_) | Self::Link(LinkError::Unexpected { .. }) => {
                 false
             }
@@ -169,6 +180,7 @@ impl Failure {
             Self::Qmp(error) => !error.is_disconnected(),
             Self::Link(_)
             | Self::SessionLost { .. }
+            | Self::Away { .. }
             | Self::Destination(_)
             | Self::Open { .. }
             | Self::Stream { .. }

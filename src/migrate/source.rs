@@ -14,6 +14,7 @@ use super::host::Host;
 use super::journal::{Journal, Record, RetryOf, Role};
 use super::link::{Link, LinkError};
 use super::message::{Notice, Prepared, Request, Response, Started};
+use super::patience::Patience;
 use super::phase::{Phase, Step};
 use super::plan::{self, CopiedDisk};
 use super::problem::chain;
@@ -27,7 +28,7 @@ use crate::net::session::Session;
 use crate::qemu::{BlockdevDel, EventKind, Events, Qmp};
 
 /// Between two looks at how far QEMU is.
-const TICK: Duration = Duration::from_millis(250);
+pub(super) const TICK: Duration = Duration::from_millis(250);
 /// How long the other side's word is waited for when ours is only an echo of it.
 const EXPLANATION_DEADLINE: Duration = Duration::from_millis(700);
 /// How long the destination may take to undo what it prepared.
@@ -100,6 +101,8 @@ pub(super) struct Source {
     pub(super) downtime: Downtime,
     pub(super) paused_at: Option<Instant>,
     pub(super) rate: (Instant, u64),
+    /// Nobody has listened to QEMU for a while: the next phase asks what happened.
+    pub(super) missed_events: bool,
 }
 
 /// Runs one try of a migration from Begin to its end, which it leaves to the caller to make
@@ -110,10 +113,10 @@ pub(super) async fn attempt(
     progress: ProgressSink,
     cancel: CancellationToken,
     mut held: Option<Held>,
-) -> Ended {
+) -> Option<Ended> {
     match Source::begin(host, request, progress, cancel, &mut held).await {
         Ok(source) => source.run().await,
-        Err(failure) => Ended { held, ..not_begun(&failure) },
+        Err(failure) => Some(Ended { held, ..not_begun(&failure) }),
     }
 }
 
@@ -179,32 +182,49 @@ impl Source {
             downtime: Downtime::default(),
             paused_at: None,
             rate: (now, 0),
+            missed_events: false,
         })
     }
 
-    async fn run(mut self) -> Ended {
-        tracing::info!(vm = self.request.vm, peer = self.request.peer, "migration begins");
+    /// Runs it to its end; `None` when that is left to another process.
+    pub(super) async fn run(mut self) -> Option<Ended> {
+        tracing::info!(
+            vm = self.request.vm,
+            peer = self.request.peer,
+            phase = self.phase.name(),
+            "migration begins"
+        );
         match self.perform().await {
-            Ok(started) => self.confirm(started).await,
-            Err(failure) if self.journal.past().handed_over => self.resolve(failure).await,
-            Err(failure) => self.roll_back(failure).await,
+            // What is copied by this process cannot go on in another one yet.
+            Err(Failure::Frozen) if self.phase.may_cancel() && !self.delta.disks.is_empty() => {
+                Some(self.roll_back(Failure::Stopping).await)
+            }
+            Err(Failure::Frozen) if self.phase.may_cancel() => {
+                self.stop().await;
+                None
+            }
+            // From here on the journal says all that there is to know.
+            Err(Failure::Frozen) => None,
+            Ok(started) => Some(self.confirm(started).await),
+            Err(failure) if self.journal.past().handed_over => Some(self.resolve(failure).await),
+            Err(failure) => Some(self.roll_back(failure).await),
         }
     }
 
-    /// Everything up to the destination's word that the guest runs there.
+    /// Everything from where it is up to the destination's word that the guest runs there.
     async fn perform(&mut self) -> Result<Started, Failure> {
-        self.enter(Step::Done)?;
-        self.prepare().await?;
-        self.enter(Step::Done)?;
-        self.mirror().await?;
-        self.enter(Step::Done)?;
-        self.precopy().await?;
-        self.enter(Step::Done)?;
-        self.switchover().await?;
-        self.enter(Step::Done)?;
-        self.device().await?;
-        self.enter(Step::Done)?;
-        self.hand_over().await
+        loop {
+            match self.phase {
+                Phase::Prepare => self.prepare().await?,
+                Phase::Mirror => self.mirror().await?,
+                Phase::Precopy => self.precopy().await?,
+                Phase::Switchover => self.switchover().await?,
+                Phase::Device => self.device().await?,
+                Phase::HandOver => return self.hand_over().await,
+                _ => {}
+            }
+            self.enter(Step::Done)?;
+        }
     }
 
     /// Goes to the next phase of the table, on disk before in fact.
@@ -223,7 +243,7 @@ impl Source {
     async fn prepare(&mut self) -> Result<(), Failure> {
         let examined_offer = self.offer().await?;
         let deadline = self.host.config.deadlines.qemu_start() + Duration::from_secs(30);
-        let asked = self.link.ask(Request::Prepare(examined_offer), deadline);
+        let asked = self.patience().with(self.link.ask(Request::Prepare(examined_offer), deadline));
         let answer = tokio::select! {
             answer = asked => answer?,
             () = self.cancel.cancelled() => return Err(cancelled(&self.host)),
@@ -254,10 +274,24 @@ impl Source {
         })
     }
 
+    /// How long a connection is missed: for long while the guest runs, for less while it stands
+    /// still.
+    pub(super) fn patience(&self) -> Patience {
+        let limit = self.paused_at.is_some().then(|| self.host.config.deadlines.resume_paused());
+        Patience::new(&self.host, &self.session, &self.progress, limit)
+    }
+
+    /// Asks the destination for something whose answer is only that it is done.
+    pub(super) async fn demand(&mut self, request: Request, deadline: Duration) -> Result<(), Failure> {
+        self.patience().with(self.link.demand(request, deadline)).await
+    }
+
     /// Waits for the next thing to happen; what ends the migration is an error.
     pub(super) async fn next(&mut self) -> Result<Happening, Failure> {
+        let patience = self.patience();
         tokio::select! {
             biased;
+            failure = patience.over() => Err(failure),
             () = self.cancel.cancelled(), if self.phase.may_cancel() => Err(cancelled(&self.host)),
             event = self.events.recv() => match event {
                 Some(event) => Ok(Happening::Event(event.kind)),

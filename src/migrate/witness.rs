@@ -26,7 +26,7 @@ use crate::qemu::Disk;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// A disk and its image, as QEMU names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Image {
     disk: String,
     filename: Option<String>,
