@@ -77,7 +77,7 @@ impl Interrupts {
 
 enum View {
     Json,
-    Plain { shown: Option<(Phase, String, bool)>, at: Instant },
+    Plain { shown: Option<(Phase, bool, String)>, at: Instant },
     Bars { all: MultiProgress, head: ProgressBar, bars: BTreeMap<String, ProgressBar> },
 }
 
@@ -100,7 +100,7 @@ impl View {
         match self {
             Self::Json => println!("{}", serde_json::to_string(progress)?),
             Self::Plain { shown, at } => {
-                let now = Some((progress.phase, which_try(progress), progress.reconnecting.is_some()));
+                let now = Some((progress.phase, progress.reconnecting.is_some(), which_try(progress)));
                 if *shown != now || at.elapsed() > PLAIN_EVERY {
                     (*shown, *at) = (now, Instant::now());
                     eprintln!("{}", plain(progress));
@@ -125,6 +125,12 @@ impl View {
     }
 }
 
+/// The one thing that matters while it lasts.
+fn reconnecting(progress: &Progress) -> Option<String> {
+    let missing = progress.reconnecting.as_ref()?;
+    Some(format!("reconnecting, {} s of {} ({})", missing.for_s, missing.of_s, missing.cause))
+}
+
 /// Which try it is, where there may be several.
 fn which_try(progress: &Progress) -> String {
     progress.tries.as_ref().map_or_else(String::new, |t| format!(", try {} of {}", t.number, t.of))
@@ -138,24 +144,24 @@ fn waiting(progress: &Progress) -> Option<String> {
     Some(format!("{head}, next in {} s: {last}", next_in_ms.div_ceil(1000)))
 }
 
-/// The one thing that matters while it lasts.
-fn reconnecting(progress: &Progress) -> Option<String> {
-    let missing = progress.reconnecting.as_ref()?;
-    Some(format!("reconnecting, {} s of {} ({})", missing.for_s, missing.of_s, missing.cause))
-}
-
 fn plain(progress: &Progress) -> String {
     if let Some(waiting) = waiting(progress) {
         return waiting;
     }
-    let head =
-        format!("{} to {}{}: {}", progress.vm, progress.peer, which_try(progress), progress.phase.name());
     if let Some(words) = reconnecting(progress) {
-        return format!("{head}, {words}");
+        return format!("{} to {}: {}, {words}", progress.vm, progress.peer, progress.phase.name());
     }
     let (done, total) = totals(progress);
-    let rate = HumanBytes(progress.rate_bytes_per_s);
-    format!("{head} {} of {}, {rate}/s", HumanBytes(done), HumanBytes(total))
+    format!(
+        "{} to {}{}: {} {} of {}, {}/s",
+        progress.vm,
+        progress.peer,
+        which_try(progress),
+        progress.phase.name(),
+        HumanBytes(done),
+        HumanBytes(total),
+        HumanBytes(progress.rate_bytes_per_s),
+    )
 }
 
 fn totals(progress: &Progress) -> (u64, u64) {
@@ -179,8 +185,13 @@ fn draw(
     let eta = eta(progress).map(|t| format!(", about {} left", HumanDuration(t))).unwrap_or_default();
     let pace =
         reconnecting(progress).unwrap_or_else(|| format!("{}/s{eta}", HumanBytes(progress.rate_bytes_per_s)));
-    let (tries, phase) = (which_try(progress), progress.phase.name());
-    head.set_message(format!("{} to {}{tries}: {phase}, {pace}", progress.vm, progress.peer));
+    head.set_message(format!(
+        "{} to {}{}: {}, {pace}",
+        progress.vm,
+        progress.peer,
+        which_try(progress),
+        progress.phase.name()
+    ));
     for disk in &progress.disks {
         let state = if disk.ready { "in step" } else { "" };
         bar(all, bars, &format!("disk {}", disk.name), disk.done_bytes, disk.total_bytes, state);

@@ -186,6 +186,7 @@ impl Failure {
             | Self::Stream { .. }
             | Self::Mirror { .. }
             | Self::Delta { .. }
+            | Self::Away { .. }
             | Self::Ram { .. }
             | Self::Stalled { .. }
             | Self::Socket(_) => true,

@@ -71,9 +71,6 @@ pub(super) struct FrozenSource {
     pub(super) vm: String,
     pub(super) peer: String,
     pub(super) options: Options,
-    /// Which try it is, and what it knows for the next.
-    pub(super) retry: Option<RetryOf>,
-    pub(super) tracking: Tracking,
     pub(super) progress: Progress,
     pub(super) phase: Phase,
     /// Always there once the sessions have stopped.
@@ -82,6 +79,9 @@ pub(super) struct FrozenSource {
     /// Streams that had ended and whose end nobody had looked at.
     pub(super) ended: Vec<Label>,
     pub(super) disks: Vec<CopiedDisk>,
+    /// Which try it is of several.
+    pub(super) retry: Option<RetryOf>,
+    pub(super) tracking: Tracking,
     pub(super) grant: Option<Prepared>,
     pub(super) loaded: bool,
     pub(super) downtime: Downtime,

@@ -7,6 +7,7 @@
 //! [`verdict`] decides and is pure. The loop around it owns the VM's reservation from the first
 //! try to the last, so that nobody else migrates the VM while it waits.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +17,12 @@ use uuid::Uuid;
 
 use super::delta::Tracking;
 use super::failure::Failure;
-use super::host::{Host, Reservation};
+use super::host::Host;
 use super::journal::{Journal, RetryOf};
 use super::phase::Phase;
 use super::problem::chain;
 use super::progress::{Outcome, Progress, ProgressSink, Tries};
-use super::source::{self, Source, SourceRequest, cancelled, finish};
+use super::source::{self, SourceRequest, cancelled, finish};
 use super::{undo, vm};
 
 /// The longest wait before a try, jitter aside.
@@ -147,67 +148,55 @@ pub async fn migrate(
         }
     };
     begin_try(&progress, 1, request.options.retry.tries(), request.id);
-    let (its_host, its_progress, its_cancel) = (Arc::clone(&host), progress.clone(), cancel.clone());
-    let ended = source::attempt(its_host, request.clone(), its_progress, its_cancel, None).await;
-    further(&host, &request, &progress, &cancel, ended).await;
+    let first = source::attempt(Arc::clone(&host), request.clone(), progress.clone(), cancel.clone(), None);
+    go_on(host, request, progress, cancel, Box::pin(first)).await;
 }
 
-/// Goes on with a try that an earlier process has left, and with those that may follow.
-pub(super) async fn go_on(source: Source, _reservation: Reservation) {
-    let (host, request) = (Arc::clone(&source.host), source.request.clone());
-    let (progress, cancel) = (source.progress.clone(), source.cancel.clone());
-    let ended = source.run().await;
-    further(&host, &request, &progress, &cancel, ended).await;
-}
+/// A try under way; `None`: another process goes on with it.
+pub(super) type Try = Pin<Box<dyn Future<Output = Option<Ended>> + Send>>;
 
-/// What follows the try that `request` asked for; nothing when it is left to another process.
-async fn further(
-    host: &Arc<Host>,
-    request: &SourceRequest,
-    progress: &ProgressSink,
-    cancel: &CancellationToken,
-    mut ended: Option<Ended>,
+/// Goes on with the try that `request` names, and begins further ones. The caller has reserved
+/// the VM.
+pub(super) async fn go_on(
+    host: Arc<Host>,
+    request: SourceRequest,
+    progress: ProgressSink,
+    cancel: CancellationToken,
+    mut running: Try,
 ) {
     let of = request.options.retry.tries();
-    let first = request.retry.as_ref().map_or(request.id, |r| r.first);
-    let mut number = request.retry.as_ref().map_or(1, |r| r.number);
-    while let Some(mut last) = ended {
-        if let Verdict::Over(why) = verdict(&last, number, of) {
-            note_end(progress, number, of, why);
-            return end(host, &request.vm, progress, last.phase, last.outcome, last.held).await;
-        }
-        note_failure(progress, number, of, &last.outcome);
-        number += 1;
-        match wait(host, progress, number, cancel).await {
-            Waited::Long => {}
-            // An open journal is settled by it.
-            Waited::Frozen => return,
-            Waited::Cancelled => {
-                let outcome = given_up(host, number, of, &last.outcome);
-                return end(host, &request.vm, progress, Phase::Failed, outcome, last.held).await;
+    let mut number = request.retry.as_ref().map_or(1, |retry| retry.number);
+    let first = request.retry.as_ref().map_or(request.id, |retry| retry.first);
+    loop {
+        let Some(mut ended) = running.await else { return };
+        if let Verdict::Over(why) = verdict(&ended, number, of) {
+            note_end(&progress, number, of, why);
+            if let Some(held) = ended.held {
+                add_leftovers(&mut ended.outcome, held.release(&host, &request.vm).await);
             }
+            return finish(&progress, ended.phase, ended.outcome);
         }
-        let retry = RetryOf { first, number, kept: Vec::new() };
-        let this = SourceRequest { id: Uuid::new_v4(), retry: Some(retry), ..request.clone() };
-        begin_try(progress, number, of, this.id);
-        let held = last.held.take();
-        ended = source::attempt(Arc::clone(host), this, progress.clone(), cancel.clone(), held).await;
+        note_failure(&progress, number, of, &ended.outcome);
+        number += 1;
+        let waited = tokio::select! {
+            waited = wait(&progress, number, &cancel) => waited,
+            // The journal is open, and is settled by whoever comes next.
+            () = host.frozen() => return,
+        };
+        if waited.is_err() {
+            let mut outcome = given_up(&host, number, of, &ended.outcome);
+            if let Some(held) = ended.held {
+                add_leftovers(&mut outcome, held.release(&host, &request.vm).await);
+            }
+            return finish(&progress, Phase::Failed, outcome);
+        }
+        let id = Uuid::new_v4();
+        begin_try(&progress, number, of, id);
+        let retry = Some(RetryOf { first, number, kept: Vec::new() });
+        let this = SourceRequest { id, retry, ..request.clone() };
+        let (its_host, its_progress) = (Arc::clone(&host), progress.clone());
+        running = Box::pin(source::attempt(its_host, this, its_progress, cancel.clone(), ended.held));
     }
-}
-
-/// The end of the last try: what stayed for a further one goes.
-async fn end(
-    host: &Host,
-    vm: &str,
-    progress: &ProgressSink,
-    phase: Phase,
-    mut outcome: Outcome,
-    held: Option<Held>,
-) {
-    if let Some(held) = held {
-        add_leftovers(&mut outcome, held.release(host, vm).await);
-    }
-    finish(progress, phase, outcome);
 }
 
 /// Whether there is a further try after the `number`th of `of`.
@@ -283,15 +272,10 @@ fn note_end(progress: &ProgressSink, number: u32, of: u32, why: Option<&str>) {
     }
 }
 
-/// How the wait for a try ended.
-enum Waited {
-    Long,
-    Cancelled,
-    /// Another process takes over.
-    Frozen,
-}
+/// Somebody cancelled while the next try was waited for.
+struct Interrupted;
 
-async fn wait(host: &Host, progress: &ProgressSink, number: u32, cancel: &CancellationToken) -> Waited {
+async fn wait(progress: &ProgressSink, number: u32, cancel: &CancellationToken) -> Result<(), Interrupted> {
     let mut random = [0; 4];
     // Without randomness all hosts wait alike, which is no reason to give up.
     let _ = getrandom::fill(&mut random);
@@ -306,12 +290,11 @@ async fn wait(host: &Host, progress: &ProgressSink, number: u32, cancel: &Cancel
         });
         tokio::select! {
             biased;
-            () = cancel.cancelled() => return Waited::Cancelled,
-            () = host.frozen() => return Waited::Frozen,
+            () = cancel.cancelled() => return Err(Interrupted),
             () = sleep_until(until.min(Instant::now() + SHOW_EVERY)) => {}
         }
         if Instant::now() >= until {
-            return Waited::Long;
+            return Ok(());
         }
     }
 }

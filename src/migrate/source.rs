@@ -186,7 +186,7 @@ impl Source {
         })
     }
 
-    /// Runs it to its end; `None` when that is left to another process.
+    /// Runs it to its end; `None`: it is left to another process.
     pub(super) async fn run(mut self) -> Option<Ended> {
         tracing::info!(
             vm = self.request.vm,
@@ -195,18 +195,22 @@ impl Source {
             "migration begins"
         );
         match self.perform().await {
-            // What is copied by this process cannot go on in another one yet.
-            Err(Failure::Frozen) if self.phase.may_cancel() && !self.delta.disks.is_empty() => {
-                Some(self.roll_back(Failure::Stopping).await)
-            }
-            Err(Failure::Frozen) if self.phase.may_cancel() => {
+            Ok(started) => Some(self.confirm(started).await),
+            // From the hand-over on the journal says all that there is to know.
+            Err(Failure::Frozen) if self.journal.past().handed_over => None,
+            Err(Failure::Frozen) if self.delta.disks.is_empty() => {
                 self.stop().await;
                 None
             }
-            // From here on the journal says all that there is to know.
-            Err(Failure::Frozen) => None,
-            Ok(started) => Some(self.confirm(started).await),
-            Err(failure) if self.journal.past().handed_over => Some(self.resolve(failure).await),
+            // What this very process reads and writes cannot be left to another.
+            Err(Failure::Frozen) => Some(self.roll_back(Failure::Stopping).await),
+            Err(failure) if self.journal.past().handed_over => {
+                let frozen = self.host.frozen();
+                tokio::select! {
+                    ended = self.resolve(failure) => Some(ended),
+                    () = frozen => None,
+                }
+            }
             Err(failure) => Some(self.roll_back(failure).await),
         }
     }
@@ -316,7 +320,10 @@ impl Source {
         self.journal.record(Record::HandedOver)?;
         let deadline = self.host.config.deadlines.hook() + Duration::from_secs(30);
         let since = Instant::now();
-        let answer = self.link.ask(Request::Start, deadline).await?;
+        let answer = tokio::select! {
+            answer = self.link.ask(Request::Start, deadline) => answer?,
+            () = self.host.frozen() => return Err(Failure::Frozen),
+        };
         let Response::Started(started) = answer else {
             return Err(LinkError::Unexpected { request: "start" }.into());
         };

@@ -25,7 +25,7 @@ use super::journal::{Journal, Role};
 use super::link::Link;
 use super::progress::ProgressSink;
 use super::reception::{Control, Incoming};
-use super::retry;
+use super::retry::{self, Try};
 use super::source::{Source, SourceRequest, TICK};
 use super::streams::{Label, Streams};
 use super::vm::{self, StartedQemu};
@@ -92,7 +92,7 @@ pub struct TakenUp {
 }
 
 enum Part {
-    Source(Box<Source>, Reservation),
+    Source(Arc<Host>, SourceRequest, Try, Reservation),
     Destination(Box<Destination>, Option<Control>),
 }
 
@@ -100,7 +100,9 @@ impl TakenUp {
     /// Runs it to its end.
     pub async fn run(self) {
         match self.part {
-            Part::Source(source, reservation) => retry::go_on(*source, reservation).await,
+            Part::Source(host, request, running, _reservation) => {
+                retry::go_on(host, request, self.progress, self.cancel, running).await;
+            }
             Part::Destination(destination, control) => destination.run(control).await,
         }
     }
@@ -118,9 +120,11 @@ pub async fn take_up(
     for frozen in left.sources {
         let (vm, id) = (frozen.vm.clone(), frozen.id);
         match Source::take_up(Arc::clone(host), frozen, streams, fds).await {
-            Ok((source, cancel, reservation)) => {
-                let progress = source.progress.clone();
-                taken.push(TakenUp { progress, cancel, part: Part::Source(Box::new(source), reservation) });
+            Ok((source, reservation)) => {
+                let (progress, cancel) = (source.progress.clone(), source.cancel.clone());
+                let request = source.request.clone();
+                let part = Part::Source(Arc::clone(host), request, Box::pin(source.run()), reservation);
+                taken.push(TakenUp { progress, cancel, part });
             }
             Err(why) => tracing::error!(vm, migration = %id, why, "not taken up; its journal is settled"),
         }
@@ -154,14 +158,14 @@ impl Source {
             vm: self.request.vm,
             peer: self.request.peer,
             options: self.request.options,
-            retry: self.request.retry,
-            tracking: self.tracking,
             progress: self.progress.now(),
             phase: self.phase,
             control: None,
             data: Vec::new(),
             ended,
             disks: self.disks,
+            retry: self.request.retry,
+            tracking: self.tracking,
             grant: self.grant,
             loaded: self.loaded,
             downtime: self.downtime,
@@ -176,7 +180,7 @@ impl Source {
         left: FrozenSource,
         streams: &mut ThawedStreams,
         fds: &mut Descriptors,
-    ) -> Result<(Self, CancellationToken, Reservation), String> {
+    ) -> Result<(Self, Reservation), String> {
         let reservation = host.reserve(&left.vm, left.id).map_err(|p| p.to_string())?;
         let link = left.control.as_ref().and_then(|control| Link::take_up(control, streams));
         let link = link.ok_or("its session has ended")?;
@@ -192,18 +196,12 @@ impl Source {
             pumps.resume(thawed);
         }
         left.ended.into_iter().for_each(|label| pumps.has_ended(label));
-        let cancel = CancellationToken::new();
+        let (id, vm, peer, options) = (left.id, left.vm, left.peer, left.options);
         let source = Self {
             host,
-            request: SourceRequest {
-                id: left.id,
-                vm: left.vm,
-                peer: left.peer,
-                options: left.options,
-                retry: left.retry,
-            },
+            request: SourceRequest { id, vm, peer, options, retry: left.retry },
             progress: ProgressSink::new(left.progress),
-            cancel: cancel.clone(),
+            cancel: CancellationToken::new(),
             qmp,
             events,
             session,
@@ -222,7 +220,7 @@ impl Source {
             rate: (Instant::now(), 0),
             missed_events: true,
         };
-        Ok((source, cancel, reservation))
+        Ok((source, reservation))
     }
 }
 
