@@ -21,7 +21,9 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "agent::How",
             "agent::run",
+            "agent::succession_formats",
             "api",
             "config::DEFAULT_PATH",
             "migrate::Options",

@@ -49,6 +49,12 @@ impl Registry {
         cancel
     }
 
+    /// Adds a migration that an earlier process has left, with what cancels it.
+    pub(crate) fn take_up(&self, progress: ProgressSink, cancel: CancellationToken) {
+        let now = progress.now();
+        self.locked().insert((now.began_at, now.id, now.role.name()), Entry { progress, cancel });
+    }
+
     /// All migrations, oldest first.
     pub(crate) fn all(&self) -> Vec<Progress> {
         self.locked().values().map(|e| e.progress.now()).collect()

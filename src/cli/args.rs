@@ -37,6 +37,12 @@ pub(super) enum Command {
         /// Its configuration.
         #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
         config: PathBuf,
+        /// Take everything over from the running agent, migrations in flight included; it ends.
+        #[arg(long)]
+        take_over: bool,
+        /// Print what this version can take over, and do nothing else.
+        #[arg(long, hide = true)]
+        succession_formats: bool,
     },
     /// Move a running VM to another host. Closing the terminal does not stop it.
     Migrate(MigrateArgs),

@@ -24,7 +24,7 @@ pub const HISTORY_MAX: usize = 200;
 const SUFFIX: &str = "journal";
 
 /// Which part this host plays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// The guest comes from here.

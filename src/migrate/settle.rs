@@ -4,6 +4,7 @@
 //! back. One that has asks the destination until it knows. A destination that has not durably
 //! begun to start the guest durably says that it never will; one that has goes on.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,12 +118,15 @@ pub struct Open {
     reservation: Reservation,
 }
 
-/// Finds what is open on this host, and history.
+/// Finds what is open on this host, and history, but for migrations that go on as they were.
 ///
 /// # Errors
 /// [`journal::JournalError`] when the folder cannot be read. Journals that cannot be believed
 /// are logged and left alone.
-pub fn find(host: &Arc<Host>) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalError> {
+pub fn find(
+    host: &Arc<Host>,
+    taken_up: &BTreeSet<(Uuid, Role)>,
+) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalError> {
     let (mut open, mut history) = (Vec::new(), Vec::new());
     // The newest first: if two are open for one VM, only that one tells where its guest is.
     for found in journal::list(&host.journals(), host.identity.as_str())?.into_iter().rev() {
@@ -136,6 +140,10 @@ pub fn find(host: &Arc<Host>) -> Result<(Vec<Open>, Vec<Progress>), journal::Jou
                 continue;
             }
         };
+        let header = &journal.past().header;
+        if taken_up.contains(&(header.migration, header.role)) {
+            continue;
+        }
         let mut progress = told(journal.past());
         if journal.past().ended.is_none() {
             match host.reserve(&journal.past().header.vm, journal.past().header.migration) {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::delta::Delta;
 use super::destination::{Destination, Served};
@@ -88,6 +89,8 @@ pub struct TakenUp {
     pub progress: ProgressSink,
     /// Cancels it, where this host is the source.
     pub cancel: CancellationToken,
+    /// Its journal is this one.
+    pub journal: (Uuid, Role),
     part: Part,
 }
 
@@ -124,7 +127,7 @@ pub async fn take_up(
                 let (progress, cancel) = (source.progress.clone(), source.cancel.clone());
                 let request = source.request.clone();
                 let part = Part::Source(Arc::clone(host), request, Box::pin(source.run()), reservation);
-                taken.push(TakenUp { progress, cancel, part });
+                taken.push(TakenUp { progress, cancel, journal: (id, Role::Source), part });
             }
             Err(why) => tracing::error!(vm, migration = %id, why, "not taken up; its journal is settled"),
         }
@@ -135,7 +138,7 @@ pub async fn take_up(
             Ok((destination, control)) => {
                 let (progress, cancel) = (destination.progress.clone(), CancellationToken::new());
                 let part = Part::Destination(Box::new(destination), control);
-                taken.push(TakenUp { progress, cancel, part });
+                taken.push(TakenUp { progress, cancel, journal: (id, Role::Destination), part });
             }
             Err(why) => tracing::error!(vm, migration = %id, why, "not taken up; its journal is settled"),
         }
@@ -303,7 +306,7 @@ impl Destination {
     }
 }
 
-fn journal(host: &Host, id: uuid::Uuid, role: Role) -> Result<Journal, String> {
+fn journal(host: &Host, id: Uuid, role: Role) -> Result<Journal, String> {
     let path = Journal::path(&host.journals(), id, role);
     let journal = Journal::open(&path, host.identity.as_str()).map_err(|e| super::problem::chain(&e))?;
     match journal.past().ended {

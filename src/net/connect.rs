@@ -233,6 +233,18 @@ impl Endpoint {
         Ok(Self { tls, instance, config, dead_peer, resume_within, congestion: None })
     }
 
+    /// Goes by the name of an earlier process, whose sessions it has taken up.
+    #[must_use]
+    pub fn with_instance(self, instance: [u8; 16]) -> Self {
+        Self { instance, ..self }
+    }
+
+    /// The name of this process to its peers.
+    #[must_use]
+    pub fn instance(&self) -> [u8; 16] {
+        self.instance
+    }
+
     /// Sessions go on without a connection for this long instead of [`RESUME_DEADLINE`].
     #[must_use]
     pub fn with_resume(self, resume_within: Duration) -> Self {

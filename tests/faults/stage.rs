@@ -186,6 +186,40 @@ impl Stage {
         }
     }
 
+    /// Brings a migration that was begun with [`Stage::begin`] from one phase to the next.
+    ///
+    /// # Errors
+    /// It does not get there.
+    pub fn bring_to(&mut self, reach: Reach, migration: &Migration) -> Result<()> {
+        let alpha = self.alpha.socket();
+        match reach {
+            Reach::Mirror => self.mirror(migration),
+            Reach::Precopy => {
+                self.calm()?;
+                migration.reach(&alpha, "precopy", ram_flows).map(drop)
+            }
+            Reach::Switchover => {
+                self.limit(PAUSE_MBIT)?;
+                migration.reach(&alpha, "precopy", |p| lag(p) > PAUSE_LAG_BYTES)?;
+                self.pause_at_once();
+                migration.reach(&alpha, "switchover", |_| true).map(drop)
+            }
+            Reach::Device => migration.reach(&alpha, "device", |_| true).map(drop),
+            Reach::HandOver => self.hook.wait_reached(),
+            Reach::Prepare => self.start.wait_reached(),
+        }
+        .with_context(|| format!("reaching {reach:?}"))
+    }
+
+    /// Begins a migration that is slow and does not pause the guest by itself.
+    ///
+    /// # Errors
+    /// The command line's.
+    pub fn begin(&mut self) -> Result<Migration> {
+        self.limit(MIRROR_MBIT)?;
+        Migration::begin(&self.alpha, VM, "bravo", &["--downtime-limit", NEVER_MS, "--keep-source"])
+    }
+
     fn mirror(&mut self, migration: &Migration) -> Result<()> {
         let flow = |p: &Value| disks(p).all(|d| number(d, "done_bytes") > MIB);
         migration.reach(&self.alpha.socket(), "mirror", flow)?;
