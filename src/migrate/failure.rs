@@ -180,7 +180,6 @@ impl Failure {
             Self::Qmp(error) => !error.is_disconnected(),
             Self::Link(_)
             | Self::SessionLost { .. }
-            | Self::Away { .. }
             | Self::Destination(_)
             | Self::Open { .. }
             | Self::Stream { .. }
