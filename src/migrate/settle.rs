@@ -19,7 +19,7 @@ use super::message::{Fate, Request, Response, Started};
 use super::phase::Phase;
 use super::problem::chain;
 use super::progress::{Outcome, Progress, ProgressSink};
-use super::{destination, retry, undo, vm};
+use super::{destination, retry, undo, vm, witness};
 use crate::net::identity::Identity;
 use crate::qemu::{Cont, Qmp, QueryStatus, RunState};
 
@@ -300,7 +300,9 @@ async fn settle_destination(host: Arc<Host>, open: Open) {
     if let Err(e) = journal.record(Record::NeverRan) {
         leftovers.push(chain(&e));
     } else if let Some((qmp, _events)) = connected {
+        let images = witness::images(&crate::qemu::disks(&qmp).await.unwrap_or_default());
         leftovers.extend(destination::undo(&name, &qmp, &past, None).await);
+        witness::bear(&mut journal, &images, &leftovers);
     }
     let cause = "the destination's agent was restarted during the migration".to_owned();
     let outcome =
