@@ -1,0 +1,68 @@
+//! Injection after injection on one world, each followed by a good migration.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::inflict::inflict;
+use super::judge::{after_fault, good_migration};
+use super::plan::Injection;
+use super::record::Record;
+use super::world::World;
+use crate::support::Lab;
+
+/// Plays all of them.
+///
+/// # Errors
+/// The first violation, with the number of its injection; all logs are kept.
+pub fn play(lab: &Lab, plan: &[Injection]) -> Result<Vec<Record>> {
+    let mut world = World::set_up(lab)?;
+    let mut records = Vec::new();
+    for injection in plan {
+        let record = one(&mut world, injection).or_else(|violation| {
+            let kept = keep_logs(lab, injection);
+            let kept = kept.map_or_else(|e| format!("{e:#}"), |p| p.display().to_string());
+            Err(violation.context(format!("injection {injection}; logs kept in {kept}")))
+        })?;
+        records.push(record);
+    }
+    let (boots, blocks) = world.watcher.totals();
+    eprintln!("  {blocks} blocks of {boots} boots were watched: each made on one host, none missing");
+    Ok(records)
+}
+
+fn one(world: &mut World, injection: &Injection) -> Result<Record> {
+    let since = Instant::now();
+    let mut run = world.begin(injection)?;
+    let hit = inflict(world, &mut run, injection)?;
+    let record = after_fault(world, run, injection, &hit)?;
+    let good = good_migration(world).context("the next migration of the same guest")?;
+    let silence = record.silence.map_or_else(|| "-".to_owned(), |s| format!("{:.2}", s.as_secs_f64()));
+    eprintln!(
+        "  {:<70} in {:<11} {:<25} settled {:>5.1} s, still {silence:>5} s, next {:>4.1} s, all {:>5.1} s",
+        injection.to_string(),
+        record.phase,
+        record.ending,
+        record.settled.as_secs_f64(),
+        good.as_secs_f64(),
+        since.elapsed().as_secs_f64(),
+    );
+    Ok(record)
+}
+
+/// Copies everything of the lab but disks to a folder that stays.
+fn keep_logs(lab: &Lab, injection: &Injection) -> Result<PathBuf> {
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
+        "chaos-{}-{}",
+        std::process::id(),
+        injection.number
+    ));
+    fs::create_dir_all(&kept)?;
+    let script = "cd \"$1\" && find . -type f -size -20M \\( -name '*.log' -o -name '*.serial' -o -name '*.journal' \
+                  -o -name '*.toml' -o -name starts -o -name called \\) -print0 | xargs -0 cp --parents -t \"$2\"";
+    Command::new("sh").args(["-c", script, "keep"]).arg(lab.dir()).arg(&kept).status()?;
+    Ok(kept)
+}
