@@ -18,10 +18,10 @@ use crate::api::{MigrateRequest, SessionStatus, Status};
 use crate::metrics::Metrics;
 use crate::migrate::journal::Role;
 use crate::migrate::problem::chain;
-use crate::migrate::progress::{Progress, ProgressSink};
+use crate::migrate::progress::{Progress, ProgressSink, Reconnecting};
 use crate::migrate::{self, Host, SourceRequest};
 use crate::mux::{Code, Role as DialRole, Stats};
-use crate::net::session::{EndCause, IncomingStream, Session};
+use crate::net::session::{IncomingStream, Session};
 use registry::Registry;
 
 pub use start::{AgentError, run};
@@ -91,7 +91,8 @@ impl Agent {
     async fn follow(&self, session: Session) {
         let info = session.info();
         let peer = info.peer.as_str();
-        tracing::info!(peer, address = %info.address, cipher = info.cipher, "session begins");
+        let connection = session.link().connection;
+        tracing::info!(peer, address = %connection.address, cipher = connection.cipher, "session begins");
         let mut before = Stats::default();
         let end = loop {
             tokio::select! {
@@ -105,35 +106,31 @@ impl Agent {
         };
         self.metrics.session_moved(peer, &before, &end.stats);
         self.sample(peer).await;
-        let reason = match &end.cause {
-            EndCause::Io(_) => "io",
-            EndCause::Tls(_) => "tls",
-            EndCause::PeerClosed => "peer_closed",
-            EndCause::Session(_) => "session",
-            EndCause::Closed(code) => code.name(),
-        };
-        self.metrics.session_ended(peer, reason);
+        self.metrics.session_ended(peer, end.cause.label());
         tracing::info!(peer, cause = chain(&end.cause), "session ends");
     }
 
     async fn sample(&self, peer: &str) {
         let live = self.host.pool.all();
         let mut stats = Vec::new();
+        let mut away = 0;
         for session in live.iter().filter(|s| s.info().peer.as_str() == peer) {
             stats.push(session.stats().await);
+            away += usize::from(session.away_since().is_some());
         }
-        self.metrics.peer_sessions(peer, stats.len(), &stats);
+        self.metrics.peer_sessions(peer, away, &stats);
     }
 
     async fn status(&self) -> Status {
         let mut sessions = Vec::new();
         for session in self.host.pool.all() {
-            let (info, stats) = (session.info(), session.stats().await);
+            let (info, link, stats) = (session.info(), session.link(), session.stats().await);
             sessions.push(SessionStatus {
                 peer: info.peer.to_string(),
-                address: info.address.to_string(),
+                address: link.connection.address.to_string(),
                 dialed: info.role == DialRole::Dialer,
-                cipher: info.cipher.clone(),
+                cipher: link.connection.cipher.clone(),
+                reconnecting: link.away.as_ref().map(Reconnecting::now),
                 age_s: info.since.elapsed().as_secs(),
                 streams: stats.streams as u64,
                 sent_bytes: stats.sent_data_bytes,

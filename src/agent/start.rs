@@ -86,7 +86,8 @@ async fn serve(config: Config, tls: Tls) -> anyhow::Result<()> {
     let (started, sessions) = mpsc::unbounded_channel();
     let metrics = Metrics::new()?;
     metrics.certificate_expires(tls.not_after.unix_timestamp());
-    let endpoint = Endpoint::new(tls, limits, config.deadlines.dead_peer())?;
+    let endpoint =
+        Endpoint::new(tls, limits, config.deadlines.dead_peer())?.with_resume(config.deadlines.resume());
     let stopping = CancellationToken::new();
     let pool = Pool::new(endpoint, incoming, started);
     let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));

@@ -50,6 +50,12 @@ pub(super) fn agent(status: &Status) {
             HumanBytes(s.received_bytes),
             s.cipher
         );
+        if let Some(missing) = &s.reconnecting {
+            println!(
+                "                     reconnecting, {} s of {} ({})",
+                missing.for_s, missing.of_s, missing.cause
+            );
+        }
     }
 }
 

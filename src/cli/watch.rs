@@ -77,7 +77,7 @@ impl Interrupts {
 
 enum View {
     Json,
-    Plain { phase: Option<Phase>, at: Instant },
+    Plain { phase: Option<Phase>, away: bool, at: Instant },
     Bars { all: MultiProgress, head: ProgressBar, bars: BTreeMap<String, ProgressBar> },
 }
 
@@ -88,7 +88,7 @@ impl View {
             return Self::Json;
         }
         if !std::io::stderr().is_terminal() {
-            return Self::Plain { phase: None, at: Instant::now() };
+            return Self::Plain { phase: None, away: false, at: Instant::now() };
         }
         let all = MultiProgress::new();
         let head = all.add(ProgressBar::new_spinner());
@@ -99,9 +99,11 @@ impl View {
     fn show(&mut self, progress: &Progress) -> anyhow::Result<()> {
         match self {
             Self::Json => println!("{}", serde_json::to_string(progress)?),
-            Self::Plain { phase, at } => {
-                if *phase != Some(progress.phase) || at.elapsed() > PLAIN_EVERY {
-                    (*phase, *at) = (Some(progress.phase), Instant::now());
+            Self::Plain { phase, away, at } => {
+                let missing = progress.reconnecting.is_some();
+                let is_news = *phase != Some(progress.phase) || *away != missing;
+                if is_news || at.elapsed() > PLAIN_EVERY {
+                    (*phase, *away, *at) = (Some(progress.phase), missing, Instant::now());
                     eprintln!("{}", plain(progress));
                 }
             }
@@ -124,7 +126,16 @@ impl View {
     }
 }
 
+/// The one thing that matters while it lasts.
+fn reconnecting(progress: &Progress) -> Option<String> {
+    let missing = progress.reconnecting.as_ref()?;
+    Some(format!("reconnecting, {} s of {} ({})", missing.for_s, missing.of_s, missing.cause))
+}
+
 fn plain(progress: &Progress) -> String {
+    if let Some(words) = reconnecting(progress) {
+        return format!("{} to {}: {}, {words}", progress.vm, progress.peer, progress.phase.name());
+    }
     let (done, total) = totals(progress);
     format!(
         "{} to {}: {} {} of {}, {}/s",
@@ -153,13 +164,9 @@ fn draw(
     progress: &Progress,
 ) {
     let eta = eta(progress).map(|t| format!(", about {} left", HumanDuration(t))).unwrap_or_default();
-    head.set_message(format!(
-        "{} to {}: {}, {}/s{eta}",
-        progress.vm,
-        progress.peer,
-        progress.phase.name(),
-        HumanBytes(progress.rate_bytes_per_s),
-    ));
+    let pace =
+        reconnecting(progress).unwrap_or_else(|| format!("{}/s{eta}", HumanBytes(progress.rate_bytes_per_s)));
+    head.set_message(format!("{} to {}: {}, {pace}", progress.vm, progress.peer, progress.phase.name()));
     for disk in &progress.disks {
         let state = if disk.ready { "in step" } else { "" };
         bar(all, bars, &format!("disk {}", disk.name), disk.done_bytes, disk.total_bytes, state);

@@ -47,6 +47,14 @@ pub enum Failure {
         /// Why, with its causes.
         cause: String,
     },
+    /// The session has had no connection for too long, and the guest stands still.
+    #[error("no connection for {seconds} s with the guest paused: {cause}")]
+    Away {
+        /// For how long.
+        seconds: u64,
+        /// How the connection was lost.
+        cause: String,
+    },
     /// The control stream, or the destination's answer.
     #[error(transparent)]
     Link(#[from] LinkError),

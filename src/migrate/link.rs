@@ -58,6 +58,7 @@ impl LinkError {
 /// A migration's control stream.
 #[derive(Debug)]
 pub(crate) struct Link {
+    session: Session,
     sender: MessageSender,
     receiver: MessageReceiver,
     notices: VecDeque<Notice>,
@@ -75,14 +76,15 @@ impl Link {
             channel: 0,
         };
         let (sender, receiver) = message::split(session.open(open).await?);
-        Ok(Self { sender, receiver, notices: VecDeque::new(), number: 0 })
+        Ok(Self { session: session.clone(), sender, receiver, notices: VecDeque::new(), number: 0 })
     }
 
-    /// Asks and waits for the answer.
+    /// Asks and waits for the answer. The time without a connection does not count.
     pub(crate) async fn ask(&mut self, request: Request, deadline: Duration) -> Result<Response, LinkError> {
         let name = request.name();
         self.number += 1;
         let asked = Asked { number: self.number, request };
+        let session = self.session.clone();
         let answered = async {
             self.sender.send(&asked).await.map_err(LinkError::Lost)?;
             loop {
@@ -97,9 +99,9 @@ impl Link {
                 }
             }
         };
-        let answer = match tokio::time::timeout(deadline, answered).await {
-            Ok(answer) => answer?,
-            Err(_) => return Err(LinkError::Deadline { request: name, after: deadline }),
+        let answer = match session.within(deadline, answered).await {
+            Some(answer) => answer?,
+            None => return Err(LinkError::Deadline { request: name, after: deadline }),
         };
         match answer {
             Response::Refused(refusal) => Err(LinkError::Refused(refusal)),

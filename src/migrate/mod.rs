@@ -16,6 +16,7 @@ mod host;
 pub mod journal;
 mod link;
 pub mod message;
+mod patience;
 mod perform;
 pub mod phase;
 pub mod plan;

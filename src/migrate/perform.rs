@@ -13,6 +13,7 @@ use super::failure::Failure;
 use super::journal::Undo;
 use super::link::WEIGHT;
 use super::message::Request;
+use super::patience::Patience;
 use super::plan::CopiedDisk;
 use super::progress::RamProgress;
 use super::source::{Happening, Source, cancelled, millis, pause};
@@ -22,7 +23,8 @@ use crate::net::stream::Stream;
 use crate::qemu::{
     BlockJobCancel, BlockdevAdd, BlockdevMirror, EventKind, JobDismiss, Migrate, MigrateContinue,
     MigrateSetCapabilities, MigrateSetParameters, MigrationParameters, MigrationStatus, MirrorSyncMode,
-    QueryBlockJobs, QueryJobs, QueryMigrate, QueryMigrateCapabilities, QueryMigrateParameters, names,
+    QmpError, QueryBlockJobs, QueryJobs, QueryMigrate, QueryMigrateCapabilities, QueryMigrateParameters,
+    names,
 };
 
 /// `blockdev-add` shakes hands with the destination's NBD server in QEMU's main loop: the guest
@@ -54,11 +56,8 @@ impl Source {
                 Happening::Event(EventKind::BlockJobReady { device }) => waiting.retain(|j| *j != device),
                 Happening::Tick => {
                     let remaining = self.look_at_mirrors().await?;
-                    stall.check(
-                        self.streams.total(),
-                        || "the copy of the disks".into(),
-                        waiting.is_empty(),
-                    )?;
+                    let idle = waiting.is_empty() || self.is_away();
+                    stall.check(self.streams.total(), || "the copy of the disks".into(), idle)?;
                     if waiting.is_empty() {
                         let since = *all_ready_at.get_or_insert_with(Instant::now);
                         if remaining <= MIRROR_REMAINDER_BYTES || since.elapsed() > MIRROR_SETTLE {
@@ -88,9 +87,31 @@ impl Source {
         self.journal.will_make(Undo::Job(job.clone()))?;
         self.qmp.getfd(&fd, theirs).await?;
         let add = BlockdevAdd::nbd_on_fd(&node, &fd, &export.export);
-        self.qmp.execute_within(add, BLOCKDEV_ADD_DEADLINE).await?;
+        self.add_node(add).await?;
         self.qmp.execute(BlockdevMirror::new(&job, &disk.node_name, &node, MirrorSyncMode::Full)).await?;
         Ok(())
+    }
+
+    /// QEMU's main loop, and with it the guest, stands still until the other end has answered.
+    async fn add_node(&self, add: BlockdevAdd) -> Result<(), Failure> {
+        let limit = self.host.config.deadlines.resume_paused();
+        let patience = Patience::new(&self.session, &self.progress, Some(limit));
+        let name = <BlockdevAdd as crate::qemu::Command>::NAME;
+        let late = QmpError::Deadline { name, after: BLOCKDEV_ADD_DEADLINE, sent: true };
+        let longest = BLOCKDEV_ADD_DEADLINE + limit;
+        let added = self.session.within(BLOCKDEV_ADD_DEADLINE, self.qmp.execute_within(add, longest));
+        patience.with(async { added.await.unwrap_or(Err(late)) }).await.map(drop)
+    }
+
+    /// Whether nothing can move for want of a connection.
+    fn is_away(&self) -> bool {
+        self.session.away_since().is_some()
+    }
+
+    /// A question to QEMU, whose main loop may hang on a stream that does not move.
+    async fn query<C: crate::qemu::Command>(&self, command: C) -> Result<C::Return, Failure> {
+        let deadline = self.host.config.deadlines.stall();
+        self.patience().with(self.qmp.execute_within(command, deadline)).await
     }
 
     async fn open(&self, label: &Label, purpose: u16, channel: u16) -> Result<Stream, Failure> {
@@ -106,7 +127,7 @@ impl Source {
 
     /// Bytes that the mirrors still have to copy.
     async fn look_at_mirrors(&mut self) -> Result<u64, Failure> {
-        let jobs = self.qmp.execute_within(QueryBlockJobs, self.host.config.deadlines.stall()).await?;
+        let jobs = self.query(QueryBlockJobs).await?;
         let mut remaining = 0;
         self.progress.update(|p| {
             for disk in &mut p.disks {
@@ -135,7 +156,7 @@ impl Source {
     /// Copies the RAM while the guest runs, up to QEMU's pause.
     pub(super) async fn precopy(&mut self) -> Result<(), Failure> {
         self.set_up_migration().await?;
-        self.link.demand(Request::Incoming, Duration::from_secs(30)).await?;
+        self.demand(Request::Incoming, Duration::from_secs(30)).await?;
         let stream = self.open(&Label::Ram, purpose::RAM, RAM_CHANNEL).await?;
         let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
         self.streams.start(Label::Ram, self.session.runtime(), ours, stream);
@@ -153,7 +174,8 @@ impl Source {
                 }
                 Happening::Tick => {
                     self.look_at_ram().await?;
-                    stall.check(self.streams.total(), || "the copy of the RAM".into(), false)?;
+                    let idle = self.is_away();
+                    stall.check(self.streams.total(), || "the copy of the RAM".into(), idle)?;
                 }
                 happening => self.common(happening)?,
             }
@@ -179,8 +201,11 @@ impl Source {
     }
 
     async fn look_at_ram(&mut self) -> Result<(), Failure> {
+        if self.is_away() {
+            return Ok(());
+        }
         // QEMU's main loop may be busy stopping the guest behind a slow mirror.
-        let info = self.qmp.execute_within(QueryMigrate, self.host.config.deadlines.stall()).await?;
+        let info = self.query(QueryMigrate).await?;
         let stream_bytes = self.streams.bytes(&Label::Ram);
         if let Some(stats) = info.ram {
             let ram = RamProgress {
@@ -203,20 +228,18 @@ impl Source {
         for job in &open {
             self.qmp.execute(BlockJobCancel { device: job.clone(), force: false }).await?;
         }
-        let deadline = self.host.config.deadlines.stall();
+        let mut waiting = Waiting::new(self.host.config.deadlines.stall());
         while !open.is_empty() {
             match self.next().await? {
                 Happening::Event(EventKind::BlockJobCompleted { device, error: None, .. }) => {
                     open.retain(|j| *j != device);
                 }
-                Happening::Tick if since.elapsed() > deadline => {
-                    return Err(stalled("finishing the mirrors", deadline));
-                }
+                Happening::Tick => waiting.check("finishing the mirrors", self.is_away())?,
                 happening => self.common(happening)?,
             }
         }
         self.dismiss_jobs().await?;
-        self.link.demand(Request::Switchover, Duration::from_secs(30)).await?;
+        self.demand(Request::Switchover, Duration::from_secs(30)).await?;
         self.downtime.disks_ms = millis(since);
         Ok(())
     }
@@ -252,7 +275,7 @@ impl Source {
     /// The rest of the RAM and the devices' state, until both QEMUs say that all has arrived.
     pub(super) async fn device(&mut self) -> Result<(), Failure> {
         let since = Instant::now();
-        let deadline = self.host.config.deadlines.stall();
+        let mut waiting = Waiting::new(self.host.config.deadlines.stall());
         self.qmp.execute(MigrateContinue::from_pre_switchover()).await?;
         let mut completed = false;
         while !(completed && self.loaded) {
@@ -262,9 +285,7 @@ impl Source {
                 }
                 // Closed by now: the exports in order, the RAM stream when its last byte is there.
                 Happening::StreamEnded(..) | Happening::Loaded => {}
-                Happening::Tick if since.elapsed() > deadline => {
-                    return Err(stalled("the transfer of the devices' state", deadline));
-                }
+                Happening::Tick => waiting.check("the transfer of the devices' state", self.is_away())?,
                 happening => self.common(happening)?,
             }
         }
@@ -307,6 +328,27 @@ fn is_bad_end(status: &MigrationStatus) -> bool {
 
 fn stalled(what: &str, after: Duration) -> Failure {
     Failure::Stalled { what: what.into(), seconds: after.as_secs() }
+}
+
+/// A wait with a deadline; the time without a connection does not count.
+struct Waiting {
+    deadline: Duration,
+    left: Duration,
+    at: Instant,
+}
+
+impl Waiting {
+    fn new(deadline: Duration) -> Self {
+        Self { deadline, left: deadline, at: Instant::now() }
+    }
+
+    fn check(&mut self, what: &str, is_away: bool) -> Result<(), Failure> {
+        let since = std::mem::replace(&mut self.at, Instant::now()).elapsed();
+        if !is_away {
+            self.left = self.left.saturating_sub(since);
+        }
+        if self.left.is_zero() { Err(stalled(what, self.deadline)) } else { Ok(()) }
+    }
 }
 
 /// Notices when nothing moves.

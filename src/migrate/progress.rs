@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::journal::Role;
 use super::phase::Phase;
+use crate::net::session::Away;
 
 /// One disk's copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +53,26 @@ pub struct Downtime {
     pub start_ms: u64,
     /// Of that, the destination's `before_start` command.
     pub hook_ms: Option<u64>,
+}
+
+/// A connection that was lost and is waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconnecting {
+    /// For how long already, in seconds.
+    pub for_s: u64,
+    /// For how long at most.
+    pub of_s: u64,
+    /// How it was lost.
+    pub cause: String,
+}
+
+impl Reconnecting {
+    /// What is to be said now of a session without a connection.
+    #[must_use]
+    pub fn now(away: &Away) -> Self {
+        let of = away.until.saturating_duration_since(away.since);
+        Self { for_s: away.since.elapsed().as_secs(), of_s: of.as_secs(), cause: away.cause.clone() }
+    }
 }
 
 /// How a migration ended.
@@ -132,6 +153,9 @@ pub struct Progress {
     pub disks: Vec<DiskProgress>,
     /// Its RAM, once that is on its way.
     pub ram: Option<RamProgress>,
+    /// Set while the session has no connection: nothing moves, and nothing is lost.
+    #[serde(default)]
+    pub reconnecting: Option<Reconnecting>,
     /// Bytes per second over all streams, over about the last second.
     pub rate_bytes_per_s: u64,
     /// Known at the end.
@@ -156,6 +180,7 @@ impl Progress {
             elapsed_ms: 0,
             disks: Vec::new(),
             ram: None,
+            reconnecting: None,
             rate_bytes_per_s: 0,
             downtime: None,
             notes: Vec::new(),

@@ -13,6 +13,7 @@ use super::host::{Host, Reservation};
 use super::journal::{Journal, Record, Role};
 use super::link::{Link, LinkError};
 use super::message::{Notice, Prepared, Request, Response, Started};
+use super::patience::Patience;
 use super::phase::{Phase, Step};
 use super::plan::{self, CopiedDisk};
 use super::problem::chain;
@@ -224,10 +225,24 @@ impl Source {
         })
     }
 
+    /// How long a connection is missed: for long while the guest runs, for less while it stands
+    /// still.
+    pub(super) fn patience(&self) -> Patience {
+        let limit = self.paused_at.is_some().then(|| self.host.config.deadlines.resume_paused());
+        Patience::new(&self.session, &self.progress, limit)
+    }
+
+    /// Asks the destination for something whose answer is only that it is done.
+    pub(super) async fn demand(&mut self, request: Request, deadline: Duration) -> Result<(), Failure> {
+        self.patience().with(self.link.demand(request, deadline)).await
+    }
+
     /// Waits for the next thing to happen; what ends the migration is an error.
     pub(super) async fn next(&mut self) -> Result<Happening, Failure> {
+        let patience = self.patience();
         tokio::select! {
             biased;
+            failure = patience.over() => Err(failure),
             () = self.cancel.cancelled(), if self.phase.may_cancel() => Err(cancelled(&self.host)),
             event = self.events.recv() => match event {
                 Some(event) => Ok(Happening::Event(event.kind)),

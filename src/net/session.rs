@@ -4,21 +4,17 @@
 //! streams share one core's cache and wake each other without crossing threads, and a session
 //! that ends takes its pumps, and with them every local socket they hold, along.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls_pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::connect::Established;
+use super::connect::{ConnectError, ConnectionInfo, Established};
 use super::driver::{Command, Driver};
 use super::identity::Identity;
+use super::resume::{Resumed, SessionKey};
 use super::stream::{Stream, StreamEnded};
 use crate::mux::{self, Code, Open, Role, StreamId};
-
-/// How long a stream may wait for its acceptance by the peer (WIRE §8).
-const OPEN_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +31,72 @@ pub enum EndCause {
     /// The peer broke the protocol, went silent, or a limit was passed.
     #[error("the session failed")]
     Session(#[source] mux::SessionError),
+    /// The connection has given way to a newer one of the same session.
+    #[error("the peer dialed again")]
+    Replaced,
+    /// The connection was lost, and no other came in time.
+    #[error("the connection was lost and not replaced within {} s{}", after.as_secs(), refused(refusal))]
+    Lost {
+        /// How long it was tried.
+        after: Duration,
+        /// Why the peer would have none.
+        refusal: Option<Box<ConnectError>>,
+        /// How it was lost.
+        source: Box<EndCause>,
+    },
     /// We ended it.
     #[error("closed here: {}", .0.name())]
     Closed(Code),
+}
+
+fn refused(refusal: &Option<Box<ConnectError>>) -> String {
+    refusal.as_ref().map(|e| format!(" ({e})")).unwrap_or_default()
+}
+
+impl EndCause {
+    /// Whether only the connection is lost, so that the session may go on over another.
+    #[must_use]
+    pub fn is_resumable(&self) -> bool {
+        match self {
+            Self::Io(_) | Self::Tls(_) | Self::PeerClosed | Self::Replaced => true,
+            Self::Session(error) => error.is_resumable(),
+            Self::Lost { .. } | Self::Closed(_) => false,
+        }
+    }
+
+    /// A bounded label for metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "io",
+            Self::Tls(_) => "tls",
+            Self::PeerClosed => "peer_closed",
+            Self::Session(_) => "session",
+            Self::Replaced => "replaced",
+            Self::Lost { .. } => "lost",
+            Self::Closed(code) => code.name(),
+        }
+    }
+}
+
+/// A session without a connection.
+#[derive(Debug, Clone)]
+pub struct Away {
+    /// Since when.
+    pub since: Instant,
+    /// When it ends if there is none by then.
+    pub until: Instant,
+    /// How the connection was lost, in words.
+    pub cause: String,
+}
+
+/// A session's connection, or the want of one.
+#[derive(Debug, Clone)]
+pub struct LinkState {
+    /// Set while there is none.
+    pub away: Option<Away>,
+    /// The connection; the last one while there is none.
+    pub connection: Arc<ConnectionInfo>,
 }
 
 /// A session's end and its last figures.
@@ -68,12 +127,6 @@ pub enum OpenStreamError {
         /// With which code.
         source: StreamEnded,
     },
-    /// No answer in time.
-    #[error("{peer} did not answer the opening of a stream within {} s", OPEN_DEADLINE.as_secs())]
-    Deadline {
-        /// The peer.
-        peer: Identity,
-    },
 }
 
 /// What does not change while a session lives.
@@ -81,16 +134,11 @@ pub enum OpenStreamError {
 pub struct SessionInfo {
     /// The peer, as its certificate names it.
     pub peer: Identity,
-    /// Its address.
-    pub address: SocketAddr,
-    /// Which side dialed.
+    /// Which side dialed, and dials again.
     pub role: Role,
-    /// The TLS cipher suite and key exchange in use.
-    pub cipher: String,
-    /// The certificates with which the peer proved itself, its own first.
-    pub chain: Vec<CertificateDer<'static>>,
     /// When it began.
     pub since: Instant,
+    pub(super) key: SessionKey,
 }
 
 /// A handle to a live session; clones share it.
@@ -99,6 +147,7 @@ pub struct Session {
     commands: mpsc::UnboundedSender<Command>,
     runtime: tokio::runtime::Handle,
     info: Arc<SessionInfo>,
+    link: watch::Receiver<LinkState>,
     ended: watch::Receiver<Option<Arc<SessionEnd>>>,
 }
 
@@ -114,22 +163,28 @@ impl Session {
         incoming: mpsc::Sender<IncomingStream>,
     ) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let Established { tcp, record, peer, address, role, negotiated, cipher, chain } = established;
-        let core = mux::Session::new(role, config, &negotiated, Instant::now());
+        let core = mux::Session::new(established.role, config, &established.negotiated, Instant::now());
         let (commands, queue) = mpsc::unbounded_channel();
         let (end, ended) = watch::channel(None);
+        let connection = Arc::new(established.connection.info.clone());
+        let (state, link) = watch::channel(LinkState { away: None, connection });
         let session = Self {
             commands,
             runtime: runtime.handle().clone(),
-            info: Arc::new(SessionInfo { peer, address, role, cipher, chain, since: Instant::now() }),
+            info: Arc::new(SessionInfo {
+                peer: established.peer.clone(),
+                role: established.role,
+                since: Instant::now(),
+                key: established.key.clone(),
+            }),
+            link,
             ended,
         };
-        let tcp = tcp.into_std()?;
         let handle = session.clone();
         let drive = async move {
-            match tokio::net::TcpStream::from_std(tcp) {
-                Ok(tcp) => Driver::new(tcp, record, core, (handle, queue), incoming).run().await,
-                Err(e) => SessionEnd { cause: EndCause::Io(e), stats: core.stats() },
+            match Driver::new(established, core, (handle, queue), state, incoming) {
+                Ok(driver) => driver.run().await,
+                Err(e) => SessionEnd { cause: EndCause::Io(e), stats: mux::Stats::default() },
             }
         };
         std::thread::Builder::new().name("vmferry-session".into()).spawn(move || {
@@ -149,28 +204,87 @@ impl Session {
         &self.info
     }
 
-    /// Opens a stream and waits until the peer's end is connected.
+    /// The session's name, which is no secret.
+    #[must_use]
+    pub fn id(&self) -> [u8; 16] {
+        self.info.key.id
+    }
+
+    pub(super) fn key(&self) -> &SessionKey {
+        &self.info.key
+    }
+
+    /// Lets go of the connection for the attempt `generation` to resume, and tells what was
+    /// received; `None` if a later attempt has come first, or the session has ended.
+    pub(super) async fn fence(&self, generation: u64) -> Option<u64> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Fence(generation, reply));
+        answer.await.ok()
+    }
+
+    /// Goes on over another connection.
+    pub(super) fn rejoin(&self, generation: u64, resumed: Resumed) {
+        let _ = self.commands.send(Command::Rejoin(generation, Box::new(resumed)));
+    }
+
+    /// The connection, or the want of one.
+    #[must_use]
+    pub fn link(&self) -> LinkState {
+        self.link.borrow().clone()
+    }
+
+    /// Watches [`Session::link`].
+    #[must_use]
+    pub fn watch_link(&self) -> watch::Receiver<LinkState> {
+        self.link.clone()
+    }
+
+    /// Since when the session has no connection; `None` while it has one.
+    #[must_use]
+    pub fn away_since(&self) -> Option<Instant> {
+        self.link.borrow().away.as_ref().map(|away| away.since)
+    }
+
+    /// Runs `work` within `deadline`, on a clock that stands still while the session has no
+    /// connection: a pause of the link is nobody's fault. `None` when the time is over.
+    pub async fn within<T>(&self, deadline: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let mut link = self.link.clone();
+        tokio::pin!(work);
+        let mut left = deadline;
+        loop {
+            let is_away = link.borrow_and_update().away.is_some();
+            let began = Instant::now();
+            tokio::select! {
+                biased;
+                done = &mut work => return Some(done),
+                changed = link.changed() => if changed.is_err() {
+                    // The session has ended: its streams say so to whoever waits on them.
+                    return tokio::time::timeout(left, work).await.ok();
+                },
+                () = tokio::time::sleep(left), if !is_away => return None,
+            }
+            if !is_away {
+                left = left.saturating_sub(began.elapsed());
+            }
+        }
+    }
+
+    /// Opens a stream and waits until the peer's end is connected. How long that may take is in
+    /// [`mux::Config::open_deadline`]; it does not run while the session has no connection.
     ///
     /// # Errors
     /// [`OpenStreamError`]; nothing is left of the stream.
     pub async fn open(&self, open: Open) -> Result<Stream, OpenStreamError> {
         let peer = || self.info.peer.clone();
-        let lost = || StreamEnded(Code::SessionLost);
-        let work = async {
-            let (reply, answer) = oneshot::channel();
-            let _ = self.commands.send(Command::Open(open, reply));
-            let refused = |source| OpenStreamError::Refused { peer: peer(), source };
-            let mut stream = answer
-                .await
-                .map_err(|_| refused(lost()))?
-                .map_err(|source| OpenStreamError::Limit { peer: peer(), source })?;
-            stream.accepted().await.map_err(refused)?;
-            Ok(stream)
-        };
-        match tokio::time::timeout(OPEN_DEADLINE, work).await {
-            Ok(done) => done,
-            Err(_) => Err(OpenStreamError::Deadline { peer: peer() }),
-        }
+        let refused = |source| OpenStreamError::Refused { peer: peer(), source };
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Open(open, reply));
+        let mut stream = answer
+            .await
+            .map_err(|_| refused(StreamEnded(Code::SessionLost)))?
+            .map_err(|source| OpenStreamError::Limit { peer: peer(), source })?;
+        stream.accepted().await.map_err(refused)?;
+        Ok(stream)
     }
 
     /// Where the pumps of this session's streams run.

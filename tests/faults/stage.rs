@@ -33,6 +33,8 @@ const MIRROR_MBIT: u32 = 64;
 /// What is left to copy when the guest is paused takes some seconds at this rate.
 const PAUSE_MBIT: u32 = 24;
 const PAUSE_LAG_BYTES: u64 = 8 * MIB;
+/// An agent that does not come back is given up soon.
+const DEADLINES: &str = "[deadlines]\nresume_s = 8\nresume_paused_s = 4\n";
 /// QEMU never believes that the rest of the RAM fits into this pause while the guest dirties some.
 const NEVER_MS: &str = "1";
 /// QEMU pauses the guest as soon as it may.
@@ -364,10 +366,11 @@ fn open_journals(folder: &std::path::Path) -> Result<Vec<PathBuf>> {
 
 fn agents(lab: &Lab, net: &Net, vms: [&Vm; 2], gates: [&Gate; 2]) -> Result<(Agent, Agent)> {
     let credentials = Credentials::create(&lab.paths, lab.dir())?;
-    let on_alpha = AgentSpec::default().peer(&net.bravo).vm(VmEntry::of(vms[0]));
+    let spec = || AgentSpec { end_lines: DEADLINES.to_owned(), ..AgentSpec::default() };
+    let on_alpha = spec().peer(&net.bravo).vm(VmEntry::of(vms[0]));
     let mut entry = VmEntry::of(vms[1]).with_hook(gates[1].script());
     entry.start = Some(gates[0].script().to_owned());
-    let on_bravo = AgentSpec::default().peer(&net.alpha).vm(entry);
+    let on_bravo = spec().peer(&net.alpha).vm(entry);
     let alpha = Agent::start(&lab.paths, &net.alpha, &on_alpha, &credentials.issue("alpha")?)?;
     let bravo = Agent::start(&lab.paths, &net.bravo, &on_bravo, &credentials.issue("bravo")?)?;
     Ok((alpha, bravo))
