@@ -19,6 +19,8 @@ use crate::support::watcher::Life;
 
 /// For everybody to come to rest once all is repaired: longer than any deadline of the agents.
 const RESTS_WITHIN: Duration = Duration::from_secs(90);
+/// Who takes longer is named.
+const SLOW: Duration = Duration::from_secs(8);
 /// A guest that runs makes so many blocks more.
 const ALIVE_BLOCKS: u64 = 10;
 const ALIVE_WITHIN: Duration = Duration::from_secs(20);
@@ -29,8 +31,11 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(20);
 /// Anything is not as it must be.
 pub fn after_fault(world: &mut World, run: Run, injection: &Injection, hit: &Hit) -> Result<Record> {
     let before = world.watcher.now().context("the guest never wrote")?;
-    let at = rest(world)?;
+    let (at, waited_for) = rest(world)?;
     let settled = Instant::now();
+    if settled - hit.at > SLOW {
+        eprintln!("    it took so long because of: {waited_for}");
+    }
     let report = run.last();
     let ending = match at {
         Some(at) => lives_on(world, at, &run, &before)?,
@@ -39,6 +44,8 @@ pub fn after_fault(world: &mut World, run: Run, injection: &Injection, hit: &Hit
             Ending::GuestKilled
         }
     };
+    let fits = !injection.must_move() || ending == Ending::Moved;
+    ensure!(fits, "the guest {ending}, and should have moved: {report:?}");
     says_the_same(report.as_ref(), ending)?;
     // The guest's silence is judged before it is booted again.
     let silence = world.watcher.longest_silence(run.since, Instant::now());
@@ -78,8 +85,8 @@ pub fn good_migration(world: &mut World) -> Result<Duration> {
 }
 
 /// Waits until the agents have nothing open and a guest runs on one host, or on none, and neither
-/// changes any more. Gives the host.
-fn rest(world: &World) -> Result<Option<Side>> {
+/// changes any more. Gives the host, and who was the last to come to rest.
+fn rest(world: &World) -> Result<(Option<Side>, String)> {
     let mut last = String::new();
     let rested = wait_for("everybody to come to rest", RESTS_WITHIN, || {
         world.watcher.check()?;
@@ -89,16 +96,19 @@ fn rest(world: &World) -> Result<Option<Side>> {
             return Ok(None);
         }
         let states = [status(world, Side::Alpha)?, status(world, Side::Bravo)?];
-        last = format!("QEMUs {states:?}");
-        match [states[0].as_str(), states[1].as_str()] {
-            ["running", "ended"] => Ok(Some(Some(Side::Alpha))),
-            ["ended", "running"] => Ok(Some(Some(Side::Bravo))),
-            ["ended", "ended"] => Ok(Some(None)),
+        let now = match [states[0].as_str(), states[1].as_str()] {
+            ["running", "ended"] => Some(Some(Side::Alpha)),
+            ["ended", "running"] => Some(Some(Side::Bravo)),
+            ["ended", "ended"] => Some(None),
             ["running", "running"] => bail!("TWO RUNNERS: both QEMUs say that their guest runs"),
-            _ => Ok(None),
-        }
+            _ => {
+                last = format!("QEMUs {states:?}");
+                None
+            }
+        };
+        Ok(now)
     });
-    rested.with_context(|| format!("it stands at: {last}"))
+    rested.map(|at| (at, last.clone())).with_context(|| format!("it stands at: {last}"))
 }
 
 /// What the agents say, and their journals.

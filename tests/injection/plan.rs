@@ -156,6 +156,22 @@ pub struct Injection {
     pub link_mbit: Option<u32>,
 }
 
+/// The agents wait a little longer than this for a connection while the guest is paused.
+const WAITED_FOR_MS: u64 = 3_000;
+
+impl Injection {
+    /// Whether the migration has to move the guest all the same, at the first try: what is broken is
+    /// nothing but a connection for a short time, somebody who is slow, or somebody who only looks on.
+    pub fn must_move(&self) -> bool {
+        match self.fault {
+            Fault::Reset | Fault::Kill(Who::CommandLine) | Fault::SlowDisk | Fault::SlowLink => true,
+            Fault::Stop(Who::SourceQemu | Who::DestinationQemu) => true,
+            Fault::LinkDown | Fault::OneWay | Fault::Stop(_) => self.lasts_ms <= WAITED_FOR_MS,
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Injection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Moment { phase, after_ms, held } = self.moment;
@@ -192,11 +208,21 @@ pub fn draw(seed: u64, count: usize) -> Vec<Injection> {
 pub fn subset() -> Vec<Injection> {
     let mut rng = Rng::new(20_261_124);
     let chosen = [
-        (Fault::Reset, "mirror"),
-        (Fault::Kill(Who::SourceAgent), "hand-over"),
-        (Fault::LinkDown, "hand-over"),
-        (Fault::Kill(Who::DestinationAgent), "device"),
+        (Fault::Reset, "device"),
+        (Fault::LinkDown, "switchover"),
         (Fault::OneWay, "hand-over"),
+        (Fault::LinkDownForEver, "hand-over"),
+        (Fault::Kill(Who::SourceAgent), "hand-over"),
+        (Fault::Kill(Who::DestinationAgent), "device"),
+        (Fault::Kill(Who::BothAgents), "hand-over"),
+        (Fault::Kill(Who::DestinationQemu), "hand-over"),
+        (Fault::Kill(Who::CommandLine), "mirror"),
+        (Fault::Stop(Who::DestinationAgent), "confirm"),
+        (Fault::Terminate(Who::SourceAgent), "switchover"),
+        (Fault::Kill(Who::DestinationHost), "precopy"),
+        (Fault::SourceStateFull, "device"),
+        (Fault::DestinationDiskFull, "mirror"),
+        (Fault::Kill(Who::SourceHost), "device"),
     ];
     let numbered = chosen.into_iter().enumerate();
     numbered.map(|(at, (fault, phase))| details(&mut rng, at + 1, fault, phase)).collect()
