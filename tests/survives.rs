@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use support::agent::PORT;
 use support::process::{SHORT, run_any, wait_for};
 use support::proof;
@@ -39,9 +40,11 @@ fn moves_while(name: &str, disturb: impl Fn(&Pair, &AtomicBool) -> Result<()> + 
         pair.net.limit_mbit(MBIT)?;
         let since = Instant::now();
         let run = pair.alpha.vmferry_start(&["migrate", VM, "--to", "bravo", "--json"])?;
-        wait_for("the mirror phase", SHORT, || {
+        wait_for("both disks to be under way", SHORT, || {
             let list = pair.alpha.api("/v1/migrations")?;
-            Ok((list[0]["phase"] == "mirror").then_some(()))
+            let flows = |d: &Value| d["done_bytes"].as_u64().is_some_and(|n| n > 1 << 20);
+            let disks = list[0]["disks"].as_array().map_or(&[][..], Vec::as_slice);
+            Ok((disks.len() == 2 && disks.iter().all(flows)).then_some(()))
         })?;
         let over = AtomicBool::new(false);
         let outcome = std::thread::scope(|scope| {

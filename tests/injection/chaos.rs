@@ -14,6 +14,9 @@ use super::record::{self, Record};
 use super::world::World;
 use crate::support::Lab;
 
+/// Keeps the logs also of a run without a violation.
+const KEEP_LOGS: &str = "CHAOS_KEEP_LOGS";
+
 /// Draws from a seed, plays, and gives the table with its head, in Markdown.
 ///
 /// # Errors
@@ -41,11 +44,14 @@ pub fn play(lab: &Lab, plan: &[Injection]) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     for injection in plan {
         let record = one(&mut world, injection).or_else(|violation| {
-            let kept = keep_logs(lab, injection);
+            let kept = keep_logs(lab, &format!("chaos-{}-{}", std::process::id(), injection.number));
             let kept = kept.map_or_else(|e| format!("{e:#}"), |p| p.display().to_string());
             Err(violation.context(format!("injection {injection}; logs kept in {kept}")))
         })?;
         records.push(record);
+    }
+    if std::env::var_os(KEEP_LOGS).is_some() {
+        println!("  logs kept in {}", keep_logs(lab, &format!("chaos-{}", std::process::id()))?.display());
     }
     let (boots, blocks) = world.watcher.totals();
     println!("  {blocks} blocks of {boots} boots were watched: each made on one host, none missing");

@@ -17,7 +17,7 @@ use crate::support::net::Way;
 use crate::support::process::{SHORT, run, run_any, signal_pid};
 
 /// What is broken "for ever" is repaired after this time even if the migration does not end.
-const FOR_EVER: Duration = Duration::from_secs(60);
+const FOR_EVER: Duration = Duration::from_secs(25);
 const SLOW_MBIT: u32 = 4;
 
 /// When it hit.

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::Side;
 use super::inflict::Hit;
-use super::plan::{Injection, Who};
+use super::plan::{Fault, Injection, Who};
 use super::record::{Ending, Record};
 use super::run::Run;
 use super::world::{VM, World};
@@ -44,8 +44,6 @@ pub fn after_fault(world: &mut World, run: Run, injection: &Injection, hit: &Hit
             Ending::GuestKilled
         }
     };
-    let fits = !injection.must_move() || ending == Ending::Moved;
-    ensure!(fits, "the guest {ending}, and should have moved: {report:?}");
     says_the_same(report.as_ref(), ending)?;
     // The guest's silence is judged before it is booted again.
     let silence = world.watcher.longest_silence(run.since, Instant::now());
@@ -53,8 +51,11 @@ pub fn after_fault(world: &mut World, run: Run, injection: &Injection, hit: &Hit
         boot_again(world, run.source, report.as_ref())?;
     }
     is_clean(world, world.at)?;
-    let noticed = ending == Ending::Moved && (run.was_undecided() || cli_failed(run)?);
+    let cli_was_killed = injection.fault == Fault::Kill(Who::CommandLine);
+    let noticed = ending == Ending::Moved && (run.was_undecided() || cli_failed(run)? && !cli_was_killed);
     let ending = if noticed { Ending::MovedAfterSettling } else { ending };
+    let fits = !injection.must_move() || ending == Ending::Moved;
+    ensure!(fits, "the guest {ending}, and should have moved: {report:?}");
     Ok(Record {
         fault: injection.fault,
         planned: injection.moment.phase,

@@ -33,8 +33,16 @@ const DISK_VOLUME_MIB: u64 = 96;
 /// The disk that lies on a volume.
 pub const SMALL_DISK: usize = 1;
 /// So that "for ever" is over in some seconds.
-const DEADLINES: &str =
-    "[deadlines]\ndead_peer_s = 2\nqemu_start_s = 20\nstall_s = 15\nhook_s = 15\nhandover_s = 8\n";
+const DEADLINES: &str = "\
+[deadlines]
+dead_peer_s = 2
+resume_s = 6
+resume_paused_s = 4
+qemu_start_s = 20
+stall_s = 15
+hook_s = 15
+handover_s = 8
+";
 
 /// All that takes part.
 pub struct World {
