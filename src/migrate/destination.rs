@@ -42,26 +42,43 @@ const CONFIRM_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A destination at work.
 pub(super) struct Destination {
-    host: Arc<Host>,
-    vm: String,
-    peer: Identity,
-    journal: Journal,
+    pub(super) host: Arc<Host>,
+    pub(super) vm: String,
+    pub(super) peer: Identity,
+    pub(super) journal: Journal,
     pub(super) progress: ProgressSink,
-    qmp: Qmp,
-    events: Events,
-    started: Option<StartedQemu>,
-    nbd: Option<NbdServer>,
-    exports: Vec<super::message::Export>,
-    streams: Streams,
-    offered: mpsc::Receiver<IncomingStream>,
-    controls: mpsc::Receiver<Control>,
-    ram: Option<std::os::fd::OwnedFd>,
-    incoming: bool,
-    loaded: bool,
+    pub(super) qmp: Qmp,
+    pub(super) events: Events,
+    pub(super) started: Option<StartedQemu>,
+    pub(super) nbd: Option<NbdServer>,
+    pub(super) exports: Vec<super::message::Export>,
+    pub(super) streams: Streams,
+    pub(super) offered: mpsc::Receiver<IncomingStream>,
+    pub(super) controls: mpsc::Receiver<Control>,
+    pub(super) ram: Option<std::os::fd::OwnedFd>,
+    pub(super) incoming: bool,
+    pub(super) loaded: bool,
     /// QEMU may have been told to run the guest: from here on nothing leads back.
-    continued: bool,
-    _registration: Registration,
-    _reservation: Reservation,
+    pub(super) continued: bool,
+    /// Nobody has listened to QEMU for a while: what happened is asked for.
+    pub(super) missed_events: bool,
+    pub(super) _registration: Registration,
+    pub(super) _reservation: Reservation,
+}
+
+/// Where a destination gets its streams.
+pub(super) struct Served {
+    pub(super) offered: mpsc::Receiver<IncomingStream>,
+    pub(super) controls: mpsc::Receiver<Control>,
+}
+
+impl Served {
+    /// With the ends that fill it.
+    pub(super) fn new() -> (Self, mpsc::Sender<IncomingStream>, mpsc::Sender<Control>) {
+        let (stream_sender, offered) = mpsc::channel(STREAMS_WAITING_MAX);
+        let (control_sender, controls) = mpsc::channel(1);
+        (Self { offered, controls }, stream_sender, control_sender)
+    }
 }
 
 /// What the loop does next.
@@ -92,9 +109,8 @@ impl Destination {
                 return Err(trouble);
             }
         };
-        let (stream_sender, offered) = mpsc::channel(STREAMS_WAITING_MAX);
-        let (control_sender, controls) = mpsc::channel(1);
-        let incoming = Incoming { peer: peer.clone(), streams: stream_sender, control: control_sender };
+        let (served, offers, controls) = Served::new();
+        let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
         let registration = host.register(migration, incoming);
         let progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
         let mut destination = Self {
@@ -109,12 +125,13 @@ impl Destination {
             nbd: None,
             exports: plan::exports(&offer.disks),
             streams: Streams::new(),
-            offered,
-            controls,
+            offered: served.offered,
+            controls: served.controls,
             ram: None,
             incoming: false,
             loaded: false,
             continued: false,
+            missed_events: false,
             _registration: registration,
             _reservation: reservation,
         };
@@ -158,10 +175,10 @@ impl Destination {
     }
 
     /// Serves the source until the guest runs here, or never will.
-    pub(super) async fn run(mut self, control: Control) {
-        let mut control = Some(control);
+    pub(super) async fn run(mut self, mut control: Option<Control>) {
         match self.work(&mut control).await {
             Ok(()) => self.end_moved(Vec::new()),
+            Err(Trouble::Frozen) => self.stop(control).await,
             // A QEMU that is gone, or refuses, before it runs its guest: the way back is open.
             Err(trouble) if self.continued => self.go_on(&trouble).await,
             Err(trouble) => {
@@ -183,8 +200,12 @@ impl Destination {
     }
 
     async fn work(&mut self, control: &mut Option<Control>) -> Result<(), Trouble> {
-        let mut alone_until = None;
+        let mut alone_until = if control.is_none() { Some(self.on_source_lost()?) } else { None };
+        if std::mem::take(&mut self.missed_events) {
+            self.catch_up(control).await?;
+        }
         loop {
+            let frozen = self.host.frozen();
             let request = async {
                 match control.as_mut() {
                     Some(control) => control.request().await,
@@ -220,6 +241,7 @@ impl Destination {
                 (label, end) = self.streams.ended() => {
                     tracing::debug!(stream = %label, end = chain(&end), "a stream ended");
                 }
+                () = frozen => return Err(Trouble::Frozen),
                 // A guest that is here whole may be handed over at any moment: that is waited for.
                 () = self.host.stopping.cancelled(), if !self.loaded => return Err(Trouble::Stopping),
                 () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() => {
@@ -230,6 +252,19 @@ impl Destination {
                 }
             }
         }
+    }
+
+    /// Asks QEMU what has happened while nobody listened.
+    async fn catch_up(&mut self, control: &mut Option<Control>) -> Result<(), Trouble> {
+        if !self.incoming || self.loaded {
+            return Ok(());
+        }
+        let status = self.qmp.execute(QueryMigrate).await?.status;
+        let loaded = self.on_event(Some(EventKind::Migration { status })).await?;
+        if let (true, Some(control)) = (loaded, control.as_mut()) {
+            control.say(Reply::Notice(Notice::Loaded)).await;
+        }
+        Ok(())
     }
 
     /// How long to wait for a source that was lost; an error when there is nothing to wait for.
@@ -336,9 +371,9 @@ impl Destination {
                 return stream.refuse(Code::ConnectFailed);
             }
         };
-        let runtime = stream.session().runtime().clone();
+        let session = stream.session().clone();
         match stream.accept().await {
-            Ok(stream) => self.streams.start(label, &runtime, local, stream),
+            Ok(stream) => self.streams.start(label, &session, local, stream),
             Err(e) => tracing::warn!(stream = %label, error = %e, "the stream ended before it began"),
         }
     }

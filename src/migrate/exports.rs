@@ -59,6 +59,16 @@ impl NbdServer {
         UnixStream::connect(path).map(OwnedFd::from)
     }
 
+    /// Leaves the server to another process.
+    pub(super) fn into_socket(self) -> OwnedFd {
+        self.socket.into()
+    }
+
+    /// Takes up a server that an earlier process has started.
+    pub(super) fn from_socket(socket: OwnedFd) -> Self {
+        Self { socket: socket.into() }
+    }
+
     /// Stops the server; its clients are past their handshakes, so no QEMU hangs on it.
     pub(crate) async fn stop(self, qmp: &Qmp) -> Result<(), QmpError> {
         qmp.execute(NbdServerStop).await?;

@@ -19,6 +19,9 @@ pub enum Failure {
     /// An operator asked for it.
     #[error("cancelled")]
     Cancelled,
+    /// It is left to another process; not a failure at all.
+    #[error("it is left to another process")]
+    Frozen,
     /// The agent was told to stop.
     #[error("the source's agent was told to stop")]
     Stopping,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -21,6 +22,7 @@ use super::journal::{Header, Journal, JournalError, Past, Record, Role};
 use super::problem::{Problem, ProblemKind, chain};
 use super::progress::Outcome;
 use super::reception::Incoming;
+use super::succession::Stopped;
 
 /// One agent's host, shared by all its migrations.
 #[derive(Debug)]
@@ -35,6 +37,9 @@ pub struct Host {
     pub stopping: CancellationToken,
     busy: Mutex<BTreeMap<String, Uuid>>,
     destinations: Mutex<BTreeMap<Uuid, Incoming>>,
+    /// True while everything stops for another process to take it up.
+    freezing: watch::Sender<bool>,
+    stopped: Mutex<Vec<Stopped>>,
     /// Journals of migrations that have ended, but whose disk did not take the last record.
     unended: Mutex<Vec<(Journal, Outcome)>>,
 }
@@ -50,8 +55,41 @@ impl Host {
             stopping,
             busy: Mutex::default(),
             destinations: Mutex::default(),
+            freezing: watch::Sender::new(false),
+            stopped: Mutex::default(),
             unended: Mutex::default(),
         }
+    }
+
+    /// Asks all migrations to stop where they are, or to go on with what they have not begun.
+    pub fn freeze(&self, freezing: bool) {
+        self.freezing.send_replace(freezing);
+    }
+
+    /// Waits until migrations are to stop.
+    pub fn frozen(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut freezing = self.freezing.subscribe();
+        async move {
+            if freezing.wait_for(|freezing| *freezing).await.is_err() {
+                // The host is gone, and with it whoever could ask.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Whether migrations are to stop.
+    #[must_use]
+    pub fn is_freezing(&self) -> bool {
+        *self.freezing.borrow()
+    }
+
+    /// A migration has stopped.
+    pub(super) fn stopped(&self, stopped: Stopped) {
+        lock(&self.stopped).push(stopped);
+    }
+
+    pub(super) fn take_stopped(&self) -> Vec<Stopped> {
+        std::mem::take(&mut *lock(&self.stopped))
     }
 
     /// Where journals live.

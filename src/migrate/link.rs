@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::frozen::{FrozenControl, StoppedControl, ThawedStreams};
 use super::message::{Asked, Notice, Refusal, Reply, Request, Response};
 use crate::mux::{Class, Code, Open, purpose};
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
@@ -128,6 +129,29 @@ impl Link {
                 return Ok(notice);
             }
         }
+    }
+
+    /// Lets go of the control stream without ending it.
+    pub(super) fn stop(self) -> StoppedControl {
+        StoppedControl {
+            session: self.session.id(),
+            channel: message::stop(self.sender, self.receiver),
+            number: self.number,
+            notices: self.notices.into(),
+        }
+    }
+
+    /// Takes up the control stream that an earlier process has left.
+    pub(super) fn take_up(frozen: &FrozenControl, streams: &mut ThawedStreams) -> Option<Self> {
+        let (session, stream, buffer) = frozen.thaw(streams)?;
+        let (sender, receiver) = message::take_up(stream, &buffer);
+        let notices = frozen.notices.clone().into();
+        Some(Self { session, sender, receiver, notices, number: frozen.number })
+    }
+
+    /// The session that it belongs to.
+    pub(super) fn session(&self) -> &Session {
+        &self.session
     }
 
     /// Ends the control stream in order.

@@ -80,7 +80,7 @@ impl Source {
         };
         let stream = self.open(&label, purpose::NBD, export.channel).await?;
         let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
-        self.streams.start(label, self.session.runtime(), ours, stream);
+        self.streams.start(label, &self.session, ours, stream);
         let (fd, node, job) = (names::nbd_fdname(name), names::node_name(name), names::job_id(name));
         self.journal.will_make(Undo::Fd(fd.clone()))?;
         self.journal.will_make(Undo::Node(node.clone()))?;
@@ -95,12 +95,12 @@ impl Source {
     /// QEMU's main loop, and with it the guest, stands still until the other end has answered.
     async fn add_node(&self, add: BlockdevAdd) -> Result<(), Failure> {
         let limit = self.host.config.deadlines.resume_paused();
-        let patience = Patience::new(&self.session, &self.progress, Some(limit));
+        let patience = Patience::new(&self.host, &self.session, &self.progress, Some(limit));
         let name = <BlockdevAdd as crate::qemu::Command>::NAME;
         let late = QmpError::Deadline { name, after: BLOCKDEV_ADD_DEADLINE, sent: true };
         let longest = BLOCKDEV_ADD_DEADLINE + limit;
         let added = self.session.within(BLOCKDEV_ADD_DEADLINE, self.qmp.execute_within(add, longest));
-        patience.with(async { added.await.unwrap_or(Err(late)) }).await.map(drop)
+        patience.to_the_end(async { added.await.unwrap_or(Err(late)) }).await.map(drop)
     }
 
     /// Whether nothing can move for want of a connection.
@@ -159,7 +159,7 @@ impl Source {
         self.demand(Request::Incoming, Duration::from_secs(30)).await?;
         let stream = self.open(&Label::Ram, purpose::RAM, RAM_CHANNEL).await?;
         let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
-        self.streams.start(Label::Ram, self.session.runtime(), ours, stream);
+        self.streams.start(Label::Ram, &self.session, ours, stream);
         self.progress.update(|p| p.ram = Some(RamProgress::default()));
         self.journal.will_make(Undo::Fd(names::RAM_FDNAME.into()))?;
         self.qmp.getfd(names::RAM_FDNAME, theirs).await?;

@@ -25,7 +25,7 @@ use crate::net::session::Session;
 use crate::qemu::{BlockdevDel, EventKind, Events, Qmp};
 
 /// Between two looks at how far QEMU is.
-const TICK: Duration = Duration::from_millis(250);
+pub(super) const TICK: Duration = Duration::from_millis(250);
 /// How long the other side's word is waited for when ours is only an echo of it.
 const EXPLANATION_DEADLINE: Duration = Duration::from_millis(700);
 /// How long the destination may take to undo what it prepared.
@@ -90,7 +90,9 @@ pub(super) struct Source {
     pub(super) downtime: Downtime,
     pub(super) paused_at: Option<Instant>,
     pub(super) rate: (Instant, u64),
-    _reservation: Reservation,
+    /// Nobody has listened to QEMU for a while: the next phase asks what happened.
+    pub(super) missed_events: bool,
+    pub(super) _reservation: Reservation,
 }
 
 /// Runs a migration from Begin to its end. Everything that becomes of it is in `progress`.
@@ -151,33 +153,42 @@ impl Source {
             downtime: Downtime::default(),
             paused_at: None,
             rate: (now, 0),
+            missed_events: false,
             _reservation: reservation,
         })
     }
 
-    async fn run(mut self) {
-        tracing::info!(vm = self.request.vm, peer = self.request.peer, "migration begins");
+    pub(super) async fn run(mut self) {
+        tracing::info!(
+            vm = self.request.vm,
+            peer = self.request.peer,
+            phase = self.phase.name(),
+            "migration begins"
+        );
         match self.perform().await {
+            Err(Failure::Frozen) if self.phase.may_cancel() => self.stop().await,
+            // From here on the journal says all that there is to know.
+            Err(Failure::Frozen) => {}
             Ok(started) => self.confirm(started).await,
             Err(failure) if self.journal.past().handed_over => self.resolve(failure).await,
             Err(failure) => self.roll_back(failure).await,
         }
     }
 
-    /// Everything up to the destination's word that the guest runs there.
+    /// Everything from where it is up to the destination's word that the guest runs there.
     async fn perform(&mut self) -> Result<Started, Failure> {
-        self.enter(Step::Done)?;
-        self.prepare().await?;
-        self.enter(Step::Done)?;
-        self.mirror().await?;
-        self.enter(Step::Done)?;
-        self.precopy().await?;
-        self.enter(Step::Done)?;
-        self.switchover().await?;
-        self.enter(Step::Done)?;
-        self.device().await?;
-        self.enter(Step::Done)?;
-        self.hand_over().await
+        loop {
+            match self.phase {
+                Phase::Prepare => self.prepare().await?,
+                Phase::Mirror => self.mirror().await?,
+                Phase::Precopy => self.precopy().await?,
+                Phase::Switchover => self.switchover().await?,
+                Phase::Device => self.device().await?,
+                Phase::HandOver => return self.hand_over().await,
+                _ => {}
+            }
+            self.enter(Step::Done)?;
+        }
     }
 
     /// Goes to the next phase of the table, on disk before in fact.
@@ -196,7 +207,7 @@ impl Source {
     async fn prepare(&mut self) -> Result<(), Failure> {
         let examined_offer = self.offer().await?;
         let deadline = self.host.config.deadlines.qemu_start() + Duration::from_secs(30);
-        let asked = self.link.ask(Request::Prepare(examined_offer), deadline);
+        let asked = self.patience().with(self.link.ask(Request::Prepare(examined_offer), deadline));
         let answer = tokio::select! {
             answer = asked => answer?,
             () = self.cancel.cancelled() => return Err(cancelled(&self.host)),
@@ -229,7 +240,7 @@ impl Source {
     /// still.
     pub(super) fn patience(&self) -> Patience {
         let limit = self.paused_at.is_some().then(|| self.host.config.deadlines.resume_paused());
-        Patience::new(&self.session, &self.progress, limit)
+        Patience::new(&self.host, &self.session, &self.progress, limit)
     }
 
     /// Asks the destination for something whose answer is only that it is done.

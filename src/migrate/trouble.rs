@@ -26,6 +26,8 @@ pub(crate) enum Trouble {
     OutOfOrder(&'static str),
     #[error("the destination's agent was told to stop")]
     Stopping,
+    #[error("it is left to another process")]
+    Frozen,
     #[error("the source gave up: {0}")]
     Aborted(String),
     #[error("the guest of VM {vm} could not be started")]

@@ -12,9 +12,6 @@ use super::record::{OpenError, Record};
 use super::session::EndCause;
 use crate::mux::{Batch, SessionError};
 
-/// How long an orderly end may take.
-const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
-
 /// A connection at work, on the runtime that it was adopted on.
 pub(super) struct Carrier {
     tcp: TcpStream,
@@ -102,8 +99,8 @@ impl Carrier {
 
     /// Sends what `fill` still has to say, lets the peer read it and waits for its end, so that
     /// nothing that was sent is lost to a reset by the kernel (WIRE R13).
-    pub(super) async fn close(mut self, fill: impl FnMut(&mut Batch) -> bool) {
-        let _ = tokio::time::timeout(CLOSE_DEADLINE, self.say_goodbye(fill)).await;
+    pub(super) async fn close(mut self, within: Duration, fill: impl FnMut(&mut Batch) -> bool) {
+        let _ = tokio::time::timeout(within, self.say_goodbye(fill)).await;
     }
 
     async fn say_goodbye(&mut self, mut fill: impl FnMut(&mut Batch) -> bool) -> Result<(), EndCause> {

@@ -15,16 +15,22 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 
 use super::carrier::{Carrier, Ready};
-use super::connect::{ConnectError, Established};
+use super::connect::{ConnectError, Connection};
 use super::edge::{Answer, Edge};
+use super::frozen::{FrozenSession, Left};
 use super::resume::{Redial, Resumed, SessionKey};
-use super::session::{Away, EndCause, IncomingStream, LinkState, Session, SessionEnd};
+use super::session::{Away, EndCause, IncomingStream, Lines, LinkState, Session, SessionEnd};
 use super::stream::{ChunkPermit, Inbound, Shared, Stream, StreamEnded};
 use crate::mux::{self, Batch, Code, Event, Open, StreamId};
 use crate::words::chain;
 
 /// Bytes asked of the socket at once; smaller reads cost a system call per record.
 const RECEIVE_BYTES: usize = 256 * 1024;
+/// How long an orderly end may take.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long the word that a session goes on elsewhere may take: without it the peer is told by the
+/// kernel.
+const FAREWELL_DEADLINE: Duration = Duration::from_millis(100);
 /// Commands taken before the sockets are looked at again.
 const COMMANDS_PER_TURN: usize = 256;
 /// Batches sent before the sockets are looked at again: something urgent may have come.
@@ -38,7 +44,7 @@ pub(crate) enum Command {
     Data {
         id: StreamId,
         data: Bytes,
-        permit: ChunkPermit,
+        permit: Option<ChunkPermit>,
     },
     Finish(StreamId),
     Reset(StreamId, Code),
@@ -51,6 +57,8 @@ pub(crate) enum Command {
     /// Go on over this connection, unless a later attempt has come.
     Rejoin(u64, Box<Resumed>),
     Close(Code, String),
+    /// Stop, and leave everything to another process.
+    Freeze(oneshot::Sender<FrozenSession>),
 }
 
 /// How a turn of sending ended.
@@ -77,6 +85,7 @@ pub(crate) struct Driver {
     incoming: mpsc::Sender<IncomingStream>,
     edges: BTreeMap<StreamId, Edge>,
     closing: Option<(Code, String)>,
+    freezing: Option<oneshot::Sender<FrozenSession>>,
     input: Box<[u8]>,
     batch: Batch,
 }
@@ -84,27 +93,27 @@ pub(crate) struct Driver {
 impl Driver {
     /// Must be called on the runtime that will run it.
     pub(crate) fn new(
-        established: Established,
+        connection: Option<Connection>,
         session: mux::Session,
+        edges: Vec<(StreamId, Edge)>,
         (handle, commands): (Session, mpsc::UnboundedReceiver<Command>),
         link: watch::Sender<LinkState>,
-        incoming: mpsc::Sender<IncomingStream>,
+        lines: Lines,
     ) -> std::io::Result<Self> {
-        let Established { connection, key, redial, resume_within, .. } = established;
-        let (carrier, _) = Carrier::adopt(connection)?;
         Ok(Self {
-            carrier: Some(carrier),
+            carrier: connection.map(Carrier::adopt).transpose()?.map(|(carrier, _)| carrier),
             session,
-            key,
-            redial,
-            resume_within,
-            generation: 0,
+            key: handle.key().clone(),
+            redial: lines.redial,
+            resume_within: lines.resume_within,
+            generation: lines.generation,
             link,
             commands,
             handle,
-            incoming,
-            edges: BTreeMap::new(),
+            incoming: lines.incoming,
+            edges: edges.into_iter().collect(),
             closing: None,
+            freezing: None,
             input: vec![0; RECEIVE_BYTES].into_boxed_slice(),
             batch: Batch::default(),
         })
@@ -122,6 +131,7 @@ impl Driver {
                 self.close(error.code(), &error.to_string()).await;
                 EndCause::Session(error)
             }
+            Err(EndCause::Frozen) => return self.freeze().await,
             Err(cause) => cause,
         };
         for edge in self.edges.values_mut() {
@@ -130,7 +140,47 @@ impl Driver {
         SessionEnd { cause, stats: self.session.stats() }
     }
 
+    /// Leaves everything behind. What the streams' owners have said until now still counts.
+    async fn freeze(mut self) -> SessionEnd {
+        while let Ok(command) = self.commands.try_recv() {
+            if self.obey(command).is_err() {
+                tracing::debug!("a session that is left behind has nothing to resume or to end");
+            }
+        }
+        self.dispatch();
+        self.session.detach();
+        if let Some(carrier) = self.carrier.take() {
+            carrier.close(FAREWELL_DEADLINE, |batch| self.session.poll_transmit(Instant::now(), batch)).await;
+        }
+        self.dispatch();
+        let stats = self.session.stats();
+        let (info, link) = (self.handle.info(), self.link.borrow().connection.clone());
+        let left = Left {
+            peer: &info.peer,
+            role: info.role,
+            key: &self.key,
+            generation: self.generation,
+            redial: self.redial.as_ref(),
+            connection: &link,
+            since: info.since,
+        };
+        let frozen = FrozenSession::new(
+            left,
+            self.session.into_snapshot(Instant::now()),
+            std::mem::take(&mut self.edges).into_iter(),
+        );
+        if let Some(reply) = self.freezing.take() {
+            let _ = reply.send(frozen);
+        }
+        SessionEnd { cause: EndCause::Frozen, stats }
+    }
+
     async fn drive(&mut self) -> Result<(), EndCause> {
+        let taken_up: Vec<StreamId> = self.edges.keys().copied().collect();
+        taken_up.into_iter().for_each(|id| self.feed(id));
+        if self.carrier.is_none() {
+            self.away(EndCause::Frozen).await?;
+        }
         while self.closing.is_none() {
             let lost = match self.connected().await {
                 Ok(()) => continue,
@@ -310,7 +360,7 @@ impl Driver {
             Command::Refuse(id, code) => self.session.refuse(id, code),
             Command::Data { id, data, permit } => {
                 if let Some(edge) = self.edges.get_mut(&id) {
-                    edge.backlog.push_back((data, Some(permit)));
+                    edge.backlog.push_back((data, permit));
                 }
                 self.feed(id);
             }
@@ -340,6 +390,10 @@ impl Driver {
                 }
             }
             Command::Close(code, text) => self.closing = Some((code, text)),
+            Command::Freeze(reply) => {
+                self.freezing = Some(reply);
+                return Err(EndCause::Frozen);
+            }
         }
         Ok(())
     }
@@ -459,7 +513,7 @@ impl Driver {
     async fn close(&mut self, code: Code, text: &str) {
         self.session.go_away(code, text);
         let Some(carrier) = self.carrier.take() else { return };
-        carrier.close(|batch| self.session.poll_transmit(Instant::now(), batch)).await;
+        carrier.close(CLOSE_DEADLINE, |batch| self.session.poll_transmit(Instant::now(), batch)).await;
     }
 }
 

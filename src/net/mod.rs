@@ -12,6 +12,7 @@ pub mod connect;
 pub mod credentials;
 mod driver;
 mod edge;
+pub mod frozen;
 pub mod handshake;
 pub mod identity;
 mod lobby;

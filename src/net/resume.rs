@@ -33,7 +33,7 @@ pub(super) type Proof = [u8; 32];
 #[derive(Clone)]
 pub(crate) struct SessionKey {
     pub(super) id: [u8; 16],
-    secret: [u8; 32],
+    pub(super) secret: [u8; 32],
     /// The peer's process: a new one has lost the session.
     pub(super) peer_instance: [u8; 16],
     /// The protocol version that the session speaks.

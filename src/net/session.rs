@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::connect::{ConnectError, ConnectionInfo, Established};
+use super::connect::{ConnectError, Connection, ConnectionInfo, Endpoint, Established};
 use super::driver::{Command, Driver};
+use super::edge::Edge;
+use super::frozen::{FrozenSession, FrozenStream};
 use super::identity::Identity;
-use super::resume::{Resumed, SessionKey};
+use super::resume::{Redial, Resumed, SessionKey};
 use super::stream::{Stream, StreamEnded};
 use crate::mux::{self, Code, Open, Role, StreamId};
 
@@ -44,6 +46,9 @@ pub enum EndCause {
         /// How it was lost.
         source: Box<EndCause>,
     },
+    /// It goes on in another process.
+    #[error("the agent's process changed")]
+    Frozen,
     /// We ended it.
     #[error("closed here: {}", .0.name())]
     Closed(Code),
@@ -60,7 +65,7 @@ impl EndCause {
         match self {
             Self::Io(_) | Self::Tls(_) | Self::PeerClosed | Self::Replaced => true,
             Self::Session(error) => error.is_resumable(),
-            Self::Lost { .. } | Self::Closed(_) => false,
+            Self::Lost { .. } | Self::Frozen | Self::Closed(_) => false,
         }
     }
 
@@ -74,6 +79,7 @@ impl EndCause {
             Self::Session(_) => "session",
             Self::Replaced => "replaced",
             Self::Lost { .. } => "lost",
+            Self::Frozen => "frozen",
             Self::Closed(code) => code.name(),
         }
     }
@@ -141,6 +147,22 @@ pub struct SessionInfo {
     pub(super) key: SessionKey,
 }
 
+/// What a session begins with.
+struct Begun {
+    info: Arc<SessionInfo>,
+    connection: ConnectionInfo,
+    core: mux::Session,
+    edges: Vec<(StreamId, Edge)>,
+}
+
+/// What a driver needs of the outside.
+pub(super) struct Lines {
+    pub(super) redial: Option<Redial>,
+    pub(super) resume_within: Duration,
+    pub(super) generation: u64,
+    pub(super) incoming: mpsc::Sender<IncomingStream>,
+}
+
 /// A handle to a live session; clones share it.
 #[derive(Debug, Clone)]
 pub struct Session {
@@ -162,27 +184,57 @@ impl Session {
         config: mux::Config,
         incoming: mpsc::Sender<IncomingStream>,
     ) -> std::io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let core = mux::Session::new(established.role, config, &established.negotiated, Instant::now());
+        let Established { connection, peer, role, key, redial, resume_within, .. } = established;
+        let info = Arc::new(SessionInfo { peer, role, since: Instant::now(), key });
+        let begun = Begun { info, connection: connection.info.clone(), core, edges: Vec::new() };
+        let lines = Lines { redial, resume_within, generation: 0, incoming };
         let (commands, queue) = mpsc::unbounded_channel();
-        let (end, ended) = watch::channel(None);
-        let connection = Arc::new(established.connection.info.clone());
-        let (state, link) = watch::channel(LinkState { away: None, connection });
-        let session = Self {
-            commands,
-            runtime: runtime.handle().clone(),
-            info: Arc::new(SessionInfo {
-                peer: established.peer.clone(),
-                role: established.role,
-                since: Instant::now(),
-                key: established.key.clone(),
-            }),
-            link,
-            ended,
+        Self::run(begun, Some(connection), lines, commands, queue)
+    }
+
+    /// Takes up a session that another process has left, with those of its streams that have an
+    /// owner, in the order of `owned`; the others are ended. It waits for a connection at first.
+    ///
+    /// # Errors
+    /// As [`Session::start`].
+    pub fn thaw(
+        frozen: FrozenSession,
+        owned: Vec<FrozenStream>,
+        endpoint: &Arc<Endpoint>,
+        incoming: mpsc::Sender<IncomingStream>,
+    ) -> std::io::Result<(Self, Vec<Stream>)> {
+        let role = if frozen.is_dialer { Role::Dialer } else { Role::Acceptor };
+        let (peer, key, since) = (frozen.peer.clone(), frozen.key(), frozen.since());
+        let lines = Lines {
+            redial: frozen.redial(endpoint),
+            resume_within: endpoint.resume_within(),
+            generation: frozen.generation(),
+            incoming,
         };
-        let handle = session.clone();
+        let connection = frozen.connection();
+        let (commands, queue) = mpsc::unbounded_channel();
+        let (core, edges, streams) = frozen.thaw(endpoint.config().clone(), owned, &commands);
+        let info = Arc::new(SessionInfo { peer, role, since, key });
+        let begun = Begun { info, connection, core, edges };
+        Ok((Self::run(begun, None, lines, commands, queue)?, streams))
+    }
+
+    fn run(
+        begun: Begun,
+        connection: Option<Connection>,
+        lines: Lines,
+        commands: mpsc::UnboundedSender<Command>,
+        queue: mpsc::UnboundedReceiver<Command>,
+    ) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (end, ended) = watch::channel(None);
+        let connection_info = Arc::new(begun.connection);
+        let (state, link) = watch::channel(LinkState { away: None, connection: connection_info });
+        let session = Self { commands, runtime: runtime.handle().clone(), info: begun.info, link, ended };
+        let (handle, core, edges) = (session.clone(), begun.core, begun.edges);
         let drive = async move {
-            match Driver::new(established, core, (handle, queue), state, incoming) {
+            match Driver::new(connection, core, edges, (handle, queue), state, lines) {
                 Ok(driver) => driver.run().await,
                 Err(e) => SessionEnd { cause: EndCause::Io(e), stats: mux::Stats::default() },
             }
@@ -192,6 +244,14 @@ impl Session {
             end.send_replace(Some(Arc::new(session_end)));
         })?;
         Ok(session)
+    }
+
+    /// Ends the session here and leaves it to another process; `None` if it has ended already. The
+    /// owners of its streams must have stopped.
+    pub async fn freeze(&self) -> Option<FrozenSession> {
+        let (reply, frozen) = oneshot::channel();
+        let _ = self.commands.send(Command::Freeze(reply));
+        frozen.await.ok()
     }
 
     pub(crate) fn commands(&self) -> &mpsc::UnboundedSender<Command> {
@@ -344,6 +404,11 @@ impl IncomingStream {
     #[must_use]
     pub fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// Leaves the question to the process that takes the session up.
+    pub fn leave(mut self) {
+        self.answered = true;
     }
 
     /// Accepts: the local end is connected.
