@@ -17,6 +17,9 @@ use crate::support::Lab;
 /// Keeps the logs also of a run without a violation.
 const KEEP_LOGS: &str = "CHAOS_KEEP_LOGS";
 
+/// Plays one injection of the plan alone, by its number.
+const ONLY: &str = "CHAOS_ONLY";
+
 /// Draws from a seed, plays, and gives the table with its head, in Markdown.
 ///
 /// # Errors
@@ -42,7 +45,8 @@ pub fn drawn(lab: &Lab, seed: u64, count: usize) -> Result<String> {
 pub fn play(lab: &Lab, plan: &[Injection]) -> Result<Vec<Record>> {
     let mut world = World::set_up(lab)?;
     let mut records = Vec::new();
-    for injection in plan {
+    let only: Option<usize> = std::env::var(ONLY).ok().and_then(|n| n.parse().ok());
+    for injection in plan.iter().filter(|i| only.is_none_or(|only| i.number == only)) {
         let record = one(&mut world, injection).or_else(|violation| {
             let kept = keep_logs(lab, &format!("chaos-{}-{}", std::process::id(), injection.number));
             let kept = kept.map_or_else(|e| format!("{e:#}"), |p| p.display().to_string());
@@ -78,12 +82,8 @@ fn one(world: &mut World, injection: &Injection) -> Result<Record> {
 }
 
 /// Copies everything of the lab but disks to a folder that stays.
-fn keep_logs(lab: &Lab, injection: &Injection) -> Result<PathBuf> {
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
-        "chaos-{}-{}",
-        std::process::id(),
-        injection.number
-    ));
+fn keep_logs(lab: &Lab, name: &str) -> Result<PathBuf> {
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::create_dir_all(&kept)?;
     let script = "cd \"$1\" && find . -type f -size -20M \\( -name '*.log' -o -name '*.serial' -o -name '*.journal' \
                   -o -name '*.toml' -o -name starts -o -name called \\) -print0 | xargs -0 cp --parents -t \"$2\"";

@@ -221,7 +221,7 @@ pub fn subset() -> Vec<Injection> {
         (Fault::Terminate(Who::SourceAgent), "switchover"),
         (Fault::Kill(Who::DestinationHost), "precopy"),
         (Fault::SourceStateFull, "device"),
-        (Fault::DestinationDiskFull, "mirror"),
+        (Fault::DestinationDiskFull, "prepare"),
         (Fault::Kill(Who::SourceHost), "device"),
     ];
     let numbered = chosen.into_iter().enumerate();
