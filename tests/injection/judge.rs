@@ -23,6 +23,7 @@ const RESTS_WITHIN: Duration = Duration::from_secs(90);
 const SLOW: Duration = Duration::from_secs(8);
 /// A guest that runs makes so many blocks more.
 const ALIVE_BLOCKS: u64 = 10;
+const BOOT_WITHIN: Duration = Duration::from_secs(120);
 const ALIVE_WITHIN: Duration = Duration::from_secs(20);
 
 /// Judges what became of a migration that was hit.
@@ -246,6 +247,12 @@ fn boot_again(world: &mut World, source: Side, report: Option<&Value>) -> Result
     let life = world.watcher.ended()?;
     let at = if moved || life.host() == source.other().letter() { source.other() } else { source };
     world.vm(at).boot()?;
+    // Its serial line was long there before, so that the new boot is known by its blocks alone.
+    wait_for("the guest to boot again", BOOT_WITHIN, || {
+        world.watcher.check()?;
+        let young = world.watcher.now().filter(|l| l.generation != life.generation);
+        Ok(young.filter(|l| l.last >= ALIVE_BLOCKS).map(drop))
+    })?;
     world.at = at;
     Ok(())
 }
