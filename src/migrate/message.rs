@@ -171,8 +171,8 @@ pub enum Notice {
     },
 }
 
-/// What has become of a migration at the destination. Each but the last is durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What has become of a migration at the destination. The first two are durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fate {
     /// The guest was started here.
@@ -181,4 +181,6 @@ pub enum Fate {
     NeverRan,
     /// The guest is loaded and paused; `start` would start it.
     Loaded,
+    /// Nothing is decided: the guest is not whole here yet, or the journal cannot be written.
+    Open,
 }

@@ -12,6 +12,7 @@ mod destination;
 mod examine;
 mod exports;
 mod failure;
+pub mod handover;
 mod host;
 pub mod journal;
 mod link;
