@@ -3,7 +3,7 @@
 //! never runs twice, never belongs to nobody, and can always be decided over. The exploration is
 //! proved as well: machines with a mistake each are found out.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, unreachable_pub)]
 
 #[path = "handover/explore.rs"]
 mod explore;

@@ -92,7 +92,8 @@ async fn serve(config: Config, tls: Tls) -> anyhow::Result<()> {
     let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));
     // Before anybody can ask for a migration of the same VMs.
     let found = settle::find(&host)?;
-    journal::prune(&host.journals(), host.identity.as_str())?;
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    journal::prune(&host.journals(), host.identity.as_str(), now)?;
     let agent = Arc::new(Agent {
         host,
         registry: Registry::default(),

@@ -12,7 +12,9 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::admission::{permitted, target_problems, unreachable};
+use super::decide;
 use super::exports::NbdServer;
+use super::handover::{self, Ask, DestinationEffect, DestinationInput, DestinationState, Ended, Ran};
 use super::host::{Host, Registration, Reservation};
 use super::journal::{Journal, Past, Record, Role, Undo};
 use super::message::{Fate, Notice, Offer, Prepared, Reply, Request, Response, Started};
@@ -54,12 +56,14 @@ pub(super) struct Destination {
     exports: Vec<super::message::Export>,
     streams: Streams,
     offered: mpsc::Receiver<IncomingStream>,
-    controls: mpsc::Receiver<Control>,
+    controls: mpsc::Receiver<(Control, Request)>,
     ram: Option<std::os::fd::OwnedFd>,
     incoming: bool,
-    loaded: bool,
-    /// QEMU may have been told to run the guest: from here on nothing leads back.
-    continued: bool,
+    /// Whose the guest is.
+    handover: handover::Destination,
+    /// What was granted for which offer, and how the guest started: to be said again.
+    granted: Option<(Offer, Prepared)>,
+    said_started: Option<Started>,
     _registration: Registration,
     _reservation: Reservation,
 }
@@ -83,7 +87,8 @@ impl Destination {
         let problem = |p| Trouble::Problems(vec![p]);
         let config = host.vm(&offer.vm, "destination").map_err(problem)?.clone();
         let reservation = host.reserve(&offer.vm, migration).map_err(problem)?;
-        let mut journal = host.journal(migration, Role::Destination, &offer.vm, &peer, offer.running)?;
+        let mut journal =
+            host.journal(migration, Role::Destination, &offer.vm, &peer, offer.running, false)?;
         let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {
             Ok(found) => found,
             Err(trouble) => {
@@ -113,15 +118,19 @@ impl Destination {
             controls,
             ram: None,
             incoming: false,
-            loaded: false,
-            continued: false,
+            handover: handover::Destination::new(),
+            granted: None,
+            said_started: None,
             _registration: registration,
             _reservation: reservation,
         };
         match destination.make_ready(offer).await {
-            Ok(prepared) => Ok((destination, prepared)),
+            Ok(prepared) => {
+                destination.granted = Some((offer.clone(), prepared.clone()));
+                Ok((destination, prepared))
+            }
             Err(trouble) => {
-                destination.give_up(&trouble).await;
+                destination.give_up(&trouble, None).await;
                 Err(trouble)
             }
         }
@@ -162,22 +171,14 @@ impl Destination {
         let mut control = Some(control);
         match self.work(&mut control).await {
             Ok(()) => self.end_moved(Vec::new()),
-            // A QEMU that is gone, or refuses, before it runs its guest: the way back is open.
-            Err(trouble) if self.continued => self.go_on(&trouble).await,
+            Err(trouble) if self.handover.ended() == Some(Ended::Moved) => self.go_on(&trouble),
             Err(trouble) => {
                 tracing::warn!(vm = self.vm, cause = chain(&trouble), "the destination gives up");
                 if let Some(control) = &mut control {
                     let text = chain(&trouble);
                     control.say(Reply::Notice(Notice::Failed { text })).await;
                 }
-                let aborted = matches!(trouble, Trouble::Aborted(_));
-                self.give_up(&trouble).await;
-                if let (true, Some(control)) = (aborted, &mut control) {
-                    control.answer(Response::Done).await;
-                }
-                if let Some(control) = &mut control {
-                    control.finish();
-                }
+                self.give_up(&trouble, control).await;
             }
         }
     }
@@ -211,19 +212,21 @@ impl Destination {
                         alone_until = Some(self.on_source_lost()?);
                     }
                 },
-                Some(again) = self.controls.recv() => {
+                Some((again, request)) = self.controls.recv() => {
                     let again = control.insert(again);
                     alone_until = None;
-                    again.answer(Response::Fate(self.fate())).await;
+                    if matches!(self.on_request(request, again).await?, Next::Confirmed) {
+                        return Ok(());
+                    }
                 }
                 Some(stream) = self.offered.recv() => self.attach(stream).await,
                 (label, end) = self.streams.ended() => {
                     tracing::debug!(stream = %label, end = chain(&end), "a stream ended");
                 }
                 // A guest that is here whole may be handed over at any moment: that is waited for.
-                () = self.host.stopping.cancelled(), if !self.loaded => return Err(Trouble::Stopping),
+                () = self.host.stopping.cancelled(), if !self.handover.is_loaded() && !self.runs() => return Err(Trouble::Stopping),
                 () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() => {
-                    if self.journal.past().runs {
+                    if self.runs() {
                         return Ok(());
                     }
                     return Err(Trouble::SourceStayedAway(self.host.config.deadlines.handover_s));
@@ -232,24 +235,20 @@ impl Destination {
         }
     }
 
+    fn runs(&self) -> bool {
+        self.handover.ended() == Some(Ended::Moved)
+    }
+
     /// How long to wait for a source that was lost; an error when there is nothing to wait for.
     fn on_source_lost(&self) -> Result<Instant, Trouble> {
-        if self.journal.past().runs {
+        if self.runs() {
             return Ok(Instant::now() + CONFIRM_DEADLINE);
         }
-        if !self.loaded {
+        if !self.handover.is_loaded() {
             return Err(Trouble::SourceLost);
         }
         tracing::warn!(vm = self.vm, "the source was lost with the guest loaded; waiting for it");
         Ok(Instant::now() + self.host.config.deadlines.handover())
-    }
-
-    fn fate(&self) -> Fate {
-        match (self.journal.past().runs, self.loaded) {
-            (true, _) => Fate::Runs,
-            (false, true) => Fate::Loaded,
-            (false, false) => Fate::NeverRan,
-        }
     }
 
     /// Whether the guest has just been loaded.
@@ -260,9 +259,9 @@ impl Destination {
         let EventKind::Migration { status } = event else { return Ok(false) };
         match status {
             MigrationStatus::Completed => {
-                self.loaded = true;
                 self.enter(Phase::Device);
-                Ok(true)
+                let says = self.handover.step(DestinationInput::Loaded)?;
+                Ok(says.contains(&DestinationEffect::Say(Fate::Loaded)))
             }
             MigrationStatus::Failed | MigrationStatus::Cancelled => {
                 let error = self.qmp.execute(QueryMigrate).await?.error_desc.unwrap_or_default();
@@ -276,24 +275,34 @@ impl Destination {
         }
     }
 
+    /// Whatever is asked may be asked again, and gets the same answer again.
     async fn on_request(&mut self, request: Request, control: &mut Control) -> Result<Next, Trouble> {
-        let started = self.journal.past().starting;
+        let open = matches!(self.handover.state(), DestinationState::Waiting { .. });
         let done = match request {
-            Request::Incoming if !self.incoming => self.accept_ram().await,
-            Request::Switchover if self.incoming && !started => self.close_exports().await,
-            Request::Start if self.loaded && !started => match self.start_guest().await {
-                Ok(started) => {
-                    control.answer(Response::Started(started)).await;
-                    return Ok(Next::GoOn);
-                }
+            Request::Prepare(offer) => {
+                control.answer(self.grant_again(&offer)).await;
+                return Ok(Next::GoOn);
+            }
+            Request::Incoming if self.incoming => Ok(()),
+            Request::Incoming if open => self.accept_ram().await,
+            Request::Switchover if self.incoming => self.close_exports().await,
+            Request::Start if self.handover.is_loaded() => match self.start_guest(control).await {
+                Ok(()) => return Ok(Next::GoOn),
                 Err(trouble) => Err(trouble),
             },
-            Request::Confirmed if self.journal.past().runs => {
+            Request::Confirmed if self.runs() => {
+                if let Err(e) = self.journal.record(Record::Confirmed) {
+                    tracing::info!(error = chain(&e), "the journal is kept for longer");
+                }
                 control.answer(Response::Done).await;
                 control.finish();
                 return Ok(Next::Confirmed);
             }
-            Request::Abort { reason } if !started => return Err(Trouble::Aborted(reason)),
+            Request::Abort { reason } if open => return Err(Trouble::Aborted(reason)),
+            Request::Start | Request::Settle | Request::Abort { .. } => {
+                control.answer(self.word()).await;
+                return Ok(Next::GoOn);
+            }
             other => Err(Trouble::OutOfOrder(other.name())),
         };
         match done {
@@ -305,6 +314,21 @@ impl Destination {
                 control.answer(Response::Refused(trouble.refusal())).await;
                 Err(trouble)
             }
+        }
+    }
+
+    fn grant_again(&self, offer: &Offer) -> Response {
+        match &self.granted {
+            Some((before, prepared)) if before == offer => Response::Prepared(prepared.clone()),
+            _ => Response::Refused(Trouble::OutOfOrder("prepare").refusal()),
+        }
+    }
+
+    /// What the source is told of the guest.
+    fn word(&self) -> Response {
+        match &self.said_started {
+            Some(started) => Response::Started(started.clone()),
+            None => Response::Fate(self.handover.fate()),
         }
     }
 
@@ -365,21 +389,58 @@ impl Destination {
 
     /// The guest is ours from the record on, unless its QEMU turns out to be gone before it was
     /// told to run it: then it surely never ran here.
-    async fn start_guest(&mut self) -> Result<Started, Trouble> {
+    async fn start_guest(&mut self, control: &mut Control) -> Result<(), Trouble> {
         self.qmp.execute(QueryStatus).await?;
-        self.journal.record(Record::Starting)?;
+        let effects = self.handover.step(DestinationInput::Asked(Ask::Start))?;
+        if let Some(error) = self.write(effects) {
+            return Err(error.into());
+        }
         self.enter(Phase::HandOver);
         let mut warnings = Vec::new();
         let hook_ms = self.run_hook(&mut warnings).await;
-        if self.journal.past().header.running {
-            self.qmp.execute(QueryStatus).await?;
-            warnings.extend(self.continue_guest().await?);
+        let (ran, trouble) = self.let_run(&mut warnings).await;
+        let effects = self.handover.step(DestinationInput::Ran(ran))?;
+        if let Some(trouble) = trouble {
+            self.write(effects);
+            return Err(trouble);
         }
-        self.continued = true;
-        self.journal.record(Record::Runs)?;
         self.enter(Phase::Confirm);
         tracing::info!(vm = self.vm, "the guest runs here");
-        Ok(Started { hook_ms, warnings })
+        // Said before it is written: `starting` is on the disk, and says the same after a crash.
+        self.said_started = Some(Started { hook_ms, warnings });
+        control.answer(self.word()).await;
+        self.write(effects);
+        Ok(())
+    }
+
+    /// Writes the records of these effects, and of those that follow from them. The rest is done
+    /// where the guest's start or end is.
+    fn write(&mut self, effects: Vec<DestinationEffect>) -> Option<super::journal::JournalError> {
+        let effects = effects.into_iter().filter(|e| matches!(e, DestinationEffect::Write(_))).collect();
+        decide::write_destination(&mut self.handover, &mut self.journal, effects, None).1
+    }
+
+    async fn let_run(&mut self, warnings: &mut Vec<String>) -> (Ran, Option<Trouble>) {
+        if !self.journal.past().header.running {
+            return (Ran::Yes, None);
+        }
+        if let Err(e) = self.qmp.execute(QueryStatus).await {
+            return (Ran::No, Some(e.into()));
+        }
+        match self.qmp.execute(Cont).await {
+            Err(source) if source.desc().is_some() => {
+                return (Ran::No, Some(Trouble::NotStarted { vm: self.vm.clone(), source }));
+            }
+            Err(e) => return (Ran::Perhaps, Some(e.into())),
+            Ok(_) => {}
+        }
+        match self.wait_running().await {
+            Ok(warning) => {
+                warnings.extend(warning);
+                (Ran::Yes, None)
+            }
+            Err(e) => (Ran::Perhaps, Some(e)),
+        }
     }
 
     async fn run_hook(&self, warnings: &mut Vec<String>) -> Option<u64> {
@@ -393,16 +454,8 @@ impl Destination {
         Some(since.elapsed().as_millis() as u64)
     }
 
-    /// Lets the guest run; a warning when QEMU does not say that it does.
-    async fn continue_guest(&mut self) -> Result<Option<String>, Trouble> {
-        self.continued = true;
-        match self.qmp.execute(Cont).await {
-            Err(source) if source.desc().is_some() => {
-                self.continued = false;
-                return Err(Trouble::NotStarted { vm: self.vm.clone(), source });
-            }
-            answer => answer?,
-        };
+    /// A warning when QEMU does not say that the guest runs.
+    async fn wait_running(&self) -> Result<Option<String>, Trouble> {
         let until = Instant::now() + RUNNING_DEADLINE;
         loop {
             let info = self.qmp.execute(QueryStatus).await?;
@@ -417,10 +470,12 @@ impl Destination {
     }
 
     /// After the word to start nothing leads back: the guest is here, as well as it can be.
-    async fn go_on(mut self, trouble: &Trouble) {
+    fn go_on(mut self, trouble: &Trouble) {
         tracing::error!(vm = self.vm, cause = chain(trouble), "trouble after the hand-over");
         let mut leftovers = vec![chain(trouble)];
-        if let Err(e) = self.journal.record(Record::Runs) {
+        if !self.journal.past().runs
+            && let Err(e) = self.journal.record(Record::Runs)
+        {
             leftovers.push(chain(&e));
         }
         self.end_moved(leftovers);
@@ -432,20 +487,52 @@ impl Destination {
         super::source::finish(&self.progress, Phase::Done, outcome);
     }
 
-    /// Undoes what was prepared. The durable word that the guest never ran here comes first; on a
-    /// disk that does not take it, a journal without the word to start says the same.
-    async fn give_up(mut self, trouble: &Trouble) {
-        let word = self.journal.record(Record::NeverRan);
-        let mut leftovers: Vec<String> = word.err().map(|e| chain(&e)).into_iter().collect();
+    /// Undoes what was prepared, once it is proved that the guest never ran here and never will.
+    async fn give_up(mut self, trouble: &Trouble, mut control: Option<Control>) {
+        let asked = matches!(trouble, Trouble::Aborted(_));
+        let input = match asked {
+            true => DestinationInput::Asked(Ask::Abort),
+            false => DestinationInput::Trouble,
+        };
+        let effects = decide::destination_step(&mut self.handover, input);
+        let error = self.write(effects);
         // Streams first: an NBD client in its handshake would hang QEMU 7.2's server stop.
         self.streams.cut_all();
         self.ram = None;
         self.nbd = None;
+        if !self.prove(&mut control).await {
+            tracing::warn!(vm = self.vm, "the agent stops before its disk has taken a record");
+            return;
+        }
+        let mut leftovers: Vec<String> = error.map(|e| chain(&e)).into_iter().collect();
         leftovers.extend(undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await);
         let outcome = never_ran(trouble, leftovers);
         self.host.end(self.journal, outcome.clone());
         tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");
         super::source::finish(&self.progress, Phase::Failed, outcome);
+        if let Some(mut control) = control {
+            if asked {
+                control.answer(Response::Fate(Fate::NeverRan)).await;
+            }
+            control.finish();
+        }
+    }
+
+    /// Tries until the journal proves that the guest never will run; not when the agent stops before.
+    async fn prove(&mut self, control: &mut Option<Control>) -> bool {
+        while self.handover.ended().is_none() {
+            tokio::select! {
+                () = tokio::time::sleep(decide::ASK_AGAIN) => {
+                    let effects = decide::destination_step(&mut self.handover, DestinationInput::Again);
+                    self.write(effects);
+                }
+                Some((again, _)) = self.controls.recv() => {
+                    control.insert(again).answer(self.word()).await;
+                }
+                () = self.host.stopping.cancelled() => return false,
+            }
+        }
+        true
     }
 }
 

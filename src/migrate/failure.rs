@@ -105,6 +105,9 @@ pub enum Failure {
     /// A mistake of our own, found before it did harm.
     #[error(transparent)]
     Step(#[from] IllegalStep),
+    /// Another one.
+    #[error(transparent)]
+    HandOver(#[from] super::handover::Illegal),
 }
 
 impl Failure {

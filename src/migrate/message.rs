@@ -36,7 +36,8 @@ pub struct Asked {
 pub enum Request {
     /// What would fail? Changes nothing.
     Check(Offer),
-    /// Start or find the QEMU that waits, export its disks, grant the streams.
+    /// Start or find the QEMU that waits, export its disks, grant the streams. Asked again, this and
+    /// what follows get the same answer again.
     Prepare(Offer),
     /// Attach the RAM stream.
     Incoming,
@@ -73,7 +74,7 @@ impl Request {
 }
 
 /// A virtual machine on offer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// Its name, the same on both hosts.
     pub vm: String,
@@ -112,7 +113,7 @@ pub enum Response {
     Done,
     /// To [`Request::Start`].
     Started(Started),
-    /// To [`Request::Settle`].
+    /// To [`Request::Settle`] and [`Request::Abort`], and to a [`Request::Start`] that comes too late.
     Fate(Fate),
     /// The request was refused or failed.
     Refused(Refusal),

@@ -8,6 +8,7 @@
 //! `net` and `qemu` meet only here, through `OwnedFd`.
 
 mod admission;
+mod decide;
 mod destination;
 mod examine;
 mod exports;

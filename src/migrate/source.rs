@@ -9,19 +9,20 @@ use uuid::Uuid;
 
 use super::examine::{self, Examined};
 use super::failure::Failure;
+use super::handover::{self, Ask, Ended, SourceEffect, SourceInput};
 use super::host::{Host, Reservation};
 use super::journal::{Journal, Record, Role};
 use super::link::{Link, LinkError};
-use super::message::{Notice, Prepared, Request, Response, Started};
+use super::message::{Fate, Notice, Prepared, Request, Response, Started};
 use super::phase::{Phase, Step};
 use super::plan::{self, CopiedDisk};
 use super::problem::chain;
 use super::progress::{DiskProgress, Downtime, Outcome, ProgressSink};
 use super::streams::{Label, Streams};
-use super::{settle, undo, vm};
+use super::{decide, undo, vm};
 use crate::net::pump::PumpEnd;
 use crate::net::session::Session;
-use crate::qemu::{BlockdevDel, EventKind, Events, Qmp};
+use crate::qemu::{EventKind, Events, Qmp};
 
 /// Between two looks at how far QEMU is.
 const TICK: Duration = Duration::from_millis(250);
@@ -80,6 +81,10 @@ pub(super) struct Source {
     pub(super) session: Session,
     pub(super) link: Link,
     pub(super) journal: Journal,
+    /// Whose the guest is.
+    handover: handover::Source,
+    /// What the machine wants done and has not been done yet.
+    effects: Vec<SourceEffect>,
     pub(super) streams: Streams,
     pub(super) disks: Vec<CopiedDisk>,
     pub(super) grant: Option<Prepared>,
@@ -124,7 +129,14 @@ impl Source {
         }
         let session = connect(&host, &request.peer, &cancel).await?;
         let link = Link::open(&session, request.id).await?;
-        let journal = host.journal(request.id, Role::Source, &request.vm, &peer, examined.running)?;
+        let journal = host.journal(
+            request.id,
+            Role::Source,
+            &request.vm,
+            &peer,
+            examined.running,
+            request.options.keep_source,
+        )?;
         let Examined { qmp, events, disks, .. } = examined;
         let disks = plan::copied(&disks);
         progress.update(|p| p.disks = disks.iter().map(disk_progress).collect());
@@ -141,6 +153,8 @@ impl Source {
             session,
             link,
             journal,
+            handover: handover::Source::new(),
+            effects: Vec::new(),
             streams: Streams::new(),
             disks,
             grant: None,
@@ -157,8 +171,8 @@ impl Source {
     async fn run(mut self) {
         tracing::info!(vm = self.request.vm, peer = self.request.peer, "migration begins");
         match self.perform().await {
-            Ok(started) => self.confirm(started).await,
-            Err(failure) if self.journal.past().handed_over => self.resolve(failure).await,
+            Ok(started) => self.confirm(started, true).await,
+            Err(failure) if self.handover.is_open_question() => self.resolve(failure).await,
             Err(failure) => self.roll_back(failure).await,
         }
     }
@@ -247,13 +261,25 @@ impl Source {
 
     /// The source's last word: durable before the destination hears it.
     async fn hand_over(&mut self) -> Result<Started, Failure> {
-        self.journal.record(Record::HandedOver)?;
-        let deadline = self.host.config.deadlines.hook() + Duration::from_secs(30);
         let since = Instant::now();
-        let answer = self.link.ask(Request::Start, deadline).await?;
-        let Response::Started(started) = answer else {
-            return Err(LinkError::Unexpected { request: "start" }.into());
+        let effects = self.handover.step(SourceInput::Complete)?;
+        let (effects, error) = decide::write_source(&mut self.handover, &mut self.journal, effects, None);
+        self.effects = effects;
+        if let Some(error) = error {
+            return Err(error.into());
+        }
+        self.effects.retain(|e| *e != SourceEffect::Ask(Ask::Start));
+        let deadline = self.host.config.deadlines.hook() + Duration::from_secs(30);
+        let (fate, started) = match self.link.ask(Request::Start, deadline).await? {
+            Response::Started(started) => (Fate::Runs, Some(started)),
+            Response::Fate(fate) => (fate, None),
+            _ => return Err(LinkError::Unexpected { request: "start" }.into()),
         };
+        self.effects = self.handover.step(SourceInput::Heard(fate))?;
+        if fate != Fate::Runs {
+            return Err(LinkError::Unexpected { request: "start" }.into());
+        }
+        let started = started.unwrap_or(Started { hook_ms: None, warnings: Vec::new() });
         self.downtime.start_ms = millis(since);
         self.downtime.total_ms = self.paused_at.map_or(0, millis);
         self.downtime.hook_ms = started.hook_ms;
@@ -261,13 +287,23 @@ impl Source {
     }
 
     /// The guest runs at the destination: take note, tidy up.
-    async fn confirm(mut self, started: Started) {
+    async fn confirm(mut self, started: Started, release: bool) {
         let mut leftovers = Vec::new();
-        if let Err(e) = self.note_moved().await {
+        if let Err(e) = self.enter(Step::Done) {
             leftovers.push(chain(&e));
         }
-        if self.request.options.keep_source {
-            leftovers.extend(self.delete_nodes().await);
+        let effects = std::mem::take(&mut self.effects);
+        let (effects, error) = decide::write_source(&mut self.handover, &mut self.journal, effects, None);
+        leftovers.extend(error.map(|e| chain(&e)));
+        if effects.contains(&SourceEffect::Ask(Ask::Confirmed))
+            && let Err(e) = self.link.demand(Request::Confirmed, Duration::from_secs(10)).await
+        {
+            tracing::info!(error = chain(&e), "the destination ends its part without our thanks");
+        }
+        if !release {
+            leftovers.push(kept_by_force(&self.request.vm));
+        } else if self.request.options.keep_source {
+            leftovers.extend(undo::delete_nodes(&self.qmp, self.journal.past()).await);
         } else if let Err(e) = vm::quit(&self.request.vm, &self.qmp).await {
             leftovers.push(format!("{}; end it by hand, and never continue it", chain(&e)));
         }
@@ -279,25 +315,6 @@ impl Source {
         });
         self.count_bytes();
         self.end(Phase::Done, Outcome::Moved { leftovers });
-    }
-
-    async fn note_moved(&mut self) -> Result<(), Failure> {
-        self.enter(Step::Done)?;
-        self.journal.record(Record::Runs)?;
-        if let Err(e) = self.link.demand(Request::Confirmed, Duration::from_secs(10)).await {
-            tracing::info!(error = chain(&e), "the destination ends its part without our thanks");
-        }
-        Ok(())
-    }
-
-    async fn delete_nodes(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        for node in undo::leftovers(self.journal.past()).nodes {
-            if let Err(e) = self.qmp.execute(BlockdevDel { node_name: node.clone() }).await {
-                left.push(format!("block node {node} in the source's QEMU: {}", chain(&e)));
-            }
-        }
-        left
     }
 
     async fn roll_back(mut self, failure: Failure) {
@@ -312,55 +329,87 @@ impl Source {
         }
         // First of all, so that neither QEMU hangs on a stream that no longer moves.
         self.streams.cut_all();
-        let reason = cause.clone();
-        let told = self.link.demand(Request::Abort { reason }, ABORT_DEADLINE);
-        let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past()));
-        if let Err(e) = told {
-            tracing::info!(error = chain(&e), "the destination could not be told");
-            self.call_off(phase, &cause).await;
+        if self.handover.ended().is_none() {
+            self.effects = decide::source_step(&mut self.handover, SourceInput::Fail);
         }
-        if let Err(e) = self.journal.record(Record::NeverRan) {
-            undone.leftovers.push(chain(&e));
-        }
-        let outcome = failed(phase, &failure, cause, undone.leftovers);
+        let undone = self.take_back(phase, &cause).await;
+        let outcome = failed(phase, &failure, cause, undone);
         self.end(Phase::Failed, outcome);
+    }
+
+    /// Does what the machine wants done about a guest that is ours.
+    async fn take_back(&mut self, phase: Phase, cause: &str) -> Vec<String> {
+        let effects = std::mem::take(&mut self.effects);
+        let wants = |effect| effects.contains(&effect);
+        let (reason, link) = (cause.to_owned(), &mut self.link);
+        let told = async {
+            match wants(SourceEffect::Ask(Ask::Abort)) {
+                true => Some(link.ask(Request::Abort { reason }, ABORT_DEADLINE).await),
+                false => None,
+            }
+        };
+        let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past()));
+        let mut fate = None;
+        match told {
+            Some(Ok(Response::Fate(heard))) => fate = Some(heard),
+            Some(Err(e)) => {
+                tracing::info!(error = chain(&e), "the destination could not be told");
+                fate = self.call_off(phase, cause).await;
+            }
+            _ => {}
+        }
+        let writes = effects.iter().filter(|e| matches!(e, SourceEffect::Write(_))).copied().collect();
+        let (_, error) = decide::write_source(&mut self.handover, &mut self.journal, writes, None);
+        undone.leftovers.extend(error.map(|e| chain(&e)));
+        let mut thanks = effects;
+        if let Some(fate) = fate {
+            thanks.extend(decide::source_step(&mut self.handover, SourceInput::Heard(fate)));
+        }
+        if thanks.contains(&SourceEffect::Ask(Ask::Confirmed)) {
+            decide::thank(&self.host, &self.request.peer, self.request.id).await;
+        }
+        undone.leftovers
     }
 
     /// A destination that lost us undoes its part by itself, at once; but one that has the whole
     /// guest waits for our word for long, and nothing could be tried again meanwhile.
-    async fn call_off(&self, phase: Phase, cause: &str) {
-        if phase < Phase::Switchover || phase == Phase::HandOver {
-            return;
+    async fn call_off(&self, phase: Phase, cause: &str) -> Option<Fate> {
+        if phase < Phase::Switchover {
+            return None;
         }
-        if let Err(e) = settle::call_off(&self.host, &self.request.peer, self.request.id, cause).await {
+        let told = decide::call_off(&self.host, &self.request.peer, self.request.id, cause).await;
+        told.unwrap_or_else(|e| {
             tracing::info!(
                 error = chain(&e),
                 "the destination undoes its part when it misses us for too long"
             );
-        }
+            None
+        })
     }
 
-    /// Handed over, and no word: asks until the destination says what became of the guest.
+    /// The guest may be either side's: asks until that is decided.
     async fn resolve(mut self, failure: Failure) {
-        tracing::error!(cause = chain(&failure), "handed over, and the destination's word is missing");
+        tracing::error!(cause = chain(&failure), "the hand-over is open: the destination is asked");
         self.streams.cut_all();
-        let resolved = settle::Handed {
-            host: Arc::clone(&self.host),
-            peer: self.request.peer.clone(),
-            progress: self.progress.clone(),
-        };
-        match resolved.ask_until_decided(&self.journal, chain(&failure)).await {
-            settle::Decision::Runs(started, link) => {
-                self.phase = Phase::Undecided;
-                self.link = *link;
-                self.downtime.total_ms = self.paused_at.map_or(0, millis);
-                self.confirm(started).await;
-            }
-            settle::Decision::NeverRan => {
-                self.phase = Phase::HandOver;
-                self.roll_back(failure).await;
-            }
+        let (host, progress) = (&self.host, self.progress.clone());
+        let question = decide::Question::new(host, &self.request.peer, self.request.id, progress);
+        let mut effects = std::mem::take(&mut self.effects);
+        if effects.is_empty() {
+            effects = decide::source_step(&mut self.handover, SourceInput::Again);
         }
+        let cause = chain(&failure);
+        let decided = question.decide(&mut self.handover, &mut self.journal, effects, cause).await;
+        self.effects = decided.effects;
+        if let Some(link) = decided.link {
+            self.link = link;
+        }
+        if self.handover.ended() == Some(Ended::Moved) {
+            self.phase = Phase::Undecided;
+            self.downtime.total_ms = self.paused_at.map_or(0, millis);
+            return self.confirm(decided.started, decided.forced.is_none()).await;
+        }
+        self.phase = Phase::HandOver;
+        self.roll_back(failure).await;
     }
 
     /// The cause in words; the other side's when ours is only the echo of it.
@@ -446,6 +495,14 @@ async fn connect(host: &Host, peer: &str, cancel: &CancellationToken) -> Result<
 /// Who cancelled: an operator, or the agent on its way out.
 pub(super) fn cancelled(host: &Host) -> Failure {
     if host.stopping.is_cancelled() { Failure::Stopping } else { Failure::Cancelled }
+}
+
+/// An operator's word alone does not end a QEMU that has the only copy of a guest's RAM.
+pub(super) fn kept_by_force(vm: &str) -> String {
+    format!(
+        "the QEMU of VM {vm}, paused: an operator gave the VM to the destination. Never continue it; end it \
+         once the VM runs there"
+    )
 }
 
 fn disk_progress(disk: &CopiedDisk) -> DiskProgress {

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::journal::{Past, Undo};
 use super::problem::chain;
-use crate::qemu::{Cont, Qmp, QmpError, QueryStatus, RunState, SourceLeftovers, source_cleanup};
+use crate::qemu::{BlockdevDel, Cont, Qmp, QmpError, QueryStatus, RunState, SourceLeftovers, source_cleanup};
 
 /// How long the guest may take to run again.
 const RESUME_DEADLINE: Duration = Duration::from_secs(15);
@@ -57,6 +57,17 @@ pub(crate) fn leftovers(past: &Past) -> SourceLeftovers {
                 left.parameters_before = Some(*parameters);
             }
             Undo::Qemu | Undo::NbdServer | Undo::Export(_) => {}
+        }
+    }
+    left
+}
+
+/// Takes what was made out of a QEMU that is kept, and whose guest has moved.
+pub(crate) async fn delete_nodes(qmp: &Qmp, past: &Past) -> Vec<String> {
+    let mut left = Vec::new();
+    for node in leftovers(past).nodes {
+        if let Err(e) = qmp.execute(BlockdevDel { node_name: node.clone() }).await {
+            left.push(format!("block node {node} in the source's QEMU: {}", chain(&e)));
         }
     }
     left
