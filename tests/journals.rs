@@ -226,7 +226,7 @@ fn a_journal_is_kept_until_its_source_knows() {
         let (header, records) = ended(number, Role::Source, false, 1, &[]);
         write(folder.path(), header, records);
     }
-    let mut kept = |number, role, confirmed, age, left: &[&str]| {
+    let kept = |number, role, confirmed, age, left: &[&str]| {
         let (header, records) = ended(number, role, confirmed, age, left);
         write(folder.path(), header, records)
     };
