@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::migrate::Options;
 use crate::migrate::problem::Problem;
+use crate::migrate::progress::Reconnecting;
 
 /// The version that all paths begin with.
 pub const VERSION: &str = "/v1";
@@ -50,6 +51,9 @@ pub struct SessionStatus {
     pub sent_bytes: u64,
     /// Bytes of streams received.
     pub received_bytes: u64,
+    /// Set while the session has no connection.
+    #[serde(default)]
+    pub reconnecting: Option<Reconnecting>,
 }
 
 /// `POST /v1/migrations`

@@ -101,6 +101,11 @@ pub struct MetricsConfig {
 pub struct Deadlines {
     /// Nothing received on a connection for this long means that it is dead (1–600).
     pub dead_peer_s: u64,
+    /// A session goes on without a connection for this long (1–3600); then it ends, and with it
+    /// every migration that has not been handed over.
+    pub resume_s: u64,
+    /// The same while a migration keeps its guest paused (1–3600): then it rolls back.
+    pub resume_paused_s: u64,
     /// A fresh destination QEMU must offer its monitor within this time (1–600).
     pub qemu_start_s: u64,
     /// A mirror or RAM stream without any progress for this long fails the migration (5–3600).
@@ -114,7 +119,15 @@ pub struct Deadlines {
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self { dead_peer_s: 5, qemu_start_s: 60, stall_s: 60, hook_s: 30, handover_s: 120 }
+        Self {
+            dead_peer_s: 5,
+            resume_s: 60,
+            resume_paused_s: 15,
+            qemu_start_s: 60,
+            stall_s: 60,
+            hook_s: 30,
+            handover_s: 120,
+        }
     }
 }
 
@@ -123,6 +136,16 @@ impl Deadlines {
     #[must_use]
     pub fn dead_peer(&self) -> Duration {
         Duration::from_secs(self.dead_peer_s)
+    }
+    /// See [`Deadlines::resume_s`].
+    #[must_use]
+    pub fn resume(&self) -> Duration {
+        Duration::from_secs(self.resume_s)
+    }
+    /// See [`Deadlines::resume_paused_s`].
+    #[must_use]
+    pub fn resume_paused(&self) -> Duration {
+        Duration::from_secs(self.resume_paused_s)
     }
     /// See [`Deadlines::qemu_start_s`].
     #[must_use]
@@ -266,6 +289,8 @@ impl Deadlines {
     fn check(&self) -> Result<(), (String, String)> {
         let ranges = [
             ("dead_peer_s", self.dead_peer_s, 1, 600),
+            ("resume_s", self.resume_s, 1, 3600),
+            ("resume_paused_s", self.resume_paused_s, 1, 3600),
             ("qemu_start_s", self.qemu_start_s, 1, 600),
             ("stall_s", self.stall_s, 5, 3600),
             ("hook_s", self.hook_s, 1, 600),

@@ -12,3 +12,4 @@ pub mod mux;
 pub mod net;
 pub mod pki;
 pub mod qemu;
+pub mod words;

@@ -1,8 +1,8 @@
 //! Metric names and registration. Labels are bounded: peers and results, never ids or addresses.
 
 use prometheus::{
-    Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    CounterVec, Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::migrate::journal::Role;
@@ -18,11 +18,16 @@ pub struct Metrics {
     downtime: HistogramVec,
     duration: HistogramVec,
     moved_bytes: IntCounterVec,
+    retries: IntCounterVec,
     sessions: IntGaugeVec,
     session_ends: IntCounterVec,
     sent_bytes: IntCounterVec,
     received_bytes: IntCounterVec,
     streams: IntGaugeVec,
+    away: IntGaugeVec,
+    away_seconds: CounterVec,
+    reconnects: IntCounterVec,
+    replayed_bytes: IntCounterVec,
     replay_log_bytes: IntGaugeVec,
     rtt_seconds: GaugeVec,
     connect_failures: IntCounterVec,
@@ -66,6 +71,12 @@ impl Metrics {
                 "Bytes on the streams of ended migrations of which this host was the source, both directions.",
                 &[],
             )?,
+            retries: counter(
+                &r,
+                "migration_retries_total",
+                "Tries after the first of ended migrations of which this host was the source.",
+                &[],
+            )?,
             sessions: gauge(&r, "sessions", "Live sessions.", &["peer"])?,
             session_ends: counter(&r, "session_ends_total", "Ended sessions.", &["peer", "reason"])?,
             sent_bytes: counter(&r, "session_sent_bytes_total", "Bytes of streams sent.", &["peer"])?,
@@ -76,6 +87,25 @@ impl Metrics {
                 &["peer"],
             )?,
             streams: gauge(&r, "session_streams", "Open streams.", &["peer"])?,
+            away: gauge(&r, "sessions_away", "Live sessions that wait for a new connection.", &["peer"])?,
+            away_seconds: seconds_counter(
+                &r,
+                "session_away_seconds_total",
+                "Time that sessions which went on have spent without a connection.",
+                &["peer"],
+            )?,
+            reconnects: counter(
+                &r,
+                "session_reconnects_total",
+                "Times that a session went on over a new connection.",
+                &["peer"],
+            )?,
+            replayed_bytes: counter(
+                &r,
+                "session_replayed_bytes_total",
+                "Bytes sent again after a connection was lost.",
+                &["peer"],
+            )?,
             replay_log_bytes: gauge(
                 &r,
                 "session_replay_log_bytes",
@@ -113,6 +143,7 @@ impl Metrics {
             self.duration.with_label_values(&[role]);
         }
         self.moved_bytes.with_label_values::<&str>(&[]);
+        self.retries.with_label_values::<&str>(&[]);
         self.downtime.with_label_values::<&str>(&[]);
     }
 
@@ -133,6 +164,7 @@ impl Metrics {
         self.migrations.with_label_values(&[role, outcome.label()]).inc();
         // The destination does not count streams by migration.
         self.moved_bytes.with_label_values::<&str>(&[]).inc_by(progress.stream_bytes());
+        self.retries.with_label_values::<&str>(&[]).inc_by(progress.retries());
         self.duration.with_label_values(&[role]).observe(progress.elapsed_ms as f64 / 1e3);
         if let (Outcome::Moved { .. }, Some(downtime)) = (outcome, &progress.downtime) {
             self.downtime.with_label_values::<&str>(&[]).observe(downtime.total_ms as f64 / 1e3);
@@ -153,12 +185,19 @@ impl Metrics {
         self.received_bytes
             .with_label_values(label)
             .inc_by(now.received_data_bytes.saturating_sub(before.received_data_bytes));
+        self.reconnects.with_label_values(label).inc_by(now.reconnects.saturating_sub(before.reconnects));
+        self.replayed_bytes
+            .with_label_values(label)
+            .inc_by(now.replayed_bytes.saturating_sub(before.replayed_bytes));
+        let away = now.away.saturating_sub(before.away);
+        self.away_seconds.with_label_values(label).inc_by(away.as_secs_f64());
     }
 
-    /// The state of a peer's sessions; all of them added up.
-    pub fn peer_sessions(&self, peer: &str, sessions: usize, stats: &[Stats]) {
+    /// The state of a peer's sessions, `away` of which have no connection; all of them added up.
+    pub fn peer_sessions(&self, peer: &str, away: usize, stats: &[Stats]) {
         let label = &[peer];
-        self.sessions.with_label_values(label).set(sessions as i64);
+        self.sessions.with_label_values(label).set(stats.len() as i64);
+        self.away.with_label_values(label).set(away as i64);
         self.streams.with_label_values(label).set(stats.iter().map(|s| s.streams as i64).sum());
         self.replay_log_bytes.with_label_values(label).set(stats.iter().map(|s| s.log_bytes as i64).sum());
         match stats.iter().filter_map(|s| s.rtt_min).min() {
@@ -199,6 +238,17 @@ fn counter(
     labels: &[&str],
 ) -> Result<IntCounterVec, prometheus::Error> {
     let metric = IntCounterVec::new(Opts::new(format!("vmferry_{name}"), help), labels)?;
+    r.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn seconds_counter(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<CounterVec, prometheus::Error> {
+    let metric = CounterVec::new(Opts::new(format!("vmferry_{name}"), help), labels)?;
     r.register(Box::new(metric.clone()))?;
     Ok(metric)
 }

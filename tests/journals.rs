@@ -27,6 +27,7 @@ fn header(number: u128, role: Role) -> Header {
         began_at: BEGAN,
         running: true,
         keep_source: false,
+        retry: None,
     }
 }
 

@@ -28,6 +28,9 @@ use vmferry::pki::{CaRequest, HostRequest, create_ca, issue_host};
 /// No wait of these tests is longer; none of them is expected to come near it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long sessions wait for another connection.
+const RESUME: Duration = Duration::from_secs(2);
+
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
@@ -66,7 +69,7 @@ impl Side {
         let tls = tls(dir, name);
         let identity = tls.identity.clone();
         let dead = config.dead_after;
-        let endpoint = Endpoint::new(tls, config, dead).unwrap();
+        let endpoint = Endpoint::new(tls, config, dead).unwrap().with_resume(RESUME);
         let (sender, incoming) = mpsc::channel(64);
         let (starts, started) = mpsc::unbounded_channel();
         let pool = Arc::new(Pool::new(endpoint, sender, starts));
@@ -392,6 +395,7 @@ async fn a_silent_peer_is_given_up_and_its_streams_with_it() {
     };
     let a = Side::new(dir.path(), "alpha", config.clone()).await;
     let mut b = Side::new(dir.path(), "bravo", config).await;
+    // The session's own patience is the business of tests/resume.rs.
     let (relay, cut) = relay_to(b.address).await;
     let session = a.pool.session(&b.identity, Some(&relay.to_string())).await.unwrap();
     let accepting = async { b.offered().await.accept().await.unwrap() };
@@ -399,7 +403,7 @@ async fn a_silent_peer_is_given_up_and_its_streams_with_it() {
     let _theirs = (opened.unwrap(), accepted);
     cut.send(()).unwrap();
     let end = soon("the session's end", session.ended()).await;
-    assert!(matches!(end.cause, EndCause::Session(_) | EndCause::Io(_)), "{:?}", end.cause);
+    assert!(matches!(end.cause, EndCause::Lost { .. }), "{:?}", end.cause);
     assert!(!session.is_live());
 }
 

@@ -21,10 +21,13 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "agent::How",
             "agent::run",
+            "agent::succession_formats",
             "api",
             "config::DEFAULT_PATH",
             "migrate::Options",
+            "migrate::Retry",
             "migrate::phase",
             "migrate::problem",
             "migrate::progress",
@@ -33,14 +36,15 @@ const EDGES: &[(&str, &[&str])] = &[
     // `vmferry certs` works on files, without an agent.
     ("cli::certs", &["cli", "net::identity", "net::tls::TlsPaths", "pki"]),
     ("agent", &["api", "config", "metrics", "migrate", "mux", "net"]),
-    ("api", &["migrate::Options", "migrate::problem"]),
+    ("api", &["migrate::Options", "migrate::problem", "migrate::progress::Reconnecting"]),
     ("metrics", &["migrate::journal::Role", "migrate::progress", "mux::Stats"]),
-    ("migrate", &["config", "mux", "net", "qemu"]),
-    ("net", &["mux"]),
+    ("migrate", &["config", "mux", "net", "qemu", "words"]),
+    ("net", &["mux", "words"]),
     ("pki", &["net::credentials", "net::identity", "net::tls"]),
     ("config", &[]),
     ("mux", &[]),
     ("qemu", &[]),
+    ("words", &[]),
     ("lib", &[]),
     ("main", &[]),
 ];

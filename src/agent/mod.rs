@@ -1,10 +1,13 @@
 //! Wires listeners, sessions, migrations, the local API and metrics; owns all tasks.
 
 mod api;
+mod inherit;
 mod listen;
+mod passing;
 mod registry;
 mod reload;
 mod start;
+mod succession;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,13 +21,13 @@ use crate::api::{MigrateRequest, SessionStatus, Status};
 use crate::metrics::Metrics;
 use crate::migrate::journal::Role;
 use crate::migrate::problem::chain;
-use crate::migrate::progress::{Progress, ProgressSink};
+use crate::migrate::progress::{Progress, ProgressSink, Reconnecting};
 use crate::migrate::{self, Host, SourceRequest};
 use crate::mux::{Code, Role as DialRole, Stats};
-use crate::net::session::{EndCause, IncomingStream, Session};
+use crate::net::session::{IncomingStream, Session};
 use registry::Registry;
 
-pub use start::{AgentError, run};
+pub use start::{AgentError, How, run, succession_formats};
 
 /// Between two looks at a session's figures.
 const SAMPLE: Duration = Duration::from_secs(1);
@@ -46,25 +49,36 @@ pub(crate) struct Agent {
 impl Agent {
     /// Begins a migration; `None` when the agent is on its way out.
     fn migrate(self: &Arc<Self>, request: MigrateRequest) -> Option<Progress> {
-        if self.stopping.is_cancelled() {
+        if self.stopping.is_cancelled() || self.host.is_freezing() {
             return None;
         }
         let id = Uuid::new_v4();
         let identity = self.host.config.peers.get(&request.to).map_or(&request.to, |p| &p.identity);
         let progress = ProgressSink::new(Progress::new(id, &request.vm, Role::Source, identity));
         let cancel = self.registry.add(progress.clone());
-        let source = SourceRequest { id, vm: request.vm, peer: request.to, options: request.options };
+        let MigrateRequest { vm, to: peer, options } = request;
+        let source = SourceRequest { id, vm, peer, options, retry: None };
         let (agent, sink) = (Arc::clone(self), progress.clone());
         self.sources.spawn(async move {
             migrate::migrate(Arc::clone(&agent.host), source, sink.clone(), cancel).await;
-            agent.metrics.migration_ended(&sink.now());
+            agent.ended(&sink);
         });
         Some(progress.now())
+    }
+
+    /// Counts a migration that is at its end; one that was left to another process is not.
+    fn ended(&self, progress: &ProgressSink) {
+        self.metrics.migration_ended(&progress.now());
     }
 
     /// Serves the streams that peers open.
     async fn serve_streams(self: Arc<Self>, mut incoming: mpsc::Receiver<IncomingStream>) {
         while let Some(stream) = incoming.recv().await {
+            if self.host.is_freezing() {
+                // Whoever takes the session up hears of it again.
+                stream.leave();
+                continue;
+            }
             let agent = Arc::clone(&self);
             self.served.spawn(async move {
                 let mut sink = None;
@@ -74,7 +88,7 @@ impl Agent {
                 };
                 migrate::route(Arc::clone(&agent.host), stream, announce).await;
                 if let Some(sink) = sink {
-                    agent.metrics.migration_ended(&sink.now());
+                    agent.ended(&sink);
                 }
             });
         }
@@ -91,7 +105,8 @@ impl Agent {
     async fn follow(&self, session: Session) {
         let info = session.info();
         let peer = info.peer.as_str();
-        tracing::info!(peer, address = %info.address, cipher = info.cipher, "session begins");
+        let connection = session.link().connection;
+        tracing::info!(peer, address = %connection.address, cipher = connection.cipher, "session begins");
         let mut before = Stats::default();
         let end = loop {
             tokio::select! {
@@ -105,35 +120,31 @@ impl Agent {
         };
         self.metrics.session_moved(peer, &before, &end.stats);
         self.sample(peer).await;
-        let reason = match &end.cause {
-            EndCause::Io(_) => "io",
-            EndCause::Tls(_) => "tls",
-            EndCause::PeerClosed => "peer_closed",
-            EndCause::Session(_) => "session",
-            EndCause::Closed(code) => code.name(),
-        };
-        self.metrics.session_ended(peer, reason);
+        self.metrics.session_ended(peer, end.cause.label());
         tracing::info!(peer, cause = chain(&end.cause), "session ends");
     }
 
     async fn sample(&self, peer: &str) {
         let live = self.host.pool.all();
         let mut stats = Vec::new();
+        let mut away = 0;
         for session in live.iter().filter(|s| s.info().peer.as_str() == peer) {
             stats.push(session.stats().await);
+            away += usize::from(session.away_since().is_some());
         }
-        self.metrics.peer_sessions(peer, stats.len(), &stats);
+        self.metrics.peer_sessions(peer, away, &stats);
     }
 
     async fn status(&self) -> Status {
         let mut sessions = Vec::new();
         for session in self.host.pool.all() {
-            let (info, stats) = (session.info(), session.stats().await);
+            let (info, link, stats) = (session.info(), session.link(), session.stats().await);
             sessions.push(SessionStatus {
                 peer: info.peer.to_string(),
-                address: info.address.to_string(),
+                address: link.connection.address.to_string(),
                 dialed: info.role == DialRole::Dialer,
-                cipher: info.cipher.clone(),
+                cipher: link.connection.cipher.clone(),
+                reconnecting: link.away.as_ref().map(Reconnecting::now),
                 age_s: info.since.elapsed().as_secs(),
                 streams: stats.streams as u64,
                 sent_bytes: stats.sent_data_bytes,

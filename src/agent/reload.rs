@@ -51,7 +51,9 @@ fn end_untrusted(agent: &Agent) {
     let tls = agent.host.pool.endpoint().tls();
     for session in agent.host.pool.all() {
         let info = session.info();
-        if let Err(failure) = tls.reverify(&info.chain, role_of_peer(&session), &info.peer) {
+        if let Err(failure) =
+            tls.reverify(&session.link().connection.chain, role_of_peer(&session), &info.peer)
+        {
             tracing::warn!(peer = %info.peer, cause = %failure, "a session's peer is not trusted any more");
             session.close(Code::Auth, "your certificate is not accepted any more");
         }

@@ -77,7 +77,7 @@ impl Interrupts {
 
 enum View {
     Json,
-    Plain { phase: Option<Phase>, at: Instant },
+    Plain { shown: Option<(Phase, bool, String)>, at: Instant },
     Bars { all: MultiProgress, head: ProgressBar, bars: BTreeMap<String, ProgressBar> },
 }
 
@@ -88,7 +88,7 @@ impl View {
             return Self::Json;
         }
         if !std::io::stderr().is_terminal() {
-            return Self::Plain { phase: None, at: Instant::now() };
+            return Self::Plain { shown: None, at: Instant::now() };
         }
         let all = MultiProgress::new();
         let head = all.add(ProgressBar::new_spinner());
@@ -99,9 +99,10 @@ impl View {
     fn show(&mut self, progress: &Progress) -> anyhow::Result<()> {
         match self {
             Self::Json => println!("{}", serde_json::to_string(progress)?),
-            Self::Plain { phase, at } => {
-                if *phase != Some(progress.phase) || at.elapsed() > PLAIN_EVERY {
-                    (*phase, *at) = (Some(progress.phase), Instant::now());
+            Self::Plain { shown, at } => {
+                let now = Some((progress.phase, progress.reconnecting.is_some(), which_try(progress)));
+                if *shown != now || at.elapsed() > PLAIN_EVERY {
+                    (*shown, *at) = (now, Instant::now());
                     eprintln!("{}", plain(progress));
                 }
             }
@@ -124,12 +125,38 @@ impl View {
     }
 }
 
+/// The one thing that matters while it lasts.
+fn reconnecting(progress: &Progress) -> Option<String> {
+    let missing = progress.reconnecting.as_ref()?;
+    Some(format!("reconnecting, {} s of {} ({})", missing.for_s, missing.of_s, missing.cause))
+}
+
+/// Which try it is, where there may be several.
+fn which_try(progress: &Progress) -> String {
+    progress.tries.as_ref().map_or_else(String::new, |t| format!(", try {} of {}", t.number, t.of))
+}
+
+/// The wait for the next try, while there is one.
+fn waiting(progress: &Progress) -> Option<String> {
+    let next_in_ms = progress.tries.as_ref()?.next_in_ms?;
+    let last = progress.tries.as_ref()?.last_failure.as_deref().unwrap_or_default();
+    let head = format!("{} to {}{}", progress.vm, progress.peer, which_try(progress));
+    Some(format!("{head}, next in {} s: {last}", next_in_ms.div_ceil(1000)))
+}
+
 fn plain(progress: &Progress) -> String {
+    if let Some(waiting) = waiting(progress) {
+        return waiting;
+    }
+    if let Some(words) = reconnecting(progress) {
+        return format!("{} to {}: {}, {words}", progress.vm, progress.peer, progress.phase.name());
+    }
     let (done, total) = totals(progress);
     format!(
-        "{} to {}: {} {} of {}, {}/s",
+        "{} to {}{}: {} {} of {}, {}/s",
         progress.vm,
         progress.peer,
+        which_try(progress),
         progress.phase.name(),
         HumanBytes(done),
         HumanBytes(total),
@@ -152,13 +179,18 @@ fn draw(
     bars: &mut BTreeMap<String, ProgressBar>,
     progress: &Progress,
 ) {
+    if let Some(waiting) = waiting(progress) {
+        return head.set_message(waiting);
+    }
     let eta = eta(progress).map(|t| format!(", about {} left", HumanDuration(t))).unwrap_or_default();
+    let pace =
+        reconnecting(progress).unwrap_or_else(|| format!("{}/s{eta}", HumanBytes(progress.rate_bytes_per_s)));
     head.set_message(format!(
-        "{} to {}: {}, {}/s{eta}",
+        "{} to {}{}: {}, {pace}",
         progress.vm,
         progress.peer,
-        progress.phase.name(),
-        HumanBytes(progress.rate_bytes_per_s),
+        which_try(progress),
+        progress.phase.name()
     ));
     for disk in &progress.disks {
         let state = if disk.ready { "in step" } else { "" };

@@ -4,6 +4,12 @@
 //! back. Before that, anything that fails, and any loss of the source, undoes what it prepared
 //! and leaves the durable word that the guest never ran here.
 
+mod end;
+mod start;
+
+use end::never_ran;
+pub(super) use end::undo;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,27 +18,26 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::admission::{permitted, target_problems, unreachable};
-use super::decide;
 use super::exports::NbdServer;
-use super::handover::{self, Ask, DestinationEffect, DestinationInput, DestinationState, Ended, Ran};
+use super::handover::{self, DestinationEffect, DestinationInput, DestinationState, Ended};
 use super::host::{Host, Registration, Reservation};
-use super::journal::{Journal, Past, Record, Role, Undo};
+use super::journal::{Beginning, Journal, Record, Role, Undo};
 use super::message::{Fate, Notice, Offer, Prepared, Reply, Request, Response, Started};
 use super::perform::RAM_CHANNEL;
 use super::phase::Phase;
 use super::problem::chain;
-use super::progress::{Outcome, Progress, ProgressSink};
+use super::progress::{Progress, ProgressSink};
 use super::reception::{Control, Incoming};
 use super::streams::{Label, Streams, socket_pair};
 use super::trouble::Trouble;
 use super::vm::{self, StartedQemu};
-use super::{plan, settle};
+use super::{plan, witness};
 use crate::mux::{Code, purpose};
 use crate::net::identity::Identity;
 use crate::net::session::IncomingStream;
 use crate::qemu::{
-    Abilities, Cont, DestinationLeftovers, EventKind, Events, MigrateIncoming, MigrateSetCapabilities,
-    MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, Stop, destination_cleanup, disks, names,
+    Abilities, EventKind, Events, MigrateIncoming, MigrateSetCapabilities, MigrationStatus, Qmp,
+    QueryMigrate, Stop, disks, names,
 };
 
 /// Streams that may wait to be attached.
@@ -44,28 +49,46 @@ const CONFIRM_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A destination at work.
 pub(super) struct Destination {
-    host: Arc<Host>,
-    vm: String,
-    peer: Identity,
-    journal: Journal,
+    pub(super) host: Arc<Host>,
+    pub(super) vm: String,
+    pub(super) peer: Identity,
+    pub(super) journal: Journal,
     pub(super) progress: ProgressSink,
-    qmp: Qmp,
-    events: Events,
-    started: Option<StartedQemu>,
-    nbd: Option<NbdServer>,
-    exports: Vec<super::message::Export>,
-    streams: Streams,
-    offered: mpsc::Receiver<IncomingStream>,
-    controls: mpsc::Receiver<(Control, Request)>,
-    ram: Option<std::os::fd::OwnedFd>,
-    incoming: bool,
+    pub(super) qmp: Qmp,
+    pub(super) events: Events,
+    pub(super) started: Option<StartedQemu>,
+    pub(super) nbd: Option<NbdServer>,
+    pub(super) exports: Vec<super::message::Export>,
+    pub(super) images: Vec<witness::Image>,
+    pub(super) streams: Streams,
+    pub(super) offered: mpsc::Receiver<IncomingStream>,
+    pub(super) controls: mpsc::Receiver<(Control, Request)>,
+    pub(super) ram: Option<std::os::fd::OwnedFd>,
+    pub(super) incoming: bool,
     /// Whose the guest is.
-    handover: handover::Destination,
+    pub(super) handover: handover::Destination,
     /// What was granted for which offer, and how the guest started: to be said again.
-    granted: Option<(Offer, Prepared)>,
-    said_started: Option<Started>,
-    _registration: Registration,
-    _reservation: Reservation,
+    pub(super) granted: Option<(Offer, Prepared)>,
+    pub(super) said_started: Option<Started>,
+    /// Nobody has listened to QEMU for a while: what happened is asked for.
+    pub(super) missed_events: bool,
+    pub(super) _registration: Registration,
+    pub(super) _reservation: Reservation,
+}
+
+/// Where a destination gets its streams.
+pub(super) struct Served {
+    pub(super) offered: mpsc::Receiver<IncomingStream>,
+    pub(super) controls: mpsc::Receiver<(Control, Request)>,
+}
+
+impl Served {
+    /// With the ends that fill it.
+    pub(super) fn new() -> (Self, mpsc::Sender<IncomingStream>, mpsc::Sender<(Control, Request)>) {
+        let (stream_sender, offered) = mpsc::channel(STREAMS_WAITING_MAX);
+        let (control_sender, controls) = mpsc::channel(1);
+        (Self { offered, controls }, stream_sender, control_sender)
+    }
 }
 
 /// What the loop does next.
@@ -88,7 +111,7 @@ impl Destination {
         let config = host.vm(&offer.vm, "destination").map_err(problem)?.clone();
         let reservation = host.reserve(&offer.vm, migration).map_err(problem)?;
         let mut journal =
-            host.journal(migration, Role::Destination, &offer.vm, &peer, offer.running, false)?;
+            host.journal(migration, Role::Destination, &peer, Beginning::of_destination(offer))?;
         let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {
             Ok(found) => found,
             Err(trouble) => {
@@ -97,9 +120,8 @@ impl Destination {
                 return Err(trouble);
             }
         };
-        let (stream_sender, offered) = mpsc::channel(STREAMS_WAITING_MAX);
-        let (control_sender, controls) = mpsc::channel(1);
-        let incoming = Incoming { peer: peer.clone(), streams: stream_sender, control: control_sender };
+        let (served, offers, controls) = Served::new();
+        let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
         let registration = host.register(migration, incoming);
         let progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
         let mut destination = Self {
@@ -113,14 +135,16 @@ impl Destination {
             started,
             nbd: None,
             exports: plan::exports(&offer.disks),
+            images: Vec::new(),
             streams: Streams::new(),
-            offered,
-            controls,
+            offered: served.offered,
+            controls: served.controls,
             ram: None,
             incoming: false,
             handover: handover::Destination::new(),
             granted: None,
             said_started: None,
+            missed_events: false,
             _registration: registration,
             _reservation: reservation,
         };
@@ -144,6 +168,10 @@ impl Destination {
         // A QEMU that was started without -S would run its guest unasked.
         self.qmp.execute(Stop).await?;
         let disks = disks(&self.qmp).await?;
+        self.images = witness::images(&disks);
+        let since = offer.after.map_or_else(Vec::new, |after| {
+            witness::since(&self.host, &self.peer, &self.vm, after, &self.images)
+        });
         let nodes: Vec<_> = self
             .exports
             .iter()
@@ -159,6 +187,7 @@ impl Destination {
             exports: self.exports.clone(),
             qemu: format!("QEMU {major}.{minor}.{micro}"),
             restartable: self.started.is_some(),
+            since,
         })
     }
 
@@ -167,10 +196,10 @@ impl Destination {
     }
 
     /// Serves the source until the guest runs here, or never will.
-    pub(super) async fn run(mut self, control: Control) {
-        let mut control = Some(control);
+    pub(super) async fn run(mut self, mut control: Option<Control>) {
         match self.work(&mut control).await {
             Ok(()) => self.end_moved(Vec::new()),
+            Err(Trouble::Frozen) => self.stop(control).await,
             Err(trouble) if self.handover.ended() == Some(Ended::Moved) => self.go_on(&trouble),
             Err(trouble) => {
                 tracing::warn!(vm = self.vm, cause = chain(&trouble), "the destination gives up");
@@ -184,8 +213,12 @@ impl Destination {
     }
 
     async fn work(&mut self, control: &mut Option<Control>) -> Result<(), Trouble> {
-        let mut alone_until = None;
+        let mut alone_until = if control.is_none() { Some(self.on_source_lost()?) } else { None };
+        if std::mem::take(&mut self.missed_events) {
+            self.catch_up(control).await?;
+        }
         loop {
+            let frozen = self.host.frozen();
             let request = async {
                 match control.as_mut() {
                     Some(control) => control.request().await,
@@ -223,6 +256,7 @@ impl Destination {
                 (label, end) = self.streams.ended() => {
                     tracing::debug!(stream = %label, end = chain(&end), "a stream ended");
                 }
+                () = frozen => return Err(Trouble::Frozen),
                 // A guest that is here whole may be handed over at any moment: that is waited for.
                 () = self.host.stopping.cancelled(), if !self.handover.is_loaded() && !self.runs() => return Err(Trouble::Stopping),
                 () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() => {
@@ -237,6 +271,19 @@ impl Destination {
 
     fn runs(&self) -> bool {
         self.handover.ended() == Some(Ended::Moved)
+    }
+
+    /// Asks QEMU what has happened while nobody listened.
+    async fn catch_up(&mut self, control: &mut Option<Control>) -> Result<(), Trouble> {
+        if !self.incoming || self.handover.is_loaded() {
+            return Ok(());
+        }
+        let status = self.qmp.execute(QueryMigrate).await?.status;
+        let loaded = self.on_event(Some(EventKind::Migration { status })).await?;
+        if let (true, Some(control)) = (loaded, control.as_mut()) {
+            control.say(Reply::Notice(Notice::Loaded)).await;
+        }
+        Ok(())
     }
 
     /// How long to wait for a source that was lost; an error when there is nothing to wait for.
@@ -360,9 +407,9 @@ impl Destination {
                 return stream.refuse(Code::ConnectFailed);
             }
         };
-        let runtime = stream.session().runtime().clone();
+        let session = stream.session().clone();
         match stream.accept().await {
-            Ok(stream) => self.streams.start(label, &runtime, local, stream),
+            Ok(stream) => self.streams.start(label, &session, local, stream),
             Err(e) => tracing::warn!(stream = %label, error = %e, "the stream ended before it began"),
         }
     }
@@ -386,161 +433,6 @@ impl Destination {
         }
         Ok(())
     }
-
-    /// The guest is ours from the record on, unless its QEMU turns out to be gone before it was
-    /// told to run it: then it surely never ran here.
-    async fn start_guest(&mut self, control: &mut Control) -> Result<(), Trouble> {
-        self.qmp.execute(QueryStatus).await?;
-        let effects = self.handover.step(DestinationInput::Asked(Ask::Start))?;
-        if let Some(error) = self.write(effects) {
-            return Err(error.into());
-        }
-        self.enter(Phase::HandOver);
-        let mut warnings = Vec::new();
-        let hook_ms = self.run_hook(&mut warnings).await;
-        let (ran, trouble) = self.let_run(&mut warnings).await;
-        let effects = self.handover.step(DestinationInput::Ran(ran))?;
-        if let Some(trouble) = trouble {
-            self.write(effects);
-            return Err(trouble);
-        }
-        self.enter(Phase::Confirm);
-        tracing::info!(vm = self.vm, "the guest runs here");
-        // Said before it is written: `starting` is on the disk, and says the same after a crash.
-        self.said_started = Some(Started { hook_ms, warnings });
-        control.answer(self.word()).await;
-        self.write(effects);
-        Ok(())
-    }
-
-    /// Writes the records of these effects, and of those that follow from them. The rest is done
-    /// where the guest's start or end is.
-    fn write(&mut self, effects: Vec<DestinationEffect>) -> Option<super::journal::JournalError> {
-        let effects = effects.into_iter().filter(|e| matches!(e, DestinationEffect::Write(_))).collect();
-        decide::write_destination(&mut self.handover, &mut self.journal, effects, None).1
-    }
-
-    async fn let_run(&mut self, warnings: &mut Vec<String>) -> (Ran, Option<Trouble>) {
-        if !self.journal.past().header.running {
-            return (Ran::Yes, None);
-        }
-        if let Err(e) = self.qmp.execute(QueryStatus).await {
-            return (Ran::No, Some(e.into()));
-        }
-        match self.qmp.execute(Cont).await {
-            Err(source) if source.desc().is_some() => {
-                return (Ran::No, Some(Trouble::NotStarted { vm: self.vm.clone(), source }));
-            }
-            Err(e) => return (Ran::Perhaps, Some(e.into())),
-            Ok(_) => {}
-        }
-        match self.wait_running().await {
-            Ok(warning) => {
-                warnings.extend(warning);
-                (Ran::Yes, None)
-            }
-            Err(e) => (Ran::Perhaps, Some(e)),
-        }
-    }
-
-    async fn run_hook(&self, warnings: &mut Vec<String>) -> Option<u64> {
-        let hook = &self.host.config.vms.get(&self.vm)?.before_start;
-        if hook.is_empty() {
-            return None;
-        }
-        let since = Instant::now();
-        let ran = vm::run_hook(hook, &self.vm, self.host.config.deadlines.hook()).await;
-        warnings.extend(ran.err());
-        Some(since.elapsed().as_millis() as u64)
-    }
-
-    /// A warning when QEMU does not say that the guest runs.
-    async fn wait_running(&self) -> Result<Option<String>, Trouble> {
-        let until = Instant::now() + RUNNING_DEADLINE;
-        loop {
-            let info = self.qmp.execute(QueryStatus).await?;
-            if info.running {
-                return Ok(None);
-            }
-            if Instant::now() > until {
-                return Ok(Some(format!("VM {} was started and is in state {}", self.vm, info.status)));
-            }
-            super::source::pause().await;
-        }
-    }
-
-    /// After the word to start nothing leads back: the guest is here, as well as it can be.
-    fn go_on(mut self, trouble: &Trouble) {
-        tracing::error!(vm = self.vm, cause = chain(trouble), "trouble after the hand-over");
-        let mut leftovers = vec![chain(trouble)];
-        if !self.journal.past().runs
-            && let Err(e) = self.journal.record(Record::Runs)
-        {
-            leftovers.push(chain(&e));
-        }
-        self.end_moved(leftovers);
-    }
-
-    fn end_moved(self, leftovers: Vec<String>) {
-        let outcome = Outcome::Moved { leftovers };
-        self.host.end(self.journal, outcome.clone());
-        super::source::finish(&self.progress, Phase::Done, outcome);
-    }
-
-    /// Undoes what was prepared, once it is proved that the guest never ran here and never will.
-    async fn give_up(mut self, trouble: &Trouble, mut control: Option<Control>) {
-        let asked = matches!(trouble, Trouble::Aborted(_));
-        let input = match asked {
-            true => DestinationInput::Asked(Ask::Abort),
-            false => DestinationInput::Trouble,
-        };
-        let effects = decide::destination_step(&mut self.handover, input);
-        let error = self.write(effects);
-        // Streams first: an NBD client in its handshake would hang QEMU 7.2's server stop.
-        self.streams.cut_all();
-        self.ram = None;
-        self.nbd = None;
-        if !self.prove(&mut control).await {
-            tracing::warn!(vm = self.vm, "the agent stops before its disk has taken a record");
-            return;
-        }
-        let mut leftovers: Vec<String> = error.map(|e| chain(&e)).into_iter().collect();
-        leftovers.extend(undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await);
-        let outcome = never_ran(trouble, leftovers);
-        self.host.end(self.journal, outcome.clone());
-        tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");
-        super::source::finish(&self.progress, Phase::Failed, outcome);
-        if let Some(mut control) = control {
-            if asked {
-                control.answer(Response::Fate(Fate::NeverRan)).await;
-            }
-            control.finish();
-        }
-    }
-
-    /// Tries until the journal proves that the guest never will run; not when the agent stops before.
-    async fn prove(&mut self, control: &mut Option<Control>) -> bool {
-        while self.handover.ended().is_none() {
-            tokio::select! {
-                () = tokio::time::sleep(decide::ASK_AGAIN) => {
-                    let effects = decide::destination_step(&mut self.handover, DestinationInput::Again);
-                    self.write(effects);
-                }
-                Some((again, _)) = self.controls.recv() => {
-                    control.insert(again).answer(self.word()).await;
-                }
-                () = self.host.stopping.cancelled() => return false,
-            }
-        }
-        true
-    }
-}
-
-fn never_ran(trouble: &Trouble, leftovers: Vec<String>) -> Outcome {
-    let problems = trouble.refusal().problems;
-    let cancelled = matches!(trouble, Trouble::Aborted(reason) if reason == "cancelled");
-    let cause = chain(trouble);
-    Outcome::Failed { phase: Phase::Prepare, cause, problems, cancelled, leftovers }
 }
 
 async fn find_or_start(
@@ -560,39 +452,4 @@ async fn find_or_start(
         }
         (Err(e), _) => Err(Trouble::Problems(vec![unreachable(name, &chain(&e))])),
     }
-}
-
-/// Whether the QEMU behind the monitor is still the one that waited for this migration.
-async fn is_that_qemu(qmp: &Qmp, past: &Past) -> bool {
-    let took_ram = past.undo.contains(&Undo::Fd(names::RAM_FDNAME.into()));
-    match qmp.execute(QueryStatus).await.map(|info| info.status) {
-        Ok(RunState::InMigrate) => true,
-        Ok(RunState::Paused) => took_ram,
-        _ => false,
-    }
-}
-
-/// Undoes what `past` records: ends the QEMU that we started, or cleans the one that we found.
-pub(super) async fn undo(name: &str, qmp: &Qmp, past: &Past, started: Option<StartedQemu>) -> Vec<String> {
-    if settle::started_qemu(past) {
-        let ended = match started {
-            Some(started) => started.stop(qmp).await,
-            None if is_that_qemu(qmp, past).await => vm::quit(name, qmp).await,
-            // Somebody has started the VM since; what we had started is gone with its process.
-            None => Ok(()),
-        };
-        return ended.err().map(|e| chain(&e)).into_iter().collect();
-    }
-    let mut left = DestinationLeftovers::default();
-    for undo in &past.undo {
-        match undo {
-            Undo::Fd(name) => left.fdnames.push(name.clone()),
-            Undo::NbdServer => left.nbd_server = true,
-            Undo::Export(id) => left.exports.push(id.clone()),
-            _ => {}
-        }
-    }
-    let report = destination_cleanup(qmp, &left).await;
-    let not_ours = report.left.iter().filter(|l| !l.source.is_disconnected());
-    not_ours.map(|l| format!("{} in the destination's QEMU: {}", l.what, chain(&l.source))).collect()
 }

@@ -46,6 +46,7 @@ impl NbdServer {
                 node_name: node_name.clone(),
                 name: export.export.clone(),
                 writable: true,
+                bitmaps: Vec::new(),
             };
             qmp.execute(add).await?;
         }
@@ -57,6 +58,16 @@ impl NbdServer {
     pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
         let path = format!("/proc/self/fd/{}", self.socket.as_raw_fd());
         UnixStream::connect(path).map(OwnedFd::from)
+    }
+
+    /// Leaves the server to another process.
+    pub(super) fn into_socket(self) -> OwnedFd {
+        self.socket.into()
+    }
+
+    /// Takes up a server that an earlier process has started.
+    pub(super) fn from_socket(socket: OwnedFd) -> Self {
+        Self { socket: socket.into() }
     }
 
     /// Stops the server; its clients are past their handshakes, so no QEMU hangs on it.

@@ -5,24 +5,24 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::{Config, PeerConfig, VmConfig};
 use crate::mux::Code;
 use crate::net::connect::ConnectError;
-use crate::net::handshake::{HandshakeFailure, classify_handshake_error};
 use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 use crate::net::session::Session;
 
 use super::decide::Order;
 use super::failure::Failure;
-use super::journal::{Header, Journal, JournalError, Past, Record, Role};
+use super::journal::{Beginning, Header, Journal, JournalError, Past, Record, Role};
 use super::problem::{Problem, ProblemKind, chain};
 use super::progress::Outcome;
 use super::reception::Incoming;
+use super::succession::Stopped;
 
 /// One agent's host, shared by all its migrations.
 #[derive(Debug)]
@@ -37,6 +37,9 @@ pub struct Host {
     pub stopping: CancellationToken,
     busy: Mutex<BTreeMap<String, Uuid>>,
     destinations: Mutex<BTreeMap<Uuid, Incoming>>,
+    /// True while everything stops for another process to take it up.
+    freezing: watch::Sender<bool>,
+    stopped: Mutex<Vec<Stopped>>,
     /// Journals of migrations that have ended, but whose disk did not take the last record.
     unended: Mutex<Vec<(Journal, Outcome)>>,
     /// Journals that are not believed.
@@ -65,10 +68,43 @@ impl Host {
             stopping,
             busy: Mutex::default(),
             destinations: Mutex::default(),
+            freezing: watch::Sender::new(false),
+            stopped: Mutex::default(),
             unended: Mutex::default(),
             refused: Mutex::default(),
             orders: Mutex::default(),
         }
+    }
+
+    /// Asks all migrations to stop where they are, or to go on with what they have not begun.
+    pub fn freeze(&self, freezing: bool) {
+        self.freezing.send_replace(freezing);
+    }
+
+    /// Waits until migrations are to stop.
+    pub fn frozen(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut freezing = self.freezing.subscribe();
+        async move {
+            if freezing.wait_for(|freezing| *freezing).await.is_err() {
+                // The host is gone, and with it whoever could ask.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Whether migrations are to stop.
+    #[must_use]
+    pub fn is_freezing(&self) -> bool {
+        *self.freezing.borrow()
+    }
+
+    /// A migration has stopped.
+    pub(super) fn stopped(&self, stopped: Stopped) {
+        lock(&self.stopped).push(stopped);
+    }
+
+    pub(super) fn take_stopped(&self) -> Vec<Stopped> {
+        std::mem::take(&mut *lock(&self.stopped))
     }
 
     /// Where journals live.
@@ -145,22 +181,21 @@ impl Host {
         &self,
         migration: Uuid,
         role: Role,
-        vm: &str,
         peer: &Identity,
-        running: bool,
-        keep_source: bool,
+        beginning: Beginning<'_>,
     ) -> Result<Journal, JournalError> {
         self.end_late()?;
         let header = Header {
             format: super::journal::FORMAT,
             migration,
             role,
-            vm: vm.into(),
+            vm: beginning.vm.into(),
             host: self.identity.to_string(),
             peer: peer.to_string(),
             began_at: time::OffsetDateTime::now_utc().unix_timestamp(),
-            running,
-            keep_source,
+            running: beginning.running,
+            keep_source: beginning.keep_source,
+            retry: beginning.retry,
         };
         Journal::create(&self.journals(), header)
     }
@@ -211,7 +246,7 @@ impl Host {
             );
             return Problem::new(ProblemKind::NotPermitted, text, remedy);
         }
-        if is_distrust(error) {
+        if error.is_distrust() {
             let remedy =
                 "compare both sides with `vmferry certs check`, and the peer's `identity` on both sides";
             return Problem::new(ProblemKind::PeerNotTrusted, text, remedy);
@@ -272,16 +307,6 @@ pub(crate) struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         lock(&self.host.destinations).remove(&self.migration);
-    }
-}
-
-/// Whether one side has judged the other's certificate.
-fn is_distrust(error: &ConnectError) -> bool {
-    let judged = |failure: &HandshakeFailure| !failure.may_pass();
-    match error {
-        ConnectError::Handshake(e) => judged(&e.failure),
-        ConnectError::BeforeHello(e) => judged(&classify_handshake_error(e)),
-        _ => false,
     }
 }
 

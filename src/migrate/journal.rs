@@ -11,7 +11,9 @@ mod folder;
 mod line;
 
 pub use file::{Journal, Unwritten};
-pub use folder::{Found, HISTORY_MAX, UNCONFIRMED_DAYS_MAX, UNCONFIRMED_MAX, list, prune, vm_of};
+pub use folder::{
+    Found, HISTORY_MAX, Peeked, UNCONFIRMED_DAYS_MAX, UNCONFIRMED_MAX, list, peek_all, prune, vm_of,
+};
 pub use line::Flaw;
 
 use std::io;
@@ -23,6 +25,7 @@ use uuid::Uuid;
 use super::handover::{Ended, Known, Mark, Side};
 use super::phase::Phase;
 use super::progress::Outcome;
+use super::witness::Witness;
 use crate::qemu::{CapabilityStatus, MigrationParameters};
 
 /// The format that this version writes, and the newest that it reads. Format 1 had neither
@@ -31,7 +34,7 @@ pub const FORMAT: u32 = 2;
 const SUFFIX: &str = "journal";
 
 /// Which part this host plays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// The guest comes from here.
@@ -51,8 +54,21 @@ impl Role {
     }
 }
 
+/// A further try of a migration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RetryOf {
+    /// The migration of the first.
+    pub first: Uuid,
+    /// Counted from one, so two at least.
+    pub number: u32,
+    /// What those before it left for it. In the header, so that there is no moment at which no
+    /// open journal tells of it.
+    #[serde(default)]
+    pub kept: Vec<Undo>,
+}
+
 /// The first record.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Header {
     /// [`FORMAT`] when it was written.
     pub format: u32,
@@ -73,6 +89,37 @@ pub struct Header {
     /// Source: its QEMU is to be left, paused for ever, when the guest has moved.
     #[serde(default)]
     pub keep_source: bool,
+    /// Source: the migration whose further try this is, and which one; its first is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryOf>,
+}
+
+impl Header {
+    /// Tries follow each other within a second.
+    fn order(&self) -> (i64, u32) {
+        (self.began_at, self.retry.as_ref().map_or(1, |r| r.number))
+    }
+}
+
+/// What a migration tells of itself when it begins.
+#[derive(Debug)]
+pub struct Beginning<'a> {
+    /// [`Header::vm`].
+    pub vm: &'a str,
+    /// [`Header::running`].
+    pub running: bool,
+    /// [`Header::keep_source`].
+    pub keep_source: bool,
+    /// [`Header::retry`].
+    pub retry: Option<RetryOf>,
+}
+
+impl<'a> Beginning<'a> {
+    /// At its destination.
+    #[must_use]
+    pub fn of_destination(offer: &'a super::message::Offer) -> Self {
+        Self { vm: &offer.vm, running: offer.running, keep_source: false, retry: None }
+    }
 }
 
 /// Something that was about to be made and has to go if the migration fails.
@@ -85,6 +132,13 @@ pub enum Undo {
     Node(String),
     /// A mirror job.
     Job(String),
+    /// A dirty bitmap.
+    Bitmap {
+        /// Its node.
+        node: String,
+        /// Its name.
+        name: String,
+    },
     /// Migration capabilities and parameters as they were.
     MigrationSettings {
         /// All capabilities.
@@ -119,6 +173,8 @@ pub enum Record {
     /// Destination: the guest never ran and never will. Source: the destination said so, or
     /// the hand-over was never reached.
     NeverRan,
+    /// Destination: how a try that was undone left the disks.
+    Witness(Witness),
     /// Nothing is open any more.
     Ended(Outcome),
     /// Destination: the source durably knows how it ended, and never asks again.
@@ -225,6 +281,8 @@ pub struct Past {
     pub runs: bool,
     /// See [`Record::NeverRan`].
     pub never_ran: bool,
+    /// See [`Record::Witness`].
+    pub witness: Option<Witness>,
     /// See [`Record::Ended`].
     pub ended: Option<Outcome>,
     /// See [`Record::Confirmed`].
@@ -237,15 +295,17 @@ pub struct Past {
 
 impl Past {
     fn new(header: Header) -> Self {
+        let undo = header.retry.as_ref().map_or_else(Vec::new, |r| r.kept.clone());
         Self {
             header,
-            undo: Vec::new(),
+            undo,
             phase: Phase::Begin,
             reached: Phase::Begin,
             handed_over: false,
             starting: false,
             runs: false,
             never_ran: false,
+            witness: None,
             ended: None,
             confirmed: false,
             cleaned: false,
@@ -267,6 +327,7 @@ impl Past {
             Record::Starting => self.starting = true,
             Record::Runs => self.runs = true,
             Record::NeverRan => self.never_ran = true,
+            Record::Witness(witness) => self.witness = Some(witness),
             Record::Ended(outcome) => self.ended = Some(outcome),
             Record::Confirmed => self.confirmed = true,
             Record::Cleaned => self.cleaned = true,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::frozen::{FrozenControl, StoppedControl, ThawedStreams};
 use super::message::{Asked, Notice, Refusal, Reply, Request, Response};
 use crate::mux::{Class, Code, Open, purpose};
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
@@ -58,6 +59,7 @@ impl LinkError {
 /// A migration's control stream.
 #[derive(Debug)]
 pub(crate) struct Link {
+    session: Session,
     sender: MessageSender,
     receiver: MessageReceiver,
     notices: VecDeque<Notice>,
@@ -75,14 +77,15 @@ impl Link {
             channel: 0,
         };
         let (sender, receiver) = message::split(session.open(open).await?);
-        Ok(Self { sender, receiver, notices: VecDeque::new(), number: 0 })
+        Ok(Self { session: session.clone(), sender, receiver, notices: VecDeque::new(), number: 0 })
     }
 
-    /// Asks and waits for the answer.
+    /// Asks and waits for the answer. The time without a connection does not count.
     pub(crate) async fn ask(&mut self, request: Request, deadline: Duration) -> Result<Response, LinkError> {
         let name = request.name();
         self.number += 1;
         let asked = Asked { number: self.number, request };
+        let session = self.session.clone();
         let answered = async {
             self.sender.send(&asked).await.map_err(LinkError::Lost)?;
             loop {
@@ -97,9 +100,9 @@ impl Link {
                 }
             }
         };
-        let answer = match tokio::time::timeout(deadline, answered).await {
-            Ok(answer) => answer?,
-            Err(_) => return Err(LinkError::Deadline { request: name, after: deadline }),
+        let answer = match session.within(deadline, answered).await {
+            Some(answer) => answer?,
+            None => return Err(LinkError::Deadline { request: name, after: deadline }),
         };
         match answer {
             Response::Refused(refusal) => Err(LinkError::Refused(refusal)),
@@ -126,6 +129,29 @@ impl Link {
                 return Ok(notice);
             }
         }
+    }
+
+    /// Lets go of the control stream without ending it.
+    pub(super) fn stop(self) -> StoppedControl {
+        StoppedControl {
+            session: self.session.id(),
+            channel: message::stop(self.sender, self.receiver),
+            number: self.number,
+            notices: self.notices.into(),
+        }
+    }
+
+    /// Takes up the control stream that an earlier process has left.
+    pub(super) fn take_up(frozen: &FrozenControl, streams: &mut ThawedStreams) -> Option<Self> {
+        let (session, stream, buffer) = frozen.thaw(streams)?;
+        let (sender, receiver) = message::take_up(stream, &buffer);
+        let notices = frozen.notices.clone().into();
+        Some(Self { session, sender, receiver, notices, number: frozen.number })
+    }
+
+    /// The session that it belongs to.
+    pub(super) fn session(&self) -> &Session {
+        &self.session
     }
 
     /// Ends the control stream in order.

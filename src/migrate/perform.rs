@@ -5,6 +5,7 @@
 //! `pause-before-switchover` leaves a moment in which the mirrors can be finished with the
 //! guest at rest; and only a non-forced `block-job-cancel` finishes a mirror in step.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -12,7 +13,8 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use super::journal::Undo;
 use super::link::WEIGHT;
-use super::message::Request;
+use super::message::{Export, Request};
+use super::patience::Patience;
 use super::plan::CopiedDisk;
 use super::progress::RamProgress;
 use super::source::{Happening, Source, cancelled, millis, pause};
@@ -22,7 +24,8 @@ use crate::net::stream::Stream;
 use crate::qemu::{
     BlockJobCancel, BlockdevAdd, BlockdevMirror, EventKind, JobDismiss, Migrate, MigrateContinue,
     MigrateSetCapabilities, MigrateSetParameters, MigrationParameters, MigrationStatus, MirrorSyncMode,
-    QueryBlockJobs, QueryJobs, QueryMigrate, QueryMigrateCapabilities, QueryMigrateParameters, names,
+    QmpError, QueryBlockJobs, QueryJobs, QueryMigrate, QueryMigrateCapabilities, QueryMigrateParameters,
+    names,
 };
 
 /// `blockdev-add` shakes hands with the destination's NBD server in QEMU's main loop: the guest
@@ -43,23 +46,35 @@ impl Source {
     /// Copies the disks and keeps them in step.
     pub(super) async fn mirror(&mut self) -> Result<(), Failure> {
         let disks = self.disks.clone();
+        let missed = std::mem::take(&mut self.missed_events);
+        let changed_only = if missed { BTreeSet::new() } else { self.choose().await? };
+        let mut waiting = Vec::new();
         for disk in &disks {
-            self.start_mirror(disk).await?;
+            let export = self.granted(disk)?;
+            if self.streams.has(&Label::Disk(disk.name.clone())) {
+                // Begun by an earlier process of this agent.
+                waiting.extend(self.is_unready(disk).await?);
+            } else if changed_only.contains(&disk.name) {
+                self.start_delta(disk, &export).await?;
+            } else {
+                self.follow(disk).await?;
+                self.start_mirror(disk, &export).await?;
+                waiting.push(names::job_id(&disk.name));
+            }
         }
-        let mut waiting: Vec<String> = disks.iter().map(|d| names::job_id(&d.name)).collect();
         let mut stall = Stall::new(self.host.config.deadlines.stall());
         let mut all_ready_at = None;
         while !disks.is_empty() {
             match self.next().await? {
-                Happening::Event(EventKind::BlockJobReady { device }) => waiting.retain(|j| *j != device),
+                Happening::Event(EventKind::BlockJobReady { device }) => {
+                    self.in_step(&device);
+                    waiting.retain(|j| *j != device);
+                }
                 Happening::Tick => {
                     let remaining = self.look_at_mirrors().await?;
-                    stall.check(
-                        self.streams.total(),
-                        || "the copy of the disks".into(),
-                        waiting.is_empty(),
-                    )?;
-                    if waiting.is_empty() {
+                    let idle = (waiting.is_empty() && self.delta.is_idle()) || self.is_away();
+                    stall.check(self.streams.total(), || "the copy of the disks".into(), idle)?;
+                    if waiting.is_empty() && self.delta.copied_once() {
                         let since = *all_ready_at.get_or_insert_with(Instant::now);
                         if remaining <= MIRROR_REMAINDER_BYTES || since.elapsed() > MIRROR_SETTLE {
                             self.note_remainder(remaining);
@@ -73,27 +88,80 @@ impl Source {
         Ok(())
     }
 
-    async fn start_mirror(&mut self, disk: &CopiedDisk) -> Result<(), Failure> {
+    /// The job of a mirror that goes on and is not ready, after nobody listened for a while.
+    async fn is_unready(&mut self, disk: &CopiedDisk) -> Result<Option<String>, Failure> {
+        let id = names::job_id(&disk.name);
+        if self.finished_mirror(&id).await? {
+            return Err(self.mirror_failed(&id, "it ended before its time".into()));
+        }
+        let jobs = self.query(QueryBlockJobs).await?;
+        let ready = jobs.iter().any(|job| job.device == id && job.ready);
+        if ready {
+            self.in_step(&id);
+        }
+        Ok((!ready).then_some(id))
+    }
+
+    /// Whether a mirror is at its end, or gone; its error, if it has one.
+    async fn finished_mirror(&self, id: &str) -> Result<bool, Failure> {
+        let jobs = self.query(QueryJobs).await?;
+        match jobs.iter().find(|job| job.id == id) {
+            Some(job) if job.status.is_over() => match &job.error {
+                Some(error) => Err(self.mirror_failed(id, error.clone())),
+                None => Ok(true),
+            },
+            found => Ok(found.is_none()),
+        }
+    }
+
+    fn granted(&self, disk: &CopiedDisk) -> Result<Export, Failure> {
+        let exports = self.grant.iter().flat_map(|g| &g.exports);
+        exports
+            .clone()
+            .find(|e| e.disk == disk.name)
+            .cloned()
+            .ok_or_else(|| Failure::Destination(format!("disk {} is not part of its grant", disk.name)))
+    }
+
+    async fn start_mirror(&mut self, disk: &CopiedDisk, export: &Export) -> Result<(), Failure> {
         let (label, name) = (Label::Disk(disk.name.clone()), &disk.name);
-        let export = self.grant.as_ref().and_then(|g| g.exports.iter().find(|e| e.disk == *name)).cloned();
-        let Some(export) = export else {
-            return Err(Failure::Destination(format!("disk {name} is not part of its grant")));
-        };
         let stream = self.open(&label, purpose::NBD, export.channel).await?;
         let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
-        self.streams.start(label, self.session.runtime(), ours, stream);
+        self.streams.start(label, &self.session, ours, stream);
         let (fd, node, job) = (names::nbd_fdname(name), names::node_name(name), names::job_id(name));
         self.journal.will_make(Undo::Fd(fd.clone()))?;
         self.journal.will_make(Undo::Node(node.clone()))?;
         self.journal.will_make(Undo::Job(job.clone()))?;
         self.qmp.getfd(&fd, theirs).await?;
         let add = BlockdevAdd::nbd_on_fd(&node, &fd, &export.export);
-        self.qmp.execute_within(add, BLOCKDEV_ADD_DEADLINE).await?;
+        self.add_node(add).await?;
         self.qmp.execute(BlockdevMirror::new(&job, &disk.node_name, &node, MirrorSyncMode::Full)).await?;
         Ok(())
     }
 
-    async fn open(&self, label: &Label, purpose: u16, channel: u16) -> Result<Stream, Failure> {
+    /// QEMU's main loop, and with it the guest, stands still until the other end has answered.
+    async fn add_node(&self, add: BlockdevAdd) -> Result<(), Failure> {
+        let limit = self.host.config.deadlines.resume_paused();
+        let patience = Patience::new(&self.host, &self.session, &self.progress, Some(limit));
+        let name = <BlockdevAdd as crate::qemu::Command>::NAME;
+        let late = QmpError::Deadline { name, after: BLOCKDEV_ADD_DEADLINE, sent: true };
+        let longest = BLOCKDEV_ADD_DEADLINE + limit;
+        let added = self.session.within(BLOCKDEV_ADD_DEADLINE, self.qmp.execute_within(add, longest));
+        patience.to_the_end(async { added.await.unwrap_or(Err(late)) }).await.map(drop)
+    }
+
+    /// Whether nothing can move for want of a connection.
+    fn is_away(&self) -> bool {
+        self.session.away_since().is_some()
+    }
+
+    /// A question to QEMU, whose main loop may hang on a stream that does not move.
+    async fn query<C: crate::qemu::Command>(&self, command: C) -> Result<C::Return, Failure> {
+        let deadline = self.host.config.deadlines.stall();
+        self.patience().with(self.qmp.execute_within(command, deadline)).await
+    }
+
+    pub(super) async fn open(&self, label: &Label, purpose: u16, channel: u16) -> Result<Stream, Failure> {
         let migration = *self.request.id.as_bytes();
         let open = Open { purpose, class: Class::Bulk, weight: WEIGHT, migration, channel };
         tokio::select! {
@@ -106,7 +174,7 @@ impl Source {
 
     /// Bytes that the mirrors still have to copy.
     async fn look_at_mirrors(&mut self) -> Result<u64, Failure> {
-        let jobs = self.qmp.execute_within(QueryBlockJobs, self.host.config.deadlines.stall()).await?;
+        let jobs = self.query(QueryBlockJobs).await?;
         let mut remaining = 0;
         self.progress.update(|p| {
             for disk in &mut p.disks {
@@ -117,6 +185,7 @@ impl Source {
                 }
             }
         });
+        remaining += self.look_at_delta();
         self.count_bytes();
         Ok(remaining)
     }
@@ -134,15 +203,12 @@ impl Source {
 
     /// Copies the RAM while the guest runs, up to QEMU's pause.
     pub(super) async fn precopy(&mut self) -> Result<(), Failure> {
-        self.set_up_migration().await?;
-        self.link.demand(Request::Incoming, Duration::from_secs(30)).await?;
-        let stream = self.open(&Label::Ram, purpose::RAM, RAM_CHANNEL).await?;
-        let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
-        self.streams.start(Label::Ram, self.session.runtime(), ours, stream);
-        self.progress.update(|p| p.ram = Some(RamProgress::default()));
-        self.journal.will_make(Undo::Fd(names::RAM_FDNAME.into()))?;
-        self.qmp.getfd(names::RAM_FDNAME, theirs).await?;
-        self.qmp.execute(Migrate::to_fd(names::RAM_FDNAME)).await?;
+        if !self.streams.has(&Label::Ram) {
+            self.start_migration().await?;
+        }
+        if std::mem::take(&mut self.missed_events) && self.missed_the_pause().await? {
+            return Ok(());
+        }
         let mut stall = Stall::new(self.host.config.deadlines.stall());
         loop {
             match self.next().await? {
@@ -153,14 +219,52 @@ impl Source {
                 }
                 Happening::Tick => {
                     self.look_at_ram().await?;
-                    stall.check(self.streams.total(), || "the copy of the RAM".into(), false)?;
+                    let idle = self.is_away();
+                    stall.check(self.streams.total(), || "the copy of the RAM".into(), idle)?;
                 }
                 happening => self.common(happening)?,
             }
         }
     }
 
+    async fn start_migration(&mut self) -> Result<(), Failure> {
+        self.set_up_migration().await?;
+        self.demand(Request::Incoming, Duration::from_secs(30)).await?;
+        let stream = self.open(&Label::Ram, purpose::RAM, RAM_CHANNEL).await?;
+        let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
+        self.streams.start(Label::Ram, &self.session, ours, stream);
+        self.progress.update(|p| p.ram = Some(RamProgress::default()));
+        self.journal.will_make(Undo::Fd(names::RAM_FDNAME.into()))?;
+        self.qmp.getfd(names::RAM_FDNAME, theirs).await?;
+        self.qmp.execute(Migrate::to_fd(names::RAM_FDNAME)).await?;
+        Ok(())
+    }
+
+    /// What QEMU's migration has come to while nobody listened; a bad end is an error.
+    async fn missed_migration(&mut self) -> Result<MigrationStatus, Failure> {
+        let info = self.query(QueryMigrate).await?;
+        if is_bad_end(&info.status) {
+            let error = info.error_desc.unwrap_or_default();
+            return Err(Failure::Ram { status: info.status, error });
+        }
+        Ok(info.status)
+    }
+
+    /// Whether the guest is paused by now.
+    async fn missed_the_pause(&mut self) -> Result<bool, Failure> {
+        let is_paused = self.missed_migration().await? == MigrationStatus::PreSwitchover;
+        if is_paused {
+            self.paused_at.get_or_insert_with(Instant::now);
+        }
+        Ok(is_paused)
+    }
+
     async fn set_up_migration(&mut self) -> Result<(), Failure> {
+        let is_done = |undo: &Undo| matches!(undo, Undo::MigrationSettings { .. });
+        if self.journal.past().undo.iter().any(is_done) {
+            // By an earlier process: what it found is what is to be restored.
+            return Ok(());
+        }
         let capabilities = self.qmp.execute(QueryMigrateCapabilities).await?;
         let parameters = self.qmp.execute(QueryMigrateParameters).await?;
         self.journal.will_make(Undo::MigrationSettings { capabilities, parameters })?;
@@ -179,8 +283,11 @@ impl Source {
     }
 
     async fn look_at_ram(&mut self) -> Result<(), Failure> {
+        if self.is_away() {
+            return Ok(());
+        }
         // QEMU's main loop may be busy stopping the guest behind a slow mirror.
-        let info = self.qmp.execute_within(QueryMigrate, self.host.config.deadlines.stall()).await?;
+        let info = self.query(QueryMigrate).await?;
         let stream_bytes = self.streams.bytes(&Label::Ram);
         if let Some(stats) = info.ram {
             let ram = RamProgress {
@@ -199,26 +306,46 @@ impl Source {
     /// has the exports closed.
     pub(super) async fn switchover(&mut self) -> Result<(), Failure> {
         let since = Instant::now();
-        let mut open: Vec<String> = self.disks.iter().map(|d| names::job_id(&d.name)).collect();
-        for job in &open {
-            self.qmp.execute(BlockJobCancel { device: job.clone(), force: false }).await?;
+        self.delta.finish();
+        let mirrored = self.disks.iter().filter(|d| !self.delta.disks.contains_key(&d.name));
+        let mut open: Vec<String> = mirrored.map(|d| names::job_id(&d.name)).collect();
+        if std::mem::take(&mut self.missed_events) {
+            open = self.unfinished(open).await?;
         }
-        let deadline = self.host.config.deadlines.stall();
-        while !open.is_empty() {
+        for job in &open {
+            let finish = BlockJobCancel { device: job.clone(), force: false };
+            match self.qmp.execute(finish).await {
+                // Asked for already, by an earlier process.
+                Err(e) if e.is_job_past_that() => {}
+                done => drop(done?),
+            }
+        }
+        let mut waiting = Waiting::new(self.host.config.deadlines.stall());
+        while !(open.is_empty() && self.delta.is_over()) {
             match self.next().await? {
                 Happening::Event(EventKind::BlockJobCompleted { device, error: None, .. }) => {
                     open.retain(|j| *j != device);
                 }
-                Happening::Tick if since.elapsed() > deadline => {
-                    return Err(stalled("finishing the mirrors", deadline));
-                }
+                Happening::Tick => waiting.check("finishing the mirrors", self.is_away())?,
                 happening => self.common(happening)?,
             }
         }
         self.dismiss_jobs().await?;
-        self.link.demand(Request::Switchover, Duration::from_secs(30)).await?;
+        self.note_delta();
+        self.demand(Request::Switchover, Duration::from_secs(30)).await?;
         self.downtime.disks_ms = millis(since);
         Ok(())
+    }
+
+    /// Of these mirrors, those that are not at their end.
+    async fn unfinished(&self, jobs: Vec<String>) -> Result<Vec<String>, Failure> {
+        let mut open = Vec::new();
+        for job in jobs {
+            if !self.finished_mirror(&job).await? {
+                open.push(job);
+            }
+        }
+        Ok(open)
     }
 
     async fn dismiss_jobs(&mut self) -> Result<(), Failure> {
@@ -252,9 +379,15 @@ impl Source {
     /// The rest of the RAM and the devices' state, until both QEMUs say that all has arrived.
     pub(super) async fn device(&mut self) -> Result<(), Failure> {
         let since = Instant::now();
-        let deadline = self.host.config.deadlines.stall();
-        self.qmp.execute(MigrateContinue::from_pre_switchover()).await?;
-        let mut completed = false;
+        let mut waiting = Waiting::new(self.host.config.deadlines.stall());
+        let mut status = MigrationStatus::PreSwitchover;
+        if std::mem::take(&mut self.missed_events) {
+            status = self.missed_migration().await?;
+        }
+        if status == MigrationStatus::PreSwitchover {
+            self.qmp.execute(MigrateContinue::from_pre_switchover()).await?;
+        }
+        let mut completed = status == MigrationStatus::Completed;
         while !(completed && self.loaded) {
             match self.next().await? {
                 Happening::Event(EventKind::Migration { status: MigrationStatus::Completed }) => {
@@ -262,9 +395,7 @@ impl Source {
                 }
                 // Closed by now: the exports in order, the RAM stream when its last byte is there.
                 Happening::StreamEnded(..) | Happening::Loaded => {}
-                Happening::Tick if since.elapsed() > deadline => {
-                    return Err(stalled("the transfer of the devices' state", deadline));
-                }
+                Happening::Tick => waiting.check("the transfer of the devices' state", self.is_away())?,
                 happening => self.common(happening)?,
             }
         }
@@ -284,6 +415,7 @@ impl Source {
             Happening::Event(EventKind::Migration { status }) if is_bad_end(&status) => {
                 Err(Failure::Ram { status, error: String::new() })
             }
+            Happening::Copied(disk, Err(source)) => Err(Failure::Delta { disk, source }),
             Happening::StreamEnded(label, source) => {
                 Err(Failure::Stream { stream: label.to_string(), source })
             }
@@ -307,6 +439,27 @@ fn is_bad_end(status: &MigrationStatus) -> bool {
 
 fn stalled(what: &str, after: Duration) -> Failure {
     Failure::Stalled { what: what.into(), seconds: after.as_secs() }
+}
+
+/// A wait with a deadline; the time without a connection does not count.
+struct Waiting {
+    deadline: Duration,
+    left: Duration,
+    at: Instant,
+}
+
+impl Waiting {
+    fn new(deadline: Duration) -> Self {
+        Self { deadline, left: deadline, at: Instant::now() }
+    }
+
+    fn check(&mut self, what: &str, is_away: bool) -> Result<(), Failure> {
+        let since = std::mem::replace(&mut self.at, Instant::now()).elapsed();
+        if !is_away {
+            self.left = self.left.saturating_sub(since);
+        }
+        if self.left.is_zero() { Err(stalled(what, self.deadline)) } else { Ok(()) }
+    }
 }
 
 /// Notices when nothing moves.

@@ -10,7 +10,7 @@ pub const FIRST_DISK_CHANNEL: u16 = 1;
 pub const DISKS_MAX: usize = 256;
 
 /// A disk that is copied.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CopiedDisk {
     /// Its name on both hosts.
     pub name: String,

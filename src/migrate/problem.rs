@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::words::chain;
+
 /// Kinds of problems; scripts may rely on their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -42,6 +44,28 @@ pub enum ProblemKind {
     Other,
 }
 
+impl ProblemKind {
+    /// Whether it may be gone by itself a little later.
+    #[must_use]
+    pub fn may_pass(self) -> bool {
+        match self {
+            Self::QemuUnreachable | Self::Busy | Self::TargetNotWaiting | Self::PeerUnreachable => true,
+            Self::VmUnknown
+            | Self::SourceState
+            | Self::QemuTooOld
+            | Self::DiskMissing
+            | Self::DiskTooSmall
+            | Self::DiskTooLarge
+            | Self::DiskReadOnly
+            | Self::DiskFormat
+            | Self::PeerUnknown
+            | Self::PeerNotTrusted
+            | Self::NotPermitted
+            | Self::Other => false,
+        }
+    }
+}
+
 /// One thing that stands in the way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
@@ -64,20 +88,4 @@ impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} ({})", self.text, self.remedy)
     }
-}
-
-/// An error and all its causes on one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        // A transparent layer repeats its source.
-        if !text.ends_with(&words) {
-            text = format!("{text}: {words}");
-        }
-        next = cause.source();
-    }
-    text
 }

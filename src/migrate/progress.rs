@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::journal::Role;
 use super::phase::Phase;
+use crate::net::session::Away;
 
 /// One disk's copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,23 @@ pub struct RamProgress {
     pub passes: u64,
 }
 
+/// The tries of a migration that may be begun again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tries {
+    /// The try that is under way, or waited for; counted from one.
+    pub number: u32,
+    /// How many there may be.
+    pub of: u32,
+    /// What this try is called in journals and at the destination, or the last one was.
+    pub migration: Uuid,
+    /// Milliseconds until it begins; none when it has begun.
+    pub next_in_ms: Option<u64>,
+    /// Why the last one failed.
+    pub last_failure: Option<String>,
+    /// Bytes on the streams of those before this one, both directions.
+    pub earlier_stream_bytes: u64,
+}
+
 /// How long the guest stood still, and on what. Milliseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Downtime {
@@ -52,6 +70,26 @@ pub struct Downtime {
     pub start_ms: u64,
     /// Of that, the destination's `before_start` command.
     pub hook_ms: Option<u64>,
+}
+
+/// A connection that was lost and is waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconnecting {
+    /// For how long already, in seconds.
+    pub for_s: u64,
+    /// For how long at most.
+    pub of_s: u64,
+    /// How it was lost.
+    pub cause: String,
+}
+
+impl Reconnecting {
+    /// What is to be said now of a session without a connection.
+    #[must_use]
+    pub fn now(away: &Away) -> Self {
+        let of = away.until.saturating_duration_since(away.since);
+        Self { for_s: away.since.elapsed().as_secs(), of_s: of.as_secs(), cause: away.cause.clone() }
+    }
 }
 
 /// How a migration ended.
@@ -132,8 +170,14 @@ pub struct Progress {
     pub disks: Vec<DiskProgress>,
     /// Its RAM, once that is on its way.
     pub ram: Option<RamProgress>,
+    /// Set while the session has no connection: nothing moves, and nothing is lost.
+    #[serde(default)]
+    pub reconnecting: Option<Reconnecting>,
     /// Bytes per second over all streams, over about the last second.
     pub rate_bytes_per_s: u64,
+    /// Set when it is begun again after a failure.
+    #[serde(default)]
+    pub tries: Option<Tries>,
     /// Known at the end.
     pub downtime: Option<Downtime>,
     /// What an operator should know although it did not fail.
@@ -156,16 +200,31 @@ impl Progress {
             elapsed_ms: 0,
             disks: Vec::new(),
             ram: None,
+            reconnecting: None,
             rate_bytes_per_s: 0,
+            tries: None,
             downtime: None,
             notes: Vec::new(),
             outcome: None,
         }
     }
 
-    /// Bytes on all streams, both directions.
+    /// Bytes on all streams of all tries, both directions.
     #[must_use]
     pub fn stream_bytes(&self) -> u64 {
+        self.tries.as_ref().map_or(0, |t| t.earlier_stream_bytes) + self.try_stream_bytes()
+    }
+
+    /// Tries that were begun after the first.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        let begun = |t: &Tries| u64::from(t.number) - 1 - u64::from(t.next_in_ms.is_some());
+        self.tries.as_ref().map_or(0, begun)
+    }
+
+    /// Bytes on the streams of this try, both directions.
+    #[must_use]
+    pub fn try_stream_bytes(&self) -> u64 {
         self.disks.iter().map(|d| d.stream_bytes).sum::<u64>()
             + self.ram.as_ref().map_or(0, |r| r.stream_bytes)
     }

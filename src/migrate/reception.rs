@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::destination::Destination;
+use super::frozen::{FrozenControl, StoppedControl, ThawedStreams};
 use super::host::Host;
 use super::message::{Asked, Refusal, Reply, Request, Response};
 use super::problem::{Problem, ProblemKind, chain};
@@ -17,11 +18,14 @@ use super::trouble::Trouble;
 use super::{admission, settle};
 use crate::net::identity::Identity;
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
-use crate::net::session::IncomingStream;
+use crate::net::session::{IncomingStream, Session};
 use crate::net::stream::Stream;
 
 /// How long a peer may keep a control stream without asking for anything.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a first request is still waited for when everything is about to stop.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// How a destination that is under way is reached.
 #[derive(Debug, Clone)]
@@ -34,6 +38,7 @@ pub(crate) struct Incoming {
 /// A control stream.
 #[derive(Debug)]
 pub(crate) struct Control {
+    session: Session,
     sender: MessageSender,
     receiver: MessageReceiver,
     /// Of the request that is answered next.
@@ -41,9 +46,26 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    pub(crate) fn new(stream: Stream) -> Self {
+    pub(crate) fn new(session: Session, stream: Stream) -> Self {
         let (sender, receiver) = message::split(stream);
-        Self { sender, receiver, number: 0 }
+        Self { session, sender, receiver, number: 0 }
+    }
+
+    /// Lets go of the control stream without ending it.
+    pub(super) fn stop(self) -> StoppedControl {
+        StoppedControl {
+            session: self.session.id(),
+            channel: message::stop(self.sender, self.receiver),
+            number: self.number,
+            notices: Vec::new(),
+        }
+    }
+
+    /// Takes up the control stream that an earlier process has left.
+    pub(super) fn take_up(frozen: &FrozenControl, streams: &mut ThawedStreams) -> Option<Self> {
+        let (session, stream, buffer) = frozen.thaw(streams)?;
+        let (sender, receiver) = message::take_up(stream, &buffer);
+        Some(Self { session, sender, receiver, number: frozen.number })
     }
 
     /// The next request; `None` when the source has finished. Cancelling loses nothing.
@@ -87,7 +109,17 @@ pub(crate) async fn serve(
     mut control: Control,
     announce: impl FnOnce(ProgressSink),
 ) {
-    let Ok(request) = timeout(REQUEST_DEADLINE, control.request()).await else {
+    let frozen = host.frozen();
+    let waited = async {
+        frozen.await;
+        // What was asked just now is still heard: it is begun, and then left with all the rest.
+        tokio::time::sleep(LAST_REQUEST).await;
+    };
+    let request = tokio::select! {
+        request = timeout(REQUEST_DEADLINE, control.request()) => request.ok(),
+        () = waited => return,
+    };
+    let Some(request) = request else {
         return tracing::warn!(%peer, "a control stream without a request");
     };
     let request = match request {
@@ -122,7 +154,7 @@ pub(crate) async fn serve(
             Ok((destination, prepared)) => {
                 announce(destination.progress.clone());
                 control.answer(Response::Prepared(prepared)).await;
-                destination.run(control).await;
+                destination.run(Some(control)).await;
             }
             Err(trouble) => {
                 tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");
@@ -145,7 +177,11 @@ async fn recall(host: &Host, peer: &Identity, migration: Uuid, mut control: Cont
     loop {
         let answer = recalled(host, peer, migration, &request);
         control.answer(answer).await;
-        match timeout(REQUEST_DEADLINE, control.request()).await {
+        let next = tokio::select! {
+            next = timeout(REQUEST_DEADLINE, control.request()) => next,
+            () = host.frozen() => return,
+        };
+        match next {
             Ok(Ok(Some(next))) => request = next,
             _ => return control.finish(),
         }

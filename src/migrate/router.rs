@@ -18,10 +18,16 @@ pub async fn route(host: Arc<Host>, stream: IncomingStream, announce: impl FnOnc
     let migration = Uuid::from_bytes(stream.open.migration);
     let peer = stream.session().info().peer.clone();
     match stream.open.purpose {
-        purpose::CONTROL => match stream.accept().await {
-            Ok(stream) => reception::serve(host, peer, migration, Control::new(stream), announce).await,
-            Err(e) => tracing::debug!(%peer, error = %e, "a control stream ended before it began"),
-        },
+        purpose::CONTROL => {
+            let session = stream.session().clone();
+            match stream.accept().await {
+                Ok(stream) => {
+                    let control = Control::new(session, stream);
+                    reception::serve(host, peer, migration, control, announce).await;
+                }
+                Err(e) => tracing::debug!(%peer, error = %e, "a control stream ended before it began"),
+            }
+        }
         purpose::NBD | purpose::RAM => match host.destination(migration) {
             Some(incoming) if incoming.peer == peer => {
                 // A refused offer is dropped, and dropping refuses it.

@@ -5,6 +5,7 @@
 //! that has asks the destination until it knows. A destination that has not durably begun to
 //! start the guest durably says that it never will; one that has goes on.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::time::sleep;
@@ -20,7 +21,7 @@ use super::message::{Fate, Request};
 use super::phase::Phase;
 use super::problem::chain;
 use super::progress::{Outcome, Progress, ProgressSink};
-use super::{destination, source, undo, vm};
+use super::{destination, retry, source, undo, vm};
 use crate::net::identity::Identity;
 use crate::qemu::{Cont, Qmp, QueryStatus, RunState};
 
@@ -34,12 +35,15 @@ pub struct Open {
     reservation: Reservation,
 }
 
-/// Finds what is open on this host, and history.
+/// Finds what is open on this host, and history, but for migrations that go on as they were.
 ///
 /// # Errors
 /// [`journal::JournalError`] when the folder cannot be read. Journals that cannot be believed
 /// are logged and left alone.
-pub fn find(host: &Arc<Host>) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalError> {
+pub fn find(
+    host: &Arc<Host>,
+    taken_up: &BTreeSet<(Uuid, Role)>,
+) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalError> {
     let (mut open, mut history) = (Vec::new(), Vec::new());
     // The newest first: if two are open for one VM, only that one tells where its guest is.
     let (mut believed, mut refused) = (Vec::new(), Vec::new());
@@ -50,6 +54,10 @@ pub fn find(host: &Arc<Host>) -> Result<(Vec<Open>, Vec<Progress>), journal::Jou
         }
     }
     for journal in believed {
+        let header = &journal.past().header;
+        if taken_up.contains(&(header.migration, header.role)) {
+            continue;
+        }
         let mut progress = told(journal.past());
         if journal.past().ended.is_none() {
             match host.reserve(&journal.past().header.vm, journal.past().header.migration) {
@@ -67,7 +75,11 @@ pub fn find(host: &Arc<Host>) -> Result<(Vec<Open>, Vec<Progress>), journal::Jou
     for (path, e) in refused {
         refuse(host, path, &e);
     }
-    Ok((open, history))
+    let shown = |p: &Progress| {
+        !open.iter().any(|o: &Open| o.progress.now().id == p.id && o.progress.now().role == p.role)
+    };
+    history.retain(shown);
+    Ok((open, retry::only_last(history)))
 }
 
 /// A journal that is not believed is left alone, and no migration of its VM begins.
@@ -93,7 +105,8 @@ fn supersede(host: &Host, journal: Journal) -> Outcome {
 
 fn told(past: &Past) -> Progress {
     let header = &past.header;
-    let mut progress = Progress::new(header.migration, &header.vm, header.role, &header.peer);
+    let id = header.retry.as_ref().map_or(header.migration, |r| r.first);
+    let mut progress = Progress::new(id, &header.vm, header.role, &header.peer);
     progress.began_at = header.began_at;
     progress.phase = match &past.ended {
         Some(Outcome::Moved { .. }) => Phase::Done,
@@ -193,7 +206,7 @@ async fn settle_moved(
 /// Ends the old QEMU, or leaves it as was asked for.
 async fn release(name: &str, qmp: &Qmp, past: &Past) -> Vec<String> {
     if past.header.keep_source {
-        return undo::delete_nodes(qmp, past).await;
+        return undo::clean_kept(qmp, past).await;
     }
     let ended = vm::quit(name, qmp).await;
     ended.err().map(|e| format!("{}; end it by hand, and never continue it", chain(&e))).into_iter().collect()
@@ -209,7 +222,7 @@ pub(super) async fn take_back(host: &Host, past: &Past) -> Vec<String> {
     match host.vm(name, "source") {
         Err(problem) => vec![problem.to_string()],
         Ok(config) => match vm::connect(config).await {
-            Ok((qmp, _events)) => undo::roll_back(&qmp, past).await.leftovers,
+            Ok((qmp, _events)) => undo::roll_back(&qmp, past, undo::Bitmaps::Go).await.leftovers,
             Err(e) if e.is_not_listening() => vec![undo::gone(name)],
             Err(e) => vec![format!("the QEMU of VM {name} cannot be asked: {}", chain(&e))],
         },

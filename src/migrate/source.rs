@@ -7,25 +7,29 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::delta::{Delta, DeltaError, Tracking};
 use super::examine::{self, Examined};
 use super::failure::Failure;
-use super::handover::{self, Ask, Ended, SourceEffect, SourceInput};
-use super::host::{Host, Reservation};
-use super::journal::{Journal, Record, Role};
+use super::handover::{self, Ask, Ended as Owned, SourceEffect, SourceInput, SourceState};
+use super::host::Host;
+use super::journal::{Beginning, Journal, Record, RetryOf, Role};
 use super::link::{Link, LinkError};
 use super::message::{Fate, Notice, Prepared, Request, Response, Started};
+use super::patience::Patience;
 use super::phase::{Phase, Step};
 use super::plan::{self, CopiedDisk};
 use super::problem::chain;
 use super::progress::{DiskProgress, Downtime, Outcome, ProgressSink};
+use super::retry::{Ended, Held, Retry};
 use super::streams::{Label, Streams};
+use super::undo::Bitmaps;
 use super::{decide, undo, vm};
 use crate::net::pump::PumpEnd;
 use crate::net::session::Session;
 use crate::qemu::{EventKind, Events, Qmp};
 
 /// Between two looks at how far QEMU is.
-const TICK: Duration = Duration::from_millis(250);
+pub(super) const TICK: Duration = Duration::from_millis(250);
 /// How long the other side's word is waited for when ours is only an echo of it.
 const EXPLANATION_DEADLINE: Duration = Duration::from_millis(700);
 /// How long the destination may take to undo what it prepared.
@@ -42,6 +46,8 @@ pub struct SourceRequest {
     pub peer: String,
     /// How.
     pub options: Options,
+    /// The migration whose further try this is.
+    pub retry: Option<RetryOf>,
 }
 
 /// How a migration is to be done.
@@ -54,11 +60,13 @@ pub struct Options {
     pub auto_converge: bool,
     /// Longest pause that QEMU plans for the rest of the RAM, in milliseconds.
     pub downtime_limit_ms: u64,
+    /// How often to begin again after a failure that may pass.
+    pub retry: Retry,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { keep_source: false, auto_converge: false, downtime_limit_ms: 300 }
+        Self { keep_source: false, auto_converge: false, downtime_limit_ms: 300, retry: Retry::default() }
     }
 }
 
@@ -67,6 +75,8 @@ pub(super) enum Happening {
     Event(EventKind),
     Loaded,
     StreamEnded(Label, PumpEnd),
+    /// What changed of a disk is copied, down to the last of it.
+    Copied(String, Result<(), DeltaError>),
     Tick,
 }
 
@@ -82,11 +92,13 @@ pub(super) struct Source {
     pub(super) link: Link,
     pub(super) journal: Journal,
     /// Whose the guest is.
-    handover: handover::Source,
+    pub(super) handover: handover::Source,
     /// What the machine wants done and has not been done yet.
-    effects: Vec<SourceEffect>,
+    pub(super) effects: Vec<SourceEffect>,
     pub(super) streams: Streams,
     pub(super) disks: Vec<CopiedDisk>,
+    pub(super) tracking: Tracking,
+    pub(super) delta: Delta,
     pub(super) grant: Option<Prepared>,
     pub(super) phase: Phase,
     pub(super) tick: Interval,
@@ -94,22 +106,34 @@ pub(super) struct Source {
     pub(super) downtime: Downtime,
     pub(super) paused_at: Option<Instant>,
     pub(super) rate: (Instant, u64),
-    _reservation: Reservation,
+    /// Nobody has listened to QEMU for a while: the next phase asks what happened.
+    pub(super) missed_events: bool,
 }
 
-/// Runs a migration from Begin to its end. Everything that becomes of it is in `progress`.
-pub async fn migrate(
+/// Runs one try of a migration from Begin to its end, which it leaves to the caller to make
+/// known. The caller has reserved the VM.
+pub(super) async fn attempt(
     host: Arc<Host>,
     request: SourceRequest,
     progress: ProgressSink,
     cancel: CancellationToken,
-) {
-    match Source::begin(host, request, progress.clone(), cancel).await {
+    mut held: Option<Held>,
+) -> Option<Ended> {
+    match Source::begin(host, request, progress, cancel, &mut held).await {
         Ok(source) => source.run().await,
-        Err(failure) => {
-            tracing::warn!(cause = chain(&failure), "migration not begun; nothing was changed");
-            finish(&progress, Phase::Failed, failed(Phase::Begin, &failure, chain(&failure), Vec::new()));
-        }
+        Err(failure) => Some(Ended { held, ..not_begun(&failure) }),
+    }
+}
+
+/// The end of a try before it changed anything.
+pub(super) fn not_begun(failure: &Failure) -> Ended {
+    tracing::warn!(cause = chain(failure), "migration not begun; nothing was changed");
+    Ended {
+        phase: Phase::Failed,
+        outcome: failed(Phase::Begin, failure, chain(failure), Vec::new()),
+        may_pass: failure.may_pass(),
+        handed_over: false,
+        held: None,
     }
 }
 
@@ -119,9 +143,9 @@ impl Source {
         request: SourceRequest,
         progress: ProgressSink,
         cancel: CancellationToken,
+        held: &mut Option<Held>,
     ) -> Result<Self, Failure> {
         let problem = |p| Failure::Problems(vec![p]);
-        let reservation = host.reserve(&request.vm, request.id).map_err(problem)?;
         let (_, peer) = host.peer(&request.peer).map_err(problem)?;
         let examined = examine::source(&host, &request.vm).await?;
         if !examined.problems.is_empty() {
@@ -129,14 +153,19 @@ impl Source {
         }
         let session = connect(&host, &request.peer, &cancel).await?;
         let link = Link::open(&session, request.id).await?;
-        let journal = host.journal(
-            request.id,
-            Role::Source,
-            &request.vm,
-            &peer,
-            examined.running,
-            request.options.keep_source,
-        )?;
+        let mut retry = request.retry.clone();
+        if let (Some(retry), Some(held)) = (&mut retry, &*held) {
+            retry.kept = held.tracking.undo();
+        }
+        let beginning = Beginning {
+            vm: &request.vm,
+            running: examined.running,
+            keep_source: request.options.keep_source,
+            retry,
+        };
+        let journal = host.journal(request.id, Role::Source, &peer, beginning)?;
+        // Now that this one tells of the bitmaps.
+        let tracking = held.take().map(|held| held.pass_on(&host)).unwrap_or_default();
         let Examined { qmp, events, disks, .. } = examined;
         let disks = plan::copied(&disks);
         progress.update(|p| p.disks = disks.iter().map(disk_progress).collect());
@@ -157,6 +186,8 @@ impl Source {
             effects: Vec::new(),
             streams: Streams::new(),
             disks,
+            tracking,
+            delta: Delta::new(),
             grant: None,
             phase: Phase::Begin,
             tick,
@@ -164,33 +195,57 @@ impl Source {
             downtime: Downtime::default(),
             paused_at: None,
             rate: (now, 0),
-            _reservation: reservation,
+            missed_events: false,
         })
     }
 
-    async fn run(mut self) {
-        tracing::info!(vm = self.request.vm, peer = self.request.peer, "migration begins");
+    /// Runs it to its end; `None`: it is left to another process.
+    pub(super) async fn run(mut self) -> Option<Ended> {
+        tracing::info!(
+            vm = self.request.vm,
+            peer = self.request.peer,
+            phase = self.phase.name(),
+            "migration begins"
+        );
         match self.perform().await {
-            Ok(started) => self.confirm(started, true).await,
-            Err(failure) if self.handover.is_open_question() => self.resolve(failure).await,
-            Err(failure) => self.roll_back(failure).await,
+            Ok(started) => Some(self.confirm(started, true).await),
+            Err(Failure::Frozen) if self.handover.state() == SourceState::Ours => {
+                match self.delta.disks.is_empty() {
+                    true => {
+                        self.stop().await;
+                        None
+                    }
+                    // What this very process reads and writes cannot be left to another.
+                    false => Some(self.roll_back(Failure::Stopping).await),
+                }
+            }
+            // From the hand-over on the journal says all that there is to know.
+            Err(Failure::Frozen) => None,
+            Err(failure) if self.handover.is_open_question() => {
+                let frozen = self.host.frozen();
+                tokio::select! {
+                    ended = self.resolve(failure) => Some(ended),
+                    () = frozen => None,
+                }
+            }
+            Err(failure) => Some(self.roll_back(failure).await),
         }
     }
 
-    /// Everything up to the destination's word that the guest runs there.
+    /// Everything from where it is up to the destination's word that the guest runs there.
     async fn perform(&mut self) -> Result<Started, Failure> {
-        self.enter(Step::Done)?;
-        self.prepare().await?;
-        self.enter(Step::Done)?;
-        self.mirror().await?;
-        self.enter(Step::Done)?;
-        self.precopy().await?;
-        self.enter(Step::Done)?;
-        self.switchover().await?;
-        self.enter(Step::Done)?;
-        self.device().await?;
-        self.enter(Step::Done)?;
-        self.hand_over().await
+        loop {
+            match self.phase {
+                Phase::Prepare => self.prepare().await?,
+                Phase::Mirror => self.mirror().await?,
+                Phase::Precopy => self.precopy().await?,
+                Phase::Switchover => self.switchover().await?,
+                Phase::Device => self.device().await?,
+                Phase::HandOver => return self.hand_over().await,
+                _ => {}
+            }
+            self.enter(Step::Done)?;
+        }
     }
 
     /// Goes to the next phase of the table, on disk before in fact.
@@ -209,7 +264,7 @@ impl Source {
     async fn prepare(&mut self) -> Result<(), Failure> {
         let examined_offer = self.offer().await?;
         let deadline = self.host.config.deadlines.qemu_start() + Duration::from_secs(30);
-        let asked = self.link.ask(Request::Prepare(examined_offer), deadline);
+        let asked = self.patience().with(self.link.ask(Request::Prepare(examined_offer), deadline));
         let answer = tokio::select! {
             answer = asked => answer?,
             () = self.cancel.cancelled() => return Err(cancelled(&self.host)),
@@ -222,6 +277,7 @@ impl Source {
             return Err(LinkError::Unexpected { request: "prepare" }.into());
         }
         tracing::info!(destination = grant.qemu, "the destination is prepared");
+        self.tracking.after = Some(self.request.id);
         self.grant = Some(grant);
         Ok(())
     }
@@ -235,13 +291,28 @@ impl Source {
             disks: plan::specs(&disks),
             running,
             qemu: String::new(),
+            after: self.tracking.after.filter(|_| self.tracking.is_worth_keeping()),
         })
+    }
+
+    /// How long a connection is missed: for long while the guest runs, for less while it stands
+    /// still.
+    pub(super) fn patience(&self) -> Patience {
+        let limit = self.paused_at.is_some().then(|| self.host.config.deadlines.resume_paused());
+        Patience::new(&self.host, &self.session, &self.progress, limit)
+    }
+
+    /// Asks the destination for something whose answer is only that it is done.
+    pub(super) async fn demand(&mut self, request: Request, deadline: Duration) -> Result<(), Failure> {
+        self.patience().with(self.link.demand(request, deadline)).await
     }
 
     /// Waits for the next thing to happen; what ends the migration is an error.
     pub(super) async fn next(&mut self) -> Result<Happening, Failure> {
+        let patience = self.patience();
         tokio::select! {
             biased;
+            failure = patience.over() => Err(failure),
             () = self.cancel.cancelled(), if self.phase.may_cancel() => Err(cancelled(&self.host)),
             event = self.events.recv() => match event {
                 Some(event) => Ok(Happening::Event(event.kind)),
@@ -254,6 +325,8 @@ impl Source {
                 }
                 Notice::Failed { text } => Err(Failure::Destination(text)),
             },
+            // Before the streams: it is what explains the end of one.
+            (disk, result) = self.delta.next() => Ok(Happening::Copied(disk, result)),
             (label, end) = self.streams.ended() => Ok(Happening::StreamEnded(label, end)),
             _ = self.tick.tick() => Ok(Happening::Tick),
         }
@@ -270,7 +343,11 @@ impl Source {
         }
         self.effects.retain(|e| *e != SourceEffect::Ask(Ask::Start));
         let deadline = self.host.config.deadlines.hook() + Duration::from_secs(30);
-        let (fate, started) = match self.link.ask(Request::Start, deadline).await? {
+        let answer = tokio::select! {
+            answer = self.link.ask(Request::Start, deadline) => answer?,
+            () = self.host.frozen() => return Err(Failure::Frozen),
+        };
+        let (fate, started) = match answer {
             Response::Started(started) => (Fate::Runs, Some(started)),
             Response::Fate(fate) => (fate, None),
             _ => return Err(LinkError::Unexpected { request: "start" }.into()),
@@ -287,7 +364,7 @@ impl Source {
     }
 
     /// The guest runs at the destination: take note, tidy up.
-    async fn confirm(mut self, started: Started, release: bool) {
+    async fn confirm(mut self, started: Started, release: bool) -> Ended {
         let mut leftovers = Vec::new();
         if let Err(e) = self.enter(Step::Done) {
             leftovers.push(chain(&e));
@@ -303,7 +380,7 @@ impl Source {
         if !release {
             leftovers.push(kept_by_force(&self.request.vm));
         } else if self.request.options.keep_source {
-            leftovers.extend(undo::delete_nodes(&self.qmp, self.journal.past()).await);
+            leftovers.extend(undo::clean_kept(&self.qmp, self.journal.past()).await);
         } else if let Err(e) = vm::quit(&self.request.vm, &self.qmp).await {
             leftovers.push(format!("{}; end it by hand, and never continue it", chain(&e)));
         }
@@ -314,10 +391,10 @@ impl Source {
             p.notes.extend(started.warnings);
         });
         self.count_bytes();
-        self.end(Phase::Done, Outcome::Moved { leftovers });
+        self.end(Phase::Done, Outcome::Moved { leftovers }, false)
     }
 
-    async fn roll_back(mut self, failure: Failure) {
+    async fn roll_back(mut self, failure: Failure) -> Ended {
         let phase = self.phase;
         let cause = self.explain(&failure).await;
         tracing::warn!(phase = phase.name(), cause, "migration fails; rolling back");
@@ -329,16 +406,23 @@ impl Source {
         }
         // First of all, so that neither QEMU hangs on a stream that no longer moves.
         self.streams.cut_all();
+        self.delta.abort().await;
         if self.handover.ended().is_none() {
             self.effects = decide::source_step(&mut self.handover, SourceInput::Fail);
         }
-        let undone = self.take_back(phase, &cause).await;
+        let keeps = self.has_successor()
+            && failure.may_pass()
+            && !self.journal.past().handed_over
+            && self.tracking.is_worth_keeping();
+        let bitmaps = if keeps { Bitmaps::StayForTheNextTry } else { Bitmaps::Go };
+        let undone = self.take_back(phase, &cause, bitmaps).await;
         let outcome = failed(phase, &failure, cause, undone);
-        self.end(Phase::Failed, outcome);
+        let may_pass = failure.may_pass();
+        if keeps { self.hold(outcome) } else { self.end(Phase::Failed, outcome, may_pass) }
     }
 
     /// Does what the machine wants done about a guest that is ours.
-    async fn take_back(&mut self, phase: Phase, cause: &str) -> Vec<String> {
+    async fn take_back(&mut self, phase: Phase, cause: &str, bitmaps: Bitmaps) -> Vec<String> {
         let effects = std::mem::take(&mut self.effects);
         let wants = |effect| effects.contains(&effect);
         let (reason, link) = (cause.to_owned(), &mut self.link);
@@ -348,7 +432,7 @@ impl Source {
                 false => None,
             }
         };
-        let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past()));
+        let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past(), bitmaps));
         let mut fate = None;
         match told {
             Some(Ok(Response::Fate(heard))) => fate = Some(heard),
@@ -388,7 +472,7 @@ impl Source {
     }
 
     /// The guest may be either side's: asks until that is decided.
-    async fn resolve(mut self, failure: Failure) {
+    async fn resolve(mut self, failure: Failure) -> Ended {
         tracing::error!(cause = chain(&failure), "the hand-over is open: the destination is asked");
         self.streams.cut_all();
         let (host, progress) = (&self.host, self.progress.clone());
@@ -403,13 +487,13 @@ impl Source {
         if let Some(link) = decided.link {
             self.link = link;
         }
-        if self.handover.ended() == Some(Ended::Moved) {
+        if self.handover.ended() == Some(Owned::Moved) {
             self.phase = Phase::Undecided;
             self.downtime.total_ms = self.paused_at.map_or(0, millis);
             return self.confirm(decided.started, decided.forced.is_none()).await;
         }
         self.phase = Phase::HandOver;
-        self.roll_back(failure).await;
+        self.roll_back(failure).await
     }
 
     /// The cause in words; the other side's when ours is only the echo of it.
@@ -452,10 +536,17 @@ impl Source {
         }
     }
 
-    fn end(self, phase: Phase, outcome: Outcome) {
+    fn end(self, phase: Phase, outcome: Outcome, may_pass: bool) -> Ended {
+        let handed_over = self.journal.past().handed_over;
         self.host.end(self.journal, outcome.clone());
         tracing::info!(phase = phase.name(), result = outcome.label(), "migration ends");
-        finish(&self.progress, phase, outcome);
+        Ended { phase, outcome, may_pass, handed_over, held: None }
+    }
+
+    /// The journal stays open: it tells of the bitmaps that stay.
+    fn hold(self, outcome: Outcome) -> Ended {
+        let held = Held { journal: self.journal, outcome: outcome.clone(), tracking: self.tracking };
+        Ended { phase: Phase::Failed, outcome, may_pass: true, handed_over: false, held: Some(held) }
     }
 
     /// Brings the streams' bytes into the progress.
@@ -509,7 +600,7 @@ fn disk_progress(disk: &CopiedDisk) -> DiskProgress {
     DiskProgress { name: disk.name.clone(), total_bytes: disk.virtual_size, ..DiskProgress::default() }
 }
 
-fn failed(phase: Phase, failure: &Failure, cause: String, leftovers: Vec<String>) -> Outcome {
+pub(super) fn failed(phase: Phase, failure: &Failure, cause: String, leftovers: Vec<String>) -> Outcome {
     let cancelled = matches!(failure, Failure::Cancelled);
     Outcome::Failed { phase, cause, problems: failure.problems(), cancelled, leftovers }
 }

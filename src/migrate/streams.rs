@@ -6,13 +6,18 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use super::frozen::{SessionId, StoppedData, ThawedData};
+use crate::mux::Code;
 use crate::net::pump::{Pump, PumpEnd};
-use crate::net::stream::Stream;
+use crate::net::session::Session;
+use crate::net::stream::{Stream, StreamEnded};
 
 /// What a stream carries.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Label {
     /// A disk's NBD traffic.
     Disk(String),
@@ -32,7 +37,7 @@ impl fmt::Display for Label {
 /// Owns a migration's pumps. Dropped, all are cut.
 #[derive(Debug)]
 pub(crate) struct Streams {
-    pumps: BTreeMap<Label, Pump>,
+    pumps: BTreeMap<Label, (SessionId, Pump)>,
     sender: mpsc::UnboundedSender<(Label, PumpEnd)>,
     ends: mpsc::UnboundedReceiver<(Label, PumpEnd)>,
 }
@@ -43,18 +48,36 @@ impl Streams {
         Self { pumps: BTreeMap::new(), sender, ends }
     }
 
-    /// Starts pumping between a local socket and a stream. An earlier pump of the same label
-    /// is cut.
-    pub(crate) fn start(
-        &mut self,
-        label: Label,
-        runtime: &tokio::runtime::Handle,
-        local: OwnedFd,
-        stream: Stream,
-    ) {
-        let (sender, name) = (self.sender.clone(), label.clone());
-        let pump = Pump::start(runtime, local, stream, move |end| drop(sender.send((name, end))));
-        self.pumps.insert(label, pump);
+    /// Starts pumping between a local socket and a stream of `session`. An earlier pump of the
+    /// same label is cut.
+    pub(crate) fn start(&mut self, label: Label, session: &Session, local: OwnedFd, stream: Stream) {
+        let data = ThawedData { label, session: session.clone(), local, stream, moved: (0, 0) };
+        self.resume(data);
+    }
+
+    /// Goes on with what an earlier process has left.
+    pub(super) fn resume(&mut self, data: ThawedData) {
+        let (sender, name) = (self.sender.clone(), data.label.clone());
+        let tell = move |end| drop(sender.send((name, end)));
+        let pump = Pump::resume(data.session.runtime(), data.local, data.stream, data.moved, tell);
+        self.pumps.insert(data.label, (data.session.id(), pump));
+    }
+
+    /// A stream of an earlier process had ended there.
+    pub(super) fn has_ended(&self, label: Label) {
+        let _ = self.sender.send((label, PumpEnd::Remote(StreamEnded(Code::SessionLost))));
+    }
+
+    /// Stops all pumps between two bytes; those that have ended are told apart.
+    pub(super) async fn freeze(&mut self) -> (Vec<StoppedData>, Vec<Label>) {
+        let (mut stopped, mut ended) = (Vec::new(), Vec::new());
+        for (label, (session, pump)) in std::mem::take(&mut self.pumps) {
+            match pump.freeze().await {
+                Some(frozen) => stopped.push((label, session, frozen)),
+                None => ended.push(label),
+            }
+        }
+        (stopped, ended)
     }
 
     pub(crate) fn has(&self, label: &Label) -> bool {
@@ -63,12 +86,12 @@ impl Streams {
 
     /// Bytes that a stream has carried, both directions.
     pub(crate) fn bytes(&self, label: &Label) -> u64 {
-        self.pumps.get(label).map_or(0, |p| p.counters().total())
+        self.pumps.get(label).map_or(0, |(_, pump)| pump.counters().total())
     }
 
     /// Bytes that all streams have carried, both directions.
     pub(crate) fn total(&self) -> u64 {
-        self.pumps.values().map(|p| p.counters().total()).sum()
+        self.pumps.values().map(|(_, pump)| pump.counters().total()).sum()
     }
 
     /// The next stream that ends. Cancelling loses nothing.
@@ -82,7 +105,7 @@ impl Streams {
 
     /// Cuts every stream: local sockets close, the peer sees resets. QEMU is not asked.
     pub(crate) fn cut_all(&self) {
-        self.pumps.values().for_each(Pump::cut);
+        self.pumps.values().for_each(|(_, pump)| pump.cut());
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) enum Trouble {
     HandOver(#[from] super::handover::Illegal),
     #[error("the destination's agent was told to stop")]
     Stopping,
+    #[error("it is left to another process")]
+    Frozen,
     #[error("the source gave up: {0}")]
     Aborted(String),
     #[error("the guest of VM {vm} could not be started")]

@@ -156,6 +156,16 @@ pub(crate) async fn quit(name: &str, qmp: &Qmp) -> Result<(), VmError> {
 }
 
 impl StartedQemu {
+    /// The unit that it was started by, for another process to know.
+    pub(super) fn into_unit(self) -> Option<String> {
+        self.unit
+    }
+
+    /// A QEMU that an earlier process has started.
+    pub(super) fn of_earlier(vm: &str, unit: Option<String>) -> Self {
+        Self { vm: vm.to_owned(), unit, child: None }
+    }
+
     /// Ends the QEMU that we started, however deaf it is.
     pub(crate) async fn stop(mut self, qmp: &Qmp) -> Result<(), VmError> {
         let asked = if qmp.is_closed() { Ok(()) } else { quit(&self.vm, qmp).await };

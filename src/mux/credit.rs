@@ -7,6 +7,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::Config;
 
 /// Above this share of the budget windows shrink, in percent.
@@ -119,6 +121,18 @@ impl Budget {
     }
 }
 
+/// What of a stream's credit does not depend on a clock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CreditState {
+    advertised: u64,
+    received: u64,
+    consumed: u64,
+    window: u64,
+    window_max: u64,
+    floor: u64,
+    closed_at: Option<u64>,
+}
+
 /// The receiving side of one stream's credit.
 #[derive(Debug)]
 pub(super) struct RecvCredit {
@@ -175,6 +189,38 @@ impl RecvCredit {
             limited: false,
             heard: now,
         }
+    }
+
+    pub(super) fn state(&self) -> CreditState {
+        CreditState {
+            advertised: self.advertised,
+            received: self.received,
+            consumed: self.consumed,
+            window: self.window,
+            window_max: self.window_max,
+            floor: self.floor,
+            closed_at: self.closed_at,
+        }
+    }
+
+    /// Credit that another process has given; `counted`: the stream occupies a slot.
+    pub(super) fn from_state(budget: &mut Budget, state: CreditState, counted: bool, now: Instant) -> Self {
+        let credit = Self {
+            advertised: state.advertised,
+            received: state.received,
+            consumed: state.consumed,
+            window: state.window,
+            window_max: state.window_max,
+            floor: state.floor,
+            closed_at: state.closed_at,
+            epoch: now,
+            epoch_consumed: state.consumed,
+            limited: false,
+            heard: now,
+        };
+        credit.enter(budget);
+        budget.streams += u64::from(counted);
+        credit
     }
 
     pub(super) fn advertised(&self) -> u64 {

@@ -51,6 +51,22 @@ impl ReplayLog {
         Self { entries: VecDeque::new(), acked: 0, sent: 0, bytes: 0, bytes_max: 0, cap, reserve }
     }
 
+    /// The highest acknowledged number and the frames after it.
+    pub(super) fn into_parts(self) -> (u64, VecDeque<Entry>) {
+        (self.acked, self.entries)
+    }
+
+    /// A log that another process has kept. Nothing of it has left on this connection yet.
+    pub(super) fn from_parts(config: &Config, acked: u64, entries: VecDeque<Entry>) -> Self {
+        let mut log = Self::new(config);
+        log.bytes = entries.iter().map(Entry::cost).sum();
+        // It was within its owner's cap, which may have been another.
+        log.cap = log.cap.max(log.bytes);
+        log.bytes_max = log.bytes;
+        (log.acked, log.sent, log.entries) = (acked, acked, entries);
+        log
+    }
+
     /// The number of the last frame made.
     pub(super) fn tx_seq(&self) -> u64 {
         self.acked + self.entries.len() as u64

@@ -1,5 +1,5 @@
-//! The session protocol, sans-I/O: frames, streams, credit, scheduling, the replay log. Bytes and
-//! std only: no socket, no clock (time is an argument), no TLS, no randomness.
+//! The session protocol, sans-I/O: frames, streams, credit, scheduling, the replay log. Bytes,
+//! std and data that serde can carry: no socket, no clock (time is an argument), no TLS, no randomness.
 //!
 //! A [`Session`] outlives its connections. Bytes and time go in (`handle_*`), batches, deadlines
 //! and events come out (`poll_*`), streams are named by [`StreamId`]:
@@ -33,6 +33,7 @@ mod receipt;
 mod receive;
 mod schedule;
 mod session;
+mod snapshot;
 mod stats;
 mod stream;
 mod transmit;
@@ -42,6 +43,7 @@ pub use code::Code;
 pub use config::{Config, PerClass, RateLimit};
 pub use error::{OpenError, SessionError, StreamError};
 pub use session::{Event, Session};
+pub use snapshot::Snapshot;
 pub use stats::{Stats, StreamStats};
 
 /// A stream's number in its session: odd when the dialer opened it, even when the acceptor did.

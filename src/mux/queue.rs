@@ -60,6 +60,12 @@ impl SendQueue {
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
+
+    /// All of it, in order.
+    pub(super) fn into_chunks(self) -> impl Iterator<Item = Bytes> {
+        let small = Some(self.small.freeze()).filter(|small| !small.is_empty());
+        self.chunks.into_iter().chain(small)
+    }
 }
 
 /// Bytes that were received and wait for the local side, in slabs, so that it gets large chunks.
@@ -112,6 +118,12 @@ impl RecvQueue {
         };
         self.len -= chunk.len();
         Some(chunk)
+    }
+
+    /// All of it, in order.
+    pub(super) fn into_chunks(self) -> impl Iterator<Item = Bytes> {
+        let slab = Some(self.slab.freeze()).filter(|slab| !slab.is_empty());
+        self.full.into_iter().chain(slab)
     }
 
     pub(super) fn clear(&mut self) {

@@ -17,6 +17,11 @@ pub(super) struct Receipt {
 }
 
 impl Receipt {
+    /// Goes on after this number, which the peer is told when there is a connection.
+    pub(super) fn resumed(rx_seq: u64) -> Self {
+        Self { rx_seq, told: rx_seq, ..Self::default() }
+    }
+
     pub(super) fn rx_seq(&self) -> u64 {
         self.rx_seq
     }

@@ -228,6 +228,7 @@ impl Session {
     fn postpone_deadlines(&mut self, now: Instant) {
         let Some(since) = self.suspended.take() else { return };
         let pause = now.saturating_duration_since(since);
+        self.stats.away += pause;
         for id in &self.opening {
             if let Some(Stream { phase: Phase::Opening { deadline }, .. }) = self.streams.0.get_mut(id) {
                 *deadline += pause;

@@ -35,6 +35,8 @@ pub struct Stats {
     pub rtt_last: Option<Duration>,
     /// Times that the session went on over a new connection.
     pub reconnects: u64,
+    /// Time without a connection, up to now.
+    pub away: Duration,
     /// Bytes sent again.
     pub replayed_bytes: u64,
     /// Frames sent again.

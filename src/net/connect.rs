@@ -1,12 +1,12 @@
-//! Dialing and accepting: from an address or a fresh socket to an established connection,
-//! that is one whose peer has proved its identity and agreed to a session.
+//! Dialing and accepting: from an address or a fresh socket to a connection whose peer has proved
+//! its identity and agreed to a session, a new one or one that goes on.
 //!
 //! Everything before that has a deadline and a byte limit. Knows no stream and no migration.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -19,12 +19,21 @@ use super::handshake::{
 };
 use super::identity::Identity;
 use super::record::Record;
+use super::resume::{self, Exported, Redial, Resumed, SessionKey};
+use super::session::Session;
 use super::tls::Tls;
 use crate::mux::hello::{self, FirstFrame, Hello, HelloError, Mode, Negotiated};
 use crate::mux::{Code, Config, Role};
 
 /// How long TCP may take to connect (WIRE §8).
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long it may take when a session is to be resumed: a packet that was lost while the link was
+/// down is sent again by the kernel ever more rarely, a new attempt sends one at once.
+const RECONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a session goes on without a connection, unless told otherwise (WIRE §4).
+pub const RESUME_DEADLINE: Duration = Duration::from_secs(60);
+/// How long our own session may take to let go of its old connection.
+const FENCE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the peer's HELLO may take after TLS (WIRE §8).
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes that may lie unsent in the kernel: what is sealed late can still be overtaken.
@@ -77,6 +86,12 @@ pub enum ConnectError {
     /// The operating system gave no randomness.
     #[error("no randomness")]
     Random(#[source] getrandom::Error),
+    /// TLS gave no keying material.
+    #[error("the TLS connection gives no keying material to bind the session to")]
+    Exporter(#[source] rustls::Error),
+    /// The session that was to be resumed has ended here meanwhile.
+    #[error("the session to be resumed has ended here")]
+    Gone,
     /// The operating system gave no thread or descriptor for the session.
     #[error("the session could not be started")]
     Start(#[source] io::Error),
@@ -92,6 +107,28 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Whether one side has judged the other's certificate.
+    #[must_use]
+    pub fn is_distrust(&self) -> bool {
+        match self {
+            Self::Handshake(e) => !e.failure.may_pass(),
+            Self::BeforeHello(e) => !classify_handshake_error(e).may_pass(),
+            _ => false,
+        }
+    }
+
+    /// Whether dialing again later may succeed without anybody's doing.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        let decided = matches!(
+            self,
+            Self::Refused { code: Code::Auth | Code::Version | Code::Feature, .. }
+                | Self::Incompatible(_)
+                | Self::Hello(_)
+        );
+        !decided && !self.is_distrust() && !matches!(self, Self::NoAddress { .. })
+    }
+
     /// A bounded label for metrics.
     #[must_use]
     pub fn label(&self) -> &'static str {
@@ -106,6 +143,8 @@ impl ConnectError {
             Self::Incompatible(_) => "incompatible",
             Self::Deadline(_) => HandshakeFailure::Timeout.label(),
             Self::Random(_) => "random",
+            Self::Exporter(_) => "exporter",
+            Self::Gone => "gone",
             Self::Start(_) => "start",
             Self::NoAddress { .. } => "no_address",
             Self::TooManyUnauthenticated => "too_many",
@@ -116,19 +155,60 @@ impl ConnectError {
 /// Why a peer gets no session: the code that it is told, and words.
 pub(super) type Denial = (Code, &'static str);
 
-/// A connection on which a session can run.
-pub struct Established {
-    pub(crate) tcp: TcpStream,
-    pub(crate) record: Record,
-    /// Who is at the other end.
-    pub peer: Identity,
-    /// Its address.
+/// What is known of a session's connection. It changes with each one.
+#[derive(Debug, Clone)]
+pub struct ConnectionInfo {
+    /// The peer's address.
     pub address: SocketAddr,
-    pub(crate) role: Role,
-    pub(crate) negotiated: Negotiated,
     /// Cipher suite and key exchange, for people.
     pub cipher: String,
-    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// The certificates with which the peer proved itself, its own first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// When it was made.
+    pub since: Instant,
+}
+
+/// A connection past TLS and HELLO. It belongs to no runtime yet.
+pub(crate) struct Connection {
+    pub(crate) tcp: std::net::TcpStream,
+    pub(crate) record: Record,
+    pub(crate) info: ConnectionInfo,
+}
+
+impl Connection {
+    fn new(
+        tcp: TcpStream,
+        tls: impl Into<rustls::Connection>,
+        address: SocketAddr,
+    ) -> Result<Self, ConnectError> {
+        let tls = tls.into();
+        let chain = tls.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
+        let info = ConnectionInfo { address, cipher: resume::cipher(&tls), chain, since: Instant::now() };
+        let tcp = tcp.into_std().map_err(ConnectError::Start)?;
+        Ok(Self { tcp, record: Record::new(tls), info })
+    }
+}
+
+/// A connection on which a new session begins.
+pub struct Established {
+    pub(crate) connection: Connection,
+    /// Who is at the other end.
+    pub peer: Identity,
+    pub(crate) role: Role,
+    pub(crate) negotiated: Negotiated,
+    pub(crate) key: SessionKey,
+    /// How to come back, when this side is to.
+    pub(crate) redial: Option<Redial>,
+    /// How long the session goes on without a connection.
+    pub(crate) resume_within: Duration,
+}
+
+/// What an accepted connection is for.
+pub(super) enum Accepted {
+    /// A new session.
+    New(Box<Established>),
+    /// It has been given to this session, which goes on.
+    Resumed(Session),
 }
 
 /// What this agent brings into every connection.
@@ -138,6 +218,7 @@ pub struct Endpoint {
     instance: [u8; 16],
     config: Config,
     dead_peer: Duration,
+    resume_within: Duration,
     congestion: Option<String>,
 }
 
@@ -148,7 +229,26 @@ impl Endpoint {
     /// [`ConnectError::Random`].
     pub fn new(tls: Tls, config: Config, dead_peer: Duration) -> Result<Self, ConnectError> {
         let instance = random()?;
-        Ok(Self { tls: RwLock::new(Arc::new(tls)), instance, config, dead_peer, congestion: None })
+        let (tls, resume_within) = (RwLock::new(Arc::new(tls)), RESUME_DEADLINE);
+        Ok(Self { tls, instance, config, dead_peer, resume_within, congestion: None })
+    }
+
+    /// Goes by the name of an earlier process, whose sessions it has taken up.
+    #[must_use]
+    pub fn with_instance(self, instance: [u8; 16]) -> Self {
+        Self { instance, ..self }
+    }
+
+    /// The name of this process to its peers.
+    #[must_use]
+    pub fn instance(&self) -> [u8; 16] {
+        self.instance
+    }
+
+    /// Sessions go on without a connection for this long instead of [`RESUME_DEADLINE`].
+    #[must_use]
+    pub fn with_resume(self, resume_within: Duration) -> Self {
+        Self { resume_within, ..self }
     }
 
     /// Asks for this congestion control on every connection instead of the system's default
@@ -180,29 +280,71 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`ConnectError`].
-    pub async fn dial(&self, address: &str, peer: &Identity) -> Result<Established, ConnectError> {
-        let (tcp, address) = connect(address).await?;
+    pub async fn dial(self: &Arc<Self>, address: &str, peer: &Identity) -> Result<Established, ConnectError> {
+        let (tcp, remote) = connect(address, CONNECT_DEADLINE).await?;
         self.prepare(&tcp);
         let mut tls = handshake::connect(&self.tls(), tcp, peer, HANDSHAKE_DEADLINE).await?;
-        let ours = self.hello(Mode::New { session_id: random()?, secret_share: random()? });
-        let negotiated = within(HELLO_DEADLINE, async {
+        let (session_id, secret_share) = (random()?, random()?);
+        let ours = self.hello(Mode::New { session_id, secret_share });
+        let (negotiated, share) = within(HELLO_DEADLINE, async {
             send(&mut tls, &ours.encode()).await?;
             let theirs = receive_hello(&mut tls).await?;
-            if !matches!(theirs.mode, Mode::Accepted { .. }) {
+            let Mode::Accepted { secret_share } = theirs.mode else {
                 return Err(ConnectError::Incompatible(Code::Protocol));
-            }
-            hello::negotiate(&ours, &theirs).map_err(ConnectError::Incompatible)
+            };
+            let negotiated = hello::negotiate(&ours, &theirs).map_err(ConnectError::Incompatible)?;
+            Ok((negotiated, secret_share))
         })
         .await?;
         let (tcp, tls) = tls.into_inner();
-        let (peer, role) = (peer.clone(), Role::Dialer);
-        let (cipher, chain) = (cipher(&tls), chain(&tls));
-        let record = Record::new(tls.into());
-        Ok(Established { tcp, record, peer, address, role, negotiated, cipher, chain })
+        let instance = negotiated.peer_instance;
+        Ok(Established {
+            connection: Connection::new(tcp, tls, remote)?,
+            peer: peer.clone(),
+            role: Role::Dialer,
+            key: SessionKey::derive(session_id, &secret_share, &share, instance, negotiated.version),
+            negotiated,
+            redial: Some(Redial {
+                endpoint: Arc::clone(self),
+                address: address.to_owned(),
+                peer: peer.clone(),
+            }),
+            resume_within: self.resume_within,
+        })
     }
 
-    /// Establishes a session on a socket that a listener accepted. `admit` decides whether the
-    /// proved identity may have a session, or with which words it is turned away.
+    /// One attempt to go on with a session over a new connection.
+    pub(super) async fn resume(
+        &self,
+        redial: &Redial,
+        key: &SessionKey,
+        generation: u64,
+        rx_seq: u64,
+    ) -> Result<Resumed, ConnectError> {
+        let (tcp, remote) = connect(&redial.address, RECONNECT_DEADLINE).await?;
+        self.prepare(&tcp);
+        let mut tls = handshake::connect(&self.tls(), tcp, &redial.peer, HANDSHAKE_DEADLINE).await?;
+        let exported = resume::export(tls.get_ref().1)?;
+        let ours = self.hello(resume::resume_mode(key, &exported, generation, rx_seq));
+        let peer_rx_seq = within(HELLO_DEADLINE, async {
+            send(&mut tls, &ours.encode()).await?;
+            let theirs = receive_hello(&mut tls).await?;
+            let Mode::Resumed { rx_seq, proof } = theirs.mode else {
+                return Err(ConnectError::Incompatible(Code::Protocol));
+            };
+            agree(key, &ours, &theirs).map_err(|(code, _)| ConnectError::Incompatible(code))?;
+            if !key.is_proof(&proof, &exported, generation, Role::Acceptor) {
+                return Err(ConnectError::Incompatible(Code::Auth));
+            }
+            Ok(rx_seq)
+        })
+        .await?;
+        let (tcp, tls) = tls.into_inner();
+        Ok(Resumed { connection: Connection::new(tcp, tls, remote)?, peer_rx_seq })
+    }
+
+    /// Takes a socket that a listener accepted through TLS and HELLO. `admit` decides whether the
+    /// proved identity may have the session that it asks for: a new one (`None`), or which it means.
     ///
     /// # Errors
     /// [`ConnectError`].
@@ -210,42 +352,90 @@ impl Endpoint {
         &self,
         tcp: TcpStream,
         address: SocketAddr,
-        admit: impl FnOnce(&Identity) -> Result<(), Denial>,
-    ) -> Result<Established, ConnectError> {
+        admit: impl FnOnce(&Identity, &Mode) -> Result<Option<Session>, Denial>,
+    ) -> Result<Accepted, ConnectError> {
         self.prepare(&tcp);
         let (mut tls, peer) = handshake::accept(&self.tls(), tcp, HANDSHAKE_DEADLINE).await?;
-        let admitted = admit(&peer);
-        let negotiated = within(HELLO_DEADLINE, async {
-            let theirs = receive_hello(&mut tls).await?;
-            match self.answer(&theirs, admitted) {
-                Ok((ours, negotiated)) => {
-                    send(&mut tls, &ours.encode()).await?;
-                    Ok(negotiated)
-                }
-                Err((code, text)) => {
+        let exported = resume::export(tls.get_ref().1)?;
+        let theirs = within(HELLO_DEADLINE, receive_hello(&mut tls)).await?;
+        let answer = match admit(&peer, &theirs.mode) {
+            Err(denial) => Err(denial),
+            Ok(None) => self.accept_new(&theirs),
+            Ok(Some(session)) => self.accept_resume(&theirs, &exported, session).await,
+        };
+        let (ours, what) = match answer {
+            Ok(answer) => answer,
+            Err((code, text)) => {
+                let _ = within(HELLO_DEADLINE, async {
                     send(&mut tls, &hello::encode_goaway(code, 0, text)).await?;
-                    let _ = tls.shutdown().await;
-                    Err(ConnectError::Incompatible(code))
-                }
+                    tls.shutdown().await.map_err(ConnectError::BeforeHello)
+                })
+                .await;
+                return Err(ConnectError::Incompatible(code));
             }
-        })
-        .await?;
+        };
+        within(HELLO_DEADLINE, send(&mut tls, &ours.encode())).await?;
         let (tcp, tls) = tls.into_inner();
-        let (cipher, chain) = (cipher(&tls), chain(&tls));
-        let record = Record::new(tls.into());
-        Ok(Established { tcp, record, peer, address, role: Role::Acceptor, negotiated, cipher, chain })
+        let connection = Connection::new(tcp, tls, address)?;
+        match what {
+            Answer::New(negotiated, key) => Ok(Accepted::New(Box::new(Established {
+                connection,
+                peer,
+                role: Role::Acceptor,
+                negotiated: *negotiated,
+                key,
+                redial: None,
+                resume_within: self.resume_within,
+            }))),
+            Answer::Resume { session, generation, peer_rx_seq } => {
+                session.rejoin(generation, Resumed { connection, peer_rx_seq });
+                Ok(Accepted::Resumed(session))
+            }
+        }
     }
 
-    fn answer(&self, theirs: &Hello, admitted: Result<(), Denial>) -> Result<(Hello, Negotiated), Denial> {
-        admitted?;
-        if !matches!(theirs.mode, Mode::New { .. }) {
-            return Err((Code::NoSession, "this agent does not know that session"));
-        }
+    fn accept_new(&self, theirs: &Hello) -> Result<(Hello, Answer), Denial> {
+        let Mode::New { session_id, secret_share } = theirs.mode else {
+            return Err((Code::Protocol, "a HELLO that only an acceptor says"));
+        };
         let share = random().map_err(|_| (Code::Internal, "no randomness"))?;
         let ours = self.hello(Mode::Accepted { secret_share: share });
-        let negotiated =
-            hello::negotiate(&ours, theirs).map_err(|code| (code, "versions or features do not match"))?;
-        Ok((ours, negotiated))
+        let negotiated = hello::negotiate(&ours, theirs).map_err(|code| (code, MISMATCH))?;
+        let (instance, version) = (negotiated.peer_instance, negotiated.version);
+        let key = SessionKey::derive(session_id, &secret_share, &share, instance, version);
+        Ok((ours, Answer::New(Box::new(negotiated), key)))
+    }
+
+    /// The session lets go of its old connection *before* it says what it has received: bytes that
+    /// still come over that one would be counted twice.
+    async fn accept_resume(
+        &self,
+        theirs: &Hello,
+        exported: &Exported,
+        session: Session,
+    ) -> Result<(Hello, Answer), Denial> {
+        let Mode::Resume { generation, rx_seq, proof, .. } = theirs.mode else {
+            return Err((Code::Protocol, "a HELLO that only an acceptor says"));
+        };
+        let key = session.key();
+        if !key.is_proof(&proof, exported, generation, Role::Dialer) {
+            return Err((Code::Auth, "the proof for that session is wrong"));
+        }
+        let mut ours = self.hello(Mode::Resumed { rx_seq: 0, proof: [0; 32] });
+        agree(key, &ours, theirs)?;
+        let fenced = timeout(FENCE_DEADLINE, session.fence(generation)).await.ok().flatten();
+        let Some(our_rx_seq) = fenced else {
+            return Err((Code::NoSession, "that session has ended, or has been resumed since"));
+        };
+        let proof = session.key().proof(exported, generation, Role::Acceptor);
+        ours.mode = Mode::Resumed { rx_seq: our_rx_seq, proof };
+        Ok((ours, Answer::Resume { session, generation, peer_rx_seq: rx_seq }))
+    }
+
+    /// How long sessions go on without a connection.
+    #[must_use]
+    pub fn resume_within(&self) -> Duration {
+        self.resume_within
     }
 
     fn hello(&self, mode: Mode) -> Hello {
@@ -285,7 +475,27 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-async fn connect(address: &str) -> Result<(TcpStream, SocketAddr), ConnectError> {
+/// What a HELLO is answered with.
+enum Answer {
+    New(Box<Negotiated>, SessionKey),
+    Resume { session: Session, generation: u64, peer_rx_seq: u64 },
+}
+
+const MISMATCH: &str = "versions or features do not match";
+
+/// That two HELLOs of a resumption fit the session: the same processes, the same version.
+fn agree(key: &SessionKey, ours: &Hello, theirs: &Hello) -> Result<(), Denial> {
+    let negotiated = hello::negotiate(ours, theirs).map_err(|code| (code, MISMATCH))?;
+    if negotiated.peer_instance != key.peer_instance {
+        return Err((Code::NoSession, "another process of that host has the session"));
+    }
+    if negotiated.version != key.version {
+        return Err((Code::Version, "the session speaks another version"));
+    }
+    Ok(())
+}
+
+async fn connect(address: &str, deadline: Duration) -> Result<(TcpStream, SocketAddr), ConnectError> {
     let named = || address.to_owned();
     let work = async {
         let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address)
@@ -298,7 +508,7 @@ async fn connect(address: &str) -> Result<(TcpStream, SocketAddr), ConnectError>
         let remote = tcp.peer_addr().map_err(|source| ConnectError::Connect { address: named(), source })?;
         Ok((tcp, remote))
     };
-    match timeout(CONNECT_DEADLINE, work).await {
+    match timeout(deadline, work).await {
         Ok(done) => done,
         Err(_) => Err(ConnectError::Connect { address: named(), source: io::ErrorKind::TimedOut.into() }),
     }
@@ -331,19 +541,6 @@ async fn receive_hello(tls: &mut (impl AsyncRead + Unpin)) -> Result<Hello, Conn
         bytes.resize(length.max(have + 1), 0);
         tls.read_exact(&mut bytes[have..]).await.map_err(ConnectError::BeforeHello)?;
     }
-}
-
-fn cipher(tls: &rustls::CommonState) -> String {
-    let suite = tls.negotiated_cipher_suite().and_then(|s| s.suite().as_str()).unwrap_or("unknown");
-    match tls.negotiated_key_exchange_group() {
-        Some(group) => format!("{suite} {:?}", group.name()),
-        None => suite.to_owned(),
-    }
-}
-
-/// What the peer proved itself with, to be judged again when our files change.
-fn chain(tls: &rustls::CommonState) -> Vec<CertificateDer<'static>> {
-    tls.peer_certificates().map(<[_]>::to_vec).unwrap_or_default()
 }
 
 fn random<const N: usize>() -> Result<[u8; N], ConnectError> {

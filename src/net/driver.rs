@@ -1,56 +1,64 @@
-//! The driver: one task that owns a session, its connection and nothing else.
+//! The driver: one task that owns a session and nothing else.
 //!
-//! It reads, opens and feeds the session; asks the session what to send, seals it late and
-//! writes it; hands received chunks to stream handles. Reading never waits for writing and
-//! never for a stream: what a stream may hold is bounded by its credit. Knows no QEMU.
+//! While there is a connection it reads, opens and feeds the session; asks the session what to
+//! send, seals it late and writes it; hands received chunks to stream handles. Reading never
+//! waits for writing and never for a stream: what a stream may hold is bounded by its credit.
+//! When the connection is lost the session goes on without one until it is resumed, or for too
+//! long: the dialer dials again, the acceptor waits for it. Knows no QEMU.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, IoSlice};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 
-use super::record::{OpenError, Record};
-use super::session::{EndCause, IncomingStream, Session, SessionEnd};
+use super::carrier::{Carrier, Ready};
+use super::connect::{ConnectError, Connection};
+use super::edge::{Answer, Edge};
+use super::frozen::{FrozenSession, Left};
+use super::resume::{Redial, Resumed, SessionKey};
+use super::session::{Away, EndCause, IncomingStream, Lines, LinkState, Session, SessionEnd};
 use super::stream::{ChunkPermit, Inbound, Shared, Stream, StreamEnded};
 use crate::mux::{self, Batch, Code, Event, Open, StreamId};
+use crate::words::chain;
 
 /// Bytes asked of the socket at once; smaller reads cost a system call per record.
 const RECEIVE_BYTES: usize = 256 * 1024;
+/// How long an orderly end may take.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long the word that a session goes on elsewhere may take: without it the peer is told by the
+/// kernel.
+const FAREWELL_DEADLINE: Duration = Duration::from_millis(100);
 /// Commands taken before the sockets are looked at again.
 const COMMANDS_PER_TURN: usize = 256;
 /// Batches sent before the sockets are looked at again: something urgent may have come.
 const BATCHES_PER_TURN: usize = 4;
-/// How long an orderly end may take.
-const CLOSE_DEADLINE: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// What handles ask of the driver.
-#[derive(Debug)]
 pub(crate) enum Command {
     Open(Open, oneshot::Sender<Result<Stream, mux::OpenError>>),
     Accept(StreamId, oneshot::Sender<Result<Stream, StreamEnded>>),
     Refuse(StreamId, Code),
-    Data { id: StreamId, data: Bytes, permit: ChunkPermit },
+    Data {
+        id: StreamId,
+        data: Bytes,
+        permit: Option<ChunkPermit>,
+    },
     Finish(StreamId),
     Reset(StreamId, Code),
     Stop(StreamId, Code),
     Consumed(StreamId, u64),
     Stats(oneshot::Sender<mux::Stats>),
+    /// Let go of the connection for the attempt of this number, and tell what was received; no
+    /// answer if a later attempt has come first.
+    Fence(u64, oneshot::Sender<u64>),
+    /// Go on over this connection, unless a later attempt has come.
+    Rejoin(u64, Box<Resumed>),
     Close(Code, String),
-}
-
-/// A stream's local side, as the driver sees it.
-struct Edge {
-    inbox: mpsc::UnboundedSender<Inbound>,
-    shared: Arc<Shared>,
-    backlog: VecDeque<(Bytes, ChunkPermit)>,
-    finish_after_backlog: bool,
-    accepted: Option<oneshot::Sender<Result<(), StreamEnded>>>,
+    /// Stop, and leave everything to another process.
+    Freeze(oneshot::Sender<FrozenSession>),
 }
 
 /// How a turn of sending ended.
@@ -62,30 +70,56 @@ enum Sent {
     More,
 }
 
-/// Owns a session and its connection until either ends.
+/// Owns a session until it ends.
 pub(crate) struct Driver {
-    tcp: TcpStream,
-    record: Record,
+    carrier: Option<Carrier>,
     session: mux::Session,
+    key: SessionKey,
+    redial: Option<Redial>,
+    resume_within: Duration,
+    /// Of the newest attempt to resume.
+    generation: u64,
+    link: watch::Sender<LinkState>,
     commands: mpsc::UnboundedReceiver<Command>,
     handle: Session,
     incoming: mpsc::Sender<IncomingStream>,
     edges: BTreeMap<StreamId, Edge>,
     closing: Option<(Code, String)>,
+    freezing: Option<oneshot::Sender<FrozenSession>>,
+    input: Box<[u8]>,
+    batch: Batch,
 }
 
 impl Driver {
+    /// Must be called on the runtime that will run it.
     pub(crate) fn new(
-        tcp: TcpStream,
-        record: Record,
+        connection: Option<Connection>,
         session: mux::Session,
+        edges: Vec<(StreamId, Edge)>,
         (handle, commands): (Session, mpsc::UnboundedReceiver<Command>),
-        incoming: mpsc::Sender<IncomingStream>,
-    ) -> Self {
-        Self { tcp, record, session, commands, handle, incoming, edges: BTreeMap::new(), closing: None }
+        link: watch::Sender<LinkState>,
+        lines: Lines,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            carrier: connection.map(Carrier::adopt).transpose()?.map(|(carrier, _)| carrier),
+            session,
+            key: handle.key().clone(),
+            redial: lines.redial,
+            resume_within: lines.resume_within,
+            generation: lines.generation,
+            link,
+            commands,
+            handle,
+            incoming: lines.incoming,
+            edges: edges.into_iter().collect(),
+            closing: None,
+            freezing: None,
+            input: vec![0; RECEIVE_BYTES].into_boxed_slice(),
+            batch: Batch::default(),
+        })
     }
 
-    /// Runs until the connection, the session or its users end it, then tells every stream.
+    /// Runs until the session or its users end it, then tells every stream.
     pub(crate) async fn run(mut self) -> SessionEnd {
         let cause = match self.drive().await {
             Ok(()) => {
@@ -97,6 +131,7 @@ impl Driver {
                 self.close(error.code(), &error.to_string()).await;
                 EndCause::Session(error)
             }
+            Err(EndCause::Frozen) => return self.freeze().await,
             Err(cause) => cause,
         };
         for edge in self.edges.values_mut() {
@@ -105,104 +140,220 @@ impl Driver {
         SessionEnd { cause, stats: self.session.stats() }
     }
 
+    /// Leaves everything behind. What the streams' owners have said until now still counts.
+    async fn freeze(mut self) -> SessionEnd {
+        while let Ok(command) = self.commands.try_recv() {
+            if self.obey(command).is_err() {
+                tracing::debug!("a session that is left behind has nothing to resume or to end");
+            }
+        }
+        self.dispatch();
+        self.session.detach();
+        if let Some(carrier) = self.carrier.take() {
+            carrier.close(FAREWELL_DEADLINE, |batch| self.session.poll_transmit(Instant::now(), batch)).await;
+        }
+        self.dispatch();
+        let stats = self.session.stats();
+        let (info, link) = (self.handle.info(), self.link.borrow().connection.clone());
+        let left = Left {
+            peer: &info.peer,
+            role: info.role,
+            key: &self.key,
+            generation: self.generation,
+            redial: self.redial.as_ref(),
+            connection: &link,
+            since: info.since,
+        };
+        let frozen = FrozenSession::new(
+            left,
+            self.session.into_snapshot(Instant::now()),
+            std::mem::take(&mut self.edges).into_iter(),
+        );
+        if let Some(reply) = self.freezing.take() {
+            let _ = reply.send(frozen);
+        }
+        SessionEnd { cause: EndCause::Frozen, stats }
+    }
+
     async fn drive(&mut self) -> Result<(), EndCause> {
-        let mut input = vec![0; RECEIVE_BYTES].into_boxed_slice();
-        let mut batch = Batch::default();
+        let taken_up: Vec<StreamId> = self.edges.keys().copied().collect();
+        taken_up.into_iter().for_each(|id| self.feed(id));
+        if self.carrier.is_none() {
+            self.away(EndCause::Frozen).await?;
+        }
+        while self.closing.is_none() {
+            let lost = match self.connected().await {
+                Ok(()) => continue,
+                Err(cause) if cause.is_resumable() => cause,
+                Err(cause) => return Err(cause),
+            };
+            self.suspend();
+            self.away(lost).await?;
+        }
+        Ok(())
+    }
+
+    /// Serves the connection until it is lost; returns when the session is to be closed.
+    async fn connected(&mut self) -> Result<(), EndCause> {
         // The peer may have sent more than its HELLO in the same record.
-        self.open_input(&[])?;
-        let mut read_more = false;
+        self.open_input(0)?;
         loop {
-            self.take_commands();
+            self.take_commands()?;
             self.dispatch();
-            let write_more = self.transmit(&mut batch)? == Sent::More;
+            let write_more = self.transmit()? == Sent::More;
             self.dispatch();
             if self.closing.is_some() {
                 return Ok(());
             }
-            read_more = self.wait(&mut input, read_more || write_more).await?;
+            self.wait(write_more).await?;
         }
     }
 
-    /// Sleeps until there is something to do, and reads what there is to read; whether there is
-    /// probably more. Who is `busy` does not sleep, but lets the pumps have their turn first:
-    /// what was received is written while the cache still has it, and what waits at a local
-    /// socket is not held up by a connection that never pauses.
-    async fn wait(&mut self, input: &mut [u8], busy: bool) -> Result<bool, EndCause> {
+    /// Sleeps until there is something to do, and reads what there is to read. Who is busy does
+    /// not sleep, but lets the pumps have their turn first: what was received is written while
+    /// the cache still has it, and what waits at a local socket is not held up by a connection
+    /// that never pauses.
+    async fn wait(&mut self, write_more: bool) -> Result<(), EndCause> {
+        let Some(carrier) = &mut self.carrier else { return Err(EndCause::Replaced) };
+        let busy = write_more || carrier.has_more();
         if busy {
             tokio::task::yield_now().await;
         }
+        carrier.rested();
         let deadline = self.session.poll_timeout();
-        let wants_write = self.record.wants_write();
         let mut received = 0;
-        let (mut reader, writer) = self.tcp.split();
         tokio::select! {
             biased;
-            read = reader.read(input) => match read.map_err(EndCause::Io)? {
-                0 => return Err(EndCause::PeerClosed),
-                n => received = n,
+            ready = carrier.ready(&mut self.input) => if let Ready::Received(n) = ready? {
+                received = n;
             },
-            ready = writer.writable(), if wants_write => ready.map_err(EndCause::Io)?,
             command = self.commands.recv() => {
                 if let Some(command) = command {
-                    self.obey(command);
+                    self.obey(command)?;
                 }
             }
             () = std::future::ready(()), if busy => {}
             () = sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => {}
         }
         if received > 0 {
-            self.open_input(&input[..received])?;
+            self.open_input(received)?;
         }
-        self.session.handle_timeout(Instant::now()).map_err(EndCause::Session)?;
-        Ok(received == input.len())
+        self.session.handle_timeout(Instant::now()).map_err(EndCause::Session)
     }
 
-    fn open_input(&mut self, input: &[u8]) -> Result<(), EndCause> {
-        let (record, session, now) = (&mut self.record, &mut self.session, Instant::now());
-        record.open(input, |plain| session.handle_input(now, plain)).map_err(|e| match e {
-            OpenError::CloseNotify => EndCause::PeerClosed,
-            OpenError::Tls(e) => EndCause::Tls(e),
-            OpenError::Io(e) => EndCause::Io(e),
-            OpenError::Sink(e) => EndCause::Session(e),
-        })
+    fn open_input(&mut self, received: usize) -> Result<(), EndCause> {
+        let Some(carrier) = &mut self.carrier else { return Err(EndCause::Replaced) };
+        let (session, now) = (&mut self.session, Instant::now());
+        carrier.open(&self.input[..received], |plain| session.handle_input(now, plain))
     }
 
     /// Seals a batch only when the one before has left for the kernel.
-    fn transmit(&mut self, batch: &mut Batch) -> Result<Sent, EndCause> {
+    fn transmit(&mut self) -> Result<Sent, EndCause> {
         for _ in 0..BATCHES_PER_TURN {
-            if !self.write_sealed()? || !self.session.poll_transmit(Instant::now(), batch) {
+            let Some(carrier) = &mut self.carrier else { return Err(EndCause::Replaced) };
+            if !carrier.flush()? || !self.session.poll_transmit(Instant::now(), &mut self.batch) {
                 return Ok(Sent::AllThatCould);
             }
-            let slices: Vec<IoSlice<'_>> = batch.io_slices().collect();
-            self.record.seal(&slices).map_err(EndCause::Io)?;
+            carrier.seal(&self.batch)?;
             // What was framed has left its queue: the edges may follow up within this turn.
             self.dispatch();
         }
-        Ok(if self.write_sealed()? { Sent::More } else { Sent::AllThatCould })
+        let Some(carrier) = &mut self.carrier else { return Err(EndCause::Replaced) };
+        Ok(if carrier.flush()? { Sent::More } else { Sent::AllThatCould })
     }
 
-    /// Whether nothing sealed is left.
-    fn write_sealed(&mut self) -> Result<bool, EndCause> {
-        while self.record.wants_write() {
-            match self.record.write_to(&mut Socket(&self.tcp)) {
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(e) => return Err(EndCause::Io(e)),
+    /// The connection is gone; nothing of it is read any more.
+    fn suspend(&mut self) {
+        self.carrier = None;
+        self.session.handle_disconnected(Instant::now());
+    }
+
+    /// Goes on without a connection until there is one again. Local sockets are read until the
+    /// queues are full, and then no more: QEMU sees a pause.
+    async fn away(&mut self, lost: EndCause) -> Result<(), EndCause> {
+        let since = Instant::now();
+        let until = since + self.resume_within;
+        let peer = self.handle.info().peer.clone();
+        let cause = chain(&lost);
+        tracing::warn!(%peer, cause, deadline_s = self.resume_within.as_secs(), "connection lost; the session waits for another");
+        let away = Away { since, until, cause };
+        self.link.send_modify(|link| link.away = Some(away));
+        let redialing = {
+            let (redial, key, first) = (self.redial.clone(), self.key.clone(), self.generation);
+            let rx_seq = self.session.rx_seq();
+            async move {
+                let Some(redial) = redial else { return std::future::pending().await };
+                let mut generation = first;
+                let resumed = redial.until_resumed(&key, &mut generation, rx_seq).await;
+                (generation, resumed)
+            }
+        };
+        tokio::pin!(redialing);
+        loop {
+            self.dispatch();
+            if self.closing.is_some() || self.carrier.is_some() {
+                break;
+            }
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => if let Some(command) = command {
+                    self.obey(command)?;
+                },
+                (generation, resumed) = &mut redialing => {
+                    self.generation = generation;
+                    match resumed {
+                        Ok(resumed) => self.rejoin(resumed)?,
+                        Err(e) => return Err(lost_for_good(lost, since.elapsed(), Some(e))),
+                    }
+                }
+                () = sleep_until(until.into()) => {
+                    return Err(lost_for_good(lost, since.elapsed(), None));
+                }
             }
         }
-        Ok(true)
+        if self.carrier.is_some() {
+            let after_ms = since.elapsed().as_millis() as u64;
+            let replay_bytes = self.session.stats().log_bytes;
+            tracing::info!(%peer, after_ms, replay_bytes, "session resumed over another connection");
+        }
+        Ok(())
     }
 
-    fn take_commands(&mut self) {
+    /// The acceptor's part of a resumption: what it has received by now, and nothing more.
+    fn fence(&mut self, generation: u64, reply: oneshot::Sender<u64>) -> Result<(), EndCause> {
+        if self.redial.is_some() || generation <= self.generation {
+            return Ok(());
+        }
+        self.generation = generation;
+        let was_connected = self.carrier.is_some();
+        self.suspend();
+        let _ = reply.send(self.session.rx_seq());
+        // Whoever waits on the old connection is told that there is none.
+        if was_connected { Err(EndCause::Replaced) } else { Ok(()) }
+    }
+
+    fn rejoin(&mut self, resumed: Resumed) -> Result<(), EndCause> {
+        let (carrier, info) = Carrier::adopt(resumed.connection).map_err(EndCause::Io)?;
+        self.session.handle_reconnected(Instant::now(), resumed.peer_rx_seq).map_err(EndCause::Session)?;
+        self.carrier = Some(carrier);
+        self.link.send_modify(|link| {
+            link.away = None;
+            link.connection = Arc::new(info);
+        });
+        Ok(())
+    }
+
+    fn take_commands(&mut self) -> Result<(), EndCause> {
         for _ in 0..COMMANDS_PER_TURN {
             match self.commands.try_recv() {
-                Ok(command) => self.obey(command),
+                Ok(command) => self.obey(command)?,
                 Err(_) => break,
             }
         }
+        Ok(())
     }
 
-    fn obey(&mut self, command: Command) {
+    fn obey(&mut self, command: Command) -> Result<(), EndCause> {
         match command {
             Command::Open(open, reply) => self.open(open, reply),
             Command::Accept(id, reply) => self.accept(id, reply),
@@ -232,14 +383,25 @@ impl Driver {
             }
             Command::Consumed(id, bytes) => self.session.consumed(Instant::now(), id, bytes),
             Command::Stats(reply) => drop(reply.send(self.session.stats())),
+            Command::Fence(generation, reply) => self.fence(generation, reply)?,
+            Command::Rejoin(generation, resumed) => {
+                if generation == self.generation && self.carrier.is_none() {
+                    self.rejoin(*resumed)?;
+                }
+            }
             Command::Close(code, text) => self.closing = Some((code, text)),
+            Command::Freeze(reply) => {
+                self.freezing = Some(reply);
+                return Err(EndCause::Frozen);
+            }
         }
+        Ok(())
     }
 
     fn open(&mut self, open: Open, reply: oneshot::Sender<Result<Stream, mux::OpenError>>) {
         let opened = self.session.open(Instant::now(), open).map(|id| {
             let (sender, receiver) = oneshot::channel();
-            self.add_edge(id, Some((sender, receiver)))
+            self.add_edge(id, Some(sender), Some(receiver))
         });
         // A caller that is gone drops the stream, which resets it.
         let _ = reply.send(opened);
@@ -247,34 +409,23 @@ impl Driver {
 
     fn accept(&mut self, id: StreamId, reply: oneshot::Sender<Result<Stream, StreamEnded>>) {
         let accepted = match self.session.accept(id) {
-            Ok(()) => Ok(self.add_edge(id, None)),
+            Ok(()) => Ok(self.add_edge(id, None, None)),
             Err(_) => Err(StreamEnded(Code::Cancelled)),
         };
         let _ = reply.send(accepted);
         self.deliver(id);
     }
 
-    #[allow(clippy::type_complexity)]
     fn add_edge(
         &mut self,
         id: StreamId,
-        accepted: Option<(
-            oneshot::Sender<Result<(), StreamEnded>>,
-            oneshot::Receiver<Result<(), StreamEnded>>,
-        )>,
+        tell_accepted: Option<oneshot::Sender<Answer>>,
+        accepted: Option<oneshot::Receiver<Answer>>,
     ) -> Stream {
         let (inbox, receiver) = mpsc::unbounded_channel();
         let shared = Shared::new();
-        let (sender, answer) = accepted.unzip();
-        let edge = Edge {
-            inbox,
-            shared: Arc::clone(&shared),
-            backlog: VecDeque::new(),
-            finish_after_backlog: false,
-            accepted: sender,
-        };
-        self.edges.insert(id, edge);
-        Stream::new(id, self.handle.commands().clone(), receiver, shared, answer)
+        self.edges.insert(id, Edge::new(inbox, Arc::clone(&shared), tell_accepted));
+        Stream::new(id, self.handle.commands().clone(), receiver, shared, accepted)
     }
 
     /// Moves chunks from the edge into the session while it has room for them.
@@ -346,9 +497,9 @@ impl Driver {
         }
     }
 
-    fn answer(&mut self, id: StreamId, answer: Result<(), StreamEnded>) {
-        if let Some(accepted) = self.edges.get_mut(&id).and_then(|e| e.accepted.take()) {
-            let _ = accepted.send(answer);
+    fn answer(&mut self, id: StreamId, answer: Answer) {
+        if let Some(edge) = self.edges.get_mut(&id) {
+            edge.answer(answer);
         }
     }
 
@@ -358,63 +509,15 @@ impl Driver {
         }
     }
 
-    /// Says goodbye, lets the peer read it, and waits for its end, so that nothing that was
-    /// sent is lost to a reset by the kernel (WIRE R13).
+    /// Says goodbye, if there is anybody to hear it.
     async fn close(&mut self, code: Code, text: &str) {
         self.session.go_away(code, text);
-        let _ = tokio::time::timeout(CLOSE_DEADLINE, self.say_goodbye()).await;
-    }
-
-    async fn say_goodbye(&mut self) -> Result<(), EndCause> {
-        let mut batch = Batch::default();
-        let mut notified = false;
-        loop {
-            self.transmit(&mut batch)?;
-            if !self.record.wants_write() {
-                if notified {
-                    break;
-                }
-                self.record.close_notify();
-                notified = true;
-                continue;
-            }
-            self.tcp.writable().await.map_err(EndCause::Io)?;
-        }
-        socket2::SockRef::from(&self.tcp).shutdown(std::net::Shutdown::Write).map_err(EndCause::Io)?;
-        let mut rest = [0; 4096];
-        loop {
-            self.tcp.readable().await.map_err(EndCause::Io)?;
-            match self.tcp.try_read(&mut rest) {
-                Ok(0) => return Ok(()),
-                Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Ok(()),
-                _ => {}
-            }
-        }
+        let Some(carrier) = self.carrier.take() else { return };
+        carrier.close(CLOSE_DEADLINE, |batch| self.session.poll_transmit(Instant::now(), batch)).await;
     }
 }
 
-impl Edge {
-    fn end(&mut self, code: Code) {
-        self.backlog.clear();
-        self.shared.end(code);
-        let _ = self.inbox.send(Inbound::Reset(code));
-        if let Some(accepted) = self.accepted.take() {
-            let _ = accepted.send(Err(StreamEnded(code)));
-        }
-    }
-}
-
-/// The socket as rustls wants to write to it: vectored, never waiting.
-struct Socket<'a>(&'a TcpStream);
-
-impl io::Write for Socket<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
-    }
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.0.try_write_vectored(slices)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// The session ends because no connection came in time, or the peer would have none.
+fn lost_for_good(lost: EndCause, after: Duration, refusal: Option<ConnectError>) -> EndCause {
+    EndCause::Lost { after, refusal: refusal.map(Box::new), source: Box::new(lost) }
 }

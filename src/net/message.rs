@@ -3,9 +3,10 @@
 //! The length is four bytes, big-endian, at most [`MESSAGE_BYTES_MAX`]. Knows no meaning.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
+use super::frozen::{FrozenStream, Halves};
 use super::stream::{RecvHalf, SendHalf, Stream, StreamEnded};
 
 /// Longest message, without its length.
@@ -37,6 +38,52 @@ pub struct MessageSender(SendHalf);
 pub struct MessageReceiver {
     recv: RecvHalf,
     buffer: BytesMut,
+}
+
+/// A channel whose owner has stopped, between two messages or within one.
+#[derive(Debug)]
+pub struct StoppedChannel {
+    halves: Halves,
+    buffer: BytesMut,
+}
+
+/// A channel of messages as one process leaves it to the next.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct FrozenChannel {
+    /// Its stream.
+    pub stream: FrozenStream,
+    /// The beginning of a message.
+    buffer: Bytes,
+}
+
+/// Stops a channel.
+#[must_use]
+pub fn stop(sender: MessageSender, receiver: MessageReceiver) -> StoppedChannel {
+    StoppedChannel { halves: Halves::new(sender.0, receiver.recv, Vec::new()), buffer: receiver.buffer }
+}
+
+impl StoppedChannel {
+    /// The session has stopped as well.
+    #[must_use]
+    pub fn settle(self) -> FrozenChannel {
+        FrozenChannel { stream: self.halves.settle(), buffer: self.buffer.freeze() }
+    }
+}
+
+/// Takes up a channel of an earlier process; `buffer` is what [`FrozenChannel::into_parts`] gave.
+#[must_use]
+pub fn take_up(stream: Stream, buffer: &Bytes) -> (MessageSender, MessageReceiver) {
+    let (sender, mut receiver) = split(stream);
+    receiver.buffer.extend_from_slice(buffer);
+    (sender, receiver)
+}
+
+impl FrozenChannel {
+    /// The stream, and what [`take_up`] needs beside it.
+    #[must_use]
+    pub fn into_parts(self) -> (FrozenStream, Bytes) {
+        (self.stream, self.buffer)
+    }
 }
 
 /// Takes a stream as a channel of messages.

@@ -7,9 +7,12 @@
 //!                                   local socket ◄──► Pump ◄──► Stream
 //! ```
 
+mod carrier;
 pub mod connect;
 pub mod credentials;
 mod driver;
+mod edge;
+pub mod frozen;
 pub mod handshake;
 pub mod identity;
 mod lobby;
@@ -17,6 +20,7 @@ pub mod message;
 pub mod pool;
 pub mod pump;
 mod record;
+mod resume;
 pub mod session;
 pub mod stream;
 pub mod tls;

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use super::connect::{ConnectError, Endpoint, Established};
+use super::connect::{Accepted, ConnectError, Denial, Endpoint, Established};
 use super::identity::Identity;
 use super::lobby::Lobby;
 use super::session::{IncomingStream, Session};
+use crate::mux::hello::Mode;
 use crate::mux::{Code, Role};
 
 /// Connections that have not proved their identity yet (WIRE §8).
@@ -23,7 +24,7 @@ pub const SESSIONS_PER_PEER_MAX: usize = 4;
 /// Owns all sessions.
 #[derive(Debug)]
 pub struct Pool {
-    endpoint: Endpoint,
+    endpoint: Arc<Endpoint>,
     sessions: Mutex<BTreeMap<Identity, Vec<Session>>>,
     dialing: tokio::sync::Mutex<()>,
     lobby: Arc<Lobby>,
@@ -42,7 +43,7 @@ impl Pool {
         started: mpsc::UnboundedSender<Session>,
     ) -> Self {
         Self {
-            endpoint,
+            endpoint: Arc::new(endpoint),
             sessions: Mutex::default(),
             dialing: tokio::sync::Mutex::default(),
             lobby: Lobby::new(UNAUTHENTICATED_MAX),
@@ -54,7 +55,7 @@ impl Pool {
 
     /// Credentials and limits.
     #[must_use]
-    pub fn endpoint(&self) -> &Endpoint {
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
 
@@ -91,15 +92,34 @@ impl Pool {
     ) -> Result<Session, ConnectError> {
         let address = tcp.peer_addr().map_err(ConnectError::BeforeHello)?;
         let place = self.lobby.enter();
-        let admit = |peer: &Identity| match known(peer) {
-            false => Err((Code::Auth, "no peer with this identity is configured here")),
-            true if self.count(peer) >= SESSIONS_PER_PEER_MAX => Err((Code::Limit, "too many sessions")),
-            true => Ok(()),
-        };
+        let admit = |peer: &Identity, mode: &Mode| self.admit(peer, known(peer), mode);
         tokio::select! {
-            established = self.endpoint.accept(tcp, address, admit) => self.adopt(established?),
+            accepted = self.endpoint.accept(tcp, address, admit) => match accepted? {
+                Accepted::New(established) => self.adopt(*established),
+                Accepted::Resumed(session) => Ok(session),
+            },
             () = place.taken() => Err(ConnectError::TooManyUnauthenticated),
         }
+    }
+
+    /// Which session a proved identity may have: a new one (`None`), or the one that it resumes.
+    fn admit(&self, peer: &Identity, is_known: bool, mode: &Mode) -> Result<Option<Session>, Denial> {
+        if !is_known {
+            return Err((Code::Auth, "no peer with this identity is configured here"));
+        }
+        if let Mode::Resume { session_id, .. } = mode {
+            let found = self.find(peer, session_id);
+            return found.map(Some).ok_or((Code::NoSession, "this agent does not know that session"));
+        }
+        if self.count(peer) >= SESSIONS_PER_PEER_MAX {
+            return Err((Code::Limit, "too many sessions"));
+        }
+        Ok(None)
+    }
+
+    fn find(&self, peer: &Identity, id: &[u8; 16]) -> Option<Session> {
+        let sessions = self.locked();
+        sessions.get(peer)?.iter().find(|s| s.is_live() && s.info().key.id == *id).cloned()
     }
 
     /// Dials that became no session, by reason.
@@ -121,6 +141,12 @@ impl Pool {
         sessions.values().flatten().cloned().collect()
     }
 
+    /// Adds a session that an earlier process has left.
+    pub fn take_up(&self, session: Session) {
+        let _ = self.started.send(session.clone());
+        self.locked().entry(session.info().peer.clone()).or_default().push(session);
+    }
+
     fn adopt(&self, established: Established) -> Result<Session, ConnectError> {
         let config = self.endpoint.config().clone();
         let session =
@@ -129,6 +155,10 @@ impl Pool {
         let mut sessions = self.locked();
         let of_peer = sessions.entry(session.info().peer.clone()).or_default();
         of_peer.retain(Session::is_live);
+        for old in of_peer.iter().filter(|old| is_orphaned(old, &session)) {
+            tracing::info!(peer = %old.info().peer, "the peer's agent is a new one; the old one's session ends");
+            old.close(Code::NoSession, "the peer's agent has been replaced");
+        }
         of_peer.push(session.clone());
         Ok(session)
     }
@@ -142,7 +172,7 @@ impl Pool {
         let mut sessions = self.locked();
         let of_peer = sessions.get_mut(peer)?;
         of_peer.retain(Session::is_live);
-        of_peer.iter().min_by_key(|s| dialer(s)).cloned()
+        of_peer.iter().min_by_key(|s| (s.away_since().is_some(), dialer(s))).cloned()
     }
 
     fn count(&self, peer: &Identity) -> usize {
@@ -152,4 +182,10 @@ impl Pool {
     fn locked(&self) -> std::sync::MutexGuard<'_, BTreeMap<Identity, Vec<Session>>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the process that `old` was held with is gone: an agent keeps its instance for as long as
+/// it lives, and its sessions die with it.
+fn is_orphaned(old: &Session, new: &Session) -> bool {
+    old.info().key.peer_instance != new.info().key.peer_instance
 }

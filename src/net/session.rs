@@ -4,21 +4,19 @@
 //! streams share one core's cache and wake each other without crossing threads, and a session
 //! that ends takes its pumps, and with them every local socket they hold, along.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls_pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::connect::Established;
+use super::connect::{ConnectError, Connection, ConnectionInfo, Endpoint, Established};
 use super::driver::{Command, Driver};
+use super::edge::Edge;
+use super::frozen::{FrozenSession, FrozenStream};
 use super::identity::Identity;
+use super::resume::{Redial, Resumed, SessionKey};
 use super::stream::{Stream, StreamEnded};
 use crate::mux::{self, Code, Open, Role, StreamId};
-
-/// How long a stream may wait for its acceptance by the peer (WIRE §8).
-const OPEN_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +33,76 @@ pub enum EndCause {
     /// The peer broke the protocol, went silent, or a limit was passed.
     #[error("the session failed")]
     Session(#[source] mux::SessionError),
+    /// The connection has given way to a newer one of the same session.
+    #[error("the peer dialed again")]
+    Replaced,
+    /// The connection was lost, and no other came in time.
+    #[error("the connection was lost and not replaced within {} s{}", after.as_secs(), refused(refusal))]
+    Lost {
+        /// How long it was tried.
+        after: Duration,
+        /// Why the peer would have none.
+        refusal: Option<Box<ConnectError>>,
+        /// How it was lost.
+        source: Box<EndCause>,
+    },
+    /// It goes on in another process.
+    #[error("the agent's process changed")]
+    Frozen,
     /// We ended it.
     #[error("closed here: {}", .0.name())]
     Closed(Code),
+}
+
+fn refused(refusal: &Option<Box<ConnectError>>) -> String {
+    refusal.as_ref().map(|e| format!(" ({e})")).unwrap_or_default()
+}
+
+impl EndCause {
+    /// Whether only the connection is lost, so that the session may go on over another.
+    #[must_use]
+    pub fn is_resumable(&self) -> bool {
+        match self {
+            Self::Io(_) | Self::Tls(_) | Self::PeerClosed | Self::Replaced => true,
+            Self::Session(error) => error.is_resumable(),
+            Self::Lost { .. } | Self::Frozen | Self::Closed(_) => false,
+        }
+    }
+
+    /// A bounded label for metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "io",
+            Self::Tls(_) => "tls",
+            Self::PeerClosed => "peer_closed",
+            Self::Session(_) => "session",
+            Self::Replaced => "replaced",
+            Self::Lost { .. } => "lost",
+            Self::Frozen => "frozen",
+            Self::Closed(code) => code.name(),
+        }
+    }
+}
+
+/// A session without a connection.
+#[derive(Debug, Clone)]
+pub struct Away {
+    /// Since when.
+    pub since: Instant,
+    /// When it ends if there is none by then.
+    pub until: Instant,
+    /// How the connection was lost, in words.
+    pub cause: String,
+}
+
+/// A session's connection, or the want of one.
+#[derive(Debug, Clone)]
+pub struct LinkState {
+    /// Set while there is none.
+    pub away: Option<Away>,
+    /// The connection; the last one while there is none.
+    pub connection: Arc<ConnectionInfo>,
 }
 
 /// A session's end and its last figures.
@@ -68,12 +133,6 @@ pub enum OpenStreamError {
         /// With which code.
         source: StreamEnded,
     },
-    /// No answer in time.
-    #[error("{peer} did not answer the opening of a stream within {} s", OPEN_DEADLINE.as_secs())]
-    Deadline {
-        /// The peer.
-        peer: Identity,
-    },
 }
 
 /// What does not change while a session lives.
@@ -81,16 +140,27 @@ pub enum OpenStreamError {
 pub struct SessionInfo {
     /// The peer, as its certificate names it.
     pub peer: Identity,
-    /// Its address.
-    pub address: SocketAddr,
-    /// Which side dialed.
+    /// Which side dialed, and dials again.
     pub role: Role,
-    /// The TLS cipher suite and key exchange in use.
-    pub cipher: String,
-    /// The certificates with which the peer proved itself, its own first.
-    pub chain: Vec<CertificateDer<'static>>,
     /// When it began.
     pub since: Instant,
+    pub(super) key: SessionKey,
+}
+
+/// What a session begins with.
+struct Begun {
+    info: Arc<SessionInfo>,
+    connection: ConnectionInfo,
+    core: mux::Session,
+    edges: Vec<(StreamId, Edge)>,
+}
+
+/// What a driver needs of the outside.
+pub(super) struct Lines {
+    pub(super) redial: Option<Redial>,
+    pub(super) resume_within: Duration,
+    pub(super) generation: u64,
+    pub(super) incoming: mpsc::Sender<IncomingStream>,
 }
 
 /// A handle to a live session; clones share it.
@@ -99,6 +169,7 @@ pub struct Session {
     commands: mpsc::UnboundedSender<Command>,
     runtime: tokio::runtime::Handle,
     info: Arc<SessionInfo>,
+    link: watch::Receiver<LinkState>,
     ended: watch::Receiver<Option<Arc<SessionEnd>>>,
 }
 
@@ -113,23 +184,59 @@ impl Session {
         config: mux::Config,
         incoming: mpsc::Sender<IncomingStream>,
     ) -> std::io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let Established { tcp, record, peer, address, role, negotiated, cipher, chain } = established;
-        let core = mux::Session::new(role, config, &negotiated, Instant::now());
+        let core = mux::Session::new(established.role, config, &established.negotiated, Instant::now());
+        let Established { connection, peer, role, key, redial, resume_within, .. } = established;
+        let info = Arc::new(SessionInfo { peer, role, since: Instant::now(), key });
+        let begun = Begun { info, connection: connection.info.clone(), core, edges: Vec::new() };
+        let lines = Lines { redial, resume_within, generation: 0, incoming };
         let (commands, queue) = mpsc::unbounded_channel();
-        let (end, ended) = watch::channel(None);
-        let session = Self {
-            commands,
-            runtime: runtime.handle().clone(),
-            info: Arc::new(SessionInfo { peer, address, role, cipher, chain, since: Instant::now() }),
-            ended,
+        Self::run(begun, Some(connection), lines, commands, queue)
+    }
+
+    /// Takes up a session that another process has left, with those of its streams that have an
+    /// owner, in the order of `owned`; the others are ended. It waits for a connection at first.
+    ///
+    /// # Errors
+    /// As [`Session::start`].
+    pub fn thaw(
+        frozen: FrozenSession,
+        owned: Vec<FrozenStream>,
+        endpoint: &Arc<Endpoint>,
+        incoming: mpsc::Sender<IncomingStream>,
+    ) -> std::io::Result<(Self, Vec<Stream>)> {
+        let role = if frozen.is_dialer { Role::Dialer } else { Role::Acceptor };
+        let (peer, key, since) = (frozen.peer.clone(), frozen.key(), frozen.since());
+        let lines = Lines {
+            redial: frozen.redial(endpoint),
+            resume_within: endpoint.resume_within(),
+            generation: frozen.generation(),
+            incoming,
         };
-        let tcp = tcp.into_std()?;
-        let handle = session.clone();
+        let connection = frozen.connection();
+        let (commands, queue) = mpsc::unbounded_channel();
+        let (core, edges, streams) = frozen.thaw(endpoint.config().clone(), owned, &commands);
+        let info = Arc::new(SessionInfo { peer, role, since, key });
+        let begun = Begun { info, connection, core, edges };
+        Ok((Self::run(begun, None, lines, commands, queue)?, streams))
+    }
+
+    fn run(
+        begun: Begun,
+        connection: Option<Connection>,
+        lines: Lines,
+        commands: mpsc::UnboundedSender<Command>,
+        queue: mpsc::UnboundedReceiver<Command>,
+    ) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (end, ended) = watch::channel(None);
+        let connection_info = Arc::new(begun.connection);
+        let (state, link) = watch::channel(LinkState { away: None, connection: connection_info });
+        let session = Self { commands, runtime: runtime.handle().clone(), info: begun.info, link, ended };
+        let (handle, core, edges) = (session.clone(), begun.core, begun.edges);
         let drive = async move {
-            match tokio::net::TcpStream::from_std(tcp) {
-                Ok(tcp) => Driver::new(tcp, record, core, (handle, queue), incoming).run().await,
-                Err(e) => SessionEnd { cause: EndCause::Io(e), stats: core.stats() },
+            match Driver::new(connection, core, edges, (handle, queue), state, lines) {
+                Ok(driver) => driver.run().await,
+                Err(e) => SessionEnd { cause: EndCause::Io(e), stats: mux::Stats::default() },
             }
         };
         std::thread::Builder::new().name("vmferry-session".into()).spawn(move || {
@@ -137,6 +244,14 @@ impl Session {
             end.send_replace(Some(Arc::new(session_end)));
         })?;
         Ok(session)
+    }
+
+    /// Ends the session here and leaves it to another process; `None` if it has ended already. The
+    /// owners of its streams must have stopped.
+    pub async fn freeze(&self) -> Option<FrozenSession> {
+        let (reply, frozen) = oneshot::channel();
+        let _ = self.commands.send(Command::Freeze(reply));
+        frozen.await.ok()
     }
 
     pub(crate) fn commands(&self) -> &mpsc::UnboundedSender<Command> {
@@ -149,28 +264,87 @@ impl Session {
         &self.info
     }
 
-    /// Opens a stream and waits until the peer's end is connected.
+    /// The session's name, which is no secret.
+    #[must_use]
+    pub fn id(&self) -> [u8; 16] {
+        self.info.key.id
+    }
+
+    pub(super) fn key(&self) -> &SessionKey {
+        &self.info.key
+    }
+
+    /// Lets go of the connection for the attempt `generation` to resume, and tells what was
+    /// received; `None` if a later attempt has come first, or the session has ended.
+    pub(super) async fn fence(&self, generation: u64) -> Option<u64> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Fence(generation, reply));
+        answer.await.ok()
+    }
+
+    /// Goes on over another connection.
+    pub(super) fn rejoin(&self, generation: u64, resumed: Resumed) {
+        let _ = self.commands.send(Command::Rejoin(generation, Box::new(resumed)));
+    }
+
+    /// The connection, or the want of one.
+    #[must_use]
+    pub fn link(&self) -> LinkState {
+        self.link.borrow().clone()
+    }
+
+    /// Watches [`Session::link`].
+    #[must_use]
+    pub fn watch_link(&self) -> watch::Receiver<LinkState> {
+        self.link.clone()
+    }
+
+    /// Since when the session has no connection; `None` while it has one.
+    #[must_use]
+    pub fn away_since(&self) -> Option<Instant> {
+        self.link.borrow().away.as_ref().map(|away| away.since)
+    }
+
+    /// Runs `work` within `deadline`, on a clock that stands still while the session has no
+    /// connection: a pause of the link is nobody's fault. `None` when the time is over.
+    pub async fn within<T>(&self, deadline: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let mut link = self.link.clone();
+        tokio::pin!(work);
+        let mut left = deadline;
+        loop {
+            let is_away = link.borrow_and_update().away.is_some();
+            let began = Instant::now();
+            tokio::select! {
+                biased;
+                done = &mut work => return Some(done),
+                changed = link.changed() => if changed.is_err() {
+                    // The session has ended: its streams say so to whoever waits on them.
+                    return tokio::time::timeout(left, work).await.ok();
+                },
+                () = tokio::time::sleep(left), if !is_away => return None,
+            }
+            if !is_away {
+                left = left.saturating_sub(began.elapsed());
+            }
+        }
+    }
+
+    /// Opens a stream and waits until the peer's end is connected. How long that may take is in
+    /// [`mux::Config::open_deadline`]; it does not run while the session has no connection.
     ///
     /// # Errors
     /// [`OpenStreamError`]; nothing is left of the stream.
     pub async fn open(&self, open: Open) -> Result<Stream, OpenStreamError> {
         let peer = || self.info.peer.clone();
-        let lost = || StreamEnded(Code::SessionLost);
-        let work = async {
-            let (reply, answer) = oneshot::channel();
-            let _ = self.commands.send(Command::Open(open, reply));
-            let refused = |source| OpenStreamError::Refused { peer: peer(), source };
-            let mut stream = answer
-                .await
-                .map_err(|_| refused(lost()))?
-                .map_err(|source| OpenStreamError::Limit { peer: peer(), source })?;
-            stream.accepted().await.map_err(refused)?;
-            Ok(stream)
-        };
-        match tokio::time::timeout(OPEN_DEADLINE, work).await {
-            Ok(done) => done,
-            Err(_) => Err(OpenStreamError::Deadline { peer: peer() }),
-        }
+        let refused = |source| OpenStreamError::Refused { peer: peer(), source };
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Open(open, reply));
+        let mut stream = answer
+            .await
+            .map_err(|_| refused(StreamEnded(Code::SessionLost)))?
+            .map_err(|source| OpenStreamError::Limit { peer: peer(), source })?;
+        stream.accepted().await.map_err(refused)?;
+        Ok(stream)
     }
 
     /// Where the pumps of this session's streams run.
@@ -230,6 +404,11 @@ impl IncomingStream {
     #[must_use]
     pub fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// Leaves the question to the process that takes the session up.
+    pub fn leave(mut self) {
+        self.answered = true;
     }
 
     /// Accepts: the local end is connected.

@@ -85,6 +85,13 @@ impl Stream {
         }
     }
 
+    /// A stream whose directions have ended as far as said, in an earlier process.
+    pub(super) fn taken_up(mut self, send_finished: bool, recv_ended: bool) -> Self {
+        self.send.finished = send_finished;
+        self.recv.ended = recv_ended;
+        self
+    }
+
     /// The stream's number in its session.
     #[must_use]
     pub fn id(&self) -> StreamId {
@@ -109,7 +116,7 @@ impl SendHalf {
     pub async fn send(&mut self, data: Bytes) -> Result<(), StreamEnded> {
         let permits = Arc::clone(&self.shared.permits);
         let permit = permits.acquire_owned().await.map_err(|_| self.shared.ended())?;
-        self.command(Command::Data { id: self.id, data, permit })
+        self.command(Command::Data { id: self.id, data, permit: Some(permit) })
     }
 
     /// Ends this direction after all that was sent.
@@ -125,6 +132,21 @@ impl SendHalf {
     pub fn reset(&mut self, code: Code) {
         self.finished = true;
         let _ = self.commands.send(Command::Reset(self.id, code));
+    }
+
+    /// Queues a chunk without waiting: the last one of an owner who has to go.
+    pub(super) fn send_last(&self, data: Bytes) {
+        let _ = self.commands.send(Command::Data { id: self.id, data, permit: None });
+    }
+
+    /// Whether this direction has been ended.
+    pub(super) fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Lets go without a word to the driver: the stream's number, and whether it was finished.
+    pub(super) fn let_go(mut self) -> (StreamId, bool) {
+        (self.id, std::mem::replace(&mut self.finished, true))
     }
 
     fn command(&self, command: Command) -> Result<(), StreamEnded> {
@@ -180,6 +202,22 @@ impl RecvHalf {
             }
             Err(_) => None,
         }
+    }
+
+    /// Whether the peer's end has been taken.
+    pub(super) fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Lets go without a word to the driver: whether the end had been taken, and what else waits.
+    pub(super) fn let_go(mut self) -> (bool, Vec<Inbound>) {
+        let had_ended = std::mem::replace(&mut self.ended, true);
+        let mut rest = Vec::new();
+        while let Ok(inbound) = self.inbox.try_recv() {
+            rest.push(inbound);
+        }
+        rest.extend(self.pending_end.take());
+        (had_ended, rest)
     }
 
     /// Returns credit: the local side has taken `bytes` of what was received.

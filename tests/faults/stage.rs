@@ -33,6 +33,8 @@ const MIRROR_MBIT: u32 = 64;
 /// What is left to copy when the guest is paused takes some seconds at this rate.
 const PAUSE_MBIT: u32 = 24;
 const PAUSE_LAG_BYTES: u64 = 8 * MIB;
+/// An agent that does not come back is given up soon.
+const DEADLINES: &str = "[deadlines]\nresume_s = 8\nresume_paused_s = 4\n";
 /// QEMU never believes that the rest of the RAM fits into this pause while the guest dirties some.
 const NEVER_MS: &str = "1";
 /// QEMU pauses the guest as soon as it may.
@@ -45,6 +47,8 @@ pub struct Plan {
     pub version: Version,
     /// MiB of RAM that the guest dirties: 0 with QEMU 7.2, whose RAM phase then cannot be held.
     pub dirty_mib: u32,
+    /// Blocks that the guest writes per second; 0 is as fast as it can.
+    pub rate: u64,
     /// Each agent's state lies on a volume of its own, of so many MiB.
     pub small_state_mib: Option<u64>,
     /// The destination's second disk lies on a volume that is too small for it.
@@ -54,7 +58,7 @@ pub struct Plan {
 impl Plan {
     /// QEMU 10 with a guest that dirties RAM.
     pub const ORDINARY: Self =
-        Self { version: Version::V10, dirty_mib: 16, small_state_mib: None, small_disk_mib: None };
+        Self { version: Version::V10, dirty_mib: 16, rate: 0, small_state_mib: None, small_disk_mib: None };
 }
 
 /// Everything that takes part.
@@ -98,6 +102,7 @@ impl Stage {
             disk_mib: DISK_MIB,
             blocks: BLOCKS,
             dirty_mib: plan.dirty_mib,
+            rate: plan.rate,
             ..VmSpec::new(VM, plan.version)
         };
         let source = Vm::define(&lab.paths, &net.alpha, &spec)?;
@@ -139,6 +144,14 @@ impl Stage {
     /// # Errors
     /// It does not get there.
     pub fn reach(&mut self, reach: Reach) -> Result<Migration> {
+        self.reach_with(reach, &[])
+    }
+
+    /// The same, with further options of `vmferry migrate`.
+    ///
+    /// # Errors
+    /// It does not get there.
+    pub fn reach_with(&mut self, reach: Reach, more: &[&str]) -> Result<Migration> {
         match reach {
             Reach::Prepare => self.start.close()?,
             Reach::Mirror => self.limit(MIRROR_MBIT)?,
@@ -149,7 +162,7 @@ impl Stage {
             Reach::Precopy | Reach::Switchover | Reach::Device => &["--downtime-limit", NEVER_MS],
             _ => &[],
         };
-        let migration = Migration::begin(&self.alpha, VM, "bravo", options)?;
+        let migration = Migration::begin(&self.alpha, VM, "bravo", &[options, more].concat())?;
         self.advance(reach, &migration).with_context(|| format!("reaching {reach:?}"))?;
         Ok(migration)
     }
@@ -163,6 +176,40 @@ impl Stage {
             Reach::Switchover => self.pause(migration, "switchover"),
             Reach::Device => self.pause(migration, "device"),
         }
+    }
+
+    /// Brings a migration that was begun with [`Stage::begin`] from one phase to the next.
+    ///
+    /// # Errors
+    /// It does not get there.
+    pub fn bring_to(&mut self, reach: Reach, migration: &Migration) -> Result<()> {
+        let alpha = self.alpha.socket();
+        match reach {
+            Reach::Mirror => self.mirror(migration),
+            Reach::Precopy => {
+                self.calm()?;
+                migration.reach(&alpha, "precopy", ram_flows).map(drop)
+            }
+            Reach::Switchover => {
+                self.limit(PAUSE_MBIT)?;
+                migration.reach(&alpha, "precopy", |p| lag(p) > PAUSE_LAG_BYTES)?;
+                self.pause_at_once();
+                migration.reach(&alpha, "switchover", |_| true).map(drop)
+            }
+            Reach::Device => migration.reach(&alpha, "device", |_| true).map(drop),
+            Reach::HandOver => self.hook.wait_reached(),
+            Reach::Prepare => self.start.wait_reached(),
+        }
+        .with_context(|| format!("reaching {reach:?}"))
+    }
+
+    /// Begins a migration that is slow and does not pause the guest by itself.
+    ///
+    /// # Errors
+    /// The command line's.
+    pub fn begin(&mut self) -> Result<Migration> {
+        self.limit(MIRROR_MBIT)?;
+        Migration::begin(&self.alpha, VM, "bravo", &["--downtime-limit", NEVER_MS, "--keep-source"])
     }
 
     fn mirror(&mut self, migration: &Migration) -> Result<()> {
@@ -282,6 +329,14 @@ impl Stage {
         self.calm()?;
         let outcome = self.alpha.vmferry(&["migrate", VM, "--to", "bravo", "--keep-source"])?;
         ensure!(outcome.code == 0, "the retry gave {outcome:?}");
+        self.is_moved()
+    }
+
+    /// That the guest has moved with `--keep-source`, whole, and nothing is left.
+    ///
+    /// # Errors
+    /// A proof fails.
+    pub fn is_moved(&self) -> Result<()> {
         let loses_ram = self.destination.spec.version == Version::V72;
         // QEMU 7.2 under TCG may lose RAM on the way: there the disks alone are judged.
         if !loses_ram {
@@ -365,10 +420,11 @@ fn open_journals(folder: &std::path::Path) -> Result<Vec<PathBuf>> {
 
 fn agents(lab: &Lab, net: &Net, vms: [&Vm; 2], gates: [&Gate; 2]) -> Result<(Agent, Agent)> {
     let credentials = Credentials::create(&lab.paths, lab.dir())?;
-    let on_alpha = AgentSpec::default().peer(&net.bravo).vm(VmEntry::of(vms[0]));
+    let spec = || AgentSpec { end_lines: DEADLINES.to_owned(), ..AgentSpec::default() };
+    let on_alpha = spec().peer(&net.bravo).vm(VmEntry::of(vms[0]));
     let mut entry = VmEntry::of(vms[1]).with_hook(gates[1].script());
     entry.start = Some(gates[0].script().to_owned());
-    let on_bravo = AgentSpec::default().peer(&net.alpha).vm(entry);
+    let on_bravo = spec().peer(&net.alpha).vm(entry);
     let alpha = Agent::start(&lab.paths, &net.alpha, &on_alpha, &credentials.issue("alpha")?)?;
     let bravo = Agent::start(&lab.paths, &net.bravo, &on_bravo, &credentials.issue("bravo")?)?;
     Ok((alpha, bravo))

@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use vmferry::mux::{
-    Batch, Class, Code, Config, Event, Open, PerClass, Role, Session, SessionError, StreamId, purpose,
+    Batch, Class, Code, Config, Event, Open, PerClass, Role, Session, SessionError, Snapshot, StreamId,
+    purpose,
 };
+
+use vmferry::mux::hello::Negotiated;
 
 use super::pair::{agree, bytes_of, content};
 use super::rng::Rng;
@@ -40,6 +43,8 @@ struct End {
     name: &'static str,
     session: Session,
     config: Config,
+    /// To make a session from; its successors are made from what it leaves.
+    origin: (Role, Negotiated),
     users: BTreeMap<StreamId, User>,
     offered: Vec<StreamId>,
     /// What was sealed and has not left.
@@ -69,6 +74,7 @@ pub(crate) struct World {
     pub(crate) steps: u64,
     pub(crate) moved_bytes: u64,
     pub(crate) cuts: u64,
+    pub(crate) successions: u64,
     pub(crate) replayed_bytes: u64,
 }
 
@@ -98,10 +104,11 @@ impl World {
         let configs = [random_config(&mut rng), random_config(&mut rng)];
         let (first, second) = agree(&configs[0], &configs[1]);
         let [dialer, acceptor] = configs;
-        let end = |name, role, config: Config, negotiated| End {
+        let end = |name, role, config: Config, negotiated: Negotiated| End {
             name,
             session: Session::new(role, config.clone(), &negotiated, now),
             config,
+            origin: (role, negotiated),
             users: BTreeMap::new(),
             offered: Vec::new(),
             unsent: VecDeque::new(),
@@ -124,6 +131,7 @@ impl World {
             steps: 0,
             moved_bytes: 0,
             cuts: 0,
+            successions: 0,
             replayed_bytes: 0,
         }
     }
@@ -163,7 +171,8 @@ impl World {
             54 => self.stall_reader(side),
             55 if self.rng.one_in(8) => self.cut(),
             56 if self.rng.one_in(4) => self.stall_pipe(side),
-            57..=59 => self.notice_or_reconnect(),
+            57..=58 => self.notice_or_reconnect(),
+            59 => self.succeed(side),
             60..=79 => self.deliver_some(side),
             80..=94 => self.transmit(side),
             _ => self.pass_time(),
@@ -343,6 +352,40 @@ impl World {
             self.ends[side].session.handle_disconnected(self.now);
         } else if self.noticed[1 - side] && self.rng.one_in(2) {
             self.reconnect();
+        }
+    }
+
+    /// An end's process leaves its session to another, encoded as it would be.
+    fn succeed(&mut self, side: usize) {
+        if self.connected || self.rng.one_in(2) {
+            return;
+        }
+        self.successions += 1;
+        self.noticed[side] = true;
+        let (now, end) = (self.now, &mut self.ends[side]);
+        end.unsent.clear();
+        let (role, negotiated) = &end.origin;
+        let empty = Session::new(*role, end.config.clone(), negotiated, now);
+        let left = std::mem::replace(&mut end.session, empty).into_snapshot(now);
+        let mut encoded = Vec::new();
+        ciborium::into_writer(&left, &mut encoded).expect("encoded");
+        let read: Snapshot = ciborium::from_reader(&encoded[..]).expect("decoded");
+        assert_eq!(read, left);
+        end.session = Session::from_snapshot(end.config.clone(), read, now);
+        // What nobody has answered is told of again, in order.
+        let mut told = Vec::new();
+        while let Some(event) = end.session.poll_event() {
+            match event {
+                Event::Opened { id, .. } => told.push(id),
+                Event::Readable { .. } | Event::Writable { .. } => {}
+                other => panic!("VMFERRY_SEED={} a successor heard {other:?}", self.seed),
+            }
+        }
+        let mut offered = end.offered.clone();
+        offered.retain(|id| end.users.get(id).is_some_and(|user| !user.closed && !user.reset_here));
+        offered.sort_unstable();
+        if told != offered {
+            self.fail(&format!("offered {offered:?}, but a successor heard of {told:?}"));
         }
     }
 

@@ -1,10 +1,12 @@
 //! The destination's side of the hand-over. Pure; see the module above for the rules.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Ask, Ended, Illegal, Known, Mark, Side, Written};
 use crate::migrate::message::Fate;
 
 /// Who owns the guest, as the destination sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum DestinationState {
     /// The source's; `starting` was never written.
     Waiting {
@@ -39,7 +41,7 @@ pub enum DestinationState {
 }
 
 /// What is known of a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum OnDisk {
     /// It was never written.
     No,
@@ -94,8 +96,8 @@ pub enum DestinationEffect {
     Undo,
 }
 
-/// The destination's machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The destination's machine. As plain data it goes from one process of an agent to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Destination {
     state: DestinationState,
 }

@@ -288,6 +288,7 @@ mod tests {
             began_at: 1_700_000_000,
             running: true,
             keep_source: false,
+            retry: None,
         }
     }
 

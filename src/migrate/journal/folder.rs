@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Journal, JournalError, Role, SUFFIX};
+use super::{Journal, JournalError, Past, Role, SUFFIX};
 
 /// Finished journals kept as history.
 pub const HISTORY_MAX: usize = 200;
@@ -14,12 +14,40 @@ pub const UNCONFIRMED_DAYS_MAX: i64 = 400;
 /// A file of the folder, and what it is.
 pub type Found = (PathBuf, Result<Journal, JournalError>);
 
-/// All journals of a folder, newest last; those that cannot be believed as errors, each with its
+/// A file of the folder, and what it says.
+pub type Peeked = (PathBuf, Result<Past, JournalError>);
+
+/// All journals of a folder, opened, newest last; those that cannot be believed as errors, each with its
 /// file.
 ///
 /// # Errors
 /// [`JournalError::Io`] when the folder cannot be read.
 pub fn list(folder: &Path, host: &str) -> Result<Vec<Found>, JournalError> {
+    let open = |path: PathBuf| {
+        let journal = Journal::open(&path, host);
+        (path, journal)
+    };
+    let mut journals: Vec<_> = paths(folder)?.into_iter().map(open).collect();
+    journals.sort_by_key(|(_, j)| j.as_ref().map_or((i64::MAX, 0), |j| j.past.header.order()));
+    Ok(journals)
+}
+
+/// What all journals of a folder say, of which some may be written to at this moment, newest last.
+/// Changes nothing.
+///
+/// # Errors
+/// As [`list`].
+pub fn peek_all(folder: &Path, host: &str) -> Result<Vec<Peeked>, JournalError> {
+    let peek = |path: PathBuf| {
+        let past = Journal::peek(&path, host);
+        (path, past)
+    };
+    let mut pasts: Vec<_> = paths(folder)?.into_iter().map(peek).collect();
+    pasts.sort_by_key(|(_, p)| p.as_ref().map_or((i64::MAX, 0), |p| p.header.order()));
+    Ok(pasts)
+}
+
+fn paths(folder: &Path) -> Result<Vec<PathBuf>, JournalError> {
     let io = |source| JournalError::Io { path: folder.into(), source };
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(io)? {
@@ -28,13 +56,7 @@ pub fn list(folder: &Path, host: &str) -> Result<Vec<Found>, JournalError> {
             paths.push(path);
         }
     }
-    let open = |path: PathBuf| {
-        let journal = Journal::open(&path, host);
-        (path, journal)
-    };
-    let mut journals: Vec<_> = paths.into_iter().map(open).collect();
-    journals.sort_by_key(|(_, j)| j.as_ref().map_or(i64::MAX, |j| j.past.header.began_at));
-    Ok(journals)
+    Ok(paths)
 }
 
 /// Removes the oldest finished journals beyond the limits. One that has something left to clean up,

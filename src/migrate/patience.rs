@@ -1,0 +1,101 @@
+//! Patience: how long a migration waits while its session has no connection.
+//!
+//! While the guest runs there is time: nothing is lost by waiting, and the session itself ends
+//! when it has waited for long enough. While the guest is paused the waiting is downtime, so it is
+//! given up sooner and the guest runs on where it was. Decides nothing after the hand-over: there
+//! giving up wins nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::failure::Failure;
+use super::host::Host;
+use super::progress::{ProgressSink, Reconnecting};
+use crate::net::session::Session;
+
+/// Between two words on a connection that is waited for.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// What a migration's waits have in common. Borrows nothing of it.
+#[derive(Debug, Clone)]
+pub(super) struct Patience {
+    host: Arc<Host>,
+    session: Session,
+    progress: ProgressSink,
+    /// For how long at most; `None`: for as long as the session lives.
+    limit: Option<Duration>,
+}
+
+impl Patience {
+    /// With a guest that stands still if `limit` is given.
+    pub(super) fn new(
+        host: &Arc<Host>,
+        session: &Session,
+        progress: &ProgressSink,
+        limit: Option<Duration>,
+    ) -> Self {
+        Self { host: Arc::clone(host), session: session.clone(), progress: progress.clone(), limit }
+    }
+
+    /// Runs `work` for as long as patience lasts.
+    pub(super) async fn with<T, E>(self, work: impl Future<Output = Result<T, E>>) -> Result<T, Failure>
+    where
+        Failure: From<E>,
+    {
+        tokio::select! {
+            biased;
+            done = work => Ok(done?),
+            failure = self.over() => Err(failure),
+        }
+    }
+
+    /// As [`Patience::with`], for work that must not stop half way when another process is to go
+    /// on: it ends soon.
+    pub(super) async fn to_the_end<T, E>(self, work: impl Future<Output = Result<T, E>>) -> Result<T, Failure>
+    where
+        Failure: From<E>,
+    {
+        tokio::select! {
+            biased;
+            done = work => Ok(done?),
+            failure = self.missed() => Err(failure),
+        }
+    }
+
+    /// Waits until patience is at its end, or another process is to go on.
+    pub(super) async fn over(self) -> Failure {
+        let frozen = self.host.frozen();
+        tokio::select! {
+            biased;
+            () = frozen => Failure::Frozen,
+            failure = self.missed() => failure,
+        }
+    }
+
+    /// Waits until patience is at its end, and tells the progress of a connection that is missed.
+    async fn missed(self) -> Failure {
+        let mut link = self.session.watch_link();
+        loop {
+            let away = link.borrow_and_update().away.clone();
+            let word = away.as_ref().map(Reconnecting::now);
+            if self.progress.now().reconnecting != word {
+                self.progress.update(|p| p.reconnecting = word);
+            }
+            let end = away.as_ref().and_then(|away| Some(Instant::from_std(away.since) + self.limit?));
+            if let Some(away) = away.as_ref().filter(|_| end.is_some_and(|end| end <= Instant::now())) {
+                let seconds = away.since.elapsed().as_secs();
+                return Failure::Away { seconds, cause: away.cause.clone() };
+            }
+            let next = Instant::now() + TELL_EVERY;
+            tokio::select! {
+                changed = link.changed() => if changed.is_err() {
+                    // The session has ended; its streams say so.
+                    return std::future::pending().await;
+                },
+                () = sleep_until(end.map_or(next, |end| end.min(next))), if away.is_some() => {}
+            }
+        }
+    }
+}

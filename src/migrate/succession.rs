@@ -1,0 +1,331 @@
+//! Succession: migrations stop between two steps, are left to another process of the agent as
+//! plain data, and are taken up there where they were.
+//!
+//! A migration stops only while it waits: for the copy to get on, for an answer, for the other
+//! side. Each phase can be begun again: it looks at what is there already. What happened in QEMU
+//! while nobody listened is asked for. From the hand-over on nothing is left but the journal,
+//! which has all that settling needs.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::delta::Delta;
+use super::destination::{Destination, Served};
+use super::exports::NbdServer;
+use super::frozen::{
+    Descriptors, FrozenDestination, FrozenMigrations, FrozenSource, StoppedControl, StoppedData,
+    ThawedStreams, settle_data,
+};
+use super::handover;
+use super::host::{Host, Reservation};
+use super::journal::{Journal, Role};
+use super::link::Link;
+use super::progress::ProgressSink;
+use super::reception::{Control, Incoming};
+use super::retry::{self, Try};
+use super::source::{Source, SourceRequest, TICK};
+use super::streams::{Label, Streams};
+use super::vm::{self, StartedQemu};
+use crate::net::identity::Identity;
+
+/// A migration that has stopped; its sessions have not.
+#[derive(Debug)]
+pub(crate) enum Stopped {
+    Source(Box<StoppedSource>),
+    Destination(Box<StoppedDestination>),
+}
+
+#[derive(Debug)]
+pub(crate) struct StoppedSource {
+    frozen: FrozenSource,
+    control: StoppedControl,
+    data: Vec<StoppedData>,
+}
+
+#[derive(Debug)]
+pub(crate) struct StoppedDestination {
+    frozen: FrozenDestination,
+    control: Option<StoppedControl>,
+    data: Vec<StoppedData>,
+    nbd: Option<NbdServer>,
+    ram: Option<OwnedFd>,
+}
+
+impl Stopped {
+    fn settle(self, left: &mut FrozenMigrations, fds: &mut Descriptors) {
+        match self {
+            Self::Source(stopped) => {
+                let StoppedSource { mut frozen, control, data } = *stopped;
+                frozen.control = Some(control.settle());
+                frozen.data = settle_data(data, fds);
+                left.sources.push(frozen);
+            }
+            Self::Destination(stopped) => {
+                let StoppedDestination { mut frozen, control, data, nbd, ram } = *stopped;
+                frozen.control = control.map(StoppedControl::settle);
+                frozen.data = settle_data(data, fds);
+                frozen.nbd = nbd.map(|nbd| fds.add(nbd.into_socket()));
+                frozen.ram = ram.map(|ram| fds.add(ram));
+                left.destinations.push(frozen);
+            }
+        }
+    }
+}
+
+/// What has been left by migrations that have stopped, once their sessions have, too.
+pub fn settle_stopped(host: &Host, fds: &mut Descriptors) -> FrozenMigrations {
+    let mut left = FrozenMigrations::default();
+    host.take_stopped().into_iter().for_each(|stopped| stopped.settle(&mut left, fds));
+    left
+}
+
+/// A migration that goes on in this process.
+pub struct TakenUp {
+    /// Its progress.
+    pub progress: ProgressSink,
+    /// Cancels it, where this host is the source.
+    pub cancel: CancellationToken,
+    /// Its journal is this one.
+    pub journal: (Uuid, Role),
+    part: Part,
+}
+
+enum Part {
+    Source(Arc<Host>, SourceRequest, Try, Reservation),
+    Destination(Box<Destination>, Option<Control>),
+}
+
+impl TakenUp {
+    /// Runs it to its end.
+    pub async fn run(self) {
+        match self.part {
+            Part::Source(host, request, running, _reservation) => {
+                retry::go_on(host, request, self.progress, self.cancel, running).await;
+            }
+            Part::Destination(destination, control) => destination.run(control).await,
+        }
+    }
+}
+
+/// Takes up what an earlier process has left. What cannot be taken up is logged; its journal is
+/// open, and is settled as after a crash.
+pub async fn take_up(
+    host: &Arc<Host>,
+    left: FrozenMigrations,
+    streams: &mut ThawedStreams,
+    fds: &mut Descriptors,
+) -> Vec<TakenUp> {
+    let mut taken = Vec::new();
+    for frozen in left.sources {
+        let (vm, id) = (frozen.vm.clone(), frozen.id);
+        match Source::take_up(Arc::clone(host), frozen, streams, fds).await {
+            Ok((source, reservation)) => {
+                let (progress, cancel) = (source.progress.clone(), source.cancel.clone());
+                let request = source.request.clone();
+                let part = Part::Source(Arc::clone(host), request, Box::pin(source.run()), reservation);
+                taken.push(TakenUp { progress, cancel, journal: (id, Role::Source), part });
+            }
+            Err(why) => tracing::error!(vm, migration = %id, why, "not taken up; its journal is settled"),
+        }
+    }
+    for frozen in left.destinations {
+        let (vm, id) = (frozen.vm.clone(), frozen.id);
+        match Destination::take_up(Arc::clone(host), frozen, streams, fds).await {
+            Ok((destination, control)) => {
+                let (progress, cancel) = (destination.progress.clone(), CancellationToken::new());
+                let part = Part::Destination(Box::new(destination), control);
+                taken.push(TakenUp { progress, cancel, journal: (id, Role::Destination), part });
+            }
+            Err(why) => tracing::error!(vm, migration = %id, why, "not taken up; its journal is settled"),
+        }
+    }
+    taken
+}
+
+impl Source {
+    /// Stops: pumps between two bytes, everything else where it is.
+    pub(super) async fn stop(mut self) {
+        let (data, ended) = self.streams.freeze().await;
+        tracing::info!(
+            phase = self.phase.name(),
+            streams = data.len(),
+            "the migration waits for the next process"
+        );
+        let host = Arc::clone(&self.host);
+        let frozen = FrozenSource {
+            id: self.request.id,
+            vm: self.request.vm,
+            peer: self.request.peer,
+            options: self.request.options,
+            progress: self.progress.now(),
+            phase: self.phase,
+            control: None,
+            data: Vec::new(),
+            ended,
+            disks: self.disks,
+            retry: self.request.retry,
+            tracking: self.tracking,
+            grant: self.grant,
+            loaded: self.loaded,
+            downtime: self.downtime,
+            paused_ms: self.paused_at.map(super::source::millis),
+        };
+        let control = self.link.stop();
+        host.stopped(Stopped::Source(Box::new(StoppedSource { frozen, control, data })));
+    }
+
+    async fn take_up(
+        host: Arc<Host>,
+        left: FrozenSource,
+        streams: &mut ThawedStreams,
+        fds: &mut Descriptors,
+    ) -> Result<(Self, Reservation), String> {
+        let reservation = host.reserve(&left.vm, left.id).map_err(|p| p.to_string())?;
+        let link = left.control.as_ref().and_then(|control| Link::take_up(control, streams));
+        let link = link.ok_or("its session has ended")?;
+        let session = link.session().clone();
+        let journal = journal(&host, left.id, Role::Source)?;
+        let config = host.vm(&left.vm, "source").map_err(|p| p.to_string())?.clone();
+        let (qmp, events) = vm::connect(&config).await.map_err(|e| super::problem::chain(&e))?;
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut pumps = Streams::new();
+        for data in left.data {
+            let thawed = data.thaw(streams, fds).ok_or_else(|| lost(&data.label))?;
+            pumps.resume(thawed);
+        }
+        left.ended.into_iter().for_each(|label| pumps.has_ended(label));
+        let (id, vm, peer, options) = (left.id, left.vm, left.peer, left.options);
+        let source = Self {
+            host,
+            request: SourceRequest { id, vm, peer, options, retry: left.retry },
+            progress: ProgressSink::new(left.progress),
+            cancel: CancellationToken::new(),
+            qmp,
+            events,
+            session,
+            link,
+            journal,
+            // Only what is the source's without a question is left to another process.
+            handover: handover::Source::new(),
+            effects: Vec::new(),
+            streams: pumps,
+            disks: left.disks,
+            tracking: left.tracking,
+            delta: Delta::new(),
+            grant: left.grant,
+            phase: left.phase,
+            tick,
+            loaded: left.loaded,
+            downtime: left.downtime,
+            paused_at: left.paused_ms.map(ago),
+            rate: (Instant::now(), 0),
+            missed_events: true,
+        };
+        Ok((source, reservation))
+    }
+}
+
+impl Destination {
+    /// Stops, as [`Source::stop`].
+    pub(super) async fn stop(mut self, control: Option<Control>) {
+        // Whoever takes the sessions up hears of these streams again.
+        self.offered.close();
+        while let Some(offered) = self.offered.recv().await {
+            offered.leave();
+        }
+        let (data, _) = self.streams.freeze().await;
+        tracing::info!(vm = self.vm, streams = data.len(), "the migration waits for the next process");
+        let host = Arc::clone(&self.host);
+        let frozen = FrozenDestination {
+            id: self.journal.past().header.migration,
+            vm: self.vm,
+            peer: self.peer.to_string(),
+            progress: self.progress.now(),
+            control: None,
+            data: Vec::new(),
+            exports: self.exports,
+            images: self.images,
+            nbd: None,
+            ram: None,
+            incoming: self.incoming,
+            handover: self.handover,
+            granted: self.granted,
+            said_started: self.said_started,
+            started: self.started.map(StartedQemu::into_unit),
+        };
+        let (nbd, ram, control) = (self.nbd, self.ram, control.map(Control::stop));
+        let stopped = StoppedDestination { frozen, control, data, nbd, ram };
+        host.stopped(Stopped::Destination(Box::new(stopped)));
+    }
+
+    async fn take_up(
+        host: Arc<Host>,
+        left: FrozenDestination,
+        streams: &mut ThawedStreams,
+        fds: &mut Descriptors,
+    ) -> Result<(Self, Option<Control>), String> {
+        let reservation = host.reserve(&left.vm, left.id).map_err(|p| p.to_string())?;
+        let peer: Identity = left.peer.parse().map_err(|e| format!("{e}"))?;
+        let journal = journal(&host, left.id, Role::Destination)?;
+        let config = host.vm(&left.vm, "destination").map_err(|p| p.to_string())?.clone();
+        let (qmp, events) = vm::connect(&config).await.map_err(|e| super::problem::chain(&e))?;
+        let control = left.control.as_ref().and_then(|control| Control::take_up(control, streams));
+        let mut pumps = Streams::new();
+        for data in left.data {
+            let thawed = data.thaw(streams, fds).ok_or_else(|| lost(&data.label))?;
+            pumps.resume(thawed);
+        }
+        let (served, offers, controls) = Served::new();
+        let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
+        let registration = host.register(left.id, incoming);
+        let destination = Self {
+            vm: left.vm.clone(),
+            peer,
+            journal,
+            progress: ProgressSink::new(left.progress),
+            qmp,
+            events,
+            started: left.started.map(|unit| StartedQemu::of_earlier(&left.vm, unit)),
+            nbd: left.nbd.and_then(|n| fds.take(n)).map(NbdServer::from_socket),
+            exports: left.exports,
+            images: left.images,
+            streams: pumps,
+            offered: served.offered,
+            controls: served.controls,
+            ram: left.ram.and_then(|n| fds.take(n)),
+            incoming: left.incoming,
+            handover: left.handover,
+            granted: left.granted,
+            said_started: left.said_started,
+            missed_events: true,
+            _registration: registration,
+            _reservation: reservation,
+            host,
+        };
+        Ok((destination, control))
+    }
+}
+
+fn journal(host: &Host, id: Uuid, role: Role) -> Result<Journal, String> {
+    let path = Journal::path(&host.journals(), id, role);
+    let journal = Journal::open(&path, host.identity.as_str()).map_err(|e| super::problem::chain(&e))?;
+    match journal.past().ended {
+        None => Ok(journal),
+        Some(_) => Err("its journal has ended".into()),
+    }
+}
+
+fn lost(label: &Label) -> String {
+    format!("the stream of {label} did not come along")
+}
+
+fn ago(ms: u64) -> Instant {
+    let now = Instant::now();
+    now.checked_sub(Duration::from_millis(ms)).unwrap_or(now)
+}
