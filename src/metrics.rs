@@ -18,6 +18,7 @@ pub struct Metrics {
     downtime: HistogramVec,
     duration: HistogramVec,
     moved_bytes: IntCounterVec,
+    retries: IntCounterVec,
     sessions: IntGaugeVec,
     session_ends: IntCounterVec,
     sent_bytes: IntCounterVec,
@@ -68,6 +69,12 @@ impl Metrics {
                 &r,
                 "migration_stream_bytes_total",
                 "Bytes on the streams of ended migrations of which this host was the source, both directions.",
+                &[],
+            )?,
+            retries: counter(
+                &r,
+                "migration_retries_total",
+                "Tries after the first of ended migrations of which this host was the source.",
                 &[],
             )?,
             sessions: gauge(&r, "sessions", "Live sessions.", &["peer"])?,
@@ -136,6 +143,7 @@ impl Metrics {
             self.duration.with_label_values(&[role]);
         }
         self.moved_bytes.with_label_values::<&str>(&[]);
+        self.retries.with_label_values::<&str>(&[]);
         self.downtime.with_label_values::<&str>(&[]);
     }
 
@@ -156,6 +164,7 @@ impl Metrics {
         self.migrations.with_label_values(&[role, outcome.label()]).inc();
         // The destination does not count streams by migration.
         self.moved_bytes.with_label_values::<&str>(&[]).inc_by(progress.stream_bytes());
+        self.retries.with_label_values::<&str>(&[]).inc_by(progress.retries());
         self.duration.with_label_values(&[role]).observe(progress.elapsed_ms as f64 / 1e3);
         if let (Outcome::Moved { .. }, Some(downtime)) = (outcome, &progress.downtime) {
             self.downtime.with_label_values::<&str>(&[]).observe(downtime.total_ms as f64 / 1e3);

@@ -6,7 +6,7 @@
 mod real_qemu;
 
 use real_qemu::pair::{NEW_CAPABILITIES, Pair, drive};
-use real_qemu::{Machine, PATIENCE, binary, image, nameless_listener, refused};
+use real_qemu::{Machine, PATIENCE, binary, connect, image, nameless_listener, refused};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -35,6 +35,7 @@ on_both!(
     the_end_of_qemu_is_noticed,
     a_whole_migration_leaves_nothing,
     a_broken_migration_is_cleaned_up_and_can_be_repeated,
+    what_changed_is_read_and_written,
 );
 
 async fn abilities_are_asked_for(variable: &str) {
@@ -306,4 +307,127 @@ async fn a_broken_migration_is_cleaned_up_and_can_be_repeated(variable: &str) {
     pair.at_source.jobs.clear();
     migrate(&mut pair).await;
     pair.clean(RunState::PostMigrate).await;
+}
+
+/// The bitmap commands and the NBD client, on a disk that an export of its own writes to.
+async fn what_changed_is_read_and_written(variable: &str) {
+    const CHUNK: u64 = 64 << 10;
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["from.raw", "to.raw"].map(|name| image(folder.path(), name, 3 * MIB + 512, b"old"));
+    let arguments = format!(
+        "-blockdev raw,node-name=n0,file.driver=file,file.filename={} -device virtio-blk-pci,id=disk0,drive=n0,share-rw=on \
+         -blockdev raw,node-name=n1,file.driver=file,file.filename={}",
+        files[0].display(),
+        files[1].display()
+    );
+    let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
+    let machine = Machine::start(&binary(variable), folder.path(), "vm", &arguments).await;
+    let qmp = &machine.qmp;
+    let (listener, handle) = nameless_listener(folder.path());
+    qmp.getfd(names::NBD_LISTEN_FDNAME, listener).await.unwrap();
+    qmp.execute(NbdServerStart::on_fd(names::NBD_LISTEN_FDNAME)).await.unwrap();
+    let export = |node: &str, name: &str, writable, bitmaps| BlockExportAdd {
+        id: format!("vmferry-{name}"),
+        node_name: node.into(),
+        name: name.into(),
+        writable,
+        bitmaps,
+    };
+    qmp.execute(export("n0", "guest", true, vec![])).await.unwrap();
+    qmp.execute(export("n1", "to", true, vec![])).await.unwrap();
+
+    let [a, b] = ['a', 'b'].map(|which| names::bitmap("7", which));
+    let (node, granularity) = ("n0".to_owned(), CHUNK as u32);
+    for name in [&a, &b] {
+        let (node, name) = (node.clone(), name.clone());
+        qmp.execute(BlockDirtyBitmapAdd { node, name, granularity }).await.unwrap();
+    }
+    let again = BlockDirtyBitmapAdd { node: node.clone(), name: a.clone(), granularity };
+    refused(qmp.execute(again).await);
+
+    let mut guest = NbdWriter::connect(connect(&handle).into(), "guest").await.unwrap();
+    assert_eq!(guest.size(), 3 * MIB + 512);
+    guest.write(CHUNK + 4096, b"new data").await.unwrap();
+    guest.write(2 * MIB, &[0; 8192]).await.unwrap();
+    // More at once than may be on the way.
+    for number in 0..40 {
+        guest.write(3 * MIB - CHUNK + number * 512, &[number as u8; 512]).await.unwrap();
+    }
+    guest.write(3 * MIB, &[9; 512]).await.unwrap();
+    guest.flush().await.unwrap();
+
+    let disable = BlockDirtyBitmapDisable { node: node.clone(), name: a.clone() };
+    qmp.execute(disable).await.unwrap();
+    guest.write(0, b"after it was disabled").await.unwrap();
+    guest.flush().await.unwrap();
+    let recording = export("n0", "from", false, vec![b.clone()]);
+    refused(qmp.execute(recording).await);
+    qmp.execute(export("n0", "from", false, vec![a.clone()])).await.unwrap();
+    let mut from = NbdReader::connect(connect(&handle).into(), "from", &a).await.unwrap();
+    let (dirty, end) = from.dirty(0).await.unwrap();
+    assert_eq!(end, from.size());
+    assert_eq!(dirty, [CHUNK..2 * CHUNK, 2 * MIB..2 * MIB + CHUNK, 3 * MIB - CHUNK..3 * MIB + 512]);
+    let busy = qmp.execute(BlockDirtyBitmapRemove { node: node.clone(), name: a.clone() }).await;
+    assert!(!refused(busy).is_not_found_bitmap());
+
+    let mut to = NbdWriter::connect(connect(&handle).into(), "to").await.unwrap();
+    for range in dirty {
+        let mut data = vec![1; (range.end - range.start) as usize];
+        from.read(range.start, &mut data).await.unwrap();
+        to.write(range.start, &data).await.unwrap();
+    }
+    to.flush().await.unwrap();
+    drop((from, to, guest));
+    for name in ["from", "guest", "to"] {
+        delete_export(qmp, &format!("vmferry-{name}")).await.unwrap();
+    }
+    let [mut source, copy] = files.map(|file| std::fs::read(file).unwrap());
+    assert_ne!(source, copy, "what was written later was copied as well");
+    source[..21].copy_from_slice(&copy[..21]);
+    assert!(source == copy);
+
+    // What both hold is one set, and only ours is found missing.
+    let merge = BlockDirtyBitmapMerge { node: node.clone(), target: b.clone(), bitmaps: vec![a.clone()] };
+    qmp.execute(merge).await.unwrap();
+    delete_bitmap(qmp, "n0", &a).await.unwrap();
+    let nodes = qmp.execute(QueryNamedBlockNodes { flat: true }).await.unwrap();
+    let bitmaps: Vec<_> = nodes.into_iter().flat_map(|n| n.dirty_bitmaps).collect();
+    assert_eq!(bitmaps.len(), 1, "{bitmaps:?}");
+    assert_eq!((bitmaps[0].name.as_str(), bitmaps[0].recording, bitmaps[0].busy), (b.as_str(), true, false));
+    assert!(bitmaps[0].count >= 4 * CHUNK, "{bitmaps:?}");
+    assert_eq!(leftovers(qmp).await.unwrap().bitmaps, [("n0".to_owned(), b.clone())]);
+    for (node, name) in [("n0", &a), ("vmferry-none", &b)] {
+        let remove = BlockDirtyBitmapRemove { node: node.into(), name: name.clone() };
+        assert!(refused(qmp.execute(remove).await).is_not_found_bitmap());
+    }
+    let what = SourceLeftovers {
+        nbd_server: true,
+        bitmaps: vec![("n0".into(), a), ("n0".into(), b)],
+        fdnames: vec![names::NBD_LISTEN_FDNAME.into()],
+        ..SourceLeftovers::default()
+    };
+    let report = source_cleanup(qmp, &what).await;
+    assert!(report.is_clean(), "{report:?}");
+    assert!(leftovers(qmp).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_no_nbd_server_is_refused() {
+    use std::io::Write;
+    for said in [&b"HTTP/1.0 200 OK, and here is your page\r\n"[..], b"NBDMAGIC", b"NBDMAGICIHAVEOPT\0\0\0\0"]
+    {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(said).unwrap();
+        drop(theirs);
+        let refused = NbdWriter::connect(ours.into(), "disk0").await.unwrap_err();
+        assert!(matches!(refused, NbdError::Protocol(_) | NbdError::Io(_)), "{refused:?}");
+    }
+    // An answer without end.
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(b"NBDMAGICIHAVEOPT\0\x03").unwrap();
+    let mut reply = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
+    reply.extend_from_slice(&[0, 0, 0, 7, 0, 0, 0, 3, 0xff, 0xff, 0xff, 0xff]);
+    theirs.write_all(&reply).unwrap();
+    let refused = NbdWriter::connect(ours.into(), "disk0").await.unwrap_err();
+    assert!(matches!(refused, NbdError::Protocol("a reply that is too long")), "{refused:?}");
 }

@@ -21,10 +21,13 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "agent::How",
             "agent::run",
+            "agent::succession_formats",
             "api",
             "config::DEFAULT_PATH",
             "migrate::Options",
+            "migrate::Retry",
             "migrate::phase",
             "migrate::problem",
             "migrate::progress",

@@ -1,10 +1,13 @@
 //! Wires listeners, sessions, migrations, the local API and metrics; owns all tasks.
 
 mod api;
+mod inherit;
 mod listen;
+mod passing;
 mod registry;
 mod reload;
 mod start;
+mod succession;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +27,7 @@ use crate::mux::{Code, Role as DialRole, Stats};
 use crate::net::session::{IncomingStream, Session};
 use registry::Registry;
 
-pub use start::{AgentError, run};
+pub use start::{AgentError, How, run, succession_formats};
 
 /// Between two looks at a session's figures.
 const SAMPLE: Duration = Duration::from_secs(1);
@@ -46,25 +49,36 @@ pub(crate) struct Agent {
 impl Agent {
     /// Begins a migration; `None` when the agent is on its way out.
     fn migrate(self: &Arc<Self>, request: MigrateRequest) -> Option<Progress> {
-        if self.stopping.is_cancelled() {
+        if self.stopping.is_cancelled() || self.host.is_freezing() {
             return None;
         }
         let id = Uuid::new_v4();
         let identity = self.host.config.peers.get(&request.to).map_or(&request.to, |p| &p.identity);
         let progress = ProgressSink::new(Progress::new(id, &request.vm, Role::Source, identity));
         let cancel = self.registry.add(progress.clone());
-        let source = SourceRequest { id, vm: request.vm, peer: request.to, options: request.options };
+        let MigrateRequest { vm, to: peer, options } = request;
+        let source = SourceRequest { id, vm, peer, options, retry: None };
         let (agent, sink) = (Arc::clone(self), progress.clone());
         self.sources.spawn(async move {
             migrate::migrate(Arc::clone(&agent.host), source, sink.clone(), cancel).await;
-            agent.metrics.migration_ended(&sink.now());
+            agent.ended(&sink);
         });
         Some(progress.now())
+    }
+
+    /// Counts a migration that is at its end; one that was left to another process is not.
+    fn ended(&self, progress: &ProgressSink) {
+        self.metrics.migration_ended(&progress.now());
     }
 
     /// Serves the streams that peers open.
     async fn serve_streams(self: Arc<Self>, mut incoming: mpsc::Receiver<IncomingStream>) {
         while let Some(stream) = incoming.recv().await {
+            if self.host.is_freezing() {
+                // Whoever takes the session up hears of it again.
+                stream.leave();
+                continue;
+            }
             let agent = Arc::clone(&self);
             self.served.spawn(async move {
                 let mut sink = None;
@@ -74,7 +88,7 @@ impl Agent {
                 };
                 migrate::route(Arc::clone(&agent.host), stream, announce).await;
                 if let Some(sink) = sink {
-                    agent.metrics.migration_ended(&sink.now());
+                    agent.ended(&sink);
                 }
             });
         }

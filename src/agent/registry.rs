@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::migrate::journal::Role;
+use crate::migrate::phase::Phase;
 use crate::migrate::progress::{Outcome, Progress, ProgressSink};
 
 /// Ended migrations kept in memory; the journals keep more.
@@ -48,6 +49,12 @@ impl Registry {
         cancel
     }
 
+    /// Adds a migration that an earlier process has left, with what cancels it.
+    pub(crate) fn take_up(&self, progress: ProgressSink, cancel: CancellationToken) {
+        let now = progress.now();
+        self.locked().insert((now.began_at, now.id, now.role.name()), Entry { progress, cancel });
+    }
+
     /// All migrations, oldest first.
     pub(crate) fn all(&self) -> Vec<Progress> {
         self.locked().values().map(|e| e.progress.now()).collect()
@@ -68,7 +75,9 @@ impl Registry {
         if now.role != Role::Source {
             return Err(NoCancel::NotSource);
         }
-        if !now.phase.may_cancel() || now.outcome.is_some() {
+        // A try that is being rolled back may have a successor, which is not begun then.
+        let between_tries = now.phase == Phase::RollBack && now.tries.is_some();
+        if !(now.phase.may_cancel() || between_tries) || now.outcome.is_some() {
             return Err(NoCancel::TooLate);
         }
         entry.cancel.cancel();

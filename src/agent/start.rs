@@ -15,6 +15,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::inherit;
+use super::passing::{Estates, Inherited, give_way, leave_to_the_store};
 use super::registry::Registry;
 use super::{Agent, listen, reload};
 use crate::config::{Config, TlsConfig};
@@ -54,13 +56,32 @@ impl AgentError {
     }
 }
 
-/// Runs an agent until SIGTERM or SIGINT.
+/// How an agent begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// With what the service manager kept of a process before, if that is anything.
+    Alone,
+    /// With everything that the running agent holds, which ends.
+    TakingOver,
+}
+
+/// What this version can take over, as a line of JSON.
+///
+/// # Errors
+/// Never: the encoder's.
+pub fn succession_formats() -> anyhow::Result<String> {
+    Ok(serde_json::to_string(&inherit::Offer::ours())?)
+}
+
+/// Runs an agent until SIGTERM or SIGINT, or until another process takes over.
 ///
 /// # Errors
 /// What keeps it from starting, with the remedy.
-pub async fn run(path: &Path) -> Result<(), AgentError> {
+pub async fn run(path: &Path, how: How) -> Result<(), AgentError> {
+    // Before anything else is started that could inherit them in turn.
+    let kept = inherit::from_store();
     let (config, tls) = configured(path).map_err(AgentError::Configuration)?;
-    serve(config, tls).await.map_err(AgentError::Unable)
+    serve(config, tls, kept, how).await.map_err(AgentError::Unable)
 }
 
 fn configured(path: &Path) -> anyhow::Result<(Config, Tls)> {
@@ -74,9 +95,13 @@ pub(super) fn tls_paths(tls: &TlsConfig) -> TlsPaths {
     TlsPaths { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone(), crl: tls.crl.clone() }
 }
 
-async fn serve(config: Config, tls: Tls) -> anyhow::Result<()> {
-    let _only_one = prepare_state(&config.state_dir)?;
+async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::Result<()> {
     let identity = tls.identity.clone();
+    let Estates { estate, before } = Estates::find(&config, identity.as_str(), kept, how)?;
+    if let Some(before) = before {
+        tokio::task::block_in_place(|| before.release())?;
+    }
+    let _only_one = prepare_state(&config.state_dir)?;
     tracing::info!(
         %identity, aead = ?tls.aead, vms = config.vms.len(), peers = config.peers.len(),
         version = env!("CARGO_PKG_VERSION"), "the agent starts"
@@ -86,14 +111,14 @@ async fn serve(config: Config, tls: Tls) -> anyhow::Result<()> {
     let (started, sessions) = mpsc::unbounded_channel();
     let metrics = Metrics::new()?;
     metrics.certificate_expires(tls.not_after.unix_timestamp());
-    let endpoint =
+    let mut endpoint =
         Endpoint::new(tls, limits, config.deadlines.dead_peer())?.with_resume(config.deadlines.resume());
+    if let Some((estate, _)) = &estate {
+        endpoint = endpoint.with_instance(estate.instance);
+    }
     let stopping = CancellationToken::new();
-    let pool = Pool::new(endpoint, incoming, started);
+    let pool = Pool::new(endpoint, incoming.clone(), started);
     let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));
-    // Before anybody can ask for a migration of the same VMs.
-    let found = settle::find(&host)?;
-    journal::prune(&host.journals(), host.identity.as_str())?;
     let agent = Arc::new(Agent {
         host,
         registry: Registry::default(),
@@ -103,21 +128,45 @@ async fn serve(config: Config, tls: Tls) -> anyhow::Result<()> {
         tasks: TaskTracker::new(),
         stopping,
     });
+    let taken = match estate {
+        Some((estate, mut fds)) => {
+            tracing::info!(from = estate.version, left = estate.summary(), "taking up what was left");
+            agent.take_up(estate, &mut fds, &incoming).await
+        }
+        None => Vec::new(),
+    };
+    // Before anybody can ask for a migration of the same VMs.
+    let found = settle::find(&agent.host, &taken.iter().map(|taken| taken.journal).collect())?;
+    journal::prune(&agent.host.journals(), agent.host.identity.as_str())?;
     // Before anything listens: who is told to stop must not be half started.
     let mut signals = Signals::new()?;
+    let successors = inherit::listen(&inherit::socket_path(&agent.host.config.runtime_dir))?;
     let servers = TaskTracker::new();
     listen_all(&agent, &servers)?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
     servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
     settle_all(&agent, found)?;
+    taken.into_iter().for_each(|taken| agent.go_on(taken));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     keep_watchdog(&servers);
     servers.spawn(end_late(Arc::clone(&agent)));
-    while signals.next().await == Asked::Reload {
-        reload::reload(&agent);
+    loop {
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::Reload => reload::reload(&agent),
+                Asked::Stop => break,
+            },
+            successor = successors.accept() => {
+                if let Ok((stream, _)) = successor && give_way(&agent, stream, &incoming).await {
+                    return Ok(());
+                }
+            }
+        }
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    agent.stop().await;
+    if !leave_to_the_store(&agent, &incoming).await {
+        agent.stop().await;
+    }
     Ok(())
 }
 
@@ -160,8 +209,12 @@ fn settle_all(agent: &Arc<Agent>, found: (Vec<settle::Open>, Vec<Progress>)) -> 
         let settling = Arc::clone(agent);
         agent.sources.spawn(async move {
             let progress = one.progress.clone();
-            settle::settle(Arc::clone(&settling.host), one).await;
-            settling.metrics.migration_ended(&progress.now());
+            let frozen = settling.host.frozen();
+            tokio::select! {
+                () = settle::settle(Arc::clone(&settling.host), one) => settling.ended(&progress),
+                // Its journal is open, for whoever comes next.
+                () = frozen => {}
+            }
         });
     }
     Ok(())

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::certs::CertsArgs;
 use crate::config::DEFAULT_PATH;
+use crate::migrate::Retry;
 
 /// Moves running QEMU virtual machines with local disks between hosts, encrypted, through one
 /// port.
@@ -36,6 +37,12 @@ pub(super) enum Command {
         /// Its configuration.
         #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
         config: PathBuf,
+        /// Take everything over from the running agent, migrations in flight included; it ends.
+        #[arg(long)]
+        take_over: bool,
+        /// Print what this version can take over, and do nothing else.
+        #[arg(long, hide = true)]
+        succession_formats: bool,
     },
     /// Move a running VM to another host. Closing the terminal does not stop it.
     Migrate(MigrateArgs),
@@ -89,6 +96,11 @@ pub(super) struct MigrateArgs {
     /// Longest pause to plan for the rest of the RAM, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=2_000_000))]
     pub(super) downtime_limit: u64,
+    /// Begin again, up to N times, after a failure that may pass: a lost connection, a QEMU or a
+    /// disk of the destination. Waits 1, 2, 4 ... 60 s in between. A disk whose copy was whole
+    /// is not copied again, where that is safe; else it is said why not.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=i64::from(Retry::MAX)))]
+    pub(super) retry: u32,
     /// Begin, print the migration's id and return.
     #[arg(long)]
     pub(super) detach: bool,

@@ -36,6 +36,7 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
         keep_source: args.keep_source,
         auto_converge: args.auto_converge,
         downtime_limit_ms: args.downtime_limit,
+        retry: args.retry.try_into()?,
     };
     let request = MigrateRequest { vm: args.vm, to: args.to, options };
     let begun: Progress = client.call(Method::POST, "/v1/migrations", &request).await?;

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::agent::How;
 use args::{Arguments, Command};
 
 /// Usage or configuration.
@@ -47,9 +48,14 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let code = runtime.block_on(async move {
         match arguments.command {
-            Command::Agent { config } => {
+            Command::Agent { succession_formats: true, .. } => {
+                println!("{}", crate::agent::succession_formats()?);
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Agent { config, take_over, .. } => {
                 log_to_stderr();
-                Ok(agent(&config).await)
+                let how = if take_over { How::TakingOver } else { How::Alone };
+                Ok(agent(&config, how).await)
             }
             command => commands::run(&arguments.socket, command).await,
         }
@@ -59,8 +65,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     code
 }
 
-async fn agent(config: &Path) -> ExitCode {
-    match crate::agent::run(config).await {
+async fn agent(config: &Path, how: How) -> ExitCode {
+    match crate::agent::run(config, how).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             let code = e.exit_code();

@@ -65,6 +65,9 @@ pub(super) fn migration(p: &Progress) {
     println!("  peer    {}", p.peer);
     println!("  began   {}", when(p.began_at));
     println!("  phase   {}", p.phase.name());
+    if let Some(tries) = &p.tries {
+        println!("  try     {} of {}, as migration {}", tries.number, tries.of, tries.migration);
+    }
     println!("  rate    {}/s", HumanBytes(p.rate_bytes_per_s));
     for disk in &p.disks {
         let state = if disk.ready { ", in step" } else { "" };
@@ -105,7 +108,13 @@ pub(super) fn outcome(p: &Progress) {
         }
         Some(Outcome::Failed { phase, cause, problems: found, cancelled, leftovers }) => {
             let what = if *cancelled { "was cancelled" } else { "failed" };
-            println!("the migration of {} {what} in phase {}; the VM was not moved", p.vm, phase.name());
+            let tries =
+                p.tries.as_ref().map_or_else(String::new, |t| format!(", try {} of {}", t.number, t.of));
+            println!(
+                "the migration of {} {what} in phase {}{tries}; the VM was not moved",
+                p.vm,
+                phase.name()
+            );
             if found.is_empty() {
                 println!("cause: {cause}");
             } else {

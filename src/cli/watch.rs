@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use uuid::Uuid;
 
-use super::client::Client;
+use super::client::{Client, Lines};
 use super::{commands, show};
 use crate::api::migration_path;
 use crate::migrate::phase::Phase;
@@ -18,28 +18,32 @@ use crate::migrate::progress::{Outcome, Progress};
 
 /// Plain lines come at a change of phase and otherwise this often.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
+/// How long an agent that has gone is waited for.
+const REATTACH_WITHIN: Duration = Duration::from_secs(30);
+/// Between two looks for it.
+const REATTACH_EVERY: Duration = Duration::from_millis(250);
 
 pub(super) async fn follow(client: &Client, id: Uuid, json: bool) -> anyhow::Result<ExitCode> {
     let mut lines = client.lines(&format!("{}/events", migration_path(id))).await?;
     let mut view = View::new(json);
     let mut interrupts = Interrupts::default();
-    let mut last = None;
-    loop {
+    let last = loop {
         tokio::select! {
             progress = lines.next::<Progress>() => match progress {
                 Ok(Some(progress)) => {
                     view.show(&progress)?;
-                    let ended = progress.outcome.is_some();
-                    last = Some(progress);
-                    if ended {
-                        break;
+                    if progress.outcome.is_some() {
+                        break progress;
                     }
                 }
-                Ok(None) => break,
-                Err(e) => {
-                    view.end();
-                    return Err(e.context(format!("the agent is gone; the migration is settled when it is back: `vmferry watch {id}`")));
-                }
+                // Without an end of the migration it is one of the agent: another process goes on.
+                gone => match reattach(client, id, &view, gone.err()).await {
+                    Ok(again) => lines = again,
+                    Err(e) => {
+                        view.end();
+                        return Err(e);
+                    }
+                },
             },
             interrupt = tokio::signal::ctrl_c() => {
                 interrupt?;
@@ -53,14 +57,37 @@ pub(super) async fn follow(client: &Client, id: Uuid, json: bool) -> anyhow::Res
                 }
             }
         }
-    }
+    };
     view.end();
-    let Some(last) = last else { anyhow::bail!("the agent said nothing of migration {id}") };
     if !json {
         show::outcome(&last);
     }
     let code = last.outcome.as_ref().map_or(super::EXIT_USAGE, Outcome::exit_code);
     Ok(code.into())
+}
+
+/// Waits for an agent that is restarted, which takes moments.
+async fn reattach(
+    client: &Client,
+    id: Uuid,
+    view: &View,
+    cause: Option<anyhow::Error>,
+) -> anyhow::Result<Lines> {
+    view.say("the agent has gone; waiting for it to come back");
+    let since = Instant::now();
+    loop {
+        tokio::time::sleep(REATTACH_EVERY).await;
+        match client.lines(&format!("{}/events", migration_path(id))).await {
+            Ok(lines) => return Ok(lines),
+            Err(e) if since.elapsed() > REATTACH_WITHIN => {
+                let settled = format!(
+                    "the agent is gone; the migration goes on or is settled when it is back: `vmferry watch {id}`"
+                );
+                return Err(cause.unwrap_or(e).context(settled));
+            }
+            Err(_) => {}
+        }
+    }
 }
 
 /// The first Ctrl-C asks, a second one soon after it confirms.
@@ -77,7 +104,7 @@ impl Interrupts {
 
 enum View {
     Json,
-    Plain { phase: Option<Phase>, away: bool, at: Instant },
+    Plain { shown: Option<(Phase, bool, String)>, at: Instant },
     Bars { all: MultiProgress, head: ProgressBar, bars: BTreeMap<String, ProgressBar> },
 }
 
@@ -88,7 +115,7 @@ impl View {
             return Self::Json;
         }
         if !std::io::stderr().is_terminal() {
-            return Self::Plain { phase: None, away: false, at: Instant::now() };
+            return Self::Plain { shown: None, at: Instant::now() };
         }
         let all = MultiProgress::new();
         let head = all.add(ProgressBar::new_spinner());
@@ -99,11 +126,10 @@ impl View {
     fn show(&mut self, progress: &Progress) -> anyhow::Result<()> {
         match self {
             Self::Json => println!("{}", serde_json::to_string(progress)?),
-            Self::Plain { phase, away, at } => {
-                let missing = progress.reconnecting.is_some();
-                let is_news = *phase != Some(progress.phase) || *away != missing;
-                if is_news || at.elapsed() > PLAIN_EVERY {
-                    (*phase, *away, *at) = (Some(progress.phase), missing, Instant::now());
+            Self::Plain { shown, at } => {
+                let now = Some((progress.phase, progress.reconnecting.is_some(), which_try(progress)));
+                if *shown != now || at.elapsed() > PLAIN_EVERY {
+                    (*shown, *at) = (now, Instant::now());
                     eprintln!("{}", plain(progress));
                 }
             }
@@ -132,15 +158,32 @@ fn reconnecting(progress: &Progress) -> Option<String> {
     Some(format!("reconnecting, {} s of {} ({})", missing.for_s, missing.of_s, missing.cause))
 }
 
+/// Which try it is, where there may be several.
+fn which_try(progress: &Progress) -> String {
+    progress.tries.as_ref().map_or_else(String::new, |t| format!(", try {} of {}", t.number, t.of))
+}
+
+/// The wait for the next try, while there is one.
+fn waiting(progress: &Progress) -> Option<String> {
+    let next_in_ms = progress.tries.as_ref()?.next_in_ms?;
+    let last = progress.tries.as_ref()?.last_failure.as_deref().unwrap_or_default();
+    let head = format!("{} to {}{}", progress.vm, progress.peer, which_try(progress));
+    Some(format!("{head}, next in {} s: {last}", next_in_ms.div_ceil(1000)))
+}
+
 fn plain(progress: &Progress) -> String {
+    if let Some(waiting) = waiting(progress) {
+        return waiting;
+    }
     if let Some(words) = reconnecting(progress) {
         return format!("{} to {}: {}, {words}", progress.vm, progress.peer, progress.phase.name());
     }
     let (done, total) = totals(progress);
     format!(
-        "{} to {}: {} {} of {}, {}/s",
+        "{} to {}{}: {} {} of {}, {}/s",
         progress.vm,
         progress.peer,
+        which_try(progress),
         progress.phase.name(),
         HumanBytes(done),
         HumanBytes(total),
@@ -163,10 +206,19 @@ fn draw(
     bars: &mut BTreeMap<String, ProgressBar>,
     progress: &Progress,
 ) {
+    if let Some(waiting) = waiting(progress) {
+        return head.set_message(waiting);
+    }
     let eta = eta(progress).map(|t| format!(", about {} left", HumanDuration(t))).unwrap_or_default();
     let pace =
         reconnecting(progress).unwrap_or_else(|| format!("{}/s{eta}", HumanBytes(progress.rate_bytes_per_s)));
-    head.set_message(format!("{} to {}: {}, {pace}", progress.vm, progress.peer, progress.phase.name()));
+    head.set_message(format!(
+        "{} to {}{}: {}, {pace}",
+        progress.vm,
+        progress.peer,
+        which_try(progress),
+        progress.phase.name()
+    ));
     for disk in &progress.disks {
         let state = if disk.ready { "in step" } else { "" };
         bar(all, bars, &format!("disk {}", disk.name), disk.done_bytes, disk.total_bytes, state);

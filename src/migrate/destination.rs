@@ -24,7 +24,7 @@ use super::reception::{Control, Incoming};
 use super::streams::{Label, Streams, socket_pair};
 use super::trouble::Trouble;
 use super::vm::{self, StartedQemu};
-use super::{plan, settle};
+use super::{plan, settle, witness};
 use crate::mux::{Code, purpose};
 use crate::net::identity::Identity;
 use crate::net::session::IncomingStream;
@@ -52,6 +52,7 @@ pub(super) struct Destination {
     pub(super) started: Option<StartedQemu>,
     pub(super) nbd: Option<NbdServer>,
     pub(super) exports: Vec<super::message::Export>,
+    pub(super) images: Vec<witness::Image>,
     pub(super) streams: Streams,
     pub(super) offered: mpsc::Receiver<IncomingStream>,
     pub(super) controls: mpsc::Receiver<Control>,
@@ -100,7 +101,8 @@ impl Destination {
         let problem = |p| Trouble::Problems(vec![p]);
         let config = host.vm(&offer.vm, "destination").map_err(problem)?.clone();
         let reservation = host.reserve(&offer.vm, migration).map_err(problem)?;
-        let mut journal = host.journal(migration, Role::Destination, &offer.vm, &peer, offer.running)?;
+        let mut journal =
+            host.journal(migration, Role::Destination, &offer.vm, &peer, offer.running, None)?;
         let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {
             Ok(found) => found,
             Err(trouble) => {
@@ -124,6 +126,7 @@ impl Destination {
             started,
             nbd: None,
             exports: plan::exports(&offer.disks),
+            images: Vec::new(),
             streams: Streams::new(),
             offered: served.offered,
             controls: served.controls,
@@ -152,6 +155,10 @@ impl Destination {
         // A QEMU that was started without -S would run its guest unasked.
         self.qmp.execute(Stop).await?;
         let disks = disks(&self.qmp).await?;
+        self.images = witness::images(&disks);
+        let since = offer.after.map_or_else(Vec::new, |after| {
+            witness::since(&self.host, &self.peer, &self.vm, after, &self.images)
+        });
         let nodes: Vec<_> = self
             .exports
             .iter()
@@ -167,6 +174,7 @@ impl Destination {
             exports: self.exports.clone(),
             qemu: format!("QEMU {major}.{minor}.{micro}"),
             restartable: self.started.is_some(),
+            since,
         })
     }
 
@@ -477,6 +485,7 @@ impl Destination {
         self.ram = None;
         self.nbd = None;
         leftovers.extend(undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await);
+        witness::bear(&mut self.journal, &self.images, &leftovers);
         let outcome = never_ran(trouble, leftovers);
         self.host.end(self.journal, outcome.clone());
         tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");

@@ -38,6 +38,7 @@ impl Examined {
             disks: plan::specs(&self.disks),
             running: self.running,
             qemu: self.qemu.clone(),
+            after: None,
         }
     }
 }

@@ -46,6 +46,7 @@ impl NbdServer {
                 node_name: node_name.clone(),
                 name: export.export.clone(),
                 writable: true,
+                bitmaps: Vec::new(),
             };
             qmp.execute(add).await?;
         }

@@ -7,6 +7,7 @@ use crate::net::session::OpenStreamError;
 use crate::net::stream::StreamEnded;
 use crate::qemu::{MigrationStatus, QmpError};
 
+use super::delta::DeltaError;
 use super::journal::JournalError;
 use super::link::LinkError;
 use super::phase::IllegalStep;
@@ -88,6 +89,14 @@ pub enum Failure {
         /// QEMU's words.
         error: String,
     },
+    /// What changed of a disk could not be copied.
+    #[error("what changed of disk {disk} could not be copied")]
+    Delta {
+        /// The disk.
+        disk: String,
+        /// Why.
+        source: DeltaError,
+    },
     /// QEMU's migration ended.
     #[error("the migration of the RAM ended as {status}: {error}")]
     Ram {
@@ -129,6 +138,7 @@ impl Failure {
         matches!(
             self,
             Self::Mirror { .. }
+                | Self::Delta { .. }
                 | Self::Ram { .. }
                 | Self::Stream { .. }
                 | Self::Link(LinkError::Lost(_) | LinkError::Closed)
@@ -149,6 +159,36 @@ impl Failure {
                 *source == StreamEnded(Code::SessionLost)
             }
             _ => false,
+        }
+    }
+
+    /// Whether the same migration, begun again later, may succeed without anybody's doing: what
+    /// broke on the way and on the other host may, what the source itself lacks may not.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        let all_may = |problems: &[Problem]| problems.iter().all(|p| p.kind.may_pass());
+        match self {
+            Self::Cancelled | Self::Stopping | Self::Frozen | Self::QemuGone => false,
+            Self::Journal(_) | Self::Vm(_) | Self::Step(_) | Self::Link(LinkError::Unexpected { .. }) => {
+                false
+            }
+            Self::Problems(problems) => all_may(problems),
+            // Without problems it is an error at the destination, such as a full disk.
+            Self::Link(LinkError::Refused(refusal)) => all_may(&refusal.problems),
+            Self::Connect { source, .. } => source.may_pass(),
+            // A QEMU that refuses does so for what the other side made impossible.
+            Self::Qmp(error) => !error.is_disconnected(),
+            Self::Link(_)
+            | Self::SessionLost { .. }
+            | Self::Destination(_)
+            | Self::Open { .. }
+            | Self::Stream { .. }
+            | Self::Mirror { .. }
+            | Self::Delta { .. }
+            | Self::Away { .. }
+            | Self::Ram { .. }
+            | Self::Stalled { .. }
+            | Self::Socket(_) => true,
         }
     }
 

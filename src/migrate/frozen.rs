@@ -8,12 +8,15 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::delta::Tracking;
+use super::journal::RetryOf;
 use super::message::{Export, Notice, Prepared};
 use super::phase::Phase;
 use super::plan::CopiedDisk;
 use super::progress::{Downtime, Progress};
 use super::source::Options;
 use super::streams::Label;
+use super::witness::Image;
 use crate::net::frozen::FrozenStream;
 use crate::net::message::StoppedChannel;
 use crate::net::pump::FrozenPump;
@@ -76,6 +79,9 @@ pub(super) struct FrozenSource {
     /// Streams that had ended and whose end nobody had looked at.
     pub(super) ended: Vec<Label>,
     pub(super) disks: Vec<CopiedDisk>,
+    /// Which try it is of several.
+    pub(super) retry: Option<RetryOf>,
+    pub(super) tracking: Tracking,
     pub(super) grant: Option<Prepared>,
     pub(super) loaded: bool,
     pub(super) downtime: Downtime,
@@ -93,6 +99,7 @@ pub(super) struct FrozenDestination {
     pub(super) control: Option<FrozenControl>,
     pub(super) data: Vec<FrozenData>,
     pub(super) exports: Vec<Export>,
+    pub(super) images: Vec<Image>,
     /// The NBD server's socket, in the list of descriptors.
     pub(super) nbd: Option<usize>,
     /// Our end of the RAM stream's socket while its stream has not been opened.

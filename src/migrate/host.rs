@@ -12,13 +12,12 @@ use uuid::Uuid;
 use crate::config::{Config, PeerConfig, VmConfig};
 use crate::mux::Code;
 use crate::net::connect::ConnectError;
-use crate::net::handshake::{HandshakeFailure, classify_handshake_error};
 use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 use crate::net::session::Session;
 
 use super::failure::Failure;
-use super::journal::{Header, Journal, JournalError, Past, Record, Role};
+use super::journal::{Header, Journal, JournalError, Past, Record, RetryOf, Role};
 use super::problem::{Problem, ProblemKind, chain};
 use super::progress::Outcome;
 use super::reception::Incoming;
@@ -136,6 +135,7 @@ impl Host {
         vm: &str,
         peer: &Identity,
         running: bool,
+        retry: Option<RetryOf>,
     ) -> Result<Journal, JournalError> {
         self.end_late()?;
         let header = Header {
@@ -147,6 +147,7 @@ impl Host {
             peer: peer.to_string(),
             began_at: time::OffsetDateTime::now_utc().unix_timestamp(),
             running,
+            retry,
         };
         Journal::create(&self.journals(), header)
     }
@@ -197,7 +198,7 @@ impl Host {
             );
             return Problem::new(ProblemKind::NotPermitted, text, remedy);
         }
-        if is_distrust(error) {
+        if error.is_distrust() {
             let remedy =
                 "compare both sides with `vmferry certs check`, and the peer's `identity` on both sides";
             return Problem::new(ProblemKind::PeerNotTrusted, text, remedy);
@@ -250,16 +251,6 @@ pub(crate) struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         lock(&self.host.destinations).remove(&self.migration);
-    }
-}
-
-/// Whether one side has judged the other's certificate.
-fn is_distrust(error: &ConnectError) -> bool {
-    let judged = |failure: &HandshakeFailure| !failure.may_pass();
-    match error {
-        ConnectError::Handshake(e) => judged(&e.failure),
-        ConnectError::BeforeHello(e) => judged(&classify_handshake_error(e)),
-        _ => false,
     }
 }
 

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::phase::Phase;
 use super::progress::Outcome;
+use super::witness::Witness;
 use crate::qemu::{CapabilityStatus, MigrationParameters};
 
 /// The format that this version writes, and the newest that it reads.
@@ -23,7 +24,7 @@ pub const HISTORY_MAX: usize = 200;
 const SUFFIX: &str = "journal";
 
 /// Which part this host plays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// The guest comes from here.
@@ -43,8 +44,21 @@ impl Role {
     }
 }
 
+/// A further try of a migration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RetryOf {
+    /// The migration of the first.
+    pub first: Uuid,
+    /// Counted from one, so two at least.
+    pub number: u32,
+    /// What those before it left for it. In the header, so that there is no moment at which no
+    /// open journal tells of it.
+    #[serde(default)]
+    pub kept: Vec<Undo>,
+}
+
 /// The first record.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Header {
     /// [`FORMAT`] when it was written.
     pub format: u32,
@@ -62,6 +76,16 @@ pub struct Header {
     pub began_at: i64,
     /// Whether the guest ran when it began.
     pub running: bool,
+    /// Source: the migration whose further try this is, and which one; its first is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryOf>,
+}
+
+impl Header {
+    /// Tries follow each other within a second.
+    fn order(&self) -> (i64, u32) {
+        (self.began_at, self.retry.as_ref().map_or(1, |r| r.number))
+    }
 }
 
 /// Something that was about to be made and has to go if the migration fails.
@@ -74,6 +98,13 @@ pub enum Undo {
     Node(String),
     /// A mirror job.
     Job(String),
+    /// A dirty bitmap.
+    Bitmap {
+        /// Its node.
+        node: String,
+        /// Its name.
+        name: String,
+    },
     /// Migration capabilities and parameters as they were.
     MigrationSettings {
         /// All capabilities.
@@ -108,6 +139,8 @@ pub enum Record {
     /// Destination: the guest never ran and never will. Source: the destination said so, or
     /// the hand-over was never reached.
     NeverRan,
+    /// Destination: how a try that was undone left the disks.
+    Witness(Witness),
     /// Nothing is open any more.
     Ended(Outcome),
 }
@@ -186,21 +219,25 @@ pub struct Past {
     pub runs: bool,
     /// See [`Record::NeverRan`].
     pub never_ran: bool,
+    /// See [`Record::Witness`].
+    pub witness: Option<Witness>,
     /// See [`Record::Ended`].
     pub ended: Option<Outcome>,
 }
 
 impl Past {
     fn new(header: Header) -> Self {
+        let undo = header.retry.as_ref().map_or_else(Vec::new, |r| r.kept.clone());
         Self {
             header,
-            undo: Vec::new(),
+            undo,
             phase: Phase::Begin,
             reached: Phase::Begin,
             handed_over: false,
             starting: false,
             runs: false,
             never_ran: false,
+            witness: None,
             ended: None,
         }
     }
@@ -219,6 +256,7 @@ impl Past {
             Record::Starting => self.starting = true,
             Record::Runs => self.runs = true,
             Record::NeverRan => self.never_ran = true,
+            Record::Witness(witness) => self.witness = Some(witness),
             Record::Ended(outcome) => self.ended = Some(outcome),
         }
     }
@@ -368,7 +406,7 @@ pub fn list(folder: &Path, host: &str) -> Result<Vec<Result<Journal, JournalErro
         }
     }
     let mut journals: Vec<_> = paths.iter().map(|p| Journal::open(p, host)).collect();
-    journals.sort_by_key(|j| j.as_ref().map_or(i64::MAX, |j| j.past.header.began_at));
+    journals.sort_by_key(|j| j.as_ref().map_or((i64::MAX, 0), |j| j.past.header.order()));
     Ok(journals)
 }
 
@@ -401,6 +439,7 @@ mod tests {
             peer: "bravo".into(),
             began_at: 1_700_000_000,
             running: true,
+            retry: None,
         }
     }
 

@@ -5,6 +5,7 @@
 //! versions N and N−1 understand each other.
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::problem::Problem;
 
@@ -83,6 +84,9 @@ pub struct Offer {
     pub running: bool,
     /// The source's QEMU, for people.
     pub qemu: String,
+    /// The try before, which copied these disks: are they still as it left them?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Uuid>,
 }
 
 /// From destination to source.
@@ -127,6 +131,18 @@ pub struct Prepared {
     pub qemu: String,
     /// Whether a further try will get a fresh QEMU by itself.
     pub restartable: bool,
+    /// The answer to [`Offer::after`].
+    #[serde(default)]
+    pub since: Vec<DiskState>,
+}
+
+/// What is known of a disk since an earlier try.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskState {
+    /// The disk.
+    pub disk: String,
+    /// Why it may not be as that try left it; none when it surely is.
+    pub doubt: Option<String>,
 }
 
 /// One disk of the grant.

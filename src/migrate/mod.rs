@@ -8,10 +8,12 @@
 //! `net` and `qemu` meet only here, through `OwnedFd`.
 
 mod admission;
+mod delta;
 mod destination;
 mod examine;
 mod exports;
 mod failure;
+mod follow;
 pub mod frozen;
 mod host;
 pub mod journal;
@@ -24,6 +26,7 @@ pub mod plan;
 pub mod problem;
 pub mod progress;
 mod reception;
+mod retry;
 mod router;
 pub mod settle;
 mod source;
@@ -32,10 +35,12 @@ mod succession;
 mod trouble;
 mod undo;
 mod vm;
+mod witness;
 
 pub use examine::check;
 pub use failure::Failure;
 pub use host::Host;
+pub use retry::{Retry, RetryTooLarge, migrate};
 pub use router::route;
-pub use source::{Options, SourceRequest, migrate};
+pub use source::{Options, SourceRequest};
 pub use succession::{TakenUp, settle_stopped, take_up};

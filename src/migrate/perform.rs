@@ -5,6 +5,7 @@
 //! `pause-before-switchover` leaves a moment in which the mirrors can be finished with the
 //! guest at rest; and only a non-forced `block-job-cancel` finishes a mirror in step.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use super::journal::Undo;
 use super::link::WEIGHT;
-use super::message::Request;
+use super::message::{Export, Request};
 use super::patience::Patience;
 use super::plan::CopiedDisk;
 use super::progress::RamProgress;
@@ -45,20 +46,35 @@ impl Source {
     /// Copies the disks and keeps them in step.
     pub(super) async fn mirror(&mut self) -> Result<(), Failure> {
         let disks = self.disks.clone();
+        let missed = std::mem::take(&mut self.missed_events);
+        let changed_only = if missed { BTreeSet::new() } else { self.choose().await? };
+        let mut waiting = Vec::new();
         for disk in &disks {
-            self.start_mirror(disk).await?;
+            let export = self.granted(disk)?;
+            if self.streams.has(&Label::Disk(disk.name.clone())) {
+                // Begun by an earlier process of this agent.
+                waiting.extend(self.is_unready(disk).await?);
+            } else if changed_only.contains(&disk.name) {
+                self.start_delta(disk, &export).await?;
+            } else {
+                self.follow(disk).await?;
+                self.start_mirror(disk, &export).await?;
+                waiting.push(names::job_id(&disk.name));
+            }
         }
-        let mut waiting: Vec<String> = disks.iter().map(|d| names::job_id(&d.name)).collect();
         let mut stall = Stall::new(self.host.config.deadlines.stall());
         let mut all_ready_at = None;
         while !disks.is_empty() {
             match self.next().await? {
-                Happening::Event(EventKind::BlockJobReady { device }) => waiting.retain(|j| *j != device),
+                Happening::Event(EventKind::BlockJobReady { device }) => {
+                    self.in_step(&device);
+                    waiting.retain(|j| *j != device);
+                }
                 Happening::Tick => {
                     let remaining = self.look_at_mirrors().await?;
-                    let idle = waiting.is_empty() || self.is_away();
+                    let idle = (waiting.is_empty() && self.delta.is_idle()) || self.is_away();
                     stall.check(self.streams.total(), || "the copy of the disks".into(), idle)?;
-                    if waiting.is_empty() {
+                    if waiting.is_empty() && self.delta.copied_once() {
                         let since = *all_ready_at.get_or_insert_with(Instant::now);
                         if remaining <= MIRROR_REMAINDER_BYTES || since.elapsed() > MIRROR_SETTLE {
                             self.note_remainder(remaining);
@@ -72,12 +88,43 @@ impl Source {
         Ok(())
     }
 
-    async fn start_mirror(&mut self, disk: &CopiedDisk) -> Result<(), Failure> {
+    /// The job of a mirror that goes on and is not ready, after nobody listened for a while.
+    async fn is_unready(&mut self, disk: &CopiedDisk) -> Result<Option<String>, Failure> {
+        let id = names::job_id(&disk.name);
+        if self.finished_mirror(&id).await? {
+            return Err(self.mirror_failed(&id, "it ended before its time".into()));
+        }
+        let jobs = self.query(QueryBlockJobs).await?;
+        let ready = jobs.iter().any(|job| job.device == id && job.ready);
+        if ready {
+            self.in_step(&id);
+        }
+        Ok((!ready).then_some(id))
+    }
+
+    /// Whether a mirror is at its end, or gone; its error, if it has one.
+    async fn finished_mirror(&self, id: &str) -> Result<bool, Failure> {
+        let jobs = self.query(QueryJobs).await?;
+        match jobs.iter().find(|job| job.id == id) {
+            Some(job) if job.status.is_over() => match &job.error {
+                Some(error) => Err(self.mirror_failed(id, error.clone())),
+                None => Ok(true),
+            },
+            found => Ok(found.is_none()),
+        }
+    }
+
+    fn granted(&self, disk: &CopiedDisk) -> Result<Export, Failure> {
+        let exports = self.grant.iter().flat_map(|g| &g.exports);
+        exports
+            .clone()
+            .find(|e| e.disk == disk.name)
+            .cloned()
+            .ok_or_else(|| Failure::Destination(format!("disk {} is not part of its grant", disk.name)))
+    }
+
+    async fn start_mirror(&mut self, disk: &CopiedDisk, export: &Export) -> Result<(), Failure> {
         let (label, name) = (Label::Disk(disk.name.clone()), &disk.name);
-        let export = self.grant.as_ref().and_then(|g| g.exports.iter().find(|e| e.disk == *name)).cloned();
-        let Some(export) = export else {
-            return Err(Failure::Destination(format!("disk {name} is not part of its grant")));
-        };
         let stream = self.open(&label, purpose::NBD, export.channel).await?;
         let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
         self.streams.start(label, &self.session, ours, stream);
@@ -114,7 +161,7 @@ impl Source {
         self.patience().with(self.qmp.execute_within(command, deadline)).await
     }
 
-    async fn open(&self, label: &Label, purpose: u16, channel: u16) -> Result<Stream, Failure> {
+    pub(super) async fn open(&self, label: &Label, purpose: u16, channel: u16) -> Result<Stream, Failure> {
         let migration = *self.request.id.as_bytes();
         let open = Open { purpose, class: Class::Bulk, weight: WEIGHT, migration, channel };
         tokio::select! {
@@ -138,6 +185,7 @@ impl Source {
                 }
             }
         });
+        remaining += self.look_at_delta();
         self.count_bytes();
         Ok(remaining)
     }
@@ -155,15 +203,12 @@ impl Source {
 
     /// Copies the RAM while the guest runs, up to QEMU's pause.
     pub(super) async fn precopy(&mut self) -> Result<(), Failure> {
-        self.set_up_migration().await?;
-        self.demand(Request::Incoming, Duration::from_secs(30)).await?;
-        let stream = self.open(&Label::Ram, purpose::RAM, RAM_CHANNEL).await?;
-        let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
-        self.streams.start(Label::Ram, &self.session, ours, stream);
-        self.progress.update(|p| p.ram = Some(RamProgress::default()));
-        self.journal.will_make(Undo::Fd(names::RAM_FDNAME.into()))?;
-        self.qmp.getfd(names::RAM_FDNAME, theirs).await?;
-        self.qmp.execute(Migrate::to_fd(names::RAM_FDNAME)).await?;
+        if !self.streams.has(&Label::Ram) {
+            self.start_migration().await?;
+        }
+        if std::mem::take(&mut self.missed_events) && self.missed_the_pause().await? {
+            return Ok(());
+        }
         let mut stall = Stall::new(self.host.config.deadlines.stall());
         loop {
             match self.next().await? {
@@ -182,7 +227,44 @@ impl Source {
         }
     }
 
+    async fn start_migration(&mut self) -> Result<(), Failure> {
+        self.set_up_migration().await?;
+        self.demand(Request::Incoming, Duration::from_secs(30)).await?;
+        let stream = self.open(&Label::Ram, purpose::RAM, RAM_CHANNEL).await?;
+        let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
+        self.streams.start(Label::Ram, &self.session, ours, stream);
+        self.progress.update(|p| p.ram = Some(RamProgress::default()));
+        self.journal.will_make(Undo::Fd(names::RAM_FDNAME.into()))?;
+        self.qmp.getfd(names::RAM_FDNAME, theirs).await?;
+        self.qmp.execute(Migrate::to_fd(names::RAM_FDNAME)).await?;
+        Ok(())
+    }
+
+    /// What QEMU's migration has come to while nobody listened; a bad end is an error.
+    async fn missed_migration(&mut self) -> Result<MigrationStatus, Failure> {
+        let info = self.query(QueryMigrate).await?;
+        if is_bad_end(&info.status) {
+            let error = info.error_desc.unwrap_or_default();
+            return Err(Failure::Ram { status: info.status, error });
+        }
+        Ok(info.status)
+    }
+
+    /// Whether the guest is paused by now.
+    async fn missed_the_pause(&mut self) -> Result<bool, Failure> {
+        let is_paused = self.missed_migration().await? == MigrationStatus::PreSwitchover;
+        if is_paused {
+            self.paused_at.get_or_insert_with(Instant::now);
+        }
+        Ok(is_paused)
+    }
+
     async fn set_up_migration(&mut self) -> Result<(), Failure> {
+        let is_done = |undo: &Undo| matches!(undo, Undo::MigrationSettings { .. });
+        if self.journal.past().undo.iter().any(is_done) {
+            // By an earlier process: what it found is what is to be restored.
+            return Ok(());
+        }
         let capabilities = self.qmp.execute(QueryMigrateCapabilities).await?;
         let parameters = self.qmp.execute(QueryMigrateParameters).await?;
         self.journal.will_make(Undo::MigrationSettings { capabilities, parameters })?;
@@ -224,12 +306,22 @@ impl Source {
     /// has the exports closed.
     pub(super) async fn switchover(&mut self) -> Result<(), Failure> {
         let since = Instant::now();
-        let mut open: Vec<String> = self.disks.iter().map(|d| names::job_id(&d.name)).collect();
+        self.delta.finish();
+        let mirrored = self.disks.iter().filter(|d| !self.delta.disks.contains_key(&d.name));
+        let mut open: Vec<String> = mirrored.map(|d| names::job_id(&d.name)).collect();
+        if std::mem::take(&mut self.missed_events) {
+            open = self.unfinished(open).await?;
+        }
         for job in &open {
-            self.qmp.execute(BlockJobCancel { device: job.clone(), force: false }).await?;
+            let finish = BlockJobCancel { device: job.clone(), force: false };
+            match self.qmp.execute(finish).await {
+                // Asked for already, by an earlier process.
+                Err(e) if e.is_job_past_that() => {}
+                done => drop(done?),
+            }
         }
         let mut waiting = Waiting::new(self.host.config.deadlines.stall());
-        while !open.is_empty() {
+        while !(open.is_empty() && self.delta.is_over()) {
             match self.next().await? {
                 Happening::Event(EventKind::BlockJobCompleted { device, error: None, .. }) => {
                     open.retain(|j| *j != device);
@@ -239,9 +331,21 @@ impl Source {
             }
         }
         self.dismiss_jobs().await?;
+        self.note_delta();
         self.demand(Request::Switchover, Duration::from_secs(30)).await?;
         self.downtime.disks_ms = millis(since);
         Ok(())
+    }
+
+    /// Of these mirrors, those that are not at their end.
+    async fn unfinished(&self, jobs: Vec<String>) -> Result<Vec<String>, Failure> {
+        let mut open = Vec::new();
+        for job in jobs {
+            if !self.finished_mirror(&job).await? {
+                open.push(job);
+            }
+        }
+        Ok(open)
     }
 
     async fn dismiss_jobs(&mut self) -> Result<(), Failure> {
@@ -276,8 +380,14 @@ impl Source {
     pub(super) async fn device(&mut self) -> Result<(), Failure> {
         let since = Instant::now();
         let mut waiting = Waiting::new(self.host.config.deadlines.stall());
-        self.qmp.execute(MigrateContinue::from_pre_switchover()).await?;
-        let mut completed = false;
+        let mut status = MigrationStatus::PreSwitchover;
+        if std::mem::take(&mut self.missed_events) {
+            status = self.missed_migration().await?;
+        }
+        if status == MigrationStatus::PreSwitchover {
+            self.qmp.execute(MigrateContinue::from_pre_switchover()).await?;
+        }
+        let mut completed = status == MigrationStatus::Completed;
         while !(completed && self.loaded) {
             match self.next().await? {
                 Happening::Event(EventKind::Migration { status: MigrationStatus::Completed }) => {
@@ -305,6 +415,7 @@ impl Source {
             Happening::Event(EventKind::Migration { status }) if is_bad_end(&status) => {
                 Err(Failure::Ram { status, error: String::new() })
             }
+            Happening::Copied(disk, Err(source)) => Err(Failure::Delta { disk, source }),
             Happening::StreamEnded(label, source) => {
                 Err(Failure::Stream { stream: label.to_string(), source })
             }

@@ -44,6 +44,28 @@ pub enum ProblemKind {
     Other,
 }
 
+impl ProblemKind {
+    /// Whether it may be gone by itself a little later.
+    #[must_use]
+    pub fn may_pass(self) -> bool {
+        match self {
+            Self::QemuUnreachable | Self::Busy | Self::TargetNotWaiting | Self::PeerUnreachable => true,
+            Self::VmUnknown
+            | Self::SourceState
+            | Self::QemuTooOld
+            | Self::DiskMissing
+            | Self::DiskTooSmall
+            | Self::DiskTooLarge
+            | Self::DiskReadOnly
+            | Self::DiskFormat
+            | Self::PeerUnknown
+            | Self::PeerNotTrusted
+            | Self::NotPermitted
+            | Self::Other => false,
+        }
+    }
+}
+
 /// One thing that stands in the way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {

@@ -40,6 +40,23 @@ pub struct RamProgress {
     pub passes: u64,
 }
 
+/// The tries of a migration that may be begun again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tries {
+    /// The try that is under way, or waited for; counted from one.
+    pub number: u32,
+    /// How many there may be.
+    pub of: u32,
+    /// What this try is called in journals and at the destination, or the last one was.
+    pub migration: Uuid,
+    /// Milliseconds until it begins; none when it has begun.
+    pub next_in_ms: Option<u64>,
+    /// Why the last one failed.
+    pub last_failure: Option<String>,
+    /// Bytes on the streams of those before this one, both directions.
+    pub earlier_stream_bytes: u64,
+}
+
 /// How long the guest stood still, and on what. Milliseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Downtime {
@@ -158,6 +175,9 @@ pub struct Progress {
     pub reconnecting: Option<Reconnecting>,
     /// Bytes per second over all streams, over about the last second.
     pub rate_bytes_per_s: u64,
+    /// Set when it is begun again after a failure.
+    #[serde(default)]
+    pub tries: Option<Tries>,
     /// Known at the end.
     pub downtime: Option<Downtime>,
     /// What an operator should know although it did not fail.
@@ -182,15 +202,29 @@ impl Progress {
             ram: None,
             reconnecting: None,
             rate_bytes_per_s: 0,
+            tries: None,
             downtime: None,
             notes: Vec::new(),
             outcome: None,
         }
     }
 
-    /// Bytes on all streams, both directions.
+    /// Bytes on all streams of all tries, both directions.
     #[must_use]
     pub fn stream_bytes(&self) -> u64 {
+        self.tries.as_ref().map_or(0, |t| t.earlier_stream_bytes) + self.try_stream_bytes()
+    }
+
+    /// Tries that were begun after the first.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        let begun = |t: &Tries| u64::from(t.number) - 1 - u64::from(t.next_in_ms.is_some());
+        self.tries.as_ref().map_or(0, begun)
+    }
+
+    /// Bytes on the streams of this try, both directions.
+    #[must_use]
+    pub fn try_stream_bytes(&self) -> u64 {
         self.disks.iter().map(|d| d.stream_bytes).sum::<u64>()
             + self.ram.as_ref().map_or(0, |r| r.stream_bytes)
     }

@@ -24,6 +24,9 @@ use crate::net::stream::Stream;
 /// How long a peer may keep a control stream without asking for anything.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long a first request is still waited for when everything is about to stop.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+
 /// How a destination that is under way is reached.
 #[derive(Debug, Clone)]
 pub(crate) struct Incoming {
@@ -106,7 +109,17 @@ pub(crate) async fn serve(
     mut control: Control,
     announce: impl FnOnce(ProgressSink),
 ) {
-    let Ok(request) = timeout(REQUEST_DEADLINE, control.request()).await else {
+    let frozen = host.frozen();
+    let waited = async {
+        frozen.await;
+        // What was asked just now is still heard: it is begun, and then left with all the rest.
+        tokio::time::sleep(LAST_REQUEST).await;
+    };
+    let request = tokio::select! {
+        request = timeout(REQUEST_DEADLINE, control.request()) => request.ok(),
+        () = waited => return,
+    };
+    let Some(request) = request else {
         return tracing::warn!(%peer, "a control stream without a request");
     };
     let request = match request {
@@ -167,7 +180,12 @@ async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, mut contr
     };
     control.answer(answer).await;
     // The source takes note of its fate, or calls off what is over already.
-    while let Ok(Ok(Some(request))) = timeout(REQUEST_DEADLINE, control.request()).await {
+    loop {
+        let request = tokio::select! {
+            request = timeout(REQUEST_DEADLINE, control.request()) => request,
+            () = host.frozen() => return,
+        };
+        let Ok(Ok(Some(request))) = request else { break };
         let answer = match request {
             Request::Confirmed | Request::Abort { .. } => Response::Done,
             other => Response::Refused(Trouble::OutOfOrder(other.name()).refusal()),

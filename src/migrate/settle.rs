@@ -4,6 +4,7 @@
 //! back. One that has asks the destination until it knows. A destination that has not durably
 //! begun to start the guest durably says that it never will; one that has goes on.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::message::{Fate, Request, Response, Started};
 use super::phase::Phase;
 use super::problem::chain;
 use super::progress::{Outcome, Progress, ProgressSink};
-use super::{destination, undo, vm};
+use super::{destination, retry, undo, vm, witness};
 use crate::net::identity::Identity;
 use crate::qemu::{Cont, Qmp, QueryStatus, RunState};
 
@@ -117,12 +118,15 @@ pub struct Open {
     reservation: Reservation,
 }
 
-/// Finds what is open on this host, and history.
+/// Finds what is open on this host, and history, but for migrations that go on as they were.
 ///
 /// # Errors
 /// [`journal::JournalError`] when the folder cannot be read. Journals that cannot be believed
 /// are logged and left alone.
-pub fn find(host: &Arc<Host>) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalError> {
+pub fn find(
+    host: &Arc<Host>,
+    taken_up: &BTreeSet<(Uuid, Role)>,
+) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalError> {
     let (mut open, mut history) = (Vec::new(), Vec::new());
     // The newest first: if two are open for one VM, only that one tells where its guest is.
     for found in journal::list(&host.journals(), host.identity.as_str())?.into_iter().rev() {
@@ -136,6 +140,10 @@ pub fn find(host: &Arc<Host>) -> Result<(Vec<Open>, Vec<Progress>), journal::Jou
                 continue;
             }
         };
+        let header = &journal.past().header;
+        if taken_up.contains(&(header.migration, header.role)) {
+            continue;
+        }
         let mut progress = told(journal.past());
         if journal.past().ended.is_none() {
             match host.reserve(&journal.past().header.vm, journal.past().header.migration) {
@@ -149,7 +157,11 @@ pub fn find(host: &Arc<Host>) -> Result<(Vec<Open>, Vec<Progress>), journal::Jou
         history.push(progress);
     }
     history.reverse();
-    Ok((open, history))
+    let shown = |p: &Progress| {
+        !open.iter().any(|o: &Open| o.progress.now().id == p.id && o.progress.now().role == p.role)
+    };
+    history.retain(shown);
+    Ok((open, retry::only_last(history)))
 }
 
 /// Ends a journal that a later migration of its VM has made void.
@@ -164,7 +176,8 @@ fn supersede(host: &Host, journal: Journal) -> Outcome {
 
 fn told(past: &Past) -> Progress {
     let header = &past.header;
-    let mut progress = Progress::new(header.migration, &header.vm, header.role, &header.peer);
+    let id = header.retry.as_ref().map_or(header.migration, |r| r.first);
+    let mut progress = Progress::new(id, &header.vm, header.role, &header.peer);
     progress.began_at = header.began_at;
     progress.phase = match &past.ended {
         Some(Outcome::Moved { .. }) => Phase::Done,
@@ -261,7 +274,9 @@ async fn take_back(host: &Host, journal: &mut Journal) -> Vec<String> {
     match host.vm(name, "source") {
         Err(problem) => leftovers.push(problem.to_string()),
         Ok(config) => match vm::connect(config).await {
-            Ok((qmp, _events)) => leftovers.extend(undo::roll_back(&qmp, past).await.leftovers),
+            Ok((qmp, _events)) => {
+                leftovers.extend(undo::roll_back(&qmp, past, undo::Bitmaps::Go).await.leftovers)
+            }
             Err(e) if e.is_not_listening() => leftovers.push(undo::gone(name)),
             Err(e) => leftovers.push(format!("the QEMU of VM {name} cannot be asked: {}", chain(&e))),
         },
@@ -285,7 +300,9 @@ async fn settle_destination(host: Arc<Host>, open: Open) {
     if let Err(e) = journal.record(Record::NeverRan) {
         leftovers.push(chain(&e));
     } else if let Some((qmp, _events)) = connected {
+        let images = witness::images(&crate::qemu::disks(&qmp).await.unwrap_or_default());
         leftovers.extend(destination::undo(&name, &qmp, &past, None).await);
+        witness::bear(&mut journal, &images, &leftovers);
     }
     let cause = "the destination's agent was restarted during the migration".to_owned();
     let outcome =

@@ -7,10 +7,11 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::delta::{Delta, DeltaError, Tracking};
 use super::examine::{self, Examined};
 use super::failure::Failure;
-use super::host::{Host, Reservation};
-use super::journal::{Journal, Record, Role};
+use super::host::Host;
+use super::journal::{Journal, Record, RetryOf, Role};
 use super::link::{Link, LinkError};
 use super::message::{Notice, Prepared, Request, Response, Started};
 use super::patience::Patience;
@@ -18,7 +19,9 @@ use super::phase::{Phase, Step};
 use super::plan::{self, CopiedDisk};
 use super::problem::chain;
 use super::progress::{DiskProgress, Downtime, Outcome, ProgressSink};
+use super::retry::{Ended, Held, Retry};
 use super::streams::{Label, Streams};
+use super::undo::Bitmaps;
 use super::{settle, undo, vm};
 use crate::net::pump::PumpEnd;
 use crate::net::session::Session;
@@ -42,6 +45,8 @@ pub struct SourceRequest {
     pub peer: String,
     /// How.
     pub options: Options,
+    /// The migration whose further try this is.
+    pub retry: Option<RetryOf>,
 }
 
 /// How a migration is to be done.
@@ -54,11 +59,13 @@ pub struct Options {
     pub auto_converge: bool,
     /// Longest pause that QEMU plans for the rest of the RAM, in milliseconds.
     pub downtime_limit_ms: u64,
+    /// How often to begin again after a failure that may pass.
+    pub retry: Retry,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { keep_source: false, auto_converge: false, downtime_limit_ms: 300 }
+        Self { keep_source: false, auto_converge: false, downtime_limit_ms: 300, retry: Retry::default() }
     }
 }
 
@@ -67,6 +74,8 @@ pub(super) enum Happening {
     Event(EventKind),
     Loaded,
     StreamEnded(Label, PumpEnd),
+    /// What changed of a disk is copied, down to the last of it.
+    Copied(String, Result<(), DeltaError>),
     Tick,
 }
 
@@ -83,6 +92,8 @@ pub(super) struct Source {
     pub(super) journal: Journal,
     pub(super) streams: Streams,
     pub(super) disks: Vec<CopiedDisk>,
+    pub(super) tracking: Tracking,
+    pub(super) delta: Delta,
     pub(super) grant: Option<Prepared>,
     pub(super) phase: Phase,
     pub(super) tick: Interval,
@@ -92,22 +103,32 @@ pub(super) struct Source {
     pub(super) rate: (Instant, u64),
     /// Nobody has listened to QEMU for a while: the next phase asks what happened.
     pub(super) missed_events: bool,
-    pub(super) _reservation: Reservation,
 }
 
-/// Runs a migration from Begin to its end. Everything that becomes of it is in `progress`.
-pub async fn migrate(
+/// Runs one try of a migration from Begin to its end, which it leaves to the caller to make
+/// known. The caller has reserved the VM.
+pub(super) async fn attempt(
     host: Arc<Host>,
     request: SourceRequest,
     progress: ProgressSink,
     cancel: CancellationToken,
-) {
-    match Source::begin(host, request, progress.clone(), cancel).await {
+    mut held: Option<Held>,
+) -> Option<Ended> {
+    match Source::begin(host, request, progress, cancel, &mut held).await {
         Ok(source) => source.run().await,
-        Err(failure) => {
-            tracing::warn!(cause = chain(&failure), "migration not begun; nothing was changed");
-            finish(&progress, Phase::Failed, failed(Phase::Begin, &failure, chain(&failure), Vec::new()));
-        }
+        Err(failure) => Some(Ended { held, ..not_begun(&failure) }),
+    }
+}
+
+/// The end of a try before it changed anything.
+pub(super) fn not_begun(failure: &Failure) -> Ended {
+    tracing::warn!(cause = chain(failure), "migration not begun; nothing was changed");
+    Ended {
+        phase: Phase::Failed,
+        outcome: failed(Phase::Begin, failure, chain(failure), Vec::new()),
+        may_pass: failure.may_pass(),
+        handed_over: false,
+        held: None,
     }
 }
 
@@ -117,9 +138,9 @@ impl Source {
         request: SourceRequest,
         progress: ProgressSink,
         cancel: CancellationToken,
+        held: &mut Option<Held>,
     ) -> Result<Self, Failure> {
         let problem = |p| Failure::Problems(vec![p]);
-        let reservation = host.reserve(&request.vm, request.id).map_err(problem)?;
         let (_, peer) = host.peer(&request.peer).map_err(problem)?;
         let examined = examine::source(&host, &request.vm).await?;
         if !examined.problems.is_empty() {
@@ -127,7 +148,13 @@ impl Source {
         }
         let session = connect(&host, &request.peer, &cancel).await?;
         let link = Link::open(&session, request.id).await?;
-        let journal = host.journal(request.id, Role::Source, &request.vm, &peer, examined.running)?;
+        let mut retry = request.retry.clone();
+        if let (Some(retry), Some(held)) = (&mut retry, &*held) {
+            retry.kept = held.tracking.undo();
+        }
+        let journal = host.journal(request.id, Role::Source, &request.vm, &peer, examined.running, retry)?;
+        // Now that this one tells of the bitmaps.
+        let tracking = held.take().map(|held| held.pass_on(&host)).unwrap_or_default();
         let Examined { qmp, events, disks, .. } = examined;
         let disks = plan::copied(&disks);
         progress.update(|p| p.disks = disks.iter().map(disk_progress).collect());
@@ -146,6 +173,8 @@ impl Source {
             journal,
             streams: Streams::new(),
             disks,
+            tracking,
+            delta: Delta::new(),
             grant: None,
             phase: Phase::Begin,
             tick,
@@ -154,11 +183,11 @@ impl Source {
             paused_at: None,
             rate: (now, 0),
             missed_events: false,
-            _reservation: reservation,
         })
     }
 
-    pub(super) async fn run(mut self) {
+    /// Runs it to its end; `None`: it is left to another process.
+    pub(super) async fn run(mut self) -> Option<Ended> {
         tracing::info!(
             vm = self.request.vm,
             peer = self.request.peer,
@@ -166,12 +195,23 @@ impl Source {
             "migration begins"
         );
         match self.perform().await {
-            Err(Failure::Frozen) if self.phase.may_cancel() => self.stop().await,
-            // From here on the journal says all that there is to know.
-            Err(Failure::Frozen) => {}
-            Ok(started) => self.confirm(started).await,
-            Err(failure) if self.journal.past().handed_over => self.resolve(failure).await,
-            Err(failure) => self.roll_back(failure).await,
+            Ok(started) => Some(self.confirm(started).await),
+            // From the hand-over on the journal says all that there is to know.
+            Err(Failure::Frozen) if self.journal.past().handed_over => None,
+            Err(Failure::Frozen) if self.delta.disks.is_empty() => {
+                self.stop().await;
+                None
+            }
+            // What this very process reads and writes cannot be left to another.
+            Err(Failure::Frozen) => Some(self.roll_back(Failure::Stopping).await),
+            Err(failure) if self.journal.past().handed_over => {
+                let frozen = self.host.frozen();
+                tokio::select! {
+                    ended = self.resolve(failure) => Some(ended),
+                    () = frozen => None,
+                }
+            }
+            Err(failure) => Some(self.roll_back(failure).await),
         }
     }
 
@@ -220,6 +260,7 @@ impl Source {
             return Err(LinkError::Unexpected { request: "prepare" }.into());
         }
         tracing::info!(destination = grant.qemu, "the destination is prepared");
+        self.tracking.after = Some(self.request.id);
         self.grant = Some(grant);
         Ok(())
     }
@@ -233,6 +274,7 @@ impl Source {
             disks: plan::specs(&disks),
             running,
             qemu: String::new(),
+            after: self.tracking.after.filter(|_| self.tracking.is_worth_keeping()),
         })
     }
 
@@ -266,6 +308,8 @@ impl Source {
                 }
                 Notice::Failed { text } => Err(Failure::Destination(text)),
             },
+            // Before the streams: it is what explains the end of one.
+            (disk, result) = self.delta.next() => Ok(Happening::Copied(disk, result)),
             (label, end) = self.streams.ended() => Ok(Happening::StreamEnded(label, end)),
             _ = self.tick.tick() => Ok(Happening::Tick),
         }
@@ -276,7 +320,10 @@ impl Source {
         self.journal.record(Record::HandedOver)?;
         let deadline = self.host.config.deadlines.hook() + Duration::from_secs(30);
         let since = Instant::now();
-        let answer = self.link.ask(Request::Start, deadline).await?;
+        let answer = tokio::select! {
+            answer = self.link.ask(Request::Start, deadline) => answer?,
+            () = self.host.frozen() => return Err(Failure::Frozen),
+        };
         let Response::Started(started) = answer else {
             return Err(LinkError::Unexpected { request: "start" }.into());
         };
@@ -287,13 +334,14 @@ impl Source {
     }
 
     /// The guest runs at the destination: take note, tidy up.
-    async fn confirm(mut self, started: Started) {
+    async fn confirm(mut self, started: Started) -> Ended {
         let mut leftovers = Vec::new();
         if let Err(e) = self.note_moved().await {
             leftovers.push(chain(&e));
         }
         if self.request.options.keep_source {
             leftovers.extend(self.delete_nodes().await);
+            leftovers.extend(undo::end_following(&self.qmp, self.journal.past()).await);
         } else if let Err(e) = vm::quit(&self.request.vm, &self.qmp).await {
             leftovers.push(format!("{}; end it by hand, and never continue it", chain(&e)));
         }
@@ -304,7 +352,7 @@ impl Source {
             p.notes.extend(started.warnings);
         });
         self.count_bytes();
-        self.end(Phase::Done, Outcome::Moved { leftovers });
+        self.end(Phase::Done, Outcome::Moved { leftovers }, false)
     }
 
     async fn note_moved(&mut self) -> Result<(), Failure> {
@@ -326,7 +374,7 @@ impl Source {
         left
     }
 
-    async fn roll_back(mut self, failure: Failure) {
+    async fn roll_back(mut self, failure: Failure) -> Ended {
         let phase = self.phase;
         let cause = self.explain(&failure).await;
         tracing::warn!(phase = phase.name(), cause, "migration fails; rolling back");
@@ -338,9 +386,15 @@ impl Source {
         }
         // First of all, so that neither QEMU hangs on a stream that no longer moves.
         self.streams.cut_all();
+        self.delta.abort().await;
+        let keeps = self.has_successor()
+            && failure.may_pass()
+            && !self.journal.past().handed_over
+            && self.tracking.is_worth_keeping();
+        let bitmaps = if keeps { Bitmaps::StayForTheNextTry } else { Bitmaps::Go };
         let reason = cause.clone();
         let told = self.link.demand(Request::Abort { reason }, ABORT_DEADLINE);
-        let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past()));
+        let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past(), bitmaps));
         if let Err(e) = told {
             tracing::info!(error = chain(&e), "the destination could not be told");
             self.call_off(phase, &cause).await;
@@ -349,7 +403,8 @@ impl Source {
             undone.leftovers.push(chain(&e));
         }
         let outcome = failed(phase, &failure, cause, undone.leftovers);
-        self.end(Phase::Failed, outcome);
+        let may_pass = failure.may_pass();
+        if keeps { self.hold(outcome) } else { self.end(Phase::Failed, outcome, may_pass) }
     }
 
     /// A destination that lost us undoes its part by itself, at once; but one that has the whole
@@ -367,7 +422,7 @@ impl Source {
     }
 
     /// Handed over, and no word: asks until the destination says what became of the guest.
-    async fn resolve(mut self, failure: Failure) {
+    async fn resolve(mut self, failure: Failure) -> Ended {
         tracing::error!(cause = chain(&failure), "handed over, and the destination's word is missing");
         self.streams.cut_all();
         let resolved = settle::Handed {
@@ -380,11 +435,11 @@ impl Source {
                 self.phase = Phase::Undecided;
                 self.link = *link;
                 self.downtime.total_ms = self.paused_at.map_or(0, millis);
-                self.confirm(started).await;
+                self.confirm(started).await
             }
             settle::Decision::NeverRan => {
                 self.phase = Phase::HandOver;
-                self.roll_back(failure).await;
+                self.roll_back(failure).await
             }
         }
     }
@@ -429,10 +484,17 @@ impl Source {
         }
     }
 
-    fn end(self, phase: Phase, outcome: Outcome) {
+    fn end(self, phase: Phase, outcome: Outcome, may_pass: bool) -> Ended {
+        let handed_over = self.journal.past().handed_over;
         self.host.end(self.journal, outcome.clone());
         tracing::info!(phase = phase.name(), result = outcome.label(), "migration ends");
-        finish(&self.progress, phase, outcome);
+        Ended { phase, outcome, may_pass, handed_over, held: None }
+    }
+
+    /// The journal stays open: it tells of the bitmaps that stay.
+    fn hold(self, outcome: Outcome) -> Ended {
+        let held = Held { journal: self.journal, outcome: outcome.clone(), tracking: self.tracking };
+        Ended { phase: Phase::Failed, outcome, may_pass: true, handed_over: false, held: Some(held) }
     }
 
     /// Brings the streams' bytes into the progress.
@@ -478,7 +540,7 @@ fn disk_progress(disk: &CopiedDisk) -> DiskProgress {
     DiskProgress { name: disk.name.clone(), total_bytes: disk.virtual_size, ..DiskProgress::default() }
 }
 
-fn failed(phase: Phase, failure: &Failure, cause: String, leftovers: Vec<String>) -> Outcome {
+pub(super) fn failed(phase: Phase, failure: &Failure, cause: String, leftovers: Vec<String>) -> Outcome {
     let cancelled = matches!(failure, Failure::Cancelled);
     Outcome::Failed { phase, cause, problems: failure.problems(), cancelled, leftovers }
 }

@@ -12,18 +12,21 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use super::delta::Delta;
 use super::destination::{Destination, Served};
 use super::exports::NbdServer;
 use super::frozen::{
     Descriptors, FrozenDestination, FrozenMigrations, FrozenSource, StoppedControl, StoppedData,
     ThawedStreams, settle_data,
 };
-use super::host::Host;
+use super::host::{Host, Reservation};
 use super::journal::{Journal, Role};
 use super::link::Link;
 use super::progress::ProgressSink;
 use super::reception::{Control, Incoming};
+use super::retry::{self, Try};
 use super::source::{Source, SourceRequest, TICK};
 use super::streams::{Label, Streams};
 use super::vm::{self, StartedQemu};
@@ -86,11 +89,13 @@ pub struct TakenUp {
     pub progress: ProgressSink,
     /// Cancels it, where this host is the source.
     pub cancel: CancellationToken,
+    /// Its journal is this one.
+    pub journal: (Uuid, Role),
     part: Part,
 }
 
 enum Part {
-    Source(Box<Source>),
+    Source(Arc<Host>, SourceRequest, Try, Reservation),
     Destination(Box<Destination>, Option<Control>),
 }
 
@@ -98,7 +103,9 @@ impl TakenUp {
     /// Runs it to its end.
     pub async fn run(self) {
         match self.part {
-            Part::Source(source) => source.run().await,
+            Part::Source(host, request, running, _reservation) => {
+                retry::go_on(host, request, self.progress, self.cancel, running).await;
+            }
             Part::Destination(destination, control) => destination.run(control).await,
         }
     }
@@ -116,9 +123,11 @@ pub async fn take_up(
     for frozen in left.sources {
         let (vm, id) = (frozen.vm.clone(), frozen.id);
         match Source::take_up(Arc::clone(host), frozen, streams, fds).await {
-            Ok((source, cancel)) => {
-                let progress = source.progress.clone();
-                taken.push(TakenUp { progress, cancel, part: Part::Source(Box::new(source)) });
+            Ok((source, reservation)) => {
+                let (progress, cancel) = (source.progress.clone(), source.cancel.clone());
+                let request = source.request.clone();
+                let part = Part::Source(Arc::clone(host), request, Box::pin(source.run()), reservation);
+                taken.push(TakenUp { progress, cancel, journal: (id, Role::Source), part });
             }
             Err(why) => tracing::error!(vm, migration = %id, why, "not taken up; its journal is settled"),
         }
@@ -129,7 +138,7 @@ pub async fn take_up(
             Ok((destination, control)) => {
                 let (progress, cancel) = (destination.progress.clone(), CancellationToken::new());
                 let part = Part::Destination(Box::new(destination), control);
-                taken.push(TakenUp { progress, cancel, part });
+                taken.push(TakenUp { progress, cancel, journal: (id, Role::Destination), part });
             }
             Err(why) => tracing::error!(vm, migration = %id, why, "not taken up; its journal is settled"),
         }
@@ -158,6 +167,8 @@ impl Source {
             data: Vec::new(),
             ended,
             disks: self.disks,
+            retry: self.request.retry,
+            tracking: self.tracking,
             grant: self.grant,
             loaded: self.loaded,
             downtime: self.downtime,
@@ -172,7 +183,7 @@ impl Source {
         left: FrozenSource,
         streams: &mut ThawedStreams,
         fds: &mut Descriptors,
-    ) -> Result<(Self, CancellationToken), String> {
+    ) -> Result<(Self, Reservation), String> {
         let reservation = host.reserve(&left.vm, left.id).map_err(|p| p.to_string())?;
         let link = left.control.as_ref().and_then(|control| Link::take_up(control, streams));
         let link = link.ok_or("its session has ended")?;
@@ -188,12 +199,12 @@ impl Source {
             pumps.resume(thawed);
         }
         left.ended.into_iter().for_each(|label| pumps.has_ended(label));
-        let cancel = CancellationToken::new();
+        let (id, vm, peer, options) = (left.id, left.vm, left.peer, left.options);
         let source = Self {
             host,
-            request: SourceRequest { id: left.id, vm: left.vm, peer: left.peer, options: left.options },
+            request: SourceRequest { id, vm, peer, options, retry: left.retry },
             progress: ProgressSink::new(left.progress),
-            cancel: cancel.clone(),
+            cancel: CancellationToken::new(),
             qmp,
             events,
             session,
@@ -201,6 +212,8 @@ impl Source {
             journal,
             streams: pumps,
             disks: left.disks,
+            tracking: left.tracking,
+            delta: Delta::new(),
             grant: left.grant,
             phase: left.phase,
             tick,
@@ -209,9 +222,8 @@ impl Source {
             paused_at: left.paused_ms.map(ago),
             rate: (Instant::now(), 0),
             missed_events: true,
-            _reservation: reservation,
         };
-        Ok((source, cancel))
+        Ok((source, reservation))
     }
 }
 
@@ -234,6 +246,7 @@ impl Destination {
             control: None,
             data: Vec::new(),
             exports: self.exports,
+            images: self.images,
             nbd: None,
             ram: None,
             incoming: self.incoming,
@@ -276,6 +289,7 @@ impl Destination {
             started: left.started.map(|unit| StartedQemu::of_earlier(&left.vm, unit)),
             nbd: left.nbd.and_then(|n| fds.take(n)).map(NbdServer::from_socket),
             exports: left.exports,
+            images: left.images,
             streams: pumps,
             offered: served.offered,
             controls: served.controls,
@@ -292,7 +306,7 @@ impl Destination {
     }
 }
 
-fn journal(host: &Host, id: uuid::Uuid, role: Role) -> Result<Journal, String> {
+fn journal(host: &Host, id: Uuid, role: Role) -> Result<Journal, String> {
     let path = Journal::path(&host.journals(), id, role);
     let journal = Journal::open(&path, host.identity.as_str()).map_err(|e| super::problem::chain(&e))?;
     match journal.past().ended {

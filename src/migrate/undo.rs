@@ -9,11 +9,37 @@ use tokio::time::{Instant, sleep};
 
 use super::journal::{Past, Undo};
 use super::problem::chain;
-use crate::qemu::{Cont, Qmp, QmpError, QueryStatus, RunState, SourceLeftovers, source_cleanup};
+use crate::qemu::{
+    CleanupReport, Cont, Qmp, QmpError, QueryStatus, RunState, SourceLeftovers, source_cleanup,
+};
 
 /// How long the guest may take to run again.
 const RESUME_DEADLINE: Duration = Duration::from_secs(15);
 const RESUME_POLL: Duration = Duration::from_millis(50);
+
+/// What becomes of the dirty bitmaps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bitmaps {
+    /// They go as well.
+    Go,
+    /// They go on recording; the journal stays open for as long.
+    StayForTheNextTry,
+}
+
+/// Removes what followed the disks' changes; what could not be removed.
+pub(crate) async fn end_following(qmp: &Qmp, past: &Past) -> Vec<String> {
+    let SourceLeftovers { exports, nbd_server, bitmaps, .. } = leftovers(past);
+    if exports.is_empty() && !nbd_server && bitmaps.is_empty() {
+        return Vec::new();
+    }
+    let what = SourceLeftovers { exports, nbd_server, bitmaps, ..SourceLeftovers::default() };
+    in_words(&source_cleanup(qmp, &what).await)
+}
+
+fn in_words(report: &CleanupReport) -> Vec<String> {
+    let left = report.left.iter();
+    left.map(|left| format!("{} in the source's QEMU: {}", left.what, chain(&left.source))).collect()
+}
 
 /// How a roll-back went.
 #[derive(Debug)]
@@ -23,16 +49,16 @@ pub(crate) struct RolledBack {
 }
 
 /// Undoes what `past` records in the source's QEMU, and lets the guest run if it ran before.
-pub(crate) async fn roll_back(qmp: &Qmp, past: &Past) -> RolledBack {
-    let report = source_cleanup(qmp, &leftovers(past)).await;
+pub(crate) async fn roll_back(qmp: &Qmp, past: &Past, bitmaps: Bitmaps) -> RolledBack {
+    let mut what = leftovers(past);
+    if bitmaps == Bitmaps::StayForTheNextTry {
+        what.bitmaps.clear();
+    }
+    let report = source_cleanup(qmp, &what).await;
     if report.is_connection_lost() {
         return RolledBack { leftovers: vec![gone(&past.header.vm)] };
     }
-    let mut leftovers: Vec<String> = report
-        .left
-        .iter()
-        .map(|left| format!("{} in the source's QEMU: {}", left.what, chain(&left.source)))
-        .collect();
+    let mut leftovers = in_words(&report);
     if let Err(e) = resume(qmp, past.header.running).await {
         leftovers.push(format!("VM {} could not be resumed at the source: {}", past.header.vm, chain(&e)));
     }
@@ -52,11 +78,14 @@ pub(crate) fn leftovers(past: &Past) -> SourceLeftovers {
             Undo::Fd(name) => left.fdnames.push(name.clone()),
             Undo::Node(name) => left.nodes.push(name.clone()),
             Undo::Job(id) => left.jobs.push(id.clone()),
+            Undo::Bitmap { node, name } => left.bitmaps.push((node.clone(), name.clone())),
+            Undo::Export(id) => left.exports.push(id.clone()),
+            Undo::NbdServer => left.nbd_server = true,
             Undo::MigrationSettings { capabilities, parameters } => {
                 left.capabilities_before.clone_from(capabilities);
                 left.parameters_before = Some(*parameters);
             }
-            Undo::Qemu | Undo::NbdServer | Undo::Export(_) => {}
+            Undo::Qemu => {}
         }
     }
     left

@@ -107,6 +107,28 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Whether one side has judged the other's certificate.
+    #[must_use]
+    pub fn is_distrust(&self) -> bool {
+        match self {
+            Self::Handshake(e) => !e.failure.may_pass(),
+            Self::BeforeHello(e) => !classify_handshake_error(e).may_pass(),
+            _ => false,
+        }
+    }
+
+    /// Whether dialing again later may succeed without anybody's doing.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        let decided = matches!(
+            self,
+            Self::Refused { code: Code::Auth | Code::Version | Code::Feature, .. }
+                | Self::Incompatible(_)
+                | Self::Hello(_)
+        );
+        !decided && !self.is_distrust() && !matches!(self, Self::NoAddress { .. })
+    }
+
     /// A bounded label for metrics.
     #[must_use]
     pub fn label(&self) -> &'static str {
@@ -209,6 +231,18 @@ impl Endpoint {
         let instance = random()?;
         let (tls, resume_within) = (RwLock::new(Arc::new(tls)), RESUME_DEADLINE);
         Ok(Self { tls, instance, config, dead_peer, resume_within, congestion: None })
+    }
+
+    /// Goes by the name of an earlier process, whose sessions it has taken up.
+    #[must_use]
+    pub fn with_instance(self, instance: [u8; 16]) -> Self {
+        Self { instance, ..self }
+    }
+
+    /// The name of this process to its peers.
+    #[must_use]
+    pub fn instance(&self) -> [u8; 16] {
+        self.instance
     }
 
     /// Sessions go on without a connection for this long instead of [`RESUME_DEADLINE`].

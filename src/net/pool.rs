@@ -55,7 +55,7 @@ impl Pool {
 
     /// Credentials and limits.
     #[must_use]
-    pub fn endpoint(&self) -> &Endpoint {
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
 
@@ -139,6 +139,12 @@ impl Pool {
         let mut sessions = self.locked();
         sessions.values_mut().for_each(|of_peer| of_peer.retain(Session::is_live));
         sessions.values().flatten().cloned().collect()
+    }
+
+    /// Adds a session that an earlier process has left.
+    pub fn take_up(&self, session: Session) {
+        let _ = self.started.send(session.clone());
+        self.locked().entry(session.info().peer.clone()).or_default().push(session);
     }
 
     fn adopt(&self, established: Established) -> Result<Session, ConnectError> {

@@ -4,9 +4,9 @@
 
 use super::client::{Command, Qmp};
 use super::commands::{
-    BlockExportDel, BlockExportRemoveMode, BlockJobCancel, BlockdevDel, CapabilityStatus, Closefd,
-    JobDismiss, MigrateCancel, MigrateSetCapabilities, MigrateSetParameters, MigrationParameters,
-    NbdServerStop, QueryBlockExports, QueryJobs, QueryMigrate, QueryMigrateCapabilities,
+    BlockDirtyBitmapRemove, BlockExportDel, BlockExportRemoveMode, BlockJobCancel, BlockdevDel,
+    CapabilityStatus, Closefd, JobDismiss, MigrateCancel, MigrateSetCapabilities, MigrateSetParameters,
+    MigrationParameters, NbdServerStop, QueryBlockExports, QueryJobs, QueryMigrate, QueryMigrateCapabilities,
     QueryMigrateParameters, QueryStatus,
 };
 use super::error::QmpError;
@@ -30,6 +30,12 @@ pub struct SourceLeftovers {
     pub jobs: Vec<String>,
     /// Nodes that were or may have been added.
     pub nodes: Vec<String>,
+    /// Exports that were or may have been added, for reading what changed.
+    pub exports: Vec<String>,
+    /// We have or may have started the NBD server for them.
+    pub nbd_server: bool,
+    /// Dirty bitmaps that were or may have been added: node and name.
+    pub bitmaps: Vec<(String, String)>,
     /// Every descriptor name ever used.
     pub fdnames: Vec<String>,
     /// The capabilities as they were; empty to leave them.
@@ -69,6 +75,8 @@ pub enum Remainder {
     Export(String),
     #[error("the NBD server")]
     NbdServer,
+    #[error("dirty bitmap {0}")]
+    Bitmap(String),
 }
 
 /// One thing that could not be cleaned.
@@ -126,6 +134,7 @@ pub async fn source_cleanup(qmp: &Qmp, what: &SourceLeftovers) -> CleanupReport 
     for node in &what.nodes {
         report.note(Remainder::Node(node.clone()), delete_node(qmp, node).await);
     }
+    clean_tracking(qmp, what, &mut report).await;
     close_fds(qmp, &what.fdnames, &mut report).await;
     let capabilities = restore_capabilities(qmp, &what.capabilities_before).await;
     report.note(Remainder::Capabilities, capabilities);
@@ -134,6 +143,28 @@ pub async fn source_cleanup(qmp: &Qmp, what: &SourceLeftovers) -> CleanupReport 
     }
     report.guest = guest(qmp).await;
     report
+}
+
+/// What follows a disk's changes: exports first, which use their bitmaps.
+async fn clean_tracking(qmp: &Qmp, what: &SourceLeftovers, report: &mut CleanupReport) {
+    for export in &what.exports {
+        report.note(Remainder::Export(export.clone()), delete_export(qmp, export).await);
+    }
+    if what.nbd_server {
+        report.note(Remainder::NbdServer, stop_nbd_server(qmp).await);
+    }
+    for (node, name) in &what.bitmaps {
+        report.note(Remainder::Bitmap(name.clone()), delete_bitmap(qmp, node, name).await);
+    }
+}
+
+/// Removes a dirty bitmap, if it is there.
+///
+/// # Errors
+/// Those of [`Qmp::execute`].
+pub async fn delete_bitmap(qmp: &Qmp, node: &str, name: &str) -> Result<(), QmpError> {
+    let remove = BlockDirtyBitmapRemove { node: node.to_owned(), name: name.to_owned() };
+    tolerate(step(qmp, remove).await, QmpError::is_not_found_bitmap)
 }
 
 /// Cleans the destination. The caller has closed its NBD connections that never finished their
@@ -269,7 +300,11 @@ async fn restore_parameters(qmp: &Qmp, before: &MigrationParameters) -> Result<(
     step(qmp, MigrateSetParameters(back)).await.map(drop)
 }
 
-async fn delete_export(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
+/// Deletes an export, if it is there, and waits until its clients' requests are over.
+///
+/// # Errors
+/// Those of [`Qmp::execute`].
+pub async fn delete_export(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
     let delete = BlockExportDel { id: id.to_owned(), mode: BlockExportRemoveMode::Hard };
     tolerate(step(qmp, delete).await, QmpError::is_not_found_export)?;
     let wait = Wait::new("block-export-del");

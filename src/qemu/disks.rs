@@ -48,7 +48,7 @@ pub async fn disks(qmp: &Qmp) -> Result<Vec<Disk>, QmpError> {
 
 fn disk(block: BlockInfo) -> Option<Disk> {
     let BlockInfo { device, qdev, removable, inserted, .. } = block;
-    let BlockDeviceInfo { node_name, drv, ro, file, backing_file, backing_file_depth, image } = inserted?;
+    let BlockDeviceInfo { node_name, drv, ro, file, backing_file, backing_file_depth, image, .. } = inserted?;
     let image = image?;
     let filename = [image.filename, file].into_iter().find(|name| !name.is_empty());
     Some(Disk {

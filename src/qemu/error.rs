@@ -238,6 +238,11 @@ impl QmpError {
             || self.says("Need a root block node", "")
     }
 
+    /// The node has no dirty bitmap of that name, or is gone itself.
+    pub fn is_not_found_bitmap(&self) -> bool {
+        self.says("Dirty bitmap '", "' not found") || self.says("Node '", "' not found")
+    }
+
     /// A migration is under way, so this must wait or be left alone.
     pub fn is_migration_in_progress(&self) -> bool {
         self.says("There's a migration process in progress", "")

@@ -14,6 +14,8 @@ pub struct Leftovers {
     pub exports: Vec<String>,
     /// Block nodes.
     pub nodes: Vec<String>,
+    /// Dirty bitmaps, with their nodes.
+    pub bitmaps: Vec<(String, String)>,
     /// The process has an NBD server, ours or another.
     pub nbd_server: bool,
 }
@@ -34,17 +36,27 @@ pub async fn leftovers(qmp: &Qmp) -> Result<Leftovers, QmpError> {
     let jobs = qmp.execute(QueryJobs).await?;
     let exports = qmp.execute(QueryBlockExports).await?;
     let nodes = qmp.execute(QueryNamedBlockNodes { flat: true }).await?;
+    let bitmaps = nodes.iter().flat_map(|node| {
+        node.dirty_bitmaps.iter().map(|bitmap| (node.node_name.clone(), bitmap.name.clone()))
+    });
+    let bitmaps = bitmaps.filter(|(_, name)| ours(name)).collect();
     Ok(Leftovers {
         jobs: jobs.into_iter().map(|job| job.id).filter(ours).collect(),
         exports: exports.into_iter().map(|export| export.id).filter(ours).collect(),
         nodes: nodes.into_iter().map(|node| node.node_name).filter(ours).collect(),
+        bitmaps,
         nbd_server: nbd_server_runs(qmp).await?,
     })
 }
 
+/// Whether the process has an NBD server. Changes nothing.
+///
 /// QEMU has no query for this. It looks for a running server before it looks for the socket, so
 /// to start one on a descriptor that isn't there answers the question and changes nothing.
-async fn nbd_server_runs(qmp: &Qmp) -> Result<bool, QmpError> {
+///
+/// # Errors
+/// Those of [`Qmp::execute`].
+pub async fn nbd_server_runs(qmp: &Qmp) -> Result<bool, QmpError> {
     match qmp.execute(NbdServerStart::on_fd(names::ABSENT_FDNAME)).await {
         Err(error) if error.is_nbd_server_already_running() => Ok(true),
         Err(error) if error.is_not_found_fd() => Ok(false),

@@ -1,5 +1,6 @@
 //! One QEMU process, seen through a monitor of its own: the QMP client with descriptor passing,
-//! QEMU's commands and events as types, what this QEMU can do, its disks, and how to clean up.
+//! QEMU's commands and events as types, what this QEMU can do, its disks, how to clean up, and a
+//! client of its NBD server.
 //!
 //! Knows no network, no TLS and no other module of vmferry. What leaves or enters here besides
 //! values is an `OwnedFd`. Strings of QEMU's are matched in this module and nowhere else.
@@ -14,19 +15,21 @@ mod error;
 mod event;
 mod leftovers;
 pub mod names;
+mod nbd;
 mod states;
 mod wire;
 
 pub use abilities::Abilities;
 pub use cleanup::{
-    CleanupReport, DestinationLeftovers, NotCleaned, Remainder, SourceLeftovers, destination_cleanup,
-    source_cleanup,
+    CleanupReport, DestinationLeftovers, NotCleaned, Remainder, SourceLeftovers, delete_bitmap,
+    delete_export, destination_cleanup, source_cleanup,
 };
 pub use client::{COMMAND_DEADLINE, COMMAND_QUEUE_MAX, Command, Qmp};
 pub use commands::*;
 pub use disks::{Disk, disks};
 pub use error::QmpError;
 pub use event::{EVENT_QUEUE_BYTES_MAX, EVENT_QUEUE_MAX, Event, EventKind, Events, Timestamp};
-pub use leftovers::{Leftovers, leftovers};
+pub use leftovers::{Leftovers, leftovers, nbd_server_runs};
+pub use nbd::{NbdError, NbdReader, NbdWriter, REQUEST_BYTES_MAX};
 pub use states::{IoStatus, JobStatus, MigrationStatus, RunState};
 pub use wire::LINE_MAX_BYTES;

@@ -49,6 +49,11 @@ pub fn nbd_fdname(disk: &str) -> String {
     format!("{PREFIX}nbd-{disk}")
 }
 
+/// One of the two dirty bitmaps that follow a disk from try to try of this migration.
+pub fn bitmap(migration: &str, which: char) -> String {
+    format!("{PREFIX}{which}-{migration}")
+}
+
 /// Whether a name inside QEMU was given by vmferry.
 pub fn is_ours(name: &str) -> bool {
     name.starts_with(PREFIX)

@@ -47,6 +47,10 @@ pub struct Plan {
     pub version: Version,
     /// MiB of RAM that the guest dirties: 0 with QEMU 7.2, whose RAM phase then cannot be held.
     pub dirty_mib: u32,
+    /// Blocks of 4 KiB that the guest goes round in on each disk.
+    pub blocks: u64,
+    /// Blocks that the guest writes per second; 0 is as fast as it can.
+    pub rate: u64,
     /// Each agent's state lies on a volume of its own, of so many MiB.
     pub small_state_mib: Option<u64>,
     /// The destination's second disk lies on a volume that is too small for it.
@@ -55,8 +59,14 @@ pub struct Plan {
 
 impl Plan {
     /// QEMU 10 with a guest that dirties RAM.
-    pub const ORDINARY: Self =
-        Self { version: Version::V10, dirty_mib: 16, small_state_mib: None, small_disk_mib: None };
+    pub const ORDINARY: Self = Self {
+        version: Version::V10,
+        dirty_mib: 16,
+        blocks: BLOCKS,
+        rate: 0,
+        small_state_mib: None,
+        small_disk_mib: None,
+    };
 }
 
 /// Everything that takes part.
@@ -98,8 +108,9 @@ impl Stage {
         net.only_port(PORT, &[Way::ToBravo])?;
         let spec = VmSpec {
             disk_mib: DISK_MIB,
-            blocks: BLOCKS,
+            blocks: plan.blocks,
             dirty_mib: plan.dirty_mib,
+            rate: plan.rate,
             ..VmSpec::new(VM, plan.version)
         };
         let source = Vm::define(&lab.paths, &net.alpha, &spec)?;
@@ -141,6 +152,14 @@ impl Stage {
     /// # Errors
     /// It does not get there.
     pub fn reach(&mut self, reach: Reach) -> Result<Migration> {
+        self.reach_with(reach, &[])
+    }
+
+    /// The same, with further options of `vmferry migrate`.
+    ///
+    /// # Errors
+    /// It does not get there.
+    pub fn reach_with(&mut self, reach: Reach, more: &[&str]) -> Result<Migration> {
         match reach {
             Reach::Prepare => self.start.close()?,
             Reach::Mirror => self.limit(MIRROR_MBIT)?,
@@ -151,7 +170,7 @@ impl Stage {
             Reach::Precopy | Reach::Switchover | Reach::Device => &["--downtime-limit", NEVER_MS],
             _ => &[],
         };
-        let migration = Migration::begin(&self.alpha, VM, "bravo", options)?;
+        let migration = Migration::begin(&self.alpha, VM, "bravo", &[options, more].concat())?;
         self.advance(reach, &migration).with_context(|| format!("reaching {reach:?}"))?;
         Ok(migration)
     }
@@ -165,6 +184,43 @@ impl Stage {
             Reach::Switchover => self.pause(migration, "switchover"),
             Reach::Device => self.pause(migration, "device"),
         }
+    }
+
+    /// Brings a migration that was begun with [`Stage::begin`] from one phase to the next.
+    ///
+    /// # Errors
+    /// It does not get there.
+    pub fn bring_to(&mut self, reach: Reach, migration: &Migration) -> Result<()> {
+        let alpha = self.alpha.socket();
+        match reach {
+            Reach::Mirror => {
+                let flows = |p: &Value| disks(p).all(|d| number(d, "done_bytes") > MIB);
+                migration.reach(&alpha, "mirror", flows).map(drop)
+            }
+            Reach::Precopy => {
+                self.calm()?;
+                migration.reach(&alpha, "precopy", ram_flows).map(drop)
+            }
+            Reach::Switchover => {
+                self.limit(PAUSE_MBIT)?;
+                migration.reach(&alpha, "precopy", |p| lag(p) > PAUSE_LAG_BYTES)?;
+                self.pause_at_once();
+                migration.reach(&alpha, "switchover", |_| true).map(drop)
+            }
+            Reach::Device => migration.reach(&alpha, "device", |_| true).map(drop),
+            Reach::HandOver => self.hook.wait_reached(),
+            Reach::Prepare => self.start.wait_reached(),
+        }
+        .with_context(|| format!("reaching {reach:?}"))
+    }
+
+    /// Begins a migration that is slow and does not pause the guest by itself.
+    ///
+    /// # Errors
+    /// The command line's.
+    pub fn begin(&mut self) -> Result<Migration> {
+        self.limit(MIRROR_MBIT)?;
+        Migration::begin(&self.alpha, VM, "bravo", &["--downtime-limit", NEVER_MS, "--keep-source"])
     }
 
     fn mirror(&mut self, migration: &Migration) -> Result<()> {
@@ -193,8 +249,9 @@ impl Stage {
         migration.reach(&alpha, phase, |_| true).map(drop)
     }
 
+    /// Has the source's QEMU pause its guest for the rest of the RAM, however much that is.
     /// Does not wait for QEMU's answer: its main loop may be busy with the pause before it answers.
-    fn pause_at_once(&self) {
+    pub fn pause_at_once(&self) {
         let source = self.source.clone();
         std::thread::spawn(move || {
             let now = json!({"downtime-limit": AT_ONCE_MS});
@@ -284,6 +341,14 @@ impl Stage {
         self.calm()?;
         let outcome = self.alpha.vmferry(&["migrate", VM, "--to", "bravo", "--keep-source"])?;
         ensure!(outcome.code == 0, "the retry gave {outcome:?}");
+        self.is_moved()
+    }
+
+    /// That the guest has moved with `--keep-source`, whole, and nothing is left.
+    ///
+    /// # Errors
+    /// A proof fails.
+    pub fn is_moved(&self) -> Result<()> {
         let loses_ram = self.destination.spec.version == Version::V72;
         // QEMU 7.2 under TCG may lose RAM on the way: there the disks alone are judged.
         if !loses_ram {

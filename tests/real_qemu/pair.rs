@@ -83,7 +83,9 @@ impl Pair {
             let id = names::export_id(&disk.name);
             self.at_destination.exports.push(id.clone());
             let (node_name, name) = (disk.node_name, disk.name);
-            qmp.execute(BlockExportAdd { id, node_name, name, writable: true }).await.unwrap();
+            qmp.execute(BlockExportAdd { id, node_name, name, writable: true, bitmaps: Vec::new() })
+                .await
+                .unwrap();
         }
     }
 

@@ -191,13 +191,28 @@ impl Agent {
     }
 
     fn spawn(&mut self) -> Result<()> {
+        self.child = Some(self.start_process(&[])?);
+        self.wait_ready()
+    }
+
+    fn start_process(&self, words: &[&str]) -> Result<Child> {
         let log = fs::File::options().create(true).append(true).open(self.log())?;
         let mut command = self.host.command(&self.vmferry);
-        command.arg("agent").arg("--config").arg(&self.config);
+        command.arg("agent").arg("--config").arg(&self.config).args(words);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // A daemon is in no terminal's foreground: a Ctrl-C there is not for it.
         command.process_group(0);
-        self.child = Some(command.spawn().context("cannot start the agent")?);
+        command.spawn().context("cannot start the agent")
+    }
+
+    /// Has another process take over from the running one, which must end by itself, in order.
+    pub fn take_over(&mut self) -> Result<()> {
+        let next = self.start_process(&["--take-over"])?;
+        let before = self.child.replace(next);
+        let mut before = before.context("the agent does not run")?;
+        let name = format!("the end of the agent before on {}", self.host.name);
+        let status = wait_for(&name, LONG, || Ok(before.try_wait()?)).inspect_err(|_| drop(before.kill()))?;
+        ensure!(status.success(), "the agent before ended with {status}");
         self.wait_ready()
     }
 

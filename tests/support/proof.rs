@@ -146,7 +146,7 @@ pub fn qemu_is_clean(qmp: &mut Qmp) -> Result<()> {
         .or_else(|late| leftovers(qmp).and_then(|left| Err(late.context(format!("left in QEMU: {left:?}")))))
 }
 
-/// The jobs, exports and nodes of vmferry's that a QEMU still has.
+/// The jobs, exports, nodes and dirty bitmaps of vmferry's that a QEMU still has.
 pub fn leftovers(qmp: &mut Qmp) -> Result<Vec<String>> {
     let mut left = Vec::new();
     for query in ["query-block-jobs", "query-jobs", "query-block-exports"] {
@@ -158,6 +158,8 @@ pub fn leftovers(qmp: &mut Qmp) -> Result<Vec<String>> {
     let nodes = qmp.execute("query-named-block-nodes", serde_json::json!({"flat": true}))?;
     let names = nodes.as_array().into_iter().flatten().filter_map(|node| node["node-name"].as_str());
     left.extend(names.filter(|name| name.starts_with("vmferry-")).map(|name| format!("node {name}")));
+    let bitmaps = nodes.as_array().into_iter().flatten().map(|node| &node["dirty-bitmaps"]);
+    left.extend(bitmaps.filter(|b| b.to_string().contains("vmferry-")).map(|b| format!("bitmaps {b}")));
     Ok(left)
 }
 

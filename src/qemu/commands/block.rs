@@ -1,6 +1,6 @@
 //! Disks: what there is, the destination's NBD server, the source's NBD nodes and mirrors.
 
-use super::{Empty, commands, plain_commands};
+use super::{BlockDirtyInfo, Empty, commands, plain_commands};
 use crate::qemu::states::{IoStatus, JobStatus};
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +76,9 @@ pub struct BlockDeviceInfo {
     pub backing_file_depth: u64,
     /// What is in it.
     pub image: Option<ImageInfo>,
+    /// Its dirty bitmaps.
+    #[serde(rename = "dirty-bitmaps", default)]
+    pub dirty_bitmaps: Vec<BlockDirtyInfo>,
 }
 
 /// An image file.
@@ -221,6 +224,9 @@ pub struct BlockExportAdd {
     pub name: String,
     /// Whether the client may write.
     pub writable: bool,
+    /// Dirty bitmaps that it may ask for; one that records cannot be shown read-only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bitmaps: Vec<String>,
 }
 
 /// Deletes an export.

@@ -1,11 +1,13 @@
 //! QEMU's commands as types, under QEMU's names. What a command means and when it may be used
 //! is said where QEMU's own documentation is silent or misleading; the rest is QEMU's.
 
+mod bitmap;
 mod block;
 mod machine;
 mod migration;
 mod schema;
 
+pub use bitmap::*;
 pub use block::*;
 pub use machine::*;
 pub use migration::*;

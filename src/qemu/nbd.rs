@@ -1,0 +1,433 @@
+//! A client of QEMU's NBD server, for what no job of QEMU's does: reading which parts of a disk a
+//! dirty bitmap holds, and copying just those while the guest goes on writing.
+//!
+//! Speaks the NBD protocol's fixed newstyle handshake, structured replies where it reads and
+//! simple ones where it writes. Owns one connected socket; knows no bitmap, job or migration.
+//! What the other side sends is never believed in length: every reply has a limit.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943; // "NBDMAGIC"
+const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054; // "IHAVEOPT"
+const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+const REQUEST_MAGIC: u32 = 0x2560_9513;
+const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+
+/// Fixed newstyle, and no padding after an export's description.
+const HANDSHAKE_FLAGS: u16 = 0b11;
+const OPT_GO: u32 = 7;
+const OPT_STRUCTURED_REPLY: u32 = 8;
+const OPT_SET_META_CONTEXT: u32 = 10;
+const REP_ACK: u32 = 1;
+const REP_INFO: u32 = 3;
+const REP_META_CONTEXT: u32 = 4;
+const REP_ERROR_BIT: u32 = 1 << 31;
+const INFO_EXPORT: u16 = 0;
+
+const CMD_READ: u16 = 0;
+const CMD_WRITE: u16 = 1;
+const CMD_FLUSH: u16 = 3;
+const CMD_WRITE_ZEROES: u16 = 6;
+const CMD_BLOCK_STATUS: u16 = 7;
+/// One chunk of data for a read, holes included.
+const CMD_FLAG_DF: u16 = 1 << 2;
+
+const SEND_FLUSH: u16 = 1 << 2;
+const SEND_WRITE_ZEROES: u16 = 1 << 6;
+const SEND_DF: u16 = 1 << 7;
+
+const CHUNK_DONE: u16 = 1;
+const CHUNK_NONE: u16 = 0;
+const CHUNK_OFFSET_DATA: u16 = 1;
+const CHUNK_BLOCK_STATUS: u16 = 5;
+const CHUNK_ERROR_BIT: u16 = 1 << 15;
+
+/// Longest reply to an option, and longest chunk that is not data.
+const REPLY_BYTES_MAX: usize = 2 << 20;
+/// Bytes read or written in one request. QEMU takes 32 MiB.
+pub const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// How much of a disk one question about dirty parts covers.
+const STATUS_BYTES_MAX: u64 = 1 << 30;
+/// Writes that may be on their way at once.
+const WRITES_MAX: u64 = 16;
+
+/// Why an NBD exchange did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum NbdError {
+    /// The socket failed or ended.
+    #[error("the NBD connection failed")]
+    Io(#[from] io::Error),
+    /// The server did not agree to something in the handshake.
+    #[error("the NBD server does not give {what}: {text}")]
+    Handshake {
+        /// What was asked.
+        what: &'static str,
+        /// In its words.
+        text: String,
+    },
+    /// A request failed.
+    #[error("the NBD server failed a {what}")]
+    Request {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// What it sent is not the protocol, or not this part of it.
+    #[error("the NBD server sent something unexpected: {0}")]
+    Protocol(&'static str),
+}
+
+#[derive(Debug)]
+struct Connection {
+    socket: UnixStream,
+    size: u64,
+    flags: u16,
+    cookie: u64,
+}
+
+impl Connection {
+    async fn greeted(socket: OwnedFd) -> Result<Self, NbdError> {
+        let socket = std::os::unix::net::UnixStream::from(socket);
+        socket.set_nonblocking(true)?;
+        let mut socket = UnixStream::from_std(socket)?;
+        if socket.read_u64().await? != INIT_MAGIC || socket.read_u64().await? != OPTION_MAGIC {
+            return Err(NbdError::Protocol("no newstyle greeting"));
+        }
+        let flags = socket.read_u16().await?;
+        if flags & HANDSHAKE_FLAGS != HANDSHAKE_FLAGS {
+            return Err(NbdError::Protocol("no fixed newstyle"));
+        }
+        socket.write_u32(u32::from(HANDSHAKE_FLAGS)).await?;
+        Ok(Self { socket, size: 0, flags: 0, cookie: 0 })
+    }
+
+    async fn option(&mut self, option: u32, data: &[u8]) -> Result<(), NbdError> {
+        let mut message = Vec::with_capacity(16 + data.len());
+        message.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
+        message.extend_from_slice(&option.to_be_bytes());
+        message.extend_from_slice(&length(data)?.to_be_bytes());
+        message.extend_from_slice(data);
+        self.socket.write_all(&message).await?;
+        Ok(())
+    }
+
+    /// The next reply to an option; `None` when the server is done with it.
+    async fn option_reply(&mut self, what: &'static str) -> Result<Option<(u32, Vec<u8>)>, NbdError> {
+        if self.socket.read_u64().await? != OPTION_REPLY_MAGIC {
+            return Err(NbdError::Protocol("no reply to an option"));
+        }
+        let _option = self.socket.read_u32().await?;
+        let kind = self.socket.read_u32().await?;
+        let data = self.payload().await?;
+        if kind & REP_ERROR_BIT != 0 {
+            return Err(NbdError::Handshake { what, text: String::from_utf8_lossy(&data).into_owned() });
+        }
+        Ok((kind != REP_ACK).then_some((kind, data)))
+    }
+
+    async fn payload(&mut self) -> Result<Vec<u8>, NbdError> {
+        let length = self.socket.read_u32().await? as usize;
+        if length > REPLY_BYTES_MAX {
+            return Err(NbdError::Protocol("a reply that is too long"));
+        }
+        let mut data = vec![0; length];
+        self.socket.read_exact(&mut data).await?;
+        Ok(data)
+    }
+
+    /// Enters transmission.
+    async fn go(&mut self, export: &str) -> Result<(), NbdError> {
+        let mut data = named(export)?;
+        data.extend_from_slice(&0_u16.to_be_bytes());
+        self.option(OPT_GO, &data).await?;
+        while let Some((kind, info)) = self.option_reply("the export").await? {
+            if kind == REP_INFO && info.starts_with(&INFO_EXPORT.to_be_bytes()) {
+                let fields = info.get(2..12).ok_or(NbdError::Protocol("a short export description"))?;
+                (self.size, self.flags) = (be_u64(fields), u16::from_be_bytes([fields[8], fields[9]]));
+            }
+        }
+        Ok(())
+    }
+
+    fn wants(&self, flag: u16, what: &'static str) -> Result<(), NbdError> {
+        if self.flags & flag == flag {
+            return Ok(());
+        }
+        Err(NbdError::Handshake { what, text: "this server cannot".into() })
+    }
+
+    async fn request(&mut self, command: u16, flags: u16, at: Range<u64>) -> Result<(), NbdError> {
+        self.cookie += 1;
+        let length =
+            u32::try_from(at.end - at.start).map_err(|_| NbdError::Protocol("our request is too long"))?;
+        let mut header = Vec::with_capacity(28);
+        header.extend_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        header.extend_from_slice(&flags.to_be_bytes());
+        header.extend_from_slice(&command.to_be_bytes());
+        header.extend_from_slice(&self.cookie.to_be_bytes());
+        header.extend_from_slice(&at.start.to_be_bytes());
+        header.extend_from_slice(&length.to_be_bytes());
+        self.socket.write_all(&header).await?;
+        Ok(())
+    }
+
+    /// The head of a structured reply to the last request: flags, kind and length.
+    async fn chunk(&mut self, what: &'static str) -> Result<(u16, u16, u32), NbdError> {
+        if self.socket.read_u32().await? != STRUCTURED_REPLY_MAGIC {
+            return Err(NbdError::Protocol("no structured reply"));
+        }
+        let flags = self.socket.read_u16().await?;
+        let kind = self.socket.read_u16().await?;
+        if self.socket.read_u64().await? != self.cookie {
+            return Err(NbdError::Protocol("a reply to another request"));
+        }
+        if kind & CHUNK_ERROR_BIT == 0 {
+            return Ok((flags, kind, self.socket.read_u32().await?));
+        }
+        let error = self.payload().await?;
+        let number = error.get(..4).ok_or(NbdError::Protocol("a short error"))?;
+        let number = i32::from_be_bytes([number[0], number[1], number[2], number[3]]);
+        Err(NbdError::Request { what, source: io::Error::from_raw_os_error(number) })
+    }
+}
+
+/// Reads an export, and which parts of it a dirty bitmap holds.
+#[derive(Debug)]
+pub struct NbdReader {
+    connection: Connection,
+    context: u32,
+}
+
+impl NbdReader {
+    /// Shakes hands for an export that shows this bitmap.
+    ///
+    /// # Errors
+    /// Any [`NbdError`].
+    pub async fn connect(socket: OwnedFd, export: &str, bitmap: &str) -> Result<Self, NbdError> {
+        let mut connection = Connection::greeted(socket).await?;
+        connection.option(OPT_STRUCTURED_REPLY, &[]).await?;
+        while connection.option_reply("structured replies").await?.is_some() {}
+        let mut data = named(export)?;
+        data.extend_from_slice(&1_u32.to_be_bytes());
+        data.extend_from_slice(&named(&format!("qemu:dirty-bitmap:{bitmap}"))?);
+        connection.option(OPT_SET_META_CONTEXT, &data).await?;
+        let mut context = None;
+        while let Some((kind, reply)) = connection.option_reply("the bitmap").await? {
+            if kind == REP_META_CONTEXT {
+                context = reply.get(..4).map(|id| u32::from_be_bytes([id[0], id[1], id[2], id[3]]));
+            }
+        }
+        let Some(context) = context else {
+            return Err(NbdError::Handshake { what: "the bitmap", text: "it does not show it".into() });
+        };
+        connection.go(export).await?;
+        connection.wants(SEND_DF, "whole reads")?;
+        Ok(Self { connection, context })
+    }
+
+    /// The export's size in bytes.
+    pub fn size(&self) -> u64 {
+        self.connection.size
+    }
+
+    /// The dirty parts from `from` on, as far as one question goes, and where the next begins.
+    ///
+    /// # Errors
+    /// Any [`NbdError`].
+    pub async fn dirty(&mut self, from: u64) -> Result<(Vec<Range<u64>>, u64), NbdError> {
+        let until = self.size().min(from.saturating_add(STATUS_BYTES_MAX));
+        self.connection.request(CMD_BLOCK_STATUS, 0, from..until).await?;
+        let (mut dirty, mut at) = (Vec::new(), from);
+        loop {
+            let (flags, kind, length) = self.connection.chunk("question for dirty parts").await?;
+            match kind {
+                CHUNK_NONE if length == 0 => {}
+                CHUNK_BLOCK_STATUS if (4..=REPLY_BYTES_MAX as u32).contains(&length) => {
+                    let mut data = vec![0; length as usize];
+                    self.connection.socket.read_exact(&mut data).await?;
+                    if be_u32(&data) == self.context {
+                        at = extents(&data[4..], at, until, &mut dirty);
+                    }
+                }
+                _ => return Err(NbdError::Protocol("a reply that does not fit a question for dirty parts")),
+            }
+            if flags & CHUNK_DONE != 0 {
+                break;
+            }
+        }
+        if at <= from && from < until {
+            return Err(NbdError::Protocol("nothing about the dirty parts"));
+        }
+        Ok((dirty, at))
+    }
+
+    /// Reads `at` into `buffer`, which is as long.
+    ///
+    /// # Errors
+    /// Any [`NbdError`].
+    pub async fn read(&mut self, at: u64, buffer: &mut [u8]) -> Result<(), NbdError> {
+        let bytes = buffer.len() as u64;
+        self.connection.request(CMD_READ, CMD_FLAG_DF, at..at + bytes).await?;
+        let mut filled = false;
+        loop {
+            let (flags, kind, length) = self.connection.chunk("read").await?;
+            match kind {
+                CHUNK_NONE if length == 0 => {}
+                CHUNK_OFFSET_DATA if u64::from(length) == bytes + 8 && !filled => {
+                    if self.connection.socket.read_u64().await? != at {
+                        return Err(NbdError::Protocol("data from elsewhere"));
+                    }
+                    self.connection.socket.read_exact(buffer).await?;
+                    filled = true;
+                }
+                _ => return Err(NbdError::Protocol("a reply that does not fit a read")),
+            }
+            if flags & CHUNK_DONE != 0 {
+                break;
+            }
+        }
+        if filled { Ok(()) } else { Err(NbdError::Protocol("a read without data")) }
+    }
+}
+
+/// Takes extents of a block status reply: `length, flags` each, bit 0 for dirty.
+fn extents(data: &[u8], mut at: u64, until: u64, dirty: &mut Vec<Range<u64>>) -> u64 {
+    for extent in data.chunks_exact(8) {
+        let end = at.saturating_add(u64::from(be_u32(extent))).min(until);
+        if be_u32(&extent[4..]) & 1 != 0 && end > at {
+            match dirty.last_mut() {
+                Some(last) if last.end == at => last.end = end,
+                _ => dirty.push(at..end),
+            }
+        }
+        at = end;
+    }
+    at
+}
+
+/// Writes to an export, several requests at a time.
+#[derive(Debug)]
+pub struct NbdWriter {
+    connection: Connection,
+    /// Requests whose reply has not come. Replies may come in any order.
+    pending: u64,
+}
+
+impl NbdWriter {
+    /// Shakes hands for a writable export.
+    ///
+    /// # Errors
+    /// Any [`NbdError`].
+    pub async fn connect(socket: OwnedFd, export: &str) -> Result<Self, NbdError> {
+        let mut connection = Connection::greeted(socket).await?;
+        connection.go(export).await?;
+        connection.wants(SEND_FLUSH | SEND_WRITE_ZEROES, "flushes and zeroes")?;
+        Ok(Self { connection, pending: 0 })
+    }
+
+    /// The export's size in bytes.
+    pub fn size(&self) -> u64 {
+        self.connection.size
+    }
+
+    /// Sends data, or, if it is all zeroes, that. Whether it was written is known after
+    /// [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// Any [`NbdError`], also of an earlier write.
+    pub async fn write(&mut self, at: u64, data: &[u8]) -> Result<(), NbdError> {
+        if self.pending >= WRITES_MAX {
+            self.reply().await?;
+        }
+        let range = at..at + data.len() as u64;
+        if data.iter().all(|&byte| byte == 0) {
+            self.connection.request(CMD_WRITE_ZEROES, 0, range).await?;
+        } else {
+            self.connection.request(CMD_WRITE, 0, range).await?;
+            self.connection.socket.write_all(data).await?;
+        }
+        self.pending += 1;
+        Ok(())
+    }
+
+    /// Waits until everything sent has been written, and is on the disk.
+    ///
+    /// # Errors
+    /// Any [`NbdError`].
+    pub async fn flush(&mut self) -> Result<(), NbdError> {
+        // Not before: a flush covers only what has been answered when it is sent.
+        self.settle().await?;
+        self.connection.request(CMD_FLUSH, 0, 0..0).await?;
+        self.pending += 1;
+        self.settle().await
+    }
+
+    async fn settle(&mut self) -> Result<(), NbdError> {
+        while self.pending > 0 {
+            self.reply().await?;
+        }
+        Ok(())
+    }
+
+    async fn reply(&mut self) -> Result<(), NbdError> {
+        let socket = &mut self.connection.socket;
+        if socket.read_u32().await? != SIMPLE_REPLY_MAGIC {
+            return Err(NbdError::Protocol("no simple reply"));
+        }
+        let error = socket.read_u32().await?;
+        let _cookie = socket.read_u64().await?;
+        self.pending -= 1;
+        if error == 0 {
+            return Ok(());
+        }
+        let source = io::Error::from_raw_os_error(error.cast_signed());
+        Err(NbdError::Request { what: "write", source })
+    }
+}
+
+fn length(data: &[u8]) -> Result<u32, NbdError> {
+    u32::try_from(data.len()).map_err(|_| NbdError::Protocol("our option is too long"))
+}
+
+/// A string as options carry it.
+fn named(text: &str) -> Result<Vec<u8>, NbdError> {
+    let mut data = length(text.as_bytes())?.to_be_bytes().to_vec();
+    data.extend_from_slice(text.as_bytes());
+    Ok(data)
+}
+
+fn be_u32(data: &[u8]) -> u32 {
+    data.iter().take(4).fold(0, |number, &byte| number << 8 | u32::from(byte))
+}
+
+fn be_u64(data: &[u8]) -> u64 {
+    data.iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)]
+mod tests {
+    use super::*;
+
+    fn extent(length: u32, flags: u32) -> Vec<u8> {
+        [length.to_be_bytes(), flags.to_be_bytes()].concat()
+    }
+
+    #[test]
+    fn dirty_extents_are_joined_and_cut_at_the_end_of_the_question() {
+        let data = [extent(10, 0), extent(5, 1), extent(5, 1), extent(10, 0), extent(100, 1)].concat();
+        let mut dirty = Vec::new();
+        assert_eq!(extents(&data, 1000, 1050, &mut dirty), 1050);
+        assert_eq!(dirty, [1010..1020, 1030..1050]);
+        let mut none = Vec::new();
+        assert_eq!(extents(&extent(7, 2), 0, 50, &mut none), 7, "other flags are not dirty");
+        assert!(none.is_empty());
+    }
+}
