@@ -137,7 +137,8 @@ async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::R
     };
     // Before anybody can ask for a migration of the same VMs.
     let found = settle::find(&agent.host, &taken.iter().map(|taken| taken.journal).collect())?;
-    journal::prune(&agent.host.journals(), agent.host.identity.as_str())?;
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    journal::prune(&agent.host.journals(), agent.host.identity.as_str(), now)?;
     // Before anything listens: who is told to stop must not be half started.
     let mut signals = Signals::new()?;
     let successors = inherit::listen(&inherit::socket_path(&agent.host.config.runtime_dir))?;

@@ -4,6 +4,12 @@
 //! back. Before that, anything that fails, and any loss of the source, undoes what it prepared
 //! and leaves the durable word that the guest never ran here.
 
+mod end;
+mod start;
+
+use end::never_ran;
+pub(super) use end::undo;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,24 +19,25 @@ use uuid::Uuid;
 
 use super::admission::{permitted, target_problems, unreachable};
 use super::exports::NbdServer;
+use super::handover::{self, DestinationEffect, DestinationInput, DestinationState, Ended};
 use super::host::{Host, Registration, Reservation};
-use super::journal::{Journal, Past, Record, Role, Undo};
+use super::journal::{Beginning, Journal, Record, Role, Undo};
 use super::message::{Fate, Notice, Offer, Prepared, Reply, Request, Response, Started};
 use super::perform::RAM_CHANNEL;
 use super::phase::Phase;
 use super::problem::chain;
-use super::progress::{Outcome, Progress, ProgressSink};
+use super::progress::{Progress, ProgressSink};
 use super::reception::{Control, Incoming};
 use super::streams::{Label, Streams, socket_pair};
 use super::trouble::Trouble;
 use super::vm::{self, StartedQemu};
-use super::{plan, settle, witness};
+use super::{plan, witness};
 use crate::mux::{Code, purpose};
 use crate::net::identity::Identity;
 use crate::net::session::IncomingStream;
 use crate::qemu::{
-    Abilities, Cont, DestinationLeftovers, EventKind, Events, MigrateIncoming, MigrateSetCapabilities,
-    MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, Stop, destination_cleanup, disks, names,
+    Abilities, EventKind, Events, MigrateIncoming, MigrateSetCapabilities, MigrationStatus, Qmp,
+    QueryMigrate, Stop, disks, names,
 };
 
 /// Streams that may wait to be attached.
@@ -55,12 +62,14 @@ pub(super) struct Destination {
     pub(super) images: Vec<witness::Image>,
     pub(super) streams: Streams,
     pub(super) offered: mpsc::Receiver<IncomingStream>,
-    pub(super) controls: mpsc::Receiver<Control>,
+    pub(super) controls: mpsc::Receiver<(Control, Request)>,
     pub(super) ram: Option<std::os::fd::OwnedFd>,
     pub(super) incoming: bool,
-    pub(super) loaded: bool,
-    /// QEMU may have been told to run the guest: from here on nothing leads back.
-    pub(super) continued: bool,
+    /// Whose the guest is.
+    pub(super) handover: handover::Destination,
+    /// What was granted for which offer, and how the guest started: to be said again.
+    pub(super) granted: Option<(Offer, Prepared)>,
+    pub(super) said_started: Option<Started>,
     /// Nobody has listened to QEMU for a while: what happened is asked for.
     pub(super) missed_events: bool,
     pub(super) _registration: Registration,
@@ -70,12 +79,12 @@ pub(super) struct Destination {
 /// Where a destination gets its streams.
 pub(super) struct Served {
     pub(super) offered: mpsc::Receiver<IncomingStream>,
-    pub(super) controls: mpsc::Receiver<Control>,
+    pub(super) controls: mpsc::Receiver<(Control, Request)>,
 }
 
 impl Served {
     /// With the ends that fill it.
-    pub(super) fn new() -> (Self, mpsc::Sender<IncomingStream>, mpsc::Sender<Control>) {
+    pub(super) fn new() -> (Self, mpsc::Sender<IncomingStream>, mpsc::Sender<(Control, Request)>) {
         let (stream_sender, offered) = mpsc::channel(STREAMS_WAITING_MAX);
         let (control_sender, controls) = mpsc::channel(1);
         (Self { offered, controls }, stream_sender, control_sender)
@@ -102,7 +111,7 @@ impl Destination {
         let config = host.vm(&offer.vm, "destination").map_err(problem)?.clone();
         let reservation = host.reserve(&offer.vm, migration).map_err(problem)?;
         let mut journal =
-            host.journal(migration, Role::Destination, &offer.vm, &peer, offer.running, None)?;
+            host.journal(migration, Role::Destination, &peer, Beginning::of_destination(offer))?;
         let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {
             Ok(found) => found,
             Err(trouble) => {
@@ -132,16 +141,20 @@ impl Destination {
             controls: served.controls,
             ram: None,
             incoming: false,
-            loaded: false,
-            continued: false,
+            handover: handover::Destination::new(),
+            granted: None,
+            said_started: None,
             missed_events: false,
             _registration: registration,
             _reservation: reservation,
         };
         match destination.make_ready(offer).await {
-            Ok(prepared) => Ok((destination, prepared)),
+            Ok(prepared) => {
+                destination.granted = Some((offer.clone(), prepared.clone()));
+                Ok((destination, prepared))
+            }
             Err(trouble) => {
-                destination.give_up(&trouble).await;
+                destination.give_up(&trouble, None).await;
                 Err(trouble)
             }
         }
@@ -187,22 +200,14 @@ impl Destination {
         match self.work(&mut control).await {
             Ok(()) => self.end_moved(Vec::new()),
             Err(Trouble::Frozen) => self.stop(control).await,
-            // A QEMU that is gone, or refuses, before it runs its guest: the way back is open.
-            Err(trouble) if self.continued => self.go_on(&trouble).await,
+            Err(trouble) if self.handover.ended() == Some(Ended::Moved) => self.go_on(&trouble),
             Err(trouble) => {
                 tracing::warn!(vm = self.vm, cause = chain(&trouble), "the destination gives up");
                 if let Some(control) = &mut control {
                     let text = chain(&trouble);
                     control.say(Reply::Notice(Notice::Failed { text })).await;
                 }
-                let aborted = matches!(trouble, Trouble::Aborted(_));
-                self.give_up(&trouble).await;
-                if let (true, Some(control)) = (aborted, &mut control) {
-                    control.answer(Response::Done).await;
-                }
-                if let Some(control) = &mut control {
-                    control.finish();
-                }
+                self.give_up(&trouble, control).await;
             }
         }
     }
@@ -240,10 +245,12 @@ impl Destination {
                         alone_until = Some(self.on_source_lost()?);
                     }
                 },
-                Some(again) = self.controls.recv() => {
+                Some((again, request)) = self.controls.recv() => {
                     let again = control.insert(again);
                     alone_until = None;
-                    again.answer(Response::Fate(self.fate())).await;
+                    if matches!(self.on_request(request, again).await?, Next::Confirmed) {
+                        return Ok(());
+                    }
                 }
                 Some(stream) = self.offered.recv() => self.attach(stream).await,
                 (label, end) = self.streams.ended() => {
@@ -251,9 +258,9 @@ impl Destination {
                 }
                 () = frozen => return Err(Trouble::Frozen),
                 // A guest that is here whole may be handed over at any moment: that is waited for.
-                () = self.host.stopping.cancelled(), if !self.loaded => return Err(Trouble::Stopping),
+                () = self.host.stopping.cancelled(), if !self.handover.is_loaded() && !self.runs() => return Err(Trouble::Stopping),
                 () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() => {
-                    if self.journal.past().runs {
+                    if self.runs() {
                         return Ok(());
                     }
                     return Err(Trouble::SourceStayedAway(self.host.config.deadlines.handover_s));
@@ -262,9 +269,13 @@ impl Destination {
         }
     }
 
+    fn runs(&self) -> bool {
+        self.handover.ended() == Some(Ended::Moved)
+    }
+
     /// Asks QEMU what has happened while nobody listened.
     async fn catch_up(&mut self, control: &mut Option<Control>) -> Result<(), Trouble> {
-        if !self.incoming || self.loaded {
+        if !self.incoming || self.handover.is_loaded() {
             return Ok(());
         }
         let status = self.qmp.execute(QueryMigrate).await?.status;
@@ -277,22 +288,14 @@ impl Destination {
 
     /// How long to wait for a source that was lost; an error when there is nothing to wait for.
     fn on_source_lost(&self) -> Result<Instant, Trouble> {
-        if self.journal.past().runs {
+        if self.runs() {
             return Ok(Instant::now() + CONFIRM_DEADLINE);
         }
-        if !self.loaded {
+        if !self.handover.is_loaded() {
             return Err(Trouble::SourceLost);
         }
         tracing::warn!(vm = self.vm, "the source was lost with the guest loaded; waiting for it");
         Ok(Instant::now() + self.host.config.deadlines.handover())
-    }
-
-    fn fate(&self) -> Fate {
-        match (self.journal.past().runs, self.loaded) {
-            (true, _) => Fate::Runs,
-            (false, true) => Fate::Loaded,
-            (false, false) => Fate::NeverRan,
-        }
     }
 
     /// Whether the guest has just been loaded.
@@ -303,9 +306,9 @@ impl Destination {
         let EventKind::Migration { status } = event else { return Ok(false) };
         match status {
             MigrationStatus::Completed => {
-                self.loaded = true;
                 self.enter(Phase::Device);
-                Ok(true)
+                let says = self.handover.step(DestinationInput::Loaded)?;
+                Ok(says.contains(&DestinationEffect::Say(Fate::Loaded)))
             }
             MigrationStatus::Failed | MigrationStatus::Cancelled => {
                 let error = self.qmp.execute(QueryMigrate).await?.error_desc.unwrap_or_default();
@@ -319,24 +322,34 @@ impl Destination {
         }
     }
 
+    /// Whatever is asked may be asked again, and gets the same answer again.
     async fn on_request(&mut self, request: Request, control: &mut Control) -> Result<Next, Trouble> {
-        let started = self.journal.past().starting;
+        let open = matches!(self.handover.state(), DestinationState::Waiting { .. });
         let done = match request {
-            Request::Incoming if !self.incoming => self.accept_ram().await,
-            Request::Switchover if self.incoming && !started => self.close_exports().await,
-            Request::Start if self.loaded && !started => match self.start_guest().await {
-                Ok(started) => {
-                    control.answer(Response::Started(started)).await;
-                    return Ok(Next::GoOn);
-                }
+            Request::Prepare(offer) => {
+                control.answer(self.grant_again(&offer)).await;
+                return Ok(Next::GoOn);
+            }
+            Request::Incoming if self.incoming => Ok(()),
+            Request::Incoming if open => self.accept_ram().await,
+            Request::Switchover if self.incoming => self.close_exports().await,
+            Request::Start if self.handover.is_loaded() => match self.start_guest(control).await {
+                Ok(()) => return Ok(Next::GoOn),
                 Err(trouble) => Err(trouble),
             },
-            Request::Confirmed if self.journal.past().runs => {
+            Request::Confirmed if self.runs() => {
+                if let Err(e) = self.journal.record(Record::Confirmed) {
+                    tracing::info!(error = chain(&e), "the journal is kept for longer");
+                }
                 control.answer(Response::Done).await;
                 control.finish();
                 return Ok(Next::Confirmed);
             }
-            Request::Abort { reason } if !started => return Err(Trouble::Aborted(reason)),
+            Request::Abort { reason } if open => return Err(Trouble::Aborted(reason)),
+            Request::Start | Request::Settle | Request::Abort { .. } => {
+                control.answer(self.word()).await;
+                return Ok(Next::GoOn);
+            }
             other => Err(Trouble::OutOfOrder(other.name())),
         };
         match done {
@@ -348,6 +361,21 @@ impl Destination {
                 control.answer(Response::Refused(trouble.refusal())).await;
                 Err(trouble)
             }
+        }
+    }
+
+    fn grant_again(&self, offer: &Offer) -> Response {
+        match &self.granted {
+            Some((before, prepared)) if before == offer => Response::Prepared(prepared.clone()),
+            _ => Response::Refused(Trouble::OutOfOrder("prepare").refusal()),
+        }
+    }
+
+    /// What the source is told of the guest.
+    fn word(&self) -> Response {
+        match &self.said_started {
+            Some(started) => Response::Started(started.clone()),
+            None => Response::Fate(self.handover.fate()),
         }
     }
 
@@ -405,99 +433,6 @@ impl Destination {
         }
         Ok(())
     }
-
-    /// The guest is ours from the record on, unless its QEMU turns out to be gone before it was
-    /// told to run it: then it surely never ran here.
-    async fn start_guest(&mut self) -> Result<Started, Trouble> {
-        self.qmp.execute(QueryStatus).await?;
-        self.journal.record(Record::Starting)?;
-        self.enter(Phase::HandOver);
-        let mut warnings = Vec::new();
-        let hook_ms = self.run_hook(&mut warnings).await;
-        if self.journal.past().header.running {
-            self.qmp.execute(QueryStatus).await?;
-            warnings.extend(self.continue_guest().await?);
-        }
-        self.continued = true;
-        self.journal.record(Record::Runs)?;
-        self.enter(Phase::Confirm);
-        tracing::info!(vm = self.vm, "the guest runs here");
-        Ok(Started { hook_ms, warnings })
-    }
-
-    async fn run_hook(&self, warnings: &mut Vec<String>) -> Option<u64> {
-        let hook = &self.host.config.vms.get(&self.vm)?.before_start;
-        if hook.is_empty() {
-            return None;
-        }
-        let since = Instant::now();
-        let ran = vm::run_hook(hook, &self.vm, self.host.config.deadlines.hook()).await;
-        warnings.extend(ran.err());
-        Some(since.elapsed().as_millis() as u64)
-    }
-
-    /// Lets the guest run; a warning when QEMU does not say that it does.
-    async fn continue_guest(&mut self) -> Result<Option<String>, Trouble> {
-        self.continued = true;
-        match self.qmp.execute(Cont).await {
-            Err(source) if source.desc().is_some() => {
-                self.continued = false;
-                return Err(Trouble::NotStarted { vm: self.vm.clone(), source });
-            }
-            answer => answer?,
-        };
-        let until = Instant::now() + RUNNING_DEADLINE;
-        loop {
-            let info = self.qmp.execute(QueryStatus).await?;
-            if info.running {
-                return Ok(None);
-            }
-            if Instant::now() > until {
-                return Ok(Some(format!("VM {} was started and is in state {}", self.vm, info.status)));
-            }
-            super::source::pause().await;
-        }
-    }
-
-    /// After the word to start nothing leads back: the guest is here, as well as it can be.
-    async fn go_on(mut self, trouble: &Trouble) {
-        tracing::error!(vm = self.vm, cause = chain(trouble), "trouble after the hand-over");
-        let mut leftovers = vec![chain(trouble)];
-        if let Err(e) = self.journal.record(Record::Runs) {
-            leftovers.push(chain(&e));
-        }
-        self.end_moved(leftovers);
-    }
-
-    fn end_moved(self, leftovers: Vec<String>) {
-        let outcome = Outcome::Moved { leftovers };
-        self.host.end(self.journal, outcome.clone());
-        super::source::finish(&self.progress, Phase::Done, outcome);
-    }
-
-    /// Undoes what was prepared. The durable word that the guest never ran here comes first; on a
-    /// disk that does not take it, a journal without the word to start says the same.
-    async fn give_up(mut self, trouble: &Trouble) {
-        let word = self.journal.record(Record::NeverRan);
-        let mut leftovers: Vec<String> = word.err().map(|e| chain(&e)).into_iter().collect();
-        // Streams first: an NBD client in its handshake would hang QEMU 7.2's server stop.
-        self.streams.cut_all();
-        self.ram = None;
-        self.nbd = None;
-        leftovers.extend(undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await);
-        witness::bear(&mut self.journal, &self.images, &leftovers);
-        let outcome = never_ran(trouble, leftovers);
-        self.host.end(self.journal, outcome.clone());
-        tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");
-        super::source::finish(&self.progress, Phase::Failed, outcome);
-    }
-}
-
-fn never_ran(trouble: &Trouble, leftovers: Vec<String>) -> Outcome {
-    let problems = trouble.refusal().problems;
-    let cancelled = matches!(trouble, Trouble::Aborted(reason) if reason == "cancelled");
-    let cause = chain(trouble);
-    Outcome::Failed { phase: Phase::Prepare, cause, problems, cancelled, leftovers }
 }
 
 async fn find_or_start(
@@ -517,39 +452,4 @@ async fn find_or_start(
         }
         (Err(e), _) => Err(Trouble::Problems(vec![unreachable(name, &chain(&e))])),
     }
-}
-
-/// Whether the QEMU behind the monitor is still the one that waited for this migration.
-async fn is_that_qemu(qmp: &Qmp, past: &Past) -> bool {
-    let took_ram = past.undo.contains(&Undo::Fd(names::RAM_FDNAME.into()));
-    match qmp.execute(QueryStatus).await.map(|info| info.status) {
-        Ok(RunState::InMigrate) => true,
-        Ok(RunState::Paused) => took_ram,
-        _ => false,
-    }
-}
-
-/// Undoes what `past` records: ends the QEMU that we started, or cleans the one that we found.
-pub(super) async fn undo(name: &str, qmp: &Qmp, past: &Past, started: Option<StartedQemu>) -> Vec<String> {
-    if settle::started_qemu(past) {
-        let ended = match started {
-            Some(started) => started.stop(qmp).await,
-            None if is_that_qemu(qmp, past).await => vm::quit(name, qmp).await,
-            // Somebody has started the VM since; what we had started is gone with its process.
-            None => Ok(()),
-        };
-        return ended.err().map(|e| chain(&e)).into_iter().collect();
-    }
-    let mut left = DestinationLeftovers::default();
-    for undo in &past.undo {
-        match undo {
-            Undo::Fd(name) => left.fdnames.push(name.clone()),
-            Undo::NbdServer => left.nbd_server = true,
-            Undo::Export(id) => left.exports.push(id.clone()),
-            _ => {}
-        }
-    }
-    let report = destination_cleanup(qmp, &left).await;
-    let not_ours = report.left.iter().filter(|l| !l.source.is_disconnected());
-    not_ours.map(|l| format!("{} in the destination's QEMU: {}", l.what, chain(&l.source))).collect()
 }

@@ -125,6 +125,9 @@ pub enum Failure {
     /// A mistake of our own, found before it did harm.
     #[error(transparent)]
     Step(#[from] IllegalStep),
+    /// Another one.
+    #[error(transparent)]
+    HandOver(#[from] super::handover::Illegal),
 }
 
 impl Failure {
@@ -169,9 +172,11 @@ impl Failure {
         let all_may = |problems: &[Problem]| problems.iter().all(|p| p.kind.may_pass());
         match self {
             Self::Cancelled | Self::Stopping | Self::Frozen | Self::QemuGone => false,
-            Self::Journal(_) | Self::Vm(_) | Self::Step(_) | Self::Link(LinkError::Unexpected { .. }) => {
-                false
-            }
+            Self::Journal(_)
+            | Self::Vm(_)
+            | Self::Step(_)
+            | Self::HandOver(_)
+            | Self::Link(LinkError::Unexpected { .. }) => false,
             Self::Problems(problems) => all_may(problems),
             // Without problems it is an error at the destination, such as a full disk.
             Self::Link(LinkError::Refused(refusal)) => all_may(&refusal.problems),

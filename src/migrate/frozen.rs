@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::delta::Tracking;
+use super::handover;
 use super::journal::RetryOf;
-use super::message::{Export, Notice, Prepared};
+use super::message::{Export, Notice, Offer, Prepared, Started};
 use super::phase::Phase;
 use super::plan::CopiedDisk;
 use super::progress::{Downtime, Progress};
@@ -105,8 +106,9 @@ pub(super) struct FrozenDestination {
     /// Our end of the RAM stream's socket while its stream has not been opened.
     pub(super) ram: Option<usize>,
     pub(super) incoming: bool,
-    pub(super) loaded: bool,
-    pub(super) continued: bool,
+    pub(super) handover: handover::Destination,
+    pub(super) granted: Option<(Offer, Prepared)>,
+    pub(super) said_started: Option<Started>,
     /// The unit with which QEMU was started, if we started it.
     pub(super) started: Option<Option<String>>,
 }

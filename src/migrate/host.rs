@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -16,8 +16,9 @@ use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 use crate::net::session::Session;
 
+use super::decide::Order;
 use super::failure::Failure;
-use super::journal::{Header, Journal, JournalError, Past, Record, RetryOf, Role};
+use super::journal::{Beginning, Header, Journal, JournalError, Past, Record, Role};
 use super::problem::{Problem, ProblemKind, chain};
 use super::progress::Outcome;
 use super::reception::Incoming;
@@ -41,6 +42,19 @@ pub struct Host {
     stopped: Mutex<Vec<Stopped>>,
     /// Journals of migrations that have ended, but whose disk did not take the last record.
     unended: Mutex<Vec<(Journal, Outcome)>>,
+    /// Journals that are not believed.
+    refused: Mutex<Vec<Refused>>,
+    /// Where operators' decisions go, by migration: those that may be decided by one.
+    orders: Mutex<BTreeMap<Uuid, mpsc::Sender<Order>>>,
+}
+
+/// A journal that is not believed: nobody knows whose its virtual machine is.
+#[derive(Debug, Clone)]
+pub(crate) struct Refused {
+    pub(crate) path: PathBuf,
+    /// Of its header, where that can be read.
+    pub(crate) vm: Option<String>,
+    pub(crate) cause: String,
 }
 
 impl Host {
@@ -57,6 +71,8 @@ impl Host {
             freezing: watch::Sender::new(false),
             stopped: Mutex::default(),
             unended: Mutex::default(),
+            refused: Mutex::default(),
+            orders: Mutex::default(),
         }
     }
 
@@ -120,11 +136,44 @@ impl Host {
         Ok(())
     }
 
-    /// What is known of a migration whose journal does not say yet how it ended.
-    pub(crate) fn unended(&self, migration: Uuid, role: Role) -> Option<Past> {
+    /// A migration whose journal does not say yet how it ended, and how it did.
+    pub(crate) fn unended(&self, migration: Uuid, role: Role) -> Option<(Past, Outcome)> {
         let unended = lock(&self.unended);
-        let mut pasts = unended.iter().map(|(journal, _)| journal.past());
-        pasts.find(|p| p.header.migration == migration && p.header.role == role).cloned()
+        let mut pasts = unended.iter().map(|(journal, outcome)| (journal.past(), outcome));
+        let found = pasts.find(|(p, _)| p.header.migration == migration && p.header.role == role);
+        found.map(|(past, outcome)| (past.clone(), outcome.clone()))
+    }
+
+    /// Takes note of a journal that is not believed.
+    pub(crate) fn refuse(&self, refused: Refused) {
+        let mut all = lock(&self.refused);
+        all.retain(|r| r.path != refused.path);
+        all.push(refused);
+    }
+
+    /// The journals that are not believed and have not been taken away.
+    pub(crate) fn refused(&self) -> Vec<Refused> {
+        let mut all = lock(&self.refused);
+        all.retain(|r| r.path.exists());
+        all.clone()
+    }
+
+    /// Operators' decisions over `migration`, until [`Host::leave_orders`].
+    pub(crate) fn take_orders(&self, migration: Uuid) -> mpsc::Receiver<Order> {
+        let (sender, receiver) = mpsc::channel(1);
+        lock(&self.orders).insert(migration, sender);
+        receiver
+    }
+
+    /// It is decided.
+    pub(crate) fn leave_orders(&self, migration: Uuid) {
+        lock(&self.orders).remove(&migration);
+    }
+
+    /// Where an operator's decision over `migration` goes; `None` when there is nothing to decide.
+    #[allow(dead_code, reason = "`recover` is next")]
+    pub(crate) fn orders(&self, migration: Uuid) -> Option<mpsc::Sender<Order>> {
+        lock(&self.orders).get(&migration).cloned()
     }
 
     /// Begins a journal.
@@ -132,22 +181,21 @@ impl Host {
         &self,
         migration: Uuid,
         role: Role,
-        vm: &str,
         peer: &Identity,
-        running: bool,
-        retry: Option<RetryOf>,
+        beginning: Beginning<'_>,
     ) -> Result<Journal, JournalError> {
         self.end_late()?;
         let header = Header {
             format: super::journal::FORMAT,
             migration,
             role,
-            vm: vm.into(),
+            vm: beginning.vm.into(),
             host: self.identity.to_string(),
             peer: peer.to_string(),
             began_at: time::OffsetDateTime::now_utc().unix_timestamp(),
-            running,
-            retry,
+            running: beginning.running,
+            keep_source: beginning.keep_source,
+            retry: beginning.retry,
         };
         Journal::create(&self.journals(), header)
     }
@@ -209,6 +257,14 @@ impl Host {
 
     /// Reserves the VM for one migration on this host.
     pub(crate) fn reserve(self: &Arc<Self>, vm: &str, migration: Uuid) -> Result<Reservation, Problem> {
+        if let Some(refused) = self.refused().into_iter().find(|r| r.vm.as_deref() == Some(vm)) {
+            let text = format!("whose VM {vm} is cannot be known on {}: {}", self.identity, refused.cause);
+            let remedy = format!(
+                "find out by hand where the VM runs, then take {} away; see `vmferry recover`",
+                refused.path.display()
+            );
+            return Err(Problem::new(ProblemKind::Busy, text, remedy));
+        }
         let mut busy = lock(&self.busy);
         if let Some(other) = busy.get(vm) {
             let text = format!("VM {vm} is already part of migration {other} on {}", self.identity);

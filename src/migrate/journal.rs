@@ -1,26 +1,36 @@
 //! The journal: the durable record of one migration on one host.
 //!
 //! One file per migration and role, one JSON record per line, each synced to disk before the
-//! step that it announces is taken. A torn last line is what a crash leaves and is dropped;
-//! anything else that cannot be read is refused, never guessed at. Knows no QEMU.
+//! step that it announces is taken. Every line has a number and a checksum over all before it, so
+//! that lines which were torn, doubled, moved or taken from elsewhere are found out. A torn last
+//! line is what a crash leaves and is dropped; anything else that cannot be read is refused,
+//! never guessed at, and never deleted. Knows no QEMU.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+mod file;
+mod folder;
+mod line;
+
+pub use file::{Journal, Unwritten};
+pub use folder::{
+    Found, HISTORY_MAX, Peeked, UNCONFIRMED_DAYS_MAX, UNCONFIRMED_MAX, list, peek_all, prune, vm_of,
+};
+pub use line::Flaw;
+
+use std::io;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::handover::{Ended, Known, Mark, Side};
 use super::phase::Phase;
 use super::progress::Outcome;
 use super::witness::Witness;
 use crate::qemu::{CapabilityStatus, MigrationParameters};
 
-/// The format that this version writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
-/// Finished journals kept as history.
-pub const HISTORY_MAX: usize = 200;
+/// The format that this version writes, and the newest that it reads. Format 1 had neither
+/// numbers nor checksums.
+pub const FORMAT: u32 = 2;
 const SUFFIX: &str = "journal";
 
 /// Which part this host plays.
@@ -76,6 +86,9 @@ pub struct Header {
     pub began_at: i64,
     /// Whether the guest ran when it began.
     pub running: bool,
+    /// Source: its QEMU is to be left, paused for ever, when the guest has moved.
+    #[serde(default)]
+    pub keep_source: bool,
     /// Source: the migration whose further try this is, and which one; its first is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryOf>,
@@ -85,6 +98,27 @@ impl Header {
     /// Tries follow each other within a second.
     fn order(&self) -> (i64, u32) {
         (self.began_at, self.retry.as_ref().map_or(1, |r| r.number))
+    }
+}
+
+/// What a migration tells of itself when it begins.
+#[derive(Debug)]
+pub struct Beginning<'a> {
+    /// [`Header::vm`].
+    pub vm: &'a str,
+    /// [`Header::running`].
+    pub running: bool,
+    /// [`Header::keep_source`].
+    pub keep_source: bool,
+    /// [`Header::retry`].
+    pub retry: Option<RetryOf>,
+}
+
+impl<'a> Beginning<'a> {
+    /// At its destination.
+    #[must_use]
+    pub fn of_destination(offer: &'a super::message::Offer) -> Self {
+        Self { vm: &offer.vm, running: offer.running, keep_source: false, retry: None }
     }
 }
 
@@ -143,6 +177,34 @@ pub enum Record {
     Witness(Witness),
     /// Nothing is open any more.
     Ended(Outcome),
+    /// Destination: the source durably knows how it ended, and never asks again.
+    Confirmed,
+    /// What was left to clean up when it ended is gone by now.
+    Cleaned,
+    /// An operator has decided whose the virtual machine is.
+    Forced {
+        /// Seen from this host.
+        side: Side,
+        /// The caller's user, by the kernel's word.
+        uid: Option<u32>,
+        /// Seconds since the epoch.
+        at: i64,
+    },
+}
+
+impl Record {
+    /// The record of a mark; `None` for one that needs more than the mark says.
+    #[must_use]
+    pub fn of(mark: Mark) -> Option<Self> {
+        Some(match mark {
+            Mark::HandedOver => Self::HandedOver,
+            Mark::Starting => Self::Starting,
+            Mark::Runs => Self::Runs,
+            Mark::NeverRan => Self::NeverRan,
+            Mark::Confirmed => Self::Confirmed,
+            Mark::Forced(_) => return None,
+        })
+    }
 }
 
 /// Why a journal cannot be written or believed.
@@ -156,15 +218,25 @@ pub enum JournalError {
         /// The operating system's answer.
         source: io::Error,
     },
-    /// A line in the middle is not a record.
+    /// A line is not what was written there.
     #[error("journal {} is damaged in line {line}; it was left as it is", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
         /// Counted from one.
         line: usize,
-        /// The parser's answer.
-        source: serde_json::Error,
+        /// What is wrong with it.
+        source: Flaw,
+    },
+    /// The file's name is that of another migration or role.
+    #[error("journal {} is of migration {migration} and role {}; it was left as it is", path.display(), role.name())]
+    Misnamed {
+        /// The file.
+        path: PathBuf,
+        /// What its header says.
+        migration: Uuid,
+        /// What its header says.
+        role: Role,
     },
     /// The first line is missing or not a header.
     #[error("journal {} has no header; it was left as it is", path.display())]
@@ -190,16 +262,6 @@ pub enum JournalError {
     },
 }
 
-/// An open journal, appended to.
-#[derive(Debug)]
-pub struct Journal {
-    path: PathBuf,
-    file: File,
-    /// Up to here the file has records that were written and synced.
-    whole_bytes: u64,
-    past: Past,
-}
-
 /// What a journal says so far.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Past {
@@ -223,6 +285,12 @@ pub struct Past {
     pub witness: Option<Witness>,
     /// See [`Record::Ended`].
     pub ended: Option<Outcome>,
+    /// See [`Record::Confirmed`].
+    pub confirmed: bool,
+    /// See [`Record::Cleaned`].
+    pub cleaned: bool,
+    /// See [`Record::Forced`]; the last one.
+    pub forced: Option<Side>,
 }
 
 impl Past {
@@ -239,6 +307,9 @@ impl Past {
             never_ran: false,
             witness: None,
             ended: None,
+            confirmed: false,
+            cleaned: false,
+            forced: None,
         }
     }
 
@@ -258,261 +329,37 @@ impl Past {
             Record::NeverRan => self.never_ran = true,
             Record::Witness(witness) => self.witness = Some(witness),
             Record::Ended(outcome) => self.ended = Some(outcome),
+            Record::Confirmed => self.confirmed = true,
+            Record::Cleaned => self.cleaned = true,
+            Record::Forced { side, .. } => self.forced = Some(side),
         }
     }
-}
 
-impl Journal {
-    /// Begins a journal in `folder`.
-    ///
-    /// # Errors
-    /// [`JournalError::Io`]; the migration must not begin then.
-    pub fn create(folder: &Path, header: Header) -> Result<Self, JournalError> {
-        let path = Self::path(folder, header.migration, header.role);
-        let io = |source| JournalError::Io { path: path.clone(), source };
-        let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path).map_err(io)?;
-        let past = Past::new(header.clone());
-        let mut journal = Self { path: path.clone(), file, whole_bytes: 0, past };
-        let begun = journal
-            .write(&Record::Begun(header))
-            .and_then(|()| File::open(folder).and_then(|f| f.sync_all()).map_err(io));
-        if let Err(e) = begun {
-            // Nothing has been done under it, and without a header nobody could believe it.
-            let _ = std::fs::remove_file(&path);
-            return Err(e);
-        }
-        Ok(journal)
-    }
-
-    /// Opens a journal that an earlier process wrote on this `host`, dropping a torn last line.
-    ///
-    /// # Errors
-    /// Any [`JournalError`]; the file is not changed then.
-    pub fn open(path: &Path, host: &str) -> Result<Self, JournalError> {
-        let io = |source| JournalError::Io { path: path.into(), source };
-        let text = std::fs::read(path).map_err(io)?;
-        let whole = whole_bytes(&text);
-        let past = believe(path, &text[..whole], host)?;
-        let file = OpenOptions::new().append(true).open(path).map_err(io)?;
-        if whole < text.len() {
-            file.set_len(whole as u64).map_err(io)?;
-            file.sync_all().map_err(io)?;
-        }
-        Ok(Self { path: path.into(), file, whole_bytes: whole as u64, past })
-    }
-
-    /// What a journal says that somebody else may be writing. Changes nothing.
-    ///
-    /// # Errors
-    /// Any [`JournalError`].
-    pub fn peek(path: &Path, host: &str) -> Result<Past, JournalError> {
-        let text = std::fs::read(path).map_err(|source| JournalError::Io { path: path.into(), source })?;
-        believe(path, &text[..whole_bytes(&text)], host)
-    }
-
-    /// Where the journal of a migration lies.
+    /// What the hand-over's machines need of it.
     #[must_use]
-    pub fn path(folder: &Path, migration: Uuid, role: Role) -> PathBuf {
-        folder.join(format!("{migration}.{}.{SUFFIX}", role.name()))
+    pub fn known(&self) -> Known {
+        let ended = self.ended.as_ref().map(|outcome| match outcome {
+            Outcome::Moved { .. } => Ended::Moved,
+            _ => Ended::Stayed,
+        });
+        Known {
+            handed_over: self.handed_over,
+            starting: self.starting,
+            runs: self.runs,
+            never_ran: self.never_ran,
+            forced: self.forced,
+            ended,
+        }
     }
 
-    /// What it says so far.
+    /// What was left to clean up when it ended, and still is.
     #[must_use]
-    pub fn past(&self) -> &Past {
-        &self.past
-    }
-
-    /// Appends a record and waits until it is on the disk.
-    ///
-    /// # Errors
-    /// [`JournalError::Io`]; the step that the record announces must not be taken then.
-    pub fn record(&mut self, record: Record) -> Result<(), JournalError> {
-        self.write(&record)?;
-        self.past.apply(record);
-        Ok(())
-    }
-
-    /// Announces something that a failure has to undo.
-    ///
-    /// # Errors
-    /// As [`Journal::record`].
-    pub fn will_make(&mut self, undo: Undo) -> Result<(), JournalError> {
-        self.record(Record::Undo(undo))
-    }
-
-    fn write(&mut self, record: &Record) -> Result<(), JournalError> {
-        let io = |source| JournalError::Io { path: self.path.clone(), source };
-        let mut line = serde_json::to_vec(record).map_err(|e| io(e.into()))?;
-        line.push(b'\n');
-        // A record that failed may be there in part, or whole and not for sure: with it the next
-        // one would make a damaged journal, and a hand-over that was called off would seem made.
-        if self.file.metadata().map_err(io)?.len() != self.whole_bytes {
-            self.file.set_len(self.whole_bytes).map_err(io)?;
-        }
-        let written = self.file.write_all(&line).and_then(|()| self.file.sync_data());
-        if let Err(e) = written {
-            let _ = self.file.set_len(self.whole_bytes).and_then(|()| self.file.sync_data());
-            return Err(io(e));
-        }
-        self.whole_bytes += line.len() as u64;
-        Ok(())
-    }
-}
-
-/// A torn last line is what a crash leaves.
-fn whole_bytes(text: &[u8]) -> usize {
-    text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1)
-}
-
-fn believe(path: &Path, text: &[u8], host: &str) -> Result<Past, JournalError> {
-    let past = read(path, text)?;
-    if past.header.host != host {
-        return Err(JournalError::OtherHost { path: path.into(), host: past.header.host });
-    }
-    Ok(past)
-}
-
-fn read(path: &Path, text: &[u8]) -> Result<Past, JournalError> {
-    let mut past: Option<Past> = None;
-    for (number, line) in text.split(|&b| b == b'\n').enumerate().filter(|(_, l)| !l.is_empty()) {
-        let record = serde_json::from_slice(line).map_err(|source| JournalError::Damaged {
-            path: path.into(),
-            line: number + 1,
-            source,
-        })?;
-        match (&mut past, record) {
-            (None, Record::Begun(header)) if header.format > FORMAT => {
-                return Err(JournalError::Newer { path: path.into(), format: header.format });
+    pub fn left(&self) -> &[String] {
+        match &self.ended {
+            Some(Outcome::Moved { leftovers } | Outcome::Failed { leftovers, .. }) if !self.cleaned => {
+                leftovers
             }
-            (None, Record::Begun(header)) => past = Some(Past::new(header)),
-            (None, _) => break,
-            (Some(past), record) => past.apply(record),
+            _ => &[],
         }
-    }
-    past.ok_or_else(|| JournalError::NoHeader { path: path.into() })
-}
-
-/// All journals of a folder, newest last; those that cannot be believed as errors.
-///
-/// # Errors
-/// [`JournalError::Io`] when the folder cannot be read.
-pub fn list(folder: &Path, host: &str) -> Result<Vec<Result<Journal, JournalError>>, JournalError> {
-    let io = |source| JournalError::Io { path: folder.into(), source };
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        if path.extension().is_some_and(|e| e == SUFFIX) {
-            paths.push(path);
-        }
-    }
-    let mut journals: Vec<_> = paths.iter().map(|p| Journal::open(p, host)).collect();
-    journals.sort_by_key(|j| j.as_ref().map_or((i64::MAX, 0), |j| j.past.header.order()));
-    Ok(journals)
-}
-
-/// Removes the oldest finished journals beyond [`HISTORY_MAX`].
-///
-/// # Errors
-/// [`JournalError::Io`].
-pub fn prune(folder: &Path, host: &str) -> Result<(), JournalError> {
-    let ended: Vec<_> =
-        list(folder, host)?.into_iter().flatten().filter(|j| j.past.ended.is_some()).collect();
-    for journal in ended.iter().take(ended.len().saturating_sub(HISTORY_MAX)) {
-        std::fs::remove_file(&journal.path)
-            .map_err(|source| JournalError::Io { path: journal.path.clone(), source })?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
-mod tests {
-    use super::*;
-
-    fn header() -> Header {
-        Header {
-            format: FORMAT,
-            migration: Uuid::from_u128(7),
-            role: Role::Source,
-            vm: "web1".into(),
-            host: "alpha".into(),
-            peer: "bravo".into(),
-            began_at: 1_700_000_000,
-            running: true,
-            retry: None,
-        }
-    }
-
-    fn written(folder: &Path) -> PathBuf {
-        let mut journal = Journal::create(folder, header()).unwrap();
-        journal.will_make(Undo::Node("vmferry-disk0".into())).unwrap();
-        journal.record(Record::Phase(Phase::Device)).unwrap();
-        journal.record(Record::HandedOver).unwrap();
-        journal.path
-    }
-
-    #[test]
-    fn what_was_written_is_read() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = written(folder.path());
-        let past = Journal::open(&path, "alpha").unwrap().past;
-        assert_eq!(past.header, header());
-        assert_eq!(past.undo, [Undo::Node("vmferry-disk0".into())]);
-        assert_eq!(past.phase, Phase::Device);
-        assert!(past.handed_over && !past.runs && past.ended.is_none());
-    }
-
-    #[test]
-    fn every_torn_tail_leaves_the_whole_lines() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = written(folder.path());
-        let text = std::fs::read(&path).unwrap();
-        let lines_end =
-            |n: usize| text.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(n).unwrap().0 + 1;
-        for cut in lines_end(0)..=text.len() {
-            std::fs::write(&path, &text[..cut]).unwrap();
-            let past = Journal::open(&path, "alpha").expect("a torn tail is no damage").past;
-            assert_eq!(past.handed_over, cut == text.len(), "cut at {cut}");
-            let left = std::fs::read(&path).unwrap();
-            assert!(left.ends_with(b"\n") && text.starts_with(&left), "cut at {cut}");
-        }
-        std::fs::write(&path, &text[..lines_end(0) - 1]).unwrap();
-        assert!(matches!(Journal::open(&path, "alpha"), Err(JournalError::NoHeader { .. })));
-    }
-
-    #[test]
-    fn what_cannot_be_believed_is_refused_and_left() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = written(folder.path());
-        let good = std::fs::read_to_string(&path).unwrap();
-        assert!(matches!(Journal::open(&path, "bravo"), Err(JournalError::OtherHost { .. })));
-        let newer = good.replace("\"format\":1", "\"format\":2");
-        let damaged = good.replace("{\"phase\"", "#\"phase\"");
-        for (text, word) in [(newer, "format 2"), (damaged, "line 3")] {
-            std::fs::write(&path, &text).unwrap();
-            let error = Journal::open(&path, "alpha").unwrap_err().to_string();
-            assert!(error.contains(word), "{error}");
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
-        }
-    }
-
-    #[test]
-    fn a_record_that_was_written_in_part_does_not_damage_the_next() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut journal = Journal::create(folder.path(), header()).unwrap();
-        // What a full disk leaves of a record.
-        journal.file.write_all(b"\"handed-").unwrap();
-        journal.record(Record::NeverRan).unwrap();
-        let past = Journal::open(&journal.path, "alpha").unwrap().past;
-        assert!(past.never_ran && !past.handed_over);
-    }
-
-    #[test]
-    fn a_record_that_cannot_be_written_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut journal = Journal::create(folder.path(), header()).unwrap();
-        journal.file = File::open(&journal.path).unwrap();
-        assert!(journal.record(Record::HandedOver).is_err());
-        assert!(!journal.past.handed_over, "what is not on the disk has not happened");
     }
 }

@@ -37,7 +37,8 @@ pub struct Asked {
 pub enum Request {
     /// What would fail? Changes nothing.
     Check(Offer),
-    /// Start or find the QEMU that waits, export its disks, grant the streams.
+    /// Start or find the QEMU that waits, export its disks, grant the streams. Asked again, this and
+    /// what follows get the same answer again.
     Prepare(Offer),
     /// Attach the RAM stream.
     Incoming,
@@ -74,7 +75,7 @@ impl Request {
 }
 
 /// A virtual machine on offer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// Its name, the same on both hosts.
     pub vm: String,
@@ -116,7 +117,7 @@ pub enum Response {
     Done,
     /// To [`Request::Start`].
     Started(Started),
-    /// To [`Request::Settle`].
+    /// To [`Request::Settle`] and [`Request::Abort`], and to a [`Request::Start`] that comes too late.
     Fate(Fate),
     /// The request was refused or failed.
     Refused(Refusal),
@@ -187,8 +188,8 @@ pub enum Notice {
     },
 }
 
-/// What has become of a migration at the destination. Each but the last is durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What has become of a migration at the destination. The first two are durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fate {
     /// The guest was started here.
@@ -197,4 +198,6 @@ pub enum Fate {
     NeverRan,
     /// The guest is loaded and paused; `start` would start it.
     Loaded,
+    /// Nothing is decided: the guest is not whole here yet, or the journal cannot be written.
+    Open,
 }

@@ -8,6 +8,7 @@
 //! `net` and `qemu` meet only here, through `OwnedFd`.
 
 mod admission;
+mod decide;
 mod delta;
 mod destination;
 mod examine;
@@ -15,6 +16,7 @@ mod exports;
 mod failure;
 mod follow;
 pub mod frozen;
+pub mod handover;
 mod host;
 pub mod journal;
 mod link;

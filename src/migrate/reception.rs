@@ -32,7 +32,7 @@ const LAST_REQUEST: Duration = Duration::from_secs(1);
 pub(crate) struct Incoming {
     pub(crate) peer: Identity,
     pub(crate) streams: mpsc::Sender<IncomingStream>,
-    pub(crate) control: mpsc::Sender<Control>,
+    pub(crate) control: mpsc::Sender<(Control, Request)>,
 }
 
 /// A control stream.
@@ -127,6 +127,14 @@ pub(crate) async fn serve(
         Ok(None) => return,
         Err(e) => return tracing::warn!(%peer, error = chain(&e), "a control stream without a request"),
     };
+    // A destination that is at work answers for itself, whatever it is asked and however often.
+    let (mut control, request) = match host.destination(migration).filter(|d| d.peer == peer) {
+        Some(destination) => match destination.control.send((control, request)).await {
+            Ok(()) => return,
+            Err(mpsc::error::SendError(back)) => back,
+        },
+        None => (control, request),
+    };
     match request {
         Request::Check(offer) => {
             let answer = match admission::check(&host, &peer, &offer).await {
@@ -153,8 +161,9 @@ pub(crate) async fn serve(
                 control.answer_last(Response::Refused(trouble.refusal())).await;
             }
         },
-        Request::Settle => settle_request(&host, &peer, migration, control).await,
-        Request::Abort { .. } => control.answer_last(Response::Done).await,
+        Request::Settle | Request::Start | Request::Abort { .. } | Request::Confirmed => {
+            recall(&host, &peer, migration, control, request).await;
+        }
         other => {
             let trouble = Trouble::OutOfOrder(other.name());
             control.answer_last(Response::Refused(trouble.refusal())).await;
@@ -162,35 +171,37 @@ pub(crate) async fn serve(
     }
 }
 
-/// What has become of a migration whose source was lost.
-async fn settle_request(host: &Host, peer: &Identity, migration: Uuid, mut control: Control) {
-    if let Some(incoming) = host.destination(migration)
-        && incoming.peer == *peer
-    {
-        // It still waits; it answers for itself.
-        let _ = incoming.control.send(control).await;
-        return;
-    }
-    let answer = match settle::fate(host, peer, migration) {
-        Some(fate) => Response::Fate(fate),
-        None => Response::Refused(Refusal {
-            problems: Vec::new(),
-            text: format!("{} has no decided record of migration {migration} from {peer}", host.identity),
-        }),
-    };
-    control.answer(answer).await;
-    // The source takes note of its fate, or calls off what is over already.
+/// Answers from the journal, for a migration that nobody serves here any more.
+async fn recall(host: &Host, peer: &Identity, migration: Uuid, mut control: Control, first: Request) {
+    let mut request = first;
     loop {
-        let request = tokio::select! {
-            request = timeout(REQUEST_DEADLINE, control.request()) => request,
+        let answer = recalled(host, peer, migration, &request);
+        control.answer(answer).await;
+        let next = tokio::select! {
+            next = timeout(REQUEST_DEADLINE, control.request()) => next,
             () = host.frozen() => return,
         };
-        let Ok(Ok(Some(request))) = request else { break };
-        let answer = match request {
-            Request::Confirmed | Request::Abort { .. } => Response::Done,
-            other => Response::Refused(Trouble::OutOfOrder(other.name()).refusal()),
-        };
-        control.answer(answer).await;
+        match next {
+            Ok(Ok(Some(next))) => request = next,
+            _ => return control.finish(),
+        }
     }
-    control.finish();
+}
+
+fn recalled(host: &Host, peer: &Identity, migration: Uuid, request: &Request) -> Response {
+    let recalled = settle::recall(host, peer, migration);
+    match (request, recalled) {
+        (Request::Confirmed, _) => {
+            settle::confirmed(host, peer, migration);
+            Response::Done
+        }
+        (Request::Settle | Request::Start | Request::Abort { .. }, Some(fate)) => Response::Fate(fate),
+        // Nothing was ever prepared.
+        (Request::Abort { .. }, None) => Response::Done,
+        (Request::Settle | Request::Start, None) => Response::Refused(Refusal {
+            problems: Vec::new(),
+            text: format!("{} has no record of migration {migration} from {peer}", host.identity),
+        }),
+        (other, _) => Response::Refused(Trouble::OutOfOrder(other.name()).refusal()),
+    }
 }

@@ -1,112 +1,29 @@
-//! Settling: what an agent finds open, and a source that has handed over and heard no more.
+//! Settling: what an agent finds open at its start.
 //!
-//! The rules are the invariants' own. A source that has not durably handed over takes its guest
-//! back. One that has asks the destination until it knows. A destination that has not durably
-//! begun to start the guest durably says that it never will; one that has goes on.
+//! The rules are those of [`super::handover`]: its machines are told what the journal says, and
+//! what they want is done. A source that has not durably handed over takes its guest back. One
+//! that has asks the destination until it knows. A destination that has not durably begun to
+//! start the guest durably says that it never will; one that has goes on.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::failure::Failure;
-use super::host::{Host, Reservation};
+use super::decide::{self, ANSWER_DEADLINE, ASK_AGAIN, Decided, Question};
+use super::handover::{
+    Ask, Destination, DestinationEffect, DestinationInput, Ended, Ran, Source, SourceEffect, SourceInput,
+};
+use super::host::{Host, Refused, Reservation};
 use super::journal::{self, Journal, Past, Record, Role, Undo};
-use super::link::{Link, LinkError};
-use super::message::{Fate, Request, Response, Started};
+use super::message::{Fate, Request};
 use super::phase::Phase;
 use super::problem::chain;
 use super::progress::{Outcome, Progress, ProgressSink};
-use super::{destination, retry, undo, vm, witness};
+use super::{destination, retry, source, undo, vm, witness};
 use crate::net::identity::Identity;
 use crate::qemu::{Cont, Qmp, QueryStatus, RunState};
-
-/// Between two questions to a destination that cannot be reached.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// After this long without an answer the migration is shown as undecided; asking goes on.
-const UNDECIDED_AFTER: Duration = Duration::from_secs(30);
-const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
-
-/// What became of a guest that was handed over.
-pub(super) enum Decision {
-    /// It runs at the destination.
-    Runs(Started, Box<Link>),
-    /// It never ran there and never will.
-    NeverRan,
-}
-
-/// A source that has handed over.
-pub(super) struct Handed {
-    pub(super) host: Arc<Host>,
-    /// The peer's name in the configuration.
-    pub(super) peer: String,
-    pub(super) progress: ProgressSink,
-}
-
-impl Handed {
-    /// Asks until the destination answers. There is no deadline: neither side may guess.
-    pub(super) async fn ask_until_decided(&self, journal: &Journal, cause: String) -> Decision {
-        let since = Instant::now();
-        let mut last = cause;
-        loop {
-            match self.ask(journal).await {
-                Ok(decision) => return decision,
-                Err(e) => {
-                    let now = chain(&e);
-                    if now != last {
-                        tracing::warn!(cause = now, "the destination has not said what became of the guest");
-                        last = now;
-                    }
-                }
-            }
-            if since.elapsed() > UNDECIDED_AFTER {
-                let cause = format!(
-                    "the guest was handed over to {}, which has not said since whether it runs: {last}. \
-                     It is asked again every second; the guest stays paused here until then",
-                    self.peer
-                );
-                super::source::finish(&self.progress, Phase::Undecided, Outcome::Undecided { cause });
-            }
-            sleep(ASK_AGAIN).await;
-        }
-    }
-
-    async fn ask(&self, journal: &Journal) -> Result<Decision, Failure> {
-        let session = self.host.session(&self.peer).await?;
-        let migration = journal.past().header.migration;
-        let mut link = Link::open(&session, migration).await?;
-        let mut answer = link.ask(Request::Settle, ANSWER_DEADLINE).await?;
-        if matches!(answer, Response::Fate(Fate::Loaded)) {
-            let deadline = self.host.config.deadlines.hook() + ANSWER_DEADLINE;
-            answer = link.ask(Request::Start, deadline).await?;
-        }
-        match answer {
-            Response::Started(started) => Ok(Decision::Runs(started, Box::new(link))),
-            Response::Fate(Fate::Runs) => {
-                let started = Started { hook_ms: None, warnings: Vec::new() };
-                Ok(Decision::Runs(started, Box::new(link)))
-            }
-            Response::Fate(Fate::NeverRan) => Ok(Decision::NeverRan),
-            _ => Err(LinkError::Unexpected { request: "settle" }.into()),
-        }
-    }
-}
-
-/// Tells a destination, over a control stream of its own, that the guest stays where it is.
-///
-/// # Errors
-/// It cannot be told; it finds out by itself when it has waited for long enough.
-pub(super) async fn call_off(host: &Host, peer: &str, migration: Uuid, reason: &str) -> Result<(), Failure> {
-    let session = host.session(peer).await?;
-    let mut link = Link::open(&session, migration).await?;
-    if let Response::Fate(Fate::Loaded) = link.ask(Request::Settle, ANSWER_DEADLINE).await? {
-        link.demand(Request::Abort { reason: reason.into() }, ANSWER_DEADLINE).await?;
-    }
-    link.finish();
-    Ok(())
-}
 
 /// A journal that an earlier life of this agent left open, and where to report on it.
 pub struct Open {
@@ -129,17 +46,14 @@ pub fn find(
 ) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalError> {
     let (mut open, mut history) = (Vec::new(), Vec::new());
     // The newest first: if two are open for one VM, only that one tells where its guest is.
-    for found in journal::list(&host.journals(), host.identity.as_str())?.into_iter().rev() {
-        let journal = match found {
-            Ok(journal) => journal,
-            Err(e) => {
-                tracing::error!(
-                    error = chain(&e),
-                    "a journal is not believed; the migration it tells of needs an operator"
-                );
-                continue;
-            }
-        };
+    let (mut believed, mut refused) = (Vec::new(), Vec::new());
+    for (path, found) in journal::list(&host.journals(), host.identity.as_str())?.into_iter().rev() {
+        match found {
+            Ok(journal) => believed.push(journal),
+            Err(e) => refused.push((path, e)),
+        }
+    }
+    for journal in believed {
         let header = &journal.past().header;
         if taken_up.contains(&(header.migration, header.role)) {
             continue;
@@ -157,11 +71,26 @@ pub fn find(
         history.push(progress);
     }
     history.reverse();
+    // What is open and believed is settled all the same; nothing new begins beside it.
+    for (path, e) in refused {
+        refuse(host, path, &e);
+    }
     let shown = |p: &Progress| {
         !open.iter().any(|o: &Open| o.progress.now().id == p.id && o.progress.now().role == p.role)
     };
     history.retain(shown);
     Ok((open, retry::only_last(history)))
+}
+
+/// A journal that is not believed is left alone, and no migration of its VM begins.
+pub(super) fn refuse(host: &Host, path: std::path::PathBuf, error: &journal::JournalError) {
+    let (vm, cause) = (journal::vm_of(&path), chain(error));
+    tracing::error!(
+        error = cause,
+        vm,
+        "a journal is not believed; the migration it tells of needs an operator"
+    );
+    host.refuse(Refused { path, vm, cause });
 }
 
 /// Ends a journal that a later migration of its VM has made void.
@@ -207,101 +136,124 @@ async fn settle_source(host: Arc<Host>, open: Open) {
     let past = journal.past().clone();
     let peer = host.config.peer_by_identity(&past.header.peer).map(|(name, _)| name.to_owned());
     let peer = peer.unwrap_or_else(|| past.header.peer.clone());
-    let decided_to_return = past.never_ran || !past.handed_over;
-    if past.runs || !decided_to_return {
-        let decision = if past.runs {
-            None
-        } else {
-            let handed = Handed { host: Arc::clone(&host), peer: peer.clone(), progress: progress.clone() };
-            let cause = "the agent was restarted after the hand-over".into();
-            Some(handed.ask_until_decided(&journal, cause).await)
-        };
-        if !matches!(decision, Some(Decision::NeverRan)) {
-            return settle_moved(&host, journal, &progress, decision).await;
+    let (mut machine, effects) = Source::restarted(past.known());
+    let question = Question::new(&host, &peer, past.header.migration, progress.clone());
+    let cause = "the agent was restarted after the hand-over".into();
+    let decided = question.decide(&mut machine, &mut journal, effects, cause).await;
+    match machine.ended() {
+        Some(Ended::Moved) => settle_moved(&host, machine, journal, &progress, decided).await,
+        _ => settle_stayed(&host, &peer, machine, journal, &progress, decided).await,
+    }
+    drop(reservation);
+}
+
+async fn settle_stayed(
+    host: &Host,
+    peer: &str,
+    mut machine: Source,
+    journal: Journal,
+    progress: &ProgressSink,
+    decided: Decided,
+) {
+    let past = journal.past().clone();
+    let leftovers = take_back(host, &past).await;
+    let cause = "the source's agent was restarted during the migration; it was rolled back".to_owned();
+    let mut thanks = decided.effects;
+    if thanks.contains(&SourceEffect::Ask(Ask::Abort)) && past.reached >= Phase::Precopy {
+        match decide::call_off(host, peer, past.header.migration, &cause).await {
+            Ok(fate) => thanks
+                .extend(fate.iter().flat_map(|f| decide::source_step(&mut machine, SourceInput::Heard(*f)))),
+            Err(e) => tracing::info!(error = chain(&e), "the destination undoes its part by itself"),
         }
     }
-    let leftovers = take_back(&host, &mut journal).await;
-    let cause = "the source's agent was restarted during the migration; it was rolled back".to_owned();
-    if past.phase >= Phase::Precopy
-        && !past.handed_over
-        && let Err(e) = call_off(&host, &peer, past.header.migration, &cause).await
-    {
-        tracing::info!(error = chain(&e), "the destination undoes its part by itself");
+    if thanks.contains(&SourceEffect::Ask(Ask::Confirmed)) {
+        decide::thank(host, peer, past.header.migration).await;
     }
     let outcome =
         Outcome::Failed { phase: past.reached, cause, problems: Vec::new(), cancelled: false, leftovers };
-    end(&host, journal, &progress, Phase::Failed, outcome);
-    drop(reservation);
+    end(host, journal, progress, Phase::Failed, outcome);
 }
 
 async fn settle_moved(
     host: &Host,
+    mut machine: Source,
     mut journal: Journal,
     progress: &ProgressSink,
-    decision: Option<Decision>,
+    decided: Decided,
 ) {
-    let mut leftovers = Vec::new();
-    if let Err(e) = journal.record(Record::Runs) {
-        leftovers.push(chain(&e));
-    }
-    if let Some(Decision::Runs(_, mut link)) = decision {
+    let Decided { effects, link, forced, .. } = decided;
+    let (effects, error) = decide::write_source(&mut machine, &mut journal, effects, None);
+    let mut leftovers: Vec<String> = error.iter().map(|e| chain(e)).collect();
+    if effects.contains(&SourceEffect::Ask(Ask::Confirmed))
+        && let Some(mut link) = link
+    {
         let _ = link.demand(Request::Confirmed, ANSWER_DEADLINE).await;
         link.finish();
     }
-    let name = &journal.past().header.vm;
-    if let Some(config) = host.config.vms.get(name)
+    let past = journal.past();
+    let name = &past.header.vm;
+    if forced.is_some() || past.forced.is_some() {
+        leftovers.push(source::kept_by_force(name));
+    } else if let Some(config) = host.config.vms.get(name)
         && let Ok((qmp, _events)) = vm::connect(config).await
         && is_postmigrate(&qmp).await
-        && let Err(e) = vm::quit(name, &qmp).await
     {
-        leftovers.push(format!("{}; end it by hand, and never continue it", chain(&e)));
+        leftovers.extend(release(name, &qmp, past).await);
     }
     end(host, journal, progress, Phase::Done, Outcome::Moved { leftovers });
+}
+
+/// Ends the old QEMU, or leaves it as was asked for.
+async fn release(name: &str, qmp: &Qmp, past: &Past) -> Vec<String> {
+    if past.header.keep_source {
+        return undo::clean_kept(qmp, past).await;
+    }
+    let ended = vm::quit(name, qmp).await;
+    ended.err().map(|e| format!("{}; end it by hand, and never continue it", chain(&e))).into_iter().collect()
 }
 
 async fn is_postmigrate(qmp: &Qmp) -> bool {
     matches!(qmp.execute(QueryStatus).await, Ok(info) if info.status == RunState::PostMigrate)
 }
 
-async fn take_back(host: &Host, journal: &mut Journal) -> Vec<String> {
-    let mut leftovers = Vec::new();
-    // Durable first: from here on no word of ours can start the guest at the destination.
-    if let Err(e) = journal.record(Record::NeverRan) {
-        return vec![chain(&e)];
-    }
-    let past = journal.past();
+/// Undoes what was made in the source's QEMU, and lets the guest run.
+pub(super) async fn take_back(host: &Host, past: &Past) -> Vec<String> {
     let name = &past.header.vm;
     match host.vm(name, "source") {
-        Err(problem) => leftovers.push(problem.to_string()),
+        Err(problem) => vec![problem.to_string()],
         Ok(config) => match vm::connect(config).await {
-            Ok((qmp, _events)) => {
-                leftovers.extend(undo::roll_back(&qmp, past, undo::Bitmaps::Go).await.leftovers)
-            }
-            Err(e) if e.is_not_listening() => leftovers.push(undo::gone(name)),
-            Err(e) => leftovers.push(format!("the QEMU of VM {name} cannot be asked: {}", chain(&e))),
+            Ok((qmp, _events)) => undo::roll_back(&qmp, past, undo::Bitmaps::Go).await.leftovers,
+            Err(e) if e.is_not_listening() => vec![undo::gone(name)],
+            Err(e) => vec![format!("the QEMU of VM {name} cannot be asked: {}", chain(&e))],
         },
     }
-    leftovers
 }
 
 async fn settle_destination(host: Arc<Host>, open: Open) {
     let Open { mut journal, progress, reservation } = open;
     let past = journal.past().clone();
     let name = past.header.vm.clone();
-    let connected = match host.vm(&name, "destination") {
-        Ok(config) => vm::connect(config).await.ok(),
+    let qmp = match host.vm(&name, "destination") {
+        Ok(config) => vm::connect(config).await.ok().map(|(qmp, _)| qmp),
         Err(_) => None,
     };
-    if past.runs || (past.starting && !past.never_ran) {
-        let leftovers = go_on(&host, &mut journal, connected.map(|(qmp, _)| qmp)).await;
+    let (machine, effects) = Destination::restarted(past.known());
+    let (ended, mut leftovers) = go_on(&host, machine, &mut journal, qmp.as_ref(), effects).await;
+    if ended == Some(Ended::Moved) {
+        if qmp.is_none() {
+            leftovers.push(format!(
+                "the QEMU of VM {name}, which was handed over to this host, has gone: start the VM here"
+            ));
+        }
         return end(&host, journal, &progress, Phase::Done, Outcome::Moved { leftovers });
     }
-    let mut leftovers = Vec::new();
-    if let Err(e) = journal.record(Record::NeverRan) {
-        leftovers.push(chain(&e));
-    } else if let Some((qmp, _events)) = connected {
-        let images = witness::images(&crate::qemu::disks(&qmp).await.unwrap_or_default());
-        leftovers.extend(destination::undo(&name, &qmp, &past, None).await);
+    if ended.is_none() {
+        tracing::warn!(vm = name, "the agent stops before its disk has taken a record; the next one goes on");
+        return;
+    }
+    if let Some(qmp) = &qmp {
+        let images = witness::images(&crate::qemu::disks(qmp).await.unwrap_or_default());
+        leftovers.extend(destination::undo(&name, qmp, &past, None).await);
         witness::bear(&mut journal, &images, &leftovers);
     }
     let cause = "the destination's agent was restarted during the migration".to_owned();
@@ -311,69 +263,100 @@ async fn settle_destination(host: Arc<Host>, open: Open) {
     drop(reservation);
 }
 
-/// The word to start was on disk: the guest is ours, so it must run.
-async fn go_on(host: &Host, journal: &mut Journal, qmp: Option<Qmp>) -> Vec<String> {
-    let past = journal.past();
-    let name = &past.header.vm;
+/// Follows the machine until it is decided; `None` when the agent stops before.
+async fn go_on(
+    host: &Host,
+    mut machine: Destination,
+    journal: &mut Journal,
+    qmp: Option<&Qmp>,
+    mut effects: Vec<DestinationEffect>,
+) -> (Option<Ended>, Vec<String>) {
     let mut leftovers = Vec::new();
-    match qmp {
-        None => leftovers.push(format!(
-            "the QEMU of VM {name}, which was handed over to this host, has gone: start the VM here"
-        )),
-        Some(qmp) if past.header.running && !past.runs => {
-            leftovers.extend(run_at_last(host, name, &qmp).await)
+    loop {
+        let (next, error) = decide::write_destination(&mut machine, journal, effects, None);
+        effects = next;
+        if effects == [DestinationEffect::Start] {
+            let (ran, trouble) = run_at_last(host, journal.past(), qmp).await;
+            leftovers.extend(trouble);
+            effects = decide::destination_step(&mut machine, DestinationInput::Ran(ran));
+            effects.retain(|e| matches!(e, DestinationEffect::Write(_)));
+            continue;
         }
-        Some(_) => {}
+        if machine.ended().is_some() {
+            leftovers.extend(error.map(|e| chain(&e)));
+            return (machine.ended(), leftovers);
+        }
+        tokio::select! {
+            () = sleep(ASK_AGAIN) => {}
+            () = host.stopping.cancelled() => return (None, leftovers),
+        }
+        effects = decide::destination_step(&mut machine, DestinationInput::Again);
     }
-    if let Err(e) = journal.record(Record::Runs) {
-        leftovers.push(chain(&e));
-    }
-    leftovers
 }
 
 /// Starts a guest that an earlier life of this agent was about to start. Whether its command had
 /// done its work by then is not known, so that runs again.
-async fn run_at_last(host: &Host, name: &str, qmp: &Qmp) -> Vec<String> {
+async fn run_at_last(host: &Host, past: &Past, qmp: Option<&Qmp>) -> (Ran, Vec<String>) {
+    let name = &past.header.vm;
+    let Some(qmp) = qmp else { return (Ran::No, Vec::new()) };
     let paused = matches!(qmp.execute(QueryStatus).await, Ok(info) if info.status == RunState::Paused);
-    if !paused {
-        return Vec::new();
+    if !paused || !past.header.running {
+        return (Ran::Perhaps, Vec::new());
     }
     let hook = host.config.vms.get(name).map(|vm| vm.before_start.clone()).unwrap_or_default();
     let ran = vm::run_hook(&hook, name, host.config.deadlines.hook()).await;
     let mut leftovers: Vec<String> = ran.err().into_iter().collect();
     if let Err(e) = qmp.execute(Cont).await {
         leftovers.push(format!("VM {name} could not be continued: {}", chain(&e)));
+        return (Ran::Perhaps, leftovers);
     }
-    leftovers
+    (Ran::Yes, leftovers)
 }
 
 fn end(host: &Host, journal: Journal, progress: &ProgressSink, phase: Phase, outcome: Outcome) {
     tracing::info!(vm = journal.past().header.vm, result = outcome.label(), "settled");
     host.end(journal, outcome.clone());
-    super::source::finish(progress, phase, outcome);
+    source::finish(progress, phase, outcome);
 }
 
-/// What this host durably knows of a migration that `peer` sent; `None` when that is nothing.
-pub(super) fn fate(host: &Host, peer: &Identity, migration: Uuid) -> Option<Fate> {
+/// What this host says of a migration that `peer` sent, and that nobody serves any more; `None` when
+/// it knows of none.
+pub(super) fn recall(host: &Host, peer: &Identity, migration: Uuid) -> Option<Fate> {
     let sent = |past: &Past| {
         let header = &past.header;
         header.migration == migration && header.role == Role::Destination && header.peer == peer.as_str()
     };
-    if let Some(past) = host.unended(migration, Role::Destination).filter(sent)
-        && let Err(e) = host.end_late()
-    {
-        tracing::warn!(error = chain(&e), "the journal still cannot be ended");
-        // It never has the word to start, and its QEMU has been undone: that is as durable.
-        return (!past.starting && !past.runs).then_some(Fate::NeverRan);
+    // Its machine has decided; only the journal's end is missing.
+    if let Some((_, outcome)) = host.unended(migration, Role::Destination).filter(|(past, _)| sent(past)) {
+        return Some(match outcome {
+            Outcome::Moved { .. } => Fate::Runs,
+            _ => Fate::NeverRan,
+        });
     }
     // It may be written to at this moment, so it is only looked at.
     let path = Journal::path(&host.journals(), migration, Role::Destination);
-    match Journal::peek(&path, host.identity.as_str()).ok().filter(sent)? {
-        Past { runs: true, .. } => Some(Fate::Runs),
-        Past { never_ran: true, .. } | Past { ended: Some(Outcome::Failed { .. }), .. } => {
-            Some(Fate::NeverRan)
-        }
+    match Journal::peek(&path, host.identity.as_str()) {
+        Ok(past) if sent(&past) => Some(past.known().ended.map_or(Fate::Open, Ended::fate)),
+        // Something is there, and it is not known what.
+        Err(_) if path.exists() => Some(Fate::Open),
         _ => None,
+    }
+}
+
+/// The source knows how it ended, and never asks again.
+pub(super) fn confirmed(host: &Host, peer: &Identity, migration: Uuid) {
+    let path = Journal::path(&host.journals(), migration, Role::Destination);
+    let ours = |past: &Past| past.header.peer == peer.as_str() && past.ended.is_some() && !past.confirmed;
+    // Only looked at first: one that has not ended has somebody who writes to it.
+    if !Journal::peek(&path, host.identity.as_str()).is_ok_and(|past| ours(&past)) {
+        return;
+    }
+    let journal = Journal::open(&path, host.identity.as_str());
+    if let Err(e) = journal.and_then(|mut journal| journal.record(Record::Confirmed)) {
+        tracing::info!(
+            error = chain(&e),
+            "that the source knows was not written; the journal is kept longer"
+        );
     }
 }
 

@@ -10,10 +10,11 @@ use uuid::Uuid;
 use super::delta::{Delta, DeltaError, Tracking};
 use super::examine::{self, Examined};
 use super::failure::Failure;
+use super::handover::{self, Ask, Ended as Owned, SourceEffect, SourceInput, SourceState};
 use super::host::Host;
-use super::journal::{Journal, Record, RetryOf, Role};
+use super::journal::{Beginning, Journal, Record, RetryOf, Role};
 use super::link::{Link, LinkError};
-use super::message::{Notice, Prepared, Request, Response, Started};
+use super::message::{Fate, Notice, Prepared, Request, Response, Started};
 use super::patience::Patience;
 use super::phase::{Phase, Step};
 use super::plan::{self, CopiedDisk};
@@ -22,10 +23,10 @@ use super::progress::{DiskProgress, Downtime, Outcome, ProgressSink};
 use super::retry::{Ended, Held, Retry};
 use super::streams::{Label, Streams};
 use super::undo::Bitmaps;
-use super::{settle, undo, vm};
+use super::{decide, undo, vm};
 use crate::net::pump::PumpEnd;
 use crate::net::session::Session;
-use crate::qemu::{BlockdevDel, EventKind, Events, Qmp};
+use crate::qemu::{EventKind, Events, Qmp};
 
 /// Between two looks at how far QEMU is.
 pub(super) const TICK: Duration = Duration::from_millis(250);
@@ -90,6 +91,10 @@ pub(super) struct Source {
     pub(super) session: Session,
     pub(super) link: Link,
     pub(super) journal: Journal,
+    /// Whose the guest is.
+    pub(super) handover: handover::Source,
+    /// What the machine wants done and has not been done yet.
+    pub(super) effects: Vec<SourceEffect>,
     pub(super) streams: Streams,
     pub(super) disks: Vec<CopiedDisk>,
     pub(super) tracking: Tracking,
@@ -152,7 +157,13 @@ impl Source {
         if let (Some(retry), Some(held)) = (&mut retry, &*held) {
             retry.kept = held.tracking.undo();
         }
-        let journal = host.journal(request.id, Role::Source, &request.vm, &peer, examined.running, retry)?;
+        let beginning = Beginning {
+            vm: &request.vm,
+            running: examined.running,
+            keep_source: request.options.keep_source,
+            retry,
+        };
+        let journal = host.journal(request.id, Role::Source, &peer, beginning)?;
         // Now that this one tells of the bitmaps.
         let tracking = held.take().map(|held| held.pass_on(&host)).unwrap_or_default();
         let Examined { qmp, events, disks, .. } = examined;
@@ -171,6 +182,8 @@ impl Source {
             session,
             link,
             journal,
+            handover: handover::Source::new(),
+            effects: Vec::new(),
             streams: Streams::new(),
             disks,
             tracking,
@@ -195,16 +208,20 @@ impl Source {
             "migration begins"
         );
         match self.perform().await {
-            Ok(started) => Some(self.confirm(started).await),
-            // From the hand-over on the journal says all that there is to know.
-            Err(Failure::Frozen) if self.journal.past().handed_over => None,
-            Err(Failure::Frozen) if self.delta.disks.is_empty() => {
-                self.stop().await;
-                None
+            Ok(started) => Some(self.confirm(started, true).await),
+            Err(Failure::Frozen) if self.handover.state() == SourceState::Ours => {
+                match self.delta.disks.is_empty() {
+                    true => {
+                        self.stop().await;
+                        None
+                    }
+                    // What this very process reads and writes cannot be left to another.
+                    false => Some(self.roll_back(Failure::Stopping).await),
+                }
             }
-            // What this very process reads and writes cannot be left to another.
-            Err(Failure::Frozen) => Some(self.roll_back(Failure::Stopping).await),
-            Err(failure) if self.journal.past().handed_over => {
+            // From the hand-over on the journal says all that there is to know.
+            Err(Failure::Frozen) => None,
+            Err(failure) if self.handover.is_open_question() => {
                 let frozen = self.host.frozen();
                 tokio::select! {
                     ended = self.resolve(failure) => Some(ended),
@@ -317,16 +334,29 @@ impl Source {
 
     /// The source's last word: durable before the destination hears it.
     async fn hand_over(&mut self) -> Result<Started, Failure> {
-        self.journal.record(Record::HandedOver)?;
-        let deadline = self.host.config.deadlines.hook() + Duration::from_secs(30);
         let since = Instant::now();
+        let effects = self.handover.step(SourceInput::Complete)?;
+        let (effects, error) = decide::write_source(&mut self.handover, &mut self.journal, effects, None);
+        self.effects = effects;
+        if let Some(error) = error {
+            return Err(error.into());
+        }
+        self.effects.retain(|e| *e != SourceEffect::Ask(Ask::Start));
+        let deadline = self.host.config.deadlines.hook() + Duration::from_secs(30);
         let answer = tokio::select! {
             answer = self.link.ask(Request::Start, deadline) => answer?,
             () = self.host.frozen() => return Err(Failure::Frozen),
         };
-        let Response::Started(started) = answer else {
-            return Err(LinkError::Unexpected { request: "start" }.into());
+        let (fate, started) = match answer {
+            Response::Started(started) => (Fate::Runs, Some(started)),
+            Response::Fate(fate) => (fate, None),
+            _ => return Err(LinkError::Unexpected { request: "start" }.into()),
         };
+        self.effects = self.handover.step(SourceInput::Heard(fate))?;
+        if fate != Fate::Runs {
+            return Err(LinkError::Unexpected { request: "start" }.into());
+        }
+        let started = started.unwrap_or(Started { hook_ms: None, warnings: Vec::new() });
         self.downtime.start_ms = millis(since);
         self.downtime.total_ms = self.paused_at.map_or(0, millis);
         self.downtime.hook_ms = started.hook_ms;
@@ -334,14 +364,23 @@ impl Source {
     }
 
     /// The guest runs at the destination: take note, tidy up.
-    async fn confirm(mut self, started: Started) -> Ended {
+    async fn confirm(mut self, started: Started, release: bool) -> Ended {
         let mut leftovers = Vec::new();
-        if let Err(e) = self.note_moved().await {
+        if let Err(e) = self.enter(Step::Done) {
             leftovers.push(chain(&e));
         }
-        if self.request.options.keep_source {
-            leftovers.extend(self.delete_nodes().await);
-            leftovers.extend(undo::end_following(&self.qmp, self.journal.past()).await);
+        let effects = std::mem::take(&mut self.effects);
+        let (effects, error) = decide::write_source(&mut self.handover, &mut self.journal, effects, None);
+        leftovers.extend(error.map(|e| chain(&e)));
+        if effects.contains(&SourceEffect::Ask(Ask::Confirmed))
+            && let Err(e) = self.link.demand(Request::Confirmed, Duration::from_secs(10)).await
+        {
+            tracing::info!(error = chain(&e), "the destination ends its part without our thanks");
+        }
+        if !release {
+            leftovers.push(kept_by_force(&self.request.vm));
+        } else if self.request.options.keep_source {
+            leftovers.extend(undo::clean_kept(&self.qmp, self.journal.past()).await);
         } else if let Err(e) = vm::quit(&self.request.vm, &self.qmp).await {
             leftovers.push(format!("{}; end it by hand, and never continue it", chain(&e)));
         }
@@ -353,25 +392,6 @@ impl Source {
         });
         self.count_bytes();
         self.end(Phase::Done, Outcome::Moved { leftovers }, false)
-    }
-
-    async fn note_moved(&mut self) -> Result<(), Failure> {
-        self.enter(Step::Done)?;
-        self.journal.record(Record::Runs)?;
-        if let Err(e) = self.link.demand(Request::Confirmed, Duration::from_secs(10)).await {
-            tracing::info!(error = chain(&e), "the destination ends its part without our thanks");
-        }
-        Ok(())
-    }
-
-    async fn delete_nodes(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        for node in undo::leftovers(self.journal.past()).nodes {
-            if let Err(e) = self.qmp.execute(BlockdevDel { node_name: node.clone() }).await {
-                left.push(format!("block node {node} in the source's QEMU: {}", chain(&e)));
-            }
-        }
-        left
     }
 
     async fn roll_back(mut self, failure: Failure) -> Ended {
@@ -387,61 +407,93 @@ impl Source {
         // First of all, so that neither QEMU hangs on a stream that no longer moves.
         self.streams.cut_all();
         self.delta.abort().await;
+        if self.handover.ended().is_none() {
+            self.effects = decide::source_step(&mut self.handover, SourceInput::Fail);
+        }
         let keeps = self.has_successor()
             && failure.may_pass()
             && !self.journal.past().handed_over
             && self.tracking.is_worth_keeping();
         let bitmaps = if keeps { Bitmaps::StayForTheNextTry } else { Bitmaps::Go };
-        let reason = cause.clone();
-        let told = self.link.demand(Request::Abort { reason }, ABORT_DEADLINE);
-        let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past(), bitmaps));
-        if let Err(e) = told {
-            tracing::info!(error = chain(&e), "the destination could not be told");
-            self.call_off(phase, &cause).await;
-        }
-        if let Err(e) = self.journal.record(Record::NeverRan) {
-            undone.leftovers.push(chain(&e));
-        }
-        let outcome = failed(phase, &failure, cause, undone.leftovers);
+        let undone = self.take_back(phase, &cause, bitmaps).await;
+        let outcome = failed(phase, &failure, cause, undone);
         let may_pass = failure.may_pass();
         if keeps { self.hold(outcome) } else { self.end(Phase::Failed, outcome, may_pass) }
     }
 
+    /// Does what the machine wants done about a guest that is ours.
+    async fn take_back(&mut self, phase: Phase, cause: &str, bitmaps: Bitmaps) -> Vec<String> {
+        let effects = std::mem::take(&mut self.effects);
+        let wants = |effect| effects.contains(&effect);
+        let (reason, link) = (cause.to_owned(), &mut self.link);
+        let told = async {
+            match wants(SourceEffect::Ask(Ask::Abort)) {
+                true => Some(link.ask(Request::Abort { reason }, ABORT_DEADLINE).await),
+                false => None,
+            }
+        };
+        let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past(), bitmaps));
+        let mut fate = None;
+        match told {
+            Some(Ok(Response::Fate(heard))) => fate = Some(heard),
+            Some(Err(e)) => {
+                tracing::info!(error = chain(&e), "the destination could not be told");
+                fate = self.call_off(phase, cause).await;
+            }
+            _ => {}
+        }
+        let writes = effects.iter().filter(|e| matches!(e, SourceEffect::Write(_))).copied().collect();
+        let (_, error) = decide::write_source(&mut self.handover, &mut self.journal, writes, None);
+        undone.leftovers.extend(error.map(|e| chain(&e)));
+        let mut thanks = effects;
+        if let Some(fate) = fate {
+            thanks.extend(decide::source_step(&mut self.handover, SourceInput::Heard(fate)));
+        }
+        if thanks.contains(&SourceEffect::Ask(Ask::Confirmed)) {
+            decide::thank(&self.host, &self.request.peer, self.request.id).await;
+        }
+        undone.leftovers
+    }
+
     /// A destination that lost us undoes its part by itself, at once; but one that has the whole
     /// guest waits for our word for long, and nothing could be tried again meanwhile.
-    async fn call_off(&self, phase: Phase, cause: &str) {
-        if phase < Phase::Switchover || phase == Phase::HandOver {
-            return;
+    async fn call_off(&self, phase: Phase, cause: &str) -> Option<Fate> {
+        if phase < Phase::Switchover {
+            return None;
         }
-        if let Err(e) = settle::call_off(&self.host, &self.request.peer, self.request.id, cause).await {
+        let told = decide::call_off(&self.host, &self.request.peer, self.request.id, cause).await;
+        told.unwrap_or_else(|e| {
             tracing::info!(
                 error = chain(&e),
                 "the destination undoes its part when it misses us for too long"
             );
-        }
+            None
+        })
     }
 
-    /// Handed over, and no word: asks until the destination says what became of the guest.
+    /// The guest may be either side's: asks until that is decided.
     async fn resolve(mut self, failure: Failure) -> Ended {
-        tracing::error!(cause = chain(&failure), "handed over, and the destination's word is missing");
+        tracing::error!(cause = chain(&failure), "the hand-over is open: the destination is asked");
         self.streams.cut_all();
-        let resolved = settle::Handed {
-            host: Arc::clone(&self.host),
-            peer: self.request.peer.clone(),
-            progress: self.progress.clone(),
-        };
-        match resolved.ask_until_decided(&self.journal, chain(&failure)).await {
-            settle::Decision::Runs(started, link) => {
-                self.phase = Phase::Undecided;
-                self.link = *link;
-                self.downtime.total_ms = self.paused_at.map_or(0, millis);
-                self.confirm(started).await
-            }
-            settle::Decision::NeverRan => {
-                self.phase = Phase::HandOver;
-                self.roll_back(failure).await
-            }
+        let (host, progress) = (&self.host, self.progress.clone());
+        let question = decide::Question::new(host, &self.request.peer, self.request.id, progress);
+        let mut effects = std::mem::take(&mut self.effects);
+        if effects.is_empty() {
+            effects = decide::source_step(&mut self.handover, SourceInput::Again);
         }
+        let cause = chain(&failure);
+        let decided = question.decide(&mut self.handover, &mut self.journal, effects, cause).await;
+        self.effects = decided.effects;
+        if let Some(link) = decided.link {
+            self.link = link;
+        }
+        if self.handover.ended() == Some(Owned::Moved) {
+            self.phase = Phase::Undecided;
+            self.downtime.total_ms = self.paused_at.map_or(0, millis);
+            return self.confirm(decided.started, decided.forced.is_none()).await;
+        }
+        self.phase = Phase::HandOver;
+        self.roll_back(failure).await
     }
 
     /// The cause in words; the other side's when ours is only the echo of it.
@@ -534,6 +586,14 @@ async fn connect(host: &Host, peer: &str, cancel: &CancellationToken) -> Result<
 /// Who cancelled: an operator, or the agent on its way out.
 pub(super) fn cancelled(host: &Host) -> Failure {
     if host.stopping.is_cancelled() { Failure::Stopping } else { Failure::Cancelled }
+}
+
+/// An operator's word alone does not end a QEMU that has the only copy of a guest's RAM.
+pub(super) fn kept_by_force(vm: &str) -> String {
+    format!(
+        "the QEMU of VM {vm}, paused: an operator gave the VM to the destination. Never continue it; end it \
+         once the VM runs there"
+    )
 }
 
 fn disk_progress(disk: &CopiedDisk) -> DiskProgress {

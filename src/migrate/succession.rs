@@ -21,6 +21,7 @@ use super::frozen::{
     Descriptors, FrozenDestination, FrozenMigrations, FrozenSource, StoppedControl, StoppedData,
     ThawedStreams, settle_data,
 };
+use super::handover;
 use super::host::{Host, Reservation};
 use super::journal::{Journal, Role};
 use super::link::Link;
@@ -210,6 +211,9 @@ impl Source {
             session,
             link,
             journal,
+            // Only what is the source's without a question is left to another process.
+            handover: handover::Source::new(),
+            effects: Vec::new(),
             streams: pumps,
             disks: left.disks,
             tracking: left.tracking,
@@ -250,8 +254,9 @@ impl Destination {
             nbd: None,
             ram: None,
             incoming: self.incoming,
-            loaded: self.loaded,
-            continued: self.continued,
+            handover: self.handover,
+            granted: self.granted,
+            said_started: self.said_started,
             started: self.started.map(StartedQemu::into_unit),
         };
         let (nbd, ram, control) = (self.nbd, self.ram, control.map(Control::stop));
@@ -295,8 +300,9 @@ impl Destination {
             controls: served.controls,
             ram: left.ram.and_then(|n| fds.take(n)),
             incoming: left.incoming,
-            loaded: left.loaded,
-            continued: left.continued,
+            handover: left.handover,
+            granted: left.granted,
+            said_started: left.said_started,
             missed_events: true,
             _registration: registration,
             _reservation: reservation,

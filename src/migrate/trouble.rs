@@ -24,6 +24,8 @@ pub(crate) enum Trouble {
     Socket(#[from] std::io::Error),
     #[error("`{0}` was asked at the wrong moment")]
     OutOfOrder(&'static str),
+    #[error(transparent)]
+    HandOver(#[from] super::handover::Illegal),
     #[error("the destination's agent was told to stop")]
     Stopping,
     #[error("it is left to another process")]

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::journal::{Past, Undo};
 use super::problem::chain;
 use crate::qemu::{
-    CleanupReport, Cont, Qmp, QmpError, QueryStatus, RunState, SourceLeftovers, source_cleanup,
+    BlockdevDel, CleanupReport, Cont, Qmp, QmpError, QueryStatus, RunState, SourceLeftovers, source_cleanup,
 };
 
 /// How long the guest may take to run again.
@@ -86,6 +86,17 @@ pub(crate) fn leftovers(past: &Past) -> SourceLeftovers {
                 left.parameters_before = Some(*parameters);
             }
             Undo::Qemu => {}
+        }
+    }
+    left
+}
+
+/// Takes what was made out of a QEMU that is kept, and whose guest has moved.
+pub(crate) async fn clean_kept(qmp: &Qmp, past: &Past) -> Vec<String> {
+    let mut left = end_following(qmp, past).await;
+    for node in leftovers(past).nodes {
+        if let Err(e) = qmp.execute(BlockdevDel { node_name: node.clone() }).await {
+            left.push(format!("block node {node} in the source's QEMU: {}", chain(&e)));
         }
     }
     left

@@ -132,11 +132,16 @@ fn testimony(host: &Host, peer: &Identity, vm: &str, after: Uuid) -> Result<Witn
 
 /// Whether journals tell of another migration of the VM with which its guest was on this host.
 fn was_here_since(host: &Host, vm: &str, before: &Past) -> bool {
-    let all = journal::list(&host.journals(), host.identity.as_str()).unwrap_or_default();
-    all.iter().flatten().map(Journal::past).any(|past| {
-        let later = past.header.began_at >= before.header.began_at;
-        let here = past.header.role == Role::Source || past.starting || past.runs;
-        past.header.vm == vm && later && here
+    // Only looked at: others are writing to theirs.
+    let Ok(all) = journal::peek_all(&host.journals(), host.identity.as_str()) else { return true };
+    all.iter().any(|(path, past)| match past {
+        // Of one that is not believed nothing is known.
+        Err(_) => journal::vm_of(path).is_none_or(|of| of == vm),
+        Ok(past) => {
+            let later = past.header.began_at >= before.header.began_at;
+            let here = past.header.role == Role::Source || past.starting || past.runs;
+            past.header.vm == vm && later && here
+        }
     })
 }
 

@@ -421,8 +421,9 @@ fn open_journals(folder: &std::path::Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let text = fs::read_to_string(&path)?;
-        let last: Value = text.lines().last().map(serde_json::from_str).transpose()?.unwrap_or_default();
-        if last["ended"].is_null() {
+        // Its end need not be its last line: what the source confirms, or is cleaned late, follows.
+        let records = text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+        if records.iter().all(|line| line["record"]["ended"].is_null()) {
             open.push(path);
         }
     }

@@ -1,0 +1,131 @@
+//! A destination's ends: the guest is here for good, or everything is as it was.
+
+use super::Destination;
+use crate::migrate::handover::{Ask, DestinationInput};
+use crate::migrate::journal::{Past, Record, Undo};
+use crate::migrate::message::{Fate, Response};
+use crate::migrate::phase::Phase;
+use crate::migrate::problem::chain;
+use crate::migrate::progress::Outcome;
+use crate::migrate::reception::Control;
+use crate::migrate::trouble::Trouble;
+use crate::migrate::vm::{self, StartedQemu};
+use crate::migrate::{decide, settle, source, witness};
+use crate::qemu::{DestinationLeftovers, Qmp, QueryStatus, RunState, destination_cleanup, names};
+
+impl Destination {
+    /// After the word to start nothing leads back: the guest is here, as well as it can be.
+    pub(super) fn go_on(mut self, trouble: &Trouble) {
+        tracing::error!(vm = self.vm, cause = chain(trouble), "trouble after the hand-over");
+        let mut leftovers = vec![chain(trouble)];
+        if !self.journal.past().runs
+            && let Err(e) = self.journal.record(Record::Runs)
+        {
+            leftovers.push(chain(&e));
+        }
+        self.end_moved(leftovers);
+    }
+
+    pub(super) fn end_moved(self, leftovers: Vec<String>) {
+        let outcome = Outcome::Moved { leftovers };
+        self.host.end(self.journal, outcome.clone());
+        source::finish(&self.progress, Phase::Done, outcome);
+    }
+
+    /// Undoes what was prepared, once it is proved that the guest never ran here and never will.
+    pub(super) async fn give_up(mut self, trouble: &Trouble, mut control: Option<Control>) {
+        let asked = matches!(trouble, Trouble::Aborted(_));
+        let input = match asked {
+            true => DestinationInput::Asked(Ask::Abort),
+            false => DestinationInput::Trouble,
+        };
+        let effects = decide::destination_step(&mut self.handover, input);
+        let error = self.write(effects);
+        // Streams first: an NBD client in its handshake would hang QEMU 7.2's server stop.
+        self.streams.cut_all();
+        self.ram = None;
+        self.nbd = None;
+        if !self.prove(&mut control).await {
+            tracing::warn!(vm = self.vm, "the agent stops before its disk has taken a record");
+            return;
+        }
+        let mut leftovers: Vec<String> = error.map(|e| chain(&e)).into_iter().collect();
+        leftovers.extend(undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await);
+        witness::bear(&mut self.journal, &self.images, &leftovers);
+        let outcome = never_ran(trouble, leftovers);
+        self.host.end(self.journal, outcome.clone());
+        tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");
+        source::finish(&self.progress, Phase::Failed, outcome);
+        if let Some(mut control) = control {
+            if asked {
+                control.answer(Response::Fate(Fate::NeverRan)).await;
+            }
+            control.finish();
+        }
+    }
+
+    /// Tries until the journal proves that the guest never will run; not when the agent stops before.
+    async fn prove(&mut self, control: &mut Option<Control>) -> bool {
+        while self.handover.ended().is_none() {
+            tokio::select! {
+                () = tokio::time::sleep(decide::ASK_AGAIN) => {
+                    let effects = decide::destination_step(&mut self.handover, DestinationInput::Again);
+                    self.write(effects);
+                }
+                Some((again, _)) = self.controls.recv() => {
+                    control.insert(again).answer(self.word()).await;
+                }
+                () = self.host.stopping.cancelled() => return false,
+                () = self.host.frozen() => return false,
+            }
+        }
+        true
+    }
+}
+
+pub(super) fn never_ran(trouble: &Trouble, leftovers: Vec<String>) -> Outcome {
+    let problems = trouble.refusal().problems;
+    let cancelled = matches!(trouble, Trouble::Aborted(reason) if reason == "cancelled");
+    let cause = chain(trouble);
+    Outcome::Failed { phase: Phase::Prepare, cause, problems, cancelled, leftovers }
+}
+
+/// Whether the QEMU behind the monitor is still the one that waited for this migration.
+async fn is_that_qemu(qmp: &Qmp, past: &Past) -> bool {
+    let took_ram = past.undo.contains(&Undo::Fd(names::RAM_FDNAME.into()));
+    match qmp.execute(QueryStatus).await.map(|info| info.status) {
+        Ok(RunState::InMigrate) => true,
+        Ok(RunState::Paused) => took_ram,
+        _ => false,
+    }
+}
+
+/// Undoes what `past` records: ends the QEMU that we started, or cleans the one that we found.
+pub(in crate::migrate) async fn undo(
+    name: &str,
+    qmp: &Qmp,
+    past: &Past,
+    started: Option<StartedQemu>,
+) -> Vec<String> {
+    if settle::started_qemu(past) {
+        let ended = match started {
+            Some(started) => started.stop(qmp).await,
+            None if is_that_qemu(qmp, past).await => vm::quit(name, qmp).await,
+            // Somebody has started the VM since; what we had started is gone with its process.
+            None => Ok(()),
+        };
+        return ended.err().map(|e| chain(&e)).into_iter().collect();
+    }
+    let mut left = DestinationLeftovers::default();
+    for undo in &past.undo {
+        match undo {
+            Undo::Fd(name) => left.fdnames.push(name.clone()),
+            Undo::NbdServer => left.nbd_server = true,
+            Undo::Export(id) => left.exports.push(id.clone()),
+            _ => {}
+        }
+    }
+    let report = destination_cleanup(qmp, &left).await;
+    let not_ours = report.left.iter().filter(|l| !l.source.is_disconnected());
+    not_ours.map(|l| format!("{} in the destination's QEMU: {}", l.what, chain(&l.source))).collect()
+}

@@ -1,0 +1,97 @@
+//! The guest's start at its destination: the record before, `cont`, the word after.
+
+use tokio::time::Instant;
+
+use super::{Destination, RUNNING_DEADLINE};
+use crate::migrate::handover::{Ask, DestinationEffect, DestinationInput, Ran};
+use crate::migrate::journal::JournalError;
+use crate::migrate::message::Started;
+use crate::migrate::phase::Phase;
+use crate::migrate::reception::Control;
+use crate::migrate::trouble::Trouble;
+use crate::migrate::{decide, source, vm};
+use crate::qemu::{Cont, QueryStatus};
+
+impl Destination {
+    /// The guest is ours from the record on, unless its QEMU turns out to be gone before it was
+    /// told to run it: then it surely never ran here.
+    pub(super) async fn start_guest(&mut self, control: &mut Control) -> Result<(), Trouble> {
+        self.qmp.execute(QueryStatus).await?;
+        let effects = self.handover.step(DestinationInput::Asked(Ask::Start))?;
+        if let Some(error) = self.write(effects) {
+            return Err(error.into());
+        }
+        self.enter(Phase::HandOver);
+        let mut warnings = Vec::new();
+        let hook_ms = self.run_hook(&mut warnings).await;
+        let (ran, trouble) = self.let_run(&mut warnings).await;
+        let effects = self.handover.step(DestinationInput::Ran(ran))?;
+        if let Some(trouble) = trouble {
+            self.write(effects);
+            return Err(trouble);
+        }
+        self.enter(Phase::Confirm);
+        tracing::info!(vm = self.vm, "the guest runs here");
+        // Said before it is written: `starting` is on the disk, and says the same after a crash.
+        self.said_started = Some(Started { hook_ms, warnings });
+        control.answer(self.word()).await;
+        self.write(effects);
+        Ok(())
+    }
+
+    /// Writes the records of these effects, and of those that follow from them. The rest is done
+    /// where the guest's start or end is.
+    pub(super) fn write(&mut self, effects: Vec<DestinationEffect>) -> Option<JournalError> {
+        let effects = effects.into_iter().filter(|e| matches!(e, DestinationEffect::Write(_))).collect();
+        decide::write_destination(&mut self.handover, &mut self.journal, effects, None).1
+    }
+
+    async fn let_run(&mut self, warnings: &mut Vec<String>) -> (Ran, Option<Trouble>) {
+        if !self.journal.past().header.running {
+            return (Ran::Yes, None);
+        }
+        if let Err(e) = self.qmp.execute(QueryStatus).await {
+            return (Ran::No, Some(e.into()));
+        }
+        match self.qmp.execute(Cont).await {
+            Err(source) if source.desc().is_some() => {
+                return (Ran::No, Some(Trouble::NotStarted { vm: self.vm.clone(), source }));
+            }
+            Err(e) => return (Ran::Perhaps, Some(e.into())),
+            Ok(_) => {}
+        }
+        match self.wait_running().await {
+            Ok(warning) => {
+                warnings.extend(warning);
+                (Ran::Yes, None)
+            }
+            Err(e) => (Ran::Perhaps, Some(e)),
+        }
+    }
+
+    async fn run_hook(&self, warnings: &mut Vec<String>) -> Option<u64> {
+        let hook = &self.host.config.vms.get(&self.vm)?.before_start;
+        if hook.is_empty() {
+            return None;
+        }
+        let since = Instant::now();
+        let ran = vm::run_hook(hook, &self.vm, self.host.config.deadlines.hook()).await;
+        warnings.extend(ran.err());
+        Some(since.elapsed().as_millis() as u64)
+    }
+
+    /// A warning when QEMU does not say that the guest runs.
+    async fn wait_running(&self) -> Result<Option<String>, Trouble> {
+        let until = Instant::now() + RUNNING_DEADLINE;
+        loop {
+            let info = self.qmp.execute(QueryStatus).await?;
+            if info.running {
+                return Ok(None);
+            }
+            if Instant::now() > until {
+                return Ok(Some(format!("VM {} was started and is in state {}", self.vm, info.status)));
+            }
+            source::pause().await;
+        }
+    }
+}

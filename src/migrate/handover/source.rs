@@ -1,0 +1,254 @@
+//! The source's side of the hand-over. Pure; see the module above for the rules.
+
+use super::{Ask, Ended, Illegal, Known, Mark, Side, Written};
+use crate::migrate::message::Fate;
+
+/// Who owns the guest, as the source sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SourceState {
+    /// The source's; nothing has been handed over.
+    Ours,
+    /// `handed-over` is being written.
+    HandingOver,
+    /// The destination's, unless it says that it never ran.
+    Asking {
+        /// `handed-over` is surely on the disk, so that the destination may be told to start.
+        sure: bool,
+    },
+    /// Nobody knows whether `handed-over` is on the disk, and *start* was never said under it.
+    Doubt,
+    /// The destination has said that it never ran; that is being written.
+    TakingBack,
+    /// An operator's decision is being written.
+    Forcing {
+        /// Whose the guest is to be.
+        side: Side,
+        /// What it was before, should the disk not take it.
+        was: Undecided,
+    },
+    /// The source's for good.
+    Back {
+        /// A durable record says so: the destination's word is no longer needed.
+        noted: bool,
+    },
+    /// The destination has said that it runs there; that is being written.
+    Noting,
+    /// The destination's for good.
+    Moved,
+}
+
+/// The states in which an operator may decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Undecided {
+    /// [`SourceState::Asking`].
+    Asking {
+        /// The same.
+        sure: bool,
+    },
+    /// [`SourceState::Doubt`].
+    Doubt,
+}
+
+/// What happens to a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SourceInput {
+    /// Both QEMUs say that the whole guest has crossed.
+    Complete,
+    /// The migration failed or was cancelled. Without meaning once it is handed over.
+    Fail,
+    /// The write that was asked for has ended.
+    Written(Written),
+    /// The destination's word. It may be old, or come twice.
+    Heard(Fate),
+    /// It is time to try again.
+    Again,
+    /// An operator decides.
+    Forced(Side),
+}
+
+/// What a source does, in this order. A write is the last of a step, and how it ended is the next
+/// input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SourceEffect {
+    /// Write a record and wait for the disk.
+    Write(Mark),
+    /// Ask the destination.
+    Ask(Ask),
+    /// Undo what was made, and let the guest run.
+    Resume,
+    /// The guest here never runs again.
+    Release,
+}
+
+/// The source's machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Source {
+    state: SourceState,
+}
+
+use SourceEffect as E;
+use SourceInput as I;
+use SourceState as S;
+
+impl Default for Source {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Source {
+    /// At the beginning of a migration.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { state: S::Ours }
+    }
+
+    /// After a restart, with what the journal says, and what to do about it first.
+    #[must_use]
+    pub fn restarted(known: Known) -> (Self, Vec<SourceEffect>) {
+        let (state, effects) = match known {
+            Known { ended: Some(Ended::Moved), .. } => (S::Moved, Vec::new()),
+            // That end may have been read and not be on the disk.
+            Known { ended: Some(Ended::Stayed), .. } => (S::Back { noted: false }, Vec::new()),
+            Known { forced: Some(Side::There), .. } | Known { runs: true, .. } => {
+                (S::Noting, vec![E::Write(Mark::Runs)])
+            }
+            // What was read may not be on the disk: without a record that surely is, the guest
+            // might run here and a later restart might read `handed-over`.
+            Known { handed_over: false, .. }
+            | Known { never_ran: true, .. }
+            | Known { forced: Some(Side::Here), .. } => (S::Doubt, vec![E::Write(Mark::NeverRan)]),
+            _ => (S::Asking { sure: false }, vec![E::Write(Mark::HandedOver)]),
+        };
+        (Self { state }, effects)
+    }
+
+    /// Who owns the guest.
+    #[must_use]
+    pub fn state(&self) -> SourceState {
+        self.state
+    }
+
+    /// For good: `None` while it is open.
+    #[must_use]
+    pub fn ended(&self) -> Option<Ended> {
+        match self.state {
+            S::Back { .. } => Some(Ended::Stayed),
+            S::Noting | S::Moved => Some(Ended::Moved),
+            _ => None,
+        }
+    }
+
+    /// Whether the guest may be either side's: it must neither be resumed nor ended.
+    #[must_use]
+    pub fn is_open_question(&self) -> bool {
+        matches!(self.state, S::Asking { .. } | S::Doubt | S::TakingBack | S::Forcing { .. })
+    }
+
+    /// Goes on.
+    ///
+    /// # Errors
+    /// [`Illegal`] for an input that cannot come now; nothing has changed then.
+    pub fn step(&mut self, input: SourceInput) -> Result<Vec<SourceEffect>, Illegal> {
+        let (state, effects) = match (self.state, input) {
+            (S::Ours, I::Complete) => (S::HandingOver, vec![E::Write(Mark::HandedOver)]),
+            // Nothing was handed over and nothing is being: no record is needed to go back.
+            (S::Ours, I::Fail) => {
+                let undo = vec![E::Resume, E::Ask(Ask::Abort), E::Write(Mark::NeverRan)];
+                (S::Back { noted: false }, undo)
+            }
+            (S::Ours, I::Heard(_)) => (S::Ours, Vec::new()),
+            (S::HandingOver, I::Written(written)) => handed_over(written),
+            (S::Asking { sure }, input) => return self.asking(sure, input),
+            (S::Doubt, input) => return self.doubt(input),
+            // The destination's word is durable; with a disk that takes no record it must do.
+            (S::TakingBack, I::Written(written)) => taken_back(written),
+            (S::Forcing { side, was }, I::Written(written)) => forced(side, was, written),
+            (S::Back { noted }, I::Written(written)) => {
+                (S::Back { noted: noted || written == Written::Durable }, Vec::new())
+            }
+            (S::Back { noted: true }, I::Heard(Fate::NeverRan)) => (self.state, vec![E::Ask(Ask::Confirmed)]),
+            (S::Noting, I::Written(Written::Durable)) => (S::Moved, vec![E::Ask(Ask::Confirmed), E::Release]),
+            // `handed-over` is on the disk: a restart asks again.
+            (S::Noting, I::Written(_)) => (S::Moved, vec![E::Release]),
+            (S::Back { .. } | S::Moved, I::Heard(_) | I::Again | I::Fail) => (self.state, Vec::new()),
+            (state, input) => return Err(Illegal::new(&state, &input)),
+        };
+        self.state = state;
+        Ok(effects)
+    }
+
+    fn asking(&mut self, sure: bool, input: SourceInput) -> Result<Vec<SourceEffect>, Illegal> {
+        let (state, effects) = match input {
+            I::Heard(Fate::Runs) => (S::Noting, vec![E::Write(Mark::Runs)]),
+            I::Heard(Fate::NeverRan) => (S::TakingBack, vec![E::Write(Mark::NeverRan)]),
+            I::Heard(Fate::Loaded) if sure => (self.state, vec![E::Ask(Ask::Start)]),
+            I::Heard(Fate::Loaded | Fate::Open) | I::Fail => (self.state, Vec::new()),
+            I::Written(Written::Durable | Written::Failed) => {
+                (S::Asking { sure: true }, vec![E::Ask(Ask::Settle)])
+            }
+            // The destination's word decides as well, and needs no disk.
+            I::Written(Written::InDoubt) => (self.state, vec![E::Ask(Ask::Settle)]),
+            I::Again if sure => (self.state, vec![E::Ask(Ask::Settle)]),
+            I::Again => (self.state, vec![E::Write(Mark::HandedOver)]),
+            I::Forced(side) => force(side, Undecided::Asking { sure }),
+            I::Complete => return Err(Illegal::new(&self.state, &input)),
+        };
+        self.state = state;
+        Ok(effects)
+    }
+
+    fn doubt(&mut self, input: SourceInput) -> Result<Vec<SourceEffect>, Illegal> {
+        let (state, effects) = match input {
+            I::Written(Written::Durable) => (S::Back { noted: true }, vec![E::Resume, E::Ask(Ask::Abort)]),
+            // Surely nothing was added to what was read or known to be there, and that says ours.
+            I::Written(Written::Failed) => (S::Back { noted: false }, vec![E::Resume, E::Ask(Ask::Abort)]),
+            I::Written(Written::InDoubt) => (S::Doubt, vec![E::Ask(Ask::Abort)]),
+            I::Again => (S::Doubt, vec![E::Write(Mark::NeverRan)]),
+            I::Heard(Fate::NeverRan) => (S::TakingBack, vec![E::Write(Mark::NeverRan)]),
+            // Only an earlier life can have said *start*, under a record that was not doubtful.
+            I::Heard(Fate::Runs) => (S::Noting, vec![E::Write(Mark::Runs)]),
+            I::Heard(Fate::Loaded | Fate::Open) | I::Fail => (S::Doubt, Vec::new()),
+            I::Forced(side) => force(side, Undecided::Doubt),
+            I::Complete => return Err(Illegal::new(&self.state, &input)),
+        };
+        self.state = state;
+        Ok(effects)
+    }
+}
+
+type Step = (SourceState, Vec<SourceEffect>);
+
+fn handed_over(written: Written) -> Step {
+    match written {
+        Written::Durable => (S::Asking { sure: true }, vec![E::Ask(Ask::Start)]),
+        Written::Failed => {
+            let undo = vec![E::Resume, E::Ask(Ask::Abort), E::Write(Mark::NeverRan)];
+            (S::Back { noted: false }, undo)
+        }
+        Written::InDoubt => (S::Doubt, vec![E::Write(Mark::NeverRan)]),
+    }
+}
+
+fn taken_back(written: Written) -> Step {
+    match written {
+        Written::Durable => (S::Back { noted: true }, vec![E::Resume, E::Ask(Ask::Confirmed)]),
+        Written::Failed | Written::InDoubt => (S::Back { noted: false }, vec![E::Resume]),
+    }
+}
+
+fn force(side: Side, was: Undecided) -> Step {
+    (S::Forcing { side, was }, vec![E::Write(Mark::Forced(side))])
+}
+
+fn forced(side: Side, was: Undecided, written: Written) -> Step {
+    match (written, side) {
+        (Written::Durable, Side::Here) => (S::Back { noted: true }, vec![E::Resume, E::Ask(Ask::Abort)]),
+        // The old QEMU is not ended on somebody's word alone: a restart reads this as `runs`.
+        (Written::Durable, Side::There) => (S::Noting, vec![E::Write(Mark::Runs)]),
+        (Written::Failed | Written::InDoubt, _) => match was {
+            Undecided::Asking { sure } => (S::Asking { sure }, Vec::new()),
+            Undecided::Doubt => (S::Doubt, Vec::new()),
+        },
+    }
+}

@@ -1,0 +1,94 @@
+//! All journals of a host: found again at a start, and thrown away at last.
+
+use std::path::{Path, PathBuf};
+
+use super::{Journal, JournalError, Past, Role, SUFFIX};
+
+/// Finished journals kept as history.
+pub const HISTORY_MAX: usize = 200;
+/// Finished journals kept of migrations whose source may still come and ask.
+pub const UNCONFIRMED_MAX: usize = 5_000;
+/// How long they are kept; a source that was away for longer needs an operator.
+pub const UNCONFIRMED_DAYS_MAX: i64 = 400;
+
+/// A file of the folder, and what it is.
+pub type Found = (PathBuf, Result<Journal, JournalError>);
+
+/// A file of the folder, and what it says.
+pub type Peeked = (PathBuf, Result<Past, JournalError>);
+
+/// All journals of a folder, opened, newest last; those that cannot be believed as errors, each with its
+/// file.
+///
+/// # Errors
+/// [`JournalError::Io`] when the folder cannot be read.
+pub fn list(folder: &Path, host: &str) -> Result<Vec<Found>, JournalError> {
+    let open = |path: PathBuf| {
+        let journal = Journal::open(&path, host);
+        (path, journal)
+    };
+    let mut journals: Vec<_> = paths(folder)?.into_iter().map(open).collect();
+    journals.sort_by_key(|(_, j)| j.as_ref().map_or((i64::MAX, 0), |j| j.past.header.order()));
+    Ok(journals)
+}
+
+/// What all journals of a folder say, of which some may be written to at this moment, newest last.
+/// Changes nothing.
+///
+/// # Errors
+/// As [`list`].
+pub fn peek_all(folder: &Path, host: &str) -> Result<Vec<Peeked>, JournalError> {
+    let peek = |path: PathBuf| {
+        let past = Journal::peek(&path, host);
+        (path, past)
+    };
+    let mut pasts: Vec<_> = paths(folder)?.into_iter().map(peek).collect();
+    pasts.sort_by_key(|(_, p)| p.as_ref().map_or((i64::MAX, 0), |p| p.header.order()));
+    Ok(pasts)
+}
+
+fn paths(folder: &Path) -> Result<Vec<PathBuf>, JournalError> {
+    let io = |source| JournalError::Io { path: folder.into(), source };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        if path.extension().is_some_and(|e| e == SUFFIX) {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}
+
+/// Removes the oldest finished journals beyond the limits. One that has something left to clean up,
+/// or whose source may still ask for it, counts by limits of its own, which are far away.
+///
+/// # Errors
+/// [`JournalError::Io`].
+pub fn prune(folder: &Path, host: &str, now: i64) -> Result<(), JournalError> {
+    let all = list(folder, host)?.into_iter().filter_map(|(_, journal)| journal.ok());
+    let (kept, history): (Vec<_>, Vec<_>) = all.filter(|j| j.past.ended.is_some()).partition(is_wanted);
+    let oldest = now - UNCONFIRMED_DAYS_MAX * 24 * 3600;
+    let too_many = kept.len().saturating_sub(UNCONFIRMED_MAX);
+    let kept = kept.iter().enumerate();
+    let old = kept.filter(|(at, j)| *at < too_many || j.past.header.began_at < oldest).map(|(_, j)| j);
+    for journal in old.chain(history.iter().take(history.len().saturating_sub(HISTORY_MAX))) {
+        std::fs::remove_file(&journal.path)
+            .map_err(|source| JournalError::Io { path: journal.path.clone(), source })?;
+    }
+    Ok(())
+}
+
+fn is_wanted(journal: &Journal) -> bool {
+    let past = &journal.past;
+    !past.left().is_empty() || (past.header.role == Role::Destination && !past.confirmed)
+}
+
+/// The virtual machine that a journal is about, though the journal cannot be believed.
+#[must_use]
+pub fn vm_of(path: &Path) -> Option<String> {
+    let text = std::fs::read(path).ok()?;
+    let line = text.split(|&b| b == b'\n').next()?;
+    let value: serde_json::Value = serde_json::from_slice(line).ok()?;
+    let begun = value.get("record").unwrap_or(&value).get("begun")?;
+    Some(begun.get("vm")?.as_str()?.to_owned())
+}

@@ -1,0 +1,139 @@
+//! One line: a number, a record, and a checksum that covers every line before it as well. Pure.
+//!
+//! ```text
+//! {"n":3,"record":"handed-over","sum":"1c291ca3"}
+//! ```
+//! `sum` is the CRC-32 (IEEE 802.3) of the line before it, seeded with the line before's sum; the
+//! first is seeded with migration and role. In format 1 a line was the record alone.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Record, Role};
+
+/// `,"sum":"00000000"}`
+const SUM_BYTES: usize = 18;
+
+/// What is wrong with a line.
+#[derive(Debug, thiserror::Error)]
+pub enum Flaw {
+    /// Not a record.
+    #[error("it is not a record")]
+    Json(#[from] serde_json::Error),
+    /// Not what was written, or not after what was written before.
+    #[error("its checksum does not fit: a line was changed, removed, or brought in from elsewhere")]
+    Checksum,
+    /// Twice, or in another order.
+    #[error("it has number {found} where {expected} follows: lines were doubled, moved or removed")]
+    Order {
+        /// The line's.
+        found: u64,
+        /// The one after the last.
+        expected: u64,
+    },
+    /// A journal begins once.
+    #[error("it begins another journal")]
+    Begins,
+    /// The last line has more than a line.
+    #[error("something follows that is not a record")]
+    Tail,
+}
+
+/// Where the next line belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Chain {
+    format: u32,
+    number: u64,
+    sum: u32,
+}
+
+#[derive(Serialize)]
+struct Written<'a> {
+    n: u64,
+    record: &'a Record,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Read {
+    n: u64,
+    record: Record,
+    #[serde(rename = "sum")]
+    _sum: String,
+}
+
+impl Chain {
+    /// The beginning of a journal.
+    pub(super) fn begin(format: u32, migration: Uuid, role: Role) -> Self {
+        let sum = crc(0, format!("{migration}.{}", role.name()).as_bytes());
+        Self { format, number: 0, sum }
+    }
+
+    /// The next line with `record`, and where the one after it belongs.
+    pub(super) fn write(self, record: &Record) -> Result<(Vec<u8>, Self), serde_json::Error> {
+        if self.format < 2 {
+            let mut line = serde_json::to_vec(record)?;
+            line.push(b'\n');
+            return Ok((line, self));
+        }
+        let mut line = serde_json::to_vec(&Written { n: self.number, record })?;
+        line.pop();
+        let sum = crc(self.sum, &line);
+        line.extend_from_slice(format!(",\"sum\":\"{sum:08x}\"}}\n").as_bytes());
+        Ok((line, Self { number: self.number + 1, sum, ..self }))
+    }
+
+    /// The record of a line without its end, and where the next one belongs.
+    pub(super) fn read(self, line: &[u8]) -> Result<(Record, Self), Flaw> {
+        if self.format < 2 {
+            return Ok((serde_json::from_slice(line)?, self));
+        }
+        let read: Read = serde_json::from_slice(line)?;
+        let (body, tail) =
+            line.split_at_checked(line.len().saturating_sub(SUM_BYTES)).ok_or(Flaw::Checksum)?;
+        if read.n != self.number {
+            return Err(Flaw::Order { found: read.n, expected: self.number });
+        }
+        let sum = crc(self.sum, body);
+        if tail != format!(",\"sum\":\"{sum:08x}\"}}").as_bytes() {
+            return Err(Flaw::Checksum);
+        }
+        Ok((read.record, Self { number: self.number + 1, sum, ..self }))
+    }
+
+    /// How much of a last line without its end is to be kept: all of it if only the end is missing,
+    /// nothing if it was torn. What has a whole record and then something else was not torn.
+    pub(super) fn torn(self, tail: &[u8]) -> Result<usize, Flaw> {
+        if self.format >= 2 && !tail.is_empty() && self.read(tail).is_ok() {
+            return Ok(tail.len());
+        }
+        let ends = (1..tail.len()).filter(|end| tail[..*end].ends_with(b"\"}"));
+        match ends.filter(|_| self.format >= 2).any(|end| self.read(&tail[..end]).is_ok()) {
+            true => Err(Flaw::Tail),
+            false => Ok(0),
+        }
+    }
+}
+
+/// CRC-32 as in Ethernet and gzip, bit by bit: journals are short.
+fn crc(seed: u32, bytes: &[u8]) -> u32 {
+    let mut crc = !seed;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(crc & 1));
+        }
+    }
+    !crc
+}
+
+#[cfg(test)]
+mod tests {
+    use super::crc;
+
+    #[test]
+    fn the_checksum_is_crc_32() {
+        assert_eq!(crc(0, b"123456789"), 0xcbf4_3926);
+        assert_eq!(crc(crc(0, b"1234"), b"56789"), 0xcbf4_3926);
+    }
+}
