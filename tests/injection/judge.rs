@@ -122,11 +122,15 @@ fn open_migrations(world: &World) -> Result<Vec<String>> {
         let is_open = |p: &&Value| p["outcome"].is_null() || p["outcome"]["result"] == "undecided";
         let said = list.as_array().into_iter().flatten().filter(is_open);
         open.extend(said.map(|p| format!("{} says {p}", side.name())));
-        let unended = journals(agent)
-            .with_context(|| format!("journals on {}", side.name()))?
-            .into_iter()
-            .filter(|records| records.last().is_none_or(|last| last["ended"].is_null()));
-        open.extend(unended.map(|records| format!("open journal on {}: {records:?}", side.name())));
+        match journals(agent) {
+            Ok(all) => {
+                let is_open = |lines: &Vec<Value>| lines.iter().all(|l| l["record"]["ended"].is_null());
+                let unended = all.into_iter().filter(is_open);
+                open.extend(unended.map(|lines| format!("open journal on {}: {lines:?}", side.name())));
+            }
+            // A line may be half written at this moment, or torn until its agent has restarted.
+            Err(error) => open.push(format!("{error:#}")),
+        }
     }
     Ok(open)
 }
