@@ -56,13 +56,14 @@ pub fn after_fault(world: &mut World, run: Run, injection: &Injection, hit: &Hit
     let noticed = ending == Ending::Moved && (run.was_undecided() || cli_failed(run)? && !cli_was_killed);
     let ending = if noticed { Ending::MovedAfterSettling } else { ending };
     let fits = !injection.must_move() || ending == Ending::Moved;
-    ensure!(fits, "the guest {ending}, and should have moved: {report:?}");
+    let complaint = (!fits).then(|| format!("it {ending}, and should have moved: {report:?}"));
     Ok(Record {
         fault: injection.fault,
         planned: injection.moment.phase,
         phase: hit.phase.clone(),
         ending,
         settled: settled - hit.at,
+        complaint,
         silence: (ending != Ending::GuestKilled).then_some(silence),
     })
 }
