@@ -121,7 +121,7 @@ async fn pass(
     let Err(e) = sent else { return true };
     tracing::error!(cause = format!("{e:#}"), "nothing could be passed on; going on here");
     let mut fds = Descriptors::new(left.fds);
-    for taken in agent.take_up(estate, &mut fds, incoming).await {
+    for taken in agent.take_up(estate, &mut fds, incoming) {
         agent.go_on(taken);
     }
     false

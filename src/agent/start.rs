@@ -131,7 +131,7 @@ async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::R
     let taken = match estate {
         Some((estate, mut fds)) => {
             tracing::info!(from = estate.version, left = estate.summary(), "taking up what was left");
-            agent.take_up(estate, &mut fds, &incoming).await
+            agent.take_up(estate, &mut fds, &incoming)
         }
         None => Vec::new(),
     };

@@ -112,7 +112,7 @@ impl Agent {
     }
 
     /// Goes on with what a process has left, perhaps this one. Returns its migrations, to be run.
-    pub(super) async fn take_up(
+    pub(super) fn take_up(
         &self,
         estate: Estate,
         fds: &mut Descriptors,
@@ -137,7 +137,7 @@ impl Agent {
             }
         }
         self.host.pool.leave(false);
-        migrate::take_up(&self.host, migrations, &mut streams, fds).await
+        migrate::take_up(&self.host, migrations, &mut streams, fds)
     }
 
     /// Runs a migration that was taken up.

@@ -35,6 +35,19 @@ pub struct Open {
     reservation: Reservation,
 }
 
+/// The journal of a migration that was to go on as it was, and cannot; `None` when it is closed.
+pub(super) fn reopen(host: &Arc<Host>, (id, role): (Uuid, Role), progress: ProgressSink) -> Option<Open> {
+    let path = Journal::path(&host.journals(), id, role);
+    let journal = Journal::open(&path, host.identity.as_str());
+    let journal =
+        journal.inspect_err(|e| tracing::error!(error = chain(e), "a journal is not believed")).ok()?;
+    if journal.past().ended.is_some() {
+        return None;
+    }
+    let reservation = host.reserve(&journal.past().header.vm, id).ok()?;
+    Some(Open { journal, progress, reservation })
+}
+
 /// Finds what is open on this host, and history, but for migrations that go on as they were.
 ///
 /// # Errors

@@ -7,6 +7,7 @@
 //! which has all that settling needs.
 
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,10 +29,16 @@ use super::link::Link;
 use super::progress::ProgressSink;
 use super::reception::{Control, Incoming};
 use super::retry::{self, Try};
+use super::settle;
 use super::source::{Source, SourceRequest, TICK};
 use super::streams::{Label, Streams};
 use super::vm::{self, StartedQemu};
+use crate::config::VmConfig;
 use crate::net::identity::Identity;
+use crate::qemu::{Events, Qmp, QmpError};
+
+/// How long a QEMU that stands still may take to answer once its streams could move again.
+const REACH_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A migration that has stopped; its sessions have not.
 #[derive(Debug)]
@@ -92,29 +99,38 @@ pub struct TakenUp {
     pub cancel: CancellationToken,
     /// Its journal is this one.
     pub journal: (Uuid, Role),
+    host: Arc<Host>,
     part: Part,
 }
 
 enum Part {
-    Source(Arc<Host>, SourceRequest, Try, Reservation),
-    Destination(Box<Destination>, Option<Control>),
+    Source(Box<SourceRequest>, Try, Reservation),
+    Destination(Pin<Box<dyn Future<Output = ()> + Send>>),
 }
 
 impl TakenUp {
-    /// Runs it to its end.
+    /// Runs it to its end. One whose QEMU cannot be reached any more is settled by its journal.
     pub async fn run(self) {
-        match self.part {
-            Part::Source(host, request, running, _reservation) => {
-                retry::go_on(host, request, self.progress, self.cancel, running).await;
+        let Self { progress, cancel, journal, host, part } = self;
+        match part {
+            Part::Source(request, running, _reservation) => {
+                retry::go_on(Arc::clone(&host), *request, progress.clone(), cancel, running).await;
             }
-            Part::Destination(destination, control) => destination.run(control).await,
+            Part::Destination(running) => running.await,
+        }
+        if progress.now().outcome.is_none()
+            && !host.is_freezing()
+            && let Some(open) = settle::reopen(&host, journal, progress)
+        {
+            settle::settle(host, open).await;
         }
     }
 }
 
 /// Takes up what an earlier process has left. What cannot be taken up is logged; its journal is
-/// open, and is settled as after a crash.
-pub async fn take_up(
+/// open, and is settled as after a crash. QEMU is not asked yet: its main loop may hang on a stream
+/// that moves only when peers can reach us again.
+pub fn take_up(
     host: &Arc<Host>,
     left: FrozenMigrations,
     streams: &mut ThawedStreams,
@@ -123,24 +139,15 @@ pub async fn take_up(
     let mut taken = Vec::new();
     for frozen in left.sources {
         let (vm, id) = (frozen.vm.clone(), frozen.id);
-        match Source::take_up(Arc::clone(host), frozen, streams, fds).await {
-            Ok((source, reservation)) => {
-                let (progress, cancel) = (source.progress.clone(), source.cancel.clone());
-                let request = source.request.clone();
-                let part = Part::Source(Arc::clone(host), request, Box::pin(source.run()), reservation);
-                taken.push(TakenUp { progress, cancel, journal: (id, Role::Source), part });
-            }
+        match Source::take_up(host, frozen, streams, fds) {
+            Ok(one) => taken.push(one),
             Err(why) => tracing::error!(vm, migration = %id, why, "not taken up; its journal is settled"),
         }
     }
     for frozen in left.destinations {
         let (vm, id) = (frozen.vm.clone(), frozen.id);
-        match Destination::take_up(Arc::clone(host), frozen, streams, fds).await {
-            Ok((destination, control)) => {
-                let (progress, cancel) = (destination.progress.clone(), CancellationToken::new());
-                let part = Part::Destination(Box::new(destination), control);
-                taken.push(TakenUp { progress, cancel, journal: (id, Role::Destination), part });
-            }
+        match Destination::take_up(host, frozen, streams, fds) {
+            Ok(one) => taken.push(one),
             Err(why) => tracing::error!(vm, migration = %id, why, "not taken up; its journal is settled"),
         }
     }
@@ -179,19 +186,18 @@ impl Source {
         host.stopped(Stopped::Source(Box::new(StoppedSource { frozen, control, data })));
     }
 
-    async fn take_up(
-        host: Arc<Host>,
+    fn take_up(
+        host: &Arc<Host>,
         left: FrozenSource,
         streams: &mut ThawedStreams,
         fds: &mut Descriptors,
-    ) -> Result<(Self, Reservation), String> {
+    ) -> Result<TakenUp, String> {
         let reservation = host.reserve(&left.vm, left.id).map_err(|p| p.to_string())?;
         let link = left.control.as_ref().and_then(|control| Link::take_up(control, streams));
         let link = link.ok_or("its session has ended")?;
         let session = link.session().clone();
-        let journal = journal(&host, left.id, Role::Source)?;
+        let journal = journal(host, left.id, Role::Source)?;
         let config = host.vm(&left.vm, "source").map_err(|p| p.to_string())?.clone();
-        let (qmp, events) = vm::connect(&config).await.map_err(|e| super::problem::chain(&e))?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut pumps = Streams::new();
@@ -201,11 +207,15 @@ impl Source {
         }
         left.ended.into_iter().for_each(|label| pumps.has_ended(label));
         let (id, vm, peer, options) = (left.id, left.vm, left.peer, left.options);
-        let source = Self {
+        let request = SourceRequest { id, vm, peer, options, retry: left.retry };
+        let (progress, cancel) = (ProgressSink::new(left.progress), CancellationToken::new());
+        let revived = Revived { host: Arc::clone(host), request, progress, cancel };
+        let Revived { host, request, progress, cancel } = revived.clone();
+        let source = move |qmp, events| Self {
             host,
-            request: SourceRequest { id, vm, peer, options, retry: left.retry },
-            progress: ProgressSink::new(left.progress),
-            cancel: CancellationToken::new(),
+            request,
+            progress,
+            cancel,
             qmp,
             events,
             session,
@@ -227,7 +237,44 @@ impl Source {
             rate: (Instant::now(), 0),
             missed_events: true,
         };
-        Ok((source, reservation))
+        let running = async move {
+            match reach(&config).await {
+                Ok((qmp, events)) => source(qmp, events).run().await,
+                Err(_) => None,
+            }
+        };
+        let Revived { host, request, progress, cancel } = revived;
+        let part = Part::Source(Box::new(request), Box::pin(running), reservation);
+        Ok(TakenUp { progress, cancel, journal: (id, Role::Source), host, part })
+    }
+}
+
+/// What a migration that goes on, and whoever watches it, both have.
+#[derive(Clone)]
+struct Revived {
+    host: Arc<Host>,
+    request: SourceRequest,
+    progress: ProgressSink,
+    cancel: CancellationToken,
+}
+
+/// Reaches a monitor whose QEMU may stand still until its streams move again.
+async fn reach(config: &VmConfig) -> Result<(Qmp, Events), QmpError> {
+    let until = Instant::now() + REACH_DEADLINE;
+    loop {
+        match vm::connect(config).await {
+            Err(e) if !e.is_not_listening() && Instant::now() < until => {
+                tracing::debug!(error = %e, "the monitor does not answer yet");
+            }
+            Err(e) => {
+                tracing::error!(
+                    error = super::problem::chain(&e),
+                    "QEMU cannot be reached; the migration is settled by its journal"
+                );
+                return Err(e);
+            }
+            reached => return reached,
+        }
     }
 }
 
@@ -264,17 +311,16 @@ impl Destination {
         host.stopped(Stopped::Destination(Box::new(stopped)));
     }
 
-    async fn take_up(
-        host: Arc<Host>,
+    fn take_up(
+        host: &Arc<Host>,
         left: FrozenDestination,
         streams: &mut ThawedStreams,
         fds: &mut Descriptors,
-    ) -> Result<(Self, Option<Control>), String> {
+    ) -> Result<TakenUp, String> {
         let reservation = host.reserve(&left.vm, left.id).map_err(|p| p.to_string())?;
         let peer: Identity = left.peer.parse().map_err(|e| format!("{e}"))?;
-        let journal = journal(&host, left.id, Role::Destination)?;
+        let journal = journal(host, left.id, Role::Destination)?;
         let config = host.vm(&left.vm, "destination").map_err(|p| p.to_string())?.clone();
-        let (qmp, events) = vm::connect(&config).await.map_err(|e| super::problem::chain(&e))?;
         let control = left.control.as_ref().and_then(|control| Control::take_up(control, streams));
         let mut pumps = Streams::new();
         for data in left.data {
@@ -283,22 +329,28 @@ impl Destination {
         }
         let (served, offers, controls) = Served::new();
         let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
-        let registration = host.register(left.id, incoming);
-        let destination = Self {
+        let (id, registration) = (left.id, host.register(left.id, incoming));
+        let (nbd, ram) = (
+            left.nbd.and_then(|n| fds.take(n)).map(NbdServer::from_socket),
+            left.ram.and_then(|n| fds.take(n)),
+        );
+        let progress = ProgressSink::new(left.progress);
+        let (its_progress, its_host) = (progress.clone(), Arc::clone(host));
+        let destination = move |qmp, events| Self {
             vm: left.vm.clone(),
             peer,
             journal,
-            progress: ProgressSink::new(left.progress),
+            progress: its_progress,
             qmp,
             events,
             started: left.started.map(|unit| StartedQemu::of_earlier(&left.vm, unit)),
-            nbd: left.nbd.and_then(|n| fds.take(n)).map(NbdServer::from_socket),
+            nbd,
             exports: left.exports,
             images: left.images,
             streams: pumps,
             offered: served.offered,
             controls: served.controls,
-            ram: left.ram.and_then(|n| fds.take(n)),
+            ram,
             incoming: left.incoming,
             handover: left.handover,
             granted: left.granted,
@@ -306,9 +358,20 @@ impl Destination {
             missed_events: true,
             _registration: registration,
             _reservation: reservation,
-            host,
+            host: its_host,
         };
-        Ok((destination, control))
+        let running = async move {
+            if let Ok((qmp, events)) = reach(&config).await {
+                destination(qmp, events).run(control).await;
+            }
+        };
+        Ok(TakenUp {
+            progress,
+            cancel: CancellationToken::new(),
+            journal: (id, Role::Destination),
+            host: Arc::clone(host),
+            part: Part::Destination(Box::pin(running)),
+        })
     }
 }
 
