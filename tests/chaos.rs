@@ -24,7 +24,7 @@ fn faults_around_the_hand_over() -> Result<()> {
     with_lab("faults_around_the_hand_over", |lab| {
         let records = chaos::play(lab, &plan::subset())?;
         println!("{}", record::table(&records));
-        Ok(())
+        chaos::as_promised(&records)
     })
 }
 
@@ -37,11 +37,12 @@ fn faults_drawn_from_a_seed() -> Result<()> {
     let (seed, count) = (number(SEED)?, number(INJECTIONS)?);
     println!("seed {seed}, {count} injections");
     with_lab("faults_drawn_from_a_seed", |lab| {
-        let table = chaos::drawn(lab, seed, usize::try_from(count)?).context(format!("seed {seed}"))?;
+        let (records, table) =
+            chaos::drawn(lab, seed, usize::try_from(count)?).context(format!("seed {seed}"))?;
         println!("{table}");
-        match std::env::var_os(TABLE) {
-            Some(path) => Ok(std::fs::write(path, table)?),
-            None => Ok(()),
+        if let Some(path) = std::env::var_os(TABLE) {
+            std::fs::write(path, table)?;
         }
+        chaos::as_promised(&records)
     })
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::inflict::inflict;
 use super::judge::{after_fault, good_migration};
@@ -24,7 +24,7 @@ const ONLY: &str = "CHAOS_ONLY";
 ///
 /// # Errors
 /// Those of `play`.
-pub fn drawn(lab: &Lab, seed: u64, count: usize) -> Result<String> {
+pub fn drawn(lab: &Lab, seed: u64, count: usize) -> Result<(Vec<Record>, String)> {
     let since = Instant::now();
     let records = play(lab, &plan::draw(seed, count))?;
     let minutes = since.elapsed().as_secs_f64() / 60.0;
@@ -35,7 +35,18 @@ pub fn drawn(lab: &Lab, seed: u64, count: usize) -> Result<String> {
         records.len(),
         record::outcomes(&all),
     );
-    Ok(summary + &record::table(&records))
+    let table = summary + &record::table(&records);
+    Ok((records, table))
+}
+
+/// That every migration that had to move its guest did.
+///
+/// # Errors
+/// The first that did not, and how many did not.
+pub fn as_promised(records: &[Record]) -> Result<()> {
+    let complaints: Vec<_> = records.iter().filter_map(|r| r.complaint.as_ref().map(|c| (r, c))).collect();
+    let Some((record, complaint)) = complaints.first() else { return Ok(()) };
+    bail!("{} times not as promised, first at {}: {complaint}", complaints.len(), record.fault)
 }
 
 /// Plays all of them.
@@ -68,6 +79,9 @@ fn one(world: &mut World, injection: &Injection) -> Result<Record> {
     let hit = inflict(world, &mut run, injection)?;
     let record = after_fault(world, run, injection, &hit)?;
     let good = good_migration(world).context("the next migration of the same guest")?;
+    if let Some(complaint) = &record.complaint {
+        eprintln!("    NOT AS PROMISED: {complaint}");
+    }
     let silence = record.silence.map_or_else(|| "-".to_owned(), |s| format!("{:.2}", s.as_secs_f64()));
     eprintln!(
         "  {:<70} in {:<11} {:<25} settled {:>5.1} s, still {silence:>5} s, next {:>4.1} s, all {:>5.1} s",

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::Signal;
 
 use super::Side;
@@ -71,6 +71,7 @@ fn break_it(world: &mut World, run: &mut Run, injection: &Injection, lasts: Dura
         Fault::Kill(who) => kill(world, source, who, lasts),
         Fault::Stop(who) => stop(world, source, who, lasts),
         Fault::Terminate(who) => terminate(world, source, who, lasts),
+        Fault::Replace(who) => replace(world, source, who),
         Fault::SourceStateFull => state_full(world, run, source),
         Fault::DestinationStateFull => state_full(world, run, destination),
         Fault::DestinationDiskFull => disk_full(world, run, destination),
@@ -145,6 +146,16 @@ fn terminate(world: &mut World, source: Side, who: Who, away: Duration) -> Resul
     }
     sleep(away);
     agents.iter().try_for_each(|side| world.agent_mut(*side).restart())
+}
+
+/// One after the other begins, and none waits for the other.
+fn replace(world: &mut World, source: Side, who: Who) -> Result<()> {
+    let (sides, _) = victims(source, who);
+    let agents = world.agents.iter_mut().zip(Side::BOTH).filter(|(_, side)| sides.contains(side));
+    std::thread::scope(|scope| {
+        let at_work: Vec<_> = agents.map(|(agent, _)| scope.spawn(|| agent.take_over())).collect();
+        at_work.into_iter().try_for_each(|one| one.join().map_err(|_| anyhow!("it panicked"))?)
+    })
 }
 
 fn stop(world: &World, source: Side, who: Who, lasts: Duration) -> Result<()> {

@@ -48,6 +48,8 @@ pub enum Fault {
     Kill(Who),
     Stop(Who),
     Terminate(Who),
+    /// Another process takes over: a planned restart.
+    Replace(Who),
     /// No room for the source's journal.
     SourceStateFull,
     /// No room for the destination's journal.
@@ -62,7 +64,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::Reset,
         Self::LinkDown,
         Self::LinkDownForEver,
@@ -83,6 +85,9 @@ impl Fault {
         Self::Terminate(Who::DestinationAgent),
         Self::Terminate(Who::BothAgents),
         Self::Terminate(Who::DestinationQemu),
+        Self::Replace(Who::SourceAgent),
+        Self::Replace(Who::DestinationAgent),
+        Self::Replace(Who::BothAgents),
         Self::SourceStateFull,
         Self::DestinationStateFull,
         Self::DestinationDiskFull,
@@ -117,6 +122,7 @@ impl fmt::Display for Fault {
             Self::Stop(Who::DestinationQemu) => f.write_str("SIGSTOP destination QEMU (slow reader)"),
             Self::Stop(who) => write!(f, "SIGSTOP {}", who.name()),
             Self::Terminate(who) => write!(f, "SIGTERM {}", who.name()),
+            Self::Replace(who) => write!(f, "planned restart of {}", who.name()),
             Self::SourceStateFull => f.write_str("source state disk full"),
             Self::DestinationStateFull => f.write_str("destination state disk full"),
             Self::DestinationDiskFull => f.write_str("destination disk full"),
@@ -161,11 +167,12 @@ const WAITED_FOR_MS: u64 = 3_000;
 
 impl Injection {
     /// Whether the migration has to move the guest all the same, at the first try: what is broken is
-    /// nothing but a connection for a short time, somebody who is slow, or somebody who only looks on.
+    /// nothing but a connection for a short time, somebody who is slow or only looks on, or somebody who has a
+    /// successor.
     pub fn must_move(&self) -> bool {
         match self.fault {
             Fault::Reset | Fault::Kill(Who::CommandLine) | Fault::SlowDisk | Fault::SlowLink => true,
-            Fault::Stop(Who::SourceQemu | Who::DestinationQemu) => true,
+            Fault::Stop(Who::SourceQemu | Who::DestinationQemu) | Fault::Replace(_) => true,
             Fault::LinkDown | Fault::OneWay | Fault::Stop(_) => self.lasts_ms <= WAITED_FOR_MS,
             _ => false,
         }
@@ -204,7 +211,7 @@ pub fn draw(seed: u64, count: usize) -> Vec<Injection> {
     drawn
 }
 
-/// Every fault once around the hand-over, and some before: what `make test` takes.
+/// Every kind of fault once, most of them around the hand-over, none for long: what `make test` takes.
 pub fn subset() -> Vec<Injection> {
     let mut rng = Rng::new(20_261_124);
     let chosen = [
@@ -219,13 +226,15 @@ pub fn subset() -> Vec<Injection> {
         (Fault::Kill(Who::CommandLine), "mirror"),
         (Fault::Stop(Who::DestinationAgent), "confirm"),
         (Fault::Terminate(Who::SourceAgent), "switchover"),
+        (Fault::Replace(Who::BothAgents), "device"),
         (Fault::Kill(Who::DestinationHost), "precopy"),
         (Fault::SourceStateFull, "device"),
         (Fault::DestinationDiskFull, "prepare"),
         (Fault::Kill(Who::SourceHost), "device"),
     ];
     let numbered = chosen.into_iter().enumerate();
-    numbered.map(|(at, (fault, phase))| details(&mut rng, at + 1, fault, phase)).collect()
+    let short = |injection: Injection| Injection { lasts_ms: injection.lasts_ms.min(2_000), ..injection };
+    numbered.map(|(at, (fault, phase))| short(details(&mut rng, at + 1, fault, phase))).collect()
 }
 
 fn details(rng: &mut Rng, number: usize, fault: Fault, phase: &'static str) -> Injection {
@@ -235,7 +244,7 @@ fn details(rng: &mut Rng, number: usize, fault: Fault, phase: &'static str) -> I
         "precopy" => 1200,
         "switchover" | "device" => 40,
         "hand-over" => 300,
-        _ => 30,
+        _ => 8,
     };
     let held = matches!(phase, "prepare" | "hand-over") && rng.one_in(3);
     let after_ms = rng.range(0, longest);

@@ -42,6 +42,8 @@ pub struct Record {
     pub ending: Ending,
     /// From the fault until nobody had anything open any more.
     pub settled: Duration,
+    /// What is safe and yet not as promised: the run goes on, and fails at its end.
+    pub complaint: Option<String>,
     /// The longest time since the migration began in which the guest wrote nothing, as seen from outside.
     pub silence: Option<Duration>,
 }

@@ -37,12 +37,27 @@ pub fn head(image: &File, place: u64, blocks: u64) -> Option<Head> {
 pub fn whole(image: &File, place: u64, blocks: u64) -> Option<Head> {
     let mut bytes = [0; BLOCK_BYTES];
     image.read_exact_at(&mut bytes, place * BLOCK_BYTES as u64).ok()?;
-    let mut sum = 1_469_598_103_934_665_603_u64;
-    for at in 0..WORDS - 1 {
-        sum = (sum ^ word(&bytes, at)).wrapping_mul(1_099_511_628_211);
-        sum ^= sum >> 29;
+    parse(&bytes, place, blocks).filter(|_| sum(&bytes) == word(&bytes, WORDS - 1))
+}
+
+/// Writes a block as a guest would, on its first disk: for tests of those who read.
+pub fn forge(image: &File, head: Head, blocks: u64) -> std::io::Result<()> {
+    let at = place(head.seq, blocks);
+    let mut bytes = [0; BLOCK_BYTES];
+    let words = [MAGIC, 0, head.seq, at, blocks, head.generation, u64::from(head.host)];
+    for (word, into) in words.iter().zip(bytes.chunks_exact_mut(8)) {
+        into.copy_from_slice(&word.to_le_bytes());
     }
-    parse(&bytes, place, blocks).filter(|_| sum == word(&bytes, WORDS - 1))
+    let sum = sum(&bytes);
+    bytes[(WORDS - 1) * 8..].copy_from_slice(&sum.to_le_bytes());
+    image.write_all_at(&bytes, at * BLOCK_BYTES as u64)
+}
+
+fn sum(bytes: &[u8; BLOCK_BYTES]) -> u64 {
+    (0..WORDS - 1).fold(1_469_598_103_934_665_603, |sum: u64, at| {
+        let sum = (sum ^ word(bytes, at)).wrapping_mul(1_099_511_628_211);
+        sum ^ sum >> 29
+    })
 }
 
 fn parse(bytes: &[u8], at: u64, blocks: u64) -> Option<Head> {
