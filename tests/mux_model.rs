@@ -22,7 +22,7 @@ mod world;
 use rng::number_from_env;
 use world::World;
 
-const STEPS_DEFAULT: u64 = 300_000;
+const STEPS_DEFAULT: u64 = 1_000_000;
 const STEPS_PER_WORLD: u64 = 3_000;
 
 /// `VMFERRY_SEED` repeats one world, `VMFERRY_MODEL_STEPS` sets how much is tried.
@@ -33,16 +33,18 @@ fn whatever_happens_every_stream_delivers_its_bytes() {
         return;
     }
     let steps = number_from_env("VMFERRY_MODEL_STEPS").unwrap_or(STEPS_DEFAULT);
-    let (mut moved, mut cuts, mut replayed) = (0, 0, 0);
+    let (mut moved, mut cuts, mut successions, mut replayed) = (0, 0, 0, 0);
     for seed in 0..steps.div_ceil(STEPS_PER_WORLD) {
         let mut world = World::new(seed);
         world.run(STEPS_PER_WORLD);
         moved += world.moved_bytes;
         cuts += world.cuts;
+        successions += world.successions;
         replayed += world.replayed_bytes;
     }
-    println!("{moved} bytes delivered, {cuts} cuts, {replayed} bytes replayed");
+    println!("{moved} bytes delivered, {cuts} cuts, {successions} successions, {replayed} bytes replayed");
     // The worlds must be worth something.
     assert!(moved > steps * 100, "only {moved} bytes were delivered");
+    assert!(successions > steps / 20_000, "only {successions} successions");
     assert!(cuts > steps / 10_000 && replayed > steps, "only {cuts} cuts, {replayed} bytes replayed");
 }

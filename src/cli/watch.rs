@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use uuid::Uuid;
 
-use super::client::Client;
+use super::client::{Client, Lines};
 use super::{commands, show};
 use crate::api::migration_path;
 use crate::migrate::phase::Phase;
@@ -18,28 +18,32 @@ use crate::migrate::progress::{Outcome, Progress};
 
 /// Plain lines come at a change of phase and otherwise this often.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
+/// How long an agent that has gone is waited for.
+const REATTACH_WITHIN: Duration = Duration::from_secs(30);
+/// Between two looks for it.
+const REATTACH_EVERY: Duration = Duration::from_millis(250);
 
 pub(super) async fn follow(client: &Client, id: Uuid, json: bool) -> anyhow::Result<ExitCode> {
     let mut lines = client.lines(&format!("{}/events", migration_path(id))).await?;
     let mut view = View::new(json);
     let mut interrupts = Interrupts::default();
-    let mut last = None;
-    loop {
+    let last = loop {
         tokio::select! {
             progress = lines.next::<Progress>() => match progress {
                 Ok(Some(progress)) => {
                     view.show(&progress)?;
-                    let ended = progress.outcome.is_some();
-                    last = Some(progress);
-                    if ended {
-                        break;
+                    if progress.outcome.is_some() {
+                        break progress;
                     }
                 }
-                Ok(None) => break,
-                Err(e) => {
-                    view.end();
-                    return Err(e.context(format!("the agent is gone; the migration is settled when it is back: `vmferry watch {id}`")));
-                }
+                // Without an end of the migration it is one of the agent: another process goes on.
+                gone => match reattach(client, id, &view, gone.err()).await {
+                    Ok(again) => lines = again,
+                    Err(e) => {
+                        view.end();
+                        return Err(e);
+                    }
+                },
             },
             interrupt = tokio::signal::ctrl_c() => {
                 interrupt?;
@@ -53,14 +57,37 @@ pub(super) async fn follow(client: &Client, id: Uuid, json: bool) -> anyhow::Res
                 }
             }
         }
-    }
+    };
     view.end();
-    let Some(last) = last else { anyhow::bail!("the agent said nothing of migration {id}") };
     if !json {
         show::outcome(&last);
     }
     let code = last.outcome.as_ref().map_or(super::EXIT_USAGE, Outcome::exit_code);
     Ok(code.into())
+}
+
+/// Waits for an agent that is restarted, which takes moments.
+async fn reattach(
+    client: &Client,
+    id: Uuid,
+    view: &View,
+    cause: Option<anyhow::Error>,
+) -> anyhow::Result<Lines> {
+    view.say("the agent has gone; waiting for it to come back");
+    let since = Instant::now();
+    loop {
+        tokio::time::sleep(REATTACH_EVERY).await;
+        match client.lines(&format!("{}/events", migration_path(id))).await {
+            Ok(lines) => return Ok(lines),
+            Err(e) if since.elapsed() > REATTACH_WITHIN => {
+                let settled = format!(
+                    "the agent is gone; the migration goes on or is settled when it is back: `vmferry watch {id}`"
+                );
+                return Err(cause.unwrap_or(e).context(settled));
+            }
+            Err(_) => {}
+        }
+    }
 }
 
 /// The first Ctrl-C asks, a second one soon after it confirms.

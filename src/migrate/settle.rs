@@ -21,7 +21,7 @@ use super::message::{Fate, Request};
 use super::phase::Phase;
 use super::problem::chain;
 use super::progress::{Outcome, Progress, ProgressSink};
-use super::{destination, retry, source, undo, vm};
+use super::{destination, retry, source, undo, vm, witness};
 use crate::net::identity::Identity;
 use crate::qemu::{Cont, Qmp, QueryStatus, RunState};
 
@@ -252,7 +252,9 @@ async fn settle_destination(host: Arc<Host>, open: Open) {
         return;
     }
     if let Some(qmp) = &qmp {
+        let images = witness::images(&crate::qemu::disks(qmp).await.unwrap_or_default());
         leftovers.extend(destination::undo(&name, qmp, &past, None).await);
+        witness::bear(&mut journal, &images, &leftovers);
     }
     let cause = "the destination's agent was restarted during the migration".to_owned();
     let outcome =

@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::host::Host;
-use super::journal::{self, Journal, Past, Role};
+use super::journal::{self, Journal, Past, Record, Role};
 use super::message::DiskState;
+use super::problem::chain;
 use super::progress::Outcome;
 use crate::net::identity::Identity;
 use crate::qemu::Disk;
@@ -56,8 +57,19 @@ pub(super) fn images(disks: &[Disk]) -> Vec<Image> {
     disks.iter().map(|d| Image { disk: d.name.clone(), filename: d.filename.clone() }).collect()
 }
 
+/// Writes into a try's journal how it left the images. Not if something is left of it, which might
+/// still write to them.
+pub(super) fn bear(journal: &mut Journal, images: &[Image], leftovers: &[String]) {
+    if images.is_empty() || !leftovers.is_empty() {
+        return;
+    }
+    if let Err(e) = journal.record(Record::Witness(take(images))) {
+        tracing::info!(error = chain(&e), "a further try will copy the whole disks");
+    }
+}
+
 /// Looks at the images.
-pub(super) fn take(images: &[Image]) -> Witness {
+fn take(images: &[Image]) -> Witness {
     Witness { boot_id: boot_id(), files: images.iter().filter_map(|image| see(image).ok()).collect() }
 }
 
@@ -115,7 +127,7 @@ fn testimony(host: &Host, peer: &Identity, vm: &str, after: Uuid) -> Result<Witn
     if was_here_since(host, vm, &past) {
         return Err("the VM has been at the destination since".into());
     }
-    past.witness.ok_or_else(|| "the destination's agent was restarted in the try before".into())
+    past.witness.ok_or_else(|| "the destination took no note of how the try before left its images".into())
 }
 
 /// Whether journals tell of another migration of the VM with which its guest was on this host.

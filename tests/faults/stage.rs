@@ -47,6 +47,8 @@ pub struct Plan {
     pub version: Version,
     /// MiB of RAM that the guest dirties: 0 with QEMU 7.2, whose RAM phase then cannot be held.
     pub dirty_mib: u32,
+    /// Blocks of 4 KiB that the guest goes round in on each disk.
+    pub blocks: u64,
     /// Blocks that the guest writes per second; 0 is as fast as it can.
     pub rate: u64,
     /// Each agent's state lies on a volume of its own, of so many MiB.
@@ -57,8 +59,14 @@ pub struct Plan {
 
 impl Plan {
     /// QEMU 10 with a guest that dirties RAM.
-    pub const ORDINARY: Self =
-        Self { version: Version::V10, dirty_mib: 16, rate: 0, small_state_mib: None, small_disk_mib: None };
+    pub const ORDINARY: Self = Self {
+        version: Version::V10,
+        dirty_mib: 16,
+        blocks: BLOCKS,
+        rate: 0,
+        small_state_mib: None,
+        small_disk_mib: None,
+    };
 }
 
 /// Everything that takes part.
@@ -100,7 +108,7 @@ impl Stage {
         net.only_port(PORT, &[Way::ToBravo])?;
         let spec = VmSpec {
             disk_mib: DISK_MIB,
-            blocks: BLOCKS,
+            blocks: plan.blocks,
             dirty_mib: plan.dirty_mib,
             rate: plan.rate,
             ..VmSpec::new(VM, plan.version)
@@ -185,7 +193,10 @@ impl Stage {
     pub fn bring_to(&mut self, reach: Reach, migration: &Migration) -> Result<()> {
         let alpha = self.alpha.socket();
         match reach {
-            Reach::Mirror => self.mirror(migration),
+            Reach::Mirror => {
+                let flows = |p: &Value| disks(p).all(|d| number(d, "done_bytes") > MIB);
+                migration.reach(&alpha, "mirror", flows).map(drop)
+            }
             Reach::Precopy => {
                 self.calm()?;
                 migration.reach(&alpha, "precopy", ram_flows).map(drop)
@@ -238,8 +249,9 @@ impl Stage {
         migration.reach(&alpha, phase, |_| true).map(drop)
     }
 
+    /// Has the source's QEMU pause its guest for the rest of the RAM, however much that is.
     /// Does not wait for QEMU's answer: its main loop may be busy with the pause before it answers.
-    fn pause_at_once(&self) {
+    pub fn pause_at_once(&self) {
         let source = self.source.clone();
         std::thread::spawn(move || {
             let now = json!({"downtime-limit": AT_ONCE_MS});

@@ -1,11 +1,14 @@
 // The guest's work: writes block 1, 2, 3, ... to every disk in lock step (O_DIRECT|O_DSYNC), re-reads
 // old ones, keeps some RAM dirty if asked, and says on the serial line how far it is:
 //   START nb=N disks=N generation=HEX dirty=MIB ms=MS    once per boot
-//   C <seq> <ms>     at most every 100 ms; every disk has durably acknowledged block <seq>
+//   C <seq> <ms> [<host>]  at most every 100 ms; every disk has durably acknowledged block <seq>
 //   BAD ...          anything that is not as the guest left it
-// Nothing is read from the host: a `generation` drawn at boot tells a second boot from a resumed one.
+// A `generation` drawn at boot tells a second boot from a resumed one. Nothing is read from the host
+// but one letter, before each block, when QEMU was given `-fw_cfg name=opt/vmferry/host,string=NAME`:
+// the host whose QEMU executes the guest at this very moment. Such an item is no part of a migration;
+// each QEMU answers with its own.
 // From the kernel's command line: vf_blocks (a power of two), vf_rate (blocks/s, 0 = full speed),
-// vf_disks, vf_dirty (MiB of RAM rewritten and checked in a loop), vf_marker (text put into every
+// vf_disks, vf_dirty (MiB of RAM rewritten and checked in a loop), vf_dirty_rest (ms between its rounds), vf_marker (text put into every
 // block and into RAM).
 #define _GNU_SOURCE
 #include "block.h"
@@ -14,6 +17,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/io.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <time.h>
@@ -24,9 +28,15 @@
 #define RE_READ_EVERY 64u
 #define RESIDENT_BYTES (1u << 20) // RAM that holds the marker even when no RAM is to be dirtied
 #define PAGE_BYTES 4096u
+// QEMU's docs/specs/fw_cfg.rst: the ports, and the directory's key. All numbers are big endian.
+#define FW_CFG_SELECTOR 0x510
+#define FW_CFG_DATA 0x511
+#define FW_CFG_DIRECTORY 0x19
+#define FW_CFG_NAME_BYTES 56
 
 static const char *marker = "";
 static uint64_t generation;
+static uint16_t host_key; // of the item that names the host, or 0
 
 static uint64_t now_ms(void) {
   struct timespec t;
@@ -46,6 +56,35 @@ static uint64_t draw_generation(void) {
   struct timespec t;
   clock_gettime(CLOCK_REALTIME, &t);
   return drawn ^ ((uint64_t)t.tv_nsec * 0x9e3779b97f4a7c15ull + (uint64_t)t.tv_sec);
+}
+
+static uint32_t fw_cfg_number(unsigned bytes) {
+  uint32_t number = 0;
+  while (bytes--) number = number << 8 | inb(FW_CFG_DATA);
+  return number;
+}
+
+static void find_host_key(void) {
+  if (ioperm(FW_CFG_SELECTOR, 2, 1)) {
+    printf("BAD ioperm: %s\n", strerror(errno));
+    return;
+  }
+  outw(FW_CFG_DIRECTORY, FW_CFG_SELECTOR);
+  for (uint32_t items = fw_cfg_number(4); items && !host_key; items--) {
+    char name[FW_CFG_NAME_BYTES];
+    fw_cfg_number(4); // its size
+    uint16_t key = (uint16_t)fw_cfg_number(2);
+    fw_cfg_number(2); // reserved
+    insb(FW_CFG_DATA, name, sizeof name);
+    if (!strncmp(name, "opt/vmferry/host", sizeof name)) host_key = key;
+  }
+}
+
+// One byte only, so that no migration can come between two of them.
+static uint64_t host_now(void) {
+  if (!host_key) return 0;
+  outw(host_key, FW_CFG_SELECTOR);
+  return inb(FW_CFG_DATA);
 }
 
 static unsigned char *map_ram(size_t bytes) {
@@ -70,7 +109,8 @@ static void *dirty_ram(void *argument) {
   unsigned char *ram = map_ram(pages * PAGE_BYTES);
   if (!ram) return 0;
   for (size_t page = 0; page < pages; page++) mark_page(ram + page * PAGE_BYTES);
-  for (uint64_t round = 1;; round++)
+  useconds_t rest = (useconds_t)number("vf_dirty_rest", 0) * 1000;
+  for (uint64_t round = 1;; round++, usleep(rest))
     for (size_t page = 0; page < pages; page++) {
       volatile uint64_t *stamp = (void *)(ram + page * PAGE_BYTES);
       if (round > 1 && *stamp != page_stamp(page, round - 1))
@@ -119,15 +159,16 @@ static void write_for_ever(const int *fd, unsigned disks, uint64_t nb, uint64_t 
   struct block *out = aligned_alloc(BLOCK_BYTES, BLOCK_BYTES), *in = aligned_alloc(BLOCK_BYTES, BLOCK_BYTES);
   uint64_t reported = 0, start = now_ms();
   for (uint64_t seq = 1;; seq++) {
+    uint64_t host = host_now();
     for (unsigned disk = 0; disk < disks; disk++) {
-      block_fill(out, disk, seq, nb, generation, marker);
+      block_fill(out, disk, seq, nb, generation, host, marker);
       write_block(fd[disk], out);
       if (seq % RE_READ_EVERY == 0 && seq > nb / 2) check_block(fd[disk], in, disk, seq - nb / 2, nb);
     }
     uint64_t now = now_ms();
     if (now - reported >= REPORT_EVERY_MS) {
       reported = now;
-      printf("C %llu %llu\n", (unsigned long long)seq, (unsigned long long)now);
+      printf("C %llu %llu%s%.*s\n", (unsigned long long)seq, (unsigned long long)now, host ? " " : "", host ? 1 : 0, (const char *)&host);
     }
     keep_rate(rate, seq, &start);
   }
@@ -137,6 +178,7 @@ int main(void) {
   setvbuf(stdout, 0, _IOLBF, 0);
   if (getenv("vf_marker")) marker = getenv("vf_marker");
   generation = draw_generation();
+  find_host_key();
   uint64_t nb = number("vf_blocks", 4096), disks = number("vf_disks", 2), dirty = number("vf_dirty", 0);
   if (!nb || nb & (nb - 1) || disks > DISKS_MAX) printf("BAD arguments\n");
   int fd[DISKS_MAX];

@@ -16,6 +16,7 @@ wanted="
   xz:xz-utils lz4:lz4 gzip:gzip zstd:zstd cpio:cpio
   awk:mawk sed:sed find:findutils tar:tar od:coreutils cksum:coreutils timeout:coreutils
   dpkg-deb:dpkg
+  systemd-nspawn:systemd-container dbus-daemon:dbus
 "
 
 has_program() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null; }

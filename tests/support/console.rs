@@ -50,7 +50,8 @@ impl Console {
                 let drawn = words.iter().find_map(|w| w.strip_prefix("generation="));
                 self.generations.push(drawn.unwrap_or_default().to_owned());
             }
-            ["C", seq, ms] => self.count(seq.parse()?, ms.parse()?)?,
+            // A third word names the host, in guests that were told: tests/support/watcher.rs judges it.
+            ["C", seq, ms] | ["C", seq, ms, _] => self.count(seq.parse()?, ms.parse()?)?,
             _ => {}
         }
         Ok(())

@@ -9,6 +9,7 @@
 #![allow(dead_code, unused_imports, unreachable_pub)]
 
 pub mod agent;
+pub mod block;
 pub mod capture;
 pub mod console;
 pub mod firewall;
@@ -22,6 +23,7 @@ pub mod proof;
 pub mod qmp;
 pub mod vm;
 pub mod volume;
+pub mod watcher;
 
 pub use agent::{Agent, AgentSpec, Credentials, PeerEntry, VmEntry, VmferryRun};
 pub use capture::Capture;
@@ -32,3 +34,4 @@ pub use pcap::Traffic;
 pub use qmp::Qmp;
 pub use vm::{DiskFormat, Vm, VmSpec};
 pub use volume::Volume;
+pub use watcher::Watcher;

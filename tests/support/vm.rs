@@ -63,6 +63,8 @@ pub struct VmSpec {
     /// MiB of RAM that the guest rewrites and checks in a loop. QEMU 7.2 under TCG loses such
     /// writes while it migrates, so leave it 0 there.
     pub dirty_mib: u32,
+    /// How long it rests after each round of that, in milliseconds: 0 takes a core for itself.
+    pub dirty_rest_ms: u64,
     /// Text of 24 to 63 bytes without blanks that the guest puts into every block and into RAM.
     pub marker: String,
     /// More arguments for QEMU.
@@ -82,6 +84,7 @@ impl VmSpec {
             blocks: 2048,
             rate: 0,
             dirty_mib: 0,
+            dirty_rest_ms: 0,
             marker: format!("vmferry-marker-of-guest-{name}-{}", std::process::id()),
             extra: Vec::new(),
         }
@@ -89,11 +92,12 @@ impl VmSpec {
 
     fn kernel_words(&self) -> String {
         format!(
-            "{KERNEL_WORDS} vf_blocks={} vf_rate={} vf_disks={} vf_dirty={} vf_marker={}",
+            "{KERNEL_WORDS} vf_blocks={} vf_rate={} vf_disks={} vf_dirty={} vf_dirty_rest={} vf_marker={}",
             self.blocks,
             self.rate,
             self.disks.len(),
             self.dirty_mib,
+            self.dirty_rest_ms,
             self.marker
         )
     }
@@ -136,6 +140,16 @@ impl Vm {
     /// The image file of a disk.
     pub fn disk(&self, disk: usize) -> PathBuf {
         self.dir.join(format!("{}.{}", node_name(disk), self.spec.disks[disk].name()))
+    }
+
+    /// The name of the host.
+    pub fn host_name(&self) -> &str {
+        &self.host.name
+    }
+
+    /// What the guest has written on its serial line here, a file.
+    pub fn serial(&self) -> PathBuf {
+        self.dir.join("guest.serial")
     }
 
     /// The guest's folder.
@@ -189,7 +203,7 @@ impl Vm {
 
     /// What the guest has said here. An error when it complained.
     pub fn console(&self) -> Result<Console> {
-        Console::read(&self.dir.join("guest.serial"))
+        Console::read(&self.serial())
     }
 
     /// Waits until block `seq` is complete here.

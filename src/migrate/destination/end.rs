@@ -51,12 +51,7 @@ impl Destination {
         }
         let mut leftovers: Vec<String> = error.map(|e| chain(&e)).into_iter().collect();
         leftovers.extend(undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await);
-        // After the last write of a QEMU of ours, and not if one may still write.
-        if leftovers.is_empty()
-            && let Err(e) = self.journal.record(Record::Witness(witness::take(&self.images)))
-        {
-            tracing::info!(error = chain(&e), "a further try will copy the whole disks");
-        }
+        witness::bear(&mut self.journal, &self.images, &leftovers);
         let outcome = never_ran(trouble, leftovers);
         self.host.end(self.journal, outcome.clone());
         tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");

@@ -1,0 +1,47 @@
+//! Faults of every kind, in every phase, and after each one: the guest runs on exactly one host, by
+//! its own word, nothing that it wrote is lost, nothing is left over, and its next migration succeeds.
+//! `make chaos` plays as many as it is told and prints a table; `make test` plays a few.
+
+// Of the stage of tests/failures.rs only this.
+#[allow(unreachable_pub)]
+#[path = "faults/gate.rs"]
+mod gate;
+mod injection;
+mod support;
+
+use anyhow::{Context, Result};
+use injection::{chaos, plan, record};
+use support::with_lab;
+
+/// `make chaos` sets it, and how many injections there are to be.
+const SEED: &str = "CHAOS_SEED";
+const INJECTIONS: &str = "CHAOS_INJECTIONS";
+/// Where the table goes.
+const TABLE: &str = "CHAOS_TABLE";
+
+#[test]
+fn faults_around_the_hand_over() -> Result<()> {
+    with_lab("faults_around_the_hand_over", |lab| {
+        let records = chaos::play(lab, &plan::subset())?;
+        println!("{}", record::table(&records));
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "takes the better part of an hour: make chaos"]
+fn faults_drawn_from_a_seed() -> Result<()> {
+    let number = |name: &str| -> Result<u64> {
+        std::env::var(name).with_context(|| format!("{name} is not set"))?.parse().context(name.to_owned())
+    };
+    let (seed, count) = (number(SEED)?, number(INJECTIONS)?);
+    println!("seed {seed}, {count} injections");
+    with_lab("faults_drawn_from_a_seed", |lab| {
+        let table = chaos::drawn(lab, seed, usize::try_from(count)?).context(format!("seed {seed}"))?;
+        println!("{table}");
+        match std::env::var_os(TABLE) {
+            Some(path) => Ok(std::fs::write(path, table)?),
+            None => Ok(()),
+        }
+    })
+}

@@ -1,0 +1,63 @@
+#!/bin/bash
+# A throw-away machine with a real systemd as its first process: this machine's own root under a
+# layer in memory, in the network namespace of a host of the lab. As root.
+#   usage: container.sh up DIR NETNS SHARED...    boots it; SHARED folders are the same inside
+#          container.sh exec DIR COMMAND...       runs a command inside
+#          container.sh down DIR                  ends it and takes everything away
+set -euo pipefail
+export LC_ALL=C.UTF-8 SYSTEMD_LOG_LEVEL=warning
+
+what=$1 dir=$2
+shift 2
+
+die() { printf 'container.sh: %s\n' "$*" >&2; exit 1; }
+inside() { nsenter -t "$(cat "$dir/leader")" -a env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin SYSTEMD_PAGER= "$@"; }
+
+# Waits for a command to succeed.
+await() {
+  local tries
+  for tries in $(seq 300); do "$@" && return 0; sleep 0.1; done
+  return 1
+}
+
+has_leader() {
+  local child
+  child=$(pgrep -P "$(cat "$dir/nspawn")" | head -1) || return 1
+  [ "$(cat "/proc/$child/comm" 2>/dev/null)" = systemd ] && echo "$child" >"$dir/leader"
+}
+
+is_up() { case $(inside systemctl is-system-running 2>/dev/null) in running | degraded) return 0 ;; esac; return 1; }
+
+case $what in
+up)
+  netns=$1
+  shift
+  mkdir -p "$dir"
+  mount -t tmpfs -o mode=755,size=1G vmferry-container "$dir"
+  mkdir "$dir/upper" "$dir/work" "$dir/root"
+  mount -t overlay -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/work" vmferry-container "$dir/root"
+  : >"$dir/root/etc/machine-id"
+  # Nothing but what every systemd starts, and what a test asks for.
+  rm -rf "$dir"/root/etc/systemd/system/*.wants "$dir/root/etc/systemd/system/default.target" "$dir/root/etc/fstab"
+  options=(--quiet --directory="$dir/root" --machine=vmferry --register=no --keep-unit --console=pipe
+    --kill-signal=SIGRTMIN+3 --resolv-conf=off --timezone=off --link-journal=no
+    --network-namespace-path="/run/netns/$netns")
+  for shared in "$@"; do options+=("--bind=$shared"); done
+  systemd-nspawn "${options[@]}" /usr/lib/systemd/systemd --unit=multi-user.target --show-status=no \
+    </dev/null >"$dir/console.log" 2>&1 &
+  echo $! >"$dir/nspawn"
+  await has_leader || die "it did not start: $(tail -5 "$dir/console.log")"
+  await is_up || die "it did not boot: $(inside systemctl list-jobs --no-pager 2>&1)"
+  ;;
+exec) inside "$@" ;;
+down)
+  if [ -s "$dir/leader" ]; then
+    kill -RTMIN+4 "$(cat "$dir/leader")" 2>/dev/null || true
+    gone() { ! kill -0 "$(cat "$dir/nspawn")" 2>/dev/null; }
+    await gone || kill -9 "$(cat "$dir/leader")" "$(cat "$dir/nspawn")" 2>/dev/null || true
+  fi
+  umount -l "$dir/root" 2>/dev/null || true
+  umount -l "$dir" 2>/dev/null || true
+  ;;
+*) die "unknown: $what" ;;
+esac

@@ -1,0 +1,92 @@
+//! Injection after injection on one world, each followed by a good migration.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::inflict::inflict;
+use super::judge::{after_fault, good_migration};
+use super::plan::{self, Injection};
+use super::record::{self, Record};
+use super::world::World;
+use crate::support::Lab;
+
+/// Keeps the logs also of a run without a violation.
+const KEEP_LOGS: &str = "CHAOS_KEEP_LOGS";
+
+/// Plays one injection of the plan alone, by its number.
+const ONLY: &str = "CHAOS_ONLY";
+
+/// Draws from a seed, plays, and gives the table with its head, in Markdown.
+///
+/// # Errors
+/// Those of `play`.
+pub fn drawn(lab: &Lab, seed: u64, count: usize) -> Result<String> {
+    let since = Instant::now();
+    let records = play(lab, &plan::draw(seed, count))?;
+    let minutes = since.elapsed().as_secs_f64() / 60.0;
+    let all: Vec<_> = records.iter().collect();
+    let summary = format!(
+        "{} injections in {minutes:.0} min: {}. After each the guest ran on exactly one host, had lost no write, \
+         and its next migration succeeded.\n\n",
+        records.len(),
+        record::outcomes(&all),
+    );
+    Ok(summary + &record::table(&records))
+}
+
+/// Plays all of them.
+///
+/// # Errors
+/// The first violation, with the number of its injection; all logs are kept.
+pub fn play(lab: &Lab, plan: &[Injection]) -> Result<Vec<Record>> {
+    let mut world = World::set_up(lab)?;
+    let mut records = Vec::new();
+    let only: Option<usize> = std::env::var(ONLY).ok().and_then(|n| n.parse().ok());
+    for injection in plan.iter().filter(|i| only.is_none_or(|only| i.number == only)) {
+        let record = one(&mut world, injection).or_else(|violation| {
+            let kept = keep_logs(lab, &format!("chaos-{}-{}", std::process::id(), injection.number));
+            let kept = kept.map_or_else(|e| format!("{e:#}"), |p| p.display().to_string());
+            Err(violation.context(format!("injection {injection}; logs kept in {kept}")))
+        })?;
+        records.push(record);
+    }
+    if std::env::var_os(KEEP_LOGS).is_some() {
+        println!("  logs kept in {}", keep_logs(lab, &format!("chaos-{}", std::process::id()))?.display());
+    }
+    let (boots, blocks) = world.watcher.totals();
+    println!("  {blocks} blocks of {boots} boots were watched: each made on one host, none missing");
+    Ok(records)
+}
+
+fn one(world: &mut World, injection: &Injection) -> Result<Record> {
+    let since = Instant::now();
+    let mut run = world.begin(injection)?;
+    let hit = inflict(world, &mut run, injection)?;
+    let record = after_fault(world, run, injection, &hit)?;
+    let good = good_migration(world).context("the next migration of the same guest")?;
+    let silence = record.silence.map_or_else(|| "-".to_owned(), |s| format!("{:.2}", s.as_secs_f64()));
+    eprintln!(
+        "  {:<70} in {:<11} {:<25} settled {:>5.1} s, still {silence:>5} s, next {:>4.1} s, all {:>5.1} s",
+        injection.to_string(),
+        record.phase,
+        record.ending,
+        record.settled.as_secs_f64(),
+        good.as_secs_f64(),
+        since.elapsed().as_secs_f64(),
+    );
+    Ok(record)
+}
+
+/// Copies everything of the lab but disks to a folder that stays.
+fn keep_logs(lab: &Lab, name: &str) -> Result<PathBuf> {
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::create_dir_all(&kept)?;
+    let script = "cd \"$1\" && find . -type f -size -20M \\( -name '*.log' -o -name '*.serial' -o -name '*.journal' \
+                  -o -name '*.toml' -o -name starts -o -name called \\) -print0 | xargs -0 cp --parents -t \"$2\"";
+    Command::new("sh").args(["-c", script, "keep"]).arg(lab.dir()).arg(&kept).status()?;
+    Ok(kept)
+}

@@ -1,0 +1,271 @@
+//! What must hold after each fault, whatever it was: everybody comes to rest by himself, the guest
+//! runs on exactly one host, without a lost write, nothing is left, and it can be moved.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::Side;
+use super::inflict::Hit;
+use super::plan::{Fault, Injection, Who};
+use super::record::{Ending, Record};
+use super::run::Run;
+use super::world::{VM, World};
+use crate::support::pair::journals;
+use crate::support::process::{LONG, wait_for};
+use crate::support::proof;
+use crate::support::watcher::Life;
+
+/// For everybody to come to rest once all is repaired: longer than any deadline of the agents.
+const RESTS_WITHIN: Duration = Duration::from_secs(90);
+/// Who takes longer is named.
+const SLOW: Duration = Duration::from_secs(8);
+/// A guest that runs makes so many blocks more.
+const ALIVE_BLOCKS: u64 = 10;
+const BOOT_WITHIN: Duration = Duration::from_secs(120);
+const ALIVE_WITHIN: Duration = Duration::from_secs(20);
+
+/// Judges what became of a migration that was hit.
+///
+/// # Errors
+/// Anything is not as it must be.
+pub fn after_fault(world: &mut World, run: Run, injection: &Injection, hit: &Hit) -> Result<Record> {
+    let before = world.watcher.now().context("the guest never wrote")?;
+    let (at, waited_for) = rest(world)?;
+    let settled = Instant::now();
+    if settled - hit.at > SLOW {
+        eprintln!("    it took so long because of: {waited_for}");
+    }
+    let report = run.last();
+    let ending = match at {
+        Some(at) => lives_on(world, at, &run, &before)?,
+        None => {
+            may_be_gone(world, &run, injection)?;
+            Ending::GuestKilled
+        }
+    };
+    says_the_same(report.as_ref(), ending)?;
+    // The guest's silence is judged before it is booted again.
+    let silence = world.watcher.longest_silence(run.since, Instant::now());
+    if ending == Ending::GuestKilled {
+        boot_again(world, run.source, report.as_ref())?;
+    }
+    is_clean(world, world.at)?;
+    let cli_was_killed = injection.fault == Fault::Kill(Who::CommandLine);
+    let noticed = ending == Ending::Moved && (run.was_undecided() || cli_failed(run)? && !cli_was_killed);
+    let ending = if noticed { Ending::MovedAfterSettling } else { ending };
+    let fits = !injection.must_move() || ending == Ending::Moved;
+    ensure!(fits, "the guest {ending}, and should have moved: {report:?}");
+    Ok(Record {
+        fault: injection.fault,
+        planned: injection.moment.phase,
+        phase: hit.phase.clone(),
+        ending,
+        settled: settled - hit.at,
+        silence: (ending != Ending::GuestKilled).then_some(silence),
+    })
+}
+
+/// Moves the guest to the other host, undisturbed.
+///
+/// # Errors
+/// It does not move, or a proof fails.
+pub fn good_migration(world: &mut World) -> Result<Duration> {
+    let since = Instant::now();
+    let before = world.watcher.look()?;
+    let source = world.at;
+    let run = Run::begin(world.agent(source), VM, source)?;
+    let outcome = run.cli.wait(LONG)?;
+    ensure!(outcome.code == 0, "the next migration failed: {outcome:?}");
+    world.vm(source).wait_ended()?;
+    let destination = source.other();
+    ensure!(status(world, destination)? == "running", "it does not run on {}", destination.name());
+    has_moved(world, source, &before)?;
+    is_clean(world, destination)?;
+    Ok(since.elapsed())
+}
+
+/// Waits until the agents have nothing open and a guest runs on one host, or on none, and neither
+/// changes any more. Gives the host, and who was the last to come to rest.
+fn rest(world: &World) -> Result<(Option<Side>, String)> {
+    let mut last = String::new();
+    let rested = wait_for("everybody to come to rest", RESTS_WITHIN, || {
+        world.watcher.check()?;
+        let open = open_migrations(world)?;
+        if !open.is_empty() {
+            last = open.join("; ");
+            return Ok(None);
+        }
+        let states = [status(world, Side::Alpha)?, status(world, Side::Bravo)?];
+        let now = match [states[0].as_str(), states[1].as_str()] {
+            ["running", "ended"] => Some(Some(Side::Alpha)),
+            ["ended", "running"] => Some(Some(Side::Bravo)),
+            ["ended", "ended"] => Some(None),
+            ["running", "running"] => bail!("TWO RUNNERS: both QEMUs say that their guest runs"),
+            _ => {
+                last = format!("QEMUs {states:?}");
+                None
+            }
+        };
+        Ok(now)
+    });
+    rested.map(|at| (at, last.clone())).with_context(|| format!("it stands at: {last}"))
+}
+
+/// What the agents say, and their journals.
+fn open_migrations(world: &World) -> Result<Vec<String>> {
+    let mut open = Vec::new();
+    for side in Side::BOTH {
+        let agent = world.agent(side);
+        let list = agent.api("/v1/migrations")?;
+        let is_open = |p: &&Value| p["outcome"].is_null() || p["outcome"]["result"] == "undecided";
+        let said = list.as_array().into_iter().flatten().filter(is_open);
+        open.extend(said.map(|p| format!("{} says {p}", side.name())));
+        let unended = journals(agent)
+            .with_context(|| format!("journals on {}", side.name()))?
+            .into_iter()
+            .filter(|records| records.last().is_none_or(|last| last["ended"].is_null()));
+        open.extend(unended.map(|records| format!("open journal on {}: {records:?}", side.name())));
+    }
+    Ok(open)
+}
+
+/// QEMU's word, or "ended" where none runs.
+fn status(world: &World, side: Side) -> Result<String> {
+    let vm = world.vm(side);
+    if !vm.is_running() {
+        return Ok("ended".to_owned());
+    }
+    match vm.qmp().and_then(|mut qmp| qmp.status()) {
+        Ok(status) => Ok(status),
+        // It may end at this very moment.
+        Err(_) if !vm.is_running() => Ok("ended".to_owned()),
+        Err(error) => Err(error),
+    }
+}
+
+/// That the guest goes on there and has not been anywhere else.
+fn lives_on(world: &mut World, at: Side, run: &Run, before: &Life) -> Result<Ending> {
+    if at == run.source.other() {
+        has_moved(world, run.source, before)?;
+        return Ok(Ending::Moved);
+    }
+    let life = goes_on(world, at, before)?;
+    ensure!(
+        life.stays == before.stays,
+        "it is where it was and yet has been elsewhere: {:?}, then {:?}",
+        before.stays,
+        life.stays
+    );
+    proof::qemu_is_clean(&mut world.vm(at).qmp()?)?;
+    Ok(Ending::RolledBack)
+}
+
+/// That the guest went from `source` to the other host once, whole.
+fn has_moved(world: &mut World, source: Side, before: &Life) -> Result<()> {
+    let at = source.other();
+    let life = goes_on(world, at, before)?;
+    // What was known before may already be the destination's.
+    let gone = usize::from(before.host() == source.letter());
+    ensure!(
+        life.stays.len() == before.stays.len() + gone && life.host() == at.letter(),
+        "one move makes one stay more: {:?}, then {:?}",
+        before.stays,
+        life.stays
+    );
+    let (old, new, copies) = (world.vm(source), world.vm(at), copies(world, at));
+    copies.same_as_source(&world.paths, old, new)?;
+    for disk in 0..new.spec.disks.len() {
+        let verdict = new.verify(disk, &copies.disk(new, disk)?)?;
+        ensure!(verdict.ok, "disk {disk} at the hand-over: {verdict:?}");
+    }
+    proof::qemu_is_clean(&mut new.qmp()?)?;
+    world.at = at;
+    Ok(())
+}
+
+fn copies(world: &World, at: Side) -> &crate::support::proof::HandoverCopies {
+    match at {
+        Side::Alpha => &world.guest.alpha_copies,
+        Side::Bravo => &world.guest.bravo_copies,
+    }
+}
+
+/// That the same boot of the guest makes new blocks on that host; gives what is known then.
+fn goes_on(world: &World, at: Side, before: &Life) -> Result<Life> {
+    let from = world.watcher.now().map_or(0, |life| life.last);
+    wait_for(&format!("the guest to write on {}", at.name()), ALIVE_WITHIN, || {
+        world.watcher.check()?;
+        let life = world.watcher.now();
+        Ok(life.filter(|l| l.host() == at.letter() && l.last >= from + ALIVE_BLOCKS).map(drop))
+    })
+    .with_context(|| format!("{:?}", world.watcher.now()))?;
+    let life = world.watcher.look()?;
+    ensure!(life.generation == before.generation, "the guest booted again");
+    ensure!(life.host() == at.letter(), "the guest wrote elsewhere: {:?}", life.stays);
+    Ok(life)
+}
+
+/// The guest may be nowhere only if the fault ended the QEMU to which it belonged.
+fn may_be_gone(world: &World, run: &Run, injection: &Injection) -> Result<()> {
+    let last = run.last();
+    match injection.fault.ends_qemu() {
+        Some(Who::SourceQemu) => Ok(()),
+        Some(_) => {
+            let handed_over = handed_over(world, run)?;
+            ensure!(handed_over, "the guest was the source's and yet is gone: {last:?}");
+            Ok(())
+        }
+        None => bail!("NO RUNNER: the guest is gone, and no QEMU was ended by the fault: {last:?}"),
+    }
+}
+
+/// By the source's journal: the guest is the destination's.
+fn handed_over(world: &World, run: &Run) -> Result<bool> {
+    let folder = world.agent(run.source).host().dir.join("state/migrations");
+    let text = std::fs::read_to_string(folder.join(format!("{}.source.journal", run.id)))?;
+    Ok(text.contains("handed-over"))
+}
+
+/// That the source's agent does not say that the guest is elsewhere than it is.
+fn says_the_same(report: Option<&Value>, ending: Ending) -> Result<()> {
+    let Some(report) = report else { return Ok(()) };
+    let result = report["outcome"]["result"].as_str().unwrap_or_default();
+    let fits = match ending {
+        Ending::Moved | Ending::MovedAfterSettling => result != "failed",
+        Ending::RolledBack => result != "moved",
+        Ending::GuestKilled => true,
+    };
+    ensure!(fits, "the guest {ending}, and its source says {report}");
+    Ok(())
+}
+
+/// After its QEMU was killed the guest boots where its disks are the newest.
+fn boot_again(world: &mut World, source: Side, report: Option<&Value>) -> Result<()> {
+    let moved = report.is_some_and(|r| r["outcome"]["result"] == "moved");
+    let life = world.watcher.ended()?;
+    let at = if moved || life.host() == source.other().letter() { source.other() } else { source };
+    world.vm(at).boot()?;
+    // Its serial line was long there before, so that the new boot is known by its blocks alone.
+    wait_for("the guest to boot again", BOOT_WITHIN, || {
+        world.watcher.check()?;
+        let young = world.watcher.now().filter(|l| l.generation != life.generation);
+        Ok(young.filter(|l| l.last >= ALIVE_BLOCKS).map(drop))
+    })?;
+    world.at = at;
+    Ok(())
+}
+
+fn is_clean(world: &World, at: Side) -> Result<()> {
+    world.vm(at.other()).wait_ended()?;
+    for side in Side::BOTH {
+        proof::agent_is_clean(world.agent(side), world.idle_descriptors(side))?;
+    }
+    world.watcher.check()
+}
+
+/// Whether `vmferry migrate` ended otherwise than it should for a guest that moved.
+fn cli_failed(run: Run) -> Result<bool> {
+    Ok(run.cli.wait(LONG)?.code != 0)
+}
