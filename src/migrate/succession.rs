@@ -284,7 +284,9 @@ impl Destination {
         let (served, offers, controls) = Served::new();
         let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
         let registration = host.register(left.id, incoming);
+        let orders = host.take_orders(left.id);
         let destination = Self {
+            orders,
             vm: left.vm.clone(),
             peer,
             journal,
