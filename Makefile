@@ -6,6 +6,7 @@
 #   make test      format, lints, all tests, with both QEMUs                      T=name: only that test
 #   make lint      format and lints only
 #   make model     the session protocol against its model, many more steps        STEPS=n
+#   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n
 #   make bench     the benchmarks
 #   make setup     what the tests need and the machine lacks
 #   make clean-lab forgets all downloads
@@ -14,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-end test lint model bench setup fetch tools clean-lab
+.PHONY: demo demo-end test lint model chaos bench setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -23,6 +24,9 @@ export VMFERRY_QEMU72 ?= $(LAB)/qemu72/bin/qemu-system-x86_64
 export VMFERRY_QEMU10 ?= $(LAB)/qemu10/bin/qemu-system-x86_64
 
 STEPS ?= 3000000
+# All pairs of fault and phase, those around the hand-over twice: 25 x 11.
+CHAOS_INJECTIONS ?= 275
+CHAOS_SEED := $(or $(CHAOS_SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 LOCKED := --locked
 step = @printf '\n== %s\n' "$(1)"
 
@@ -60,6 +64,10 @@ demo-end:
 model: fetch
 	$(call step,session protocol against its model: $(STEPS) steps)
 	VMFERRY_MODEL_STEPS=$(STEPS) cargo test $(LOCKED) --release --test mux_model --test mux_hostile
+
+chaos: setup
+	$(call step,$(CHAOS_INJECTIONS) faults in real migrations, seed $(CHAOS_SEED): tests/CHAOS.md)
+	CHAOS_SEED=$(CHAOS_SEED) CHAOS_INJECTIONS=$(CHAOS_INJECTIONS) tests/setup/chaos.sh
 
 bench: setup
 	$(call step,two agents against a plain TLS copy and clear TCP: bench/RESULTS.md)

@@ -89,6 +89,7 @@ impl Agent {
         if tokio::time::timeout(STOP_DEADLINE, stopped).await.is_err() {
             tracing::warn!("not every migration could stop in time; the others are left to their journals");
         }
+        self.host.pool.leave(true);
         let mut sessions = Vec::new();
         for session in self.host.pool.all() {
             match tokio::time::timeout(SESSION_DEADLINE, session.freeze()).await {
@@ -135,6 +136,7 @@ impl Agent {
                 Err(error) => tracing::error!(%peer, %error, "a session cannot be taken up"),
             }
         }
+        self.host.pool.leave(false);
         migrate::take_up(&self.host, migrations, &mut streams, fds).await
     }
 

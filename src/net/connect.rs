@@ -20,7 +20,7 @@ use super::handshake::{
 use super::identity::Identity;
 use super::record::Record;
 use super::resume::{self, Exported, Redial, Resumed, SessionKey};
-use super::session::Session;
+use super::session::{EndCause, Session};
 use super::tls::Tls;
 use crate::mux::hello::{self, FirstFrame, Hello, HelloError, Mode, Negotiated};
 use crate::mux::{Code, Config, Role};
@@ -188,6 +188,9 @@ impl Connection {
         Ok(Self { tcp, record: Record::new(tls), info })
     }
 }
+
+/// To a peer that comes while another process takes over: it is to come again.
+pub(super) const LEAVING: Denial = (Code::Shutdown, "this agent's process changes; come again");
 
 /// A connection on which a new session begins.
 pub struct Established {
@@ -425,7 +428,11 @@ impl Endpoint {
         agree(key, &ours, theirs)?;
         let fenced = timeout(FENCE_DEADLINE, session.fence(generation)).await.ok().flatten();
         let Some(our_rx_seq) = fenced else {
-            return Err((Code::NoSession, "that session has ended, or has been resumed since"));
+            let end = timeout(FENCE_DEADLINE, session.ended()).await;
+            return Err(match end.as_deref().map(|end| &end.cause) {
+                Ok(EndCause::Frozen) => LEAVING,
+                _ => (Code::NoSession, "that session has ended, or has been resumed since"),
+            });
         };
         let proof = session.key().proof(exported, generation, Role::Acceptor);
         ours.mode = Mode::Resumed { rx_seq: our_rx_seq, proof };

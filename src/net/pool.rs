@@ -4,12 +4,13 @@
 //! same moment, both sides use the session that the smaller identity dialed. Knows no streams.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use super::connect::{Accepted, ConnectError, Denial, Endpoint, Established};
+use super::connect::{Accepted, ConnectError, Denial, Endpoint, Established, LEAVING};
 use super::identity::Identity;
 use super::lobby::Lobby;
 use super::session::{IncomingStream, Session};
@@ -31,6 +32,7 @@ pub struct Pool {
     incoming: mpsc::Sender<IncomingStream>,
     started: mpsc::UnboundedSender<Session>,
     dial_failures: Mutex<BTreeMap<&'static str, u64>>,
+    leaving: AtomicBool,
 }
 
 impl Pool {
@@ -50,6 +52,7 @@ impl Pool {
             incoming,
             started,
             dial_failures: Mutex::default(),
+            leaving: AtomicBool::new(false),
         }
     }
 
@@ -107,6 +110,9 @@ impl Pool {
         if !is_known {
             return Err((Code::Auth, "no peer with this identity is configured here"));
         }
+        if self.leaving.load(Relaxed) {
+            return Err(LEAVING);
+        }
         if let Mode::Resume { session_id, .. } = mode {
             let found = self.find(peer, session_id);
             return found.map(Some).ok_or((Code::NoSession, "this agent does not know that session"));
@@ -139,6 +145,11 @@ impl Pool {
         let mut sessions = self.locked();
         sessions.values_mut().for_each(|of_peer| of_peer.retain(Session::is_live));
         sessions.values().flatten().cloned().collect()
+    }
+
+    /// While all sessions are left to another process, peers are told to come again.
+    pub fn leave(&self, leaving: bool) {
+        self.leaving.store(leaving, Relaxed);
     }
 
     /// Adds a session that an earlier process has left.

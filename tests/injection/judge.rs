@@ -241,11 +241,13 @@ fn says_the_same(report: Option<&Value>, ending: Ending) -> Result<()> {
     Ok(())
 }
 
-/// After its QEMU was killed the guest boots where its disks are the newest.
+/// After its QEMU was killed the guest boots where it was, with empty disks: `verify` could not tell
+/// the blocks of two boots apart.
 fn boot_again(world: &mut World, source: Side, report: Option<&Value>) -> Result<()> {
     let moved = report.is_some_and(|r| r["outcome"]["result"] == "moved");
     let life = world.watcher.ended()?;
     let at = if moved || life.host() == source.other().letter() { source.other() } else { source };
+    world.empty_disks(at)?;
     world.vm(at).boot()?;
     // Its serial line was long there before, so that the new boot is known by its blocks alone.
     wait_for("the guest to boot again", BOOT_WITHIN, || {

@@ -179,6 +179,15 @@ impl World {
         Ok(())
     }
 
+    /// Makes all disks of a host anew: no QEMU may have them open.
+    ///
+    /// # Errors
+    /// qemu-img's.
+    pub fn empty_disks(&self, side: Side) -> Result<()> {
+        self.vm(side).create_disk(0, DISK_MIB)?;
+        self.empty_small_disk(side)
+    }
+
     /// Makes the second disk anew, in place, so that its copy needs room: the guest is not there.
     fn empty_small_disk(&self, side: Side) -> Result<()> {
         let disk = self.vm(side).disk(SMALL_DISK);
