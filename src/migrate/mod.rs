@@ -28,6 +28,7 @@ pub mod plan;
 pub mod problem;
 pub mod progress;
 mod reception;
+pub mod recover;
 mod retry;
 mod router;
 pub mod settle;

@@ -336,7 +336,9 @@ impl Destination {
         );
         let progress = ProgressSink::new(left.progress);
         let (its_progress, its_host) = (progress.clone(), Arc::clone(host));
+        let orders = host.take_orders(id);
         let destination = move |qmp, events| Self {
+            orders,
             vm: left.vm.clone(),
             peer,
             journal,
