@@ -138,14 +138,17 @@ pub async fn cases(host: &Arc<Host>, clean: bool) -> Result<Vec<Case>, JournalEr
     Ok(cases)
 }
 
-/// Cleans up once, at an agent's start, what earlier ones left.
+/// Cleans up once, at an agent's start, what earlier ones left. What is open is left to settling: a
+/// monitor serves one at a time.
 pub async fn clean_at_start(host: Arc<Host>) {
-    match cases(&host, true).await {
-        Err(e) => tracing::warn!(error = chain(&e), "what was left over cannot be looked at"),
-        Ok(cases) => {
-            for case in cases.iter().filter(|c| c.kind == CaseKind::Leftovers) {
-                tracing::warn!(vm = case.vm, left = ?case.left, "left to clean up; see `vmferry recover`");
-            }
+    let Ok(all) = journal::peek_all(&host.journals(), host.identity.as_str()) else { return };
+    for (path, past) in all.into_iter().filter_map(|(path, past)| Some((path, past.ok()?))) {
+        if past.left().is_empty() {
+            continue;
+        }
+        let left = clean_up(&host, &path, &past).await;
+        if !left.is_empty() {
+            tracing::warn!(vm = past.header.vm, ?left, "left to clean up; see `vmferry recover`");
         }
     }
 }
@@ -198,7 +201,13 @@ fn refused(file: PathBuf, error: &JournalError) -> Case {
 
 async fn open(host: &Host, file: PathBuf, past: &Past) -> Case {
     let question = host.question(past.header.migration);
-    let (peer, qemu) = tokio::join!(ask_peer(host, past), ask_qemu(host, past));
+    let asked = async {
+        match question {
+            Some(_) => ask_qemu(host, past).await,
+            None => "its monitor is in use by the migration".into(),
+        }
+    };
+    let (peer, qemu) = tokio::join!(ask_peer(host, past), asked);
     let told = peer.as_ref().ok().and_then(Option::as_ref);
     let plan = match &question {
         Some(question) => question.clone(),
