@@ -250,8 +250,8 @@ fn boot_again(world: &mut World, source: Side, report: Option<&Value>) -> Result
     let life = world.watcher.ended()?;
     let at = if moved || life.host() == source.other().letter() { source.other() } else { source };
     world.empty_disks(at)?;
-    world.vm(at).boot()?;
-    // Its serial line was long there before, so that the new boot is known by its blocks alone.
+    world.vm(at).begin_boot()?;
+    // Its serial line was long there before, so the new boot is known by its blocks alone.
     wait_for("the guest to boot again", BOOT_WITHIN, || {
         world.watcher.check()?;
         let young = world.watcher.now().filter(|l| l.generation != life.generation);

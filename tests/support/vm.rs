@@ -170,8 +170,13 @@ impl Vm {
 
     /// Starts the guest here and waits until it has written some blocks.
     pub fn boot(&self) -> Result<()> {
-        run(self.host.command(self.start_script()).arg("boot"), SHORT)?;
+        self.begin_boot()?;
         self.wait_count_within(50, BOOT_WITHIN).map(drop)
+    }
+
+    /// Starts the guest here, and does not wait for it.
+    pub fn begin_boot(&self) -> Result<()> {
+        run(self.host.command(self.start_script()).arg("boot"), SHORT).map(drop)
     }
 
     /// Starts a QEMU that waits for a guest, as the agent would.
