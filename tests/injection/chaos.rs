@@ -58,10 +58,10 @@ pub fn play(lab: &Lab, plan: &[Injection]) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     let only: Option<usize> = std::env::var(ONLY).ok().and_then(|n| n.parse().ok());
     for injection in plan.iter().filter(|i| only.is_none_or(|only| i.number == only)) {
-        let record = one(&mut world, injection).or_else(|violation| {
+        let record = one(&mut world, injection).map_err(|violation| {
             let kept = keep_logs(lab, &format!("chaos-{}-{}", std::process::id(), injection.number));
             let kept = kept.map_or_else(|e| format!("{e:#}"), |p| p.display().to_string());
-            Err(violation.context(format!("injection {injection}; logs kept in {kept}")))
+            violation.context(format!("injection {injection}; logs kept in {kept}"))
         })?;
         records.push(record);
     }
@@ -75,9 +75,10 @@ pub fn play(lab: &Lab, plan: &[Injection]) -> Result<Vec<Record>> {
 
 fn one(world: &mut World, injection: &Injection) -> Result<Record> {
     let since = Instant::now();
+    let before = world.watcher.now().context("the guest never wrote")?;
     let mut run = world.begin(injection)?;
     let hit = inflict(world, &mut run, injection)?;
-    let record = after_fault(world, run, injection, &hit)?;
+    let record = after_fault(world, run, &before, injection, &hit)?;
     let good = good_migration(world).context("the next migration of the same guest")?;
     if let Some(complaint) = &record.complaint {
         eprintln!("    NOT AS PROMISED: {complaint}");

@@ -24,7 +24,7 @@ impl Rng {
 
     /// True once in `n`.
     pub fn one_in(&mut self, n: u64) -> bool {
-        self.next() % n == 0
+        self.next().is_multiple_of(n)
     }
 
     pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
