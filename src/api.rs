@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::migrate::Options;
+use crate::migrate::handover::Side;
 use crate::migrate::problem::Problem;
 use crate::migrate::progress::Reconnecting;
+use crate::migrate::recover::Case;
 
 /// The version that all paths begin with.
 pub const VERSION: &str = "/v1";
@@ -84,6 +86,21 @@ pub struct CheckRequest {
 pub struct CheckReport {
     /// What would fail; empty when nothing is known that would.
     pub problems: Vec<Problem>,
+}
+
+/// `GET /v1/recover`, which only looks, and `POST /v1/recover`, which cleans up what it can.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Recovery {
+    /// What is not closed on this host; mostly nothing.
+    pub cases: Vec<Case>,
+}
+
+/// `POST /v1/recover/{id}`: an operator decides whose a virtual machine is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForceRequest {
+    /// Seen from this host.
+    pub force: Side,
 }
 
 /// Any answer that is not 2xx.

@@ -19,8 +19,11 @@ use uuid::Uuid;
 
 use super::Agent;
 use super::registry::NoCancel;
-use crate::api::{CheckReport, CheckRequest, ErrorBody, MigrateRequest};
+use crate::api::{CheckReport, CheckRequest, ErrorBody, ForceRequest, MigrateRequest, Recovery};
+use crate::migrate::journal::JournalError;
+use crate::migrate::problem::chain;
 use crate::migrate::progress::{Outcome, Progress};
+use crate::migrate::recover::{self as recovery, NotForced};
 
 /// Who calls: the kernel's word for the other end of the socket.
 #[derive(Debug, Clone)]
@@ -49,6 +52,8 @@ pub(crate) fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/migrations/{id}", get(one))
         .route("/v1/migrations/{id}/events", get(events))
         .route("/v1/migrations/{id}/cancel", post(cancel))
+        .route("/v1/recover", get(look).post(recover))
+        .route("/v1/recover/{id}", post(force))
         .fallback(|| async {
             Problem::new(
                 StatusCode::NOT_FOUND,
@@ -179,5 +184,45 @@ async fn cancel(
             "the guest is already the destination's, or the migration has ended",
             "move it back with a migration the other way",
         ),
+    })
+}
+
+async fn look(State(agent): Agents) -> Result<Json<Recovery>, Problem> {
+    Ok(Json(Recovery { cases: recovery::cases(&agent.host, false).await? }))
+}
+
+async fn recover(
+    State(agent): Agents,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+) -> Result<Json<Recovery>, Problem> {
+    tracing::info!(uid = caller.uid, pid = caller.pid, "recover asked for");
+    if let Err(e) = agent.host.end_late() {
+        tracing::warn!(error = chain(&e), "a journal still cannot be ended");
+    }
+    Ok(Json(Recovery { cases: recovery::cases(&agent.host, true).await? }))
+}
+
+impl From<JournalError> for Problem {
+    fn from(error: JournalError) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(&error), "look at the agent's state folder")
+    }
+}
+
+async fn force(
+    State(agent): Agents,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    id: Id,
+    body: Result<Json<ForceRequest>, JsonRejection>,
+) -> Result<StatusCode, Problem> {
+    let Path(id) = id?;
+    let Json(request) = body?;
+    tracing::warn!(uid = caller.uid, pid = caller.pid, migration = %id, force = ?request.force, "a forced decision");
+    let forced = recovery::force(&agent.host, id, request.force, caller.uid).await;
+    forced.map(|()| StatusCode::ACCEPTED).map_err(|e| {
+        let remedy = match e {
+            NotForced::NothingOpen(_) => "see `vmferry recover` for what is undecided on this host",
+            NotForced::Refused(_) => "nothing was changed; mend that and decide again",
+        };
+        Problem::new(StatusCode::CONFLICT, chain(&e), remedy)
     })
 }

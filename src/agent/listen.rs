@@ -60,13 +60,19 @@ async fn accept(agent: &Agent, tcp: tokio::net::TcpStream, address: SocketAddr) 
     }
 }
 
+/// Makes the folder of a socket.
+pub(super) fn make_folder(path: &Path) -> anyhow::Result<()> {
+    let Some(folder) = path.parent() else { return Ok(()) };
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(folder)
+        .with_context(|| format!("cannot make {} (`runtime_dir` in the configuration)", folder.display()))
+}
+
 /// Opens the local API's socket, unless another agent serves it.
 pub(super) fn local(path: &Path) -> anyhow::Result<UnixListener> {
-    if let Some(folder) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).with_context(|| {
-            format!("cannot make {} (`runtime_dir` in the configuration)", folder.display())
-        })?;
-    }
+    make_folder(path)?;
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         bail!("another agent serves {}; stop it first", path.display());
     }

@@ -81,7 +81,7 @@ pub(super) async fn leave_to_the_store(agent: &Arc<Agent>, incoming: &mpsc::Send
         );
         return false;
     }
-    pass(agent, incoming, |left| inherit::to_store(left)).await
+    pass(agent, incoming, inherit::to_store).await
 }
 
 /// Lets another process take over; false if it did not, and everything goes on here.

@@ -23,7 +23,7 @@ use crate::config::{Config, TlsConfig};
 use crate::metrics::Metrics;
 use crate::migrate::problem::chain;
 use crate::migrate::progress::{Progress, ProgressSink};
-use crate::migrate::{Host, journal, settle};
+use crate::migrate::{Host, journal, recover, settle};
 use crate::mux;
 use crate::net::connect::Endpoint;
 use crate::net::pool::Pool;
@@ -151,6 +151,7 @@ async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::R
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     keep_watchdog(&servers);
     servers.spawn(end_late(Arc::clone(&agent)));
+    agent.tasks.spawn(recover::clean_at_start(Arc::clone(&agent.host)));
     loop {
         tokio::select! {
             asked = signals.next() => match asked {

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::certs::CertsArgs;
 use crate::config::DEFAULT_PATH;
 use crate::migrate::Retry;
+use crate::migrate::handover::Side;
 
 /// Moves running QEMU virtual machines with local disks between hosts, encrypted, through one
 /// port.
@@ -76,6 +77,9 @@ pub(super) enum Command {
         /// The migration.
         id: Uuid,
     },
+    /// Show what is undecided or left over on this host, what both hosts know about it and what is
+    /// done; clean up what was left. Exit code 0: nothing; 3: something is left; 4: undecided.
+    Recover(RecoverArgs),
     /// Make, show and check the certificates that hosts trust each other by.
     Certs(CertsArgs),
 }
@@ -107,6 +111,33 @@ pub(super) struct MigrateArgs {
     /// Print one line of JSON for each change.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RecoverArgs {
+    /// Only this migration.
+    pub(super) id: Option<Uuid>,
+    /// Decide whose its virtual machine is, seen from this host. Only for when the other host is
+    /// lost for good: if this is wrong, the VM runs twice.
+    #[arg(long, value_name = "here|there", requires = "id", value_parser = side)]
+    pub(super) force: Option<Side>,
+    /// Do not ask for the VM's name before a forced decision.
+    #[arg(long, requires = "force")]
+    pub(super) yes: bool,
+    /// Only look: clean up nothing.
+    #[arg(long, conflicts_with = "force")]
+    pub(super) look: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+fn side(word: &str) -> Result<Side, String> {
+    match word {
+        "here" => Ok(Side::Here),
+        "there" => Ok(Side::There),
+        _ => Err("`here` or `there`".into()),
+    }
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::args::{CheckArgs, Command, MigrateArgs};
 use super::client::Client;
-use super::{show, watch};
+use super::{recover, show, watch};
 use crate::api::{CheckReport, CheckRequest, MigrateRequest, Status, migration_path};
 use crate::migrate::Options;
 use crate::migrate::progress::Progress;
@@ -27,6 +27,7 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
         Command::Status { id: Some(id), json } => status_of(&client, id, json).await,
         Command::Watch { id, json } => watch::follow(&client, id, json).await,
         Command::Cancel { id } => cancel(&client, id).await,
+        Command::Recover(args) => recover::run(&client, args).await,
         Command::Agent { .. } | Command::Certs(_) => Ok(super::EXIT_USAGE.into()),
     }
 }
@@ -101,7 +102,7 @@ pub(super) async fn cancel_migration(client: &Client, id: Uuid) -> anyhow::Resul
     client.call(Method::POST, &format!("{}/cancel", migration_path(id)), &()).await
 }
 
-fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+pub(super) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value).context("no JSON")?);
     Ok(())
 }

@@ -4,6 +4,7 @@ mod args;
 pub mod certs;
 mod client;
 mod commands;
+mod recover;
 mod show;
 mod watch;
 

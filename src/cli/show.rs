@@ -149,7 +149,7 @@ fn seconds(ms: u64) -> String {
     format!("{}.{}", ms / 1000, ms % 1000 / 100)
 }
 
-fn when(at: i64) -> String {
+pub(super) fn when(at: i64) -> String {
     let time = OffsetDateTime::from_unix_timestamp(at).ok();
     time.and_then(|t| t.format(&Rfc3339).ok()).unwrap_or_else(|| at.to_string())
 }

@@ -234,6 +234,7 @@ impl Question {
                 self.peer
             ),
         };
+        self.host.open_question(self.migration, cause.clone());
         super::source::finish(&self.progress, Phase::Undecided, Outcome::Undecided { cause });
     }
 }

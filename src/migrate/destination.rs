@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::admission::{permitted, target_problems, unreachable};
+use super::decide::Order;
 use super::exports::NbdServer;
 use super::handover::{self, DestinationEffect, DestinationInput, DestinationState, Ended};
 use super::host::{Host, Registration, Reservation};
@@ -70,6 +71,8 @@ pub(super) struct Destination {
     /// What was granted for which offer, and how the guest started: to be said again.
     pub(super) granted: Option<(Offer, Prepared)>,
     pub(super) said_started: Option<Started>,
+    /// What an operator decides.
+    pub(super) orders: mpsc::Receiver<Order>,
     /// Nobody has listened to QEMU for a while: what happened is asked for.
     pub(super) missed_events: bool,
     pub(super) _registration: Registration,
@@ -124,6 +127,7 @@ impl Destination {
         let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
         let registration = host.register(migration, incoming);
         let progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
+        let orders = host.take_orders(migration);
         let mut destination = Self {
             host,
             vm: offer.vm.clone(),
@@ -144,6 +148,7 @@ impl Destination {
             handover: handover::Destination::new(),
             granted: None,
             said_started: None,
+            orders,
             missed_events: false,
             _registration: registration,
             _reservation: reservation,
@@ -248,10 +253,12 @@ impl Destination {
                 Some((again, request)) = self.controls.recv() => {
                     let again = control.insert(again);
                     alone_until = None;
+                    self.host.answered(self.journal.past().header.migration);
                     if matches!(self.on_request(request, again).await?, Next::Confirmed) {
                         return Ok(());
                     }
                 }
+                Some(order) = self.orders.recv() => self.obey(order).await?,
                 Some(stream) = self.offered.recv() => self.attach(stream).await,
                 (label, end) = self.streams.ended() => {
                     tracing::debug!(stream = %label, end = chain(&end), "a stream ended");
@@ -295,6 +302,12 @@ impl Destination {
             return Err(Trouble::SourceLost);
         }
         tracing::warn!(vm = self.vm, "the source was lost with the guest loaded; waiting for it");
+        let words = format!(
+            "the whole guest is here, paused, and {} was lost before it said whether it hands it over. It is \
+             waited for, {} s in all; then the guest is given up here, for good",
+            self.peer, self.host.config.deadlines.handover_s
+        );
+        self.host.open_question(self.journal.past().header.migration, words);
         Ok(Instant::now() + self.host.config.deadlines.handover())
     }
 

@@ -15,7 +15,7 @@ use super::message::{Export, Notice, Offer, Prepared, Started};
 use super::phase::Phase;
 use super::plan::CopiedDisk;
 use super::progress::{Downtime, Progress};
-use super::source::Options;
+use super::request::Options;
 use super::streams::Label;
 use super::witness::Image;
 use crate::net::frozen::FrozenStream;

@@ -46,6 +46,8 @@ pub struct Host {
     refused: Mutex<Vec<Refused>>,
     /// Where operators' decisions go, by migration: those that may be decided by one.
     orders: Mutex<BTreeMap<Uuid, mpsc::Sender<Order>>>,
+    /// What is open about migrations, in words.
+    questions: Mutex<BTreeMap<Uuid, String>>,
 }
 
 /// A journal that is not believed: nobody knows whose its virtual machine is.
@@ -73,6 +75,7 @@ impl Host {
             unended: Mutex::default(),
             refused: Mutex::default(),
             orders: Mutex::default(),
+            questions: Mutex::default(),
         }
     }
 
@@ -168,10 +171,25 @@ impl Host {
     /// It is decided.
     pub(crate) fn leave_orders(&self, migration: Uuid) {
         lock(&self.orders).remove(&migration);
+        self.answered(migration);
+    }
+
+    /// Something is open about `migration`: what, and what is done about it.
+    pub(crate) fn open_question(&self, migration: Uuid, words: String) {
+        lock(&self.questions).insert(migration, words);
+    }
+
+    /// Nothing is open about it any more.
+    pub(crate) fn answered(&self, migration: Uuid) {
+        lock(&self.questions).remove(&migration);
+    }
+
+    /// What is open about `migration`.
+    pub(crate) fn question(&self, migration: Uuid) -> Option<String> {
+        lock(&self.questions).get(&migration).cloned()
     }
 
     /// Where an operator's decision over `migration` goes; `None` when there is nothing to decide.
-    #[allow(dead_code, reason = "`recover` is next")]
     pub(crate) fn orders(&self, migration: Uuid) -> Option<mpsc::Sender<Order>> {
         lock(&self.orders).get(&migration).cloned()
     }
@@ -307,6 +325,7 @@ pub(crate) struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         lock(&self.host.destinations).remove(&self.migration);
+        self.host.leave_orders(self.migration);
     }
 }
 

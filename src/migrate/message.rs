@@ -7,6 +7,8 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::handover::Known;
+use super::phase::Phase;
 use super::problem::Problem;
 
 /// A disk as the source has it.
@@ -55,6 +57,8 @@ pub enum Request {
     },
     /// After a lost connection or a restart: what has become of this migration?
     Settle,
+    /// For an operator, from either side: what does your journal say? Changes nothing.
+    Tell,
 }
 
 impl Request {
@@ -70,6 +74,7 @@ impl Request {
             Self::Confirmed => "confirmed",
             Self::Abort { .. } => "abort",
             Self::Settle => "settle",
+            Self::Tell => "tell",
         }
     }
 }
@@ -119,6 +124,8 @@ pub enum Response {
     Started(Started),
     /// To [`Request::Settle`] and [`Request::Abort`], and to a [`Request::Start`] that comes too late.
     Fate(Fate),
+    /// To [`Request::Tell`]; none when there is no journal.
+    Told(Option<Told>),
     /// The request was refused or failed.
     Refused(Refusal),
 }
@@ -186,6 +193,15 @@ pub enum Notice {
         /// Why, in words.
         text: String,
     },
+}
+
+/// What an agent's journal says, for the other side's operator.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Told {
+    /// The last phase entered.
+    pub phase: Phase,
+    /// Its records.
+    pub known: Known,
 }
 
 /// What has become of a migration at the destination. The first two are durable.

@@ -53,7 +53,7 @@ impl Patience {
 
     /// As [`Patience::with`], for work that must not stop half way when another process is to go
     /// on: it ends soon.
-    pub(super) async fn to_the_end<T, E>(self, work: impl Future<Output = Result<T, E>>) -> Result<T, Failure>
+    pub(super) async fn until_done<T, E>(self, work: impl Future<Output = Result<T, E>>) -> Result<T, Failure>
     where
         Failure: From<E>,
     {

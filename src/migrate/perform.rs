@@ -147,7 +147,7 @@ impl Source {
         let late = QmpError::Deadline { name, after: BLOCKDEV_ADD_DEADLINE, sent: true };
         let longest = BLOCKDEV_ADD_DEADLINE + limit;
         let added = self.session.within(BLOCKDEV_ADD_DEADLINE, self.qmp.execute_within(add, longest));
-        patience.to_the_end(async { added.await.unwrap_or(Err(late)) }).await.map(drop)
+        patience.until_done(async { added.await.unwrap_or(Err(late)) }).await.map(drop)
     }
 
     /// Whether nothing can move for want of a connection.

@@ -15,7 +15,7 @@ use super::message::{Asked, Refusal, Reply, Request, Response};
 use super::problem::{Problem, ProblemKind, chain};
 use super::progress::ProgressSink;
 use super::trouble::Trouble;
-use super::{admission, settle};
+use super::{admission, recover, settle};
 use crate::net::identity::Identity;
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
 use crate::net::session::{IncomingStream, Session};
@@ -127,6 +127,10 @@ pub(crate) async fn serve(
         Ok(None) => return,
         Err(e) => return tracing::warn!(%peer, error = chain(&e), "a control stream without a request"),
     };
+    if matches!(request, Request::Tell) {
+        let told = recover::tell(&host, &peer, migration);
+        return control.answer_last(Response::Told(told)).await;
+    }
     // A destination that is at work answers for itself, whatever it is asked and however often.
     let (mut control, request) = match host.destination(migration).filter(|d| d.peer == peer) {
         Some(destination) => match destination.control.send((control, request)).await {

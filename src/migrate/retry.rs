@@ -22,7 +22,8 @@ use super::journal::{Journal, RetryOf};
 use super::phase::Phase;
 use super::problem::chain;
 use super::progress::{Outcome, Progress, ProgressSink, Tries};
-use super::source::{self, SourceRequest, cancelled, finish};
+use super::request::SourceRequest;
+use super::source::{self, cancelled, finish};
 use super::{undo, vm};
 
 /// The longest wait before a try, jitter aside.

@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::delta::{Delta, DeltaError, Tracking};
 use super::examine::{self, Examined};
 use super::failure::Failure;
 use super::handover::{self, Ask, Ended as Owned, SourceEffect, SourceInput, SourceState};
 use super::host::Host;
-use super::journal::{Beginning, Journal, Record, RetryOf, Role};
+use super::journal::{Beginning, Journal, Record, Role};
 use super::link::{Link, LinkError};
 use super::message::{Fate, Notice, Prepared, Request, Response, Started};
 use super::patience::Patience;
@@ -20,7 +19,8 @@ use super::phase::{Phase, Step};
 use super::plan::{self, CopiedDisk};
 use super::problem::chain;
 use super::progress::{DiskProgress, Downtime, Outcome, ProgressSink};
-use super::retry::{Ended, Held, Retry};
+use super::request::SourceRequest;
+use super::retry::{Ended, Held};
 use super::streams::{Label, Streams};
 use super::undo::Bitmaps;
 use super::{decide, undo, vm};
@@ -34,41 +34,6 @@ pub(super) const TICK: Duration = Duration::from_millis(250);
 const EXPLANATION_DEADLINE: Duration = Duration::from_millis(700);
 /// How long the destination may take to undo what it prepared.
 const ABORT_DEADLINE: Duration = Duration::from_secs(45);
-
-/// What an operator asks for.
-#[derive(Debug, Clone)]
-pub struct SourceRequest {
-    /// The migration.
-    pub id: Uuid,
-    /// The virtual machine.
-    pub vm: String,
-    /// The destination's name in the configuration.
-    pub peer: String,
-    /// How.
-    pub options: Options,
-    /// The migration whose further try this is.
-    pub retry: Option<RetryOf>,
-}
-
-/// How a migration is to be done.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Options {
-    /// Leave the source's QEMU, paused for ever, instead of ending it.
-    pub keep_source: bool,
-    /// Slow the guest down when its RAM changes faster than it can be sent.
-    pub auto_converge: bool,
-    /// Longest pause that QEMU plans for the rest of the RAM, in milliseconds.
-    pub downtime_limit_ms: u64,
-    /// How often to begin again after a failure that may pass.
-    pub retry: Retry,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { keep_source: false, auto_converge: false, downtime_limit_ms: 300, retry: Retry::default() }
-    }
-}
 
 /// Something that happened while a phase waits.
 pub(super) enum Happening {

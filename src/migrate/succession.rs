@@ -28,9 +28,10 @@ use super::journal::{Journal, Role};
 use super::link::Link;
 use super::progress::ProgressSink;
 use super::reception::{Control, Incoming};
+use super::request::SourceRequest;
 use super::retry::{self, Try};
 use super::settle;
-use super::source::{Source, SourceRequest, TICK};
+use super::source::{Source, TICK};
 use super::streams::{Label, Streams};
 use super::vm::{self, StartedQemu};
 use crate::config::VmConfig;
@@ -336,7 +337,9 @@ impl Destination {
         );
         let progress = ProgressSink::new(left.progress);
         let (its_progress, its_host) = (progress.clone(), Arc::clone(host));
+        let orders = host.take_orders(id);
         let destination = move |qmp, events| Self {
+            orders,
             vm: left.vm.clone(),
             peer,
             journal,

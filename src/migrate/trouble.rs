@@ -24,6 +24,8 @@ pub(crate) enum Trouble {
     Socket(#[from] std::io::Error),
     #[error("`{0}` was asked at the wrong moment")]
     OutOfOrder(&'static str),
+    #[error("an operator gave the VM to the source")]
+    Forced,
     #[error(transparent)]
     HandOver(#[from] super::handover::Illegal),
     #[error("the destination's agent was told to stop")]

@@ -10,7 +10,8 @@ use tokio::time::{Instant, sleep};
 use super::journal::{Past, Undo};
 use super::problem::chain;
 use crate::qemu::{
-    BlockdevDel, CleanupReport, Cont, Qmp, QmpError, QueryStatus, RunState, SourceLeftovers, source_cleanup,
+    BlockdevDel, CleanupReport, Cont, Qmp, QmpError, QueryMigrate, QueryStatus, RunState, SourceLeftovers,
+    source_cleanup,
 };
 
 /// How long the guest may take to run again.
@@ -89,6 +90,20 @@ pub(crate) fn leftovers(past: &Past) -> SourceLeftovers {
         }
     }
     left
+}
+
+/// Takes what was made out of a QEMU long after the migration has ended: the guest and the settings are
+/// left as they are by now, and so is a migration of somebody else's.
+pub(crate) async fn clean_late(qmp: &Qmp, past: &Past) -> Vec<String> {
+    match qmp.execute(QueryMigrate).await {
+        Ok(info) if info.status.is_live() => return past.left().to_vec(),
+        Err(e) => return vec![format!("the QEMU of VM {} cannot be asked: {}", past.header.vm, chain(&e))],
+        Ok(_) => {}
+    }
+    let mut what = leftovers(past);
+    what.capabilities_before.clear();
+    what.parameters_before = None;
+    in_words(&source_cleanup(qmp, &what).await)
 }
 
 /// Takes what was made out of a QEMU that is kept, and whose guest has moved.

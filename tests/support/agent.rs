@@ -285,14 +285,14 @@ impl Agent {
         Ok(found)
     }
 
-    /// What lies in its runtime folder and is neither its API's socket nor the one for its successor.
+    /// What lies in its runtime folder and is not one of its two sockets.
     pub fn runtime_leftovers(&self) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(self.host.dir.join("run"))? {
             let path = entry?.path();
             let is_empty = path.is_dir() && fs::read_dir(&path)?.next().is_none();
-            let is_own = path == self.socket() || path.ends_with("takeover.sock");
-            if !is_own && !is_empty {
+            let is_ours = path == self.socket() || path.ends_with("takeover.sock");
+            if !is_ours && !is_empty {
                 found.push(path);
             }
         }

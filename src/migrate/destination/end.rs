@@ -66,11 +66,22 @@ impl Destination {
 
     /// Tries until the journal proves that the guest never will run; not when the agent stops before.
     async fn prove(&mut self, control: &mut Option<Control>) -> bool {
+        if self.handover.ended().is_none() {
+            let words =
+                "the guest never ran here, and never shall; but the disk does not take the record that \
+                         proves it, which is tried every second"
+                    .to_owned();
+            self.host.open_question(self.journal.past().header.migration, words);
+        }
         while self.handover.ended().is_none() {
             tokio::select! {
                 () = tokio::time::sleep(decide::ASK_AGAIN) => {
                     let effects = decide::destination_step(&mut self.handover, DestinationInput::Again);
                     self.write(effects);
+                }
+                Some(order) = self.orders.recv() => {
+                    let cause = "the guest is being given up here, which needs the disk and nobody's word";
+                    let _ = order.answer.send(Err(cause.into()));
                 }
                 Some((again, _)) = self.controls.recv() => {
                     control.insert(again).answer(self.word()).await;

@@ -3,10 +3,12 @@
 use tokio::time::Instant;
 
 use super::{Destination, RUNNING_DEADLINE};
-use crate::migrate::handover::{Ask, DestinationEffect, DestinationInput, Ran};
+use crate::migrate::decide::Order;
+use crate::migrate::handover::{Ask, DestinationEffect, DestinationInput, DestinationState, Ran};
 use crate::migrate::journal::JournalError;
 use crate::migrate::message::Started;
 use crate::migrate::phase::Phase;
+use crate::migrate::problem::chain;
 use crate::migrate::reception::Control;
 use crate::migrate::trouble::Trouble;
 use crate::migrate::{decide, source, vm};
@@ -21,6 +23,35 @@ impl Destination {
         if let Some(error) = self.write(effects) {
             return Err(error.into());
         }
+        self.run_guest(Some(control)).await
+    }
+
+    /// An operator decides while the source is away.
+    pub(super) async fn obey(&mut self, order: Order) -> Result<(), Trouble> {
+        tracing::warn!(vm = self.vm, uid = order.uid, side = ?order.side, "an operator decides whose the guest is");
+        let effects = match self.handover.step(DestinationInput::Forced(order.side)) {
+            Ok(effects) => effects,
+            Err(e) => {
+                let _ = order.answer.send(Err(chain(&e)));
+                return Ok(());
+            }
+        };
+        let (handover, journal) = (&mut self.handover, &mut self.journal);
+        let (_, error) = decide::write_destination(handover, journal, effects, order.uid);
+        let state = self.handover.state();
+        let here = matches!(state, DestinationState::Starting { .. });
+        let decided = here || state == DestinationState::NeverRan;
+        let cause = error.map_or_else(String::new, |e| chain(&e));
+        let _ = order.answer.send(if decided { Ok(()) } else { Err(cause) });
+        match here {
+            true => self.run_guest(None).await,
+            false if matches!(state, DestinationState::Waiting { .. }) => Ok(()),
+            false => Err(Trouble::Forced),
+        }
+    }
+
+    /// The guest's start, once `starting` is on the disk.
+    async fn run_guest(&mut self, control: Option<&mut Control>) -> Result<(), Trouble> {
         self.enter(Phase::HandOver);
         let mut warnings = Vec::new();
         let hook_ms = self.run_hook(&mut warnings).await;
@@ -34,7 +65,9 @@ impl Destination {
         tracing::info!(vm = self.vm, "the guest runs here");
         // Said before it is written: `starting` is on the disk, and says the same after a crash.
         self.said_started = Some(Started { hook_ms, warnings });
-        control.answer(self.word()).await;
+        if let Some(control) = control {
+            control.answer(self.word()).await;
+        }
         self.write(effects);
         Ok(())
     }

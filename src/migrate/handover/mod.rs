@@ -96,7 +96,8 @@ pub enum Ask {
 }
 
 /// What a journal says of the hand-over when a process reads it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Known {
     /// [`Mark::HandedOver`].
     pub handed_over: bool,
@@ -113,7 +114,8 @@ pub struct Known {
 }
 
 /// How a migration ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Ended {
     /// The guest is the destination's.
     Moved,

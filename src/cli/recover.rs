@@ -1,0 +1,128 @@
+//! `vmferry recover`: what is not closed on this host, in words, and an operator's decision.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use hyper::Method;
+use uuid::Uuid;
+
+use super::args::RecoverArgs;
+use super::client::Client;
+use super::commands::print_json;
+use super::show;
+use crate::api::{ForceRequest, Recovery};
+use crate::migrate::handover::Side;
+use crate::migrate::recover::{Case, CaseKind, Owner};
+
+/// Something is left to clean up.
+const EXIT_LEFT: u8 = 3;
+/// Nobody knows whose a virtual machine is.
+const EXIT_UNDECIDED: u8 = 4;
+
+pub(super) async fn run(client: &Client, args: RecoverArgs) -> anyhow::Result<ExitCode> {
+    if let (Some(id), Some(side)) = (args.id, args.force) {
+        force(client, id, side, args.yes).await?;
+    }
+    let method = if args.look { Method::GET } else { Method::POST };
+    let mut recovery: Recovery = client.call(method, "/v1/recover", &()).await?;
+    if let Some(id) = args.id {
+        recovery.cases.retain(|c| c.id == Some(id));
+    }
+    if args.json {
+        print_json(&recovery)?;
+    } else if recovery.cases.is_empty() {
+        println!("nothing is open, left over or refused on this host");
+    } else {
+        recovery.cases.iter().for_each(show_case);
+    }
+    Ok(exit_code(&recovery.cases).into())
+}
+
+fn exit_code(cases: &[Case]) -> u8 {
+    let any = |kinds: &[CaseKind]| cases.iter().any(|c| kinds.contains(&c.kind));
+    if any(&[CaseKind::Undecided, CaseKind::Refused]) {
+        EXIT_UNDECIDED
+    } else if any(&[CaseKind::Leftovers]) {
+        EXIT_LEFT
+    } else {
+        0
+    }
+}
+
+fn show_case(case: &Case) {
+    let vm = case.vm.as_deref().unwrap_or("an unknown VM");
+    let what = match case.kind {
+        CaseKind::UnderWay => "under way",
+        CaseKind::Undecided => "UNDECIDED",
+        CaseKind::Leftovers => "ended, with something left",
+        CaseKind::Refused => "NOT BELIEVED",
+    };
+    println!("{vm}: {what}");
+    if let (Some(id), Some(role), Some(peer)) = (case.id, case.role, &case.peer) {
+        let began = case.began_at.map(show::when).unwrap_or_default();
+        println!("  migration  {id}, {} (the other side is {peer}), began {began}", role.name());
+    }
+    println!("  journal    {}: {}", case.file.display(), words(case));
+    for (name, said) in [("the peer   ", &case.peer_says), ("QEMU here  ", &case.qemu_says)] {
+        if let Some(said) = said {
+            println!("  {name}{said}");
+        }
+    }
+    let owner = match case.owner {
+        Owner::Here => "this host's",
+        Owner::There => "the other host's",
+        Owner::Unknown => "not known",
+    };
+    println!("  the VM is  {owner}");
+    println!("  plan       {}", case.plan);
+    for left in &case.left {
+        println!("  left       {left}");
+    }
+    if let (true, Some(id)) = (case.may_force, case.id) {
+        println!(
+            "  or decide  vmferry recover {id} --force here|there   (if that is wrong, the VM runs twice)"
+        );
+    }
+}
+
+fn words(case: &Case) -> String {
+    if case.journal.is_empty() { "nothing that decides it".into() } else { case.journal.join(", ") }
+}
+
+/// Decides, after the operator has typed the VM's name.
+async fn force(client: &Client, id: Uuid, side: Side, yes: bool) -> anyhow::Result<()> {
+    let seen: Recovery = client.get("/v1/recover").await?;
+    let case = seen.cases.iter().find(|c| c.id == Some(id));
+    let Some(case) = case.filter(|c| c.may_force) else {
+        bail!("migration {id} is not undecided on this host; see `vmferry recover`");
+    };
+    let vm = case.vm.clone().context("a case without a VM")?;
+    if !yes {
+        show_case(case);
+        confirm(&vm, side)?;
+    }
+    let request = ForceRequest { force: side };
+    client.call::<_, ()>(Method::POST, &format!("/v1/recover/{id}"), &request).await?;
+    println!("decided: {vm} is {}", if side == Side::Here { "this host's" } else { "the other host's" });
+    Ok(())
+}
+
+fn confirm(vm: &str, side: Side) -> anyhow::Result<()> {
+    if !std::io::stdin().is_terminal() {
+        bail!("a forced decision asks for the VM's name on a terminal, or needs --yes");
+    }
+    let (ours, theirs) = match side {
+        Side::Here => ("will run here", "must never run on the other host"),
+        Side::There => ("will never run here again", "runs, or is to be started, on the other host"),
+    };
+    println!("{vm} {ours}, and {theirs}. Nobody checks that: if it is not so, it runs twice or is lost.");
+    print!("Type the VM's name to go on: ");
+    std::io::stdout().flush()?;
+    let mut typed = String::new();
+    std::io::stdin().read_line(&mut typed)?;
+    if typed.trim() != vm {
+        bail!("that is not its name; nothing was changed");
+    }
+    Ok(())
+}

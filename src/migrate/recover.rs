@@ -1,0 +1,481 @@
+//! Recovery: what is open, left over or not believed on this host, who knows what about it, and
+//! what becomes of it. Settling goes on by itself; here it is told, what was left is cleaned up,
+//! and an operator may decide what nobody else can.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::decide::Order;
+use super::destination;
+use super::failure::Failure;
+use super::handover::{Ended, Known, Side};
+use super::host::Host;
+use super::journal::{self, Journal, JournalError, Past, Record, Role};
+use super::link::{Link, LinkError};
+use super::message::{Request, Response, Told};
+use super::phase::Phase;
+use super::problem::chain;
+use super::progress::Outcome;
+use super::{settle, undo, vm};
+use crate::net::identity::Identity;
+use crate::qemu::{Qmp, QueryStatus, RunState};
+
+/// How long the other agent may take to say what it knows.
+const PEER_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a monitor may take. One that the migration itself is using does not answer.
+const QEMU_DEADLINE: Duration = Duration::from_secs(2);
+/// How long an operator's decision may take to be on the disk.
+const ORDER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What sort of case it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CaseKind {
+    /// A migration that is under way, or is being settled, and needs nobody.
+    UnderWay,
+    /// Nobody knows yet whose the virtual machine is.
+    Undecided,
+    /// It has ended, and something is left to clean up.
+    Leftovers,
+    /// Its journal is not believed: nobody knows whose the virtual machine is.
+    Refused,
+}
+
+/// Whose the virtual machine is, by what is known here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Owner {
+    /// This host's.
+    Here,
+    /// The other host's.
+    There,
+    /// Not known.
+    Unknown,
+}
+
+/// One migration that is not closed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Case {
+    /// What sort.
+    pub kind: CaseKind,
+    /// The migration, or the try of one; none if its journal cannot be read.
+    pub id: Option<Uuid>,
+    /// The virtual machine, where that can be read.
+    pub vm: Option<String>,
+    /// This host's part.
+    pub role: Option<Role>,
+    /// The other host, as its certificate names it.
+    pub peer: Option<String>,
+    /// Seconds since the epoch.
+    pub began_at: Option<i64>,
+    /// The journal's last phase.
+    pub phase: Option<Phase>,
+    /// What this host's journal says, in its own words.
+    pub journal: Vec<String>,
+    /// What the other host's agent says now, or why it cannot be asked.
+    pub peer_says: Option<String>,
+    /// What the virtual machine's QEMU on this host says now, or why it cannot be asked.
+    pub qemu_says: Option<String>,
+    /// Whose the virtual machine is by all that.
+    pub owner: Owner,
+    /// What is done about it, and why.
+    pub plan: String,
+    /// What is left to clean up.
+    pub left: Vec<String>,
+    /// Whether an operator may decide it.
+    pub may_force: bool,
+    /// The journal's file.
+    pub file: PathBuf,
+}
+
+/// Why an operator's decision was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum NotForced {
+    /// It is decided, is under way, or was never here.
+    #[error("there is nothing to decide about migration {0}")]
+    NothingOpen(Uuid),
+    /// The machine or the disk refused.
+    #[error("the decision was not taken: {0}")]
+    Refused(String),
+}
+
+/// All cases of this host. With `clean`, what is left over is cleaned up first where that is
+/// possible by now.
+///
+/// # Errors
+/// [`JournalError::Io`] when the journals' folder cannot be read.
+pub async fn cases(host: &Arc<Host>, clean: bool) -> Result<Vec<Case>, JournalError> {
+    let mut cases = Vec::new();
+    for (path, past) in journal::peek_all(&host.journals(), host.identity.as_str())? {
+        match past {
+            Err(e) => {
+                settle::refuse(host, path.clone(), &e);
+                cases.push(refused(path, &e));
+            }
+            Ok(past) if host.unended(past.header.migration, past.header.role).is_some() => {
+                let left = vec!["the journal's end, which the disk does not take".to_owned()];
+                cases.push(leftovers(host, path, &past, left).await);
+            }
+            Ok(past) if past.ended.is_none() => cases.push(open(host, path, &past).await),
+            Ok(past) if past.left().is_empty() => {}
+            Ok(past) => {
+                let left = match clean {
+                    true => clean_up(host, &path, &past).await,
+                    false => past.left().to_vec(),
+                };
+                if !left.is_empty() {
+                    cases.push(leftovers(host, path, &past, left).await);
+                }
+            }
+        }
+    }
+    Ok(cases)
+}
+
+/// Cleans up once, at an agent's start, what earlier ones left. What is open is left to settling: a
+/// monitor serves one at a time.
+pub async fn clean_at_start(host: Arc<Host>) {
+    let Ok(all) = journal::peek_all(&host.journals(), host.identity.as_str()) else { return };
+    for (path, past) in all.into_iter().filter_map(|(path, past)| Some((path, past.ok()?))) {
+        if past.left().is_empty() {
+            continue;
+        }
+        let left = clean_up(&host, &path, &past).await;
+        if !left.is_empty() {
+            tracing::warn!(vm = past.header.vm, ?left, "left to clean up; see `vmferry recover`");
+        }
+    }
+}
+
+/// An operator decides whose the virtual machine is.
+///
+/// # Errors
+/// [`NotForced`]; nothing has changed then.
+pub async fn force(host: &Host, migration: Uuid, side: Side, uid: Option<u32>) -> Result<(), NotForced> {
+    let nothing = NotForced::NothingOpen(migration);
+    let (true, Some(orders)) = (host.question(migration).is_some(), host.orders(migration)) else {
+        return Err(nothing);
+    };
+    let (answer, answered) = oneshot::channel();
+    if orders.send(Order { side, uid, answer }).await.is_err() {
+        return Err(nothing);
+    }
+    match timeout(ORDER_DEADLINE, answered).await {
+        Ok(Ok(Ok(()))) => Ok(()),
+        Ok(Ok(Err(cause))) => Err(NotForced::Refused(cause)),
+        Ok(Err(_)) => Err(nothing),
+        Err(_) => Err(NotForced::Refused("the migration does not answer".into())),
+    }
+}
+
+fn refused(file: PathBuf, error: &JournalError) -> Case {
+    let plan = format!(
+        "nothing is done, and no migration of the VM begins: {}. Find out on both hosts where the VM runs, \
+         then take the file away",
+        chain(error)
+    );
+    Case {
+        kind: CaseKind::Refused,
+        id: None,
+        vm: journal::vm_of(&file),
+        role: None,
+        peer: None,
+        began_at: None,
+        phase: None,
+        journal: Vec::new(),
+        peer_says: None,
+        qemu_says: None,
+        owner: Owner::Unknown,
+        plan,
+        left: Vec::new(),
+        may_force: false,
+        file,
+    }
+}
+
+async fn open(host: &Host, file: PathBuf, past: &Past) -> Case {
+    let question = host.question(past.header.migration);
+    let asked = async {
+        match question {
+            Some(_) => ask_qemu(host, past).await,
+            None => "its monitor is in use by the migration".into(),
+        }
+    };
+    let (peer, qemu) = tokio::join!(ask_peer(host, past), asked);
+    let told = peer.as_ref().ok().and_then(Option::as_ref);
+    let plan = match &question {
+        Some(question) => question.clone(),
+        None => "it is under way, or is being settled: nothing else needs to be done".to_owned(),
+    };
+    Case {
+        kind: if question.is_some() { CaseKind::Undecided } else { CaseKind::UnderWay },
+        peer_says: Some(peer_words(&peer)),
+        qemu_says: Some(qemu),
+        owner: owner(past.header.role, past.known(), told.map(|t| t.known)),
+        plan,
+        may_force: question.is_some() && host.orders(past.header.migration).is_some(),
+        ..case(file, past)
+    }
+}
+
+async fn leftovers(host: &Host, file: PathBuf, past: &Past, left: Vec<String>) -> Case {
+    Case {
+        qemu_says: Some(ask_qemu(host, past).await),
+        owner: owner(past.header.role, past.known(), None),
+        plan: "the migration has ended; what it left is tried to be cleaned up at every `recover` and every \
+               start of the agent, and only what its journal says that it made"
+            .into(),
+        left,
+        ..case(file, past)
+    }
+}
+
+fn case(file: PathBuf, past: &Past) -> Case {
+    let header = &past.header;
+    Case {
+        kind: CaseKind::Leftovers,
+        id: Some(header.migration),
+        vm: Some(header.vm.clone()),
+        role: Some(header.role),
+        peer: Some(header.peer.clone()),
+        began_at: Some(header.began_at),
+        phase: Some(past.phase),
+        journal: records(&past.known()),
+        peer_says: None,
+        qemu_says: None,
+        owner: Owner::Unknown,
+        plan: String::new(),
+        left: Vec::new(),
+        may_force: false,
+        file,
+    }
+}
+
+fn records(known: &Known) -> Vec<String> {
+    let forced = match known.forced {
+        None => "",
+        Some(Side::Here) => "forced here",
+        Some(Side::There) => "forced there",
+    };
+    let ended = match known.ended {
+        None => "",
+        Some(Ended::Moved) => "ended: moved",
+        Some(Ended::Stayed) => "ended: not moved",
+    };
+    let all = [
+        (known.handed_over, "handed-over"),
+        (known.starting, "starting"),
+        (known.runs, "runs"),
+        (known.never_ran, "never-ran"),
+        (!forced.is_empty(), forced),
+        (!ended.is_empty(), ended),
+    ];
+    all.iter().filter(|(is, _)| *is).map(|(_, word)| (*word).to_owned()).collect()
+}
+
+/// Whose the virtual machine is: what this host knows for good, and else what the other one does.
+fn owner(role: Role, ours: Known, theirs: Option<Known>) -> Owner {
+    let theirs = theirs.unwrap_or_default();
+    let by_us = match role {
+        Role::Source => at_source(ours),
+        Role::Destination => at_destination(ours),
+    };
+    let by_them = match role {
+        Role::Source => at_destination(theirs),
+        Role::Destination => at_source(theirs),
+    };
+    let is_source = role == Role::Source;
+    match by_us.or(by_them) {
+        Some(Ended::Stayed) if is_source => Owner::Here,
+        Some(Ended::Stayed) => Owner::There,
+        Some(Ended::Moved) if is_source => Owner::There,
+        Some(Ended::Moved) => Owner::Here,
+        None => Owner::Unknown,
+    }
+}
+
+fn at_source(known: Known) -> Option<Ended> {
+    match known {
+        Known { ended: Some(ended), .. } => Some(ended),
+        Known { forced: Some(Side::There), .. } | Known { runs: true, .. } => Some(Ended::Moved),
+        Known { forced: Some(Side::Here), .. } | Known { never_ran: true, .. } => Some(Ended::Stayed),
+        // Without `handed-over` it is under way, or the write of it is in doubt.
+        _ => None,
+    }
+}
+
+fn at_destination(known: Known) -> Option<Ended> {
+    match known {
+        Known { ended: Some(ended), .. } => Some(ended),
+        Known { never_ran: true, .. } => Some(Ended::Stayed),
+        Known { runs: true, .. } | Known { starting: true, .. } => Some(Ended::Moved),
+        _ => None,
+    }
+}
+
+async fn ask_peer(host: &Host, past: &Past) -> Result<Option<Told>, String> {
+    let peer = host.config.peer_by_identity(&past.header.peer).map(|(name, _)| name.to_owned());
+    let Some(peer) = peer else { return Err("it is not in this host's configuration".into()) };
+    let asked = async {
+        let session = host.session(&peer).await?;
+        let mut link = Link::open(&session, past.header.migration).await?;
+        let answer = link.ask(Request::Tell, PEER_DEADLINE).await?;
+        link.finish();
+        match answer {
+            Response::Told(told) => Ok(told),
+            _ => Err(Failure::from(LinkError::Unexpected { request: "tell" })),
+        }
+    };
+    match timeout(PEER_DEADLINE, asked).await {
+        Ok(told) => told.map_err(|e| chain(&e)),
+        Err(_) => Err(format!("no answer within {} s", PEER_DEADLINE.as_secs())),
+    }
+}
+
+fn peer_words(told: &Result<Option<Told>, String>) -> String {
+    match told {
+        Err(why) => format!("cannot be reached: {why}"),
+        Ok(None) => "it has no record of this migration".into(),
+        Ok(Some(told)) => {
+            let records = records(&told.known);
+            let words =
+                if records.is_empty() { "nothing that decides it".into() } else { records.join(", ") };
+            format!("{words} (phase {})", told.phase.name())
+        }
+    }
+}
+
+async fn ask_qemu(host: &Host, past: &Past) -> String {
+    let Some(config) = host.config.vms.get(&past.header.vm) else {
+        return "the VM is not in this host's configuration".into();
+    };
+    let asked = async {
+        let (qmp, _events) = vm::connect(config).await?;
+        qmp.execute(QueryStatus).await
+    };
+    match timeout(QEMU_DEADLINE, asked).await {
+        Ok(Ok(info)) => info.status.to_string(),
+        Ok(Err(e)) if e.is_not_listening() => "no QEMU".into(),
+        Ok(Err(e)) => format!("cannot be asked: {}", chain(&e)),
+        Err(_) => "cannot be asked: its monitor is used by the migration itself, or does not answer".into(),
+    }
+}
+
+/// What this host's journals say of a migration of which `peer` is the other side.
+pub(super) fn tell(host: &Host, peer: &Identity, migration: Uuid) -> Option<Told> {
+    [Role::Source, Role::Destination].into_iter().find_map(|role| {
+        let path = Journal::path(&host.journals(), migration, role);
+        let past = Journal::peek(&path, host.identity.as_str()).ok()?;
+        (past.header.peer == peer.as_str()).then(|| Told { phase: past.phase, known: past.known() })
+    })
+}
+
+/// Tries again to clean up after a migration that has ended; what is still left.
+async fn clean_up(host: &Arc<Host>, path: &Path, past: &Past) -> Vec<String> {
+    let name = &past.header.vm;
+    // Nothing else may happen to that VM meanwhile.
+    let _reservation = match host.reserve(name, past.header.migration) {
+        Ok(reservation) => reservation,
+        Err(_) => return past.left().to_vec(),
+    };
+    let left = match host.config.vms.get(name) {
+        None => past.left().to_vec(),
+        Some(config) => match timeout(QEMU_DEADLINE * 5, vm::connect(config)).await {
+            Ok(Ok((qmp, _events))) => clean_qemu(&qmp, past).await,
+            Ok(Err(e)) if e.is_not_listening() => without_qemu(host, past),
+            _ => past.left().to_vec(),
+        },
+    };
+    if !left.is_empty() {
+        return left;
+    }
+    let written = Journal::open(path, host.identity.as_str()).and_then(|mut j| j.record(Record::Cleaned));
+    match written {
+        Ok(()) => {
+            tracing::info!(vm = name, migration = %past.header.migration, "what was left is cleaned up");
+            Vec::new()
+        }
+        Err(e) => vec![chain(&e)],
+    }
+}
+
+async fn clean_qemu(qmp: &Qmp, past: &Past) -> Vec<String> {
+    let name = &past.header.vm;
+    let status = match qmp.execute(QueryStatus).await {
+        Ok(info) => info.status,
+        Err(e) => return vec![format!("the QEMU of VM {name} cannot be asked: {}", chain(&e))],
+    };
+    let moved = matches!(past.ended, Some(Outcome::Moved { .. }));
+    match (past.header.role, moved) {
+        (Role::Source, false) => {
+            let mut left = undo::clean_late(qmp, past).await;
+            if past.header.running && status == RunState::PostMigrate {
+                left.push(format!("VM {name} stands still at the source: continue it with `cont`"));
+            }
+            left
+        }
+        // Somebody has started the VM here since.
+        (Role::Source, true) if status != RunState::PostMigrate => Vec::new(),
+        (Role::Source, true) if past.header.keep_source => undo::clean_kept(qmp, past).await,
+        (Role::Source, true) if past.forced.is_some() => past.left().to_vec(),
+        (Role::Source, true) => {
+            let ended = vm::quit(name, qmp).await;
+            ended
+                .err()
+                .map(|e| format!("{}; end it by hand, and never continue it", chain(&e)))
+                .into_iter()
+                .collect()
+        }
+        (Role::Destination, false) => destination::undo(name, qmp, past, None).await,
+        (Role::Destination, true) if status == RunState::Running => Vec::new(),
+        (Role::Destination, true) => vec![format!("VM {name}, which is this host's, is {status}")],
+    }
+}
+
+/// What was made in a QEMU went with it; a guest that should be here did not come back by that.
+fn without_qemu(host: &Host, past: &Past) -> Vec<String> {
+    let moved = matches!(past.ended, Some(Outcome::Moved { .. }));
+    let should_run = moved == (past.header.role == Role::Destination);
+    let nowhere = should_run && past.left().iter().any(|l| l.contains("start"));
+    if !nowhere || moved_since(host, past) {
+        return Vec::new();
+    }
+    past.left().to_vec()
+}
+
+/// Whether a later migration tells of the VM.
+fn moved_since(host: &Host, before: &Past) -> bool {
+    let all = journal::peek_all(&host.journals(), host.identity.as_str()).unwrap_or_default();
+    let mut pasts = all.iter().filter_map(|(_, past)| past.as_ref().ok());
+    pasts.any(|p| p.header.vm == before.header.vm && p.header.began_at > before.header.began_at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_owns_it_is_said_only_when_somebody_knows() {
+        let none = Known::default();
+        let handed = Known { handed_over: true, ..none };
+        let starting = Known { starting: true, ..none };
+        let never = Known { never_ran: true, ..none };
+        let given_back = Known { handed_over: true, never_ran: true, ..none };
+        assert_eq!(owner(Role::Source, handed, None), Owner::Unknown);
+        assert_eq!(owner(Role::Source, handed, Some(none)), Owner::Unknown);
+        assert_eq!(owner(Role::Source, handed, Some(starting)), Owner::There);
+        assert_eq!(owner(Role::Source, handed, Some(never)), Owner::Here);
+        assert_eq!(owner(Role::Source, given_back, None), Owner::Here);
+        assert_eq!(owner(Role::Destination, none, None), Owner::Unknown);
+        assert_eq!(owner(Role::Destination, none, Some(handed)), Owner::Unknown);
+        assert_eq!(owner(Role::Destination, none, Some(given_back)), Owner::There);
+        assert_eq!(owner(Role::Destination, starting, Some(handed)), Owner::Here);
+        assert_eq!(owner(Role::Destination, never, Some(handed)), Owner::There);
+    }
+}

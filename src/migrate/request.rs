@@ -1,0 +1,41 @@
+//! What an operator asks of a migration's source, and how it is to be done. Does nothing.
+
+use uuid::Uuid;
+
+use super::journal::RetryOf;
+use super::retry::Retry;
+
+/// What an operator asks for.
+#[derive(Debug, Clone)]
+pub struct SourceRequest {
+    /// The migration.
+    pub id: Uuid,
+    /// The virtual machine.
+    pub vm: String,
+    /// The destination's name in the configuration.
+    pub peer: String,
+    /// How.
+    pub options: Options,
+    /// The migration whose further try this is.
+    pub retry: Option<RetryOf>,
+}
+
+/// How a migration is to be done.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Leave the source's QEMU, paused for ever, instead of ending it.
+    pub keep_source: bool,
+    /// Slow the guest down when its RAM changes faster than it can be sent.
+    pub auto_converge: bool,
+    /// Longest pause that QEMU plans for the rest of the RAM, in milliseconds.
+    pub downtime_limit_ms: u64,
+    /// How often to begin again after a failure that may pass.
+    pub retry: Retry,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { keep_source: false, auto_converge: false, downtime_limit_ms: 300, retry: Retry::default() }
+    }
+}
