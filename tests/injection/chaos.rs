@@ -75,9 +75,10 @@ pub fn play(lab: &Lab, plan: &[Injection]) -> Result<Vec<Record>> {
 
 fn one(world: &mut World, injection: &Injection) -> Result<Record> {
     let since = Instant::now();
+    let before = world.watcher.now().context("the guest never wrote")?;
     let mut run = world.begin(injection)?;
     let hit = inflict(world, &mut run, injection)?;
-    let record = after_fault(world, run, injection, &hit)?;
+    let record = after_fault(world, run, &before, injection, &hit)?;
     let good = good_migration(world).context("the next migration of the same guest")?;
     if let Some(complaint) = &record.complaint {
         eprintln!("    NOT AS PROMISED: {complaint}");

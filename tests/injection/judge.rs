@@ -26,12 +26,17 @@ const ALIVE_BLOCKS: u64 = 10;
 const BOOT_WITHIN: Duration = Duration::from_secs(120);
 const ALIVE_WITHIN: Duration = Duration::from_secs(20);
 
-/// Judges what became of a migration that was hit.
+/// Judges what became of a migration that was hit. `before`: the guest's life when it began.
 ///
 /// # Errors
 /// Anything is not as it must be.
-pub fn after_fault(world: &mut World, run: Run, injection: &Injection, hit: &Hit) -> Result<Record> {
-    let before = world.watcher.now().context("the guest never wrote")?;
+pub fn after_fault(
+    world: &mut World,
+    run: Run,
+    before: &Life,
+    injection: &Injection,
+    hit: &Hit,
+) -> Result<Record> {
     let (at, waited_for) = rest(world)?;
     let settled = Instant::now();
     if settled - hit.at > SLOW {
@@ -39,9 +44,10 @@ pub fn after_fault(world: &mut World, run: Run, injection: &Injection, hit: &Hit
     }
     let report = run.last();
     let ending = match at {
-        Some(at) => lives_on(world, at, &run, &before)?,
+        Some(at) => lives_on(world, at, &run, before)?,
         None => {
             may_be_gone(world, &run, injection)?;
+            stayed_or_moved_once(world, before)?;
             Ending::GuestKilled
         }
     };
@@ -147,6 +153,19 @@ fn status(world: &World, side: Side) -> String {
     vm.qmp().and_then(|mut qmp| qmp.status()).unwrap_or_else(|error| format!("silent: {error:#}"))
 }
 
+/// That a guest that is gone was at most at the destination before.
+fn stayed_or_moved_once(world: &World, before: &Life) -> Result<()> {
+    let life = world.watcher.look()?;
+    let more = life.stays.len().checked_sub(before.stays.len());
+    ensure!(
+        life.generation == before.generation && more.is_some_and(|n| n <= 1),
+        "it went to and fro: {:?}, then {:?}",
+        before.stays,
+        life.stays
+    );
+    Ok(())
+}
+
 /// That the guest goes on there and has not been anywhere else.
 fn lives_on(world: &mut World, at: Side, run: &Run, before: &Life) -> Result<Ending> {
     if at == run.source.other() {
@@ -168,10 +187,8 @@ fn lives_on(world: &mut World, at: Side, run: &Run, before: &Life) -> Result<End
 fn has_moved(world: &mut World, source: Side, before: &Life) -> Result<()> {
     let at = source.other();
     let life = goes_on(world, at, before)?;
-    // What was known before may already be the destination's.
-    let gone = usize::from(before.host() == source.letter());
     ensure!(
-        life.stays.len() == before.stays.len() + gone && life.host() == at.letter(),
+        before.host() == source.letter() && life.stays.len() == before.stays.len() + 1,
         "one move makes one stay more: {:?}, then {:?}",
         before.stays,
         life.stays

@@ -218,7 +218,7 @@ pub fn subset() -> Vec<Injection> {
         (Fault::Reset, "device"),
         (Fault::LinkDown, "switchover"),
         (Fault::OneWay, "hand-over"),
-        (Fault::LinkDownForEver, "hand-over"),
+        (Fault::LinkDownForEver, "mirror"),
         (Fault::Kill(Who::SourceAgent), "hand-over"),
         (Fault::Kill(Who::DestinationAgent), "device"),
         (Fault::Kill(Who::BothAgents), "hand-over"),
