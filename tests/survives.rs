@@ -21,16 +21,16 @@ const DOWN_FOR: Duration = Duration::from_secs(20);
 const DEAD_AFTER: Duration = Duration::from_secs(8);
 /// So that the copying takes a good while.
 const MBIT: u32 = 48;
-const SPEC_RATE: u64 = 40;
+const RATE: u64 = 40;
 /// A resumption is a handshake; a second each is generous even on a busy machine.
 const MOVE_WITHIN: Duration = Duration::from_secs(300);
 
 fn spec() -> VmSpec {
-    VmSpec { rate: SPEC_RATE, blocks: 4096, ..VmSpec::new(VM, Version::V10) }
+    VmSpec { rate: RATE, blocks: 4096, ..VmSpec::new(VM, Version::V10) }
 }
 
 /// Moves a guest while `disturb` is at work; gives how long that took.
-fn moves_while(name: &str, disturb: impl Fn(&Pair, &AtomicBool) -> Result<()> + Sync) -> Result<()> {
+fn moves_while(name: &str, disturb: impl Fn(&Pair, &Guest, &AtomicBool) -> Result<()> + Sync) -> Result<()> {
     with_lab(name, |lab| {
         let net = lab.two_hosts()?;
         let guest = Guest::define(lab, &net, &spec(), &spec())?;
@@ -48,7 +48,7 @@ fn moves_while(name: &str, disturb: impl Fn(&Pair, &AtomicBool) -> Result<()> + 
         })?;
         let over = AtomicBool::new(false);
         let outcome = std::thread::scope(|scope| {
-            let disturber = scope.spawn(|| disturb(&pair, &over));
+            let disturber = scope.spawn(|| disturb(&pair, &guest, &over));
             let outcome = run.wait(MOVE_WITHIN);
             over.store(true, Ordering::Relaxed);
             let disturbed = disturber.join().map_err(|_| anyhow::anyhow!("the disturber panicked"))?;
@@ -103,7 +103,7 @@ fn reset(host: &Host) -> Result<bool> {
 #[test]
 fn the_connection_is_reset_every_second() -> Result<()> {
     let resets = AtomicU64::new(0);
-    moves_while("the_connection_is_reset_every_second", |pair, over| {
+    moves_while("the_connection_is_reset_every_second", |pair, _, over| {
         while !over.load(Ordering::Relaxed) {
             std::thread::sleep(RESET_EVERY);
             let done = reset(pair.alpha.host())?;
@@ -119,7 +119,8 @@ fn the_connection_is_reset_every_second() -> Result<()> {
 
 #[test]
 fn the_link_is_down_for_20_s() -> Result<()> {
-    moves_while("the_link_is_down_for_20_s", |pair, over| {
+    moves_while("the_link_is_down_for_20_s", |pair, guest, over| {
+        let before = guest.alpha.wait_more(1)?;
         pair.net.cut()?;
         let since = Instant::now();
         while since.elapsed() < DOWN_FOR {
@@ -127,7 +128,14 @@ fn the_link_is_down_for_20_s() -> Result<()> {
             says_that_it_waits(&pair.alpha, since)?;
             std::thread::sleep(Duration::from_millis(500));
         }
-        pair.net.restore()
+        let wrote = guest.alpha.console()?.last().unwrap_or(0) - before;
+        pair.net.restore()?;
+        eprintln!("  the guest wrote {wrote} blocks meanwhile");
+        ensure!(
+            wrote > DOWN_FOR.as_secs() * RATE / 2,
+            "it did not go on while the link was down: {wrote} blocks"
+        );
+        Ok(())
     })
 }
 
