@@ -296,6 +296,10 @@ fn a_destination_that_was_killed_at_the_hand_over_goes_on() -> Result<()> {
         let migration = stage.reach(Reach::HandOver)?;
         stage.bravo.kill()?;
         stage.calm()?;
+        // The command that the dead agent had begun goes on, and must not meet the next agent's.
+        support::process::wait_for("the first hook to end", support::process::SHORT, || {
+            Ok((stage.copies.calls() > 0).then_some(()))
+        })?;
         stage.bravo.restart()?;
         stage.has_moved(&migration)
     })

@@ -13,6 +13,7 @@ use super::plan::{self, Injection};
 use super::record::{self, Record};
 use super::world::World;
 use crate::support::Lab;
+use crate::support::process::{SHORT, wait_for};
 
 /// Keeps the logs also of a run without a violation.
 const KEEP_LOGS: &str = "CHAOS_KEEP_LOGS";
@@ -75,7 +76,7 @@ pub fn play(lab: &Lab, plan: &[Injection]) -> Result<Vec<Record>> {
 
 fn one(world: &mut World, injection: &Injection) -> Result<Record> {
     let since = Instant::now();
-    let before = world.watcher.now().context("the guest never wrote")?;
+    let before = wait_for("the guest's first block to be seen", SHORT, || Ok(world.watcher.now()))?;
     let mut run = world.begin(injection)?;
     let hit = inflict(world, &mut run, injection)?;
     let record = after_fault(world, run, &before, injection, &hit)?;
