@@ -20,7 +20,6 @@ const INJECTIONS: &str = "CHAOS_INJECTIONS";
 const TABLE: &str = "CHAOS_TABLE";
 
 #[test]
-#[ignore = "its judge was changed last and has not been seen to pass since: cargo test --test chaos -- --ignored"]
 fn faults_around_the_hand_over() -> Result<()> {
     with_lab("faults_around_the_hand_over", |lab| {
         let records = chaos::play(lab, &plan::subset())?;

@@ -22,10 +22,10 @@ use super::streams::{Label, socket_pair};
 use crate::mux::{Class, Open, purpose};
 use crate::net::stream::Stream;
 use crate::qemu::{
-    BlockJobCancel, BlockdevAdd, BlockdevMirror, EventKind, JobDismiss, Migrate, MigrateContinue,
-    MigrateSetCapabilities, MigrateSetParameters, MigrationParameters, MigrationStatus, MirrorSyncMode,
-    QmpError, QueryBlockJobs, QueryJobs, QueryMigrate, QueryMigrateCapabilities, QueryMigrateParameters,
-    names,
+    BlockJobCancel, BlockdevAdd, BlockdevMirror, COMMAND_DEADLINE, EventKind, JobDismiss, Migrate,
+    MigrateContinue, MigrateSetCapabilities, MigrateSetParameters, MigrationParameters, MigrationStatus,
+    MirrorSyncMode, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate, QueryMigrateCapabilities,
+    QueryMigrateParameters, names,
 };
 
 /// `blockdev-add` shakes hands with the destination's NBD server in QEMU's main loop: the guest
@@ -134,20 +134,23 @@ impl Source {
         self.journal.will_make(Undo::Job(job.clone()))?;
         self.qmp.getfd(&fd, theirs).await?;
         let add = BlockdevAdd::nbd_on_fd(&node, &fd, &export.export);
-        self.add_node(add).await?;
-        self.qmp.execute(BlockdevMirror::new(&job, &disk.node_name, &node, MirrorSyncMode::Full)).await?;
-        Ok(())
+        self.at_a_standstill(add, BLOCKDEV_ADD_DEADLINE).await?;
+        let mirror = BlockdevMirror::new(&job, &disk.node_name, &node, MirrorSyncMode::Full);
+        self.at_a_standstill(mirror, COMMAND_DEADLINE).await
     }
 
-    /// QEMU's main loop, and with it the guest, stands still until the other end has answered.
-    async fn add_node(&self, add: BlockdevAdd) -> Result<(), Failure> {
+    /// Executes what QEMU's main loop, and with it the guest, stands still for: a new node until the
+    /// other end has answered, a new mirror until what the others are writing has been written.
+    async fn at_a_standstill<C>(&self, command: C, deadline: Duration) -> Result<(), Failure>
+    where
+        C: crate::qemu::Command,
+    {
         let limit = self.host.config.deadlines.resume_paused();
         let patience = Patience::new(&self.host, &self.session, &self.progress, Some(limit));
-        let name = <BlockdevAdd as crate::qemu::Command>::NAME;
-        let late = QmpError::Deadline { name, after: BLOCKDEV_ADD_DEADLINE, sent: true };
-        let longest = BLOCKDEV_ADD_DEADLINE + limit;
-        let added = self.session.within(BLOCKDEV_ADD_DEADLINE, self.qmp.execute_within(add, longest));
-        patience.until_done(async { added.await.unwrap_or(Err(late)) }).await.map(drop)
+        let late = QmpError::Deadline { name: C::NAME, after: deadline, sent: true };
+        let longest = deadline + limit;
+        let done = self.session.within(deadline, self.qmp.execute_within(command, longest));
+        patience.until_done(async { done.await.unwrap_or(Err(late)) }).await.map(drop)
     }
 
     /// Whether nothing can move for want of a connection.
