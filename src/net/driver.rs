@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -77,8 +78,9 @@ pub(crate) struct Driver {
     key: SessionKey,
     redial: Option<Redial>,
     resume_within: Duration,
-    /// Of the newest attempt to resume.
-    generation: u64,
+    /// Of the newest attempt to resume. It counts when it is begun: whoever takes the session up must
+    /// not use its number again, for the peer may have let it in by then.
+    generation: Arc<AtomicU64>,
     link: watch::Sender<LinkState>,
     commands: mpsc::UnboundedReceiver<Command>,
     handle: Session,
@@ -106,7 +108,7 @@ impl Driver {
             key: handle.key().clone(),
             redial: lines.redial,
             resume_within: lines.resume_within,
-            generation: lines.generation,
+            generation: Arc::new(AtomicU64::new(lines.generation)),
             link,
             commands,
             handle,
@@ -159,7 +161,7 @@ impl Driver {
             peer: &info.peer,
             role: info.role,
             key: &self.key,
-            generation: self.generation,
+            generation: self.generation.load(Relaxed),
             redial: self.redial.as_ref(),
             connection: &link,
             since: info.since,
@@ -279,13 +281,12 @@ impl Driver {
         let away = Away { since, until, cause };
         self.link.send_modify(|link| link.away = Some(away));
         let redialing = {
-            let (redial, key, first) = (self.redial.clone(), self.key.clone(), self.generation);
+            let (redial, key) = (self.redial.clone(), self.key.clone());
+            let generation = Arc::clone(&self.generation);
             let rx_seq = self.session.rx_seq();
             async move {
                 let Some(redial) = redial else { return std::future::pending().await };
-                let mut generation = first;
-                let resumed = redial.until_resumed(&key, &mut generation, rx_seq).await;
-                (generation, resumed)
+                redial.until_resumed(&key, &generation, rx_seq).await
             }
         };
         tokio::pin!(redialing);
@@ -299,13 +300,10 @@ impl Driver {
                 command = self.commands.recv() => if let Some(command) = command {
                     self.obey(command)?;
                 },
-                (generation, resumed) = &mut redialing => {
-                    self.generation = generation;
-                    match resumed {
-                        Ok(resumed) => self.rejoin(resumed)?,
-                        Err(e) => return Err(lost_for_good(lost, since.elapsed(), Some(e))),
-                    }
-                }
+                resumed = &mut redialing => match resumed {
+                    Ok(resumed) => self.rejoin(resumed)?,
+                    Err(e) => return Err(lost_for_good(lost, since.elapsed(), Some(e))),
+                },
                 () = sleep_until(until.into()) => {
                     return Err(lost_for_good(lost, since.elapsed(), None));
                 }
@@ -321,10 +319,10 @@ impl Driver {
 
     /// The acceptor's part of a resumption: what it has received by now, and nothing more.
     fn fence(&mut self, generation: u64, reply: oneshot::Sender<u64>) -> Result<(), EndCause> {
-        if self.redial.is_some() || generation <= self.generation {
+        if self.redial.is_some() || generation <= self.generation.load(Relaxed) {
             return Ok(());
         }
-        self.generation = generation;
+        self.generation.store(generation, Relaxed);
         let was_connected = self.carrier.is_some();
         self.suspend();
         let _ = reply.send(self.session.rx_seq());
@@ -385,7 +383,7 @@ impl Driver {
             Command::Stats(reply) => drop(reply.send(self.session.stats())),
             Command::Fence(generation, reply) => self.fence(generation, reply)?,
             Command::Rejoin(generation, resumed) => {
-                if generation == self.generation && self.carrier.is_none() {
+                if generation == self.generation.load(Relaxed) && self.carrier.is_none() {
                     self.rejoin(*resumed)?;
                 }
             }

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
@@ -111,25 +112,25 @@ pub(crate) struct Redial {
 }
 
 impl Redial {
-    /// Tries until the peer takes the session up again. Each attempt has a number of its own, told
-    /// to `attempt` before it begins; the newest wins.
+    /// Tries until the peer takes the session up again. Each attempt has a number of its own,
+    /// which `newest` holds before it begins; the newest wins.
     ///
     /// # Errors
     /// The peer's final word: it has no such session any more, or does not take it up.
     pub(super) async fn until_resumed(
         &self,
         key: &SessionKey,
-        generation: &mut u64,
+        newest: &AtomicU64,
         rx_seq: u64,
     ) -> Result<Resumed, ConnectError> {
         let mut pause = PAUSE_MIN;
         loop {
-            *generation += 1;
-            match self.endpoint.resume(self, key, *generation, rx_seq).await {
+            let generation = newest.fetch_add(1, Relaxed) + 1;
+            match self.endpoint.resume(self, key, generation, rx_seq).await {
                 Ok(resumed) => return Ok(resumed),
                 Err(e) if is_final(&e) => return Err(e),
                 Err(e) => tracing::debug!(
-                    peer = %self.peer, attempt = *generation, error = %e, "the session cannot be resumed yet"
+                    peer = %self.peer, attempt = generation, error = %e, "the session cannot be resumed yet"
                 ),
             }
             tokio::time::sleep(jittered(pause)).await;

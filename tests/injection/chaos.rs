@@ -20,6 +20,8 @@ const KEEP_LOGS: &str = "CHAOS_KEEP_LOGS";
 
 /// Plays one injection of the plan alone, by its number.
 const ONLY: &str = "CHAOS_ONLY";
+/// Plays only the faults whose name contains this.
+const ONLY_FAULT: &str = "CHAOS_FAULT";
 
 /// Draws from a seed, plays, and gives the table with its head, in Markdown.
 ///
@@ -57,8 +59,7 @@ pub fn as_promised(records: &[Record]) -> Result<()> {
 pub fn play(lab: &Lab, plan: &[Injection]) -> Result<Vec<Record>> {
     let mut world = World::set_up(lab)?;
     let mut records = Vec::new();
-    let only: Option<usize> = std::env::var(ONLY).ok().and_then(|n| n.parse().ok());
-    for injection in plan.iter().filter(|i| only.is_none_or(|only| i.number == only)) {
+    for injection in plan.iter().filter(|injection| is_chosen(injection)) {
         let record = one(&mut world, injection).map_err(|violation| {
             let kept = keep_logs(lab, &format!("chaos-{}-{}", std::process::id(), injection.number));
             let kept = kept.map_or_else(|e| format!("{e:#}"), |p| p.display().to_string());
@@ -72,6 +73,12 @@ pub fn play(lab: &Lab, plan: &[Injection]) -> Result<Vec<Record>> {
     let (boots, blocks) = world.watcher.totals();
     println!("  {blocks} blocks of {boots} boots were watched: each made on one host, none missing");
     Ok(records)
+}
+
+fn is_chosen(injection: &Injection) -> bool {
+    let is = |name: &str, fits: &dyn Fn(&str) -> bool| std::env::var(name).map_or(true, |only| fits(&only));
+    is(ONLY, &|n| n == injection.number.to_string())
+        && is(ONLY_FAULT, &|words| injection.fault.to_string().contains(words))
 }
 
 fn one(world: &mut World, injection: &Injection) -> Result<Record> {
