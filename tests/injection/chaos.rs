@@ -32,9 +32,11 @@ pub fn drawn(lab: &Lab, seed: u64, count: usize) -> Result<(Vec<Record>, String)
     let records = play(lab, &plan::draw(seed, count))?;
     let minutes = since.elapsed().as_secs_f64() / 60.0;
     let all: Vec<_> = records.iter().collect();
+    let late = records.iter().filter(|r| r.complaint.is_some()).count();
     let summary = format!(
         "{} injections in {minutes:.0} min: {}. After each the guest ran on exactly one host, had lost no write, \
-         and its next migration succeeded.\n\n",
+         and its next migration succeeded. {late} of the migrations that had to move their guest at the first \
+         try did not.\n\n",
         records.len(),
         record::outcomes(&all),
     );

@@ -11,7 +11,9 @@ table=$(mktemp)
 trap 'rm -f "$table"' EXIT
 cd "$checkout"
 commit=$(git describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)
-CHAOS_TABLE=$table cargo test --locked --test chaos faults_drawn_from_a_seed -- --ignored --nocapture
+code=0
+CHAOS_TABLE=$table cargo test --locked --test chaos faults_drawn_from_a_seed -- --ignored --nocapture || code=$?
+# A run that came to its end has a table, also when something was not as promised.
 [ -s "$table" ] || die "no table was written"
 
 cpu=$(awk -F': ' '/^model name/ { print $2; exit }' /proc/cpuinfo)
@@ -35,3 +37,4 @@ HEAD
   cat "$table"
 } >"$file"
 say "wrote ${file#"$checkout"/}"
+exit "$code"
