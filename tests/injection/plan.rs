@@ -247,7 +247,11 @@ fn details(rng: &mut Rng, number: usize, fault: Fault, phase: &'static str) -> I
         _ => 8,
     };
     let held = matches!(phase, "prepare" | "hand-over") && rng.one_in(3);
-    let after_ms = rng.range(0, longest);
+    let after_ms = match fault {
+        // Before the disk has all the room that it needs.
+        Fault::DestinationDiskFull => rng.range(0, longest) / 20,
+        _ => rng.range(0, longest),
+    };
     let lasts_ms = match fault {
         // Mostly short: a full run is to be over within the hour.
         Fault::LinkDown | Fault::OneWay if rng.one_in(8) => rng.range(8_000, 30_000),

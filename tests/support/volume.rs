@@ -2,16 +2,18 @@
 //! ext4 in it, of small blocks, so that even a journal's next line may find no room.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::process::{SHORT, run};
 
 /// Small, so that a few bytes more are already too many.
-const BLOCK_BYTES: usize = 1024;
+const BLOCK_BYTES: i64 = 1024;
+const LARGE_PIECE: i64 = 64 << 20;
 const FILLER: &str = "filler";
 
 /// A mounted volume; unmounted when dropped. (The lab's janitor does the same for a killed test.)
@@ -35,26 +37,24 @@ impl Volume {
         Ok(Self { folder: folder.to_owned() })
     }
 
-    /// Writes until nothing more fits.
+    /// Takes room until nothing more fits.
     ///
     /// # Errors
     /// Anything but the expected "no space left".
     pub fn fill(&self) -> Result<()> {
         let path = self.folder.join(FILLER);
-        let mut filler = File::options().create(true).append(true).open(&path)?;
-        // Large pieces first, then what is left block by block.
-        let (large, small) = ([b'x'; 64 * BLOCK_BYTES], [b'x'; BLOCK_BYTES]);
-        let mut piece = &large[..];
-        loop {
-            match filler.write_all(piece).and_then(|()| filler.sync_data()) {
-                Ok(()) => {}
-                Err(e) if e.kind() != std::io::ErrorKind::StorageFull => {
-                    return Err(e).with_context(|| format!("filling {}", path.display()));
-                }
-                Err(_) if piece.len() > small.len() => piece = &small,
-                Err(_) => return Ok(()),
+        let filler = File::options().create(true).append(true).open(&path)?;
+        // Given room, not written: a disk is to be full at a moment, not some seconds later.
+        let (mut piece, mut end) = (LARGE_PIECE, i64::try_from(filler.metadata()?.len())?);
+        while piece >= BLOCK_BYTES {
+            match fallocate(&filler, FallocateFlags::empty(), end, piece) {
+                Ok(()) => end += piece,
+                Err(Errno::ENOSPC) => piece /= 2,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno).with_context(|| format!("filling {}", path.display())),
             }
         }
+        Ok(())
     }
 
     /// Makes room again.
