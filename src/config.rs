@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::rate::{self, Rate};
+
 /// Where a configuration is looked for when none is named.
 pub const DEFAULT_PATH: &str = "/etc/vmferry/vmferry.toml";
 
@@ -181,6 +183,10 @@ pub struct PeerConfig {
     /// Empty, the default, permits none.
     #[serde(default)]
     pub receive: Vec<String>,
+    /// What may be sent to this peer in a second, over all migrations: `"100MiB/s"`. None for no
+    /// limit. `vmferry limit --peer` changes it until the agent stops.
+    #[serde(default, deserialize_with = "rate::from_text")]
+    pub limit: Option<Rate>,
 }
 
 /// One virtual machine.
@@ -392,6 +398,8 @@ start = { command = ["start", "web1"] }
             (GOOD.replace("[\"start\", \"web1\"]", "[]"), "vm.web1.start.command"),
             (format!("{GOOD}\n[deadlines]\nstall_s = 1\n"), "deadlines.stall_s"),
             (format!("{GOOD}\n[peer.charlie]\nidentity = \"bravo\"\n"), "already the identity of peer bravo"),
+            (GOOD.replace("receive = [\"web*\"]", "limit = \"fast\""), "\"fast\" is no rate"),
+            (GOOD.replace("receive = [\"web*\"]", "limit = \"1K\""), "too few"),
             (GOOD.replace("ca = \"ca-cert.pem\"\n", ""), "missing field `ca`"),
         ];
         for (text, expected) in cases {

@@ -12,4 +12,5 @@ pub mod mux;
 pub mod net;
 pub mod pki;
 pub mod qemu;
+pub mod rate;
 pub mod words;

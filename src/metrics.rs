@@ -29,6 +29,9 @@ pub struct Metrics {
     reconnects: IntCounterVec,
     replayed_bytes: IntCounterVec,
     replay_log_bytes: IntGaugeVec,
+    limit: IntGaugeVec,
+    limited_seconds: CounterVec,
+    migration_limit: IntGaugeVec,
     rtt_seconds: GaugeVec,
     connect_failures: IntCounterVec,
     certificate_expiry: IntGauge,
@@ -112,6 +115,24 @@ impl Metrics {
                 "Bytes sent and not yet acknowledged.",
                 &["peer"],
             )?,
+            limit: gauge(
+                &r,
+                "session_limit_bytes_per_second",
+                "What may be sent to the peer in a second; absent without a limit.",
+                &["peer"],
+            )?,
+            limited_seconds: seconds_counter(
+                &r,
+                "session_limited_seconds_total",
+                "Time that what could have been sent has waited for a limit, the peer's or a migration's.",
+                &["peer"],
+            )?,
+            migration_limit: gauge(
+                &r,
+                "migration_limit_bytes_per_second",
+                "What a migration under way may send in a second; absent without a limit.",
+                &["vm"],
+            )?,
             rtt_seconds: {
                 let opts = Opts::new(
                     "vmferry_session_rtt_seconds",
@@ -176,6 +197,12 @@ impl Metrics {
         self.active.with_label_values(&[role]).set(count as i64);
     }
 
+    /// The limits of migrations under way, by VM.
+    pub fn migration_limits<'a>(&self, limits: impl Iterator<Item = (&'a str, u64)>) {
+        self.migration_limit.reset();
+        limits.for_each(|(vm, limit)| self.migration_limit.with_label_values(&[vm]).set(limit as i64));
+    }
+
     /// A session's figures since the last look at it.
     pub fn session_moved(&self, peer: &str, before: &Stats, now: &Stats) {
         let label = &[peer];
@@ -189,6 +216,8 @@ impl Metrics {
         self.replayed_bytes
             .with_label_values(label)
             .inc_by(now.replayed_bytes.saturating_sub(before.replayed_bytes));
+        let held = now.held.saturating_sub(before.held);
+        self.limited_seconds.with_label_values(label).inc_by(held.as_secs_f64());
         let away = now.away.saturating_sub(before.away);
         self.away_seconds.with_label_values(label).inc_by(away.as_secs_f64());
     }
@@ -200,6 +229,10 @@ impl Metrics {
         self.away.with_label_values(label).set(away as i64);
         self.streams.with_label_values(label).set(stats.iter().map(|s| s.streams as i64).sum());
         self.replay_log_bytes.with_label_values(label).set(stats.iter().map(|s| s.log_bytes as i64).sum());
+        match stats.iter().find_map(|s| s.limit) {
+            Some(limit) => self.limit.with_label_values(label).set(limit.get() as i64),
+            None => drop(self.limit.remove_label_values(label)),
+        }
         match stats.iter().filter_map(|s| s.rtt_min).min() {
             Some(rtt) => self.rtt_seconds.with_label_values(label).set(rtt.as_secs_f64()),
             // Nothing is measured: no figure rather than a false one.

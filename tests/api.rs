@@ -120,6 +120,7 @@ fn live_answers_are_as_described() {
     // The events end with the migration, so what follows meets one that has ended.
     let one = |tail: &str| format!("/v1/migrations/{id}{tail}");
     let unknown = |tail: &str| format!("/v1/migrations/{}{tail}", Uuid::nil());
+    let limit_of = |peer: &str| format!("/v1/peers/{peer}/limit");
     let good = Some(r#"{"vm":"web1","to":"bravo"}"#);
     let asked: &[(&str, &str, String, Option<&str>, u16)] = &[
         ("GET", "/v1/migrations/{id}/events", one("/events"), None, 200),
@@ -134,6 +135,14 @@ fn live_answers_are_as_described() {
         ("GET", "/v1/migrations", "/v1/migrations".into(), None, 200),
         ("POST", "/v1/migrations", "/v1/migrations".into(), Some("{"), 400),
         ("POST", "/v1/migrations", "/v1/migrations".into(), Some("{}"), 422),
+        ("POST", "/v1/migrations/{id}/limit", one("/limit"), Some(r#"{"weight":300}"#), 409),
+        ("POST", "/v1/migrations/{id}/limit", one("/limit"), Some(r#"{"weight":0}"#), 422),
+        ("POST", "/v1/migrations/{id}/limit", unknown("/limit"), Some("{}"), 404),
+        ("POST", "/v1/migrations/{id}/limit", "/v1/migrations/x/limit".into(), Some("{}"), 400),
+        ("GET", "/v1/limits", "/v1/limits".into(), None, 200),
+        ("POST", "/v1/peers/{name}/limit", limit_of("bravo"), Some(r#"{"limit_bytes_per_s":1000000}"#), 200),
+        ("POST", "/v1/peers/{name}/limit", limit_of("bravo"), Some(r#"{"limit_bytes_per_s":1}"#), 422),
+        ("POST", "/v1/peers/{name}/limit", limit_of("nobody"), Some("{}"), 404),
         ("GET", "/v1/recover", "/v1/recover".into(), None, 200),
         ("POST", "/v1/recover", "/v1/recover".into(), None, 200),
         ("POST", "/v1/recover/{id}", format!("/v1/recover/{id}"), Some(r#"{"force":"here"}"#), 409),

@@ -14,6 +14,8 @@ mod pair;
 mod rng;
 #[path = "mux/schedule.rs"]
 mod schedule;
+#[path = "mux/shares.rs"]
+mod shares;
 #[path = "mux/wire.rs"]
 mod wire;
 #[path = "mux/world.rs"]

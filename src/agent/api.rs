@@ -18,8 +18,12 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::Agent;
+use super::limits::NoShare;
 use super::registry::NoCancel;
-use crate::api::{CheckReport, CheckRequest, ErrorBody, ForceRequest, MigrateRequest, Recovery};
+use crate::api::{
+    CheckReport, CheckRequest, ErrorBody, ForceRequest, Limits, MigrateRequest, MigrationLimit, PeerLimit,
+    PeerLimitRequest, Recovery, ShareRequest,
+};
 use crate::migrate::journal::JournalError;
 use crate::migrate::problem::chain;
 use crate::migrate::progress::{Outcome, Progress};
@@ -52,6 +56,9 @@ pub(crate) fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/migrations/{id}", get(one))
         .route("/v1/migrations/{id}/events", get(events))
         .route("/v1/migrations/{id}/cancel", post(cancel))
+        .route("/v1/migrations/{id}/limit", post(share))
+        .route("/v1/limits", get(limits))
+        .route("/v1/peers/{name}/limit", post(limit_peer))
         .route("/v1/recover", get(look).post(recover))
         .route("/v1/recover/{id}", post(force))
         .fallback(|| async {
@@ -183,6 +190,47 @@ async fn cancel(
             StatusCode::CONFLICT,
             "the guest is already the destination's, or the migration has ended",
             "move it back with a migration the other way",
+        ),
+    })
+}
+
+async fn limits(State(agent): Agents) -> Json<Limits> {
+    Json(agent.limits())
+}
+
+async fn limit_peer(
+    State(agent): Agents,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    Path(name): Path<String>,
+    body: Result<Json<PeerLimitRequest>, JsonRejection>,
+) -> Result<Json<PeerLimit>, Problem> {
+    let Json(request) = body?;
+    let limit = request.limit_bytes_per_s.map(u64::from);
+    tracing::info!(uid = caller.uid, pid = caller.pid, peer = name, limit, "limit asked for");
+    let limited = agent.limit_peer(&name, request.limit_bytes_per_s);
+    limited.map(Json).map_err(|p| Problem::new(StatusCode::NOT_FOUND, p.text, p.remedy))
+}
+
+async fn share(
+    State(agent): Agents,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    id: Id,
+    body: Result<Json<ShareRequest>, JsonRejection>,
+) -> Result<Json<MigrationLimit>, Problem> {
+    let Path(id) = id?;
+    let Json(request) = body?;
+    tracing::info!(uid = caller.uid, pid = caller.pid, migration = %id, ?request, "limit asked for");
+    agent.share(id, request).map(Json).map_err(|no| match no {
+        NoShare::Unknown => Problem::unknown(id),
+        NoShare::NotSource => Problem::new(
+            StatusCode::CONFLICT,
+            "this host is the migration's destination",
+            "limit it at the source",
+        ),
+        NoShare::Ended => Problem::new(
+            StatusCode::CONFLICT,
+            "the migration has ended",
+            "see `vmferry limit` for those that are under way",
         ),
     })
 }

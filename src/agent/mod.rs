@@ -2,6 +2,7 @@
 
 mod api;
 mod inherit;
+mod limits;
 mod listen;
 mod passing;
 mod registry;
@@ -9,7 +10,7 @@ mod reload;
 mod start;
 mod succession;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -22,10 +23,12 @@ use crate::metrics::Metrics;
 use crate::migrate::journal::Role;
 use crate::migrate::problem::chain;
 use crate::migrate::progress::{Progress, ProgressSink, Reconnecting};
+use crate::migrate::share::ShareHandle;
 use crate::migrate::{self, Host, SourceRequest};
 use crate::mux::{Code, Role as DialRole, Stats};
 use crate::net::session::{IncomingStream, Session};
-use registry::Registry;
+use limits::LimitsSet;
+use registry::{Entry, Registry};
 
 pub use start::{AgentError, How, run, succession_formats};
 
@@ -44,6 +47,8 @@ pub(crate) struct Agent {
     /// Everything else that belongs to peers.
     tasks: TaskTracker,
     stopping: CancellationToken,
+    /// What operators have set; the configuration has the rest.
+    limits_set: Mutex<LimitsSet>,
 }
 
 impl Agent {
@@ -55,9 +60,11 @@ impl Agent {
         let id = Uuid::new_v4();
         let identity = self.host.config.peers.get(&request.to).map_or(&request.to, |p| &p.identity);
         let progress = ProgressSink::new(Progress::new(id, &request.vm, Role::Source, identity));
-        let cancel = self.registry.add(progress.clone());
         let MigrateRequest { vm, to: peer, options } = request;
-        let source = SourceRequest { id, vm, peer, options, retry: None };
+        let (cancel, share) = (CancellationToken::new(), ShareHandle::new(&options, progress.clone()));
+        let entry = Entry { progress: progress.clone(), cancel: cancel.clone(), share: Some(share.clone()) };
+        self.registry.insert(entry);
+        let source = SourceRequest { id, vm, peer, options, retry: None, share };
         let (agent, sink) = (Arc::clone(self), progress.clone());
         self.sources.spawn(async move {
             migrate::migrate(Arc::clone(&agent.host), source, sink.clone(), cancel).await;
@@ -174,6 +181,11 @@ impl Agent {
             let count = all.iter().filter(|p| p.role == role && p.outcome.is_none()).count();
             self.metrics.active(role.name(), count);
         }
+        let limits = all
+            .iter()
+            .filter(|p| p.outcome.is_none())
+            .filter_map(|p| Some((p.vm.as_str(), p.share?.limit_bytes_per_s?.into())));
+        self.metrics.migration_limits(limits);
         self.metrics.dials_failed(&self.host.pool.dial_failures());
         self.metrics.text()
     }

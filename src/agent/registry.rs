@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::migrate::journal::Role;
 use crate::migrate::phase::Phase;
 use crate::migrate::progress::{Outcome, Progress, ProgressSink};
+use crate::migrate::share::ShareHandle;
 
 /// Ended migrations kept in memory; the journals keep more.
 const ENDED_MAX: usize = 200;
@@ -18,6 +19,8 @@ const ENDED_MAX: usize = 200;
 pub(crate) struct Entry {
     pub(crate) progress: ProgressSink,
     pub(crate) cancel: CancellationToken,
+    /// What it may send, while this process runs it as its source.
+    pub(crate) share: Option<ShareHandle>,
 }
 
 /// Why a migration cannot be cancelled.
@@ -38,21 +41,17 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Adds a migration and returns the token that cancels it.
-    pub(crate) fn add(&self, progress: ProgressSink) -> CancellationToken {
-        let now = progress.now();
-        let cancel = CancellationToken::new();
-        let mut entries = self.locked();
-        let entry = Entry { progress, cancel: cancel.clone() };
-        entries.insert((now.began_at, now.id, now.role.name()), entry);
-        forget_oldest(&mut entries);
-        cancel
+    /// Adds a migration of which nothing can be changed here.
+    pub(crate) fn add(&self, progress: ProgressSink) {
+        self.insert(Entry { progress, cancel: CancellationToken::new(), share: None });
     }
 
-    /// Adds a migration that an earlier process has left, with what cancels it.
-    pub(crate) fn take_up(&self, progress: ProgressSink, cancel: CancellationToken) {
-        let now = progress.now();
-        self.locked().insert((now.began_at, now.id, now.role.name()), Entry { progress, cancel });
+    /// Adds a migration.
+    pub(crate) fn insert(&self, entry: Entry) {
+        let now = entry.progress.now();
+        let mut entries = self.locked();
+        entries.insert((now.began_at, now.id, now.role.name()), entry);
+        forget_oldest(&mut entries);
     }
 
     /// All migrations, oldest first.

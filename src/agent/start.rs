@@ -4,7 +4,7 @@
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -118,6 +118,9 @@ async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::R
     }
     let stopping = CancellationToken::new();
     let pool = Pool::new(endpoint, incoming.clone(), started);
+    for peer in config.peers.values() {
+        pool.set_limit(&peer.identity.parse()?, peer.limit);
+    }
     let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));
     let agent = Arc::new(Agent {
         host,
@@ -127,6 +130,7 @@ async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::R
         served: TaskTracker::new(),
         tasks: TaskTracker::new(),
         stopping,
+        limits_set: Mutex::default(),
     });
     let taken = match estate {
         Some((estate, mut fds)) => {

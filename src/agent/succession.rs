@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::Agent;
+use super::limits::LimitsSet;
+use super::registry::Entry;
 use crate::migrate::frozen::{Descriptors, FrozenMigrations, ThawedStreams};
 use crate::migrate::{self, TakenUp};
 use crate::net::frozen::FrozenSession;
@@ -39,6 +41,9 @@ pub(super) struct Estate {
     pub(super) instance: [u8; 16],
     sessions: Vec<FrozenSession>,
     migrations: FrozenMigrations,
+    /// Peers' limits that operators have set.
+    #[serde(default)]
+    limits: LimitsSet,
 }
 
 impl Estate {
@@ -106,6 +111,7 @@ impl Agent {
             instance: self.host.pool.endpoint().instance(),
             sessions,
             migrations,
+            limits: self.limits_set(),
         };
         tracing::info!(left = estate.summary(), "everything has stopped for the next process");
         (estate, fds)
@@ -118,7 +124,9 @@ impl Agent {
         fds: &mut Descriptors,
         incoming: &mpsc::Sender<IncomingStream>,
     ) -> Vec<TakenUp> {
-        let Estate { sessions, mut migrations, .. } = estate;
+        let Estate { sessions, mut migrations, limits, .. } = estate;
+        // Before there is a session.
+        self.set_limits_again(limits);
         self.host.freeze(false);
         self.sources.reopen();
         self.served.reopen();
@@ -142,7 +150,8 @@ impl Agent {
 
     /// Runs a migration that was taken up.
     pub(super) fn go_on(self: &Arc<Self>, taken: TakenUp) {
-        self.registry.take_up(taken.progress.clone(), taken.cancel.clone());
+        let (progress, cancel) = (taken.progress.clone(), taken.cancel.clone());
+        self.registry.insert(Entry { progress, cancel, share: taken.share.clone() });
         let agent = Arc::clone(self);
         self.sources.spawn(async move {
             let progress = taken.progress.clone();

@@ -1,6 +1,7 @@
 //! The arguments.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
@@ -9,6 +10,8 @@ use super::certs::CertsArgs;
 use crate::config::DEFAULT_PATH;
 use crate::migrate::Retry;
 use crate::migrate::handover::Side;
+use crate::migrate::share::Weight;
+use crate::rate::{Rate, RateError};
 
 /// Moves running QEMU virtual machines with local disks between hosts, encrypted, through one
 /// port.
@@ -77,6 +80,8 @@ pub(super) enum Command {
         /// The migration.
         id: Uuid,
     },
+    /// Show what may be sent in a second, or change it while it runs.
+    Limit(LimitArgs),
     /// Show what is undecided or left over on this host, what both hosts know about it and what is
     /// done; clean up what was left. Exit code 0: nothing; 3: something is left; 4: undecided.
     Recover(RecoverArgs),
@@ -105,10 +110,54 @@ pub(super) struct MigrateArgs {
     /// is not copied again, where that is safe; else it is said why not.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=i64::from(Retry::MAX)))]
     pub(super) retry: u32,
+    /// Send no more than this in a second, RAM and disks together: 100MiB/s, 1G.
+    #[arg(long, value_name = "RATE")]
+    pub(super) limit: Option<Rate>,
+    /// Its part among migrations to the same host: twice the weight is twice the bytes.
+    #[arg(long, value_name = "WEIGHT", default_value_t = Weight::default().into(), value_parser = weight())]
+    pub(super) weight: u16,
     /// Begin, print the migration's id and return.
     #[arg(long)]
     pub(super) detach: bool,
     /// Print one line of JSON for each change.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+fn weight() -> clap::builder::RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1..=i64::from(Weight::MAX))
+}
+
+/// `none`, or a rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limit(pub(super) Option<Rate>);
+
+impl FromStr for Limit {
+    type Err = RateError;
+
+    fn from_str(word: &str) -> Result<Self, RateError> {
+        match word {
+            "none" => Ok(Self(None)),
+            rate => rate.parse().map(|rate| Self(Some(rate))),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LimitArgs {
+    /// A migration's id, or a VM that is being moved away; all are shown if it is left out.
+    #[arg(conflicts_with = "peer")]
+    pub(super) migration: Option<String>,
+    /// Bytes per second, as in 100MiB/s or 1G, or `none`.
+    #[arg(long, value_name = "RATE")]
+    pub(super) rate: Option<Limit>,
+    /// The migration's part among those to the same host.
+    #[arg(long, value_name = "WEIGHT", value_parser = weight(), requires = "migration")]
+    pub(super) weight: Option<u16>,
+    /// All that is sent to this peer, instead of a migration.
+    #[arg(long, value_name = "PEER")]
+    pub(super) peer: Option<String>,
+    /// Print JSON.
     #[arg(long)]
     pub(super) json: bool,
 }

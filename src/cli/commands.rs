@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::args::{CheckArgs, Command, MigrateArgs};
 use super::client::Client;
-use super::{recover, show, watch};
+use super::{limit, recover, show, watch};
 use crate::api::{CheckReport, CheckRequest, MigrateRequest, Status, migration_path};
 use crate::migrate::Options;
 use crate::migrate::progress::Progress;
@@ -27,6 +27,7 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
         Command::Status { id: Some(id), json } => status_of(&client, id, json).await,
         Command::Watch { id, json } => watch::follow(&client, id, json).await,
         Command::Cancel { id } => cancel(&client, id).await,
+        Command::Limit(args) => limit::run(&client, args).await,
         Command::Recover(args) => recover::run(&client, args).await,
         Command::Agent { .. } | Command::Certs(_) => Ok(super::EXIT_USAGE.into()),
     }
@@ -38,6 +39,8 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
         auto_converge: args.auto_converge,
         downtime_limit_ms: args.downtime_limit,
         retry: args.retry.try_into()?,
+        limit_bytes_per_s: args.limit,
+        weight: args.weight.try_into()?,
     };
     let request = MigrateRequest { vm: args.vm, to: args.to, options };
     let begun: Progress = client.call(Method::POST, "/v1/migrations", &request).await?;

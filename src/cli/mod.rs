@@ -4,6 +4,7 @@ mod args;
 pub mod certs;
 mod client;
 mod commands;
+mod limit;
 mod recover;
 mod show;
 mod watch;

@@ -68,7 +68,9 @@ pub(super) fn migration(p: &Progress) {
     if let Some(tries) = &p.tries {
         println!("  try     {} of {}, as migration {}", tries.number, tries.of, tries.migration);
     }
-    println!("  rate    {}/s", HumanBytes(p.rate_bytes_per_s));
+    let limit = p.share.and_then(|wish| wish.limit_bytes_per_s);
+    let limit = limit.map_or_else(String::new, |limit| format!(", limited to {limit}"));
+    println!("  rate    {}/s{limit}", HumanBytes(p.rate_bytes_per_s));
     for disk in &p.disks {
         let state = if disk.ready { ", in step" } else { "" };
         println!(

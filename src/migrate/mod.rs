@@ -33,6 +33,7 @@ mod request;
 mod retry;
 mod router;
 pub mod settle;
+pub mod share;
 mod source;
 mod streams;
 mod succession;

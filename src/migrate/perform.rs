@@ -215,9 +215,9 @@ impl Source {
         let mut stall = Stall::new(self.host.config.deadlines.stall());
         loop {
             match self.next().await? {
-                Happening::Event(EventKind::Stop) => self.paused_at = Some(Instant::now()),
+                Happening::Event(EventKind::Stop) => self.guest_stands_still(),
                 Happening::Event(EventKind::Migration { status: MigrationStatus::PreSwitchover }) => {
-                    self.paused_at.get_or_insert_with(Instant::now);
+                    self.guest_stands_still();
                     return Ok(());
                 }
                 Happening::Tick => {
@@ -257,9 +257,15 @@ impl Source {
     async fn missed_the_pause(&mut self) -> Result<bool, Failure> {
         let is_paused = self.missed_migration().await? == MigrationStatus::PreSwitchover;
         if is_paused {
-            self.paused_at.get_or_insert_with(Instant::now);
+            self.guest_stands_still();
         }
         Ok(is_paused)
+    }
+
+    /// From now on every millisecond counts.
+    fn guest_stands_still(&mut self) {
+        self.paused_at.get_or_insert_with(Instant::now);
+        self.share.go_ahead();
     }
 
     async fn set_up_migration(&mut self) -> Result<(), Failure> {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::journal::Role;
 use super::phase::Phase;
+use super::share::Wish;
 use crate::net::session::Away;
 
 /// One disk's copy.
@@ -178,6 +179,9 @@ pub struct Progress {
     /// Set when it is begun again after a failure.
     #[serde(default)]
     pub tries: Option<Tries>,
+    /// What it may send, where this host is its source.
+    #[serde(default)]
+    pub share: Option<Wish>,
     /// Known at the end.
     pub downtime: Option<Downtime>,
     /// What an operator should know although it did not fail.
@@ -203,6 +207,7 @@ impl Progress {
             reconnecting: None,
             rate_bytes_per_s: 0,
             tries: None,
+            share: None,
             downtime: None,
             notes: Vec::new(),
             outcome: None,

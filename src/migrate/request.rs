@@ -4,6 +4,8 @@ use uuid::Uuid;
 
 use super::journal::RetryOf;
 use super::retry::Retry;
+use super::share::{ShareHandle, Weight};
+use crate::rate::Rate;
 
 /// What an operator asks for.
 #[derive(Debug, Clone)]
@@ -18,6 +20,8 @@ pub struct SourceRequest {
     pub options: Options,
     /// The migration whose further try this is.
     pub retry: Option<RetryOf>,
+    /// What it may send, now.
+    pub share: ShareHandle,
 }
 
 /// How a migration is to be done.
@@ -32,10 +36,21 @@ pub struct Options {
     pub downtime_limit_ms: u64,
     /// How often to begin again after a failure that may pass.
     pub retry: Retry,
+    /// Bytes per second that it may send, RAM and disks together; none for no limit.
+    pub limit_bytes_per_s: Option<Rate>,
+    /// Its part among migrations to the same host.
+    pub weight: Weight,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { keep_source: false, auto_converge: false, downtime_limit_ms: 300, retry: Retry::default() }
+        Self {
+            keep_source: false,
+            auto_converge: false,
+            downtime_limit_ms: 300,
+            retry: Retry::default(),
+            limit_bytes_per_s: None,
+            weight: Weight::default(),
+        }
     }
 }

@@ -21,6 +21,7 @@ use super::problem::chain;
 use super::progress::{DiskProgress, Downtime, Outcome, ProgressSink};
 use super::request::SourceRequest;
 use super::retry::{Ended, Held};
+use super::share::Attached;
 use super::streams::{Label, Streams};
 use super::undo::Bitmaps;
 use super::{decide, undo, vm};
@@ -70,6 +71,7 @@ pub(super) struct Source {
     pub(super) loaded: bool,
     pub(super) downtime: Downtime,
     pub(super) paused_at: Option<Instant>,
+    pub(super) share: Attached,
     pub(super) rate: (Instant, u64),
     /// Nobody has listened to QEMU for a while: the next phase asks what happened.
     pub(super) missed_events: bool,
@@ -117,6 +119,7 @@ impl Source {
             return Err(Failure::Problems(examined.problems));
         }
         let session = connect(&host, &request.peer, &cancel).await?;
+        let share = request.share.attach(&session, request.id);
         let link = Link::open(&session, request.id).await?;
         let mut retry = request.retry.clone();
         if let (Some(retry), Some(held)) = (&mut retry, &*held) {
@@ -159,6 +162,7 @@ impl Source {
             loaded: false,
             downtime: Downtime::default(),
             paused_at: None,
+            share,
             rate: (now, 0),
             missed_events: false,
         })

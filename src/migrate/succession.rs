@@ -28,9 +28,10 @@ use super::journal::{Journal, Role};
 use super::link::Link;
 use super::progress::ProgressSink;
 use super::reception::{Control, Incoming};
-use super::request::SourceRequest;
+use super::request::{Options, SourceRequest};
 use super::retry::{self, Try};
 use super::settle;
+use super::share::{ShareHandle, Wish};
 use super::source::{Source, TICK};
 use super::streams::{Label, Streams};
 use super::vm::{self, StartedQemu};
@@ -98,6 +99,8 @@ pub struct TakenUp {
     pub progress: ProgressSink,
     /// Cancels it, where this host is the source.
     pub cancel: CancellationToken,
+    /// What it may send, where this host is the source.
+    pub share: Option<ShareHandle>,
     /// Its journal is this one.
     pub journal: (Uuid, Role),
     host: Arc<Host>,
@@ -112,7 +115,7 @@ enum Part {
 impl TakenUp {
     /// Runs it to its end. One whose QEMU cannot be reached any more is settled by its journal.
     pub async fn run(self) {
-        let Self { progress, cancel, journal, host, part } = self;
+        let Self { progress, cancel, journal, host, part, .. } = self;
         match part {
             Part::Source(request, running, _reservation) => {
                 retry::go_on(Arc::clone(&host), *request, progress.clone(), cancel, running).await;
@@ -165,11 +168,12 @@ impl Source {
             "the migration waits for the next process"
         );
         let host = Arc::clone(&self.host);
+        let Wish { limit_bytes_per_s, weight } = self.request.share.wish();
         let frozen = FrozenSource {
             id: self.request.id,
             vm: self.request.vm,
             peer: self.request.peer,
-            options: self.request.options,
+            options: Options { limit_bytes_per_s, weight, ..self.request.options },
             progress: self.progress.now(),
             phase: self.phase,
             control: None,
@@ -208,8 +212,13 @@ impl Source {
         }
         left.ended.into_iter().for_each(|label| pumps.has_ended(label));
         let (id, vm, peer, options) = (left.id, left.vm, left.peer, left.options);
-        let request = SourceRequest { id, vm, peer, options, retry: left.retry };
         let (progress, cancel) = (ProgressSink::new(left.progress), CancellationToken::new());
+        let share = ShareHandle::new(&options, progress.clone());
+        let attached = share.attach(&session, id);
+        if left.paused_ms.is_some() {
+            attached.go_ahead();
+        }
+        let request = SourceRequest { id, vm, peer, options, retry: left.retry, share };
         let revived = Revived { host: Arc::clone(host), request, progress, cancel };
         let Revived { host, request, progress, cancel } = revived.clone();
         let source = move |qmp, events| Self {
@@ -235,6 +244,7 @@ impl Source {
             loaded: left.loaded,
             downtime: left.downtime,
             paused_at: left.paused_ms.map(ago),
+            share: attached,
             rate: (Instant::now(), 0),
             missed_events: true,
         };
@@ -245,8 +255,9 @@ impl Source {
             }
         };
         let Revived { host, request, progress, cancel } = revived;
+        let share = Some(request.share.clone());
         let part = Part::Source(Box::new(request), Box::pin(running), reservation);
-        Ok(TakenUp { progress, cancel, journal: (id, Role::Source), host, part })
+        Ok(TakenUp { progress, cancel, share, journal: (id, Role::Source), host, part })
     }
 }
 
@@ -371,6 +382,7 @@ impl Destination {
         Ok(TakenUp {
             progress,
             cancel: CancellationToken::new(),
+            share: None,
             journal: (id, Role::Destination),
             host: Arc::clone(host),
             part: Part::Destination(Box::pin(running)),

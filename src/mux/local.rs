@@ -1,6 +1,7 @@
 //! What the local side asks of streams: open, accept, send, receive, end. Every call is a change
 //! of state; what the peer is to hear of it is sent later, by `transmit`.
 
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use super::credit::RecvCredit;
 use super::session::{Event, Session};
 use super::stream::{Phase, RecvState, SendState, Stream};
-use super::{Class, Code, Open, OpenError, StreamError, StreamId};
+use super::{Class, Code, MigrationId, Open, OpenError, Share, StreamError, StreamId, WEIGHT_MAX, purpose};
 
 impl Session {
     /// Opens a stream. Data may be sent at once; the peer's answer is an event.
@@ -215,10 +216,29 @@ impl Session {
         round_trips.unwrap_or_default().max(self.config.growth_time_min)
     }
 
+    /// Limits what is sent on all bulk streams together, in bytes per second, headers included;
+    /// `None` for no limit. What must be sent again and urgent streams do not wait for it, but are
+    /// paid for by what follows.
+    pub fn set_limit(&mut self, now: Instant, limit: Option<NonZeroU64>) {
+        self.scheduler.set_limit(now, limit);
+    }
+
+    /// What a migration may send from now on; [`Share::default`] forgets it.
+    pub fn set_share(&mut self, now: Instant, migration: MigrationId, share: Share) {
+        self.scheduler.set_share(now, migration, share);
+        for stream in self.streams.0.values_mut().filter(|s| s.open.migration == migration) {
+            if matches!(stream.open.purpose, purpose::RAM | purpose::RAM_CHANNEL) {
+                let weight = if share.ahead { WEIGHT_MAX } else { stream.open.weight };
+                let class = stream.turn.class;
+                self.scheduler.change(stream.id, &mut stream.turn, class, weight);
+            }
+        }
+    }
+
     /// Changes how a stream is scheduled, here and at the peer.
     pub fn set_priority(&mut self, id: StreamId, class: Class, weight: u16) {
         let Some(stream) = self.streams.0.get_mut(&id) else { return };
-        if (stream.turn.class, stream.turn.weight()) == (class, weight) {
+        if (stream.turn.class, stream.turn.weight) == (class, weight) {
             return;
         }
         self.scheduler.change(id, &mut stream.turn, class, weight);

@@ -23,16 +23,20 @@ mod config;
 mod credit;
 mod error;
 pub mod frame;
+mod groups;
 pub mod hello;
 mod limit;
 mod liveness;
 mod local;
 mod log;
+mod pace;
 mod queue;
 mod receipt;
 mod receive;
+mod ring;
 mod schedule;
 mod session;
+mod share;
 mod snapshot;
 mod stats;
 mod stream;
@@ -43,6 +47,7 @@ pub use code::Code;
 pub use config::{Config, PerClass, RateLimit};
 pub use error::{OpenError, SessionError, StreamError};
 pub use session::{Event, Session};
+pub use share::{MigrationId, SHARE_WEIGHT_DEFAULT, Share};
 pub use snapshot::Snapshot;
 pub use stats::{Stats, StreamStats};
 
@@ -121,7 +126,7 @@ pub struct Open {
     /// Its share among bulk streams, 1 to [`WEIGHT_MAX`], [`WEIGHT_DEFAULT`] being ordinary.
     pub weight: u16,
     /// The migration that it belongs to; zero for none.
-    pub migration: [u8; 16],
+    pub migration: MigrationId,
     /// Which disk or RAM channel of that migration.
     pub channel: u16,
 }

@@ -1,110 +1,33 @@
 //! The scheduler: which stream sends the next frame. Strict for the urgent class within a bounded
-//! share, then streams that were quiet, then deficit round robin by weight (WIRE §6). Knows no
-//! frames, no credit: a stream that cannot send leaves its ring and comes back with
-//! [`Scheduler::wake`].
+//! share, then, within the session's limit, migrations by their shares and their streams in turns
+//! (WIRE §6). Knows no frames and no credit.
 
-use std::collections::VecDeque;
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use super::frame::RECORD_LEN;
+use super::groups::Groups;
 use super::limit::TokenBucket;
-use super::{Class, Config, StreamId, WEIGHT_MAX};
+use super::pace::Pace;
+use super::ring::{self, Backlog, Ring, Turn};
+use super::{Class, Config, MigrationId, Share, StreamId};
 
-/// Bytes of a turn for each unit of weight: 16 KiB for the ordinary weight.
-const QUANTUM_PER_WEIGHT: i64 = 1024;
 /// Time over which the rate is measured that the urgent share is a tenth of.
 const RATE_PERIOD: Duration = Duration::from_millis(100);
-
-/// A stream as the scheduler sees it; kept with the stream.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Turn {
-    pub(super) class: Class,
-    weight: u16,
-    deficit: i64,
-    listed: bool,
-}
-
-impl Turn {
-    pub(super) fn new(class: Class, weight: u16) -> Self {
-        Self { class, weight: clamp(weight), deficit: 0, listed: false }
-    }
-
-    pub(super) fn weight(&self) -> u16 {
-        self.weight
-    }
-
-    fn quantum(&self) -> i64 {
-        QUANTUM_PER_WEIGHT * i64::from(self.weight)
-    }
-}
-
-fn clamp(weight: u16) -> u16 {
-    weight.clamp(1, WEIGHT_MAX)
-}
-
-/// What the scheduler asks of the streams.
-pub(super) trait Backlog {
-    /// The stream's turn; `None` when it is forgotten.
-    fn turn(&mut self, id: StreamId) -> Option<&mut Turn>;
-    /// Whether it could send something now.
-    fn is_ready(&self, id: StreamId) -> bool;
-}
-
-/// Streams of one class with something to send. A listed stream may have become unable to: it
-/// leaves when its turn comes.
-#[derive(Debug, Default)]
-struct Ring {
-    fresh: VecDeque<StreamId>,
-    old: VecDeque<StreamId>,
-}
-
-impl Ring {
-    fn is_empty(&self) -> bool {
-        self.fresh.is_empty() && self.old.is_empty()
-    }
-
-    fn remove(&mut self, id: StreamId) {
-        self.fresh.retain(|other| *other != id);
-        self.old.retain(|other| *other != id);
-    }
-
-    /// The stream whose turn it is (fq_codel's two lists, RFC 8290 §4.2). It stays at the head.
-    fn head(&mut self, streams: &mut impl Backlog) -> Option<StreamId> {
-        loop {
-            let is_fresh = !self.fresh.is_empty();
-            let list = if is_fresh { &mut self.fresh } else { &mut self.old };
-            let id = *list.front()?;
-            let ready = streams.is_ready(id);
-            let Some(turn) = streams.turn(id) else {
-                list.pop_front();
-                continue;
-            };
-            if ready && turn.deficit > 0 {
-                return Some(id);
-            }
-            list.pop_front();
-            // A fresh stream that has nothing left goes through the old list once: it cannot
-            // stay in front by sending little by little.
-            let passes_old = is_fresh && !self.old.is_empty();
-            if !ready && !passes_old {
-                turn.listed = false;
-                continue;
-            }
-            if turn.deficit <= 0 {
-                turn.deficit += turn.quantum();
-            }
-            self.old.push_back(id);
-        }
-    }
-}
 
 /// Chooses streams.
 #[derive(Debug)]
 pub(super) struct Scheduler {
     urgent: Ring,
-    bulk: Ring,
-    share: TokenBucket,
-    share_min: u64,
+    bulk: Groups,
+    /// The session's limit.
+    pace: Option<Pace>,
+    /// Whether bulk waits for nothing but a limit.
+    held: bool,
+    /// For how long limits have kept what could have been sent.
+    held_for: Duration,
+    urgent_part: TokenBucket,
+    urgent_min: u64,
     measured: Instant,
     measured_bytes: u64,
 }
@@ -113,9 +36,12 @@ impl Scheduler {
     pub(super) fn new(config: &Config, now: Instant) -> Self {
         Self {
             urgent: Ring::default(),
-            bulk: Ring::default(),
-            share: TokenBucket::new(config.urgent, now),
-            share_min: config.urgent.per_second,
+            bulk: Groups::default(),
+            pace: None,
+            held: false,
+            held_for: Duration::ZERO,
+            urgent_part: TokenBucket::new(config.urgent, now),
+            urgent_min: config.urgent.per_second,
             measured: now,
             measured_bytes: 0,
         }
@@ -126,30 +52,62 @@ impl Scheduler {
         self.urgent.is_empty() && self.bulk.is_empty()
     }
 
-    fn ring(&mut self, class: Class) -> &mut Ring {
-        match class {
-            Class::Urgent => &mut self.urgent,
-            Class::Bulk => &mut self.bulk,
+    /// Whether something will probably be sent at once.
+    pub(super) fn has_work(&self) -> bool {
+        !self.is_empty() && !self.held
+    }
+
+    /// Limits all bulk streams together, from the next frame on.
+    pub(super) fn set_limit(&mut self, now: Instant, limit: Option<NonZeroU64>) {
+        match (&mut self.pace, limit) {
+            (Some(pace), Some(limit)) if pace.per_second() != limit => pace.change(limit, now),
+            (Some(_), Some(_)) => {}
+            (pace, limit) => *pace = limit.map(|limit| Pace::new(limit, now)),
         }
+    }
+
+    /// The session's limit.
+    pub(super) fn limit(&self) -> Option<NonZeroU64> {
+        self.pace.as_ref().map(Pace::per_second)
+    }
+
+    /// Another share for a migration, from the next frame on.
+    pub(super) fn set_share(&mut self, now: Instant, migration: MigrationId, share: Share) {
+        self.bulk.change(now, migration, share);
+    }
+
+    /// For how long limits have kept what could have been sent.
+    pub(super) fn held_for(&self) -> Duration {
+        self.held_for
+    }
+
+    /// When something may be sent that only waits for a limit.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        if !self.held {
+            return None;
+        }
+        self.pace.as_ref().map(Pace::ready_at).max(self.bulk.ready_at())
+    }
+
+    /// Time has passed: what was waited for is looked at with the next frame.
+    pub(super) fn on_timeout(&mut self, now: Instant) {
+        self.held &= self.deadline().is_some_and(|deadline| deadline > now);
     }
 
     /// A stream can send. `fresh`: it had nothing to send before, rather than no credit.
     pub(super) fn wake(&mut self, id: StreamId, turn: &mut Turn, fresh: bool) {
-        if std::mem::replace(&mut turn.listed, true) {
+        if turn.listed {
             return;
         }
-        turn.deficit = turn.quantum();
-        let ring = self.ring(turn.class);
-        if fresh {
-            ring.fresh.push_back(id);
-        } else {
-            ring.old.push_back(id);
+        match turn.class {
+            Class::Urgent => self.urgent.wake(id, turn, fresh),
+            Class::Bulk => self.bulk.wake(id, turn, fresh),
         }
     }
 
     /// A stream's class or weight changes, from its next turn on.
     pub(super) fn change(&mut self, id: StreamId, turn: &mut Turn, class: Class, weight: u16) {
-        turn.weight = clamp(weight);
+        turn.weight = ring::clamp(weight);
         if turn.class == class {
             return;
         }
@@ -160,7 +118,10 @@ impl Scheduler {
     /// A stream leaves.
     pub(super) fn forget(&mut self, id: StreamId, turn: &mut Turn) {
         if std::mem::take(&mut turn.listed) {
-            self.ring(turn.class).remove(id);
+            match turn.class {
+                Class::Urgent => self.urgent.remove(id),
+                Class::Bulk => self.bulk.remove(id, turn.migration),
+            }
         }
     }
 
@@ -171,22 +132,39 @@ impl Scheduler {
         streams: &mut impl Backlog,
         bulk_allowed: bool,
     ) -> Option<StreamId> {
-        if self.share.has_any(now)
+        self.held = false;
+        if self.urgent_part.has_any(now)
             && let Some(id) = self.urgent.head(streams)
         {
             return Some(id);
         }
-        let bulk = if bulk_allowed { self.bulk.head(streams) } else { None };
+        let bulk = if bulk_allowed { self.next_bulk(now, streams) } else { None };
         bulk.or_else(|| self.urgent.head(streams))
     }
 
+    fn next_bulk(&mut self, now: Instant, streams: &mut impl Backlog) -> Option<StreamId> {
+        let id = self.bulk.head(now, streams);
+        let may = id.is_some() && self.pace.as_mut().is_none_or(|pace| pace.is_ready(now));
+        self.held = !may && !self.bulk.is_empty();
+        id.filter(|_| may)
+    }
+
     /// A stream has sent a frame of this length.
-    pub(super) fn charge(&mut self, turn: &mut Turn, bytes: usize) {
-        turn.deficit -= bytes as i64;
+    pub(super) fn charge(&mut self, turn: &mut Turn, bytes: usize, now: Instant) {
+        turn.charge(bytes);
+        let session = self.charge_session(bytes, now);
         if turn.class == Class::Urgent {
             // The debt is small: what urgent streams send while nobody else wants to is free.
-            self.share.charge(bytes as u64, RECORD_LEN as u64);
+            self.urgent_part.charge(bytes as u64, RECORD_LEN as u64);
+        } else {
+            self.held_for += session.max(self.bulk.charge(turn.migration, bytes, now));
         }
+    }
+
+    /// So much is sent without having waited for its turn, or is sent again. Returns for how long
+    /// the session's limit had been waited for.
+    pub(super) fn charge_session(&mut self, bytes: usize, now: Instant) -> Duration {
+        self.pace.as_mut().map(|pace| pace.charge(bytes, now)).unwrap_or_default()
     }
 
     /// A batch of this length leaves; measures the rate.
@@ -198,7 +176,7 @@ impl Scheduler {
         }
         let per_second = u128::from(self.measured_bytes) * 1_000_000_000 / elapsed.as_nanos();
         let tenth = u64::try_from(per_second / 10).unwrap_or(u64::MAX);
-        self.share.set_rate(tenth.max(self.share_min), now);
+        self.urgent_part.set_rate(tenth.max(self.urgent_min), now);
         self.measured = now;
         self.measured_bytes = 0;
     }

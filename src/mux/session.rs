@@ -12,7 +12,8 @@ use super::limit::TokenBucket;
 use super::liveness::Liveness;
 use super::log::ReplayLog;
 use super::receipt::Receipt;
-use super::schedule::{Backlog, Scheduler, Turn};
+use super::ring::{Backlog, Turn};
+use super::schedule::Scheduler;
 use super::stream::{Phase, SendState, Stream};
 use super::{Code, Config, Open, Role, SessionError, Stats, StreamId, StreamStats};
 
@@ -252,7 +253,7 @@ impl Session {
         let alive = self.liveness.deadline(self.log.is_empty(), &self.config);
         let ack = self.receipt.deadline(&self.config);
         let open = self.opening.front().and_then(|id| self.open_deadline(*id));
-        [Some(alive), ack, open].into_iter().flatten().min()
+        [Some(alive), ack, open, self.scheduler.deadline()].into_iter().flatten().min()
     }
 
     /// Time has passed. May be called at any time.
@@ -266,6 +267,7 @@ impl Session {
             return Ok(());
         }
         self.receipt.on_timeout(now, &self.config);
+        self.scheduler.on_timeout(now);
         if let Err(e) = self.liveness.on_timeout(now, self.log.is_empty(), &self.config) {
             return Err(if e.is_resumable() { e } else { self.fail(e) });
         }
@@ -365,6 +367,8 @@ impl Session {
             log_bytes: self.log.bytes(),
             log_bytes_max: self.log.bytes_max(),
             log_frames: self.log.frames(),
+            limit: self.scheduler.limit(),
+            held: self.scheduler.held_for(),
             credit_outstanding_bytes: self.budget.outstanding(),
             credit_committed_bytes: self.budget.committed(),
             send_queued_bytes: streams.clone().map(|s| s.send.queue.len()).sum(),

@@ -257,7 +257,7 @@ impl StreamSnapshot {
             credit: stream.recv.credit.state(),
             handed: stream.recv.handed,
             given_up: stream.recv.given_up,
-            turn: (stream.turn.class.to_wire(), stream.turn.weight()),
+            turn: (stream.turn.class.to_wire(), stream.turn.weight),
             waits: [stream.control.open, stream.control.accept, stream.control.credit, stream.control.prio],
             stop: stream.control.stop.map(Code::to_wire),
             slot: stream.slot,
@@ -302,7 +302,7 @@ impl StreamSnapshot {
         stream.recv.handed = self.handed;
         stream.recv.given_up = self.given_up;
         let class = Class::from_wire(self.turn.0).unwrap_or(open.class);
-        stream.turn = super::schedule::Turn::new(class, self.turn.1);
+        stream.turn = super::ring::Turn::new(class, open.migration, self.turn.1);
         let [open_due, accept, credit_due, prio] = self.waits;
         stream.control = Control {
             open: open_due,

@@ -1,5 +1,6 @@
 //! Figures of a session and its streams, for whoever exports them. Plain numbers.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use super::Class;
@@ -47,6 +48,10 @@ pub struct Stats {
     pub log_bytes_max: usize,
     /// Frames in the replay log now.
     pub log_frames: usize,
+    /// What bulk streams may send together in a second now.
+    pub limit: Option<NonZeroU64>,
+    /// For how long limits have kept what could have been sent.
+    pub held: Duration,
     /// Batches that ended because the replay log was full.
     pub log_stalls: u64,
     /// Times that a stream had data but no credit.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::credit::{Budget, RecvCredit};
 use super::queue::{RecvQueue, SendQueue};
-use super::schedule::Turn;
+use super::ring::Turn;
 use super::{Code, Open, StreamId, StreamStats};
 
 /// Who waits for whose answer.
@@ -143,7 +143,7 @@ impl Stream {
                 given_up: false,
                 announced: false,
             },
-            turn: Turn::new(open.class, open.weight),
+            turn: Turn::new(open.class, open.migration, open.weight),
             control: Control::default(),
             slot: false,
             local: matches!(phase, Phase::Opening { .. }),
@@ -210,7 +210,7 @@ impl Stream {
     pub(super) fn stats(&self) -> StreamStats {
         StreamStats {
             class: self.turn.class,
-            weight: self.turn.weight(),
+            weight: self.turn.weight,
             sent_bytes: self.send.offset,
             send_limit_bytes: self.send.limit,
             send_queued_bytes: self.send.queue.len(),

@@ -36,7 +36,7 @@ impl Session {
 
     fn fill(&mut self, now: Instant, batch: &mut Batch) {
         self.fill_link(now, batch);
-        self.fill_replay(batch);
+        self.fill_replay(now, batch);
         // Nothing may overtake an OPEN or ACCEPT that did not fit.
         if !self.log.is_replaying() && self.fill_control(now, batch) {
             self.fill_data(now, batch);
@@ -75,15 +75,17 @@ impl Session {
 
     /// Whether other frames will probably be sent, so that an ACK costs nothing.
     fn has_work(&self) -> bool {
-        self.log.is_replaying() || !self.control.is_empty() || !self.scheduler.is_empty()
+        self.log.is_replaying() || !self.control.is_empty() || self.scheduler.has_work()
     }
 
-    fn fill_replay(&mut self, batch: &mut Batch) {
+    fn fill_replay(&mut self, now: Instant, batch: &mut Batch) {
         while self.log.is_replaying() {
             let room = self.config.batch_limit().saturating_sub(batch.len_bytes());
             let Some(entry) = self.log.replay_next(room) else { return };
+            let bytes = HEADER_LEN + entry.payload.len();
             self.stats.replayed_frames += 1;
-            self.stats.replayed_bytes += (HEADER_LEN + entry.payload.len()) as u64;
+            self.stats.replayed_bytes += bytes as u64;
+            self.scheduler.charge_session(bytes, now);
             batch.push(&entry.header, entry.payload);
         }
     }
@@ -137,7 +139,7 @@ impl Session {
             return Some((Header::new(Kind::Stop, id.0, code.to_wire().into()), Bytes::new()));
         }
         if std::mem::take(&mut stream.control.prio) && stream.send.state != SendState::Done {
-            let value = frame::encode_prio(stream.turn.class, stream.turn.weight());
+            let value = frame::encode_prio(stream.turn.class, stream.turn.weight);
             return Some((Header::new(Kind::Prio, id.0, value), Bytes::new()));
         }
         self.credit_frame(id)
@@ -166,14 +168,14 @@ impl Session {
                 return;
             }
             let Some(id) = self.scheduler.next(now, &mut self.streams, bulk) else { return };
-            let Some((header, payload)) = self.next_data(id, room.min(PAYLOAD_MAX)) else { return };
+            let Some((header, payload)) = self.next_data(now, id, room.min(PAYLOAD_MAX)) else { return };
             self.push_numbered(now, batch, header, payload);
             self.after_data(id);
         }
     }
 
     /// A DATA or FIN frame of a stream that is ready.
-    fn next_data(&mut self, id: StreamId, room: usize) -> Option<(Header, Bytes)> {
+    fn next_data(&mut self, now: Instant, id: StreamId, room: usize) -> Option<(Header, Bytes)> {
         let stream = self.streams.0.get_mut(&id)?;
         let offset = stream.send.offset;
         let (kind, payload) = if stream.send.queue.is_empty() {
@@ -186,7 +188,7 @@ impl Session {
         debug_assert!(kind == Kind::Fin || !payload.is_empty());
         stream.send.offset += payload.len() as u64;
         self.stats.sent_data_bytes += payload.len() as u64;
-        self.scheduler.charge(&mut stream.turn, HEADER_LEN + payload.len());
+        self.scheduler.charge(&mut stream.turn, HEADER_LEN + payload.len(), now);
         Some((Header::new(kind, id.0, offset), payload))
     }
 

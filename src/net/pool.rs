@@ -16,6 +16,7 @@ use super::lobby::Lobby;
 use super::session::{IncomingStream, Session};
 use crate::mux::hello::Mode;
 use crate::mux::{Code, Role};
+use crate::rate::Rate;
 
 /// Connections that have not proved their identity yet (WIRE §8).
 pub const UNAUTHENTICATED_MAX: usize = 32;
@@ -32,6 +33,8 @@ pub struct Pool {
     incoming: mpsc::Sender<IncomingStream>,
     started: mpsc::UnboundedSender<Session>,
     dial_failures: Mutex<BTreeMap<&'static str, u64>>,
+    /// What each session with a peer may send.
+    limits: Mutex<BTreeMap<Identity, Rate>>,
     leaving: AtomicBool,
 }
 
@@ -52,6 +55,7 @@ impl Pool {
             incoming,
             started,
             dial_failures: Mutex::default(),
+            limits: Mutex::default(),
             leaving: AtomicBool::new(false),
         }
     }
@@ -147,6 +151,23 @@ impl Pool {
         sessions.values().flatten().cloned().collect()
     }
 
+    /// Limits what is sent to `peer` from now on, in its sessions and in those to come.
+    pub fn set_limit(&self, peer: &Identity, limit: Option<Rate>) {
+        let mut limits = self.locked_limits();
+        match limit {
+            Some(limit) => limits.insert(peer.clone(), limit),
+            None => limits.remove(peer),
+        };
+        // With the limits locked: a session that begins now gets this one or the next.
+        self.locked().get(peer).into_iter().flatten().for_each(|session| session.limit(limit.map(Rate::get)));
+    }
+
+    /// What may be sent to `peer`.
+    #[must_use]
+    pub fn limit(&self, peer: &Identity) -> Option<Rate> {
+        self.locked_limits().get(peer).copied()
+    }
+
     /// While all sessions are left to another process, peers are told to come again.
     pub fn leave(&self, leaving: bool) {
         self.leaving.store(leaving, Relaxed);
@@ -155,6 +176,8 @@ impl Pool {
     /// Adds a session that an earlier process has left.
     pub fn take_up(&self, session: Session) {
         let _ = self.started.send(session.clone());
+        let limits = self.locked_limits();
+        session.limit(limits.get(&session.info().peer).map(|limit| limit.get()));
         self.locked().entry(session.info().peer.clone()).or_default().push(session);
     }
 
@@ -163,6 +186,8 @@ impl Pool {
         let session =
             Session::start(established, config, self.incoming.clone()).map_err(ConnectError::Start)?;
         let _ = self.started.send(session.clone());
+        let limits = self.locked_limits();
+        session.limit(limits.get(&session.info().peer).map(|limit| limit.get()));
         let mut sessions = self.locked();
         let of_peer = sessions.entry(session.info().peer.clone()).or_default();
         of_peer.retain(Session::is_live);
@@ -188,6 +213,11 @@ impl Pool {
 
     fn count(&self, peer: &Identity) -> usize {
         self.locked().get(peer).map_or(0, |s| s.iter().filter(|s| s.is_live()).count())
+    }
+
+    /// Taken before the sessions, where both are.
+    fn locked_limits(&self) -> std::sync::MutexGuard<'_, BTreeMap<Identity, Rate>> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, BTreeMap<Identity, Vec<Session>>> {

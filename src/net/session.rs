@@ -4,6 +4,7 @@
 //! streams share one core's cache and wake each other without crossing threads, and a session
 //! that ends takes its pumps, and with them every local socket they hold, along.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use super::frozen::{FrozenSession, FrozenStream};
 use super::identity::Identity;
 use super::resume::{Redial, Resumed, SessionKey};
 use super::stream::{Stream, StreamEnded};
-use crate::mux::{self, Code, Open, Role, StreamId};
+use crate::mux::{self, Code, MigrationId, Open, Role, Share, StreamId};
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -377,6 +378,16 @@ impl Session {
             Ok(stats) => stats,
             Err(_) => self.ended.borrow().as_ref().map(|e| e.stats.clone()).unwrap_or_default(),
         }
+    }
+
+    /// Limits what is sent on all bulk streams together, in bytes per second; `None` for no limit.
+    pub fn limit(&self, limit: Option<NonZeroU64>) {
+        let _ = self.commands.send(Command::Limit(limit));
+    }
+
+    /// What a migration may send from now on; [`Share::default`] forgets it.
+    pub fn share(&self, migration: MigrationId, share: Share) {
+        let _ = self.commands.send(Command::Share(migration, share));
     }
 
     /// Ends the session: says why, lets what is queued go out, closes.

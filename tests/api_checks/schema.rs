@@ -70,7 +70,10 @@ impl Description {
                 "minimum" if value.as_i64().is_some_and(|v| v < rule.as_i64().expect("a number")) => {
                     found.push(format!("{at}: {value} is below {rule}"));
                 }
-                "minimum" => {}
+                "maximum" if value.as_i64().is_some_and(|v| v > rule.as_i64().expect("a number")) => {
+                    found.push(format!("{at}: {value} is above {rule}"));
+                }
+                "minimum" | "maximum" => {}
                 "format" => {
                     assert_eq!(rule, "uuid");
                     if value.as_str().is_none_or(|v| uuid::Uuid::parse_str(v).is_err()) {

@@ -2,12 +2,13 @@
 //! cuts, users that read slowly, and a model of what each stream must deliver.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use vmferry::mux::{
-    Batch, Class, Code, Config, Event, Open, PerClass, Role, Session, SessionError, Snapshot, StreamId,
-    purpose,
+    Batch, Class, Code, Config, Event, Open, PerClass, Role, Session, SessionError, Share, Snapshot,
+    StreamId, purpose,
 };
 
 use vmferry::mux::hello::Negotiated;
@@ -17,6 +18,10 @@ use super::rng::Rng;
 
 /// Longest chunk that a user sends at once.
 const CHUNK_MAX: usize = 40_000;
+/// Migrations that streams belong to.
+const MIGRATIONS: usize = 4;
+/// Smallest limit in bytes per second.
+const LIMIT_MIN: usize = 100_000;
 /// Virtual time in which everything must have come to rest at the end.
 const REST_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -167,7 +172,8 @@ impl World {
             35..=49 => self.read(side, None),
             50 => self.end_a_stream(side),
             51..=52 => self.finish(side),
-            53 => self.prioritise(side),
+            53 if self.rng.one_in(2) => self.prioritise(side),
+            53 => self.share(side),
             54 => self.stall_reader(side),
             55 if self.rng.one_in(8) => self.cut(),
             56 if self.rng.one_in(4) => self.stall_pipe(side),
@@ -196,7 +202,7 @@ impl World {
             purpose: *self.rng.pick(&purposes).unwrap(),
             class: if self.rng.one_in(4) { Class::Urgent } else { Class::Bulk },
             weight: self.rng.size(300) as u16,
-            migration: [3; 16],
+            migration: [self.rng.below(MIGRATIONS) as u8; 16],
             channel: self.rng.below(9) as u16,
         };
         let end = &mut self.ends[side];
@@ -315,6 +321,19 @@ impl World {
         let class = if self.rng.one_in(2) { Class::Urgent } else { Class::Bulk };
         let weight = self.rng.size(2000) as u16;
         self.ends[side].session.set_priority(id, class, weight);
+    }
+
+    /// Another limit or share: what is sent comes later or earlier, and nothing else changes.
+    fn share(&mut self, side: usize) {
+        let limit = self.rng.one_in(2).then(|| self.rng.range(LIMIT_MIN, 10_000_000) as u64);
+        let limit = limit.and_then(NonZeroU64::new);
+        let session = &mut self.ends[side].session;
+        if self.rng.one_in(3) {
+            return session.set_limit(self.now, limit);
+        }
+        let migration = [self.rng.below(MIGRATIONS) as u8; 16];
+        let share = Share { weight: self.rng.size(2000) as u16, limit, ahead: self.rng.one_in(4) };
+        session.set_share(self.now, migration, share);
     }
 
     fn stall_reader(&mut self, side: usize) {

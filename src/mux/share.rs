@@ -1,0 +1,26 @@
+//! Shares: what of the session each migration may use, as its operator wants it. Plain data.
+
+use std::num::NonZeroU64;
+
+/// The migration that streams belong to; zero for none.
+pub type MigrationId = [u8; 16];
+
+/// The ordinary weight of a migration.
+pub const SHARE_WEIGHT_DEFAULT: u16 = 100;
+
+/// What a migration may send, in this direction. It changes nothing at the peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Its part among the migrations that have something to send, in proportion to theirs.
+    pub weight: u16,
+    /// Bytes per second over all its streams; `None` for no limit.
+    pub limit: Option<NonZeroU64>,
+    /// Its guest stands still: it goes before all others, and its RAM before its disks.
+    pub ahead: bool,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self { weight: SHARE_WEIGHT_DEFAULT, limit: None, ahead: false }
+    }
+}

@@ -1,0 +1,103 @@
+//! Limits on a real migration: kept while it runs, changed while it runs, kept over a planned
+//! restart, shown to whoever asks. How exactly they are kept is in `mux_model`, on a clock of its
+//! own.
+
+mod faults;
+mod support;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use faults::{Migration, Plan, Stage};
+use serde_json::{Value, json};
+use support::proof::field;
+use support::{Agent, with_lab};
+
+const MIB: u64 = 1 << 20;
+const LIMIT: u64 = 4 * MIB;
+const OF_PEER: u64 = 64 * MIB;
+/// What a tick of the progress is late, and what queues hold that is counted already.
+const LATE: Duration = Duration::from_millis(500);
+const QUEUED: u64 = MIB;
+
+fn limits(agent: &Agent) -> Result<Value> {
+    let outcome = agent.vmferry(&["limit", "--json"])?;
+    ensure!(outcome.code == 0, "vmferry limit gave {outcome:?}");
+    Ok(serde_json::from_str(&outcome.stdout)?)
+}
+
+/// Bytes on all streams, and when they were asked for and answered.
+fn carried(migration: &Migration, agent: &Agent) -> Result<(Instant, u64, Instant)> {
+    let asked = Instant::now();
+    let progress = migration.now(agent)?;
+    let disks = field(&progress, "/disks")?.as_array().cloned().unwrap_or_default();
+    let parts = disks.iter().chain(progress.get("ram")).filter_map(|part| part["stream_bytes"].as_u64());
+    Ok((asked, parts.sum(), Instant::now()))
+}
+
+/// Looks on for a while: no more than `limit` may be carried, and more than nothing.
+fn keeps(limit: u64, migration: &Migration, agent: &Agent) -> Result<()> {
+    let (begin, before, _) = carried(migration, agent)?;
+    std::thread::sleep(Duration::from_secs(4));
+    let (_, after, end) = carried(migration, agent)?;
+    let (bytes, time) = (after - before, end.duration_since(begin) + LATE);
+    let most = (limit as f64 * time.as_secs_f64() * 1.02) as u64 + QUEUED;
+    eprintln!("  {bytes} bytes in {time:?}; at most {most}");
+    ensure!(bytes <= most, "{bytes} bytes in {time:?}, at {limit} bytes per second at most {most}");
+    ensure!(bytes > 0, "nothing moves");
+    Ok(())
+}
+
+fn are_as_set(agent: &Agent, migration: &Migration) -> Result<()> {
+    let now = limits(agent)?;
+    ensure!(now["peers"] == json!([{"peer": "bravo", "limit_bytes_per_s": OF_PEER}]), "{now}");
+    let one = field(&now, "/migrations/0")?;
+    let shown = (one["id"].as_str(), one["limit_bytes_per_s"].as_u64(), one["weight"].as_u64());
+    ensure!(shown == (Some(migration.id.as_str()), Some(LIMIT), Some(300)), "{now}");
+    Ok(())
+}
+
+#[test]
+fn limits_are_kept_changed_and_handed_on() -> Result<()> {
+    with_lab("limits_are_kept_changed_and_handed_on", |lab| {
+        let mut stage = Stage::set_up(lab, Plan { rate: 60, ..Plan::ORDINARY })?;
+        let of_peer = stage.alpha.vmferry(&["limit", "--peer", "bravo", "--rate", "64MiB/s"])?;
+        ensure!(of_peer.code == 0 && of_peer.stdout.contains("64.0 MiB/s"), "{of_peer:?}");
+        let nobody = stage.alpha.vmferry(&["limit", "--peer", "nobody", "--rate", "1M"])?;
+        ensure!(nobody.code == 2 && nobody.stderr.contains("nobody"), "{nobody:?}");
+
+        let words = ["--limit", "4MiB/s", "--weight", "300", "--keep-source"];
+        let migration = Migration::begin(&stage.alpha, "web1", "bravo", &words)?;
+        migration
+            .reach(&stage.alpha.socket(), "mirror", |p| p["disks"][0]["stream_bytes"].as_u64() > Some(0))?;
+        are_as_set(&stage.alpha, &migration)?;
+        keeps(LIMIT, &migration, &stage.alpha)?;
+        let text = stage.alpha.metrics()?;
+        for line in [
+            format!("vmferry_migration_limit_bytes_per_second{{vm=\"web1\"}} {LIMIT}"),
+            format!("vmferry_session_limit_bytes_per_second{{peer=\"bravo\"}} {OF_PEER}"),
+        ] {
+            ensure!(text.contains(&line), "no {line:?} in the metrics");
+        }
+        let waited = text.lines().find_map(|l| l.strip_prefix("vmferry_session_limited_seconds_total{"));
+        let waited = waited.and_then(|l| l.rsplit_once(' ')?.1.parse::<f64>().ok());
+        ensure!(waited.context("how long limits were waited for")? > 1.0, "{waited:?}");
+
+        stage.alpha.take_over()?;
+        are_as_set(&stage.alpha, &migration)?;
+        let half = stage.alpha.vmferry(&["limit", "web1", "--rate", "2MiB/s"])?;
+        ensure!(half.code == 0 && half.stdout.contains("2.0 MiB/s, weight 300"), "{half:?}");
+        keeps(LIMIT / 2, &migration, &stage.alpha)?;
+
+        let free = stage.alpha.vmferry(&["limit", &migration.id, "--rate", "none"])?;
+        ensure!(free.code == 0 && free.stdout.contains("no limit"), "{free:?}");
+        stage.calm()?;
+        let report = migration.ended(&stage.alpha)?;
+        ensure!(field(&report, "/outcome/result")? == "moved", "{report}");
+        let late = stage.alpha.vmferry(&["limit", &migration.id, "--rate", "1M"])?;
+        ensure!(late.code == 2 && late.stderr.contains("has ended"), "{late:?}");
+        let at_destination = stage.bravo.vmferry(&["limit", &migration.id, "--rate", "1M"])?;
+        ensure!(at_destination.stderr.contains("limit it at the source"), "{at_destination:?}");
+        stage.is_moved()
+    })
+}
