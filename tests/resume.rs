@@ -95,7 +95,7 @@ struct Pair {
     road: Road,
     session: Session,
     dir: tempfile::TempDir,
-    _a: Side,
+    a: Side,
 }
 
 impl Pair {
@@ -111,7 +111,7 @@ impl Pair {
         let b = Side::new(dir.path(), "bravo", resume).await;
         let road = Road::to(b.address).await;
         let session = a.pool.session(&b.identity, Some(&road.address().to_string())).await.unwrap();
-        Self { _a: a, b, road, session, dir }
+        Self { a, b, road, session, dir }
     }
 
     /// A stream with local sockets and pumps at both ends.
@@ -326,6 +326,50 @@ async fn a_peers_new_process_ends_the_old_ones_session_at_once() {
     let end = soon("the old session's end", old.ended()).await;
     assert!(matches!(end.cause, EndCause::Closed(Code::NoSession)), "{:?}", end.cause);
     assert!(new.is_live());
+}
+
+/// A session whose dialer is gone for good is not what a new migration is bound to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_asked_for_a_session_dials_when_the_other_side_does_not() {
+    let pair = Pair::new(PATIENCE).await;
+    let old = pair.b.pool.all().pop().unwrap();
+    pair.road.set(State::Hole);
+    pair.road.reset();
+    soon("the loss", old.missed()).await;
+    let successor = Side::new(pair.dir.path(), "alpha", PATIENCE).await;
+    let (alpha, address) = (successor.identity.clone(), successor.address.to_string());
+    let new = soon("a session", pair.b.pool.session(&alpha, Some(&address))).await.unwrap();
+    assert!(new.id() != old.id() && new.is_live() && new.away_since().is_none());
+    soon("the old session's end", old.ended()).await;
+}
+
+/// Where nobody answers, the other side may still come back by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_asked_for_a_session_waits_when_nobody_answers() {
+    let pair = Pair::new(PATIENCE).await;
+    let old = pair.b.pool.all().pop().unwrap();
+    pair.road.set(State::Hole);
+    pair.road.reset();
+    soon("the loss", old.missed()).await;
+    let (pool, alpha) = (Arc::clone(&pair.b.pool), pair.a.identity.clone());
+    let asked = tokio::spawn(async move { pool.session(&alpha, Some("127.0.0.1:1")).await });
+    // The dial has failed by the time that its failure is counted.
+    soon("the failed dial", async {
+        while pair.b.pool.dial_failures().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(!asked.is_finished(), "it gave up although the session may come back");
+    pair.road.set(State::Open);
+    pair.road.reset();
+    let session = soon("the session", asked).await.unwrap().unwrap();
+    assert_eq!(session.id(), old.id());
+    // And who has dialed a session waits for it, because it is dialing already.
+    pair.road.reset();
+    let address = pair.road.address().to_string();
+    let same = soon("the session", pair.a.pool.session(&pair.b.identity, Some(&address))).await.unwrap();
+    assert_eq!(same.id(), old.id());
 }
 
 /// What somebody says who has a certificate of the CA, but not the session.

@@ -27,6 +27,7 @@ pub mod phase;
 pub mod plan;
 pub mod problem;
 pub mod progress;
+mod reach;
 mod reception;
 pub mod recover;
 mod request;

@@ -19,6 +19,7 @@ use super::phase::{Phase, Step};
 use super::plan::{self, CopiedDisk};
 use super::problem::chain;
 use super::progress::{DiskProgress, Downtime, Outcome, ProgressSink};
+use super::reach::reach;
 use super::request::SourceRequest;
 use super::retry::{Ended, Held};
 use super::share::Attached;
@@ -118,9 +119,8 @@ impl Source {
         if !examined.problems.is_empty() {
             return Err(Failure::Problems(examined.problems));
         }
-        let session = connect(&host, &request.peer, &cancel).await?;
+        let (session, link) = reach(&host, &request, &cancel).await?;
         let share = request.share.attach(&session, request.id);
-        let link = Link::open(&session, request.id).await?;
         let mut retry = request.retry.clone();
         if let (Some(retry), Some(held)) = (&mut retry, &*held) {
             retry.kept = held.tracking.undo();
@@ -537,18 +537,6 @@ impl Source {
             }
             p.rate_bytes_per_s = rate.unwrap_or(p.rate_bytes_per_s);
         });
-    }
-}
-
-async fn connect(host: &Host, peer: &str, cancel: &CancellationToken) -> Result<Session, Failure> {
-    tokio::select! {
-        session = host.session(peer) => session.map_err(|failure| match failure {
-            Failure::Connect { source, .. } => {
-                Failure::Problems(vec![host.connect_problem(peer, &source)])
-            }
-            other => other,
-        }),
-        () = cancel.cancelled() => Err(cancelled(host)),
     }
 }
 

@@ -66,17 +66,35 @@ impl Pool {
         &self.endpoint
     }
 
-    /// A live session with `peer`, dialed at `address` if there is none.
+    /// A session with `peer` that has a connection, dialed at `address` if there is none.
     ///
     /// # Errors
     /// [`ConnectError`].
     pub async fn session(&self, peer: &Identity, address: Option<&str>) -> Result<Session, ConnectError> {
-        if let Some(session) = self.live(peer) {
-            return Ok(session);
+        let waiting = match self.live(peer) {
+            None => None,
+            Some(session) if session.away_since().is_none() => return Ok(session),
+            // It is being dialed.
+            Some(session) if session.info().role == Role::Dialer => {
+                if session.joined().await {
+                    return Ok(session);
+                }
+                None
+            }
+            // Its dialer may be gone for good, and with it what the session is about.
+            Some(session) => Some(session),
+        };
+        match (self.dialed(peer, address).await, waiting) {
+            // What cannot be reached from here may still come by itself.
+            (Err(_), Some(session)) if session.joined().await => Ok(session),
+            (dialed, _) => dialed,
         }
+    }
+
+    async fn dialed(&self, peer: &Identity, address: Option<&str>) -> Result<Session, ConnectError> {
         // One dial at a time: two migrations that begin together share the session.
         let _dialing = self.dialing.lock().await;
-        if let Some(session) = self.live(peer) {
+        if let Some(session) = self.live(peer).filter(|session| session.away_since().is_none()) {
             return Ok(session);
         }
         let Some(address) = address else {

@@ -26,8 +26,9 @@ use crate::mux::Code;
 use crate::mux::frame::PAYLOAD_MAX;
 
 /// Bytes asked of a local socket at once: whole frames, so that a full read leaves no crumb that
-/// would travel in a record of its own.
-const READ_BYTES: usize = 8 * PAYLOAD_MAX;
+/// would travel in a record of its own, and a batch of them, so that they are sealed while the
+/// cache still has them.
+const READ_BYTES: usize = 4 * PAYLOAD_MAX;
 /// A read buffer with less room than this is replaced.
 const READ_BYTES_MIN: usize = 16 * 1024;
 /// Received chunks written to a local socket in one call.

@@ -306,6 +306,17 @@ impl Session {
         self.link.borrow().away.as_ref().map(|away| away.since)
     }
 
+    /// Waits while the session has no connection; false: it has ended instead.
+    pub async fn joined(&self) -> bool {
+        let mut link = self.link.clone();
+        link.wait_for(|link| link.away.is_none()).await.is_ok() && self.is_live()
+    }
+
+    /// Waits until the session has no connection, or has ended.
+    pub async fn missed(&self) {
+        let _ = self.link.clone().wait_for(|link| link.away.is_some()).await;
+    }
+
     /// Runs `work` within `deadline`, on a clock that stands still while the session has no
     /// connection: a pause of the link is nobody's fault. `None` when the time is over.
     pub async fn within<T>(&self, deadline: Duration, work: impl Future<Output = T>) -> Option<T> {
