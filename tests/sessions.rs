@@ -9,17 +9,19 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use vmferry::mux::{Class, Code, Config, Open, purpose};
+use vmferry::net::compress::{Coding, Undelivered};
 use vmferry::net::connect::{self, ConnectError, Endpoint};
 use vmferry::net::identity::Identity;
 use vmferry::net::message;
 use vmferry::net::pool::Pool;
-use vmferry::net::pump::{Pump, PumpEnd};
+use vmferry::net::pump::{Pump, PumpEnd, PumpState};
 use vmferry::net::session::{EndCause, IncomingStream, OpenStreamError, Session};
 use vmferry::net::stream::{Stream, StreamEnded};
 use vmferry::net::tls::{Aead, Tls, TlsPaths};
@@ -129,12 +131,16 @@ impl Pair {
 
     /// Local sockets joined by pumps and a stream.
     async fn pumped(&mut self, channel: u16) -> Pumped {
+        self.pumped_with(channel, Coding::Plain, Coding::Plain).await
+    }
+
+    async fn pumped_with(&mut self, channel: u16, near_coding: Coding, far_coding: Coding) -> Pumped {
         let (ours, theirs) = self.stream(channel).await;
         let (near, near_fd) = UnixStream::pair().unwrap();
         let (far, far_fd) = UnixStream::pair().unwrap();
         let far_session = self.b.pool.all().pop().unwrap();
-        let (near_pump, near_end) = pump(&self.session, near_fd.into(), ours);
-        let (far_pump, far_end) = pump(&far_session, far_fd.into(), theirs);
+        let (near_pump, near_end) = pump(&self.session, near_fd.into(), ours, near_coding);
+        let (far_pump, far_end) = pump(&far_session, far_fd.into(), theirs, far_coding);
         for socket in [&near, &far] {
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -160,10 +166,15 @@ struct Pumped {
     far_end: mpsc::UnboundedReceiver<PumpEnd>,
 }
 
-fn pump(session: &Session, fd: OwnedFd, stream: Stream) -> (Pump, mpsc::UnboundedReceiver<PumpEnd>) {
+fn pump(
+    session: &Session,
+    fd: OwnedFd,
+    stream: Stream,
+    coding: Coding,
+) -> (Pump, mpsc::UnboundedReceiver<PumpEnd>) {
     let (sender, end) = mpsc::unbounded_channel();
-    let pump = Pump::start(session.runtime(), fd, stream, move |how| drop(sender.send(how)));
-    (pump, end)
+    let (state, tell) = (PumpState::new(coding), move |how| drop(sender.send(how)));
+    (Pump::resume(session.runtime(), fd, stream, state, tell), end)
 }
 
 fn open(channel: u16) -> Open {
@@ -220,6 +231,82 @@ async fn both_directions_of_many_pumps_carry_every_byte() {
         }
     })
     .await;
+}
+
+/// What a disk is like: runs of the same, text, and what cannot be made shorter.
+fn like_a_disk(len: usize) -> Vec<u8> {
+    let mut disk = Vec::with_capacity(len);
+    for seed in 0.. {
+        match seed % 3 {
+            0 => disk.resize(disk.len() + 200_000, 0),
+            1 => disk.extend(format!("line {seed} of a log\n").repeat(9_000).bytes()),
+            _ => disk.extend(pattern(seed, 150_000)),
+        }
+        if disk.len() >= len {
+            break;
+        }
+    }
+    disk.truncate(len);
+    disk
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compressed_direction_delivers_the_same_bytes_in_fewer() {
+    let mut pair = Pair::new().await;
+    let undelivered = Coding::Decompress(Undelivered::default());
+    let mut pumped = pair.pumped_with(1, Coding::Compress, undelivered).await;
+    let (disk, answer) = (like_a_disk(20 << 20), pattern(9, 3 << 20));
+    let (near, far) = (pumped.near.try_clone().unwrap(), pumped.far.try_clone().unwrap());
+    let sent = disk.clone();
+    let up = blocking(move || {
+        (&near).write_all(&sent).unwrap();
+        near.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let received = blocking(move || {
+        let mut all = Vec::new();
+        (&far).read_to_end(&mut all).unwrap();
+        all
+    });
+    let (_, received) = tokio::join!(up, received);
+    assert!(received == disk, "other bytes arrived");
+    // The other direction is as it was, and outlives the end of this one.
+    let (mut far, mut near) = (pumped.far, pumped.near);
+    let sending = answer.clone();
+    let back = blocking(move || {
+        far.write_all(&sending).unwrap();
+        drop(far);
+    });
+    let got = blocking(move || {
+        let mut all = Vec::new();
+        near.read_to_end(&mut all).unwrap();
+        all
+    });
+    let (_, got) = tokio::join!(back, got);
+    assert!(got == answer, "other bytes came back");
+    assert!(matches!(soon("the end", pumped.near_end.recv()).await, Some(PumpEnd::Finished)));
+    let counters = pumped.near_pump.counters();
+    let (sent, saved) = (counters.sent_bytes.load(Relaxed), counters.saved_bytes.load(Relaxed));
+    assert!(sent + saved >= disk.len() as u64, "{sent} sent, {saved} saved of {}", disk.len());
+    assert!(saved > disk.len() as u64 / 3, "{sent} sent, {saved} saved of {}", disk.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_block_cuts_its_stream_and_no_other() {
+    let mut pair = Pair::new().await;
+    let mut other = pair.pumped(1).await;
+    let bad = pair.pumped_with(2, Coding::Plain, Coding::Decompress(Undelivered::default())).await;
+    let mut far_end = bad.far_end;
+    let mut near = bad.near;
+    blocking(move || drop(near.write_all(&pattern(5, 100_000)))).await;
+    let end = soon("the end of the stream", far_end.recv()).await;
+    assert!(matches!(end, Some(PumpEnd::Coding(_))), "{end:?}");
+    let mut far = bad.far;
+    assert_eq!(blocking(move || far.read(&mut [0; 16])).await.unwrap_or(0), 0, "nothing of it is delivered");
+    other.near.write_all(b"still here").unwrap();
+    let mut got = [0; 10];
+    let mut far = other.far.try_clone().unwrap();
+    let got = blocking(move || far.read_exact(&mut got).map(|()| got)).await.unwrap();
+    assert_eq!(&got, b"still here");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -22,7 +22,8 @@ use crate::net::frozen::FrozenSession;
 use crate::net::session::{IncomingStream, Session};
 
 /// The newest format of what is left that this version writes, and the formats that it reads.
-pub(super) const FORMATS: [u32; 1] = [1];
+/// 2: streams may be compressed.
+pub(super) const FORMATS: [u32; 2] = [2, 1];
 
 /// How long migrations may take to stop. One that has not by then is left to its journal.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);

@@ -110,6 +110,10 @@ pub(super) struct MigrateArgs {
     /// is not copied again, where that is safe; else it is said why not.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=i64::from(Retry::MAX)))]
     pub(super) retry: u32,
+    /// Compress the disks on their way (zstd), for slow links. What does not get shorter is soon
+    /// left as it is. RAM is not compressed.
+    #[arg(long)]
+    pub(super) compress: bool,
     /// Send no more than this in a second, RAM and disks together: 100MiB/s, 1G.
     #[arg(long, value_name = "RATE")]
     pub(super) limit: Option<Rate>,

@@ -39,6 +39,7 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
         auto_converge: args.auto_converge,
         downtime_limit_ms: args.downtime_limit,
         retry: args.retry.try_into()?,
+        compress: args.compress,
         limit_bytes_per_s: args.limit,
         weight: args.weight.try_into()?,
     };

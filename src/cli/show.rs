@@ -6,7 +6,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::api::Status;
 use crate::migrate::problem::Problem;
-use crate::migrate::progress::{Outcome, Progress};
+use crate::migrate::progress::{DiskProgress, Outcome, Progress};
 
 pub(super) fn problems(problems: &[Problem]) {
     for problem in problems {
@@ -74,10 +74,11 @@ pub(super) fn migration(p: &Progress) {
     for disk in &p.disks {
         let state = if disk.ready { ", in step" } else { "" };
         println!(
-            "  disk    {}: {} of {}{state}",
+            "  disk    {}: {} of {}{state}{}",
             disk.name,
             HumanBytes(disk.done_bytes),
-            HumanBytes(disk.total_bytes)
+            HumanBytes(disk.total_bytes),
+            saved(disk)
         );
     }
     if let Some(ram) = &p.ram {
@@ -89,6 +90,13 @@ pub(super) fn migration(p: &Progress) {
         );
     }
     outcome(p);
+}
+
+fn saved(disk: &DiskProgress) -> String {
+    match disk.saved_bytes {
+        0 => String::new(),
+        bytes => format!(", compression saved {}", HumanBytes(bytes)),
+    }
 }
 
 pub(super) fn outcome(p: &Progress) {

@@ -34,6 +34,7 @@ use super::trouble::Trouble;
 use super::vm::{self, StartedQemu};
 use super::{plan, witness};
 use crate::mux::{Code, purpose};
+use crate::net::compress::{Coding, Undelivered};
 use crate::net::identity::Identity;
 use crate::net::session::IncomingStream;
 use crate::qemu::{
@@ -193,6 +194,7 @@ impl Destination {
             qemu: format!("QEMU {major}.{minor}.{micro}"),
             restartable: self.started.is_some(),
             since,
+            compress: offer.compress,
         })
     }
 
@@ -422,7 +424,16 @@ impl Destination {
         };
         let session = stream.session().clone();
         match stream.accept().await {
-            Ok(stream) => self.streams.start(label, &session, local, stream),
+            Ok(stream) => {
+                let is_disk = matches!(label, Label::Disk(_));
+                let coding = match &self.granted {
+                    Some((_, grant)) if grant.compress && is_disk => {
+                        Coding::Decompress(Undelivered::default())
+                    }
+                    _ => Coding::Plain,
+                };
+                self.streams.start_coded(label, &session, local, stream, coding);
+            }
             Err(e) => tracing::warn!(stream = %label, error = %e, "the stream ended before it began"),
         }
     }

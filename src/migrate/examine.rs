@@ -39,6 +39,7 @@ impl Examined {
             running: self.running,
             qemu: self.qemu.clone(),
             after: None,
+            compress: false,
         }
     }
 }

@@ -93,7 +93,7 @@ impl Source {
         let label = Label::Disk(disk.name.clone());
         let stream = self.open(&label, purpose::NBD, export.channel).await?;
         let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
-        self.streams.start(label, &self.session, ours, stream);
+        self.streams.start_coded(label, &self.session, ours, stream, self.disk_coding());
         self.journal.will_make(Undo::Export(names::export_id(&disk.name)))?;
         self.delta.start(&self.qmp, &disk.name, bitmaps, &export.export, theirs);
         tracing::info!(disk = disk.name, "only what changed since the try before is copied");

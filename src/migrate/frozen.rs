@@ -20,7 +20,7 @@ use super::streams::Label;
 use super::witness::Image;
 use crate::net::frozen::FrozenStream;
 use crate::net::message::StoppedChannel;
-use crate::net::pump::FrozenPump;
+use crate::net::pump::{FrozenPump, PumpState};
 use crate::net::session::Session;
 use crate::net::stream::Stream;
 
@@ -63,7 +63,8 @@ pub(super) struct FrozenData {
     place: Place,
     /// The socket's place in the list of descriptors.
     fd: usize,
-    moved: (u64, u64),
+    #[serde(flatten)]
+    state: PumpState,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -166,10 +167,10 @@ impl StoppedControl {
 /// The sessions have stopped as well.
 pub(super) fn settle_data(stopped: Vec<StoppedData>, fds: &mut Descriptors) -> Vec<FrozenData> {
     let settle = |(label, session, pump): StoppedData| {
-        let FrozenPump { local, halves, moved } = pump;
+        let FrozenPump { local, halves, state } = pump;
         let stream = halves.settle();
         let place = Place { session, id: stream.id(), stream: Some(stream) };
-        FrozenData { label, place, fd: fds.add(local), moved }
+        FrozenData { label, place, fd: fds.add(local), state }
     };
     stopped.into_iter().map(settle).collect()
 }
@@ -187,14 +188,14 @@ pub(super) struct ThawedData {
     pub(super) session: Session,
     pub(super) local: OwnedFd,
     pub(super) stream: Stream,
-    pub(super) moved: (u64, u64),
+    pub(super) state: PumpState,
 }
 
 impl FrozenData {
-    pub(super) fn thaw(&self, streams: &mut ThawedStreams, fds: &mut Descriptors) -> Option<ThawedData> {
+    pub(super) fn thaw(self, streams: &mut ThawedStreams, fds: &mut Descriptors) -> Option<ThawedData> {
         let local = fds.take(self.fd)?;
         let (session, stream) = streams.remove(&(self.place.session, self.place.id))?;
-        Some(ThawedData { label: self.label.clone(), session, local, stream, moved: self.moved })
+        Some(ThawedData { label: self.label, session, local, stream, state: self.state })
     }
 }
 

@@ -93,6 +93,9 @@ pub struct Offer {
     /// The try before, which copied these disks: are they still as it left them?
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Uuid>,
+    /// The source would like to compress what it sends of the disks.
+    #[serde(default)]
+    pub compress: bool,
 }
 
 /// From destination to source.
@@ -142,6 +145,10 @@ pub struct Prepared {
     /// The answer to [`Offer::after`].
     #[serde(default)]
     pub since: Vec<DiskState>,
+    /// What comes of the disks is compressed ([`Offer::compress`]); an agent that does not know of
+    /// it says no.
+    #[serde(default)]
+    pub compress: bool,
 }
 
 /// What is known of a disk since an earlier try.

@@ -20,6 +20,7 @@ use super::progress::RamProgress;
 use super::source::{Happening, Source, cancelled, millis, pause};
 use super::streams::{Label, socket_pair};
 use crate::mux::{Class, Open, purpose};
+use crate::net::compress::Coding;
 use crate::net::stream::Stream;
 use crate::qemu::{
     BlockJobCancel, BlockdevAdd, BlockdevMirror, COMMAND_DEADLINE, EventKind, JobDismiss, Migrate,
@@ -123,11 +124,19 @@ impl Source {
             .ok_or_else(|| Failure::Destination(format!("disk {} is not part of its grant", disk.name)))
     }
 
+    /// How what is sent of disks is coded.
+    pub(super) fn disk_coding(&self) -> Coding {
+        match &self.grant {
+            Some(grant) if grant.compress => Coding::Compress,
+            _ => Coding::Plain,
+        }
+    }
+
     async fn start_mirror(&mut self, disk: &CopiedDisk, export: &Export) -> Result<(), Failure> {
         let (label, name) = (Label::Disk(disk.name.clone()), &disk.name);
         let stream = self.open(&label, purpose::NBD, export.channel).await?;
         let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
-        self.streams.start(label, &self.session, ours, stream);
+        self.streams.start_coded(label, &self.session, ours, stream, self.disk_coding());
         let (fd, node, job) = (names::nbd_fdname(name), names::node_name(name), names::job_id(name));
         self.journal.will_make(Undo::Fd(fd.clone()))?;
         self.journal.will_make(Undo::Node(node.clone()))?;

@@ -26,6 +26,9 @@ pub struct DiskProgress {
     pub ready: bool,
     /// Bytes on the disk's stream, both directions.
     pub stream_bytes: u64,
+    /// Bytes that compression has kept off it.
+    #[serde(default)]
+    pub saved_bytes: u64,
 }
 
 /// The RAM's copy.

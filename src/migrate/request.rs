@@ -36,6 +36,8 @@ pub struct Options {
     pub downtime_limit_ms: u64,
     /// How often to begin again after a failure that may pass.
     pub retry: Retry,
+    /// Compress what is sent of the disks: for links that are slower than a core compresses.
+    pub compress: bool,
     /// Bytes per second that it may send, RAM and disks together; none for no limit.
     pub limit_bytes_per_s: Option<Rate>,
     /// Its part among migrations to the same host.
@@ -49,6 +51,7 @@ impl Default for Options {
             auto_converge: false,
             downtime_limit_ms: 300,
             retry: Retry::default(),
+            compress: false,
             limit_bytes_per_s: None,
             weight: Weight::default(),
         }

@@ -246,6 +246,10 @@ impl Source {
             return Err(LinkError::Unexpected { request: "prepare" }.into());
         }
         tracing::info!(destination = grant.qemu, "the destination is prepared");
+        if self.request.options.compress && !grant.compress {
+            let text = "the destination's agent does not know compression: disks are sent as they are";
+            self.progress.update(|p| p.notes.push(text.into()));
+        }
         self.tracking.after = Some(self.request.id);
         self.grant = Some(grant);
         Ok(())
@@ -260,6 +264,7 @@ impl Source {
             disks: plan::specs(&disks),
             running,
             qemu: String::new(),
+            compress: self.request.options.compress,
             after: self.tracking.after.filter(|_| self.tracking.is_worth_keeping()),
         })
     }
@@ -530,7 +535,8 @@ impl Source {
         let streams = &self.streams;
         self.progress.update(|p| {
             for disk in &mut p.disks {
-                disk.stream_bytes = streams.bytes(&Label::Disk(disk.name.clone()));
+                let label = Label::Disk(disk.name.clone());
+                (disk.stream_bytes, disk.saved_bytes) = (streams.bytes(&label), streams.saved(&label));
             }
             if let Some(ram) = &mut p.ram {
                 ram.stream_bytes = streams.bytes(&Label::Ram);

@@ -5,13 +5,15 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering::Relaxed;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::frozen::{SessionId, StoppedData, ThawedData};
 use crate::mux::Code;
-use crate::net::pump::{Pump, PumpEnd};
+use crate::net::compress::Coding;
+use crate::net::pump::{Pump, PumpEnd, PumpState};
 use crate::net::session::Session;
 use crate::net::stream::{Stream, StreamEnded};
 
@@ -51,15 +53,27 @@ impl Streams {
     /// Starts pumping between a local socket and a stream of `session`. An earlier pump of the
     /// same label is cut.
     pub(crate) fn start(&mut self, label: Label, session: &Session, local: OwnedFd, stream: Stream) {
-        let data = ThawedData { label, session: session.clone(), local, stream, moved: (0, 0) };
-        self.resume(data);
+        self.start_coded(label, session, local, stream, Coding::Plain);
+    }
+
+    /// As [`Streams::start`], with a direction that is compressed.
+    pub(crate) fn start_coded(
+        &mut self,
+        label: Label,
+        session: &Session,
+        local: OwnedFd,
+        stream: Stream,
+        coding: Coding,
+    ) {
+        let state = PumpState::new(coding);
+        self.resume(ThawedData { label, session: session.clone(), local, stream, state });
     }
 
     /// Goes on with what an earlier process has left.
     pub(super) fn resume(&mut self, data: ThawedData) {
         let (sender, name) = (self.sender.clone(), data.label.clone());
         let tell = move |end| drop(sender.send((name, end)));
-        let pump = Pump::resume(data.session.runtime(), data.local, data.stream, data.moved, tell);
+        let pump = Pump::resume(data.session.runtime(), data.local, data.stream, data.state, tell);
         self.pumps.insert(data.label, (data.session.id(), pump));
     }
 
@@ -87,6 +101,11 @@ impl Streams {
     /// Bytes that a stream has carried, both directions.
     pub(crate) fn bytes(&self, label: &Label) -> u64 {
         self.pumps.get(label).map_or(0, |(_, pump)| pump.counters().total())
+    }
+
+    /// Bytes that a stream did not have to carry.
+    pub(crate) fn saved(&self, label: &Label) -> u64 {
+        self.pumps.get(label).map_or(0, |(_, pump)| pump.counters().saved_bytes.load(Relaxed))
     }
 
     /// Bytes that all streams have carried, both directions.

@@ -207,7 +207,8 @@ impl Source {
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut pumps = Streams::new();
         for data in left.data {
-            let thawed = data.thaw(streams, fds).ok_or_else(|| lost(&data.label))?;
+            let label = data.label.clone();
+            let thawed = data.thaw(streams, fds).ok_or_else(|| lost(&label))?;
             pumps.resume(thawed);
         }
         left.ended.into_iter().for_each(|label| pumps.has_ended(label));
@@ -336,7 +337,8 @@ impl Destination {
         let control = left.control.as_ref().and_then(|control| Control::take_up(control, streams));
         let mut pumps = Streams::new();
         for data in left.data {
-            let thawed = data.thaw(streams, fds).ok_or_else(|| lost(&data.label))?;
+            let label = data.label.clone();
+            let thawed = data.thaw(streams, fds).ok_or_else(|| lost(&label))?;
             pumps.resume(thawed);
         }
         let (served, offers, controls) = Served::new();

@@ -8,6 +8,7 @@
 //! ```
 
 mod carrier;
+pub mod compress;
 pub mod connect;
 pub mod credentials;
 mod driver;

@@ -2,7 +2,8 @@
 //!
 //! A pump passes on half-closes as half-closes and anything abnormal as an abort of both ends:
 //! a peer that only stopped reading would leave QEMU's writer waiting for ever. It can be cut
-//! at any time without QEMU's help. Knows no QEMU and looks at no byte.
+//! at any time without QEMU's help. Knows no QEMU and looks at no byte; one direction may be
+//! compressed (`compress`).
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -11,7 +12,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
@@ -20,6 +22,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::compress::{self, Coding, DecodeError, Decoder, Encoder, Undelivered};
 use super::frozen::Halves;
 use super::stream::{RecvHalf, SendHalf, Stream, StreamEnded};
 use crate::mux::Code;
@@ -45,6 +48,9 @@ pub enum PumpEnd {
     /// The local socket failed: its program is gone or cut it.
     #[error("the local socket failed")]
     Local(#[source] io::Error),
+    /// What the peer sends is not what was agreed on.
+    #[error("what was received could not be decompressed")]
+    Coding(#[source] DecodeError),
     /// The stream was ended by the peer or with its session.
     #[error("cut from the other side")]
     Remote(#[source] StreamEnded),
@@ -53,10 +59,12 @@ pub enum PumpEnd {
 /// Bytes that a pump has moved.
 #[derive(Debug, Default)]
 pub struct PumpCounters {
-    /// From the local socket into the stream.
+    /// Into the stream.
     pub sent_bytes: AtomicU64,
-    /// From the stream into the local socket.
+    /// Into the local socket.
     pub received_bytes: AtomicU64,
+    /// By how much compression has made the first of these smaller.
+    pub saved_bytes: AtomicU64,
 }
 
 impl PumpCounters {
@@ -83,8 +91,29 @@ pub struct FrozenPump {
     pub local: OwnedFd,
     /// What it had of the stream.
     pub halves: Halves,
-    /// What it had moved: into the stream, and out of it.
-    pub moved: (u64, u64),
+    /// What it had moved, and how.
+    pub state: PumpState,
+}
+
+/// A pump's memory.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct PumpState {
+    /// Bytes into the stream, and into the local socket.
+    moved: (u64, u64),
+    // What follows is of format 2.
+    /// Bytes that compression has saved.
+    #[serde(default)]
+    saved_bytes: u64,
+    #[serde(default)]
+    coding: Coding,
+}
+
+impl PumpState {
+    /// One that begins.
+    #[must_use]
+    pub fn new(coding: Coding) -> Self {
+        Self { coding, ..Self::default() }
+    }
 }
 
 /// How a pump's task came to its end.
@@ -101,32 +130,38 @@ enum Flow {
 }
 
 impl Pump {
-    /// Starts a pump on `runtime`, the one its session runs on. `ended` is called once, unless
-    /// the pump is cut or frozen first. A direction of the stream that has ended is left alone.
+    /// Starts a pump that changes no byte on `runtime`, the one its session runs on. `ended` is
+    /// called once, unless the pump is cut or frozen first. A direction of the stream that has
+    /// ended is left alone.
     pub fn start(
         runtime: &tokio::runtime::Handle,
         local: OwnedFd,
         stream: Stream,
         ended: impl FnOnce(PumpEnd) + Send + 'static,
     ) -> Self {
-        Self::resume(runtime, local, stream, (0, 0), ended)
+        Self::resume(runtime, local, stream, PumpState::default(), ended)
     }
 
-    /// As [`Pump::start`], for one that has moved so many bytes in an earlier process.
+    /// As [`Pump::start`], with a memory: of how bytes are coded, or of an earlier process.
     pub fn resume(
         runtime: &tokio::runtime::Handle,
         local: OwnedFd,
         stream: Stream,
-        moved: (u64, u64),
+        state: PumpState,
         ended: impl FnOnce(PumpEnd) + Send + 'static,
     ) -> Self {
-        let counters = Arc::new(PumpCounters { sent_bytes: moved.0.into(), received_bytes: moved.1.into() });
+        let PumpState { moved: (sent_bytes, received_bytes), saved_bytes, coding } = state;
+        let counters = Arc::new(PumpCounters {
+            sent_bytes: sent_bytes.into(),
+            received_bytes: received_bytes.into(),
+            saved_bytes: saved_bytes.into(),
+        });
         let counting = Arc::clone(&counters);
         let freeze = CancellationToken::new();
         let freezing = freeze.clone();
         let (leave, frozen) = oneshot::channel();
         let task = runtime.spawn(async move {
-            match run(local, stream, &counting, &freezing).await {
+            match run(local, stream, coding, &counting, &freezing).await {
                 Outcome::Ended(end) => ended(end),
                 Outcome::Frozen(pump) => drop(leave.send(pump)),
             }
@@ -158,26 +193,43 @@ impl Drop for Pump {
     }
 }
 
-async fn run(local: OwnedFd, stream: Stream, counters: &PumpCounters, freeze: &CancellationToken) -> Outcome {
-    let mut local = match adopt(local) {
-        Ok(local) => local,
+async fn run(
+    local: OwnedFd,
+    stream: Stream,
+    coding: Coding,
+    counters: &PumpCounters,
+    freeze: &CancellationToken,
+) -> Outcome {
+    let prepared = adopt(local).and_then(|local| Ok((local, Outbox::new(&coding)?, Inbox::new(&coding)?)));
+    let (mut local, mut outbox, mut inbox) = match prepared {
+        Ok(prepared) => prepared,
         Err(e) => return Outcome::Ended(PumpEnd::Local(e)),
     };
     let Stream { mut send, mut recv, .. } = stream;
-    let mut untaken = VecDeque::with_capacity(WRITE_CHUNKS);
     let (reader, writer) = local.split();
     let ended = tokio::try_join!(
-        outward(reader, &mut send, &counters.sent_bytes, freeze),
-        inward(writer, &mut recv, &mut untaken, &counters.received_bytes, freeze),
+        outward(reader, &mut send, &mut outbox, counters, freeze),
+        inward(writer, &mut recv, &mut inbox, &counters.received_bytes, freeze),
     );
     match ended {
         Ok((Flow::Done, Flow::Done)) => Outcome::Ended(PumpEnd::Finished),
         Ok(_) => match local.into_std() {
-            Ok(local) => Outcome::Frozen(FrozenPump {
-                local: local.into(),
-                halves: Halves::new(send, recv, untaken.into()),
-                moved: (counters.sent_bytes.load(Relaxed), counters.received_bytes.load(Relaxed)),
-            }),
+            Ok(local) => {
+                let (untaken, undelivered) = inbox.into_rest();
+                let coding = match coding {
+                    Coding::Decompress(_) => Coding::Decompress(undelivered),
+                    other => other,
+                };
+                Outcome::Frozen(FrozenPump {
+                    local: local.into(),
+                    halves: Halves::new(send, recv, untaken),
+                    state: PumpState {
+                        moved: (counters.sent_bytes.load(Relaxed), counters.received_bytes.load(Relaxed)),
+                        saved_bytes: counters.saved_bytes.load(Relaxed),
+                        coding,
+                    },
+                })
+            }
             Err(e) => Outcome::Ended(PumpEnd::Local(e)),
         },
         Err(end) => {
@@ -200,34 +252,68 @@ fn adopt(local: OwnedFd) -> io::Result<UnixStream> {
     UnixStream::from_std(local)
 }
 
+/// What was read and is not sent.
+struct Outbox {
+    buffer: BytesMut,
+    encoder: Option<Encoder>,
+}
+
+impl Outbox {
+    fn new(coding: &Coding) -> io::Result<Self> {
+        let encoder = matches!(coding, Coding::Compress).then(Encoder::new).transpose()?;
+        Ok(Self { buffer: BytesMut::new(), encoder })
+    }
+
+    /// Room to read into.
+    fn room(&mut self) -> impl BufMut {
+        let (least, header, most) = match self.encoder {
+            None => (READ_BYTES_MIN, 0, READ_BYTES),
+            Some(_) => (READ_BYTES, compress::HEADER_LEN, compress::PLAIN_MAX),
+        };
+        if self.buffer.capacity() < least {
+            self.buffer = BytesMut::with_capacity(READ_BYTES);
+        }
+        if self.buffer.is_empty() {
+            self.buffer.put_bytes(0, header);
+        }
+        (&mut self.buffer).limit(most)
+    }
+
+    /// What was read, as it is sent, and how much shorter that is.
+    fn take(&mut self) -> (Bytes, u64) {
+        match &mut self.encoder {
+            None => (self.buffer.split().freeze(), 0),
+            Some(encoder) => encoder.encode(&mut self.buffer),
+        }
+    }
+}
+
 async fn outward(
     mut local: ReadHalf<'_>,
     send: &mut SendHalf,
-    count: &AtomicU64,
+    outbox: &mut Outbox,
+    counters: &PumpCounters,
     freeze: &CancellationToken,
 ) -> Result<Flow, PumpEnd> {
     if send.is_finished() {
         return Ok(Flow::Done);
     }
-    let mut buffer = BytesMut::new();
     let freezing = freeze.cancelled();
     tokio::pin!(freezing);
     loop {
-        if buffer.capacity() < READ_BYTES_MIN {
-            buffer = BytesMut::with_capacity(READ_BYTES);
-        }
         // A read that leaves room has emptied the socket, and tokio knows it: the next one
         // waits without asking the kernel.
         let n = tokio::select! {
             biased;
-            n = local.read_buf(&mut buffer) => n.map_err(PumpEnd::Local)?,
+            n = async { local.read_buf(&mut outbox.room()).await } => n.map_err(PumpEnd::Local)?,
             () = &mut freezing => return Ok(Flow::Frozen),
         };
         if n == 0 {
             break;
         }
-        count.fetch_add(n as u64, Relaxed);
-        let chunk = buffer.split().freeze();
+        let (chunk, saved) = outbox.take();
+        counters.sent_bytes.fetch_add(chunk.len() as u64, Relaxed);
+        counters.saved_bytes.fetch_add(saved, Relaxed);
         tokio::select! {
             biased;
             sent = send.send(chunk.clone()) => sent.map_err(PumpEnd::Remote)?,
@@ -244,41 +330,112 @@ async fn outward(
     Ok(Flow::Done)
 }
 
+/// What was received and is not delivered.
+struct Inbox {
+    queue: VecDeque<Bytes>,
+    decoder: Option<Decoder>,
+}
+
+impl Inbox {
+    fn new(coding: &Coding) -> io::Result<Self> {
+        let (queue, decoder) = match coding {
+            Coding::Decompress(undelivered) => {
+                let queue = undelivered.plain.iter().cloned().collect();
+                (queue, Some(Decoder::new(&undelivered.partial)?))
+            }
+            Coding::Plain | Coding::Compress => (VecDeque::with_capacity(WRITE_CHUNKS), None),
+        };
+        Ok(Self { queue, decoder })
+    }
+
+    /// Takes what was received.
+    fn push(&mut self, chunk: Bytes) {
+        match &mut self.decoder {
+            None => self.queue.push_back(chunk),
+            Some(decoder) => decoder.push(&chunk),
+        }
+    }
+
+    /// Fills the queue from what is there already. Of blocks one at a time: a short one may become
+    /// long, and what waits must be bounded.
+    fn fill(&mut self, recv: &mut RecvHalf) -> Result<(), DecodeError> {
+        match &mut self.decoder {
+            None => {
+                while self.queue.len() < WRITE_CHUNKS {
+                    let Some(next) = recv.try_recv() else { break };
+                    self.queue.push_back(next);
+                }
+            }
+            Some(decoder) if self.queue.is_empty() => {
+                if let Some((plain, length)) = decoder.next()? {
+                    recv.consumed(length);
+                    self.queue.push_back(plain);
+                }
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// So much of the queue has been delivered.
+    fn delivered(&mut self, written: usize, recv: &RecvHalf) {
+        if self.decoder.is_none() {
+            recv.consumed(written);
+        }
+        discard(&mut self.queue, written);
+    }
+
+    /// The peer has sent all.
+    fn end(&self) -> Result<(), DecodeError> {
+        let is_whole = self.decoder.as_ref().is_none_or(|decoder| decoder.partial().is_empty());
+        if is_whole { Ok(()) } else { Err(DecodeError::Truncated) }
+    }
+
+    /// Of a plain stream what has not been consumed, of blocks what has not been delivered.
+    fn into_rest(self) -> (Vec<Bytes>, Undelivered) {
+        match self.decoder {
+            None => (self.queue.into(), Undelivered::default()),
+            Some(decoder) => {
+                let partial = Bytes::copy_from_slice(decoder.partial());
+                (Vec::new(), Undelivered { plain: self.queue.into(), partial })
+            }
+        }
+    }
+}
+
 async fn inward(
     local: WriteHalf<'_>,
     recv: &mut RecvHalf,
-    queue: &mut VecDeque<Bytes>,
+    inbox: &mut Inbox,
     count: &AtomicU64,
     freeze: &CancellationToken,
 ) -> Result<Flow, PumpEnd> {
-    if recv.is_ended() {
+    if recv.is_ended() && inbox.queue.is_empty() {
         return Ok(Flow::Done);
     }
     let freezing = freeze.cancelled();
     tokio::pin!(freezing);
     loop {
-        let first = tokio::select! {
-            biased;
-            () = &mut freezing => return Ok(Flow::Frozen),
-            first = recv.recv() => first.map_err(PumpEnd::Remote)?,
-        };
-        let Some(first) = first else { break };
-        queue.push_back(first);
-        while !queue.is_empty() {
-            while queue.len() < WRITE_CHUNKS {
-                let Some(next) = recv.try_recv() else { break };
-                queue.push_back(next);
-            }
-            let n = tokio::select! {
+        inbox.fill(recv).map_err(PumpEnd::Coding)?;
+        if inbox.queue.is_empty() {
+            let next = tokio::select! {
                 biased;
-                n = write_some(&local, queue) => n.map_err(PumpEnd::Local)?,
                 () = &mut freezing => return Ok(Flow::Frozen),
+                next = recv.recv() => next.map_err(PumpEnd::Remote)?,
             };
-            count.fetch_add(n as u64, Relaxed);
-            recv.consumed(n);
-            discard(queue, n);
+            let Some(chunk) = next else { break };
+            inbox.push(chunk);
+            continue;
         }
+        let n = tokio::select! {
+            biased;
+            n = write_some(&local, &inbox.queue) => n.map_err(PumpEnd::Local)?,
+            () = &mut freezing => return Ok(Flow::Frozen),
+        };
+        count.fetch_add(n as u64, Relaxed);
+        inbox.delivered(n, recv);
     }
+    inbox.end().map_err(PumpEnd::Coding)?;
     // The program may already have closed its end; then there is nobody left to tell.
     let _ = SockRef::from(local.as_ref()).shutdown(Shutdown::Write);
     Ok(Flow::Done)
