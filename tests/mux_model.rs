@@ -10,6 +10,8 @@ mod life;
 #[path = "mux/pair.rs"]
 #[allow(dead_code)]
 mod pair;
+#[path = "mux/path.rs"]
+mod path;
 #[path = "mux/rng.rs"]
 mod rng;
 #[path = "mux/schedule.rs"]

@@ -51,14 +51,16 @@ pub struct Config {
     pub start_credit: PerClass<u64>,
     /// Largest window of an urgent stream.
     pub window_max_urgent: u64,
-    /// Largest window of a disk's stream.
+    /// Largest window of a disk's stream: what a `blockdev-mirror` has under way at most (QEMU 7.2
+    /// to 10: `MAX_IN_FLIGHT` requests of 1 MiB).
     pub window_max_nbd: u64,
     /// Largest window of any other bulk stream.
     pub window_max_bulk: u64,
     /// Bound of all that peers may send without our having taken it.
     pub budget_bytes: u64,
-    /// A window grows while half of it is consumed within twice the round trip, or within this
-    /// if that is longer: a local network's round trip under load is far above its minimum.
+    /// A window grows while half of it is consumed within twice the round trip, or, by a sender
+    /// that is at the end of its credit, within this: a local network's round trip under load is
+    /// far above its minimum.
     pub growth_time_min: Duration,
     /// A stream that received nothing for this long starts again with the smallest window.
     pub window_idle_after: Duration,
@@ -69,6 +71,9 @@ pub struct Config {
     /// Bytes queued on a stream before [`Session::send`](super::Session::send) refuses. A chunk
     /// that is taken while there is room may pass it.
     pub send_queue_bytes_per_stream: usize,
+    /// The same for all streams together: with many streams each may queue less, though never less
+    /// than a frame.
+    pub send_queue_bytes: usize,
     /// Bytes of one batch; a multiple of [`frame::RECORD_LEN`](super::frame::RECORD_LEN).
     pub batch_bytes: usize,
     /// Time between two pings; less if the connection would be dead before the third.
@@ -109,7 +114,7 @@ impl Default for Config {
             initial_credit: PerClass { urgent: 64 * KIB, bulk: 64 * KIB },
             start_credit: PerClass { urgent: 64 * KIB, bulk: MIB },
             window_max_urgent: 256 * KIB,
-            window_max_nbd: 8 * MIB,
+            window_max_nbd: 16 * MIB,
             window_max_bulk: 32 * MIB,
             budget_bytes: 256 * MIB,
             growth_time_min: Duration::from_millis(5),
@@ -117,6 +122,7 @@ impl Default for Config {
             replay_cap_bytes: 64 << 20,
             replay_reserve_bytes: 1 << 20,
             send_queue_bytes_per_stream: 256 << 10,
+            send_queue_bytes: 32 << 20,
             batch_bytes: 64 << 10,
             ping_after: Duration::from_secs(1),
             dead_after: Duration::from_secs(5),
@@ -164,6 +170,12 @@ impl Config {
     #[must_use]
     pub fn own_opens(&self) -> RateLimit {
         RateLimit { per_second: (self.opens.per_second / 4).max(1), burst: (self.opens.burst / 4).max(1) }
+    }
+
+    /// What each of so many streams may queue.
+    pub(super) fn send_queue_bound(&self, streams: usize) -> usize {
+        let part = (self.send_queue_bytes / streams.max(1)).max(RECORD_LEN);
+        self.send_queue_bytes_per_stream.min(part)
     }
 
     /// A batch that any frame fits into.

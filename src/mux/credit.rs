@@ -298,12 +298,17 @@ impl RecvCredit {
     }
 
     /// The local side took `bytes`; grows or shrinks the window at the end of an epoch.
+    ///
+    /// Half a window consumed within two round trips means that the window is less than four times
+    /// what the path holds (as in QUIC's usual tuning): it may be what keeps the sender back. On a
+    /// short path a round trip under load is far above the smallest one; there a sender that is
+    /// seen at the end of its credit is believed for [`Config::growth_time_min`].
     pub(super) fn on_consumed(
         &mut self,
         budget: &mut Budget,
         now: Instant,
         bytes: u64,
-        growth_time: Duration,
+        (two_round_trips, growth_time_min): (Duration, Duration),
     ) {
         let most = self.closed_at.unwrap_or(self.received);
         let consumed = (self.consumed + bytes).min(most);
@@ -311,8 +316,9 @@ impl RecvCredit {
         if self.closed_at.is_some() || self.consumed - self.epoch_consumed < self.window / 2 {
             return;
         }
-        let fast = now.saturating_duration_since(self.epoch) < growth_time;
-        let window = self.next_window(budget, fast && self.limited);
+        let elapsed = now.saturating_duration_since(self.epoch);
+        let too_small = elapsed < two_round_trips || (self.limited && elapsed < growth_time_min);
+        let window = self.next_window(budget, too_small);
         self.change(budget, |credit| credit.window = window);
         self.epoch = now;
         self.epoch_consumed = self.consumed;

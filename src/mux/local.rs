@@ -105,7 +105,7 @@ impl Session {
         if stream.send.state != SendState::Open || stream.phase == Phase::Offered {
             return 0;
         }
-        self.config.send_queue_bytes_per_stream.saturating_sub(stream.send.queue.len())
+        self.config.send_queue_bound(self.streams.0.len()).saturating_sub(stream.send.queue.len())
     }
 
     /// Queues a chunk. It may be longer than [`Session::send_capacity`], as long as that is not 0;
@@ -114,7 +114,7 @@ impl Session {
     /// # Errors
     /// [`StreamError`]; the chunk is dropped.
     pub fn send(&mut self, _now: Instant, id: StreamId, data: Bytes) -> Result<(), StreamError> {
-        let bound = self.config.send_queue_bytes_per_stream;
+        let bound = self.config.send_queue_bound(self.streams.0.len());
         let stream = self.streams.0.get_mut(&id).ok_or(StreamError::Unknown(id))?;
         if stream.phase == Phase::Offered {
             return Err(StreamError::NotAccepted(id));
@@ -196,10 +196,10 @@ impl Session {
     /// many again. Every byte is to be reported, or the stream never closes, unless it is reset
     /// or stopped.
     pub fn consumed(&mut self, now: Instant, id: StreamId, bytes: u64) {
-        let growth_time = self.growth_time();
+        let growth_times = self.growth_times();
         let Some(stream) = self.streams.0.get_mut(&id) else { return };
         let bytes = bytes.min(stream.recv.handed.saturating_sub(stream.recv.credit.consumed()));
-        stream.recv.credit.on_consumed(&mut self.budget, now, bytes, growth_time);
+        stream.recv.credit.on_consumed(&mut self.budget, now, bytes, growth_times);
         if stream.recv.state == RecvState::Open
             && !stream.recv.given_up
             && stream.recv.credit.wants_grant(&self.budget)
@@ -210,10 +210,10 @@ impl Session {
         self.forget_if_over(id);
     }
 
-    /// Time within which half a window must be consumed for it to grow: twice the round trip.
-    fn growth_time(&self) -> Duration {
-        let round_trips = self.liveness.rtt_min().map(|rtt| rtt * 2);
-        round_trips.unwrap_or_default().max(self.config.growth_time_min)
+    /// Twice the smallest round trip, and the least time for a sender at the end of its credit.
+    fn growth_times(&self) -> (Duration, Duration) {
+        let two_round_trips = self.liveness.rtt_min().map(|rtt| rtt * 2);
+        (two_round_trips.unwrap_or_default(), self.config.growth_time_min)
     }
 
     /// Limits what is sent on all bulk streams together, in bytes per second, headers included;

@@ -194,7 +194,7 @@ impl Session {
 
     /// Tells the local side of room, counts a stall, forgets a finished stream.
     fn after_data(&mut self, id: StreamId) {
-        let half = self.config.send_queue_bytes_per_stream / 2;
+        let half = self.config.send_queue_bound(self.streams.0.len()) / 2;
         let Some(stream) = self.streams.0.get_mut(&id) else { return };
         if stream.send.starved && stream.send.queue.len() <= half {
             stream.send.starved = false;

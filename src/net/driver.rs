@@ -22,7 +22,7 @@ use super::edge::{Answer, Edge};
 use super::frozen::{FrozenSession, Left};
 use super::resume::{Redial, Resumed, SessionKey};
 use super::session::{Away, EndCause, IncomingStream, Lines, LinkState, Session, SessionEnd};
-use super::stream::{ChunkPermit, Inbound, Shared, Stream, StreamEnded};
+use super::stream::{ChunkPermit, ChunkSize, Inbound, Shared, Stream, StreamEnded};
 use crate::mux::{self, Batch, Code, Event, MigrationId, Open, Share, StreamId};
 use crate::words::chain;
 
@@ -89,6 +89,7 @@ pub(crate) struct Driver {
     handle: Session,
     incoming: mpsc::Sender<IncomingStream>,
     edges: BTreeMap<StreamId, Edge>,
+    chunk: ChunkSize,
     closing: Option<(Code, String)>,
     freezing: Option<oneshot::Sender<FrozenSession>>,
     input: Box<[u8]>,
@@ -101,6 +102,7 @@ impl Driver {
         connection: Option<Connection>,
         session: mux::Session,
         edges: Vec<(StreamId, Edge)>,
+        chunk: ChunkSize,
         (handle, commands): (Session, mpsc::UnboundedReceiver<Command>),
         link: watch::Sender<LinkState>,
         lines: Lines,
@@ -117,6 +119,7 @@ impl Driver {
             handle,
             incoming: lines.incoming,
             edges: edges.into_iter().collect(),
+            chunk,
             closing: None,
             freezing: None,
             input: vec![0; RECEIVE_BYTES].into_boxed_slice(),
@@ -428,8 +431,9 @@ impl Driver {
         accepted: Option<oneshot::Receiver<Answer>>,
     ) -> Stream {
         let (inbox, receiver) = mpsc::unbounded_channel();
-        let shared = Shared::new();
+        let shared = Shared::new(self.chunk.clone());
         self.edges.insert(id, Edge::new(inbox, Arc::clone(&shared), tell_accepted));
+        self.chunk.set_for(self.edges.len());
         Stream::new(id, self.handle.commands().clone(), receiver, shared, accepted)
     }
 
@@ -476,7 +480,10 @@ impl Driver {
                     }
                 }
                 Event::Reset { id, code } => self.on_reset(id, code),
-                Event::Closed { id } => drop(self.edges.remove(&id)),
+                Event::Closed { id } => {
+                    self.edges.remove(&id);
+                    self.chunk.set_for(self.edges.len());
+                }
                 Event::GoAway { code, text } => {
                     tracing::info!(code = code.name(), text, "the peer ends the session");
                     self.closing.get_or_insert((Code::Shutdown, String::new()));

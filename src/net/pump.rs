@@ -26,14 +26,11 @@ use super::compress::{self, Coding, DecodeError, Decoder, Encoder, Undelivered};
 use super::frozen::Halves;
 use super::stream::{RecvHalf, SendHalf, Stream, StreamEnded};
 use crate::mux::Code;
-use crate::mux::frame::PAYLOAD_MAX;
 
-/// Bytes asked of a local socket at once: whole frames, so that a full read leaves no crumb that
-/// would travel in a record of its own, and a batch of them, so that they are sealed while the
-/// cache still has them.
-const READ_BYTES: usize = 4 * PAYLOAD_MAX;
 /// A read buffer with less room than this is replaced.
 const READ_BYTES_MIN: usize = 16 * 1024;
+/// A block with its header.
+const BLOCK_BYTES: usize = compress::HEADER_LEN + compress::PLAIN_MAX;
 /// Received chunks written to a local socket in one call.
 const WRITE_CHUNKS: usize = 16;
 /// Buffer asked of the kernel for our end; the kernel may give less (`net.core.wmem_max`).
@@ -265,13 +262,16 @@ impl Outbox {
     }
 
     /// Room to read into.
-    fn room(&mut self) -> impl BufMut {
-        let (least, header, most) = match self.encoder {
-            None => (READ_BYTES_MIN, 0, READ_BYTES),
-            Some(_) => (READ_BYTES, compress::HEADER_LEN, compress::PLAIN_MAX),
+    ///
+    /// Whole frames, so that a full read leaves no crumb that would travel in a record of its own,
+    /// and no more than a batch of them, so that they are sealed while the cache still has them.
+    fn room(&mut self, chunk: usize) -> impl BufMut {
+        let (least, size, header, most) = match self.encoder {
+            None => (READ_BYTES_MIN.min(chunk), chunk, 0, chunk),
+            Some(_) => (BLOCK_BYTES, BLOCK_BYTES, compress::HEADER_LEN, compress::PLAIN_MAX),
         };
         if self.buffer.capacity() < least {
-            self.buffer = BytesMut::with_capacity(READ_BYTES);
+            self.buffer = BytesMut::with_capacity(size);
         }
         if self.buffer.is_empty() {
             self.buffer.put_bytes(0, header);
@@ -305,7 +305,7 @@ async fn outward(
         // waits without asking the kernel.
         let n = tokio::select! {
             biased;
-            n = async { local.read_buf(&mut outbox.room()).await } => n.map_err(PumpEnd::Local)?,
+            n = async { local.read_buf(&mut outbox.room(send.chunk_bytes())).await } => n.map_err(PumpEnd::Local)?,
             () = &mut freezing => return Ok(Flow::Frozen),
         };
         if n == 0 {

@@ -4,11 +4,13 @@
 //! bounded: outgoing chunks by a few permits per stream, incoming ones by the stream's credit.
 //! Dropping a half tells the peer. Knows no socket.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use crate::mux::frame::PAYLOAD_MAX;
 use crate::mux::{Code, StreamId};
 use crate::net::driver::Command;
 
@@ -28,16 +30,37 @@ pub(crate) enum Inbound {
     Reset(Code),
 }
 
+/// How much the owners of a session's streams should send at once: with many streams less, for
+/// each holds a few chunks. Set by the driver, read by pumps.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ChunkSize(Arc<AtomicBool>);
+
+impl ChunkSize {
+    /// Streams beyond which chunks are single frames.
+    const STREAMS_FEW: usize = 128;
+
+    pub(crate) fn set_for(&self, streams: usize) {
+        self.0.store(streams > Self::STREAMS_FEW, Relaxed);
+    }
+
+    /// Whole frames.
+    fn bytes(&self) -> usize {
+        if self.0.load(Relaxed) { PAYLOAD_MAX } else { 4 * PAYLOAD_MAX }
+    }
+}
+
 /// State that the driver and both halves of a stream share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) permits: Arc<Semaphore>,
     ended: OnceLock<Code>,
+    chunk: ChunkSize,
 }
 
 impl Shared {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { permits: Arc::new(Semaphore::new(CHUNKS_IN_FLIGHT)), ended: OnceLock::new() })
+    pub(crate) fn new(chunk: ChunkSize) -> Arc<Self> {
+        let permits = Arc::new(Semaphore::new(CHUNKS_IN_FLIGHT));
+        Arc::new(Self { permits, ended: OnceLock::new(), chunk })
     }
 
     /// Ends sending: waiting and later sends fail with `code`.
@@ -117,6 +140,11 @@ impl SendHalf {
         let permits = Arc::clone(&self.shared.permits);
         let permit = permits.acquire_owned().await.map_err(|_| self.shared.ended())?;
         self.command(Command::Data { id: self.id, data, permit: Some(permit) })
+    }
+
+    /// How much is best sent at once.
+    pub(super) fn chunk_bytes(&self) -> usize {
+        self.shared.chunk.bytes()
     }
 
     /// Ends this direction after all that was sent.

@@ -382,7 +382,7 @@ fn window(pair: &Pair, id: StreamId) -> u64 {
 #[test]
 fn a_window_grows_to_its_cap_while_it_limits() {
     for (open, cap) in
-        [(BULK, 32 << 20), (Open { purpose: purpose::NBD, ..BULK }, 8 << 20), (URGENT, 256 << 10)]
+        [(BULK, 32 << 20), (Open { purpose: purpose::NBD, ..BULK }, 16 << 20), (URGENT, 256 << 10)]
     {
         let mut pair = Pair::new(Config::default());
         let id = pair.open(open);
