@@ -1,7 +1,6 @@
 //! More records on one connection than one key may seal: TLS has to change its keys meanwhile
 //! (RFC 8446 §5.5, §7.2), or the connection ends.
 
-use std::fmt::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Instant;
@@ -30,20 +29,16 @@ pub(crate) fn run(ground: &Ground<'_>, gib: u64) -> anyhow::Result<String> {
         Ok(moved)
     };
     let (moved, near, far) = ground.relayed(&field::vmferry("vmferry")?, true, run)?;
-    let mut text = String::new();
-    // Writing to a String can't fail.
-    let _ = write!(
-        text,
+    Ok(format!(
         "{gib} GiB over one stream and one connection, which was the same at the end: at least {records} \
          records, {} the {RECORDS_PER_KEY} that rustls seals with one key. Every byte came, once and in \
-         order. {:.0} s, {:.1} Gbit/s, {:.2} and {:.2} CPU s/GiB.\n",
+         order. {:.0} s, {:.1} Gbit/s, {:.2} and {:.2} CPU s/GiB.",
         if records > RECORDS_PER_KEY { "more than" } else { "**not more** than" },
         begin.elapsed().as_secs_f64(),
         moved.bytes_per_second * 8e-9,
         near.cpu.total() / cast(gib),
         far.cpu.total() / cast(gib),
-    );
-    Ok(text)
+    ))
 }
 
 #[allow(clippy::cast_precision_loss)]

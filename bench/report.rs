@@ -44,6 +44,11 @@ impl Report {
         );
     }
 
+    /// A section without figures.
+    pub(crate) fn failed(&mut self, title: &str, why: &str) {
+        let _ = write!(self.text, "\n## {title}\n\n**Not measured**: {why}.\n");
+    }
+
     /// The whole.
     pub(crate) fn end(self) -> String {
         self.text

@@ -88,10 +88,12 @@ pub(crate) fn end(child: &mut Child, since: Cpu) -> anyhow::Result<Used> {
         let _ = waitpid(pid, None);
     }
     let after = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let cpu = Cpu {
-        user: seconds(after.user_time()) - seconds(before.user_time()) - since.user,
-        system: seconds(after.system_time()) - seconds(before.system_time()) - since.system,
-    };
+    let user = seconds(after.user_time()) - seconds(before.user_time()) - since.user;
+    let system = seconds(after.system_time()) - seconds(before.system_time()) - since.system;
+    let total = user + system;
+    // What is not exact is only how it is divided.
+    let user = user.clamp(0.0, total.max(0.0));
+    let cpu = Cpu { user, system: total - user };
     Ok(Used { cpu, peak_mib })
 }
 
