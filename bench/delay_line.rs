@@ -16,21 +16,16 @@ const DATAGRAM_MAX: usize = 65_507;
 /// What may wait in the kernel while both cores are busy with others.
 const SOCKET_BUFFER_BYTES: usize = 64 << 20;
 
-/// A running line. It goes on until the program ends: its threads sleep when nothing comes.
-pub(crate) struct DelayLine;
-
 /// A datagram and when it is due.
 type Delayed = (Instant, Vec<u8>);
 
-impl DelayLine {
-    /// Between 10.78.1.2 and 10.78.2.2, which send to .1 of their networks. The sockets stay in
-    /// the network namespace of the caller.
-    pub(crate) fn start(delay: Duration) -> io::Result<Self> {
-        let [one, two] = [socket("10.78.1.1")?, socket("10.78.2.1")?];
-        direct(one.try_clone()?, two.try_clone()?, "10.78.2.2", delay)?;
-        direct(two, one, "10.78.1.2", delay)?;
-        Ok(Self)
-    }
+/// Starts a line between 10.78.1.2 and 10.78.2.2, which send to .1 of their networks. The sockets
+/// stay in the network namespace of the caller, the threads until the program ends; they sleep when
+/// nothing comes.
+pub(crate) fn start(delay: Duration) -> io::Result<()> {
+    let [one, two] = [socket("10.78.1.1")?, socket("10.78.2.1")?];
+    direct(one.try_clone()?, two.try_clone()?, "10.78.2.2", delay)?;
+    direct(two, one, "10.78.1.2", delay)
 }
 
 fn socket(address: &str) -> io::Result<UdpSocket> {

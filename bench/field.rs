@@ -64,7 +64,6 @@ impl Field<'_> {
     pub(crate) fn delays(&self) -> anyhow::Result<Vec<Contender>> {
         self.chosen(vec![
             copy("clear TCP copy", &["--clear"])?,
-            copy("the same, again", &["--clear"])?,
             copy(TLS_COPY, &[])?,
             vmferry("vmferry, a disk's stream")?,
             vmferry("vmferry, the RAM's stream")?.with_near(&["--ram"]),
@@ -73,11 +72,7 @@ impl Field<'_> {
 
     /// One stream whose connection is reset, and not.
     pub(crate) fn resets(&self) -> anyhow::Result<Vec<Contender>> {
-        self.chosen(vec![
-            vmferry("vmferry, no resets")?,
-            vmferry("the same, again")?,
-            vmferry("vmferry, with resets")?.with_resets(),
-        ])
+        self.chosen(vec![vmferry("vmferry, no resets")?, vmferry("vmferry, with resets")?.with_resets()])
     }
 
     fn other(&self, name: &str, which: &str) -> anyhow::Result<Contender> {

@@ -16,7 +16,7 @@ use crate::load::{self, STALL};
 /// Bytes of a request, and of its reply.
 const REQUEST: usize = 1024;
 /// Where a request takes long, fewer are asked: they may take this long together.
-const REQUESTS_FOR: Duration = Duration::from_secs(5);
+const REQUESTS_FOR: Duration = Duration::from_secs(3);
 /// Bulk streams beside it.
 pub(crate) const BULK_STREAMS: u32 = 4;
 /// Microseconds.

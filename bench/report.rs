@@ -29,7 +29,8 @@ impl Report {
              word on the road it is loopback. Contenders take turns within a round. Ratios are taken \
              within a round, to the contender in **bold**; shown is the median over the rounds and \
              [least–greatest]. *again* is the reference itself: its distance from 1 is the noise. \
-             Memory is the largest of all rounds.\n"
+             Processor time counts from when a first connection has gone through; memory is the \
+             largest of all rounds (with 4 MiB of what starts them for the programs of others).\n"
         );
         Self { text }
     }
@@ -77,7 +78,8 @@ pub(crate) fn streams(mib: u64) -> String {
 pub(crate) fn latency(requests: usize) -> String {
     format!(
         "A request of 1 KiB and its reply of 1 KiB, alone and while {BULK_STREAMS} bulk streams send as \
-         fast as they can; {requests} requests each. vmferry and ssh carry all five in one connection, the \
+         fast as they can; {requests} requests each, or what 3 s \
+         allow. vmferry and ssh carry all five in one connection, the \
          copies each in its own (ratios below 1 are better). On loopback the processor is the queue, \
          not the wire."
     )
@@ -86,7 +88,7 @@ pub(crate) fn latency(requests: usize) -> String {
 pub(crate) fn link(requests: usize, mbit: u32, queue_bytes: u32) -> String {
     format!(
         "As before, over a link of {mbit} Mbit/s (`tbf`, MTU 1500) with a queue of {} KiB in front of it, \
-         which alone delays by {:.1} ms when it is full; at most {requests} requests each, and 5 s.",
+         which alone delays by {:.1} ms when it is full; at most {requests} requests each, or what 3 s allow.",
         queue_bytes / 1024,
         f64::from(queue_bytes) * 8.0 / f64::from(mbit) / 1e3,
     )

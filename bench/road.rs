@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::delay_line::DelayLine;
+use crate::delay_line;
 
 /// Congestion control of every connection, whoever makes it: a route can say so, a program often
 /// can't.
@@ -32,17 +32,13 @@ pub(crate) enum End {
     Far,
 }
 
-/// The road of one measurement.
-pub(crate) struct Road {
-    /// `None`: both ends are in our own namespace.
-    ends: Option<[Namespace; 2]>,
-    _line: Option<DelayLine>,
-}
+/// The road of one measurement. `None`: both ends are in our own namespace.
+pub(crate) struct Road(Option<[Namespace; 2]>);
 
 impl Road {
     /// Both ends on the loopback interface.
     pub(crate) fn loopback() -> Self {
-        Self { ends: None, _line: None }
+        Self(None)
     }
 
     /// A link of so many megabits per second, with a bottleneck queue of so many bytes at each end.
@@ -57,7 +53,7 @@ impl Road {
             let tbf = format!("qdisc add dev {LINK} root tbf rate {mbit}mbit burst 64kb limit {queue_bytes}");
             end.run("tc", &tbf)?;
         }
-        Ok(Self { ends: Some(ends), _line: None })
+        Ok(Self(Some(ends)))
     }
 
     /// A link without a limit whose packets take half of `round_trip` each way: VXLAN through a
@@ -89,13 +85,13 @@ impl Road {
                 fs::write("/proc/sys/net/ipv4/tcp_wmem", format!("4096 65536 {LONG_BUFFER_BYTES}"))
             })?;
         }
-        let line = middle.inside(|| DelayLine::start(round_trip / 2))?;
-        Ok(Self { ends: Some(ends), _line: Some(line) })
+        middle.inside(|| delay_line::start(round_trip / 2))?;
+        Ok(Self(Some(ends)))
     }
 
     /// Starts a program at one of the ends.
     pub(crate) fn spawn(&self, end: End, command: &mut Command) -> anyhow::Result<Child> {
-        match &self.ends {
+        match &self.0 {
             None => Ok(command.spawn()?),
             Some(ends) => ends[usize::from(end == End::Far)].inside(|| command.spawn()),
         }
@@ -103,7 +99,7 @@ impl Road {
 
     /// Where the far relay is to listen.
     pub(crate) fn listen(&self) -> &'static str {
-        if self.ends.is_some() { "10.77.0.2:0" } else { "127.0.0.1:0" }
+        if self.0.is_some() { "10.77.0.2:0" } else { "127.0.0.1:0" }
     }
 }
 
