@@ -21,9 +21,11 @@ pub(crate) const CONGESTION: &str = "cubic";
 const LINK: &str = "link0";
 /// Largest TCP buffers on a long road (the machine's own may be smaller than what is under way).
 const LONG_BUFFER_BYTES: usize = 64 << 20;
-/// Largest packet on the long road: few packets, so that the delay line is not what is measured.
-/// 50 bytes of VXLAN headers less than the largest there is.
-const LONG_MTU: u32 = 65_485;
+/// Largest packet on the long road: a jumbo frame. Larger ones would make the delay line cheaper,
+/// but TCP's windows then hold so few that they hardly open.
+const LONG_MTU: u32 = 9000;
+/// What VXLAN puts around it.
+const VXLAN_BYTES: u32 = 50;
 
 /// One of the two ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,11 +64,12 @@ impl Road {
     pub(crate) fn delayed(round_trip: Duration, ethtool: &str) -> anyhow::Result<Self> {
         let ends = [Namespace::new()?, Namespace::new()?];
         let middle = Namespace::new()?;
+        let outer = LONG_MTU + VXLAN_BYTES;
         for (end, number) in ends.iter().zip(1..) {
             let (ours, theirs) = (format!("10.78.{number}.1"), format!("10.78.{number}.2"));
             let way = format!("way{number}");
             middle.ip(&format!(
-                "link add {way} mtu 65535 type veth peer name way mtu 65535 netns {}",
+                "link add {way} mtu {outer} type veth peer name way mtu {outer} netns {}",
                 end.path()
             ))?;
             middle.ip(&format!("addr add {ours}/24 dev {way}"))?;
