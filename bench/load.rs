@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,22 +18,57 @@ pub(crate) const CHUNK: usize = 4 * BLOCK;
 /// No relay stands still this long unless it is broken.
 pub(crate) const STALL: Duration = Duration::from_secs(60);
 
-/// Sends `bytes` (a multiple of [`CHUNK`]) over each of `streams` connections, and returns the
-/// seconds from the first write until the last sink has seen the end.
-pub(crate) fn run(local: &Path, sink: &UnixListener, streams: u32, bytes: u64) -> anyhow::Result<f64> {
-    ensure!(bytes.is_multiple_of(CHUNK as u64), "bytes must be a multiple of {CHUNK}");
-    let begin = Instant::now();
-    let moved = AtomicU64::new(0);
-    let more = |offset| offset < bytes;
-    bulk(local, sink, streams, &moved, &more, || ())?;
-    let seconds = begin.elapsed().as_secs_f64();
-    let (came, sent) = (moved.into_inner(), bytes * u64::from(streams));
-    ensure!(came == sent, "{came} bytes came of {sent}");
-    Ok(seconds)
+/// What was moved.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moved {
+    /// From the first byte to the last.
+    pub(crate) bytes: u64,
+    /// Per second, of the time that counts.
+    pub(crate) bytes_per_second: f64,
 }
 
-/// Generators that go on while `more` says so of their offset, their sinks, and `meanwhile` on
-/// this thread. `moved` counts what the sinks have seen.
+/// Sends `bytes` (a multiple of [`CHUNK`]) over each of `streams` connections. What counts is the
+/// time from the first write, when all are connected, until the last byte has come.
+pub(crate) fn amount(local: &Path, sink: &UnixListener, streams: u32, bytes: u64) -> anyhow::Result<Moved> {
+    ensure!(bytes.is_multiple_of(CHUNK as u64), "bytes must be a multiple of {CHUNK}");
+    let moved = AtomicU64::new(0);
+    let more = |offset| offset < bytes;
+    let (begin, end) = bulk(local, sink, streams, &moved, &more, Instant::now)?;
+    let seconds = (end - begin).as_secs_f64();
+    let (came, sent) = (moved.into_inner(), bytes * u64::from(streams));
+    ensure!(came == sent, "{came} bytes came of {sent}");
+    Ok(Moved { bytes: came, bytes_per_second: rate(came, seconds) })
+}
+
+/// Sends for as long as `during` takes, after `warm_up`, and counts what comes in `during`.
+pub(crate) fn steady(
+    local: &Path,
+    sink: &UnixListener,
+    warm_up: Duration,
+    during: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Moved> {
+    let (moved, enough) = (AtomicU64::new(0), AtomicBool::new(false));
+    let more = |_| !enough.load(Relaxed);
+    let (bytes_per_second, _) = bulk(local, sink, 1, &moved, &more, || {
+        thread::sleep(warm_up);
+        let (begin, before) = (Instant::now(), moved.load(Relaxed));
+        let outcome = during();
+        let measured = rate(moved.load(Relaxed) - before, begin.elapsed().as_secs_f64());
+        enough.store(true, Relaxed);
+        outcome.map(|()| measured)
+    })?;
+    Ok(Moved { bytes: moved.into_inner(), bytes_per_second: bytes_per_second? })
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn rate(bytes: u64, seconds: f64) -> f64 {
+    bytes as f64 / seconds
+}
+
+/// Connects all streams, then runs generators that go on while `more` says so of their offset,
+/// their sinks, and `meanwhile` on this thread. `moved` counts what the sinks have seen. Also
+/// returns when the last byte had come; only then are the streams ended, for not every relay
+/// brings to its end what a half-closed connection still has.
 pub(crate) fn bulk<T>(
     local: &Path,
     sink: &UnixListener,
@@ -41,29 +76,40 @@ pub(crate) fn bulk<T>(
     moved: &AtomicU64,
     more: &(impl Fn(u64) -> bool + Sync),
     meanwhile: impl FnOnce() -> T,
-) -> anyhow::Result<T> {
+) -> anyhow::Result<(T, Instant)> {
+    let sources = (0..streams).map(|_| UnixStream::connect(local)).collect::<Result<Vec<_>, _>>();
+    let sources = sources.context("can't reach the near relay")?;
+    let drains = (0..streams).map(|_| accept(sink)).collect::<anyhow::Result<Vec<_>>>()?;
     thread::scope(|scope| {
-        let generators: Vec<_> =
-            (0..streams).map(|stream| scope.spawn(move || generate(local, stream, more))).collect();
-        let mut sinks = Vec::new();
-        for _ in 0..streams {
-            let socket = accept(sink)?;
-            sinks.push(scope.spawn(move || swallow(socket, moved)));
-        }
+        let sinks: Vec<_> =
+            drains.into_iter().map(|socket| scope.spawn(move || swallow(socket, moved))).collect();
+        let generators: Vec<_> = (0..)
+            .zip(&sources)
+            .map(|(stream, socket)| scope.spawn(move || generate(socket, stream, more)))
+            .collect();
         let outcome = meanwhile();
-        let came = sum(sinks)?;
-        let sent = sum(generators)?;
+        let sent = sum(generators);
+        let all_came = || sent.as_ref().is_ok_and(|sent| moved.load(Relaxed) == *sent);
+        while !all_came() && sent.is_ok() && !sinks.iter().any(|s| s.is_finished()) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let end = Instant::now();
+        for socket in &sources {
+            // One that has failed is seen by its generator or its sink.
+            let _ = socket.shutdown(Shutdown::Write);
+        }
+        let (came, sent) = (sum(sinks)?, sent?);
         ensure!(came == sent, "{came} bytes came of {sent}");
-        Ok(outcome)
+        Ok((outcome, end))
     })
 }
 
 fn sum(threads: Vec<thread::ScopedJoinHandle<'_, anyhow::Result<u64>>>) -> anyhow::Result<u64> {
-    let mut total = 0;
-    for thread in threads {
-        total += thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-    }
-    Ok(total)
+    let counts = threads
+        .into_iter()
+        .map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
+        .collect::<Vec<_>>();
+    counts.into_iter().sum()
 }
 
 /// The listener does not block, so that a relay that never connects can't hang the round.
@@ -87,8 +133,7 @@ pub(crate) fn accept(sink: &UnixListener) -> anyhow::Result<UnixStream> {
 }
 
 /// Bytes sent.
-fn generate(local: &Path, stream: u32, more: &impl Fn(u64) -> bool) -> anyhow::Result<u64> {
-    let mut socket = UnixStream::connect(local).context("can't reach the near relay")?;
+fn generate(mut socket: &UnixStream, stream: u32, more: &impl Fn(u64) -> bool) -> anyhow::Result<u64> {
     socket.set_write_timeout(Some(STALL))?;
     let mut chunk = noise();
     let mut offset = 0;
@@ -101,7 +146,6 @@ fn generate(local: &Path, stream: u32, more: &impl Fn(u64) -> bool) -> anyhow::R
         socket.write_all(&chunk).context("the near relay takes no more")?;
         offset += CHUNK as u64;
     }
-    socket.shutdown(Shutdown::Write)?;
     Ok(offset)
 }
 

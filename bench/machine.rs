@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 /// Lines of Markdown.
-pub(crate) fn describe(aead: &str) -> String {
+pub(crate) fn describe(aead: &str, congestion: &str) -> String {
     let cpuinfo = read("/proc/cpuinfo");
     let field = |name: &str| {
         let line = cpuinfo.lines().find(|l| l.starts_with(name));
@@ -29,7 +29,7 @@ pub(crate) fn describe(aead: &str) -> String {
             read("/proc/sys/kernel/osrelease").trim(),
             glibc.lines().next().unwrap_or_default()
         ),
-        format!("- sealed by: {aead}; congestion control: cubic on every socket, loopback, MTU 65536"),
+        format!("- sealed by: {aead}; congestion control: {congestion}"),
         format!(
             "- built: {}",
             if cfg!(debug_assertions) {

@@ -1,148 +1,258 @@
 //! The benchmark's driver: interleaved rounds of all contenders on this machine, ratios to a
-//! plain TLS copy, tables, and `bench/RESULTS.md`.
+//! plain copy, tables, and `bench/RESULTS.md`.
 //!
 //! A further contender is a program with the faces of `tls_copy.rs`:
-//! `--contender 'mine=path/to/program --its-option'`.
+//! `--contender 'mine=path/to/program --its-option'`; it is measured in every table.
 
 mod contender;
+mod delay_line;
+mod field;
 mod latency;
 mod load;
 mod machine;
+mod measure;
+mod records;
+mod report;
+mod resets;
+mod road;
 mod table;
+mod usage;
 
-use std::fmt::Write;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::Context;
-use clap::Parser;
-use contender::{Contender, Cpu, Pair, Place};
-use latency::{BULK_STREAMS, Latency};
-use table::{Rounds, Sample};
+use anyhow::{Context, ensure};
+use clap::{Parser, ValueEnum};
+use contender::Place;
+use field::Field;
+use latency::Asked;
+use measure::{Ground, RESET_EVERY};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use report::Report;
+use road::Road;
 use vmferry::net::tls::Aead;
 use vmferry::pki::{CaRequest, HostRequest, create_ca, issue_host};
 
-const MIB: u64 = 1024 * 1024;
+const RECORDS: &str = "More records than one key may seal";
+/// Bulk bytes before requests count, on loopback; on a link what it carries in a second.
+const WARM_UP_BYTES: u64 = 64 << 20;
 
-/// Compares relays: unix socket → (TLS) → unix socket, one machine, loopback.
+/// Compares relays: unix socket → (TLS) → unix socket, one machine.
 #[derive(Parser)]
 struct Cli {
-    /// Rounds of the throughput measurements; every contender runs once in each, in turning
-    /// order. 0 leaves them out.
-    #[arg(long, default_value_t = 15)]
+    /// What is measured; all but `records` unless chosen.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    tables: Vec<Table>,
+    /// Rounds; every contender runs once in each, in turning order.
+    #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Local connections at the same time; one table for each number.
-    #[arg(long, value_delimiter = ',', default_value = "1,4,64")]
-    streams: Vec<u32>,
     /// MiB per round and contender, over all connections together.
     #[arg(long, default_value_t = 512)]
     mib: u64,
-    /// Rounds of the latency measurement; 0 leaves it out.
-    #[arg(long, default_value_t = 15)]
-    latency_rounds: usize,
-    /// Requests that are timed in each of its rounds, idle and again under load.
+    /// Numbers of streams in the table of that name.
+    #[arg(long, value_delimiter = ',', default_value = "1,4,64,1000")]
+    streams: Vec<u32>,
+    /// Requests that are timed in each round, idle and again under load.
     #[arg(long, default_value_t = 1000)]
     requests: usize,
+    /// Slow links, in Mbit/s.
+    #[arg(long, value_delimiter = ',', default_value = "1000,200")]
+    links: Vec<u32>,
+    /// Round trips of the delay line, in ms.
+    #[arg(long, value_delimiter = ',', default_value = "20,50,100")]
+    round_trips: Vec<u64>,
+    /// Seconds that are measured on the delay line.
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+    /// Seconds in which connections are reset.
+    #[arg(long, default_value_t = 15)]
+    reset_seconds: u64,
+    /// Also measures the table `records`.
+    #[arg(long)]
+    records: bool,
+    /// GiB of the table `records`.
+    #[arg(long, default_value_t = 260)]
+    gib: u64,
     /// A further contender: NAME=PROGRAM ARG…; may be repeated.
     #[arg(long, value_name = "NAME=PROGRAM")]
     contender: Vec<String>,
     /// Of the built-in contenders only those whose name contains this word, and the reference.
     #[arg(long)]
     only: Option<String>,
-    /// Where the result goes; `-` for nowhere.
-    #[arg(long, default_value = "bench/RESULTS.md")]
-    out: PathBuf,
+    /// Folder with the programs of others (`tests/setup/relays.sh`).
+    #[arg(long, default_value = ".lab/relays/bin")]
+    relays: PathBuf,
+    /// Where the result goes; by default `bench/RESULTS.md` if all tables are measured.
+    #[arg(long)]
+    out: Option<PathBuf>,
 }
 
-/// Name of the contender that has ratio 1.
-const REFERENCE: &str = "TLS copy, one connection";
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Table {
+    /// One stream through vmferry and through everybody else.
+    Relays,
+    /// vmferry with one stream and with many.
+    Streams,
+    /// A small request beside bulk streams.
+    Latency,
+    /// The same over slow links.
+    Links,
+    /// One stream over long round trips.
+    Delays,
+    /// One stream whose connection is reset.
+    Resets,
+    /// More than 2^24 records on one connection: some minutes.
+    Records,
+}
+
+impl Table {
+    const SHORT: [Self; 6] =
+        [Self::Relays, Self::Streams, Self::Latency, Self::Links, Self::Delays, Self::Resets];
+}
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    let congestion = match road::leave_the_machine() {
+        Ok(()) => "cubic on every socket".to_owned(),
+        Err(e) => format!("cubic on the sockets of vmferry and the copies, others as the system's ({e:#})"),
+    };
+    usage::adopt_orphans()?;
+    allow_descriptors()?;
     let place = tempfile::Builder::new().prefix("vmferry-bench").tempdir()?;
     let place = Place { dir: place.path().to_owned() };
     mint(&place.dir)?;
-    let mut report = Report::begin();
-    for streams in cli.streams.iter().filter(|_| cli.rounds > 0) {
-        let rounds = throughput(&cli, &place, *streams)?;
-        report.throughput(&cli, *streams, &rounds);
+
+    let machine = machine::describe(&Aead::Auto.resolve().to_string(), &congestion);
+    eprintln!("{machine}");
+    let mut report = Report::begin(&machine);
+    let tables = cli.tables();
+    let mut failed = false;
+    for table in &tables {
+        // One table less is no reason to lose the others.
+        if let Err(e) = cli.measure(*table, &place, &mut report) {
+            eprintln!("{table:?} failed: {e:#}");
+            report.failed(&format!("{table:?}"), &format!("{e:#}"));
+            failed = true;
+        }
     }
-    if cli.latency_rounds > 0 {
-        let rounds = latencies(&cli, &place)?;
-        report.latency(&cli, &rounds);
+    if !tables.contains(&Table::Records) {
+        report.failed(RECORDS, "not part of this run: `bench/run.sh --tables records`, some minutes");
     }
     let text = report.end();
     println!("{text}");
-    if cli.out != Path::new("-") {
-        std::fs::write(&cli.out, text).context("can't write the results")?;
+    let is_whole = Table::SHORT.iter().all(|table| tables.contains(table));
+    if let Some(out) = cli.out.or_else(|| is_whole.then(|| "bench/RESULTS.md".into())) {
+        std::fs::write(&out, text).context("can't write the results")?;
     }
+    ensure!(!failed, "not everything could be measured");
     Ok(())
 }
 
-fn throughput(cli: &Cli, place: &Place, streams: u32) -> anyhow::Result<Rounds<Sample>> {
-    let mut contenders = vec![copy(REFERENCE, &[])?.with_one_connection()];
-    if streams == 1 {
-        contenders.extend([
-            // The reference against itself: what it differs from 1 is noise.
-            copy("TLS copy, again", &[])?,
-            copy("TLS copy, 256 KiB buffers", &["--buffer", "262144"])?,
-            other_aead()?,
-        ]);
-    } else {
-        contenders.push(copy("TLS copy, a connection each", &[])?);
+impl Cli {
+    fn tables(&self) -> Vec<Table> {
+        let mut tables = if self.tables.is_empty() { Table::SHORT.to_vec() } else { self.tables.clone() };
+        if self.records && !tables.contains(&Table::Records) {
+            tables.push(Table::Records);
+        }
+        tables
     }
-    contenders.push(copy("clear TCP copy", &[])?.with(&["--clear"]));
-    contenders.push(Contender::new("vmferry, one connection", &beside("bench-vmferry")?, &[]));
-    chosen(cli, &mut contenders)?;
-    interleaved(&contenders, cli.rounds, &format!("{streams} streams"), |contender| {
-        transfer(contender, place, if contender.one_connection { 1 } else { streams }, cli.mib)
-    })
-}
 
-fn latencies(cli: &Cli, place: &Place) -> anyhow::Result<Rounds<Latency>> {
-    let vmferry = beside("bench-vmferry")?;
-    let mut contenders = vec![
-        copy("TLS copy, a connection of its own", &[])?,
-        copy("the same, again", &[])?,
-        copy("clear TCP copy, a connection of its own", &[])?.with(&["--clear"]),
-        Contender::new("vmferry, ordinary stream", &vmferry, &[]),
-        Contender::new("vmferry, urgent stream", &vmferry, &[]).with_near(&["--urgent-first"]),
-    ];
-    chosen(cli, &mut contenders)?;
-    interleaved(&contenders, cli.latency_rounds, "latency", |contender| {
-        let requests = cli.requests;
-        let run = |local: &Path, sink: &UnixListener| latency::run(local, sink, requests);
-        relayed(contender, place, run).map(|(latency, ..)| latency)
-    })
-}
-
-/// The bare copy that everything is compared to, with further arguments.
-fn copy(name: &str, args: &[&str]) -> anyhow::Result<Contender> {
-    Ok(Contender::new(name, &beside("bench-tls-copy")?, args))
-}
-
-fn other_aead() -> anyhow::Result<Contender> {
-    let other = match Aead::Auto.resolve() {
-        Aead::Ring => "aws-lc",
-        _ => "ring",
-    };
-    copy(&format!("TLS copy, {other}"), &["--aead", other])
-}
-
-fn beside(program: &str) -> anyhow::Result<PathBuf> {
-    Ok(std::env::current_exe()?.with_file_name(program))
-}
-
-/// The first is the reference and stays; those of the command line stay, too.
-fn chosen(cli: &Cli, contenders: &mut Vec<Contender>) -> anyhow::Result<()> {
-    if let Some(word) = &cli.only {
-        let mut first = true;
-        contenders.retain(|c| std::mem::take(&mut first) || c.name.contains(word));
+    fn measure(&self, table: Table, place: &Place, report: &mut Report) -> anyhow::Result<()> {
+        let relays = std::path::absolute(&self.relays)?;
+        let field = Field {
+            relays: relays.to_str().context("the path is not UTF-8")?,
+            only: self.only.as_deref(),
+            more: &self.contender,
+        };
+        let road = Road::loopback();
+        let ground = Ground { place, road: &road, rounds: self.rounds };
+        let rounds = format!("--rounds {}", self.rounds);
+        match table {
+            Table::Relays => {
+                let found = ground.transfers(&field.relays()?, self.mib)?;
+                let command = format!("--tables relays {rounds} --mib {}", self.mib);
+                let table = table::throughput(&found);
+                report.section("One stream", &report::relays(self.mib), &command, &table);
+            }
+            Table::Streams => {
+                let found = ground.transfers(&field.streams(&self.streams)?, self.mib)?;
+                let numbers = self.streams.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+                let command = format!("--tables streams {rounds} --mib {} --streams {numbers}", self.mib);
+                let table = table::throughput(&found);
+                report.section("Many streams", &report::streams(self.mib), &command, &table);
+            }
+            Table::Latency => {
+                let asked = Asked { requests: self.requests, warm_up_bytes: WARM_UP_BYTES };
+                let found = ground.latencies(&field.latency()?, asked)?;
+                let command = format!("--tables latency {rounds} --requests {}", self.requests);
+                let table = table::latency(&found);
+                report.section("A small request", &report::latency(self.requests), &command, &table);
+            }
+            Table::Links => self.links(&field, place, report)?,
+            Table::Delays => self.delays(&field, place, report)?,
+            Table::Resets => {
+                let span = Duration::from_secs(self.reset_seconds);
+                let found = ground.steady(&field.resets()?, span)?;
+                let command = format!("--tables resets {rounds} --reset-seconds {}", self.reset_seconds);
+                let what = report::resets(RESET_EVERY.as_secs(), self.reset_seconds);
+                report.section("Connections that are reset", &what, &command, &table::throughput(&found));
+            }
+            Table::Records => {
+                let found = records::run(&ground, self.gib)?;
+                let command = format!("--tables records --gib {}", self.gib);
+                report.section(RECORDS, &found, &command, "");
+            }
+        }
+        Ok(())
     }
-    for text in &cli.contender {
-        contenders.push(Contender::parse(text)?);
+
+    fn links(&self, field: &Field<'_>, place: &Place, report: &mut Report) -> anyhow::Result<()> {
+        for mbit in &self.links {
+            let queue = queue_bytes(*mbit);
+            let road = Road::limited(*mbit, queue)?;
+            let ground = Ground { place, road: &road, rounds: self.rounds };
+            let asked = Asked { requests: self.requests, warm_up_bytes: u64::from(*mbit) * 125_000 };
+            let found = ground.latencies(&field.latency()?, asked)?;
+            let command = format!(
+                "--tables links --links {mbit} --rounds {} --requests {}",
+                self.rounds, self.requests
+            );
+            let title = format!("A small request on a link of {mbit} Mbit/s");
+            let what = report::link(self.requests, *mbit, queue);
+            report.section(&title, &what, &command, &table::latency(&found));
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn delays(&self, field: &Field<'_>, place: &Place, report: &mut Report) -> anyhow::Result<()> {
+        for milliseconds in &self.round_trips {
+            let ethtool = self.relays.join("ethtool");
+            let ethtool = if ethtool.exists() { ethtool } else { "ethtool".into() };
+            let ethtool = ethtool.to_str().context("the path is not UTF-8")?;
+            let road = Road::delayed(Duration::from_millis(*milliseconds), ethtool)?;
+            let ground = Ground { place, road: &road, rounds: self.rounds };
+            let found = ground.steady(&field.delays()?, Duration::from_secs(self.seconds))?;
+            let command = format!(
+                "--tables delays --round-trips {milliseconds} --rounds {} --seconds {}",
+                self.rounds, self.seconds
+            );
+            let title = format!("A round trip of {milliseconds} ms");
+            let what = report::delay(*milliseconds, self.seconds);
+            report.section(&title, &what, &command, &table::throughput(&found));
+        }
+        Ok(())
+    }
+}
+
+/// About 4 ms of a fast link, 12 ms of a slow one: what a switch has.
+fn queue_bytes(mbit: u32) -> u32 {
+    if mbit >= 1000 { 512 * 1024 * (mbit / 1000) } else { 1500 * mbit }
+}
+
+/// A thousand streams are some thousand descriptors, here and in the relays that inherit this.
+fn allow_descriptors() -> anyhow::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }
 
 /// A CA and a host for each end, as an operator would make them.
@@ -156,115 +266,4 @@ fn mint(dir: &Path) -> anyhow::Result<()> {
         std::fs::rename(made.dir, dir.join(end))?;
     }
     Ok(())
-}
-
-fn interleaved<T: Clone>(
-    contenders: &[Contender],
-    count: usize,
-    what: &str,
-    measure: impl Fn(&Contender) -> anyhow::Result<T>,
-) -> anyhow::Result<Rounds<T>> {
-    let mut rounds = Vec::new();
-    for round in 0..count {
-        let mut samples = vec![None; contenders.len()];
-        for turn in 0..contenders.len() {
-            let index = (turn + round) % contenders.len();
-            let name = &contenders[index].name;
-            eprintln!("{what}: round {} of {count}: {name}", round + 1);
-            let sample = measure(&contenders[index]).with_context(|| format!("round {round}, {name}"))?;
-            samples[index] = Some(sample);
-        }
-        rounds.push(samples.into_iter().collect::<Option<_>>().context("a contender was left out")?);
-    }
-    let names = contenders.iter().map(|c| c.name.clone()).collect();
-    Ok(Rounds { names, rounds, reference: 0 })
-}
-
-fn transfer(contender: &Contender, place: &Place, streams: u32, mib: u64) -> anyhow::Result<Sample> {
-    let chunk = load::CHUNK as u64;
-    let each = (mib * MIB / u64::from(streams)).next_multiple_of(chunk);
-    let run = |local: &Path, sink: &UnixListener| load::run(local, sink, streams, each);
-    let (seconds, near, far) = relayed(contender, place, run)?;
-    #[allow(clippy::cast_precision_loss)]
-    let gib = (each * u64::from(streams)) as f64 / (1u64 << 30) as f64;
-    Ok(Sample { gib, seconds, near, far })
-}
-
-/// Runs something through a fresh pair of relays; also what the pair has used.
-fn relayed<T>(
-    contender: &Contender,
-    place: &Place,
-    run: impl FnOnce(&Path, &UnixListener) -> anyhow::Result<T>,
-) -> anyhow::Result<(T, Cpu, Cpu)> {
-    let remote = place.remote();
-    let sink = UnixListener::bind(&remote)?;
-    sink.set_nonblocking(true)?;
-    let pair = Pair::start(contender, place)?;
-    let outcome = run(&place.local(), &sink);
-    let cpu = pair.end();
-    std::fs::remove_file(&remote)?;
-    let (near, far) = cpu?;
-    Ok((outcome?, near, far))
-}
-
-/// The text of RESULTS.md as it grows. Writing to a String can't fail.
-struct Report {
-    text: String,
-}
-
-impl Report {
-    fn begin() -> Self {
-        let machine = machine::describe(&Aead::Auto.resolve().to_string());
-        eprintln!("{machine}");
-        let text = format!(
-            "# Results\n\n\
-             Written by `bench/run.sh` (`make bench`). Repeat it before you believe it: figures of \
-             another machine say little about yours, and two cores that others use too say less \
-             about time than about processor seconds.\n\n{machine}\n\n\
-             Generators → unix sockets → relay `near` → loopback TCP → relay `far` → unix sockets \
-             → sinks, all on this machine. Contenders take turns within a round. Ratios are taken \
-             within a round, to the contender in **bold**; shown is the median over the rounds and \
-             [least–greatest]. *again* is the reference itself: its distance from 1 is the noise.\n"
-        );
-        Self { text }
-    }
-
-    fn throughput(&mut self, cli: &Cli, streams: u32, rounds: &Rounds<Sample>) {
-        let _ = write!(
-            self.text,
-            "\n## Throughput and processor time, {streams} stream{}\n\n\
-             {} MiB per round, {} rounds: `bench/run.sh --streams {streams} --rounds {} --mib {} \
-             --latency-rounds 0`. *CPU ratio*: processor seconds per byte of both relays, user and \
-             system (below 1 is better). *Speed ratio*: bytes per second (above 1 is better); \
-             generators, sinks and both relays share the cores. Load average afterwards: {}.\n\n{}",
-            if streams == 1 { "" } else { "s" },
-            cli.mib,
-            cli.rounds,
-            cli.rounds,
-            cli.mib,
-            machine::load(),
-            table::throughput(rounds),
-        );
-    }
-
-    fn latency(&mut self, cli: &Cli, rounds: &Rounds<Latency>) {
-        let _ = write!(
-            self.text,
-            "\n## Latency of a 1 KiB request and its 1 KiB reply\n\n\
-             Alone, and while {BULK_STREAMS} bulk streams send as fast as they can; {} requests each, \
-             {} rounds: `bench/run.sh --rounds 0 --latency-rounds {} --requests {}`. vmferry carries \
-             all five in one connection, the copies each in its own (ratios below 1 are better). \
-             On loopback the processor is the queue, not the wire. Load average afterwards: {}.\n\n{}",
-            cli.requests,
-            cli.latency_rounds,
-            cli.latency_rounds,
-            cli.requests,
-            machine::load(),
-            table::latency(rounds),
-        );
-    }
-
-    fn end(self) -> String {
-        self.text
-    }
 }

@@ -3,25 +3,23 @@
 
 use std::fmt::Write;
 
-use crate::contender::Cpu;
 use crate::latency::Latency;
+use crate::usage::{Cpu, Used};
 
 /// One contender's throughput in one round.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
+    /// All that was moved for the processor time.
     pub(crate) gib: f64,
-    pub(crate) seconds: f64,
-    pub(crate) near: Cpu,
-    pub(crate) far: Cpu,
+    /// In the time that counts.
+    pub(crate) gigabits: f64,
+    pub(crate) near: Used,
+    pub(crate) far: Used,
 }
 
 impl Sample {
     fn cpu_per_gib(&self) -> f64 {
-        (self.near.total() + self.far.total()) / self.gib
-    }
-
-    fn gigabits(&self) -> f64 {
-        self.gib * 8.0 * 1.073_741_824 / self.seconds
+        (self.near.cpu.total() + self.far.cpu.total()) / self.gib
     }
 }
 
@@ -54,57 +52,71 @@ impl Spread {
     }
 }
 
-/// All rounds of one measurement: `rounds[r][c]` is contender c in round r.
+/// All rounds of one measurement: `rounds[r][c]` is contender c in round r. The first contender
+/// has ratio 1.
 pub(crate) struct Rounds<T> {
     pub(crate) names: Vec<String>,
-    pub(crate) rounds: Vec<Vec<T>>,
-    /// The contender that has ratio 1.
-    pub(crate) reference: usize,
+    pub(crate) rounds: Vec<Vec<Option<T>>>,
+    /// Why a contender is out.
+    pub(crate) failed: Vec<Option<String>>,
 }
 
 impl<T> Rounds<T> {
     fn spread(&self, index: usize, value: impl Fn(&T) -> f64) -> Spread {
-        Spread::of(self.rounds.iter().map(|round| value(&round[index])))
+        Spread::of(self.rounds.iter().filter_map(|round| round[index].as_ref().map(&value)))
     }
 
     fn ratio(&self, index: usize, value: impl Fn(&T) -> f64) -> String {
-        let reference = self.reference;
-        let ratios = self.rounds.iter().map(|round| value(&round[index]) / value(&round[reference]));
+        let ratios = self.rounds.iter().filter_map(|round| {
+            let (ours, reference) = (round[index].as_ref()?, round[0].as_ref()?);
+            Some(value(ours) / value(reference))
+        });
         Spread::of(ratios).ratio()
     }
 
     fn label(&self, index: usize) -> String {
-        let bold = if index == self.reference { "**" } else { "" };
+        let bold = if index == 0 { "**" } else { "" };
         format!("{bold}{}{bold}", self.names[index])
+    }
+
+    /// A row for each contender: its figures, or why it has none.
+    fn rows(&self, table: &mut String, figures: impl Fn(usize) -> String) {
+        for index in 0..self.names.len() {
+            let said = match &self.failed[index] {
+                // A bar would end the cell.
+                Some(why) => format!("did not run: {}", why.replace('|', "/").replace('\n', "; ")),
+                None => figures(index),
+            };
+            // Writing to a String can't fail.
+            let _ = writeln!(table, "| {} | {said} |", self.label(index));
+        }
     }
 }
 
-/// Processor time and speed, as a Markdown table.
+/// Processor time, speed and memory, as a Markdown table.
 pub(crate) fn throughput(all: &Rounds<Sample>) -> String {
     let mut table = String::from(
-        "| contender | CPU ratio | speed ratio | CPU s/GiB near | (user+sys) | CPU s/GiB far | (user+sys) | Gbit/s |\n\
-         | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+        "| contender | CPU ratio | speed ratio | CPU s/GiB near | (user+sys) | CPU s/GiB far | (user+sys) | Gbit/s | peak MiB near, far |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
-    for index in 0..all.names.len() {
-        let of = |value: fn(&Sample) -> f64| all.spread(index, |s| value(s) / s.gib).median;
-        let speed = all.spread(index, Sample::gigabits);
-        // Writing to a String can't fail.
-        let _ = writeln!(
-            table,
-            "| {} | {} | {} | {:.2} | {:.2}+{:.2} | {:.2} | {:.2}+{:.2} | {:.1} (best {:.1}) |",
-            all.label(index),
+    all.rows(&mut table, |index| {
+        let cpu = |end: fn(&Sample) -> Cpu| {
+            let of = |value: fn(Cpu) -> f64| all.spread(index, |s| value(end(s)) / s.gib).median;
+            format!("{:.2} | {:.2}+{:.2}", of(Cpu::total), of(|c| c.user), of(|c| c.system))
+        };
+        let speed = all.spread(index, |s| s.gigabits);
+        format!(
+            "{} | {} | {} | {} | {:.1} (best {:.1}) | {:.0}, {:.0}",
             all.ratio(index, Sample::cpu_per_gib),
-            all.ratio(index, Sample::gigabits),
-            of(|s| s.near.total()),
-            of(|s| s.near.user),
-            of(|s| s.near.system),
-            of(|s| s.far.total()),
-            of(|s| s.far.user),
-            of(|s| s.far.system),
+            all.ratio(index, |s| s.gigabits),
+            cpu(|s| s.near.cpu),
+            cpu(|s| s.far.cpu),
             speed.median,
             speed.greatest,
-        );
-    }
+            all.spread(index, |s| s.near.peak_mib).greatest,
+            all.spread(index, |s| s.far.peak_mib).greatest,
+        )
+    });
     table
 }
 
@@ -114,12 +126,10 @@ pub(crate) fn latency(all: &Rounds<Latency>) -> String {
         "| contender | p50 ratio, loaded | p99 ratio, loaded | loaded p50, p99 µs | idle p50, p99 µs | bulk Gbit/s |\n\
          | --- | --- | --- | --- | --- | --- |\n",
     );
-    for index in 0..all.names.len() {
+    all.rows(&mut table, |index| {
         let of = |value: fn(&Latency) -> f64| all.spread(index, value).median;
-        let _ = writeln!(
-            table,
-            "| {} | {} | {} | {:.0}, {:.0} | {:.0}, {:.0} | {:.1} |",
-            all.label(index),
+        format!(
+            "{} | {} | {:.0}, {:.0} | {:.0}, {:.0} | {:.2}",
             all.ratio(index, |l| l.loaded.p50),
             all.ratio(index, |l| l.loaded.p99),
             of(|l| l.loaded.p50),
@@ -127,7 +137,7 @@ pub(crate) fn latency(all: &Rounds<Latency>) -> String {
             of(|l| l.idle.p50),
             of(|l| l.idle.p99),
             of(|l| l.gigabits),
-        );
-    }
+        )
+    });
     table
 }

@@ -3,8 +3,8 @@
 //! socket options as vmferry; no frames, no streams, no replay.
 //!
 //! ```text
-//! far  --remote SOCKET --tls DIR     TCP (TLS) → unix socket; prints "ready ADDRESS"
-//! near --local SOCKET --peer ADDRESS --tls DIR     unix socket → TCP (TLS); prints "ready"
+//! far  --remote SOCKET --listen ADDRESS --tls DIR     TCP (TLS) → unix socket; prints "ready ADDRESS"
+//! near --local SOCKET --peer ADDRESS --tls DIR        unix socket → TCP (TLS); prints "ready"
 //! ```
 //!
 //! Every contender of the benchmark is a program with these two faces.
@@ -43,6 +43,8 @@ enum End {
     Far {
         #[arg(long)]
         remote: PathBuf,
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
         #[command(flatten)]
         how: How,
     },
@@ -75,7 +77,7 @@ impl How {
 async fn main() -> anyhow::Result<()> {
     match Cli::parse().end {
         End::Near { local, peer, how } => near(local, peer, how).await,
-        End::Far { remote, how } => far(remote, how).await,
+        End::Far { remote, listen, how } => far(remote, listen, how).await,
     }
 }
 
@@ -103,9 +105,9 @@ async fn relay_near(local: UnixStream, peer: SocketAddr, tls: Tls, how: How) -> 
     how.copy(local, stream).await
 }
 
-async fn far(remote: PathBuf, how: How) -> anyhow::Result<()> {
+async fn far(remote: PathBuf, listen: SocketAddr, how: How) -> anyhow::Result<()> {
     let tls = how.credentials.load()?;
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let listener = TcpListener::bind(listen).await?;
     socket_options(socket2::SockRef::from(&listener));
     ready(&listener.local_addr()?.to_string())?;
     let mut relays = JoinSet::new();
