@@ -14,3 +14,9 @@ pub mod pki;
 pub mod qemu;
 pub mod rate;
 pub mod words;
+
+/// Sessions take and return megabytes each millisecond on threads of their own. glibc gives their
+/// memory back to the kernel and takes it again all the time, at the cost of page faults; this
+/// allocator waits for ten seconds (`bench/`).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

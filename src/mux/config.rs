@@ -7,6 +7,8 @@ use super::{Class, purpose};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
+/// See [`Config::batch_bytes_fast`].
+const BATCH_TIME: Duration = Duration::from_millis(1);
 /// Half of the rate at which a peer takes PINGs.
 const PING_INTERVAL_MIN: Duration = Duration::from_millis(200);
 
@@ -76,6 +78,8 @@ pub struct Config {
     pub send_queue_bytes: usize,
     /// Bytes of one batch; a multiple of [`frame::RECORD_LEN`](super::frame::RECORD_LEN).
     pub batch_bytes: usize,
+    /// The same on a connection so fast that it is gone within a millisecond: fewer system calls.
+    pub batch_bytes_fast: usize,
     /// Time between two pings; less if the connection would be dead before the third.
     pub ping_after: Duration,
     /// Silence after which the connection is dead.
@@ -122,8 +126,9 @@ impl Default for Config {
             replay_cap_bytes: 64 << 20,
             replay_reserve_bytes: 1 << 20,
             send_queue_bytes_per_stream: 256 << 10,
-            send_queue_bytes: 32 << 20,
+            send_queue_bytes: 16 << 20,
             batch_bytes: 64 << 10,
+            batch_bytes_fast: 256 << 10,
             ping_after: Duration::from_secs(1),
             dead_after: Duration::from_secs(5),
             ack_bytes: 256 << 10,
@@ -178,9 +183,13 @@ impl Config {
         self.send_queue_bytes_per_stream.min(part)
     }
 
-    /// A batch that any frame fits into.
-    pub(super) fn batch_limit(&self) -> usize {
-        self.batch_bytes.max(RECORD_LEN)
+    /// A batch that any frame fits into, on a connection of so many bytes per second: what is
+    /// urgent waits for no more than one.
+    pub(super) fn batch_limit(&self, rate: u64) -> usize {
+        let in_time = u128::from(rate) * BATCH_TIME.as_nanos() / 1_000_000_000;
+        let is_fast = in_time >= self.batch_bytes_fast as u128;
+        let bytes = if is_fast { self.batch_bytes_fast.max(self.batch_bytes) } else { self.batch_bytes };
+        bytes.max(RECORD_LEN)
     }
 
     /// Time between two pings: a connection is asked before it is given up, at a rate that the

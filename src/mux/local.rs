@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::credit::RecvCredit;
+use super::frame::RECORD_LEN;
 use super::session::{Event, Session};
 use super::stream::{Phase, RecvState, SendState, Stream};
 use super::{Class, Code, MigrationId, Open, OpenError, Share, StreamError, StreamId, WEIGHT_MAX, purpose};
@@ -129,7 +130,9 @@ impl Session {
         }
         let fresh = stream.send.queue.is_empty();
         stream.send.queue.push(data);
-        stream.send.starved |= stream.send.queue.len() >= bound;
+        // The bound may be less by the time that more is to be queued: whoever has queued as much as
+        // any bound may be waits for the word that there is room.
+        stream.send.starved |= stream.send.queue.len() >= RECORD_LEN;
         self.wake(id, fresh);
         Ok(())
     }

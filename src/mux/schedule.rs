@@ -30,6 +30,7 @@ pub(super) struct Scheduler {
     urgent_min: u64,
     measured: Instant,
     measured_bytes: u64,
+    per_second: u64,
 }
 
 impl Scheduler {
@@ -44,6 +45,7 @@ impl Scheduler {
             urgent_min: config.urgent.per_second,
             measured: now,
             measured_bytes: 0,
+            per_second: 0,
         }
     }
 
@@ -167,6 +169,11 @@ impl Scheduler {
         self.pace.as_mut().map(|pace| pace.charge(bytes, now)).unwrap_or_default()
     }
 
+    /// Bytes per second that left lately.
+    pub(super) fn rate(&self) -> u64 {
+        self.per_second
+    }
+
     /// A batch of this length leaves; measures the rate.
     pub(super) fn on_batch(&mut self, now: Instant, bytes: usize) {
         self.measured_bytes += bytes as u64;
@@ -175,7 +182,8 @@ impl Scheduler {
             return;
         }
         let per_second = u128::from(self.measured_bytes) * 1_000_000_000 / elapsed.as_nanos();
-        let tenth = u64::try_from(per_second / 10).unwrap_or(u64::MAX);
+        self.per_second = u64::try_from(per_second).unwrap_or(u64::MAX);
+        let tenth = self.per_second / 10;
         self.urgent_part.set_rate(tenth.max(self.urgent_min), now);
         self.measured = now;
         self.measured_bytes = 0;

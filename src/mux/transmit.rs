@@ -43,6 +43,10 @@ impl Session {
         }
     }
 
+    fn batch_limit(&self) -> usize {
+        self.config.batch_limit(self.scheduler.rate())
+    }
+
     fn fill_link(&mut self, now: Instant, batch: &mut Batch) {
         if let Some(value) = self.liveness.take_pong() {
             batch.push(&Header::new(Kind::Pong, 0, value), Bytes::new());
@@ -80,7 +84,7 @@ impl Session {
 
     fn fill_replay(&mut self, now: Instant, batch: &mut Batch) {
         while self.log.is_replaying() {
-            let room = self.config.batch_limit().saturating_sub(batch.len_bytes());
+            let room = self.batch_limit().saturating_sub(batch.len_bytes());
             let Some(entry) = self.log.replay_next(room) else { return };
             let bytes = HEADER_LEN + entry.payload.len();
             self.stats.replayed_frames += 1;
@@ -120,7 +124,7 @@ impl Session {
 
     /// The next control frame of a stream, when batch and log have room for it.
     fn next_control(&mut self, id: StreamId, batch: &Batch) -> Option<(Header, Bytes)> {
-        let room = batch.fits(frame::OPEN_LEN, self.config.batch_limit()) && self.log.fits(frame::OPEN_LEN);
+        let room = batch.fits(frame::OPEN_LEN, self.batch_limit()) && self.log.fits(frame::OPEN_LEN);
         let stream = self.streams.0.get_mut(&id).filter(|_| room)?;
         if std::mem::take(&mut stream.control.open) {
             return Some(open_frame(stream));
@@ -159,7 +163,7 @@ impl Session {
     }
 
     fn fill_data(&mut self, now: Instant, batch: &mut Batch) {
-        while let Some(room) = batch.data_room(self.config.batch_limit()) {
+        while let Some(room) = batch.data_room(self.batch_limit()) {
             let (urgent, bulk) = (self.log.has_urgent_room(), self.log.has_bulk_room());
             if !urgent || !bulk {
                 self.stats.log_stalls += u64::from(!self.scheduler.is_empty());

@@ -158,6 +158,7 @@ fn feeding_a_stream_little_by_little_wins_nothing() {
 fn data_waits_for_the_opening_that_did_not_fit() {
     let config = Config {
         batch_bytes: RECORD_LEN,
+        batch_bytes_fast: RECORD_LEN,
         pending_open_max: 600,
         opens: RateLimit { per_second: 200, burst: 4000 },
         ..Config::default()

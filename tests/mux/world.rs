@@ -95,6 +95,7 @@ fn random_config(rng: &mut Rng) -> Config {
         budget_bytes: (floor * 4 * rng.range(4, 60) as u64).max(16 << 10),
         replay_cap_bytes: 64 << 10 << rng.below(6),
         send_queue_bytes_per_stream: 4096 << rng.below(6),
+        send_queue_bytes: 16 << 10 << rng.below(8),
         ack_bytes: 1024 << rng.below(9),
         ack_frames: rng.range(1, 64) as u32,
         pending_open_max: rng.range(1, 64),
@@ -425,7 +426,7 @@ impl World {
         let end = &mut self.ends[side];
         if end.unsent.is_empty() && end.session.poll_transmit(self.now, &mut batch) {
             let len = batch.len_bytes();
-            if batch.is_empty() || len > end.config.batch_bytes {
+            if batch.is_empty() || len > end.config.batch_bytes.max(end.config.batch_bytes_fast) {
                 self.fail(&format!("a batch of {len} bytes"));
             }
             self.ends[side].unsent.extend(bytes_of(&batch));
