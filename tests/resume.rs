@@ -111,6 +111,13 @@ impl Pair {
         let b = Side::new(dir.path(), "bravo", resume).await;
         let road = Road::to(b.address).await;
         let session = a.pool.session(&b.identity, Some(&road.address().to_string())).await.unwrap();
+        // The other side has the session a moment later.
+        soon("the session at the other side", async {
+            while b.pool.all().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
         Self { a, b, road, session, dir }
     }
 
