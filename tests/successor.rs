@@ -147,8 +147,11 @@ fn who_cannot_take_over_is_told_so_first() -> Result<()> {
         let answer = ask(r#"{"version":"99.0.0","formats":[98,99]}"#)?;
         let why = answer["no"].as_str().unwrap_or_default();
         ensure!(why.contains("99.0.0") && why.contains("98"), "{answer}");
-        // One that could, but goes away with everything in its hands: it is given up again.
+        // The version before this one does not know of compressed streams.
         let answer = ask(r#"{"version":"0.0.1","formats":[1]}"#)?;
+        ensure!(answer["no"].as_str().is_some_and(|why| why.contains("0.0.1")), "{answer}");
+        // One that could, but goes away with everything in its hands: it is given up again.
+        let answer = ask(r#"{"version":"99.0.0","formats":[99,2]}"#)?;
         ensure!(answer == "yes", "{answer}");
         wait_for("the migration to go on", LONG, || {
             let now = migration.now(&stage.alpha)?;

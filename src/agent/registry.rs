@@ -34,10 +34,26 @@ pub(crate) enum NoCancel {
     TooLate,
 }
 
+/// A migration's place: by the second in which it began, then by when it was added, for two may
+/// begin within a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    began_at: i64,
+    number: u64,
+    id: Uuid,
+    role: &'static str,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    all: BTreeMap<Place, Entry>,
+    added: u64,
+}
+
 /// All migrations, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    entries: Mutex<BTreeMap<(i64, Uuid, &'static str), Entry>>,
+    entries: Mutex<Entries>,
 }
 
 impl Registry {
@@ -50,20 +66,25 @@ impl Registry {
     pub(crate) fn insert(&self, entry: Entry) {
         let now = entry.progress.now();
         let mut entries = self.locked();
-        entries.insert((now.began_at, now.id, now.role.name()), entry);
-        forget_oldest(&mut entries);
+        let role = now.role.name();
+        // One that is here already is replaced.
+        entries.all.retain(|place, _| (place.id, place.role) != (now.id, role));
+        entries.added += 1;
+        let place = Place { began_at: now.began_at, number: entries.added, id: now.id, role };
+        entries.all.insert(place, entry);
+        forget_oldest(&mut entries.all);
     }
 
     /// All migrations, oldest first.
     pub(crate) fn all(&self) -> Vec<Progress> {
-        self.locked().values().map(|e| e.progress.now()).collect()
+        self.locked().all.values().map(|e| e.progress.now()).collect()
     }
 
     /// A migration by its id; the source's side where this agent has both.
     pub(crate) fn get(&self, id: Uuid) -> Option<Entry> {
         let entries = self.locked();
-        let mut found: Vec<_> = entries.iter().filter(|((_, i, _), _)| *i == id).collect();
-        found.sort_by_key(|((_, _, role), _)| *role != Role::Source.name());
+        let mut found: Vec<_> = entries.all.iter().filter(|(place, _)| place.id == id).collect();
+        found.sort_by_key(|(place, _)| place.role != Role::Source.name());
         found.first().map(|(_, e)| (*e).clone())
     }
 
@@ -85,15 +106,15 @@ impl Registry {
 
     /// Asks all that may still roll back to do so.
     pub(crate) fn cancel_all(&self) {
-        self.locked().values().for_each(|e| e.cancel.cancel());
+        self.locked().all.values().for_each(|e| e.cancel.cancel());
     }
 
-    fn locked(&self) -> std::sync::MutexGuard<'_, BTreeMap<(i64, Uuid, &'static str), Entry>> {
+    fn locked(&self) -> std::sync::MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn forget_oldest(entries: &mut BTreeMap<(i64, Uuid, &'static str), Entry>) {
+fn forget_oldest(entries: &mut BTreeMap<Place, Entry>) {
     let ended = |e: &Entry| {
         let outcome = e.progress.now().outcome;
         outcome.is_some_and(|o| !matches!(o, Outcome::Undecided { .. }))
@@ -101,5 +122,28 @@ fn forget_oldest(entries: &mut BTreeMap<(i64, Uuid, &'static str), Entry>) {
     let old: Vec<_> = entries.iter().filter(|(_, e)| ended(e)).map(|(k, _)| *k).collect();
     for key in old.iter().take(old.len().saturating_sub(ENDED_MAX)) {
         entries.remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_is_that_of_the_beginnings_also_within_a_second() {
+        let registry = Registry::default();
+        let progress = |vm: &str, began_at| {
+            let progress = Progress::new(Uuid::new_v4(), vm, Role::Source, "bravo");
+            ProgressSink::new(Progress { began_at, ..progress })
+        };
+        let later = progress("later", 2000);
+        registry.add(later.clone());
+        let names: Vec<String> = (0..50).map(|n| format!("vm{n}")).collect();
+        names.iter().for_each(|name| registry.add(progress(name, 1000)));
+        // Added again, it is the same.
+        registry.add(later);
+        let all: Vec<String> = registry.all().into_iter().map(|p| p.vm).collect();
+        assert_eq!(all[..50], names);
+        assert_eq!(all[50..], ["later"]);
     }
 }
