@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use vmferry::mux::hello::{self, Hello, Mode, Negotiated};
-use vmferry::mux::{Batch, Class, Config, Event, Open, Role, Session, StreamId, WEIGHT_DEFAULT, purpose};
+use vmferry::mux::{
+    Batch, Class, Config, Event, Open, PerClass, Role, Session, StreamId, WEIGHT_DEFAULT, purpose,
+};
 
 /// A dialer and an acceptor.
 pub(crate) struct Pair {
@@ -24,6 +26,18 @@ pub(crate) const BULK: Open = Open {
 
 /// A control stream.
 pub(crate) const URGENT: Open = Open { purpose: purpose::CONTROL, class: Class::Urgent, ..BULK };
+
+/// So much credit and log that only the scheduler decides.
+pub(crate) fn wide() -> Config {
+    Config {
+        max_streams: 32,
+        initial_credit: PerClass { urgent: 1 << 30, bulk: 1 << 30 },
+        budget_bytes: 1 << 40,
+        replay_cap_bytes: 1 << 40,
+        send_queue_bytes_per_stream: 64 << 20,
+        ..Config::default()
+    }
+}
 
 /// What two agents with these limits agree on: for the dialer, for the acceptor.
 pub(crate) fn agree(dialer: &Config, acceptor: &Config) -> (Negotiated, Negotiated) {

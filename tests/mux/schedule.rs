@@ -6,22 +6,10 @@ use std::time::Duration;
 use vmferry::mux::frame::{HEADER_LEN, Header, Kind, PAYLOAD_MAX, RECORD_LEN};
 use vmferry::mux::{Batch, Class, Config, Event, Open, PerClass, RateLimit, StreamId};
 
-use super::pair::{BULK, Pair, URGENT, content, events, take};
+use super::pair::{BULK, Pair, URGENT, content, events, take, wide};
 use super::rng::Rng;
 
 const MIB: u64 = 1 << 20;
-
-/// So much credit and log that only the scheduler decides.
-fn wide() -> Config {
-    Config {
-        max_streams: 32,
-        initial_credit: PerClass { urgent: 256 * MIB, bulk: 256 * MIB },
-        budget_bytes: 64 * 1024 * MIB,
-        replay_cap_bytes: 1 << 30,
-        send_queue_bytes_per_stream: 64 << 20,
-        ..Config::default()
-    }
-}
 
 /// Stream and payload length of each DATA frame, in order.
 fn data_of(batch: &Batch) -> Vec<(StreamId, usize)> {

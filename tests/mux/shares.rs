@@ -5,27 +5,18 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use vmferry::mux::frame::{HEADER_LEN, Header, Kind};
-use vmferry::mux::{Batch, Class, Config, MigrationId, Open, PerClass, Share, StreamId, purpose};
+use vmferry::mux::{Batch, Class, Config, MigrationId, Open, Share, StreamId, purpose};
 
-use super::pair::{BULK, Pair, URGENT, content};
+use super::pair::{BULK, Pair, URGENT, content, wide};
 
 const MIB: u64 = 1 << 20;
 const ONE: MigrationId = [1; 16];
 const OTHER: MigrationId = [2; 16];
 
-/// So much credit and log that only the scheduler decides.
-fn wide() -> Config {
-    Config {
-        max_streams: 32,
-        initial_credit: PerClass { urgent: 1024 * MIB, bulk: 1024 * MIB },
-        budget_bytes: 1024 * 1024 * MIB,
-        replay_cap_bytes: 1 << 40,
-        send_queue_bytes_per_stream: 64 << 20,
-        // The peer of these tests is silent.
-        dead_after: Duration::from_secs(3600),
-        ack_stall_after: Duration::from_secs(3600),
-        ..Config::default()
-    }
+/// The peer of these tests is silent.
+fn patient() -> Config {
+    let long = Duration::from_secs(3600);
+    Config { dead_after: long, ack_stall_after: long, ..wide() }
 }
 
 fn of(migration: MigrationId, stream_purpose: u16) -> Open {
@@ -41,7 +32,7 @@ struct Sender {
 
 impl Sender {
     fn new(opens: &[Open]) -> (Self, Vec<StreamId>) {
-        let mut pair = Pair::new(wide());
+        let mut pair = Pair::new(patient());
         let ids: Vec<_> = opens.iter().map(|open| pair.open(*open)).collect();
         (Self { pair, full: ids.clone(), sent: BTreeMap::new() }, ids)
     }
