@@ -187,6 +187,11 @@ pub struct PeerConfig {
     /// limit. `vmferry limit --peer` changes it until the agent stops.
     #[serde(default, deserialize_with = "rate::from_text")]
     pub limit: Option<Rate>,
+    /// Connections that the streams to and from this peer are spread over, 1 to 8: for links that are
+    /// faster than one core can encrypt. Both sides should have the same; a peer refuses more than
+    /// twice its own number and two, and then there are fewer.
+    #[serde(default = "one")]
+    pub lanes: usize,
 }
 
 /// One virtual machine.
@@ -228,6 +233,9 @@ fn default_listen() -> Vec<SocketAddr> {
 
 /// The port that agents listen on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 9907;
+
+/// Most lanes that a peer may have; each may hold as much memory as a session.
+pub const LANES_MAX: usize = 8;
 
 impl Config {
     /// Reads and checks a configuration file. Relative paths in it are relative to its folder.
@@ -312,6 +320,10 @@ impl Deadlines {
     }
 }
 
+fn one() -> usize {
+    1
+}
+
 fn check_peer(name: &str, peer: &PeerConfig) -> Result<(), (String, String)> {
     if peer.identity.is_empty() {
         let problem = "is empty; write the name that `vmferry certs host NAME` was given on that host";
@@ -323,6 +335,10 @@ fn check_peer(name: &str, peer: &PeerConfig) -> Result<(), (String, String)> {
             let problem = format!("\"{address}\" is not host:port, as in \"10.0.0.2:{DEFAULT_PORT}\"");
             return Err((format!("peer.{name}.address"), problem));
         }
+    }
+    if !(1..=LANES_MAX).contains(&peer.lanes) {
+        let problem = format!("{} is outside 1–{LANES_MAX}", peer.lanes);
+        return Err((format!("peer.{name}.lanes"), problem));
     }
     Ok(())
 }
@@ -400,6 +416,8 @@ start = { command = ["start", "web1"] }
             (format!("{GOOD}\n[peer.charlie]\nidentity = \"bravo\"\n"), "already the identity of peer bravo"),
             (GOOD.replace("receive = [\"web*\"]", "limit = \"fast\""), "\"fast\" is no rate"),
             (GOOD.replace("receive = [\"web*\"]", "limit = \"1K\""), "too few"),
+            (GOOD.replace("receive = [\"web*\"]", "lanes = 0"), "peer.bravo.lanes: 0 is outside 1–8"),
+            (GOOD.replace("receive = [\"web*\"]", "lanes = 9"), "peer.bravo.lanes"),
             (GOOD.replace("ca = \"ca-cert.pem\"\n", ""), "missing field `ca`"),
         ];
         for (text, expected) in cases {

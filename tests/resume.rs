@@ -23,6 +23,7 @@ use vmferry::mux::{Class, Code, Config, Open, purpose};
 use vmferry::net::connect::{self, Endpoint};
 use vmferry::net::handshake;
 use vmferry::net::identity::Identity;
+use vmferry::net::lanes::Lanes;
 use vmferry::net::pool::Pool;
 use vmferry::net::pump::{Pump, PumpEnd};
 use vmferry::net::session::{EndCause, IncomingStream, Session};
@@ -274,8 +275,8 @@ async fn while_there_is_no_connection_little_is_taken_and_it_is_told() {
     });
     // Time that is spent without a connection is nobody's.
     let waited = tokio::spawn({
-        let session = pair.session.clone();
-        async move { session.within(Duration::from_millis(400), std::future::pending::<()>()).await }
+        let lanes = Lanes::from(pair.session.clone());
+        async move { lanes.within(Duration::from_millis(400), std::future::pending::<()>()).await }
     });
     tokio::time::sleep(Duration::from_millis(1200)).await;
     assert!(!opening.is_finished() && !waited.is_finished());

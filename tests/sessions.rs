@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failure of the test")]
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -446,6 +447,43 @@ async fn one_session_serves_both_directions_and_all_who_ask_at_once() {
     let opening = tokio::spawn(async move { back.open(open(9)).await });
     let _theirs = pair.a.offered_on(9).await.accept().await.unwrap();
     soon("the stream from the accepting side", opening).await.unwrap().unwrap();
+}
+
+/// How many streams of so many go to each lane.
+async fn lanes_of(side: &Side, first: &Session, address: Option<&str>, streams: usize) -> Vec<usize> {
+    let mut used = BTreeMap::<_, usize>::new();
+    for _ in 0..streams {
+        *used.entry(side.pool.lane(first, address).await.id()).or_default() += 1;
+    }
+    used.into_values().collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_go_to_all_lanes_in_turn_and_a_peer_bounds_their_number() {
+    let pair = Pair::new().await;
+    let address = pair.b.address.to_string();
+    assert_eq!(lanes_of(&pair.a, &pair.session, Some(&address), 6).await, [6], "one is the default");
+    pair.a.pool.set_lanes(&pair.b.identity, 3);
+    let spread = lanes_of(&pair.a, &pair.session, Some(&address), 11).await;
+    assert_eq!(spread.len(), 3);
+    assert!(spread.iter().all(|streams| (3..=5).contains(streams)), "{spread:?}");
+    // Its peer, which cannot dial, uses what is there.
+    pair.b.pool.set_lanes(&pair.a.identity, 2);
+    let far = soon("all sessions", async {
+        loop {
+            let far = pair.b.pool.all();
+            if far.len() == 3 {
+                break far;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert_eq!(lanes_of(&pair.b, &far.await[0], None, 8).await, [4, 4]);
+    pair.b.pool.set_lanes(&pair.a.identity, 1);
+    pair.a.pool.set_lanes(&pair.b.identity, 8);
+    let bounded = lanes_of(&pair.a, &pair.session, Some(&address), 40).await;
+    assert_eq!(bounded.len(), 4, "{bounded:?}: a peer with one lane admits four sessions");
+    assert_eq!(pair.a.pool.dial_failures().values().sum::<u64>(), 1, "it is not asked again and again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

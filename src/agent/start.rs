@@ -119,7 +119,9 @@ async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::R
     let stopping = CancellationToken::new();
     let pool = Pool::new(endpoint, incoming.clone(), started);
     for peer in config.peers.values() {
-        pool.set_limit(&peer.identity.parse()?, peer.limit);
+        let identity = peer.identity.parse()?;
+        pool.set_limit(&identity, peer.limit);
+        pool.set_lanes(&identity, peer.lanes);
     }
     let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));
     let agent = Arc::new(Agent {

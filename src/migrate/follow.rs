@@ -91,9 +91,9 @@ impl Source {
         let Some(followed) = self.tracking.disks.get(&disk.name) else { return Ok(()) };
         let bitmaps = followed.bitmaps.clone();
         let label = Label::Disk(disk.name.clone());
-        let stream = self.open(&label, purpose::NBD, export.channel).await?;
+        let (lane, stream) = self.open(&label, purpose::NBD, export.channel).await?;
         let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
-        self.streams.start_coded(label, &self.session, ours, stream, self.disk_coding());
+        self.streams.start_coded(label, &lane, ours, stream, self.disk_coding());
         self.journal.will_make(Undo::Export(names::export_id(&disk.name)))?;
         self.delta.start(&self.qmp, &disk.name, bitmaps, &export.export, theirs);
         tracing::info!(disk = disk.name, "only what changed since the try before is copied");

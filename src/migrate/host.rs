@@ -254,6 +254,12 @@ impl Host {
         connected.map_err(|source| Failure::Connect { peer: name.into(), source })
     }
 
+    /// Where the next stream to that peer goes: `first`, or another of its lanes.
+    pub(super) async fn lane(&self, first: &Session, name: &str) -> Session {
+        let address = self.config.peers.get(name).and_then(|peer| peer.address.as_deref());
+        self.pool.lane(first, address).await
+    }
+
     /// What a failed connection means to an operator.
     pub(super) fn connect_problem(&self, peer: &str, error: &ConnectError) -> Problem {
         let text = format!("no session with peer {peer}: {}", chain(error));

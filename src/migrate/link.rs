@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::frozen::{FrozenControl, StoppedControl, ThawedStreams};
 use super::message::{Asked, Notice, Refusal, Reply, Request, Response};
 use crate::mux::{Class, Code, Open, purpose};
+use crate::net::lanes::Lanes;
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
 use crate::net::session::{OpenStreamError, Session};
 use crate::net::stream::StreamEnded;
@@ -59,7 +60,7 @@ impl LinkError {
 /// A migration's control stream.
 #[derive(Debug)]
 pub(crate) struct Link {
-    session: Session,
+    lanes: Lanes,
     sender: MessageSender,
     receiver: MessageReceiver,
     notices: VecDeque<Notice>,
@@ -77,7 +78,8 @@ impl Link {
             channel: 0,
         };
         let (sender, receiver) = message::split(session.open(open).await?);
-        Ok(Self { session: session.clone(), sender, receiver, notices: VecDeque::new(), number: 0 })
+        let lanes = session.clone().into();
+        Ok(Self { lanes, sender, receiver, notices: VecDeque::new(), number: 0 })
     }
 
     /// Asks and waits for the answer. The time without a connection does not count.
@@ -85,7 +87,7 @@ impl Link {
         let name = request.name();
         self.number += 1;
         let asked = Asked { number: self.number, request };
-        let session = self.session.clone();
+        let lanes = self.lanes.clone();
         let answered = async {
             self.sender.send(&asked).await.map_err(LinkError::Lost)?;
             loop {
@@ -100,7 +102,7 @@ impl Link {
                 }
             }
         };
-        let answer = match session.within(deadline, answered).await {
+        let answer = match lanes.within(deadline, answered).await {
             Some(answer) => answer?,
             None => return Err(LinkError::Deadline { request: name, after: deadline }),
         };
@@ -134,7 +136,7 @@ impl Link {
     /// Lets go of the control stream without ending it.
     pub(super) fn stop(self) -> StoppedControl {
         StoppedControl {
-            session: self.session.id(),
+            session: self.lanes.first().id(),
             channel: message::stop(self.sender, self.receiver),
             number: self.number,
             notices: self.notices.into(),
@@ -146,12 +148,12 @@ impl Link {
         let (session, stream, buffer) = frozen.thaw(streams)?;
         let (sender, receiver) = message::take_up(stream, &buffer);
         let notices = frozen.notices.clone().into();
-        Some(Self { session, sender, receiver, notices, number: frozen.number })
+        Some(Self { lanes: session.into(), sender, receiver, notices, number: frozen.number })
     }
 
-    /// The session that it belongs to.
-    pub(super) fn session(&self) -> &Session {
-        &self.session
+    /// The sessions of its migration, that of this stream first. What it asks for may depend on all.
+    pub(super) fn lanes(&self) -> &Lanes {
+        &self.lanes
     }
 
     /// Ends the control stream in order.

@@ -1,4 +1,4 @@
-//! Patience: how long a migration waits while its session has no connection.
+//! Patience: how long a migration waits while its session, or one of its lanes, has no connection.
 //!
 //! While the guest runs there is time: nothing is lost by waiting, and the session itself ends
 //! when it has waited for long enough. While the guest is paused the waiting is downtime, so it is
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use super::failure::Failure;
 use super::host::Host;
 use super::progress::{ProgressSink, Reconnecting};
-use crate::net::session::Session;
+use crate::net::lanes::Lanes;
 
 /// Between two words on a connection that is waited for.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -22,7 +22,7 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(super) struct Patience {
     host: Arc<Host>,
-    session: Session,
+    lanes: Lanes,
     progress: ProgressSink,
     /// For how long at most; `None`: for as long as the session lives.
     limit: Option<Duration>,
@@ -32,11 +32,11 @@ impl Patience {
     /// With a guest that stands still if `limit` is given.
     pub(super) fn new(
         host: &Arc<Host>,
-        session: &Session,
+        lanes: &Lanes,
         progress: &ProgressSink,
         limit: Option<Duration>,
     ) -> Self {
-        Self { host: Arc::clone(host), session: session.clone(), progress: progress.clone(), limit }
+        Self { host: Arc::clone(host), lanes: lanes.clone(), progress: progress.clone(), limit }
     }
 
     /// Runs `work` for as long as patience lasts.
@@ -76,9 +76,9 @@ impl Patience {
 
     /// Waits until patience is at its end, and tells the progress of a connection that is missed.
     async fn missed(self) -> Failure {
-        let mut link = self.session.watch_link();
+        let mut links = self.lanes.watch();
         loop {
-            let away = link.borrow_and_update().away.clone();
+            let away = links.away();
             let word = away.as_ref().map(Reconnecting::now);
             if self.progress.now().reconnecting != word {
                 self.progress.update(|p| p.reconnecting = word);
@@ -90,10 +90,7 @@ impl Patience {
             }
             let next = Instant::now() + TELL_EVERY;
             tokio::select! {
-                changed = link.changed() => if changed.is_err() {
-                    // The session has ended; its streams say so.
-                    return std::future::pending().await;
-                },
+                () = links.changed() => {}
                 () = sleep_until(end.map_or(next, |end| end.min(next))), if away.is_some() => {}
             }
         }

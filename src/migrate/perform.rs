@@ -21,6 +21,7 @@ use super::source::{Happening, Source, cancelled, millis, pause};
 use super::streams::{Label, socket_pair};
 use crate::mux::{Class, Open, purpose};
 use crate::net::compress::Coding;
+use crate::net::session::Session;
 use crate::net::stream::Stream;
 use crate::qemu::{
     BlockJobCancel, BlockdevAdd, BlockdevMirror, COMMAND_DEADLINE, EventKind, JobDismiss, Migrate,
@@ -134,9 +135,9 @@ impl Source {
 
     async fn start_mirror(&mut self, disk: &CopiedDisk, export: &Export) -> Result<(), Failure> {
         let (label, name) = (Label::Disk(disk.name.clone()), &disk.name);
-        let stream = self.open(&label, purpose::NBD, export.channel).await?;
+        let (lane, stream) = self.open(&label, purpose::NBD, export.channel).await?;
         let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
-        self.streams.start_coded(label, &self.session, ours, stream, self.disk_coding());
+        self.streams.start_coded(label, &lane, ours, stream, self.disk_coding());
         let (fd, node, job) = (names::nbd_fdname(name), names::node_name(name), names::job_id(name));
         self.journal.will_make(Undo::Fd(fd.clone()))?;
         self.journal.will_make(Undo::Node(node.clone()))?;
@@ -155,16 +156,16 @@ impl Source {
         C: crate::qemu::Command,
     {
         let limit = self.host.config.deadlines.resume_paused();
-        let patience = Patience::new(&self.host, &self.session, &self.progress, Some(limit));
+        let patience = Patience::new(&self.host, &self.lanes, &self.progress, Some(limit));
         let late = QmpError::Deadline { name: C::NAME, after: deadline, sent: true };
         let longest = deadline + limit;
-        let done = self.session.within(deadline, self.qmp.execute_within(command, longest));
+        let done = self.lanes.within(deadline, self.qmp.execute_within(command, longest));
         patience.until_done(async { done.await.unwrap_or(Err(late)) }).await.map(drop)
     }
 
     /// Whether nothing can move for want of a connection.
     fn is_away(&self) -> bool {
-        self.session.away_since().is_some()
+        self.lanes.is_away()
     }
 
     /// A question to QEMU, whose main loop may hang on a stream that does not move.
@@ -173,13 +174,25 @@ impl Source {
         self.patience().with(self.qmp.execute_within(command, deadline)).await
     }
 
-    pub(super) async fn open(&self, label: &Label, purpose: u16, channel: u16) -> Result<Stream, Failure> {
+    /// Opens a data stream in the next of the peer's lanes, which is this migration's from then on.
+    pub(super) async fn open(
+        &self,
+        label: &Label,
+        purpose: u16,
+        channel: u16,
+    ) -> Result<(Session, Stream), Failure> {
         let migration = *self.request.id.as_bytes();
         let open = Open { purpose, class: Class::Bulk, weight: WEIGHT, migration, channel };
+        let opened = async {
+            let lane = self.host.lane(self.lanes.first(), &self.request.peer).await;
+            self.lanes.add(&lane);
+            self.share.spread();
+            let stream = lane.open(open).await;
+            let stream = stream.map_err(|source| Failure::Open { stream: label.to_string(), source })?;
+            Ok((lane, stream))
+        };
         tokio::select! {
-            stream = self.session.open(open) => {
-                stream.map_err(|source| Failure::Open { stream: label.to_string(), source })
-            }
+            opened = opened => opened,
             () = self.cancel.cancelled() => Err(cancelled(&self.host)),
         }
     }
@@ -242,9 +255,9 @@ impl Source {
     async fn start_migration(&mut self) -> Result<(), Failure> {
         self.set_up_migration().await?;
         self.demand(Request::Incoming, Duration::from_secs(30)).await?;
-        let stream = self.open(&Label::Ram, purpose::RAM, RAM_CHANNEL).await?;
+        let (lane, stream) = self.open(&Label::Ram, purpose::RAM, RAM_CHANNEL).await?;
         let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
-        self.streams.start(Label::Ram, &self.session, ours, stream);
+        self.streams.start(Label::Ram, &lane, ours, stream);
         self.progress.update(|p| p.ram = Some(RamProgress::default()));
         self.journal.will_make(Undo::Fd(names::RAM_FDNAME.into()))?;
         self.qmp.getfd(names::RAM_FDNAME, theirs).await?;

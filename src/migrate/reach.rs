@@ -21,7 +21,7 @@ pub(super) async fn reach(
     host: &Host,
     request: &SourceRequest,
     cancel: &CancellationToken,
-) -> Result<(Session, Link), Failure> {
+) -> Result<Link, Failure> {
     let mut attempt = 1;
     loop {
         let session = connect(host, &request.peer, cancel).await?;
@@ -30,7 +30,7 @@ pub(super) async fn reach(
             biased;
             link = Link::open(&session, request.id) => match link {
                 Err(e) if is_session_lost(&e) && !last => {}
-                link => return Ok((session, link?)),
+                link => return Ok(link?),
             },
             () = session.missed(), if !last => {}
             () = cancel.cancelled() => return Err(cancelled(host)),

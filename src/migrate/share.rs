@@ -1,16 +1,17 @@
 //! A migration's share of what its session sends: what its operator wants, changed at any time,
-//! kept over tries and processes. Whoever runs a try attaches its session; what is asked for then
+//! kept over tries and processes. Whoever runs a try attaches its lanes; what is asked for then
 //! counts from the next frame on.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::progress::ProgressSink;
 use super::request::Options;
-use crate::mux::{self, SHARE_WEIGHT_DEFAULT};
-use crate::net::session::Session;
+use crate::mux::{self, Allowance, SHARE_WEIGHT_DEFAULT};
+use crate::net::lanes::Lanes;
 use crate::rate::Rate;
 
 /// A migration's part among those that have something to send: 1 to [`Weight::MAX`], ordinarily
@@ -68,21 +69,33 @@ pub struct ShareHandle {
 #[derive(Debug)]
 struct State {
     wish: Wish,
+    /// The limit of `wish`, as all lanes draw on it.
+    allowance: Option<Allowance>,
     /// The try that is under way.
-    attached: Option<(Session, Uuid)>,
+    attached: Option<(Lanes, Uuid)>,
     /// Its guest stands still.
     ahead: bool,
 }
 
 impl State {
-    fn apply(&self) {
-        let Some((session, migration)) = &self.attached else { return };
-        let share = mux::Share {
-            weight: self.wish.weight.into(),
-            limit: self.wish.limit_bytes_per_s.map(Rate::get),
-            ahead: self.ahead,
-        };
-        session.share(*migration.as_bytes(), share);
+    fn apply(&mut self) {
+        let limit = self.wish.limit_bytes_per_s.map(Rate::get);
+        self.allowance = limit.map(|rate| match self.allowance.take() {
+            Some(allowance) => {
+                allowance.set(rate, Instant::now());
+                allowance
+            }
+            None => Allowance::new(rate, Instant::now()),
+        });
+        let share =
+            mux::Share { weight: self.wish.weight.into(), limit: self.allowance.clone(), ahead: self.ahead };
+        self.tell(&share);
+    }
+
+    /// Tells all lanes.
+    fn tell(&self, share: &mux::Share) {
+        let Some((lanes, migration)) = &self.attached else { return };
+        lanes.all().iter().for_each(|session| session.share(*migration.as_bytes(), share.clone()));
     }
 }
 
@@ -92,7 +105,7 @@ impl ShareHandle {
     pub fn new(options: &Options, progress: ProgressSink) -> Self {
         let wish = Wish { limit_bytes_per_s: options.limit_bytes_per_s, weight: options.weight };
         progress.update(|p| p.share = Some(wish));
-        let state = State { wish, attached: None, ahead: false };
+        let state = State { wish, allowance: None, attached: None, ahead: false };
         Self { state: Arc::new(Mutex::new(state)), progress }
     }
 
@@ -113,10 +126,10 @@ impl ShareHandle {
         wish
     }
 
-    /// A try sends over `session` under this name.
-    pub(super) fn attach(&self, session: &Session, migration: Uuid) -> Attached {
+    /// A try sends over `lanes` under this name.
+    pub(super) fn attach(&self, lanes: &Lanes, migration: Uuid) -> Attached {
         let mut state = self.locked();
-        state.attached = Some((session.clone(), migration));
+        state.attached = Some((lanes.clone(), migration));
         state.ahead = false;
         state.apply();
         Attached(self.clone())
@@ -127,11 +140,16 @@ impl ShareHandle {
     }
 }
 
-/// A try's hold on its share; dropped, the session forgets it.
+/// A try's hold on its share; dropped, its sessions forget it.
 #[derive(Debug)]
 pub(super) struct Attached(ShareHandle);
 
 impl Attached {
+    /// There is another lane: it counts there, too.
+    pub(super) fn spread(&self) {
+        self.0.locked().apply();
+    }
+
     /// The guest stands still: everything of it goes first.
     pub(super) fn go_ahead(&self) {
         let mut state = self.0.locked();
@@ -143,8 +161,8 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        if let Some((session, migration)) = self.0.locked().attached.take() {
-            session.share(*migration.as_bytes(), mux::Share::default());
-        }
+        let mut state = self.0.locked();
+        state.tell(&mux::Share::default());
+        state.attached = None;
     }
 }

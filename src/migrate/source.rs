@@ -26,8 +26,8 @@ use super::share::Attached;
 use super::streams::{Label, Streams};
 use super::undo::Bitmaps;
 use super::{decide, undo, vm};
+use crate::net::lanes::Lanes;
 use crate::net::pump::PumpEnd;
-use crate::net::session::Session;
 use crate::qemu::{EventKind, Events, Qmp};
 
 /// Between two looks at how far QEMU is.
@@ -55,7 +55,7 @@ pub(super) struct Source {
     pub(super) cancel: CancellationToken,
     pub(super) qmp: Qmp,
     pub(super) events: Events,
-    pub(super) session: Session,
+    pub(super) lanes: Lanes,
     pub(super) link: Link,
     pub(super) journal: Journal,
     /// Whose the guest is.
@@ -119,8 +119,9 @@ impl Source {
         if !examined.problems.is_empty() {
             return Err(Failure::Problems(examined.problems));
         }
-        let (session, link) = reach(&host, &request, &cancel).await?;
-        let share = request.share.attach(&session, request.id);
+        let link = reach(&host, &request, &cancel).await?;
+        let lanes = link.lanes().clone();
+        let share = request.share.attach(&lanes, request.id);
         let mut retry = request.retry.clone();
         if let (Some(retry), Some(held)) = (&mut retry, &*held) {
             retry.kept = held.tracking.undo();
@@ -147,7 +148,7 @@ impl Source {
             cancel,
             qmp,
             events,
-            session,
+            lanes,
             link,
             journal,
             handover: handover::Source::new(),
@@ -273,7 +274,7 @@ impl Source {
     /// still.
     pub(super) fn patience(&self) -> Patience {
         let limit = self.paused_at.is_some().then(|| self.host.config.deadlines.resume_paused());
-        Patience::new(&self.host, &self.session, &self.progress, limit)
+        Patience::new(&self.host, &self.lanes, &self.progress, limit)
     }
 
     /// Asks the destination for something whose answer is only that it is done.
@@ -476,9 +477,9 @@ impl Source {
             return chain(failure);
         }
         let own = chain(failure);
-        let (link, session, peer) = (&mut self.link, &self.session, &self.request.peer);
+        let (link, lanes, peer) = (&mut self.link, &self.lanes, &self.request.peer);
         let lost = async {
-            let end = session.ended().await;
+            let end = lanes.ended().await;
             format!("the session with {peer} was lost: {}", chain(&end.cause))
         };
         let heard = async {

@@ -200,7 +200,7 @@ impl Source {
         let reservation = host.reserve(&left.vm, left.id).map_err(|p| p.to_string())?;
         let link = left.control.as_ref().and_then(|control| Link::take_up(control, streams));
         let link = link.ok_or("its session has ended")?;
-        let session = link.session().clone();
+        let lanes = link.lanes().clone();
         let journal = journal(host, left.id, Role::Source)?;
         let config = host.vm(&left.vm, "source").map_err(|p| p.to_string())?.clone();
         let mut tick = interval(TICK);
@@ -209,13 +209,14 @@ impl Source {
         for data in left.data {
             let label = data.label.clone();
             let thawed = data.thaw(streams, fds).ok_or_else(|| lost(&label))?;
+            lanes.add(&thawed.session);
             pumps.resume(thawed);
         }
         left.ended.into_iter().for_each(|label| pumps.has_ended(label));
         let (id, vm, peer, options) = (left.id, left.vm, left.peer, left.options);
         let (progress, cancel) = (ProgressSink::new(left.progress), CancellationToken::new());
         let share = ShareHandle::new(&options, progress.clone());
-        let attached = share.attach(&session, id);
+        let attached = share.attach(&lanes, id);
         if left.paused_ms.is_some() {
             attached.go_ahead();
         }
@@ -229,7 +230,7 @@ impl Source {
             cancel,
             qmp,
             events,
-            session,
+            lanes,
             link,
             journal,
             // Only what is the source's without a question is left to another process.

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::pace::Pace;
+use super::allowance::Draw;
 use super::ring::{Backlog, Ring, Turn};
 use super::{MigrationId, Share, StreamId};
 
@@ -18,7 +18,7 @@ type Place = (bool, u128, MigrationId);
 #[derive(Debug, Default)]
 struct Group {
     share: Share,
-    pace: Option<Pace>,
+    draw: Option<Draw>,
     ring: Ring,
     /// What it has had for its weight.
     time: u128,
@@ -37,7 +37,7 @@ impl Group {
 pub(super) struct Groups {
     all: BTreeMap<MigrationId, Group>,
     order: BTreeSet<Place>,
-    /// Those that wait for their pace.
+    /// Those that wait for their limit.
     parked: Vec<MigrationId>,
     /// The virtual time of the group that sent last: who comes back begins here.
     clock: u128,
@@ -54,8 +54,8 @@ impl Groups {
         if !self.order.is_empty() {
             return None;
         }
-        let parked = self.parked.iter().filter_map(|key| self.all.get(key)?.pace.as_ref());
-        parked.map(Pace::ready_at).min()
+        let parked = self.parked.iter().filter_map(|key| self.all.get(key)?.draw.as_ref());
+        parked.map(Draw::ready_at).min()
     }
 
     /// A stream that is not listed can send.
@@ -78,15 +78,10 @@ impl Groups {
     }
 
     /// Another share, from the next frame on.
-    pub(super) fn change(&mut self, now: Instant, key: MigrationId, share: Share) {
+    pub(super) fn change(&mut self, key: MigrationId, share: Share) {
         let clock = self.clock;
         let group = self.all.entry(key).or_default();
-        match (&mut group.pace, share.limit) {
-            (_, None) => group.pace = None,
-            (Some(pace), Some(limit)) if pace.per_second() == limit => {}
-            (Some(pace), Some(limit)) => pace.change(limit, now),
-            (pace, Some(limit)) => *pace = Some(Pace::new(limit, now)),
-        }
+        Draw::renew(&mut group.draw, share.limit.clone());
         if group.share.ahead != share.ahead {
             // What it had while it went ahead is no debt.
             group.time = clock;
@@ -110,7 +105,7 @@ impl Groups {
                 self.forget_if_idle(key);
                 continue;
             };
-            if group.pace.as_mut().is_none_or(|pace| pace.is_ready(now)) {
+            if group.draw.as_mut().is_none_or(|draw| draw.is_ready(now)) {
                 return Some(id);
             }
             self.unlist(key);
@@ -126,7 +121,7 @@ impl Groups {
             self.clock = self.clock.max(group.time);
         }
         group.time += bytes as u128 * TIME_PER_BYTE / u128::from(group.share.weight.max(1));
-        let waited = group.pace.as_mut().map(|pace| pace.charge(bytes, now)).unwrap_or_default();
+        let waited = group.draw.as_mut().map(|draw| draw.charge(bytes, now)).unwrap_or_default();
         if group.place.is_some() {
             self.unlist(key);
             self.list(key);
@@ -137,8 +132,8 @@ impl Groups {
     fn unpark(&mut self, now: Instant) {
         let mut at = 0;
         while let Some(key) = self.parked.get(at).copied() {
-            let pace = self.all.get_mut(&key).and_then(|group| group.pace.as_mut());
-            if pace.is_none_or(|pace| pace.is_ready(now)) {
+            let draw = self.all.get_mut(&key).and_then(|group| group.draw.as_mut());
+            if draw.is_none_or(|draw| draw.is_ready(now)) {
                 self.parked.swap_remove(at);
                 self.list(key);
             } else {

@@ -1,7 +1,6 @@
 //! What the local side asks of streams: open, accept, send, receive, end. Every call is a change
 //! of state; what the peer is to hear of it is sent later, by `transmit`.
 
-use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,7 +9,9 @@ use super::credit::RecvCredit;
 use super::frame::RECORD_LEN;
 use super::session::{Event, Session};
 use super::stream::{Phase, RecvState, SendState, Stream};
-use super::{Class, Code, MigrationId, Open, OpenError, Share, StreamError, StreamId, WEIGHT_MAX, purpose};
+use super::{
+    Allowance, Class, Code, MigrationId, Open, OpenError, Share, StreamError, StreamId, WEIGHT_MAX, purpose,
+};
 
 impl Session {
     /// Opens a stream. Data may be sent at once; the peer's answer is an event.
@@ -219,19 +220,20 @@ impl Session {
         (two_round_trips.unwrap_or_default(), self.config.growth_time_min)
     }
 
-    /// Limits what is sent on all bulk streams together, in bytes per second, headers included;
-    /// `None` for no limit. What must be sent again and urgent streams do not wait for it, but are
-    /// paid for by what follows.
-    pub fn set_limit(&mut self, now: Instant, limit: Option<NonZeroU64>) {
-        self.scheduler.set_limit(now, limit);
+    /// Limits what is sent on all bulk streams together, headers included; `None` for no limit. What
+    /// must be sent again and urgent streams do not wait for it, but are paid for by what follows.
+    /// The same allowance again: its rate may be another.
+    pub fn set_limit(&mut self, limit: Option<Allowance>) {
+        self.scheduler.set_limit(limit);
     }
 
     /// What a migration may send from now on; [`Share::default`] forgets it.
-    pub fn set_share(&mut self, now: Instant, migration: MigrationId, share: Share) {
-        self.scheduler.set_share(now, migration, share);
+    pub fn set_share(&mut self, migration: MigrationId, share: Share) {
+        let ahead = share.ahead;
+        self.scheduler.set_share(migration, share);
         for stream in self.streams.0.values_mut().filter(|s| s.open.migration == migration) {
             if matches!(stream.open.purpose, purpose::RAM | purpose::RAM_CHANNEL) {
-                let weight = if share.ahead { WEIGHT_MAX } else { stream.open.weight };
+                let weight = if ahead { WEIGHT_MAX } else { stream.open.weight };
                 let class = stream.turn.class;
                 self.scheduler.change(stream.id, &mut stream.turn, class, weight);
             }

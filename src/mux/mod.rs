@@ -17,6 +17,7 @@
 //! Reading never waits for writing, and never for a stream: what a stream may hold is bounded by
 //! the credit that it was given, and the sum of that by the session's budget.
 
+mod allowance;
 mod batch;
 mod code;
 mod config;
@@ -42,6 +43,7 @@ mod stats;
 mod stream;
 mod transmit;
 
+pub use allowance::Allowance;
 pub use batch::{Batch, Part};
 pub use code::Code;
 pub use config::{Config, PerClass, RateLimit};

@@ -5,12 +5,12 @@
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
+use super::allowance::Draw;
 use super::frame::RECORD_LEN;
 use super::groups::Groups;
 use super::limit::TokenBucket;
-use super::pace::Pace;
 use super::ring::{self, Backlog, Ring, Turn};
-use super::{Class, Config, MigrationId, Share, StreamId};
+use super::{Allowance, Class, Config, MigrationId, Share, StreamId};
 
 /// Time over which the rate is measured that the urgent share is a tenth of.
 const RATE_PERIOD: Duration = Duration::from_millis(100);
@@ -21,7 +21,7 @@ pub(super) struct Scheduler {
     urgent: Ring,
     bulk: Groups,
     /// The session's limit.
-    pace: Option<Pace>,
+    draw: Option<Draw>,
     /// Whether bulk waits for nothing but a limit.
     held: bool,
     /// For how long limits have kept what could have been sent.
@@ -38,7 +38,7 @@ impl Scheduler {
         Self {
             urgent: Ring::default(),
             bulk: Groups::default(),
-            pace: None,
+            draw: None,
             held: false,
             held_for: Duration::ZERO,
             urgent_part: TokenBucket::new(config.urgent, now),
@@ -60,22 +60,18 @@ impl Scheduler {
     }
 
     /// Limits all bulk streams together, from the next frame on.
-    pub(super) fn set_limit(&mut self, now: Instant, limit: Option<NonZeroU64>) {
-        match (&mut self.pace, limit) {
-            (Some(pace), Some(limit)) if pace.per_second() != limit => pace.change(limit, now),
-            (Some(_), Some(_)) => {}
-            (pace, limit) => *pace = limit.map(|limit| Pace::new(limit, now)),
-        }
+    pub(super) fn set_limit(&mut self, limit: Option<Allowance>) {
+        Draw::renew(&mut self.draw, limit);
     }
 
     /// The session's limit.
     pub(super) fn limit(&self) -> Option<NonZeroU64> {
-        self.pace.as_ref().map(Pace::per_second)
+        self.draw.as_ref().map(Draw::per_second)
     }
 
     /// Another share for a migration, from the next frame on.
-    pub(super) fn set_share(&mut self, now: Instant, migration: MigrationId, share: Share) {
-        self.bulk.change(now, migration, share);
+    pub(super) fn set_share(&mut self, migration: MigrationId, share: Share) {
+        self.bulk.change(migration, share);
     }
 
     /// For how long limits have kept what could have been sent.
@@ -88,7 +84,7 @@ impl Scheduler {
         if !self.held {
             return None;
         }
-        self.pace.as_ref().map(Pace::ready_at).max(self.bulk.ready_at())
+        self.draw.as_ref().map(Draw::ready_at).max(self.bulk.ready_at())
     }
 
     /// Time has passed: what was waited for is looked at with the next frame.
@@ -146,7 +142,7 @@ impl Scheduler {
 
     fn next_bulk(&mut self, now: Instant, streams: &mut impl Backlog) -> Option<StreamId> {
         let id = self.bulk.head(now, streams);
-        let may = id.is_some() && self.pace.as_mut().is_none_or(|pace| pace.is_ready(now));
+        let may = id.is_some() && self.draw.as_mut().is_none_or(|draw| draw.is_ready(now));
         self.held = !may && !self.bulk.is_empty();
         id.filter(|_| may)
     }
@@ -166,7 +162,7 @@ impl Scheduler {
     /// So much is sent without having waited for its turn, or is sent again. Returns for how long
     /// the session's limit had been waited for.
     pub(super) fn charge_session(&mut self, bytes: usize, now: Instant) -> Duration {
-        self.pace.as_mut().map(|pace| pace.charge(bytes, now)).unwrap_or_default()
+        self.draw.as_mut().map(|draw| draw.charge(bytes, now)).unwrap_or_default()
     }
 
     /// Bytes per second that left lately.

@@ -1,6 +1,6 @@
 //! Shares: what of the session each migration may use, as its operator wants it. Plain data.
 
-use std::num::NonZeroU64;
+use super::Allowance;
 
 /// The migration that streams belong to; zero for none.
 pub type MigrationId = [u8; 16];
@@ -9,12 +9,12 @@ pub type MigrationId = [u8; 16];
 pub const SHARE_WEIGHT_DEFAULT: u16 = 100;
 
 /// What a migration may send, in this direction. It changes nothing at the peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
     /// Its part among the migrations that have something to send, in proportion to theirs.
     pub weight: u16,
-    /// Bytes per second over all its streams; `None` for no limit.
-    pub limit: Option<NonZeroU64>,
+    /// Over all its streams, in all sessions that are given the same; `None` for no limit.
+    pub limit: Option<Allowance>,
     /// Its guest stands still: it goes before all others, and its RAM before its disks.
     pub ahead: bool,
 }

@@ -7,7 +7,6 @@
 //! long: the dialer dials again, the acceptor waits for it. Knows no QEMU.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -23,7 +22,7 @@ use super::frozen::{FrozenSession, Left};
 use super::resume::{Redial, Resumed, SessionKey};
 use super::session::{Away, EndCause, IncomingStream, Lines, LinkState, Session, SessionEnd};
 use super::stream::{ChunkPermit, ChunkSize, Inbound, Shared, Stream, StreamEnded};
-use crate::mux::{self, Batch, Code, Event, MigrationId, Open, Share, StreamId};
+use crate::mux::{self, Allowance, Batch, Code, Event, MigrationId, Open, Share, StreamId};
 use crate::words::chain;
 
 /// Bytes asked of the socket at once; smaller reads cost a system call per record.
@@ -52,7 +51,7 @@ pub(crate) enum Command {
     Reset(StreamId, Code),
     Stop(StreamId, Code),
     Consumed(StreamId, u64),
-    Limit(Option<NonZeroU64>),
+    Limit(Option<Allowance>),
     Share(MigrationId, Share),
     Stats(oneshot::Sender<mux::Stats>),
     /// Let go of the connection for the attempt of this number, and tell what was received; no
@@ -386,10 +385,8 @@ impl Driver {
                 }
             }
             Command::Consumed(id, bytes) => self.session.consumed(Instant::now(), id, bytes),
-            Command::Limit(limit) => self.session.set_limit(Instant::now(), limit),
-            Command::Share(migration, share) => {
-                self.session.set_share(Instant::now(), migration, share);
-            }
+            Command::Limit(limit) => self.session.set_limit(limit),
+            Command::Share(migration, share) => self.session.set_share(migration, share),
             Command::Stats(reply) => drop(reply.send(self.session.stats())),
             Command::Fence(generation, reply) => self.fence(generation, reply)?,
             Command::Rejoin(generation, resumed) => {

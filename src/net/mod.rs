@@ -16,6 +16,7 @@ mod edge;
 pub mod frozen;
 pub mod handshake;
 pub mod identity;
+pub mod lanes;
 mod lobby;
 pub mod message;
 pub mod pool;

@@ -1,11 +1,12 @@
-//! The sessions of this agent, at most one in use per peer.
+//! The sessions of this agent: with each peer one in use, or as many as it has lanes.
 //!
 //! A session serves both directions, whoever dialed. When two agents dial each other at the
 //! same moment, both sides use the session that the smaller identity dialed. Knows no streams.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -15,13 +16,41 @@ use super::identity::Identity;
 use super::lobby::Lobby;
 use super::session::{IncomingStream, Session};
 use crate::mux::hello::Mode;
-use crate::mux::{Code, Role};
+use crate::mux::{Allowance, Code, Role};
 use crate::rate::Rate;
+use crate::words::chain;
 
 /// Connections that have not proved their identity yet (WIRE §8).
 pub const UNAUTHENTICATED_MAX: usize = 32;
-/// Sessions of one peer (WIRE §8).
-pub const SESSIONS_PER_PEER_MAX: usize = 4;
+/// Sessions that a peer may have: its lanes, as many again when both agents dial at the same moment,
+/// and two for a process that has taken another's place.
+const fn sessions_max(lanes: usize) -> usize {
+    2 * lanes + 2
+}
+
+/// How long there are fewer lanes before a further one is tried again.
+const LANE_AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// What its configuration and its operators want of the sessions with one peer.
+#[derive(Debug)]
+struct Terms {
+    limit: Option<(Rate, Allowance)>,
+    lanes: usize,
+    /// When a further lane could not be dialed.
+    refused: Option<Instant>,
+}
+
+impl Terms {
+    fn allowance(&self) -> Option<Allowance> {
+        self.limit.as_ref().map(|(_, allowance)| allowance.clone())
+    }
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { limit: None, lanes: 1, refused: None }
+    }
+}
 
 /// Owns all sessions.
 #[derive(Debug)]
@@ -33,8 +62,9 @@ pub struct Pool {
     incoming: mpsc::Sender<IncomingStream>,
     started: mpsc::UnboundedSender<Session>,
     dial_failures: Mutex<BTreeMap<&'static str, u64>>,
-    /// What each session with a peer may send.
-    limits: Mutex<BTreeMap<Identity, Rate>>,
+    terms: Mutex<BTreeMap<Identity, Terms>>,
+    /// Goes up with each stream that is given a lane.
+    turn: AtomicUsize,
     leaving: AtomicBool,
 }
 
@@ -55,7 +85,8 @@ impl Pool {
             incoming,
             started,
             dial_failures: Mutex::default(),
-            limits: Mutex::default(),
+            terms: Mutex::default(),
+            turn: AtomicUsize::new(0),
             leaving: AtomicBool::new(false),
         }
     }
@@ -100,9 +131,7 @@ impl Pool {
         let Some(address) = address else {
             return Err(ConnectError::NoAddress { peer: peer.clone() });
         };
-        let dialed = self.endpoint.dial(address, peer).await;
-        let established = dialed.inspect_err(|e| self.count_dial_failure(e))?;
-        self.adopt(established)?;
+        self.dial_another(peer, address).await?;
         self.live(peer).ok_or_else(|| ConnectError::Refused { code: Code::Limit, text: String::new() })
     }
 
@@ -139,7 +168,7 @@ impl Pool {
             let found = self.find(peer, session_id);
             return found.map(Some).ok_or((Code::NoSession, "this agent does not know that session"));
         }
-        if self.count(peer) >= SESSIONS_PER_PEER_MAX {
+        if self.count(peer) >= sessions_max(self.lanes(peer)) {
             return Err((Code::Limit, "too many sessions"));
         }
         Ok(None)
@@ -169,21 +198,79 @@ impl Pool {
         sessions.values().flatten().cloned().collect()
     }
 
-    /// Limits what is sent to `peer` from now on, in its sessions and in those to come.
+    /// Limits what is sent to `peer` from now on, over all its sessions and those to come.
     pub fn set_limit(&self, peer: &Identity, limit: Option<Rate>) {
-        let mut limits = self.locked_limits();
-        match limit {
-            Some(limit) => limits.insert(peer.clone(), limit),
-            None => limits.remove(peer),
-        };
-        // With the limits locked: a session that begins now gets this one or the next.
-        self.locked().get(peer).into_iter().flatten().for_each(|session| session.limit(limit.map(Rate::get)));
+        let mut terms = self.locked_terms();
+        let terms = terms.entry(peer.clone()).or_default();
+        terms.limit = limit.map(|rate| match terms.limit.take() {
+            Some((_, allowance)) => {
+                allowance.set(rate.get(), Instant::now());
+                (rate, allowance)
+            }
+            None => (rate, Allowance::new(rate.get(), Instant::now())),
+        });
+        // With the terms locked: a session that begins now gets this one or the next.
+        let sessions = self.locked();
+        sessions.get(peer).into_iter().flatten().for_each(|session| session.limit(terms.allowance()));
     }
 
     /// What may be sent to `peer`.
     #[must_use]
     pub fn limit(&self, peer: &Identity) -> Option<Rate> {
-        self.locked_limits().get(peer).copied()
+        Some(self.locked_terms().get(peer)?.limit.as_ref()?.0)
+    }
+
+    /// How many connections the streams to and from `peer` may be spread over.
+    pub fn set_lanes(&self, peer: &Identity, lanes: usize) {
+        self.locked_terms().entry(peer.clone()).or_default().lanes = lanes.max(1);
+    }
+
+    fn lanes(&self, peer: &Identity) -> usize {
+        self.locked_terms().get(peer).map_or(1, |terms| terms.lanes)
+    }
+
+    /// Whether a further lane was refused lately.
+    fn has_been_refused(&self, peer: &Identity) -> bool {
+        let refused = self.locked_terms().get(peer).and_then(|terms| terms.refused);
+        refused.is_some_and(|at| at.elapsed() < LANE_AGAIN_AFTER)
+    }
+
+    /// Where the next stream to `first`'s peer goes: to each of its lanes in turn. One that is missing
+    /// is dialed at `address`; if that fails there are fewer.
+    pub async fn lane(&self, first: &Session, address: Option<&str>) -> Session {
+        let peer = &first.info().peer;
+        let lanes = self.lanes(peer);
+        if lanes == 1 {
+            return first.clone();
+        }
+        let dialing = self.dialing.lock().await;
+        let mut ready = self.connected(peer);
+        let more = ready.len() < lanes && !self.has_been_refused(peer);
+        if let (true, Some(address)) = (more, address) {
+            match self.dial_another(peer, address).await {
+                Ok(session) => return session,
+                Err(e) => {
+                    tracing::warn!(%peer, lanes, have = ready.len(), error = chain(&e), "no further lane");
+                    self.locked_terms().entry(peer.clone()).or_default().refused = Some(Instant::now());
+                }
+            }
+        }
+        drop(dialing);
+        ready.truncate(lanes);
+        let turn = self.turn.fetch_add(1, Relaxed);
+        turn.checked_rem(ready.len()).map_or(first, |at| &ready[at]).clone()
+    }
+
+    async fn dial_another(&self, peer: &Identity, address: &str) -> Result<Session, ConnectError> {
+        let dialed = self.endpoint.dial(address, peer).await;
+        self.adopt(dialed.inspect_err(|e| self.count_dial_failure(e))?)
+    }
+
+    /// The sessions with a connection, in the order in which they began.
+    fn connected(&self, peer: &Identity) -> Vec<Session> {
+        let sessions = self.locked();
+        let of_peer = sessions.get(peer).into_iter().flatten();
+        of_peer.filter(|s| s.is_live() && s.away_since().is_none()).cloned().collect()
     }
 
     /// While all sessions are left to another process, peers are told to come again.
@@ -194,8 +281,8 @@ impl Pool {
     /// Adds a session that an earlier process has left.
     pub fn take_up(&self, session: Session) {
         let _ = self.started.send(session.clone());
-        let limits = self.locked_limits();
-        session.limit(limits.get(&session.info().peer).map(|limit| limit.get()));
+        let terms = self.locked_terms();
+        session.limit(terms.get(&session.info().peer).and_then(Terms::allowance));
         self.locked().entry(session.info().peer.clone()).or_default().push(session);
     }
 
@@ -204,8 +291,8 @@ impl Pool {
         let session =
             Session::start(established, config, self.incoming.clone()).map_err(ConnectError::Start)?;
         let _ = self.started.send(session.clone());
-        let limits = self.locked_limits();
-        session.limit(limits.get(&session.info().peer).map(|limit| limit.get()));
+        let terms = self.locked_terms();
+        session.limit(terms.get(&session.info().peer).and_then(Terms::allowance));
         let mut sessions = self.locked();
         let of_peer = sessions.entry(session.info().peer.clone()).or_default();
         of_peer.retain(Session::is_live);
@@ -234,11 +321,11 @@ impl Pool {
     }
 
     /// Taken before the sessions, where both are.
-    fn locked_limits(&self) -> std::sync::MutexGuard<'_, BTreeMap<Identity, Rate>> {
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locked_terms(&self) -> MutexGuard<'_, BTreeMap<Identity, Terms>> {
+        self.terms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn locked(&self) -> std::sync::MutexGuard<'_, BTreeMap<Identity, Vec<Session>>> {
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<Identity, Vec<Session>>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

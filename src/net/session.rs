@@ -4,7 +4,6 @@
 //! streams share one core's cache and wake each other without crossing threads, and a session
 //! that ends takes its pumps, and with them every local socket they hold, along.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ use super::frozen::{FrozenSession, FrozenStream};
 use super::identity::Identity;
 use super::resume::{Redial, Resumed, SessionKey};
 use super::stream::{ChunkSize, Stream, StreamEnded};
-use crate::mux::{self, Code, MigrationId, Open, Role, Share, StreamId};
+use crate::mux::{self, Allowance, Code, MigrationId, Open, Role, Share, StreamId};
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -324,30 +323,6 @@ impl Session {
         let _ = self.link.clone().wait_for(|link| link.away.is_some()).await;
     }
 
-    /// Runs `work` within `deadline`, on a clock that stands still while the session has no
-    /// connection: a pause of the link is nobody's fault. `None` when the time is over.
-    pub async fn within<T>(&self, deadline: Duration, work: impl Future<Output = T>) -> Option<T> {
-        let mut link = self.link.clone();
-        tokio::pin!(work);
-        let mut left = deadline;
-        loop {
-            let is_away = link.borrow_and_update().away.is_some();
-            let began = Instant::now();
-            tokio::select! {
-                biased;
-                done = &mut work => return Some(done),
-                changed = link.changed() => if changed.is_err() {
-                    // The session has ended: its streams say so to whoever waits on them.
-                    return tokio::time::timeout(left, work).await.ok();
-                },
-                () = tokio::time::sleep(left), if !is_away => return None,
-            }
-            if !is_away {
-                left = left.saturating_sub(began.elapsed());
-            }
-        }
-    }
-
     /// Opens a stream and waits until the peer's end is connected. How long that may take is in
     /// [`mux::Config::open_deadline`]; it does not run while the session has no connection.
     ///
@@ -398,8 +373,8 @@ impl Session {
         }
     }
 
-    /// Limits what is sent on all bulk streams together, in bytes per second; `None` for no limit.
-    pub fn limit(&self, limit: Option<NonZeroU64>) {
+    /// Limits what is sent on all bulk streams together; `None` for no limit.
+    pub fn limit(&self, limit: Option<Allowance>) {
         let _ = self.commands.send(Command::Limit(limit));
     }
 

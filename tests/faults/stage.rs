@@ -53,6 +53,8 @@ pub struct Plan {
     pub rate: u64,
     /// Each agent's state lies on a volume of its own, of so many MiB.
     pub small_state_mib: Option<u64>,
+    /// Connections of each agent to the other, if not as many as by default.
+    pub lanes: Option<usize>,
     /// The destination's second disk lies on a volume that is too small for it.
     pub small_disk_mib: Option<u64>,
 }
@@ -65,6 +67,7 @@ impl Plan {
         blocks: BLOCKS,
         rate: 0,
         small_state_mib: None,
+        lanes: None,
         small_disk_mib: None,
     };
 }
@@ -126,7 +129,7 @@ impl Stage {
         let start = Gate::before(&destination.start_script(), destination.dir(), "start-gate")?;
         let hook = Gate::before(copies.hook(), destination.dir(), "hook-gate")?;
         source.boot()?;
-        let (alpha, bravo) = agents(lab, &net, [&source, &destination], [&start, &hook])?;
+        let (alpha, bravo) = agents(lab, &net, plan.lanes, [&source, &destination], [&start, &hook])?;
         let before = Before::of(&source, &alpha, &bravo)?;
         let paths = lab.paths.clone();
         Ok(Self {
@@ -430,9 +433,15 @@ fn open_journals(folder: &std::path::Path) -> Result<Vec<PathBuf>> {
     Ok(open)
 }
 
-fn agents(lab: &Lab, net: &Net, vms: [&Vm; 2], gates: [&Gate; 2]) -> Result<(Agent, Agent)> {
+fn agents(
+    lab: &Lab,
+    net: &Net,
+    lanes: Option<usize>,
+    vms: [&Vm; 2],
+    gates: [&Gate; 2],
+) -> Result<(Agent, Agent)> {
     let credentials = Credentials::create(&lab.paths, lab.dir())?;
-    let spec = || AgentSpec { end_lines: DEADLINES.to_owned(), ..AgentSpec::default() };
+    let spec = || AgentSpec { lanes, end_lines: DEADLINES.to_owned(), ..AgentSpec::default() };
     let on_alpha = spec().peer(&net.bravo).vm(VmEntry::of(vms[0]));
     let mut entry = VmEntry::of(vms[1]).with_hook(gates[1].script());
     entry.start = Some(gates[0].script().to_owned());

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use vmferry::mux::frame::{HEADER_LEN, Header, Kind};
-use vmferry::mux::{Batch, Class, Config, MigrationId, Open, Share, StreamId, purpose};
+use vmferry::mux::{Allowance, Batch, Class, Config, MigrationId, Open, Share, StreamId, purpose};
 
 use super::pair::{BULK, Pair, URGENT, content, wide};
 
@@ -80,12 +80,12 @@ impl Sender {
     }
 
     fn share(&mut self, migration: MigrationId, share: Share) {
-        self.pair.dialer.set_share(self.pair.now, migration, share);
+        self.pair.dialer.set_share(migration, share);
     }
-}
 
-fn limit(bytes_per_s: u64) -> Option<NonZeroU64> {
-    NonZeroU64::new(bytes_per_s)
+    fn limit(&self, bytes_per_s: u64) -> Option<Allowance> {
+        NonZeroU64::new(bytes_per_s).map(|rate| Allowance::new(rate, self.pair.now))
+    }
 }
 
 fn sum(sent: &BTreeMap<StreamId, u64>, ids: &[StreamId]) -> f64 {
@@ -132,7 +132,8 @@ fn one_limit_covers_ram_and_disks_together() {
     let opens = [of(ONE, purpose::RAM), of(ONE, purpose::NBD), of(ONE, purpose::NBD)];
     for rate in [MIB, 100 * MIB] {
         let (mut sender, ids) = Sender::new(&opens);
-        sender.share(ONE, Share { limit: limit(rate), ..Share::default() });
+        let limit = sender.limit(rate);
+        sender.share(ONE, Share { limit, ..Share::default() });
         for _ in 0..3 {
             sender.run(SECOND, FAST);
             let sent = sender.take();
@@ -149,8 +150,10 @@ fn a_limit_that_changes_counts_at_once() {
     let (mut sender, ids) = Sender::new(&[of(ONE, purpose::RAM), of(ONE, purpose::NBD)]);
     sender.run(SECOND / 10, FAST);
     sender.take();
+    let allowance = sender.limit(300 * MIB);
     for rate in [10 * MIB, 200 * MIB, MIB] {
-        sender.share(ONE, Share { limit: limit(rate), ..Share::default() });
+        allowance.iter().for_each(|a| a.set(NonZeroU64::new(rate).unwrap(), sender.pair.now));
+        sender.share(ONE, Share { limit: allowance.clone(), ..Share::default() });
         for _ in 0..10 {
             sender.run(SECOND / 10, FAST);
             let tenth = sum(&sender.take(), &ids);
@@ -165,13 +168,15 @@ fn a_limit_that_changes_counts_at_once() {
 #[test]
 fn the_session_s_limit_is_shared_by_weight_and_one_s_own_is_kept_within_it() {
     let (mut sender, ids) = Sender::new(&[of(ONE, purpose::RAM), of(OTHER, purpose::RAM)]);
-    sender.pair.dialer.set_limit(sender.pair.now, limit(100 * MIB));
+    let limit = sender.limit(100 * MIB);
+    sender.pair.dialer.set_limit(limit);
     sender.share(OTHER, Share { weight: 300, ..Share::default() });
     sender.run(SECOND, FAST);
     let sent = sender.take();
     assert_within(sum(&sent, &ids), 100.0 * MIB as f64, 0.02, "both");
     assert_within(sum(&sent, &ids[1..]), 75.0 * MIB as f64, 0.02, "three quarters");
-    sender.share(OTHER, Share { weight: 300, limit: limit(10 * MIB), ahead: false });
+    let limit = sender.limit(10 * MIB);
+    sender.share(OTHER, Share { weight: 300, limit, ahead: false });
     sender.run(SECOND, FAST);
     let sent = sender.take();
     assert_within(sum(&sent, &ids), 100.0 * MIB as f64, 0.02, "both, one limited");
@@ -198,8 +203,10 @@ fn whose_guest_stands_still_goes_ahead_with_its_ram_first() {
 fn no_limit_keeps_what_is_urgent() {
     let (mut sender, ids) = Sender::new(&[of(ONE, purpose::RAM), Open { migration: ONE, ..URGENT }]);
     sender.full.truncate(1);
-    sender.pair.dialer.set_limit(sender.pair.now, limit(MIB));
-    sender.share(ONE, Share { limit: limit(MIB), ..Share::default() });
+    let limit = sender.limit(MIB);
+    sender.pair.dialer.set_limit(limit);
+    let limit = sender.limit(MIB);
+    sender.share(ONE, Share { limit, ..Share::default() });
     sender.run(SECOND, FAST);
     for n in 0..20 {
         sender.pair.dialer.send(sender.pair.now, ids[1], content(2, n * 500, 500)).unwrap();

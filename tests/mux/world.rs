@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use vmferry::mux::{
-    Batch, Class, Code, Config, Event, Open, PerClass, Role, Session, SessionError, Share, Snapshot,
-    StreamId, purpose,
+    Allowance, Batch, Class, Code, Config, Event, Open, PerClass, Role, Session, SessionError, Share,
+    Snapshot, StreamId, purpose,
 };
 
 use vmferry::mux::hello::Negotiated;
@@ -327,14 +327,14 @@ impl World {
     /// Another limit or share: what is sent comes later or earlier, and nothing else changes.
     fn share(&mut self, side: usize) {
         let limit = self.rng.one_in(2).then(|| self.rng.range(LIMIT_MIN, 10_000_000) as u64);
-        let limit = limit.and_then(NonZeroU64::new);
+        let limit = limit.and_then(NonZeroU64::new).map(|rate| Allowance::new(rate, self.now));
         let session = &mut self.ends[side].session;
         if self.rng.one_in(3) {
-            return session.set_limit(self.now, limit);
+            return session.set_limit(limit);
         }
         let migration = [self.rng.below(MIGRATIONS) as u8; 16];
         let share = Share { weight: self.rng.size(2000) as u16, limit, ahead: self.rng.one_in(4) };
-        session.set_share(self.now, migration, share);
+        session.set_share(migration, share);
     }
 
     fn stall_reader(&mut self, side: usize) {

@@ -110,6 +110,8 @@ pub struct AgentSpec {
     pub peers: Vec<PeerEntry>,
     /// The guests of this host.
     pub vms: Vec<VmEntry>,
+    /// Connections to each of the peers, if not as many as by default.
+    pub lanes: Option<usize>,
     /// More lines, put before the tables.
     pub top_lines: String,
     /// More lines, put at the end.
@@ -150,6 +152,9 @@ impl AgentSpec {
                 writeln!(text, "address = \"{address}\"")?;
             }
             writeln!(text, "receive = {}", toml::Value::from(peer.receive.clone()))?;
+            if let Some(lanes) = self.lanes {
+                writeln!(text, "lanes = {lanes}")?;
+            }
         }
         for vm in &self.vms {
             writeln!(text, "[vm.{}]\nqmp = {}", vm.name, string(&vm.qmp))?;

@@ -1,0 +1,113 @@
+//! Lanes: a migration whose streams are spread over several connections to the same port. Each is
+//! lost and resumed for itself, all of them together keep one limit, and all outlive a restart.
+
+mod faults;
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use faults::{Migration, Plan, Stage};
+use serde_json::Value;
+use support::agent::PORT;
+use support::process::{SHORT, run_any, wait_for};
+use support::proof::field;
+use support::{Agent, Host, with_lab};
+
+const LANES: usize = 3;
+const MIB: u64 = 1 << 20;
+const LIMIT: u64 = 4 * MIB;
+/// What the session's frames and TLS add, and what is sent besides.
+const OVERHEAD: f64 = 1.02;
+
+/// The local ports of the host's connections to the peer's one port.
+fn connections(host: &Host) -> Result<BTreeSet<u16>> {
+    let all = host.tcp_connections()?.into_iter();
+    Ok(all.filter(|c| c.state == "ESTAB" && c.peer_port == PORT).map(|c| c.local_port).collect())
+}
+
+/// The kernel ends one connection with a reset.
+fn reset(host: &Host, local_port: u16) -> Result<()> {
+    let filter = format!("( sport = :{local_port} )");
+    let killed = run_any(host.command("ss").args(["-K", "-tnH", &filter]), SHORT)?;
+    ensure!(!killed.stdout.trim().is_empty(), "nothing to reset: {killed:?}");
+    Ok(())
+}
+
+fn total(agent: &Agent, name: &str) -> Result<f64> {
+    let metrics = agent.metrics()?;
+    let values: Vec<f64> = metrics
+        .lines()
+        .filter(|line| line.starts_with(name))
+        .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+        .collect();
+    ensure!(!values.is_empty(), "no {name} in the metrics");
+    Ok(values.iter().sum())
+}
+
+/// Bytes that each session of the agent has sent.
+fn sent(agent: &Agent) -> Result<Vec<u64>> {
+    let status = agent.api("/v1/status")?;
+    let sessions = status["sessions"].as_array().context("sessions")?;
+    Ok(sessions.iter().filter_map(|session| session["sent_bytes"].as_u64()).collect())
+}
+
+fn flows(progress: &Value) -> bool {
+    let mut disks = progress["disks"].as_array().into_iter().flatten();
+    disks.all(|disk| disk["done_bytes"].as_u64() > Some(MIB))
+}
+
+/// That no more than the limit leaves through all lanes, and that it is used.
+fn keeps_the_limit(agent: &Agent) -> Result<()> {
+    let (begin, before) = (Instant::now(), sent(agent)?.iter().sum::<u64>());
+    std::thread::sleep(Duration::from_secs(5));
+    let after = sent(agent)?.iter().sum::<u64>();
+    let most = (LIMIT as f64 * begin.elapsed().as_secs_f64() * OVERHEAD) as u64;
+    eprintln!("  {} bytes through all lanes, at most {most}", after - before);
+    ensure!(after - before <= most, "{} bytes at {LIMIT} bytes per second: at most {most}", after - before);
+    ensure!(after - before > most / 2, "{} bytes: the limit is not used, {most}", after - before);
+    Ok(())
+}
+
+#[test]
+fn streams_are_spread_resumed_and_limited_over_all_lanes() -> Result<()> {
+    with_lab("streams_are_spread_resumed_and_limited_over_all_lanes", |lab| {
+        let mut stage = Stage::set_up(lab, Plan { rate: 60, lanes: Some(LANES), ..Plan::ORDINARY })?;
+        let words = ["--limit", "4MiB/s", "--keep-source"];
+        let migration = Migration::begin(&stage.alpha, "web1", "bravo", &words)?;
+        migration.reach(&stage.alpha.socket(), "mirror", flows)?;
+        // One with the control stream, and one for each disk.
+        let before = connections(&stage.net.alpha)?;
+        ensure!(before.len() == LANES, "connections from {before:?}");
+        let through = sent(&stage.alpha)?;
+        let used = through.iter().filter(|bytes| **bytes > MIB).count();
+        ensure!(through.len() == LANES && used == 2, "two disks on two lanes: {through:?}");
+        keeps_the_limit(&stage.alpha)?;
+
+        for port in &before {
+            let reconnects = total(&stage.alpha, "vmferry_session_reconnects_total")?;
+            reset(&stage.net.alpha, *port)?;
+            wait_for("that lane's next connection", SHORT, || {
+                let now = total(&stage.alpha, "vmferry_session_reconnects_total")?;
+                let all = connections(&stage.net.alpha)?.len() == LANES;
+                Ok((all && now == reconnects + 1.0).then_some(()))
+            })?;
+        }
+        let resumed = connections(&stage.net.alpha)?;
+        ensure!(resumed.is_disjoint(&before), "{resumed:?} after {before:?}: each was reset once");
+
+        stage.alpha.take_over()?;
+        stage.bravo.take_over()?;
+        wait_for("all lanes after the restart", SHORT, || {
+            Ok((connections(&stage.net.alpha)?.len() == LANES).then_some(()))
+        })?;
+        keeps_the_limit(&stage.alpha)?;
+        let free = stage.alpha.vmferry(&["limit", &migration.id, "--rate", "none"])?;
+        ensure!(free.code == 0, "{free:?}");
+        let report = migration.ended(&stage.alpha)?;
+        ensure!(field(&report, "/outcome/result")? == "moved", "{report}");
+        ensure!(connections(&stage.net.alpha)?.len() == LANES, "no further connection for the RAM");
+        stage.is_moved()
+    })
+}
