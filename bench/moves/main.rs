@@ -18,6 +18,7 @@ mod report;
 #[path = "../results.rs"]
 mod results;
 #[path = "../rounds.rs"]
+#[allow(dead_code)]
 mod rounds;
 mod stage;
 #[path = "../../tests/support/mod.rs"]
