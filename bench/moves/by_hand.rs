@@ -10,8 +10,9 @@ use crate::monitor::{Monitor, Sign};
 use crate::support::Vm;
 use crate::support::plain::{NBD_PORT, RAM_PORT};
 
-/// vmferry's: the longest pause that QEMU plans, in milliseconds, and its rate, which is none.
-const DOWNTIME_LIMIT_MS: u64 = 300;
+/// vmferry's, unless it is told otherwise: the longest pause that QEMU plans, in milliseconds.
+pub(crate) const DOWNTIME_LIMIT_MS: u64 = 300;
+/// vmferry's: no limit.
 const MAX_BANDWIDTH: u64 = 1 << 40;
 /// One cipher suite for all: GnuTLS would take AES-256.
 const PRIORITY: &str = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM";
@@ -84,7 +85,7 @@ impl ByHand {
     }
 
     /// Everything up to the copy of the RAM.
-    pub(crate) fn prepare_ram(&mut self) -> Result<()> {
+    pub(crate) fn prepare_ram(&mut self, downtime_limit_ms: u64) -> Result<()> {
         let on = |names: &[&str]| {
             let all: Vec<Value> = names.iter().map(|n| json!({"capability": n, "state": true})).collect();
             json!({"capabilities": all})
@@ -92,7 +93,7 @@ impl ByHand {
         let capabilities = on(&["events", "return-path", "pause-before-switchover"]);
         self.source.execute("migrate-set-capabilities", capabilities)?;
         self.destination.execute("migrate-set-capabilities", on(&["events", "return-path"]))?;
-        let mut ours = json!({"max-bandwidth": MAX_BANDWIDTH, "downtime-limit": DOWNTIME_LIMIT_MS});
+        let mut ours = json!({"max-bandwidth": MAX_BANDWIDTH, "downtime-limit": downtime_limit_ms});
         if let Some(tls) = &self.tls {
             ours["tls-creds"] = json!(CREDENTIALS);
             ours["tls-hostname"] = json!(tls.destination);
@@ -131,5 +132,11 @@ impl ByHand {
     /// Starts the guest at the destination.
     pub(crate) fn start(&mut self) -> Result<()> {
         self.destination.query("cont").map(drop)
+    }
+
+    /// Ends the source's QEMU.
+    pub(crate) fn quit(mut self) {
+        // It may close the monitor before it has answered.
+        let _ = self.source.query("quit");
     }
 }

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::by_hand::{ByHand, Tls};
+use crate::by_hand::{ByHand, DOWNTIME_LIMIT_MS, Tls};
 use crate::guest::Guest;
 use crate::migration::Migration;
 use crate::monitor::{Monitor, Sign};
@@ -134,7 +134,7 @@ fn by_hand(stage: &Stage, guest: &Guest, copied: &Copied, gib: f64, tls: Option<
     if is_disk {
         hand.prepare_disk()?;
     } else {
-        hand.prepare_ram()?;
+        hand.prepare_ram(DOWNTIME_LIMIT_MS)?;
     }
     let before = stage.used(guest)?;
     if is_disk {

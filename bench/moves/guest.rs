@@ -67,13 +67,11 @@ impl Guest {
         Ok(())
     }
 
-    /// That what the destination's disks hold is what the source's hold.
+    /// That the destination's files hold what the source's hold.
     pub(crate) fn is_copied(&self, net: &Net, memory: &Memory) -> Result<()> {
-        let disks = self.files.iter().filter(|(name, _)| *name != ram_file(self.name));
-        for (name, _) in disks {
-            memory::same(&memory.path(&net.alpha.name, name), &memory.path(&net.bravo.name, name))?;
-        }
-        Ok(())
+        self.files.iter().try_for_each(|(name, _)| {
+            memory::same(&memory.path(&net.alpha.name, name), &memory.path(&net.bravo.name, name))
+        })
     }
 
     /// Process ids of both QEMUs.

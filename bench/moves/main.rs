@@ -46,6 +46,10 @@ struct Cli {
     /// Rounds of the table `downtime`.
     #[arg(long, default_value_t = 10)]
     moves: usize,
+    /// The longest pause that QEMU plans in that table, in ms; the shorter, the less RAM is left for
+    /// the pause, and the less that differs between two moves.
+    #[arg(long, default_value_t = 20)]
+    downtime_limit: u64,
     /// MiB of the disk that is copied.
     #[arg(long, default_value_t = 4096)]
     disk_mib: u64,
@@ -100,7 +104,7 @@ fn measure(lab: &Lab, cli: &Cli, tables: &[Table], report: &mut Report) -> Resul
         let done = match table {
             Table::Disk => copies::disk(&stage, cli.rounds, cli.disk_mib),
             Table::Ram => copies::ram(&stage, cli.rounds, cli.ram_mib),
-            Table::Downtime => downtime::table(&stage, cli.moves),
+            Table::Downtime => downtime::table(&stage, cli.moves, cli.downtime_limit),
             Table::Budget => budget::table(&stage, cli.rounds),
         };
         match done {
