@@ -183,12 +183,15 @@ fn two_at_once(stage: &Stage) -> Result<[f64; 2]> {
         migration.ended(&stage.alpha)?;
     }
     stage.pair.iter().try_for_each(crate::guest::Guest::end)?;
-    let begun = counts.iter().filter_map(|c| c.first()).map(|c| c.0).fold(0.0, f64::max) + BEGINNING_S;
+    let ends = |end: fn(&[Count]) -> Option<&Count>| counts.iter().filter_map(move |c| Some(end(c)?.0));
+    let begun = ends(<[Count]>::first).fold(0.0, f64::max) + BEGINNING_S;
+    let ended = ends(<[Count]>::last).fold(f64::INFINITY, f64::min) - END_S;
     let of = |counts: &[Count]| -> Result<f64> {
-        let counts: Vec<Count> = counts.iter().copied().filter(|c| c.0 >= begun).collect();
-        let (first, last) = (counts.first().context("no count")?, counts.last().context("no count")?);
+        let mut both = counts.iter().copied().filter(|c| (begun..=ended).contains(&c.0));
+        let first = both.next().context("they did not copy at the same time")?;
+        let last = both.last().context("they hardly copied at the same time")?;
         ensure!(last.0 - first.0 >= LEAST_S, "only {:.1} s can be counted", last.0 - first.0);
-        Ok(rate(*first, *last))
+        Ok(rate(first, last))
     };
     let rates = [of(&counts[0])?, of(&counts[1])?];
     eprintln!("  1 : {:.3}", rates[1] / rates[0]);

@@ -1,6 +1,8 @@
 //! Guests whose disks and RAM lie in memory, defined on both hosts. They are paused, so that nothing
 //! but what is measured takes a core; the guest of the downtime runs and writes.
 
+use std::os::unix::net::UnixStream;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
@@ -84,8 +86,8 @@ impl Guest {
 
     /// Ends its QEMUs.
     pub(crate) fn end(&self) -> Result<()> {
-        self.source.kill()?;
-        self.destination.kill()
+        end(&self.source)?;
+        end(&self.destination)
     }
 
     /// Ends it and gives its memory back.
@@ -98,6 +100,15 @@ impl Guest {
         }
         Ok(())
     }
+}
+
+/// Ends a QEMU. One that dies gives its memory back first and takes connections until the end of that:
+/// whoever came then would not know that nobody is there.
+fn end(vm: &Vm) -> Result<()> {
+    vm.kill()?;
+    wait_for("the end of a QEMU", SHORT, || {
+        Ok(UnixStream::connect(vm.agent_monitor()).is_err().then_some(()))
+    })
 }
 
 fn disk_file(guest: &str, disk: usize) -> String {
@@ -176,14 +187,14 @@ impl Writer {
             self.alpha.boot()?;
             return Ok(true);
         }
-        self.way(is_on[0]).1.kill()?;
+        end(self.way(is_on[0]).1)?;
         Ok(is_on[0])
     }
 
     /// Ends its QEMUs.
     pub(crate) fn end(&self) -> Result<()> {
-        self.alpha.kill()?;
-        self.bravo.kill()
+        end(&self.alpha)?;
+        end(&self.bravo)
     }
 
     /// Where it runs, and where it does not.

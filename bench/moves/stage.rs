@@ -93,7 +93,8 @@ impl Stage {
     /// Waits for a migration's end; its report, if it moved the guest.
     pub(crate) fn moved(&self, migration: &Migration, agent: &Agent) -> Result<Value> {
         let report = migration.ended(agent)?;
-        ensure!(field(&report, "/outcome/result")? == "moved", "the guest was not moved: {report}");
+        let outcome = field(&report, "/outcome")?;
+        ensure!(outcome["result"] == "moved", "the guest was not moved: {}", outcome["cause"]);
         Ok(report)
     }
 
