@@ -7,7 +7,7 @@
 #   make lint      format and lints only
 #   make model     the session protocol against its model, many more steps        STEPS=n
 #   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n
-#   make bench     the benchmarks, about 20 minutes on a quiet machine: bench/RESULTS.md
+#   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
 #   make setup     what the tests need and the machine lacks
 #   make clean-lab forgets all downloads
 
@@ -69,8 +69,8 @@ chaos: setup
 	$(call step,$(CHAOS_INJECTIONS) faults in real migrations, seed $(CHAOS_SEED): tests/CHAOS.md)
 	CHAOS_SEED=$(CHAOS_SEED) CHAOS_INJECTIONS=$(CHAOS_INJECTIONS) tests/setup/chaos.sh
 
-bench: fetch
-	$(call step,two agents against plain copies and against what people use: bench/RESULTS.md)
+bench: setup
+	$(call step,two agents against plain copies and what people use; real QEMUs against their own TLS: bench/RESULTS.md)
 	bench/run.sh
 
 setup: fetch

@@ -14,7 +14,9 @@ mod measure;
 mod records;
 mod report;
 mod resets;
+mod results;
 mod road;
+mod rounds;
 mod table;
 mod usage;
 
@@ -29,6 +31,7 @@ use latency::Asked;
 use measure::{Ground, RESET_EVERY};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use report::Report;
+use results::Half;
 use road::Road;
 use vmferry::net::tls::Aead;
 use vmferry::pki::{CaRequest, HostRequest, create_ca, issue_host};
@@ -142,7 +145,7 @@ fn main() -> anyhow::Result<()> {
     println!("{text}");
     let is_whole = Table::SHORT.iter().all(|table| tables.contains(table));
     if let Some(out) = cli.out.or_else(|| is_whole.then(|| "bench/RESULTS.md".into())) {
-        std::fs::write(&out, text).context("can't write the results")?;
+        results::write(&out, Half::Relays, &text)?;
     }
     ensure!(!failed, "not everything could be measured");
     Ok(())

@@ -9,7 +9,8 @@ use crate::latency::{self, Asked, Latency};
 use crate::load::{self, Moved};
 use crate::resets;
 use crate::road::Road;
-use crate::table::{Rounds, Sample};
+use crate::rounds::Rounds;
+use crate::table::Sample;
 use crate::usage::Used;
 
 const MIB: u64 = 1024 * 1024;
@@ -95,29 +96,7 @@ impl Ground<'_> {
         measure: impl Fn(&Contender) -> anyhow::Result<T>,
     ) -> anyhow::Result<Rounds<T>> {
         let names = contenders.iter().map(|c| c.name.clone()).collect();
-        let mut failed: Vec<Option<String>> = vec![None; contenders.len()];
-        let mut rounds = Vec::new();
-        for round in 0..self.rounds {
-            let mut samples = vec![None; contenders.len()];
-            for turn in 0..contenders.len() {
-                let index = (turn + round) % contenders.len();
-                let name = &contenders[index].name;
-                if failed[index].is_some() {
-                    continue;
-                }
-                eprintln!("round {} of {}: {name}", round + 1, self.rounds);
-                match measure(&contenders[index]) {
-                    Ok(sample) => samples[index] = Some(sample),
-                    Err(e) if index == 0 => return Err(e.context(format!("{name}, the reference"))),
-                    Err(e) => {
-                        eprintln!("{name} failed: {e:#}");
-                        failed[index] = Some(format!("{e:#}"));
-                    }
-                }
-            }
-            rounds.push(samples);
-        }
-        Ok(Rounds { names, rounds, failed })
+        Rounds::take(names, self.rounds, |index| measure(&contenders[index]))
     }
 }
 

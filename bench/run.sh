@@ -1,13 +1,30 @@
 #!/bin/bash
-# Builds and runs the benchmark; arguments go to the driver (--help lists them).
-# As root all relays have the same congestion control, and there are slow and long links.
+# Builds and runs the benchmarks, which write bench/RESULTS.md, each its half of it.
+#   bench/run.sh                  relays beside relays, then migrations of real QEMUs
+#   bench/run.sh --moves [ARG…]   only the migrations (--moves --help lists what there is)
+#   bench/run.sh ARG…             only the relays (--help)
+# As root all relays have the same congestion control, and there are slow and long links; the
+# migrations need root, and the QEMUs and the guest of `make setup`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 profile=${VMFERRY_BENCH_PROFILE:-release}
 lab=${VMFERRY_LAB:-.lab}
-# A relay that is not there is named in the table.
-tests/setup/relays.sh || echo "bench: not all relays of others are at hand" >&2
-cargo build --locked --profile "$profile" --example bench --example bench-tls-copy --example bench-vmferry --example bench-other
-target=${CARGO_TARGET_DIR:-target}
-[ "$profile" = dev ] && profile=debug
-exec "$target/$profile/examples/bench" --relays "$lab/relays/bin" "$@"
+programs=${CARGO_TARGET_DIR:-target}/${profile/#dev/debug}/examples
+
+relays() {
+  # A relay that is not there is named in the table.
+  tests/setup/relays.sh || echo "bench: not all relays of others are at hand" >&2
+  cargo build --locked --profile "$profile" --example bench --example bench-tls-copy --example bench-vmferry --example bench-other
+  "$programs/bench" --relays "$lab/relays/bin" "$@"
+}
+
+moves() {
+  cargo build --locked --profile "$profile" --bins --example bench-moves
+  "$programs/bench-moves" "$@"
+}
+
+case ${1:-} in
+  --moves) moves "${@:2}" ;;
+  '') relays; moves ;;
+  *) relays "$@" ;;
+esac
