@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::failure::Failure;
@@ -26,7 +27,7 @@ use crate::net::stream::Stream;
 use crate::qemu::{
     BlockJobCancel, BlockdevAdd, BlockdevMirror, COMMAND_DEADLINE, EventKind, JobDismiss, Migrate,
     MigrateContinue, MigrateSetCapabilities, MigrateSetParameters, MigrationParameters, MigrationStatus,
-    MirrorSyncMode, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate, QueryMigrateCapabilities,
+    MirrorSyncMode, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate, QueryMigrateCapabilities,
     QueryMigrateParameters, names,
 };
 
@@ -314,7 +315,8 @@ impl Source {
     }
 
     async fn look_at_ram(&mut self) -> Result<(), Failure> {
-        if self.is_away() {
+        // While the guest stands still, QEMU has better things to do than to answer.
+        if self.is_away() || self.paused_at.is_some() {
             return Ok(());
         }
         // QEMU's main loop may be busy stopping the guest behind a slow mirror.
@@ -343,9 +345,9 @@ impl Source {
         if std::mem::take(&mut self.missed_events) {
             open = self.unfinished(open).await?;
         }
-        for job in &open {
-            let finish = BlockJobCancel { device: job.clone(), force: false };
-            match self.qmp.execute(finish).await {
+        let finish = |job: &String| self.qmp.execute(BlockJobCancel { device: job.clone(), force: false });
+        for asked in join_all(open.iter().map(finish)).await {
+            match asked {
                 // Asked for already, by an earlier process.
                 Err(e) if e.is_job_past_that() => {}
                 done => drop(done?),
@@ -361,9 +363,11 @@ impl Source {
                 happening => self.common(happening)?,
             }
         }
-        self.dismiss_jobs().await?;
         self.note_delta();
-        self.demand(Request::Switchover, Duration::from_secs(30)).await?;
+        // Their ends were heard of; what is left of them is not waited for on the way.
+        let closed = self.patience().with(self.link.demand(Request::Switchover, Duration::from_secs(30)));
+        let (closed, dismissed) = tokio::join!(closed, dismiss_jobs(&self.qmp, &self.disks));
+        closed.and(dismissed)?;
         self.downtime.disks_ms = millis(since);
         Ok(())
     }
@@ -377,34 +381,6 @@ impl Source {
             }
         }
         Ok(open)
-    }
-
-    async fn dismiss_jobs(&mut self) -> Result<(), Failure> {
-        let until = Instant::now() + CONCLUDE_DEADLINE;
-        for disk in self.disks.clone() {
-            let id = names::job_id(&disk.name);
-            loop {
-                let jobs = self.qmp.execute(QueryJobs).await?;
-                match jobs.iter().find(|j| j.id == id) {
-                    None => break,
-                    Some(job) if job.status.is_over() => {
-                        if let Some(error) = job.error.clone() {
-                            return Err(Failure::Mirror { disk: disk.name, error });
-                        }
-                        self.qmp.execute(JobDismiss { id: id.clone() }).await?;
-                        break;
-                    }
-                    Some(_) if Instant::now() > until => {
-                        return Err(stalled(
-                            &format!("the end of the mirror of disk {}", disk.name),
-                            CONCLUDE_DEADLINE,
-                        ));
-                    }
-                    Some(_) => pause().await,
-                }
-            }
-        }
-        Ok(())
     }
 
     /// The rest of the RAM and the devices' state, until both QEMUs say that all has arrived.
@@ -462,6 +438,35 @@ impl Source {
         let disk = self.disks.iter().find(|d| names::job_id(&d.name) == job);
         Failure::Mirror { disk: disk.map_or_else(|| job.to_owned(), |d| d.name.clone()), error }
     }
+}
+
+/// Takes finished mirrors off QEMU's list. One that failed after all is an error.
+async fn dismiss_jobs(qmp: &Qmp, disks: &[CopiedDisk]) -> Result<(), Failure> {
+    let until = Instant::now() + CONCLUDE_DEADLINE;
+    for disk in disks {
+        let id = names::job_id(&disk.name);
+        loop {
+            let jobs = qmp.execute(QueryJobs).await?;
+            match jobs.iter().find(|j| j.id == id) {
+                None => break,
+                Some(job) if job.status.is_over() => {
+                    if let Some(error) = job.error.clone() {
+                        return Err(Failure::Mirror { disk: disk.name.clone(), error });
+                    }
+                    qmp.execute(JobDismiss { id: id.clone() }).await?;
+                    break;
+                }
+                Some(_) if Instant::now() > until => {
+                    return Err(stalled(
+                        &format!("the end of the mirror of disk {}", disk.name),
+                        CONCLUDE_DEADLINE,
+                    ));
+                }
+                Some(_) => pause().await,
+            }
+        }
+    }
+    Ok(())
 }
 
 fn is_bad_end(status: &MigrationStatus) -> bool {

@@ -55,7 +55,9 @@ impl Destination {
         self.enter(Phase::HandOver);
         let mut warnings = Vec::new();
         let hook_ms = self.run_hook(&mut warnings).await;
-        let (ran, trouble) = self.let_run(&mut warnings).await;
+        // Whoever asks has looked a moment ago, if no hook has run since.
+        let looked = control.is_some() && hook_ms.is_none();
+        let (ran, trouble) = self.let_run(looked, &mut warnings).await;
         let effects = self.handover.step(DestinationInput::Ran(ran))?;
         if let Some(trouble) = trouble {
             self.write(effects);
@@ -79,11 +81,11 @@ impl Destination {
         decide::write_destination(&mut self.handover, &mut self.journal, effects, None).1
     }
 
-    async fn let_run(&mut self, warnings: &mut Vec<String>) -> (Ran, Option<Trouble>) {
+    async fn let_run(&mut self, looked: bool, warnings: &mut Vec<String>) -> (Ran, Option<Trouble>) {
         if !self.journal.past().header.running {
             return (Ran::Yes, None);
         }
-        if let Err(e) = self.qmp.execute(QueryStatus).await {
+        if !looked && let Err(e) = self.qmp.execute(QueryStatus).await {
             return (Ran::No, Some(e.into()));
         }
         match self.qmp.execute(Cont).await {
