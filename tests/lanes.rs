@@ -18,8 +18,11 @@ use support::{Agent, Host, with_lab};
 const LANES: usize = 3;
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 4 * MIB;
-/// What the session's frames and TLS add, and what is sent besides.
-const OVERHEAD: f64 = 1.02;
+/// How exactly a limit is kept.
+const KEPT: f64 = 1.02;
+/// What waited while nobody looked at the clock, on a busy machine or during a restart, may be made up
+/// for.
+const MADE_UP: Duration = Duration::from_millis(200);
 
 /// The local ports of the host's connections to the peer's one port.
 fn connections(host: &Host) -> Result<BTreeSet<u16>> {
@@ -63,7 +66,8 @@ fn keeps_the_limit(agent: &Agent) -> Result<()> {
     let (begin, before) = (Instant::now(), sent(agent)?.iter().sum::<u64>());
     std::thread::sleep(Duration::from_secs(5));
     let after = sent(agent)?.iter().sum::<u64>();
-    let most = (LIMIT as f64 * begin.elapsed().as_secs_f64() * OVERHEAD) as u64;
+    let time = begin.elapsed() + MADE_UP;
+    let most = (LIMIT as f64 * time.as_secs_f64() * KEPT) as u64;
     eprintln!("  {} bytes through all lanes, at most {most}", after - before);
     ensure!(after - before <= most, "{} bytes at {LIMIT} bytes per second: at most {most}", after - before);
     ensure!(after - before > most / 2, "{} bytes: the limit is not used, {most}", after - before);

@@ -189,7 +189,7 @@ fn two_at_once(stage: &Stage) -> Result<[f64; 2]> {
     let of = |counts: &[Count]| -> Result<f64> {
         let mut both = counts.iter().copied().filter(|c| (begun..=ended).contains(&c.0));
         let first = both.next().context("they did not copy at the same time")?;
-        let last = both.last().context("they hardly copied at the same time")?;
+        let last = both.next_back().context("they hardly copied at the same time")?;
         ensure!(last.0 - first.0 >= LEAST_S, "only {:.1} s can be counted", last.0 - first.0);
         Ok(rate(first, last))
     };

@@ -229,10 +229,17 @@ impl Pool {
         self.locked_terms().get(peer).map_or(1, |terms| terms.lanes)
     }
 
-    /// Whether a further lane was refused lately.
-    fn has_been_refused(&self, peer: &Identity) -> bool {
+    /// Whether there are fewer lanes than there may be, and none was refused lately.
+    fn lacks_a_lane(&self, peer: &Identity, lanes: usize) -> bool {
         let refused = self.locked_terms().get(peer).and_then(|terms| terms.refused);
-        refused.is_some_and(|at| at.elapsed() < LANE_AGAIN_AFTER)
+        // One without a connection counts: it comes back, or ends soon.
+        self.count(peer) < lanes && refused.is_none_or(|at| at.elapsed() >= LANE_AGAIN_AFTER)
+    }
+
+    fn no_further_lane(&self, peer: &Identity, lanes: usize, error: &ConnectError) {
+        let have = self.connected(peer).len();
+        tracing::warn!(%peer, lanes, have, error = chain(error), "no further lane");
+        self.locked_terms().entry(peer.clone()).or_default().refused = Some(Instant::now());
     }
 
     /// Where the next stream to `first`'s peer goes: to each of its lanes in turn. One that is missing
@@ -243,19 +250,17 @@ impl Pool {
         if lanes == 1 {
             return first.clone();
         }
-        let dialing = self.dialing.lock().await;
-        let mut ready = self.connected(peer);
-        let more = ready.len() < lanes && !self.has_been_refused(peer);
-        if let (true, Some(address)) = (more, address) {
-            match self.dial_another(peer, address).await {
-                Ok(session) => return session,
-                Err(e) => {
-                    tracing::warn!(%peer, lanes, have = ready.len(), error = chain(&e), "no further lane");
-                    self.locked_terms().entry(peer.clone()).or_default().refused = Some(Instant::now());
+        if let (true, Some(address)) = (self.lacks_a_lane(peer, lanes), address) {
+            let _dialing = self.dialing.lock().await;
+            // Somebody else may have dialed meanwhile.
+            if self.lacks_a_lane(peer, lanes) {
+                match self.dial_another(peer, address).await {
+                    Ok(session) => return session,
+                    Err(e) => self.no_further_lane(peer, lanes, &e),
                 }
             }
         }
-        drop(dialing);
+        let mut ready = self.connected(peer);
         ready.truncate(lanes);
         let turn = self.turn.fetch_add(1, Relaxed);
         turn.checked_rem(ready.len()).map_or(first, |at| &ready[at]).clone()
