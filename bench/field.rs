@@ -38,14 +38,17 @@ impl Field<'_> {
         ])
     }
 
-    /// vmferry with more and more streams in one connection.
+    /// vmferry with more and more streams in one connection; and, so that one sees what so many local
+    /// sockets cost whoever relays them, copies with as many connections.
     pub(crate) fn streams(&self, numbers: &[u32]) -> anyhow::Result<Vec<Contender>> {
         let mut contenders = vec![vmferry("vmferry, 1 stream")?.with_streams(1)];
         for number in numbers.iter().filter(|n| **n != 1) {
             contenders.push(vmferry(&format!("vmferry, {number} streams"))?.with_streams(*number));
         }
         contenders.push(copy(TLS_COPY, &[])?.with_streams(1));
-        contenders.push(copy("TLS copy, 64 connections", &[])?.with_streams(64));
+        for number in numbers.iter().filter(|n| **n > 4) {
+            contenders.push(copy(&format!("TLS copy, {number} connections"), &[])?.with_streams(*number));
+        }
         self.chosen(contenders)
     }
 

@@ -70,8 +70,8 @@ fn every_violation_has_its_error() {
         ("reserved flag", Code::Protocol, vec![open(1), raw(0x13, 4, 0, 1, &[])]),
         ("abort flag elsewhere", Code::Protocol, vec![open(1), raw(0x14, 2, 0, 1, &[])]),
         ("flag of a link frame", Code::Protocol, vec![raw(2, 1, 0, 0, &[])]),
-        ("too long", Code::Protocol, vec![open(1), raw(0x12, 0, 16_369, 1, &[])]),
-        ("ignorable but too long", Code::Protocol, vec![raw(0x77, FLAG_IGNORABLE, 16_369, 1, &[])]),
+        ("too long", Code::Protocol, vec![open(1), raw(0x12, 0, 65_521, 1, &[])]),
+        ("ignorable but too long", Code::Protocol, vec![raw(0x77, FLAG_IGNORABLE, 65_521, 1, &[])]),
         ("DATA without data", Code::Protocol, vec![open(1), raw(0x12, 0, 0, 1, &[])]),
         ("ACK with payload", Code::Protocol, vec![raw(2, 0, 1, 0, &[0])]),
         ("long GOAWAY", Code::Protocol, vec![raw(5, 0, 257, 0, &[])]),
@@ -99,7 +99,7 @@ fn every_violation_has_its_error() {
         ("RESET too early", Code::Continuity, vec![open(1), data(1, 0, 5), reset(1, 4)]),
         ("offset overflow", Code::Continuity, vec![open(1), data(1, u64::MAX, 5)]),
         ("ACK of the future", Code::Continuity, vec![link(Kind::Ack, 1)]),
-        ("more than credit", Code::Flow, [vec![open(1)], (0..5).map(full).collect()].concat()),
+        ("more than credit", Code::Flow, vec![open(1), full(0), full(1)]),
         ("many refused", Code::Abuse, (0..1200).map(|n| open(2 * n + 1)).collect()),
     ];
     for (what, code, frames) in cases {
@@ -294,7 +294,7 @@ fn a_slow_drip_is_kept_small_and_a_wrong_header_is_seen_at_once() {
     session.handle_input(now, &bytes[bytes.len() - 1..]).unwrap();
     assert_eq!((session.stats().partial_bytes, session.stats().recv_queued_bytes), (0, PAYLOAD_MAX));
 
-    let wrong = raw(0x12, 0, 16_369, 1, &[]);
+    let wrong = raw(0x12, 0, 65_521, 1, &[]);
     for byte in &wrong[..15] {
         session.handle_input(now, &[*byte]).unwrap();
     }

@@ -4,7 +4,7 @@ use std::io::IoSlice;
 
 use bytes::Bytes;
 
-use super::frame::{HEADER_LEN, Header, RECORD_LEN};
+use super::frame::{FRAME_LEN_MAX, HEADER_LEN, Header, RECORD_LEN};
 
 /// One frame, as it goes out.
 #[derive(Debug, Clone)]
@@ -62,11 +62,17 @@ impl Batch {
         self.parts.push(Part { header: header.encode(), payload });
     }
 
-    /// Payload bytes of a DATA frame that ends with the current record, within `limit` bytes of
-    /// batch; `None` ends the batch.
-    pub(super) fn data_room(&self, limit: usize) -> Option<usize> {
-        let in_record = RECORD_LEN - self.len % RECORD_LEN;
-        let room = in_record.min(limit.saturating_sub(self.len));
+    /// Whether no further DATA frame is to be asked for.
+    pub(super) fn is_full(&self, limit: usize) -> bool {
+        self.data_room(RECORD_LEN, limit).is_none()
+    }
+
+    /// Payload bytes of a DATA frame that ends with a record, at most `frame` bytes after the last
+    /// one's end and within `limit` bytes of batch; `None` ends the batch.
+    pub(super) fn data_room(&self, frame: usize, limit: usize) -> Option<usize> {
+        debug_assert!(frame.is_multiple_of(RECORD_LEN) && frame <= FRAME_LEN_MAX);
+        let to_record_end = frame - self.len % RECORD_LEN;
+        let room = to_record_end.min(limit.saturating_sub(self.len));
         room.checked_sub(HEADER_LEN).filter(|room| *room > 0)
     }
 

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use super::frame::RECORD_LEN;
+use super::frame::{FRAME_LEN_MAX, RECORD_LEN};
 use super::{Class, purpose};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 /// See [`Config::batch_bytes_fast`].
 const BATCH_TIME: Duration = Duration::from_millis(1);
+/// See [`Config::frame_limit`].
+const FRAME_TIME: Duration = Duration::from_millis(1);
 /// Half of the rate at which a peer takes PINGs.
 const PING_INTERVAL_MIN: Duration = Duration::from_millis(200);
 
@@ -76,7 +78,8 @@ pub struct Config {
     /// The same for all streams together: with many streams each may queue less, though never less
     /// than a frame.
     pub send_queue_bytes: usize,
-    /// Bytes of one batch; a multiple of [`frame::RECORD_LEN`](super::frame::RECORD_LEN).
+    /// Bytes of one batch, at least those of the longest frame; a multiple of
+    /// [`frame::RECORD_LEN`](super::frame::RECORD_LEN).
     pub batch_bytes: usize,
     /// The same on a connection so fast that it is gone within a millisecond: fewer system calls.
     pub batch_bytes_fast: usize,
@@ -189,7 +192,15 @@ impl Config {
         let in_time = u128::from(rate) * BATCH_TIME.as_nanos() / 1_000_000_000;
         let is_fast = in_time >= self.batch_bytes_fast as u128;
         let bytes = if is_fast { self.batch_bytes_fast.max(self.batch_bytes) } else { self.batch_bytes };
-        bytes.max(RECORD_LEN)
+        bytes.max(FRAME_LEN_MAX)
+    }
+
+    /// The longest frame at so many bytes per second: streams take turns and limits are kept by the
+    /// frame, so that a long one may not take long.
+    pub(super) fn frame_limit(&self, rate: u64) -> usize {
+        let in_time = u128::from(rate) * FRAME_TIME.as_nanos() / 1_000_000_000;
+        let in_time = usize::try_from(in_time).unwrap_or(FRAME_LEN_MAX);
+        (in_time - in_time % RECORD_LEN).clamp(RECORD_LEN, FRAME_LEN_MAX)
     }
 
     /// Time between two pings: a connection is asked before it is given up, at a rate that the

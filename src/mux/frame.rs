@@ -12,10 +12,13 @@ use super::{Class, Code, Open};
 
 /// Length of every frame's header.
 pub const HEADER_LEN: usize = 16;
-/// Longest payload: a full frame is as long as a full TLS record.
-pub const PAYLOAD_MAX: usize = RECORD_LEN - HEADER_LEN;
 /// Plaintext of a full TLS record (RFC 8446 §5.1).
 pub const RECORD_LEN: usize = 16 * 1024;
+/// Longest frame, header included: four full records. What a frame costs, at both ends, it costs
+/// however long it is.
+pub const FRAME_LEN_MAX: usize = 4 * RECORD_LEN;
+/// Longest payload.
+pub const PAYLOAD_MAX: usize = FRAME_LEN_MAX - HEADER_LEN;
 /// Types from here on are numbered.
 pub const NUMBERED_FROM: u8 = 0x10;
 /// Longest text of a GOAWAY, in bytes.

@@ -3,6 +3,7 @@
 //! queueing), none beyond its limit. Knows no frames and no credit.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use super::allowance::Draw;
@@ -56,6 +57,11 @@ impl Groups {
         }
         let parked = self.parked.iter().filter_map(|key| self.all.get(key)?.draw.as_ref());
         parked.map(Draw::ready_at).min()
+    }
+
+    /// What a migration is limited to, in bytes per second.
+    pub(super) fn limit_of(&self, key: MigrationId) -> Option<NonZeroU64> {
+        self.all.get(&key)?.draw.as_ref().map(Draw::per_second)
     }
 
     /// A stream that is not listed can send.

@@ -6,13 +6,13 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::frame::{HEADER_LEN, Header, PAYLOAD_MAX};
+use super::frame::{FRAME_LEN_MAX, HEADER_LEN, Header, PAYLOAD_MAX};
 use super::{Config, SessionError};
 
 /// What an entry occupies beside its payload.
 const ENTRY_COST: usize = 64;
 /// Smallest cap: a few full frames beside the reserve.
-const CAP_MIN: usize = 64 * 1024;
+const CAP_MIN: usize = 4 * FRAME_LEN_MAX;
 
 /// A numbered frame that was sent.
 #[derive(Debug, Clone)]

@@ -18,6 +18,7 @@
 //! the credit that it was given, and the sum of that by the session's budget.
 
 mod allowance;
+mod assemble;
 mod batch;
 mod code;
 mod config;

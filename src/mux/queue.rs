@@ -5,9 +5,11 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
+use super::assemble::Payload;
+
 /// Shorter chunks are copied, so that they keep no large buffer alive.
 const COPY_BELOW: usize = 2 * 1024;
-/// Size of a receive slab: four full frames.
+/// Size of a receive slab.
 const SLAB_BYTES: usize = 64 * 1024;
 /// A payload of at least this length starts a full slab at once.
 const SLAB_FROM: usize = 8 * 1024;
@@ -85,21 +87,37 @@ impl RecvQueue {
         self.len == 0
     }
 
-    /// Copies a frame's payload: the only copy between the record layer and the local socket.
-    pub(super) fn push(&mut self, payload: &[u8]) {
+    /// Takes a frame's payload. One that was put together keeps its memory, others are copied: so
+    /// there is one copy between the record layer and the local socket.
+    pub(super) fn push(&mut self, payload: Payload<'_>) {
+        self.len += payload.len();
+        match payload {
+            Payload::Joined(whole) if whole.len() >= SLAB_FROM => {
+                self.end_slab();
+                self.full.push_back(whole);
+            }
+            other => self.copy(&other),
+        }
+    }
+
+    fn copy(&mut self, payload: &[u8]) {
         if self.slab.capacity() - self.slab.len() < payload.len() {
             self.next_slab(payload.len());
         }
         self.slab.extend_from_slice(payload);
-        self.len += payload.len();
+    }
+
+    /// What is in the slab comes before what follows.
+    fn end_slab(&mut self) {
+        if !self.slab.is_empty() {
+            self.full.push_back(self.slab.split().freeze());
+        }
     }
 
     /// Slabs begin small and double while a backlog grows, so that a quiet stream holds little.
     fn next_slab(&mut self, least: usize) {
         let before = if self.slab.is_empty() { 0 } else { self.slab.capacity() };
-        if !self.slab.is_empty() {
-            self.full.push_back(self.slab.split().freeze());
-        }
+        self.end_slab();
         let wanted = if least >= SLAB_FROM { SLAB_BYTES } else { (2 * before).clamp(COPY_BELOW, SLAB_BYTES) };
         self.slab = BytesMut::with_capacity(wanted.max(least));
     }

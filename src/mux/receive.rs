@@ -3,8 +3,9 @@
 
 use std::time::Instant;
 
+use super::assemble::Payload;
 use super::credit::RecvCredit;
-use super::frame::{self, Content, FLAG_ABORT, FLAG_ACK_NOW, FrameError, HEADER_LEN, Header, Kind};
+use super::frame::{self, Content, FLAG_ABORT, FLAG_ACK_NOW, FrameError, Header, Kind};
 use super::session::{Event, Session};
 use super::stream::{Phase, RecvState, SendState, Stream};
 use super::{Class, Code, Open, SessionError, StreamId, WEIGHT_DEFAULT};
@@ -39,42 +40,13 @@ impl Session {
     }
 
     fn take_frames(&mut self, now: Instant, mut bytes: &[u8]) -> Judged {
-        if !self.partial.is_empty() {
-            bytes = self.complete(now, bytes)?;
+        while let Some((header, payload)) = self.assembler.next(&mut bytes).map_err(malformed)? {
+            self.on_frame(now, &header, payload)?;
         }
-        while let Some(whole) = whole_frame_len(bytes)? {
-            let Some((one, rest)) = bytes.split_at_checked(whole) else { break };
-            self.on_frame(now, one)?;
-            bytes = rest;
-        }
-        self.partial.extend_from_slice(bytes);
         Ok(())
     }
 
-    /// Completes the frame whose beginning is kept; what follows it is returned.
-    fn complete<'a>(&mut self, now: Instant, mut bytes: &'a [u8]) -> Result<&'a [u8], SessionError> {
-        loop {
-            let wanted = whole_frame_len(&self.partial)?.unwrap_or(HEADER_LEN);
-            let missing = wanted.saturating_sub(self.partial.len());
-            if missing == 0 {
-                let whole = std::mem::take(&mut self.partial);
-                let judged = self.on_frame(now, &whole);
-                self.partial = whole;
-                self.partial.clear();
-                return judged.map(|()| bytes);
-            }
-            let (some, rest) = bytes.split_at(missing.min(bytes.len()));
-            self.partial.extend_from_slice(some);
-            if rest.is_empty() && some.len() < missing {
-                return Ok(rest);
-            }
-            bytes = rest;
-        }
-    }
-
-    fn on_frame(&mut self, now: Instant, whole: &[u8]) -> Judged {
-        let (header, payload) = whole.split_first_chunk().ok_or(protocol("a frame without header"))?;
-        let header = Header::decode(header);
+    fn on_frame(&mut self, now: Instant, header: &Header, payload: Payload<'_>) -> Judged {
         let content = header.content().map_err(malformed)?;
         self.stats.received_frames += 1;
         if header.kind >= frame::NUMBERED_FROM {
@@ -82,8 +54,8 @@ impl Session {
             self.receipt.on_frame(now, payload.len(), ack_now, &self.config);
         }
         match content {
-            Content::Known(kind) if kind.is_numbered() => self.on_stream_frame(now, kind, &header, payload),
-            Content::Known(kind) => self.on_link_frame(now, kind, &header, payload),
+            Content::Known(kind) if kind.is_numbered() => self.on_stream_frame(now, kind, header, payload),
+            Content::Known(kind) => self.on_link_frame(now, kind, header, &payload),
             Content::Ignorable { .. } => self.noop(now),
         }
     }
@@ -137,10 +109,10 @@ impl Session {
         Ok(())
     }
 
-    fn on_stream_frame(&mut self, now: Instant, kind: Kind, header: &Header, payload: &[u8]) -> Judged {
+    fn on_stream_frame(&mut self, now: Instant, kind: Kind, header: &Header, payload: Payload<'_>) -> Judged {
         let id = StreamId(header.stream);
         if kind == Kind::Open {
-            return self.on_open(now, id, header.value, payload);
+            return self.on_open(now, id, header.value, &payload);
         }
         if !self.streams.0.contains_key(&id) {
             return self.on_forgotten(now, id, kind);
@@ -151,7 +123,7 @@ impl Session {
             Kind::Accept => self.on_accept(id, header.value),
             Kind::Fin => self.on_fin(id, header.value),
             Kind::Stop => self.on_stop(now, id, header.value),
-            Kind::Reset => self.on_reset(now, id, header, payload),
+            Kind::Reset => self.on_reset(now, id, header, &payload),
             _ => self.on_prio(now, id, header.value),
         }
     }
@@ -247,21 +219,22 @@ impl Session {
         Ok(stream)
     }
 
-    fn on_data(&mut self, now: Instant, id: StreamId, offset: u64, payload: &[u8]) -> Judged {
+    fn on_data(&mut self, now: Instant, id: StreamId, offset: u64, payload: Payload<'_>) -> Judged {
         let idle_after = self.config.window_idle_after;
         let stream = self.receiving(id)?;
         if offset != stream.recv.credit.received() {
             return Err(SessionError::Continuity { what: "data at an unexpected offset" });
         }
         let Some(stream) = self.streams.0.get_mut(&id) else { return Ok(()) };
-        if !stream.recv.credit.on_data(&mut self.budget, now, payload.len() as u64, idle_after) {
+        let len = payload.len() as u64;
+        if !stream.recv.credit.on_data(&mut self.budget, now, len, idle_after) {
             return Err(SessionError::Flow { stream: id });
         }
         if stream.recv.given_up {
             return Ok(());
         }
         stream.recv.queue.push(payload);
-        self.stats.received_data_bytes += payload.len() as u64;
+        self.stats.received_data_bytes += len;
         self.announce(id);
         Ok(())
     }
@@ -400,13 +373,4 @@ impl Session {
         }
         Ok(())
     }
-}
-
-/// Length of the frame that `bytes` begins with, judged by its header; `None` before that is
-/// there.
-fn whole_frame_len(bytes: &[u8]) -> Result<Option<usize>, SessionError> {
-    let Some(header) = bytes.first_chunk() else { return Ok(None) };
-    let header = Header::decode(header);
-    header.content().map_err(malformed)?;
-    Ok(Some(HEADER_LEN + usize::from(header.len)))
 }

@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use super::allowance::Draw;
-use super::frame::RECORD_LEN;
+use super::frame::FRAME_LEN_MAX;
 use super::groups::Groups;
 use super::limit::TokenBucket;
 use super::ring::{self, Backlog, Ring, Turn};
@@ -153,7 +153,7 @@ impl Scheduler {
         let session = self.charge_session(bytes, now);
         if turn.class == Class::Urgent {
             // The debt is small: what urgent streams send while nobody else wants to is free.
-            self.urgent_part.charge(bytes as u64, RECORD_LEN as u64);
+            self.urgent_part.charge(bytes as u64, FRAME_LEN_MAX as u64);
         } else {
             self.held_for += session.max(self.bulk.charge(turn.migration, bytes, now));
         }
@@ -168,6 +168,18 @@ impl Scheduler {
     /// Bytes per second that left lately.
     pub(super) fn rate(&self) -> u64 {
         self.per_second
+    }
+
+    /// At which of them a stream may count: what is urgent has a tenth, a migration no more than its
+    /// limit.
+    pub(super) fn rate_of(&self, turn: &Turn) -> u64 {
+        match turn.class {
+            Class::Urgent => self.per_second / 10,
+            Class::Bulk => self
+                .bulk
+                .limit_of(turn.migration)
+                .map_or(self.per_second, |limit| limit.get().min(self.per_second)),
+        }
     }
 
     /// A batch of this length leaves; measures the rate.

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
+use super::assemble::Assembler;
 use super::credit::Budget;
 use super::frame;
 use super::hello::{Negotiated, PeerLimits};
@@ -139,7 +140,7 @@ pub struct Session {
     pub(super) receipt: Receipt,
     pub(super) liveness: Liveness,
     /// The beginning of an incomplete frame.
-    pub(super) partial: Vec<u8>,
+    pub(super) assembler: Assembler,
     pub(super) streams: Table,
     pub(super) budget: Budget,
     pub(super) scheduler: Scheduler,
@@ -174,7 +175,7 @@ impl Session {
             log: ReplayLog::new(&config),
             receipt: Receipt::default(),
             liveness: Liveness::new(now),
-            partial: Vec::new(),
+            assembler: Assembler::default(),
             streams: Table::default(),
             budget: Budget::new(&config, negotiated.peer.max_streams),
             scheduler: Scheduler::new(&config, now),
@@ -199,7 +200,7 @@ impl Session {
         if std::mem::take(&mut self.connected) {
             self.suspended = Some(now);
         }
-        self.partial.clear();
+        self.assembler.clear();
     }
 
     /// A new connection, over which the peer has said that it received everything up to
@@ -373,7 +374,7 @@ impl Session {
             credit_committed_bytes: self.budget.committed(),
             send_queued_bytes: streams.clone().map(|s| s.send.queue.len()).sum(),
             recv_queued_bytes: streams.clone().map(|s| s.recv.queue.len()).sum(),
-            partial_bytes: self.partial.len(),
+            partial_bytes: self.assembler.len(),
             events_queued: self.events.len(),
             streams: self.streams.0.len(),
             ..self.stats.clone()

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::assemble::Payload;
 use super::credit::{Budget, CreditState, RecvCredit};
 use super::frame::{HEADER_LEN, Header};
 use super::hello::{Negotiated, PeerLimits};
@@ -293,7 +294,7 @@ impl StreamSnapshot {
         stream.send.ended = self.send_ended.map(Code::from_wire);
         // Whoever takes the stream up asks for room anew.
         stream.send.starved = true;
-        self.recv_queue.iter().for_each(|chunk| stream.recv.queue.push(chunk));
+        self.recv_queue.into_iter().for_each(|chunk| stream.recv.queue.push(Payload::Joined(chunk)));
         stream.recv.state = match self.recv {
             RecvSnapshot::Open => RecvState::Open,
             RecvSnapshot::Finished => RecvState::Finished,

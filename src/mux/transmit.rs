@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::StreamId;
 use super::batch::Batch;
-use super::frame::{self, FLAG_ABORT, FLAG_ACK_NOW, HEADER_LEN, Header, Kind, PAYLOAD_MAX};
+use super::frame::{self, FLAG_ABORT, FLAG_ACK_NOW, HEADER_LEN, Header, Kind};
 use super::session::{Event, Session};
 use super::stream::{RecvState, SendState, Stream};
 
@@ -45,6 +45,11 @@ impl Session {
 
     fn batch_limit(&self) -> usize {
         self.config.batch_limit(self.scheduler.rate())
+    }
+
+    fn frame_limit(&self, id: StreamId) -> usize {
+        let stream = self.streams.0.get(&id);
+        self.config.frame_limit(stream.map_or(0, |stream| self.scheduler.rate_of(&stream.turn)))
     }
 
     fn fill_link(&mut self, now: Instant, batch: &mut Batch) {
@@ -163,7 +168,7 @@ impl Session {
     }
 
     fn fill_data(&mut self, now: Instant, batch: &mut Batch) {
-        while let Some(room) = batch.data_room(self.batch_limit()) {
+        while !batch.is_full(self.batch_limit()) {
             let (urgent, bulk) = (self.log.has_urgent_room(), self.log.has_bulk_room());
             if !urgent || !bulk {
                 self.stats.log_stalls += u64::from(!self.scheduler.is_empty());
@@ -172,7 +177,8 @@ impl Session {
                 return;
             }
             let Some(id) = self.scheduler.next(now, &mut self.streams, bulk) else { return };
-            let Some((header, payload)) = self.next_data(now, id, room.min(PAYLOAD_MAX)) else { return };
+            let Some(room) = batch.data_room(self.frame_limit(id), self.batch_limit()) else { return };
+            let Some((header, payload)) = self.next_data(now, id, room) else { return };
             self.push_numbered(now, batch, header, payload);
             self.after_data(id);
         }

@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 
 /// Bytes before a block.
 pub(super) const HEADER_LEN: usize = 8;
-/// Most plain bytes in a block. With its header it fills whole frames, and it is less than any
-/// stream's smallest window: a block that has begun can always arrive.
-pub(super) const PLAIN_MAX: usize = 4 * crate::mux::frame::PAYLOAD_MAX - HEADER_LEN;
+/// Most plain bytes in a block. With its header it fills a frame, and it is less than any stream's
+/// smallest window: a block that has begun can always arrive.
+pub(super) const PLAIN_MAX: usize = crate::mux::frame::PAYLOAD_MAX - HEADER_LEN;
 
 const KIND_PLAIN: u8 = 0;
 const KIND_ZSTD: u8 = 1;

@@ -21,7 +21,7 @@ use super::edge::{Answer, Edge};
 use super::frozen::{FrozenSession, Left};
 use super::resume::{Redial, Resumed, SessionKey};
 use super::session::{Away, EndCause, IncomingStream, Lines, LinkState, Session, SessionEnd};
-use super::stream::{ChunkPermit, ChunkSize, Inbound, Shared, Stream, StreamEnded};
+use super::stream::{ChunkPermit, Inbound, Shared, Stream, StreamEnded};
 use crate::mux::{self, Allowance, Batch, Code, Event, MigrationId, Open, Share, StreamId};
 use crate::words::chain;
 
@@ -45,7 +45,7 @@ pub(crate) enum Command {
     Data {
         id: StreamId,
         data: Bytes,
-        permit: Option<ChunkPermit>,
+        permit: ChunkPermit,
     },
     Finish(StreamId),
     Reset(StreamId, Code),
@@ -88,7 +88,6 @@ pub(crate) struct Driver {
     handle: Session,
     incoming: mpsc::Sender<IncomingStream>,
     edges: BTreeMap<StreamId, Edge>,
-    chunk: ChunkSize,
     closing: Option<(Code, String)>,
     freezing: Option<oneshot::Sender<FrozenSession>>,
     input: Box<[u8]>,
@@ -101,7 +100,6 @@ impl Driver {
         connection: Option<Connection>,
         session: mux::Session,
         edges: Vec<(StreamId, Edge)>,
-        chunk: ChunkSize,
         (handle, commands): (Session, mpsc::UnboundedReceiver<Command>),
         link: watch::Sender<LinkState>,
         lines: Lines,
@@ -118,7 +116,6 @@ impl Driver {
             handle,
             incoming: lines.incoming,
             edges: edges.into_iter().collect(),
-            chunk,
             closing: None,
             freezing: None,
             input: vec![0; RECEIVE_BYTES].into_boxed_slice(),
@@ -363,7 +360,7 @@ impl Driver {
             Command::Refuse(id, code) => self.session.refuse(id, code),
             Command::Data { id, data, permit } => {
                 if let Some(edge) = self.edges.get_mut(&id) {
-                    edge.backlog.push_back((data, permit));
+                    edge.backlog.push_back((data, Some(permit)));
                 }
                 self.feed(id);
             }
@@ -428,9 +425,8 @@ impl Driver {
         accepted: Option<oneshot::Receiver<Answer>>,
     ) -> Stream {
         let (inbox, receiver) = mpsc::unbounded_channel();
-        let shared = Shared::new(self.chunk.clone());
+        let shared = Shared::new();
         self.edges.insert(id, Edge::new(inbox, Arc::clone(&shared), tell_accepted));
-        self.chunk.set_for(self.edges.len());
         Stream::new(id, self.handle.commands().clone(), receiver, shared, accepted)
     }
 
@@ -477,10 +473,7 @@ impl Driver {
                     }
                 }
                 Event::Reset { id, code } => self.on_reset(id, code),
-                Event::Closed { id } => {
-                    self.edges.remove(&id);
-                    self.chunk.set_for(self.edges.len());
-                }
+                Event::Closed { id } => drop(self.edges.remove(&id)),
                 Event::GoAway { code, text } => {
                     tracing::info!(code = code.name(), text, "the peer ends the session");
                     self.closing.get_or_insert((Code::Shutdown, String::new()));

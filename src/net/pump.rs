@@ -26,6 +26,7 @@ use super::compress::{self, Coding, DecodeError, Decoder, Encoder, Undelivered};
 use super::frozen::Halves;
 use super::stream::{RecvHalf, SendHalf, Stream, StreamEnded};
 use crate::mux::Code;
+use crate::mux::frame::PAYLOAD_MAX;
 
 /// A read buffer with less room than this is replaced.
 const READ_BYTES_MIN: usize = 16 * 1024;
@@ -261,13 +262,11 @@ impl Outbox {
         Ok(Self { buffer: BytesMut::new(), encoder })
     }
 
-    /// Room to read into.
-    ///
-    /// Whole frames, so that a full read leaves no crumb that would travel in a record of its own,
-    /// and no more than a batch of them, so that they are sealed while the cache still has them.
-    fn room(&mut self, chunk: usize) -> impl BufMut {
+    /// Room to read into: a whole frame, so that a full read leaves no crumb that would travel in a
+    /// record of its own, and no more, so that it is sealed while the cache still has it.
+    fn room(&mut self) -> impl BufMut {
         let (least, size, header, most) = match self.encoder {
-            None => (READ_BYTES_MIN.min(chunk), chunk, 0, chunk),
+            None => (READ_BYTES_MIN, PAYLOAD_MAX, 0, PAYLOAD_MAX),
             Some(_) => (BLOCK_BYTES, BLOCK_BYTES, compress::HEADER_LEN, compress::PLAIN_MAX),
         };
         if self.buffer.capacity() < least {
@@ -301,11 +300,14 @@ async fn outward(
     let freezing = freeze.cancelled();
     tokio::pin!(freezing);
     loop {
-        // A read that leaves room has emptied the socket, and tokio knows it: the next one
-        // waits without asking the kernel.
+        let permit = tokio::select! {
+            biased;
+            permit = send.reserve() => permit.map_err(PumpEnd::Remote)?,
+            () = &mut freezing => return Ok(Flow::Frozen),
+        };
         let n = tokio::select! {
             biased;
-            n = async { local.read_buf(&mut outbox.room(send.chunk_bytes())).await } => n.map_err(PumpEnd::Local)?,
+            n = read_some(&mut local, outbox) => n.map_err(PumpEnd::Local)?,
             () = &mut freezing => return Ok(Flow::Frozen),
         };
         if n == 0 {
@@ -314,20 +316,20 @@ async fn outward(
         let (chunk, saved) = outbox.take();
         counters.sent_bytes.fetch_add(chunk.len() as u64, Relaxed);
         counters.saved_bytes.fetch_add(saved, Relaxed);
-        tokio::select! {
-            biased;
-            sent = send.send(chunk.clone()) => sent.map_err(PumpEnd::Remote)?,
-            () = &mut freezing => {
-                send.send_last(chunk);
-                return Ok(Flow::Frozen);
-            }
-        }
+        send.send_reserved(permit, chunk).map_err(PumpEnd::Remote)?;
         if freeze.is_cancelled() {
             return Ok(Flow::Frozen);
         }
     }
     send.finish().map_err(PumpEnd::Remote)?;
     Ok(Flow::Done)
+}
+
+/// Reads what is there, once there is something: an idle pump needs no buffer. A read that leaves
+/// room has emptied the socket, and tokio knows it: the next one waits without asking the kernel.
+async fn read_some(local: &mut ReadHalf<'_>, outbox: &mut Outbox) -> io::Result<usize> {
+    local.readable().await?;
+    local.read_buf(&mut outbox.room()).await
 }
 
 /// What was received and is not delivered.

@@ -15,7 +15,7 @@ use super::edge::Edge;
 use super::frozen::{FrozenSession, FrozenStream};
 use super::identity::Identity;
 use super::resume::{Redial, Resumed, SessionKey};
-use super::stream::{ChunkSize, Stream, StreamEnded};
+use super::stream::{Stream, StreamEnded};
 use crate::mux::{self, Allowance, Code, MigrationId, Open, Role, Share, StreamId};
 
 /// Why a session ended.
@@ -153,7 +153,6 @@ struct Begun {
     connection: ConnectionInfo,
     core: mux::Session,
     edges: Vec<(StreamId, Edge)>,
-    chunk: ChunkSize,
 }
 
 /// What a driver needs of the outside.
@@ -188,13 +187,7 @@ impl Session {
         let core = mux::Session::new(established.role, config, &established.negotiated, Instant::now());
         let Established { connection, peer, role, key, redial, resume_within, .. } = established;
         let info = Arc::new(SessionInfo { peer, role, since: Instant::now(), key });
-        let begun = Begun {
-            info,
-            connection: connection.info.clone(),
-            core,
-            edges: Vec::new(),
-            chunk: ChunkSize::default(),
-        };
+        let begun = Begun { info, connection: connection.info.clone(), core, edges: Vec::new() };
         let lines = Lines { redial, resume_within, generation: 0, incoming };
         let (commands, queue) = mpsc::unbounded_channel();
         Self::run(begun, Some(connection), lines, commands, queue)
@@ -221,9 +214,9 @@ impl Session {
         };
         let connection = frozen.connection();
         let (commands, queue) = mpsc::unbounded_channel();
-        let (core, edges, streams, chunk) = frozen.thaw(endpoint.config().clone(), owned, &commands);
+        let (core, edges, streams) = frozen.thaw(endpoint.config().clone(), owned, &commands);
         let info = Arc::new(SessionInfo { peer, role, since, key });
-        let begun = Begun { info, connection, core, edges, chunk };
+        let begun = Begun { info, connection, core, edges };
         Ok((Self::run(begun, None, lines, commands, queue)?, streams))
     }
 
@@ -239,9 +232,9 @@ impl Session {
         let connection_info = Arc::new(begun.connection);
         let (state, link) = watch::channel(LinkState { away: None, connection: connection_info });
         let session = Self { commands, runtime: runtime.handle().clone(), info: begun.info, link, ended };
-        let (handle, core, edges, chunk) = (session.clone(), begun.core, begun.edges, begun.chunk);
+        let (handle, core, edges) = (session.clone(), begun.core, begun.edges);
         let drive = async move {
-            match Driver::new(connection, core, edges, chunk, (handle, queue), state, lines) {
+            match Driver::new(connection, core, edges, (handle, queue), state, lines) {
                 Ok(driver) => driver.run().await,
                 Err(e) => SessionEnd { cause: EndCause::Io(e), stats: mux::Stats::default() },
             }

@@ -4,18 +4,16 @@
 //! bounded: outgoing chunks by a few permits per stream, incoming ones by the stream's credit.
 //! Dropping a half tells the peer. Knows no socket.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::mux::frame::PAYLOAD_MAX;
 use crate::mux::{Code, StreamId};
 use crate::net::driver::Command;
 
 /// Chunks that may be on their way from one stream's handle to the driver.
-pub(crate) const CHUNKS_IN_FLIGHT: usize = 2;
+pub(crate) const CHUNKS_IN_FLIGHT: usize = 1;
 
 /// Why a stream cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -30,37 +28,17 @@ pub(crate) enum Inbound {
     Reset(Code),
 }
 
-/// How much the owners of a session's streams should send at once: with many streams less, for
-/// each holds a few chunks. Set by the driver, read by pumps.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct ChunkSize(Arc<AtomicBool>);
-
-impl ChunkSize {
-    /// Streams beyond which chunks are single frames.
-    const STREAMS_FEW: usize = 128;
-
-    pub(crate) fn set_for(&self, streams: usize) {
-        self.0.store(streams > Self::STREAMS_FEW, Relaxed);
-    }
-
-    /// Whole frames.
-    fn bytes(&self) -> usize {
-        if self.0.load(Relaxed) { PAYLOAD_MAX } else { 4 * PAYLOAD_MAX }
-    }
-}
-
 /// State that the driver and both halves of a stream share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) permits: Arc<Semaphore>,
     ended: OnceLock<Code>,
-    chunk: ChunkSize,
 }
 
 impl Shared {
-    pub(crate) fn new(chunk: ChunkSize) -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let permits = Arc::new(Semaphore::new(CHUNKS_IN_FLIGHT));
-        Arc::new(Self { permits, ended: OnceLock::new(), chunk })
+        Arc::new(Self { permits, ended: OnceLock::new() })
     }
 
     /// Ends sending: waiting and later sends fail with `code`.
@@ -137,14 +115,25 @@ impl SendHalf {
     /// # Errors
     /// The code with which the peer or the session ended the stream.
     pub async fn send(&mut self, data: Bytes) -> Result<(), StreamEnded> {
-        let permits = Arc::clone(&self.shared.permits);
-        let permit = permits.acquire_owned().await.map_err(|_| self.shared.ended())?;
-        self.command(Command::Data { id: self.id, data, permit: Some(permit) })
+        let permit = self.reserve().await?;
+        self.send_reserved(permit, data)
     }
 
-    /// How much is best sent at once.
-    pub(super) fn chunk_bytes(&self) -> usize {
-        self.shared.chunk.bytes()
+    /// Waits until a chunk may be queued. Who reads the chunk only then holds none while it waits.
+    ///
+    /// # Errors
+    /// As [`SendHalf::send`].
+    pub(super) async fn reserve(&self) -> Result<ChunkPermit, StreamEnded> {
+        let permits = Arc::clone(&self.shared.permits);
+        permits.acquire_owned().await.map_err(|_| self.shared.ended())
+    }
+
+    /// Queues the chunk that room was reserved for.
+    ///
+    /// # Errors
+    /// As [`SendHalf::send`].
+    pub(super) fn send_reserved(&mut self, permit: ChunkPermit, data: Bytes) -> Result<(), StreamEnded> {
+        self.command(Command::Data { id: self.id, data, permit })
     }
 
     /// Ends this direction after all that was sent.
@@ -160,11 +149,6 @@ impl SendHalf {
     pub fn reset(&mut self, code: Code) {
         self.finished = true;
         let _ = self.commands.send(Command::Reset(self.id, code));
-    }
-
-    /// Queues a chunk without waiting: the last one of an owner who has to go.
-    pub(super) fn send_last(&self, data: Bytes) {
-        let _ = self.commands.send(Command::Data { id: self.id, data, permit: None });
     }
 
     /// Whether this direction has been ended.

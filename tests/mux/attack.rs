@@ -19,7 +19,7 @@ pub(crate) fn small() -> Config {
         initial_credit: PerClass { urgent: 4096, bulk: 4096 },
         start_credit: PerClass { urgent: 4096, bulk: 32 << 10 },
         budget_bytes: 256 << 10,
-        replay_cap_bytes: 64 << 10,
+        replay_cap_bytes: 256 << 10,
         send_queue_bytes_per_stream: 8 << 10,
         pending_open_max: 4,
         opens: RateLimit { per_second: 1000, burst: 100_000 },
@@ -34,7 +34,7 @@ pub(crate) fn assert_bounded(session: &Session, context: &str) {
     let holds = stats.credit_committed_bytes <= 256 << 10
         && stats.recv_queued_bytes as u64 <= stats.credit_outstanding_bytes
         && stats.credit_outstanding_bytes <= stats.credit_committed_bytes
-        && stats.log_bytes_max <= 64 << 10
+        && stats.log_bytes_max <= 256 << 10
         && stats.send_queued_bytes <= 16 * (8 << 10) + 16 * 5000
         && stats.partial_bytes < HEADER_LEN + PAYLOAD_MAX
         && stats.streams <= 8 + 8 + 1024;

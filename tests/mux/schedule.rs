@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use vmferry::mux::frame::{HEADER_LEN, Header, Kind, PAYLOAD_MAX, RECORD_LEN};
+use vmferry::mux::frame::{HEADER_LEN, Header, Kind, OPEN_LEN, RECORD_LEN};
 use vmferry::mux::{Batch, Class, Config, Event, Open, PerClass, RateLimit, StreamId};
 
 use super::pair::{BULK, Pair, URGENT, content, events, take, wide};
@@ -145,18 +145,23 @@ fn feeding_a_stream_little_by_little_wins_nothing() {
 #[test]
 fn data_waits_for_the_opening_that_did_not_fit() {
     let config = Config {
-        batch_bytes: RECORD_LEN,
-        batch_bytes_fast: RECORD_LEN,
-        pending_open_max: 600,
-        opens: RateLimit { per_second: 200, burst: 4000 },
+        batch_bytes: 5 * RECORD_LEN,
+        batch_bytes_fast: 5 * RECORD_LEN,
+        max_streams: 3000,
+        budget_bytes: 1 << 30,
+        pending_open_max: 3000,
+        opens: RateLimit { per_second: 200, burst: 12_000 },
         ..Config::default()
     };
     let mut pair = Pair::new(config);
-    // A record has no room for the last opening, but for a few bytes of data.
-    let ids: Vec<_> = (0..500).map(|_| pair.dialer.open(pair.now, BULK).unwrap()).collect();
-    fill(&mut pair, ids[499], 5);
+    // A batch has room for all openings but the last, and for a few bytes of data.
+    let opening = HEADER_LEN + OPEN_LEN;
+    let fit = 5 * RECORD_LEN / opening;
+    assert!((HEADER_LEN + 1..opening).contains(&(5 * RECORD_LEN % opening)));
+    let ids: Vec<_> = (0..=fit).map(|_| pair.dialer.open(pair.now, BULK).unwrap()).collect();
+    fill(&mut pair, ids[fit], 5);
     pair.exchange();
-    let there = pair.acceptor.stream_stats(ids[499]).unwrap();
+    let there = pair.acceptor.stream_stats(ids[fit]).unwrap();
     assert_eq!(there.received_bytes, 5);
 }
 
@@ -211,31 +216,41 @@ fn a_stalled_reader_stops_only_its_own_stream() {
     assert!(pair.acceptor.recv(stalled).is_some(), "nothing after the first {more} bytes");
 }
 
-#[test]
-fn frames_end_with_their_record() {
+/// Sends batches one every `each`, of one stream that always has more and two that have little.
+fn batches(each: Duration, mut look: impl FnMut(&Batch)) {
     let mut rng = Rng::new(3);
     let mut pair = Pair::new(wide());
     let ids = open_all(&mut pair, &[BULK, BULK, URGENT]);
     let mut batch = Batch::default();
-    let mut full = 0;
     for _ in 0..300 {
         keep_full(&mut pair, &ids[..1]);
         for id in &ids[1..] {
             let len = rng.size(3000);
             fill(&mut pair, *id, len);
         }
+        pair.now += each;
         pair.dialer.poll_transmit(pair.now, &mut batch);
-        let mut at = 0;
-        for part in batch.parts() {
-            let end = at + HEADER_LEN + part.payload.len();
-            let data = part.header[0] == Kind::Data.to_wire();
-            assert!(!data || at / RECORD_LEN == (end - 1) / RECORD_LEN, "DATA from {at} to {end}");
-            full += usize::from(part.payload.len() == PAYLOAD_MAX && at % RECORD_LEN == 0);
-            at = end;
-        }
-        assert!(at <= 64 << 10 && at == batch.len_bytes());
+        look(&batch);
     }
-    assert!(full > 600, "only {full} full frames");
+}
+
+#[test]
+fn a_fast_connection_gets_whole_records_and_long_frames() {
+    let mut full = 0;
+    batches(Duration::from_millis(1), |batch| {
+        assert_eq!(batch.len_bytes(), 64 << 10);
+        full += batch.parts().iter().filter(|part| part.payload.len() > 3 * RECORD_LEN).count();
+    });
+    assert!(full > 150, "only {full} long frames");
+}
+
+#[test]
+fn where_a_record_takes_time_no_frame_is_longer() {
+    batches(Duration::from_millis(10), |batch| {
+        for part in batch.parts() {
+            assert!(HEADER_LEN + part.payload.len() <= RECORD_LEN);
+        }
+    });
 }
 
 #[test]

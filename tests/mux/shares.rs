@@ -44,6 +44,7 @@ impl Sender {
         while self.pair.now < until {
             self.refill();
             let session = &mut self.pair.dialer;
+            session.handle_timeout(self.pair.now).unwrap();
             if session.poll_transmit(self.pair.now, &mut batch) {
                 self.pair.now += Duration::from_nanos(batch.len_bytes() as u64 * 1_000_000 / per_ms);
                 self.count(&batch);
@@ -51,7 +52,6 @@ impl Sender {
                 let next = session.poll_timeout().unwrap();
                 assert!(next > self.pair.now, "a deadline that has passed and lets nothing leave");
                 self.pair.now = next.min(until);
-                session.handle_timeout(self.pair.now).unwrap();
             }
         }
     }

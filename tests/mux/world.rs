@@ -11,6 +11,7 @@ use vmferry::mux::{
     Snapshot, StreamId, purpose,
 };
 
+use vmferry::mux::frame::FRAME_LEN_MAX;
 use vmferry::mux::hello::Negotiated;
 
 use super::pair::{agree, bytes_of, content};
@@ -93,7 +94,7 @@ fn random_config(rng: &mut Rng) -> Config {
         window_max_nbd: 256 << 10,
         window_max_bulk: 1 << 20,
         budget_bytes: (floor * 4 * rng.range(4, 60) as u64).max(16 << 10),
-        replay_cap_bytes: 64 << 10 << rng.below(6),
+        replay_cap_bytes: 256 << 10 << rng.below(4),
         send_queue_bytes_per_stream: 4096 << rng.below(6),
         send_queue_bytes: 16 << 10 << rng.below(8),
         ack_bytes: 1024 << rng.below(9),
@@ -547,7 +548,7 @@ impl World {
             (stats.recv_queued_bytes as u64 <= stats.credit_outstanding_bytes, "held without credit"),
             (stats.log_bytes_max <= config.replay_cap_bytes, "log above its cap"),
             (stats.send_queued_bytes <= per_stream * stats.streams, "send queues above their bound"),
-            (stats.partial_bytes < 16 * 1024, "more than a frame kept"),
+            (stats.partial_bytes < FRAME_LEN_MAX, "more than a frame kept"),
         ];
         for (holds, what) in checks {
             if !holds {
