@@ -80,13 +80,8 @@ struct State {
 impl State {
     fn apply(&mut self) {
         let limit = self.wish.limit_bytes_per_s.map(Rate::get);
-        self.allowance = limit.map(|rate| match self.allowance.take() {
-            Some(allowance) => {
-                allowance.set(rate, Instant::now());
-                allowance
-            }
-            None => Allowance::new(rate, Instant::now()),
-        });
+        let before = self.allowance.take();
+        self.allowance = limit.map(|rate| Allowance::renewed(before, rate, Instant::now()));
         let share =
             mux::Share { weight: self.wish.weight.into(), limit: self.allowance.clone(), ahead: self.ahead };
         self.tell(&share);

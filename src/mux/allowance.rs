@@ -58,6 +58,18 @@ impl Allowance {
         Self(Arc::new(Mutex::new(Shared { pace, drawers: BTreeMap::new(), next: 0, most: 0 })))
     }
 
+    /// `before` at another rate, or a first one.
+    #[must_use]
+    pub fn renewed(before: Option<Self>, per_second: NonZeroU64, now: Instant) -> Self {
+        match before {
+            Some(allowance) => {
+                allowance.set(per_second, now);
+                allowance
+            }
+            None => Self::new(per_second, now),
+        }
+    }
+
     /// Another rate. A session that waits learns of it when it is given the allowance again.
     pub fn set(&self, per_second: NonZeroU64, now: Instant) {
         let mut shared = self.locked();

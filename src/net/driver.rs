@@ -17,11 +17,11 @@ use tokio::time::sleep_until;
 
 use super::carrier::{Carrier, Ready};
 use super::connect::{ConnectError, Connection};
-use super::edge::{Answer, Edge};
+use super::edge::{Answer, Edge, Edges};
 use super::frozen::{FrozenSession, Left};
 use super::resume::{Redial, Resumed, SessionKey};
 use super::session::{Away, EndCause, IncomingStream, Lines, LinkState, Session, SessionEnd};
-use super::stream::{ChunkPermit, Inbound, Shared, Stream, StreamEnded};
+use super::stream::{ChunkPermit, Crowd, Inbound, Shared, Stream, StreamEnded};
 use crate::mux::{self, Allowance, Batch, Code, Event, MigrationId, Open, Share, StreamId};
 use crate::words::chain;
 
@@ -88,6 +88,7 @@ pub(crate) struct Driver {
     handle: Session,
     incoming: mpsc::Sender<IncomingStream>,
     edges: BTreeMap<StreamId, Edge>,
+    crowd: Crowd,
     closing: Option<(Code, String)>,
     freezing: Option<oneshot::Sender<FrozenSession>>,
     input: Box<[u8]>,
@@ -99,7 +100,7 @@ impl Driver {
     pub(crate) fn new(
         connection: Option<Connection>,
         session: mux::Session,
-        edges: Vec<(StreamId, Edge)>,
+        (edges, crowd): Edges,
         (handle, commands): (Session, mpsc::UnboundedReceiver<Command>),
         link: watch::Sender<LinkState>,
         lines: Lines,
@@ -116,6 +117,7 @@ impl Driver {
             handle,
             incoming: lines.incoming,
             edges: edges.into_iter().collect(),
+            crowd,
             closing: None,
             freezing: None,
             input: vec![0; RECEIVE_BYTES].into_boxed_slice(),
@@ -425,8 +427,9 @@ impl Driver {
         accepted: Option<oneshot::Receiver<Answer>>,
     ) -> Stream {
         let (inbox, receiver) = mpsc::unbounded_channel();
-        let shared = Shared::new();
+        let shared = Shared::new(self.crowd.clone());
         self.edges.insert(id, Edge::new(inbox, Arc::clone(&shared), tell_accepted));
+        self.crowd.set_for(self.edges.len());
         Stream::new(id, self.handle.commands().clone(), receiver, shared, accepted)
     }
 
@@ -473,7 +476,10 @@ impl Driver {
                     }
                 }
                 Event::Reset { id, code } => self.on_reset(id, code),
-                Event::Closed { id } => drop(self.edges.remove(&id)),
+                Event::Closed { id } => {
+                    self.edges.remove(&id);
+                    self.crowd.set_for(self.edges.len());
+                }
                 Event::GoAway { code, text } => {
                     tracing::info!(code = code.name(), text, "the peer ends the session");
                     self.closing.get_or_insert((Code::Shutdown, String::new()));

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::stream::{ChunkPermit, Inbound, Shared, StreamEnded};
-use crate::mux::Code;
+use super::stream::{ChunkPermit, Crowd, Inbound, Shared, StreamEnded};
+use crate::mux::{Code, StreamId};
 
 /// The answer to the opening of a stream.
 pub(super) type Answer = Result<(), StreamEnded>;
+
+/// The edges that a session begins with, and what their owners are told of their number.
+pub(super) type Edges = (Vec<(StreamId, Edge)>, Crowd);
 
 /// One stream's edge.
 pub(super) struct Edge {

@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::connect::{ConnectionInfo, Endpoint};
-use super::edge::Edge;
+use super::edge::{Edge, Edges};
 use super::identity::Identity;
 use super::resume::{Redial, SessionKey};
-use super::stream::{Inbound, RecvHalf, SendHalf, Shared, Stream};
+use super::stream::{Crowd, Inbound, RecvHalf, SendHalf, Shared, Stream};
 use crate::mux::{self, Code, Role, Snapshot, StreamId};
 
 /// A session that a driver has left.
@@ -203,7 +203,7 @@ impl FrozenSession {
         config: mux::Config,
         owned: Vec<FrozenStream>,
         commands: &mpsc::UnboundedSender<super::driver::Command>,
-    ) -> (mux::Session, Vec<(StreamId, Edge)>, Vec<Stream>) {
+    ) -> (mux::Session, Edges, Vec<Stream>) {
         let orphans: Vec<StreamId> =
             self.core.established().filter(|id| !owned.iter().any(|stream| stream.id == id.0)).collect();
         let mut core = mux::Session::from_snapshot(config, self.core, Instant::now());
@@ -211,11 +211,13 @@ impl FrozenSession {
             core.reset(id, Code::Cancelled);
         }
         let mut backlogs = self.backlogs;
+        let crowd = Crowd::default();
+        crowd.set_for(owned.len());
         let (mut edges, mut streams) = (Vec::new(), Vec::new());
         for one in owned {
             let id = StreamId(one.id);
             let (inbox, receiver) = mpsc::unbounded_channel();
-            let shared = Shared::new();
+            let shared = Shared::new(crowd.clone());
             let mut edge = Edge::new(inbox, Arc::clone(&shared), None);
             if let Some(at) = backlogs.iter().position(|b| b.stream == one.id) {
                 let backlog = backlogs.swap_remove(at);
@@ -234,6 +236,6 @@ impl FrozenSession {
             streams.push(stream.taken_up(one.send_finished, one.recv_ended));
             edges.push((id, edge));
         }
-        (core, edges, streams)
+        (core, (edges, crowd), streams)
     }
 }

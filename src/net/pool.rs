@@ -202,13 +202,8 @@ impl Pool {
     pub fn set_limit(&self, peer: &Identity, limit: Option<Rate>) {
         let mut terms = self.locked_terms();
         let terms = terms.entry(peer.clone()).or_default();
-        terms.limit = limit.map(|rate| match terms.limit.take() {
-            Some((_, allowance)) => {
-                allowance.set(rate.get(), Instant::now());
-                (rate, allowance)
-            }
-            None => (rate, Allowance::new(rate.get(), Instant::now())),
-        });
+        let before = terms.limit.take().map(|(_, allowance)| allowance);
+        terms.limit = limit.map(|rate| (rate, Allowance::renewed(before, rate.get(), Instant::now())));
         // With the terms locked: a session that begins now gets this one or the next.
         let sessions = self.locked();
         sessions.get(peer).into_iter().flatten().for_each(|session| session.limit(terms.allowance()));

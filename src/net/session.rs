@@ -11,12 +11,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::connect::{ConnectError, Connection, ConnectionInfo, Endpoint, Established};
 use super::driver::{Command, Driver};
-use super::edge::Edge;
+use super::edge::Edges;
 use super::frozen::{FrozenSession, FrozenStream};
 use super::identity::Identity;
 use super::resume::{Redial, Resumed, SessionKey};
 use super::stream::{Stream, StreamEnded};
 use crate::mux::{self, Allowance, Code, MigrationId, Open, Role, Share, StreamId};
+
+/// Tasks polled until the kernel is asked for events while there is always something to do: each
+/// moves up to a batch, and what has arrived meanwhile waits.
+const POLLS_PER_WAIT: u32 = 8;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +156,7 @@ struct Begun {
     info: Arc<SessionInfo>,
     connection: ConnectionInfo,
     core: mux::Session,
-    edges: Vec<(StreamId, Edge)>,
+    edges: Edges,
 }
 
 /// What a driver needs of the outside.
@@ -187,7 +191,7 @@ impl Session {
         let core = mux::Session::new(established.role, config, &established.negotiated, Instant::now());
         let Established { connection, peer, role, key, redial, resume_within, .. } = established;
         let info = Arc::new(SessionInfo { peer, role, since: Instant::now(), key });
-        let begun = Begun { info, connection: connection.info.clone(), core, edges: Vec::new() };
+        let begun = Begun { info, connection: connection.info.clone(), core, edges: Default::default() };
         let lines = Lines { redial, resume_within, generation: 0, incoming };
         let (commands, queue) = mpsc::unbounded_channel();
         Self::run(begun, Some(connection), lines, commands, queue)
@@ -227,7 +231,10 @@ impl Session {
         commands: mpsc::UnboundedSender<Command>,
         queue: mpsc::UnboundedReceiver<Command>,
     ) -> std::io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .event_interval(POLLS_PER_WAIT)
+            .enable_all()
+            .build()?;
         let (end, ended) = watch::channel(None);
         let connection_info = Arc::new(begun.connection);
         let (state, link) = watch::channel(LinkState { away: None, connection: connection_info });
@@ -240,8 +247,16 @@ impl Session {
             }
         };
         std::thread::Builder::new().name("vmferry-session".into()).spawn(move || {
-            let session_end = runtime.block_on(drive);
-            end.send_replace(Some(Arc::new(session_end)));
+            // A task among the pumps: the runtime asks the kernel for events before it polls what it
+            // blocks on, which would be a system call for each chunk.
+            match runtime.block_on(runtime.spawn(drive)) {
+                Ok(session_end) => drop(end.send_replace(Some(Arc::new(session_end)))),
+                Err(e) => {
+                    if let Ok(panic) = e.try_into_panic() {
+                        std::panic::resume_unwind(panic);
+                    }
+                }
+            }
         })?;
         Ok(session)
     }

@@ -4,6 +4,7 @@
 //! bounded: outgoing chunks by a few permits per stream, incoming ones by the stream's credit.
 //! Dropping a half tells the peer. Knows no socket.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -12,8 +13,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use crate::mux::{Code, StreamId};
 use crate::net::driver::Command;
 
-/// Chunks that may be on their way from one stream's handle to the driver.
-pub(crate) const CHUNKS_IN_FLIGHT: usize = 1;
+/// Chunks that may be on their way from one stream's handle to the driver: together a batch on a
+/// fast connection.
+const CHUNKS_IN_FLIGHT: usize = 4;
 
 /// Why a stream cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -28,17 +30,35 @@ pub(crate) enum Inbound {
     Reset(Code),
 }
 
+/// Whether the streams of a session are many: then one chunk of each may be on its way. Set by the
+/// driver, read by the streams' owners.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Crowd(Arc<AtomicBool>);
+
+impl Crowd {
+    const STREAMS_FEW: usize = 32;
+
+    pub(crate) fn set_for(&self, streams: usize) {
+        self.0.store(streams > Self::STREAMS_FEW, Relaxed);
+    }
+
+    fn permits_per_chunk(&self) -> u32 {
+        if self.0.load(Relaxed) { CHUNKS_IN_FLIGHT as u32 } else { 1 }
+    }
+}
+
 /// State that the driver and both halves of a stream share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) permits: Arc<Semaphore>,
     ended: OnceLock<Code>,
+    crowd: Crowd,
 }
 
 impl Shared {
-    pub(crate) fn new() -> Arc<Self> {
+    pub(crate) fn new(crowd: Crowd) -> Arc<Self> {
         let permits = Arc::new(Semaphore::new(CHUNKS_IN_FLIGHT));
-        Arc::new(Self { permits, ended: OnceLock::new() })
+        Arc::new(Self { permits, ended: OnceLock::new(), crowd })
     }
 
     /// Ends sending: waiting and later sends fail with `code`.
@@ -125,7 +145,10 @@ impl SendHalf {
     /// As [`SendHalf::send`].
     pub(super) async fn reserve(&self) -> Result<ChunkPermit, StreamEnded> {
         let permits = Arc::clone(&self.shared.permits);
-        permits.acquire_owned().await.map_err(|_| self.shared.ended())
+        permits
+            .acquire_many_owned(self.shared.crowd.permits_per_chunk())
+            .await
+            .map_err(|_| self.shared.ended())
     }
 
     /// Queues the chunk that room was reserved for.
@@ -260,5 +283,5 @@ impl Drop for RecvHalf {
     }
 }
 
-/// A permit for one chunk, held until the session has taken the chunk.
+/// The permit for one chunk, held until the session has taken the chunk.
 pub(crate) type ChunkPermit = OwnedSemaphorePermit;
