@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
+use super::Class;
 use super::frame::{FRAME_LEN_MAX, RECORD_LEN};
-use super::{Class, purpose};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 /// See [`Config::batch_bytes_fast`].
 const BATCH_TIME: Duration = Duration::from_millis(1);
-/// See [`Config::frame_limit`].
-const FRAME_TIME: Duration = Duration::from_millis(1);
 /// Half of the rate at which a peer takes PINGs.
 const PING_INTERVAL_MIN: Duration = Duration::from_millis(200);
 
@@ -55,10 +53,8 @@ pub struct Config {
     pub start_credit: PerClass<u64>,
     /// Largest window of an urgent stream.
     pub window_max_urgent: u64,
-    /// Largest window of a disk's stream: what a `blockdev-mirror` has under way at most (QEMU 7.2
-    /// to 10: `MAX_IN_FLIGHT` requests of 1 MiB).
-    pub window_max_nbd: u64,
-    /// Largest window of any other bulk stream.
+    /// Largest window of a bulk stream: 5 Gbit/s over a round trip of 100 ms. (A `blockdev-mirror`
+    /// has 16 MiB under way at most: `MAX_IN_FLIGHT` requests of 1 MiB in QEMU 7.2 to 10.)
     pub window_max_bulk: u64,
     /// Bound of all that peers may send without our having taken it.
     pub budget_bytes: u64,
@@ -83,6 +79,9 @@ pub struct Config {
     pub batch_bytes: usize,
     /// The same on a connection so fast that it is gone within a millisecond: fewer system calls.
     pub batch_bytes_fast: usize,
+    /// How long a frame that is longer than a record may take, at the rate that its stream is held to:
+    /// streams take turns and limits are kept by the frame.
+    pub frame_time: Duration,
     /// Time between two pings; less if the connection would be dead before the third.
     pub ping_after: Duration,
     /// Silence after which the connection is dead.
@@ -121,8 +120,7 @@ impl Default for Config {
             initial_credit: PerClass { urgent: 64 * KIB, bulk: 64 * KIB },
             start_credit: PerClass { urgent: 64 * KIB, bulk: MIB },
             window_max_urgent: 256 * KIB,
-            window_max_nbd: 16 * MIB,
-            window_max_bulk: 32 * MIB,
+            window_max_bulk: 64 * MIB,
             budget_bytes: 256 * MIB,
             growth_time_min: Duration::from_millis(5),
             window_idle_after: Duration::from_secs(10),
@@ -132,6 +130,7 @@ impl Default for Config {
             send_queue_bytes: 16 << 20,
             batch_bytes: 64 << 10,
             batch_bytes_fast: 256 << 10,
+            frame_time: Duration::from_millis(1),
             ping_after: Duration::from_secs(1),
             dead_after: Duration::from_secs(5),
             ack_bytes: 256 << 10,
@@ -165,11 +164,10 @@ impl Config {
 
     /// Largest window of a stream.
     #[must_use]
-    pub fn window_max(&self, class: Class, stream_purpose: u16) -> u64 {
-        let max = match (class, stream_purpose) {
-            (Class::Urgent, _) => self.window_max_urgent,
-            (Class::Bulk, purpose::NBD) => self.window_max_nbd,
-            (Class::Bulk, _) => self.window_max_bulk,
+    pub fn window_max(&self, class: Class) -> u64 {
+        let max = match class {
+            Class::Urgent => self.window_max_urgent,
+            Class::Bulk => self.window_max_bulk,
         };
         max.max(self.credit_floor())
     }
@@ -195,10 +193,9 @@ impl Config {
         bytes.max(FRAME_LEN_MAX)
     }
 
-    /// The longest frame at so many bytes per second: streams take turns and limits are kept by the
-    /// frame, so that a long one may not take long.
+    /// The longest frame at so many bytes per second.
     pub(super) fn frame_limit(&self, rate: u64) -> usize {
-        let in_time = u128::from(rate) * FRAME_TIME.as_nanos() / 1_000_000_000;
+        let in_time = u128::from(rate) * self.frame_time.as_nanos() / 1_000_000_000;
         let in_time = usize::try_from(in_time).unwrap_or(FRAME_LEN_MAX);
         (in_time - in_time % RECORD_LEN).clamp(RECORD_LEN, FRAME_LEN_MAX)
     }

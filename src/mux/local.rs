@@ -24,7 +24,7 @@ impl Session {
         self.budget.take_slot(true);
         self.stats.streams_opened += 1;
         let initial = self.config.initial_credit.of(open.class);
-        let window_max = self.config.window_max(open.class, open.purpose);
+        let window_max = self.config.window_max(open.class);
         let mut credit = RecvCredit::new(&mut self.budget, initial, window_max, now);
         credit.start(&mut self.budget, self.config.start_credit.of(open.class));
         let phase = Phase::Opening { deadline: now + self.config.open_deadline };

@@ -177,7 +177,7 @@ impl Session {
     fn offer(&mut self, now: Instant, id: StreamId, open: Open, limit: u64) {
         self.budget.take_slot(false);
         let initial = self.config.initial_credit.of(open.class);
-        let window_max = self.config.window_max(open.class, open.purpose);
+        let window_max = self.config.window_max(open.class);
         let credit = RecvCredit::new(&mut self.budget, initial, window_max, now);
         let mut stream = Stream::new(id, open, Phase::Offered, limit, credit);
         stream.slot = true;

@@ -91,8 +91,9 @@ fn random_config(rng: &mut Rng) -> Config {
         max_streams: rng.range(2, 40) as u32,
         initial_credit: initial,
         start_credit: PerClass { urgent: floor, bulk: floor << rng.below(5) },
-        window_max_nbd: 256 << 10,
-        window_max_bulk: 1 << 20,
+        window_max_bulk: 256 << 10 << rng.below(3),
+        // Long frames at all rates, or hardly any.
+        frame_time: Duration::from_millis(if rng.below(2) == 0 { 1000 } else { 1 }),
         budget_bytes: (floor * 4 * rng.range(4, 60) as u64).max(16 << 10),
         replay_cap_bytes: 256 << 10 << rng.below(4),
         send_queue_bytes_per_stream: 4096 << rng.below(6),
