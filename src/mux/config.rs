@@ -72,7 +72,7 @@ pub struct Config {
     /// that is taken while there is room may pass it.
     pub send_queue_bytes_per_stream: usize,
     /// The same for all streams together: with many streams each may queue less, though never less
-    /// than a frame.
+    /// than a record.
     pub send_queue_bytes: usize,
     /// Bytes of one batch, at least those of the longest frame; a multiple of
     /// [`frame::RECORD_LEN`](super::frame::RECORD_LEN).
