@@ -293,7 +293,7 @@ impl RecvCredit {
         }
         self.heard = now;
         self.received = received;
-        self.limited |= self.advertised - received < super::frame::PAYLOAD_MAX as u64;
+        self.limited |= self.advertised - received < super::frame::RECORD_LEN as u64;
         true
     }
 
