@@ -31,10 +31,9 @@ LOCKED := --locked
 step = @printf '\n== %s\n' "$(1)"
 
 # Tests that run real QEMUs in network namespaces run one at a time: they share two cores and one
-# machine. They are known by the bed that they use.
-REAL := $(sort $(basename $(notdir $(shell grep -l '^mod support;' tests/*.rs))))
+# machine. They are all in tests/real.
 ALL := $(basename $(notdir $(wildcard tests/*.rs))) $(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs))
-QUICK := $(filter-out $(REAL),$(sort $(ALL)))
+QUICK := $(filter-out real,$(sort $(ALL)))
 
 test: setup lint
 	$(call step,unit tests)
@@ -43,8 +42,8 @@ test: setup lint
 	  printf '\n== quick tests: %s\n' "$(QUICK)"
 	  cargo test $(LOCKED) $(addprefix --test ,$(QUICK)) -- $(T)
 	fi
-	printf '\n== tests with real QEMUs: %s\n' "$(REAL)"
-	cargo test $(LOCKED) $(addprefix --test ,$(REAL)) -- --test-threads=1 $(T)
+	printf '\n== tests with real QEMUs\n'
+	cargo test $(LOCKED) --test real -- --test-threads=1 $(T)
 
 lint: fetch
 	$(call step,format)

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use super::Side;
 use super::plan::{Fault, Injection};
 use super::run::Run;
-use crate::gate::Gate;
+use crate::faults::gate::Gate;
 use crate::support::agent::PORT;
 use crate::support::net::{Net, Way};
 use crate::support::pair::Guest;

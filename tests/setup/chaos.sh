@@ -12,7 +12,7 @@ trap 'rm -f "$table"' EXIT
 cd "$checkout"
 commit=$(git describe --always --dirty --exclude='*' 2>/dev/null || echo unknown)
 code=0
-CHAOS_TABLE=$table cargo test --locked --test chaos faults_drawn_from_a_seed -- --ignored --nocapture || code=$?
+CHAOS_TABLE=$table cargo test --locked --test real chaos::faults_drawn_from_a_seed -- --ignored --nocapture || code=$?
 # A run that came to its end has a table, also when something was not as promised.
 [ -s "$table" ] || die "no table was written"
 
@@ -24,7 +24,7 @@ qemu=$("$lab/qemu10/bin/qemu-system-x86_64" --version | awk 'NR == 1 { print $4 
 
 \`make chaos CHAOS_SEED=$CHAOS_SEED CHAOS_INJECTIONS=$CHAOS_INJECTIONS\` on $(date -u +%F), vmferry $commit, QEMU $qemu on both hosts (TCG, no KVM), Linux $(uname -r), $(nproc) CPUs ($cpu). Two hosts in network namespaces, a guest that goes there and back with a raw and a qcow2 disk of 64 MiB and writes 60 numbered blocks a second to each.
 
-The agents' deadlines are short, so that what lasts for ever is over in seconds: \`dead_peer_s\` 2, \`resume_s\` 6, \`resume_paused_s\` 4, \`handover_s\` 8, \`stall_s\` 15. With the defaults a longer cut is survived, and a roll-back for want of a connection comes later (tests/survives.rs).
+The agents' deadlines are short, so that what lasts for ever is over in seconds: \`dead_peer_s\` 2, \`resume_s\` 6, \`resume_paused_s\` 4, \`handover_s\` 8, \`stall_s\` 15. With the defaults a longer cut is survived, and a roll-back for want of a connection comes later (tests/real/survives.rs).
 
 The guest reads over fw_cfg on whose QEMU it executes, and puts that into every block before it writes it. A watcher that knows nothing of vmferry reads the disks of both hosts all the time and ends the run if a block was made twice or is missing. After each fault the guest's next migration must succeed and nothing may be left.
 

@@ -1,6 +1,6 @@
 //! The test bed of everything that is tested with real QEMUs: two hosts made of network
 //! namespaces, guests that prove their own writes, agents, captures and the proofs themselves.
-//! Used by the tests (`mod support;`) and by the demo. It must not use vmferry's own library:
+//! Used by the tests (`tests/real`) and by the demo. It must not use vmferry's own library:
 //! the judge is not the accused. Blocking throughout; every wait has a deadline.
 //!
 //! Everything fails by `anyhow::Error`, so that the demo can report what a test would panic on.

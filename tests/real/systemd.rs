@@ -2,18 +2,15 @@
 //! non-event, `systemctl stop` rolls it back. The unit is deploy/'s own; a drop-in gives it this
 //! test's paths and user, and leaves all else as it is.
 
-mod faults;
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::faults::{Plan, Reach, Stage};
+use crate::support::process::{LONG, SHORT, run, wait_for};
+use crate::support::proof::{self, field};
+use crate::support::{Lab, with_lab};
 use anyhow::{Context, Result, ensure};
-use faults::{Plan, Reach, Stage};
-use support::process::{LONG, SHORT, run, wait_for};
-use support::proof::{self, field};
-use support::{Lab, with_lab};
 
 /// A machine whose first process is systemd, on one host of the lab. Gone when dropped.
 struct Container {

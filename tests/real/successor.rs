@@ -2,19 +2,16 @@
 //! migration, in every phase, at the source, at the destination and at both. QEMU notices a pause,
 //! and the migration goes on as if nothing had been.
 
-mod faults;
-mod support;
-
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+use crate::faults::{Migration, Plan, Reach, Stage};
+use crate::support::process::{LONG, SHORT, wait_for};
+use crate::support::proof::field;
+use crate::support::{Agent, with_lab};
 use anyhow::{Context, Result, ensure};
-use faults::{Migration, Plan, Reach, Stage};
 use serde_json::Value;
-use support::process::{LONG, SHORT, wait_for};
-use support::proof::field;
-use support::{Agent, with_lab};
 
 /// Where a restart hits, and whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

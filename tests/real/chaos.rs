@@ -2,16 +2,9 @@
 //! its own word, nothing that it wrote is lost, nothing is left over, and its next migration succeeds.
 //! `make chaos` plays as many as it is told and prints a table; `make test` plays a few.
 
-// Of the stage of tests/failures.rs only this.
-#[allow(unreachable_pub)]
-#[path = "faults/gate.rs"]
-mod gate;
-mod injection;
-mod support;
-
+use crate::injection::{chaos, plan, record};
+use crate::support::with_lab;
 use anyhow::{Context, Result};
-use injection::{chaos, plan, record};
-use support::with_lab;
 
 /// `make chaos` sets it, and how many injections there are to be.
 const SEED: &str = "CHAOS_SEED";

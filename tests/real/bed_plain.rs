@@ -1,12 +1,10 @@
 //! The proofs of a migration against one that QEMU does by itself: they hold for a good one, and
 //! they see what vmferry is there to avoid, clear text and a port for each part.
 
-mod support;
-
+use crate::support::process::{SHORT, run};
+use crate::support::proof::{self, HandoverCopies};
+use crate::support::{Capture, Version, Vm, VmSpec, plain, with_lab};
 use anyhow::{Result, ensure};
-use support::process::{SHORT, run};
-use support::proof::{self, HandoverCopies};
-use support::{Capture, Version, Vm, VmSpec, plain, with_lab};
 
 fn plain_migration(source_version: Version, destination_version: Version) -> Result<()> {
     with_lab("plain_migration", |lab| {

@@ -1,20 +1,18 @@
 //! Connections that must not become sessions, against a real agent: each is refused, the log and
 //! the metrics say why, others are served meanwhile, and nothing is left of it.
 
-mod support;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::support::agent::PORT;
+use crate::support::process::{LONG, SHORT, run_any, wait_for};
+use crate::support::{Agent, AgentSpec, Credentials, Lab, Net, VmEntry, proof, with_lab};
 use anyhow::{Context, Result, ensure};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use serde_json::Value;
-use support::agent::PORT;
-use support::process::{LONG, SHORT, run_any, wait_for};
-use support::{Agent, AgentSpec, Credentials, Lab, Net, VmEntry, proof, with_lab};
 use time::OffsetDateTime;
 
 /// More than the agent keeps waiting for their proof of identity.

@@ -1,19 +1,16 @@
 //! Lanes: a migration whose streams are spread over several connections to the same port. Each is
 //! lost and resumed for itself, all of them together keep one limit, and all outlive a restart.
 
-mod faults;
-mod support;
-
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use crate::faults::{Migration, Plan, Stage};
+use crate::support::agent::PORT;
+use crate::support::process::{SHORT, run_any, wait_for};
+use crate::support::proof::field;
+use crate::support::{Agent, Host, with_lab};
 use anyhow::{Context, Result, ensure};
-use faults::{Migration, Plan, Stage};
 use serde_json::Value;
-use support::agent::PORT;
-use support::process::{SHORT, run_any, wait_for};
-use support::proof::field;
-use support::{Agent, Host, with_lab};
 
 const LANES: usize = 3;
 const MIB: u64 = 1 << 20;

@@ -5,18 +5,16 @@
 //! carries the stream. Where it is the source the guest may be ill afterwards, so there the disks
 //! at the hand-over are judged and that QEMU runs, and not what the guest does from then on.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::agent::PORT;
+use crate::support::pair::journals;
+use crate::support::process::{LONG, wait_for};
+use crate::support::proof::{self, field};
+use crate::support::{Agent, Capture, DiskFormat, Guest, Pair, Version, VmSpec, Way, with_lab};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::agent::PORT;
-use support::pair::journals;
-use support::process::{LONG, wait_for};
-use support::proof::{self, field};
-use support::{Agent, Capture, DiskFormat, Guest, Pair, Version, VmSpec, Way, with_lab};
 
 const VM: &str = "web1";
 /// The guest's writes are live and yet leave the other side air.

@@ -1,13 +1,10 @@
 //! A migration whose disks are compressed on their way, handed from process to process at both
 //! ends while blocks are half delivered.
 
-mod faults;
-mod support;
-
+use crate::faults::{Migration, Plan, Stage};
+use crate::support::proof::field;
+use crate::support::with_lab;
 use anyhow::{Result, ensure};
-use faults::{Migration, Plan, Stage};
-use support::proof::field;
-use support::with_lab;
 
 #[test]
 fn compressed_disks_arrive_whole_and_over_restarts() -> Result<()> {

@@ -1,18 +1,15 @@
 //! `vmferry recover` with real QEMUs: what is undecided is shown with what both hosts know, an
 //! operator's decision is taken and journalled, and a journal that is not believed keeps its VM.
 
-mod faults;
-mod support;
-
 use std::fs;
 use std::time::Duration;
 
+use crate::faults::{Migration, Plan, Reach, Stage};
+use crate::support::pair::journals;
+use crate::support::process::{SHORT, wait_for};
+use crate::support::{Agent, with_lab};
 use anyhow::{Context, Result, ensure};
-use faults::{Migration, Plan, Reach, Stage};
 use serde_json::Value;
-use support::pair::journals;
-use support::process::{SHORT, wait_for};
-use support::{Agent, with_lab};
 
 /// The source says that it is undecided after half a minute.
 const UNDECIDED_WITHIN: Duration = Duration::from_secs(90);

@@ -1,16 +1,14 @@
 //! New certificates without a restart: what SIGHUP keeps, and what it ends. Two agents in two
 //! network namespaces; no guest is needed.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::process::{SHORT, run, wait_for};
+use crate::support::{Agent, AgentSpec, Credentials, Lab, with_lab};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use support::process::{SHORT, run, wait_for};
-use support::{Agent, AgentSpec, Credentials, Lab, with_lab};
 
 /// The authority, and the list that alpha goes by.
 struct Revocation<'a> {

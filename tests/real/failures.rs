@@ -1,12 +1,9 @@
 //! Real failures of real migrations. After each one the guest runs on the source without a lost
 //! write, the cause is named, and nothing is left; at the end of each test the guest moves.
 
-mod faults;
-mod support;
-
+use crate::faults::{Case, End, Migration, Plan, Reach, Stage, hurt, play_all};
+use crate::support::{Version, with_lab};
 use anyhow::{Context, Result, ensure};
-use faults::{Case, End, Migration, Plan, Reach, Stage, hurt, play_all};
-use support::{Version, with_lab};
 
 fn failed(phases: &'static [&'static str], words: &'static [&'static str]) -> End {
     End { phases, words, cancelled: false, left: None }
@@ -297,7 +294,7 @@ fn a_destination_that_was_killed_at_the_hand_over_goes_on() -> Result<()> {
         stage.bravo.kill()?;
         stage.calm()?;
         // The command that the dead agent had begun goes on, and must not meet the next agent's.
-        support::process::wait_for("the first hook to end", support::process::SHORT, || {
+        crate::support::process::wait_for("the first hook to end", crate::support::process::SHORT, || {
             Ok((stage.copies.calls() > 0).then_some(()))
         })?;
         stage.bravo.restart()?;

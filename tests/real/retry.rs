@@ -1,14 +1,11 @@
 //! Migrations that are begun again by themselves: what is, what is not, and what a further try
 //! copies. Real QEMU, real agents, real failures.
 
-mod faults;
-mod support;
-
+use crate::faults::{End, Migration, Plan, Reach, Stage, hurt};
+use crate::support::process::{LONG, wait_for};
+use crate::support::{Agent, Version, with_lab};
 use anyhow::{Context, Result, ensure};
-use faults::{End, Migration, Plan, Reach, Stage, hurt};
 use serde_json::Value;
-use support::process::{LONG, wait_for};
-use support::{Agent, Version, with_lab};
 
 /// A guest that changes little: 2 MiB of each disk, over and over.
 const CALM: Plan = Plan { blocks: 512, rate: 20, ..Plan::ORDINARY };
@@ -162,7 +159,7 @@ fn an_agent_that_is_killed_between_tries_removes_what_stayed_for_them() -> Resul
         hurt::kill_destination_qemu(&mut stage, &migration)?;
         wait_try(&stage.alpha, &migration, 2, true)?;
         stage.alpha.kill()?;
-        let left = support::proof::leftovers(&mut stage.source.qmp()?)?;
+        let left = crate::support::proof::leftovers(&mut stage.source.qmp()?)?;
         ensure!(left.iter().any(|one| one.contains("vmferry-a-")), "nothing stayed: {left:?}");
         stage.calm()?;
         stage.alpha.restart()?;

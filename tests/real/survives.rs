@@ -2,17 +2,15 @@
 //! reset every second from beginning to end, and although the link is down for 20 seconds. What that
 //! cost is read from the metrics and printed.
 
-mod support;
-
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::agent::PORT;
+use crate::support::process::{SHORT, run_any, wait_for};
+use crate::support::proof;
+use crate::support::{Agent, Guest, Host, Pair, Version, VmSpec, Way, with_lab};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use support::agent::PORT;
-use support::process::{SHORT, run_any, wait_for};
-use support::proof;
-use support::{Agent, Guest, Host, Pair, Version, VmSpec, Way, with_lab};
 
 const VM: &str = "web1";
 const RESET_EVERY: Duration = Duration::from_secs(1);

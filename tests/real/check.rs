@@ -4,20 +4,18 @@
 //! One guest runs on alpha. It is configured there under many names, one for each case; bravo has
 //! under each name a QEMU that fits, or fails to fit, in one way.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
-use support::agent::PORT;
-use support::pair::{journals, journals_ended};
-use support::process::{LONG, SHORT, run, wait_for};
-use support::{
+use crate::support::agent::PORT;
+use crate::support::pair::{journals, journals_ended};
+use crate::support::process::{LONG, SHORT, run, wait_for};
+use crate::support::{
     Agent, AgentSpec, Credentials, DiskFormat, Lab, Net, Paths, PeerEntry, Qmp, Version, Vm, VmEntry, VmSpec,
     with_lab,
 };
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 const LUKS_BYTES: u64 = 4 << 20;
 /// A file of one line.
@@ -275,11 +273,11 @@ fn spec(name: &str) -> VmSpec {
 }
 
 /// A guest with a raw, a qcow2 and a third disk.
-fn define(paths: &Paths, host: &support::Host, name: &str, third: Third) -> Result<Vm> {
+fn define(paths: &Paths, host: &crate::support::Host, name: &str, third: Third) -> Result<Vm> {
     define_with(paths, host, spec(name), third)
 }
 
-fn define_with(paths: &Paths, host: &support::Host, mut spec: VmSpec, third: Third) -> Result<Vm> {
+fn define_with(paths: &Paths, host: &crate::support::Host, mut spec: VmSpec, third: Third) -> Result<Vm> {
     let file = host.dir.join(format!("{}.third", spec.name));
     let secret = host.dir.join("secret");
     fs::write(&secret, SECRET)?;

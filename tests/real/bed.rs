@@ -1,18 +1,16 @@
 //! The test bed tested: each proof that other tests rely on can succeed, and fails when it should.
 
-mod support;
-
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use crate::support::net::Way;
+use crate::support::process::{LONG, SHORT, run, run_any, start, wait_for};
+use crate::support::{Capture, DiskFormat, Host, Lab, Net, Version, Vm, VmSpec, proof, with_lab};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use support::net::Way;
-use support::process::{LONG, SHORT, run, run_any, start, wait_for};
-use support::{Capture, DiskFormat, Host, Lab, Net, Version, Vm, VmSpec, proof, with_lab};
 
 const PORT: u16 = 9907;
 
@@ -42,7 +40,7 @@ fn damage(vm: &Vm, marker: &[u8]) -> Result<()> {
         (&disk).read_to_end(&mut all)?;
         all.windows(marker.len()).position(|w| w == marker).context("no marker on the disk")? as u64
     };
-    let verdict = |what: &str| -> Result<support::vm::DiskVerdict> {
+    let verdict = |what: &str| -> Result<crate::support::vm::DiskVerdict> {
         vm.verify(0, &vm.disk(0)).context(what.to_owned())
     };
     disk.write_all_at(b"X", at)?;

@@ -2,16 +2,13 @@
 //! restart, shown to whoever asks. How exactly they are kept is in `mux_model`, on a clock of its
 //! own.
 
-mod faults;
-mod support;
-
 use std::time::{Duration, Instant};
 
+use crate::faults::{Migration, Plan, Stage};
+use crate::support::proof::field;
+use crate::support::{Agent, with_lab};
 use anyhow::{Context, Result, ensure};
-use faults::{Migration, Plan, Stage};
 use serde_json::{Value, json};
-use support::proof::field;
-use support::{Agent, with_lab};
 
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 4 * MIB;

@@ -1,19 +1,17 @@
 //! The judge of `make chaos` is judged: it sees a guest that runs twice, a write that is lost and a
 //! dead guest that writes. Once with a real guest, which is let run on both hosts on purpose.
 
-mod support;
-
 use std::fs::File;
 
+use crate::support::block::{Head, forge};
+use crate::support::process::{LONG, wait_for};
+use crate::support::{Guest, Lab, Pair, Version, VmSpec, Watcher, with_lab};
 use anyhow::{Result, ensure};
-use support::block::{Head, forge};
-use support::process::{LONG, wait_for};
-use support::{Guest, Lab, Pair, Version, VmSpec, Watcher, with_lab};
 
 const VM: &str = "web1";
 const BLOCKS: u64 = 2048;
 
-fn guest(lab: &Lab, net: &support::Net) -> Result<Guest> {
+fn guest(lab: &Lab, net: &crate::support::Net) -> Result<Guest> {
     let spec = |host: &str| VmSpec {
         rate: 60,
         blocks: BLOCKS,
@@ -65,7 +63,7 @@ impl Forged {
     fn new(lab: &Lab) -> Result<Self> {
         let net = lab.two_hosts()?;
         let guest = guest(lab, &net)?;
-        let open = |vm: &support::Vm| File::options().write(true).open(vm.disk(0));
+        let open = |vm: &crate::support::Vm| File::options().write(true).open(vm.disk(0));
         let images = [open(&guest.alpha)?, open(&guest.bravo)?];
         Ok(Self { images, watcher: Watcher::start([&guest.alpha, &guest.bravo])? })
     }

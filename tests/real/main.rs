@@ -1,0 +1,27 @@
+//! Everything that is tested with real QEMUs, in network namespaces as hosts. One program, so that
+//! the bed is compiled once. Tests run one at a time: they share two cores.
+
+#[path = "../faults/mod.rs"]
+mod faults;
+#[path = "../injection/mod.rs"]
+mod injection;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bed;
+mod bed_plain;
+mod chaos;
+mod check;
+mod compress;
+mod failures;
+mod judge;
+mod lanes;
+mod limit;
+mod moves;
+mod recover;
+mod refusals;
+mod reload;
+mod retry;
+mod successor;
+mod survives;
+mod systemd;
