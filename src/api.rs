@@ -3,12 +3,14 @@
 //! Both the agent and the command line use it, and nothing else of each other. Everything is
 //! under [`VERSION`]; fields may be added, never renamed.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use crate::migrate::Options;
 use crate::migrate::handover::Side;
-use crate::migrate::problem::Problem;
+use crate::migrate::problem::{Accepted, Problem};
 use crate::migrate::progress::Reconnecting;
 use crate::migrate::recover::Case;
 use crate::migrate::share::Weight;
@@ -81,12 +83,18 @@ pub struct CheckRequest {
     pub vm: String,
     /// The destination's name in the agent's configuration.
     pub to: String,
+    /// Warnings are problems.
+    #[serde(default)]
+    pub strict: bool,
+    /// Kinds of problems that are only warnings.
+    #[serde(default)]
+    pub accept: BTreeSet<Accepted>,
 }
 
 /// The answer to [`CheckRequest`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CheckReport {
-    /// What would fail; empty when nothing is known that would.
+    /// What was found; the migration is refused if the severity of one of them is `problem`.
     pub problems: Vec<Problem>,
 }
 

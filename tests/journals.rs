@@ -28,6 +28,7 @@ fn header(number: u128, role: Role) -> Header {
         running: true,
         keep_source: false,
         retry: None,
+        accepted: Default::default(),
     }
 }
 

@@ -25,6 +25,7 @@ use crate::api::{
     PeerLimitRequest, Recovery, ShareRequest,
 };
 use crate::migrate::journal::JournalError;
+use crate::migrate::problem::Policy;
 use crate::migrate::problem::chain;
 use crate::migrate::progress::{Outcome, Progress};
 use crate::migrate::recover::{self as recovery, NotForced};
@@ -115,7 +116,8 @@ async fn check(
     body: Result<Json<CheckRequest>, JsonRejection>,
 ) -> Result<Json<CheckReport>, Problem> {
     let Json(request) = body?;
-    let problems = crate::migrate::check(&agent.host, &request.vm, &request.to).await;
+    let policy = Policy { strict: request.strict, accept: request.accept };
+    let problems = crate::migrate::check(&agent.host, &request.vm, &request.to, &policy).await;
     Ok(Json(CheckReport { problems }))
 }
 

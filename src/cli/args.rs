@@ -10,6 +10,7 @@ use super::certs::CertsArgs;
 use crate::config::DEFAULT_PATH;
 use crate::migrate::Retry;
 use crate::migrate::handover::Side;
+use crate::migrate::problem::Accepted;
 use crate::migrate::share::Weight;
 use crate::rate::{Rate, RateError};
 
@@ -120,6 +121,12 @@ pub(super) struct MigrateArgs {
     /// Its part among migrations to the same host: twice the weight is twice the bytes.
     #[arg(long, value_name = "WEIGHT", default_value_t = Weight::default().into(), value_parser = weight())]
     pub(super) weight: u16,
+    /// Refuse for warnings, too.
+    #[arg(long)]
+    pub(super) strict: bool,
+    /// Go on in spite of problems of this kind (docs/check.md); may be given several times.
+    #[arg(long, value_name = "KIND")]
+    pub(super) accept: Vec<Accepted>,
     /// Begin, print the migration's id and return.
     #[arg(long)]
     pub(super) detach: bool,
@@ -200,6 +207,12 @@ pub(super) struct CheckArgs {
     /// The destination.
     #[arg(long, value_name = "PEER")]
     pub(super) to: String,
+    /// Refuse for warnings, too.
+    #[arg(long)]
+    pub(super) strict: bool,
+    /// Do not refuse for problems of this kind (docs/check.md); may be given several times.
+    #[arg(long, value_name = "KIND")]
+    pub(super) accept: Vec<Accepted>,
     /// Print JSON.
     #[arg(long)]
     pub(super) json: bool,

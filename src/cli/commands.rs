@@ -12,6 +12,7 @@ use super::client::Client;
 use super::{limit, recover, show, watch};
 use crate::api::{CheckReport, CheckRequest, MigrateRequest, Status, migration_path};
 use crate::migrate::Options;
+use crate::migrate::problem::Problem;
 use crate::migrate::progress::Progress;
 
 /// Failed, and the VM runs on the source.
@@ -42,6 +43,8 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
         compress: args.compress,
         limit_bytes_per_s: args.limit,
         weight: args.weight.try_into()?,
+        strict: args.strict,
+        accept: args.accept.into_iter().collect(),
     };
     let request = MigrateRequest { vm: args.vm, to: args.to, options };
     let begun: Progress = client.call(Method::POST, "/v1/migrations", &request).await?;
@@ -53,17 +56,21 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
 }
 
 async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
-    let request = CheckRequest { vm: args.vm, to: args.to };
+    let accept = args.accept.into_iter().collect();
+    let request = CheckRequest { vm: args.vm, to: args.to, strict: args.strict, accept };
     let report: CheckReport = client.call(Method::POST, "/v1/check", &request).await?;
+    let refused = report.problems.iter().any(Problem::is_refusal);
     if args.json {
         print_json(&report)?;
-    } else if report.problems.is_empty() {
-        println!("{} can be moved to {}: nothing was found that would fail", request.vm, request.to);
     } else {
-        println!("{} cannot be moved to {}:", request.vm, request.to);
+        let (vm, to) = (&request.vm, &request.to);
+        match refused {
+            true => println!("{vm} cannot be moved to {to}:"),
+            false => println!("{vm} can be moved to {to}: nothing was found that would fail"),
+        }
         show::problems(&report.problems);
     }
-    Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { EXIT_FAILED.into() })
+    Ok(if refused { EXIT_FAILED.into() } else { ExitCode::SUCCESS })
 }
 
 async fn list(client: &Client, json: bool) -> anyhow::Result<ExitCode> {

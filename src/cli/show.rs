@@ -5,12 +5,19 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::api::Status;
-use crate::migrate::problem::Problem;
+use crate::migrate::problem::{Problem, Severity};
 use crate::migrate::progress::{DiskProgress, Outcome, Progress};
 
 pub(super) fn problems(problems: &[Problem]) {
-    for problem in problems {
-        println!("  ✗ {}", problem.text);
+    let mut sorted: Vec<_> = problems.iter().collect();
+    sorted.sort_by_key(|problem| problem.severity);
+    for problem in sorted {
+        let mark = match problem.severity {
+            Severity::Problem => "✗",
+            Severity::Warning => "! warning:",
+            Severity::Note => "· note:",
+        };
+        println!("  {mark} {}", problem.text);
         println!("    → {}", problem.remedy);
     }
 }

@@ -167,10 +167,8 @@ impl Destination {
     }
 
     async fn make_ready(&mut self, offer: &Offer) -> Result<Prepared, Trouble> {
-        let problems = target_problems(&self.qmp, offer).await?;
-        if !problems.is_empty() {
-            return Err(Trouble::Problems(problems));
-        }
+        let found = target_problems(&self.qmp, offer).await?;
+        let findings = offer.policy.judge(found).map_err(Trouble::Problems)?;
         // A QEMU that was started without -S would run its guest unasked.
         self.qmp.execute(Stop).await?;
         let disks = disks(&self.qmp).await?;
@@ -195,6 +193,7 @@ impl Destination {
             restartable: self.started.is_some(),
             since,
             compress: offer.compress,
+            findings,
         })
     }
 

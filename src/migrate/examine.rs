@@ -10,7 +10,7 @@ use super::host::Host;
 use super::link::{Link, LinkError};
 use super::message::{Offer, Request, Response};
 use super::plan;
-use super::problem::{Problem, ProblemKind, chain};
+use super::problem::{Policy, Problem, ProblemKind, chain};
 use super::vm;
 use crate::net::session::Session;
 use crate::qemu::{
@@ -40,6 +40,7 @@ impl Examined {
             qemu: self.qemu.clone(),
             after: None,
             compress: false,
+            policy: Policy::default(),
         }
     }
 }
@@ -129,7 +130,11 @@ pub(crate) async fn busy(qmp: &Qmp, name: &str) -> Result<Vec<Problem>, QmpError
 }
 
 /// `vmferry check`: everything that would fail, from both sides; changes nothing.
-pub async fn check(host: &Arc<Host>, vm: &str, peer: &str) -> Vec<Problem> {
+pub async fn check(host: &Arc<Host>, vm: &str, peer: &str, policy: &Policy) -> Vec<Problem> {
+    policy.applied(findings(host, vm, peer).await)
+}
+
+async fn findings(host: &Arc<Host>, vm: &str, peer: &str) -> Vec<Problem> {
     let _not_meanwhile = match host.reserve(vm, Uuid::new_v4()) {
         Ok(reservation) => reservation,
         Err(problem) => return vec![problem],

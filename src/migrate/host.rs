@@ -214,6 +214,7 @@ impl Host {
             running: beginning.running,
             keep_source: beginning.keep_source,
             retry: beginning.retry,
+            accepted: beginning.accepted,
         };
         Journal::create(&self.journals(), header)
     }

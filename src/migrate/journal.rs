@@ -16,6 +16,7 @@ pub use folder::{
 };
 pub use line::Flaw;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
@@ -24,6 +25,7 @@ use uuid::Uuid;
 
 use super::handover::{Ended, Known, Mark, Side};
 use super::phase::Phase;
+use super::problem::Accepted;
 use super::progress::Outcome;
 use super::witness::Witness;
 use crate::qemu::{CapabilityStatus, MigrationParameters};
@@ -92,6 +94,9 @@ pub struct Header {
     /// Source: the migration whose further try this is, and which one; its first is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryOf>,
+    /// The kinds of problems that the source's operator has accepted by name.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub accepted: BTreeSet<Accepted>,
 }
 
 impl Header {
@@ -112,13 +117,16 @@ pub struct Beginning<'a> {
     pub keep_source: bool,
     /// [`Header::retry`].
     pub retry: Option<RetryOf>,
+    /// [`Header::accepted`].
+    pub accepted: BTreeSet<Accepted>,
 }
 
 impl<'a> Beginning<'a> {
     /// At its destination.
     #[must_use]
     pub fn of_destination(offer: &'a super::message::Offer) -> Self {
-        Self { vm: &offer.vm, running: offer.running, keep_source: false, retry: None }
+        let (vm, accepted) = (offer.vm.as_str(), offer.policy.accept.clone());
+        Self { vm, running: offer.running, keep_source: false, retry: None, accepted }
     }
 }
 

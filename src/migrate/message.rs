@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::handover::Known;
 use super::phase::Phase;
-use super::problem::Problem;
+use super::problem::{Policy, Problem};
 
 /// A disk as the source has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +96,9 @@ pub struct Offer {
     /// The source would like to compress what it sends of the disks.
     #[serde(default)]
     pub compress: bool,
+    /// What the source's operator has decided about findings.
+    #[serde(default)]
+    pub policy: Policy,
 }
 
 /// From destination to source.
@@ -149,6 +152,9 @@ pub struct Prepared {
     /// it says no.
     #[serde(default)]
     pub compress: bool,
+    /// What was found, and did not keep the destination from being prepared.
+    #[serde(default)]
+    pub findings: Vec<Problem>,
 }
 
 /// What is known of a disk since an earlier try.

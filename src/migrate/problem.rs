@@ -1,13 +1,16 @@
-//! What stands in the way of a migration, in words that lead to the remedy.
+//! What is found before a migration, in words that lead to the remedy.
 //!
-//! `vmferry check` prints these; a migration that meets one has changed nothing yet.
+//! `vmferry check` prints these; a migration that meets a problem has changed nothing yet.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 pub use crate::words::chain;
 
 /// Kinds of problems; scripts may rely on their names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProblemKind {
     /// No such VM in the configuration of that side.
@@ -40,7 +43,8 @@ pub enum ProblemKind {
     PeerNotTrusted,
     /// The peer does not permit us to send this VM.
     NotPermitted,
-    /// Anything else.
+    /// Anything else, and a kind that only a newer version knows.
+    #[serde(other)]
     Other,
 }
 
@@ -64,13 +68,37 @@ impl ProblemKind {
             | Self::Other => false,
         }
     }
+
+    /// Whether an operator may accept a problem of this kind by its name: only a human can know
+    /// that it does no harm.
+    #[must_use]
+    pub fn may_be_accepted(self) -> bool {
+        // The image may lie on storage that is encrypted below QEMU.
+        matches!(self, Self::DiskFormat)
+    }
 }
 
-/// One thing that stands in the way.
+/// How much a finding weighs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// The migration is refused.
+    #[default]
+    Problem,
+    /// It is said, and the migration goes on.
+    Warning,
+    /// It is worth knowing; nothing has to be done about it.
+    Note,
+}
+
+/// One thing that was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// Its kind.
     pub kind: ProblemKind,
+    /// How much it weighs. An agent that does not say knows only problems.
+    #[serde(default)]
+    pub severity: Severity,
     /// What is wrong, naming the object.
     pub text: String,
     /// What to do about it.
@@ -78,14 +106,156 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem.
+    /// A finding for which a migration is refused.
     pub fn new(kind: ProblemKind, text: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { kind, text: text.into(), remedy: remedy.into() }
+        Self { kind, severity: Severity::Problem, text: text.into(), remedy: remedy.into() }
+    }
+
+    /// A finding that is said, and does not keep the migration from going on.
+    pub fn warning(kind: ProblemKind, text: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, ..Self::new(kind, text, remedy) }
+    }
+
+    /// A finding that is worth knowing.
+    pub fn note(kind: ProblemKind, text: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { severity: Severity::Note, ..Self::new(kind, text, remedy) }
+    }
+
+    /// Whether a migration is refused for it.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        self.severity == Severity::Problem
     }
 }
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} ({})", self.text, self.remedy)
+    }
+}
+
+/// A kind of problem that an operator may accept by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "ProblemKind", into = "ProblemKind")]
+pub struct Accepted(ProblemKind);
+
+/// The kind cannot be accepted, or there is none of that name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no kind of problem that can be accepted; docs/check.md lists those that can")]
+pub struct NotAcceptable;
+
+impl TryFrom<ProblemKind> for Accepted {
+    type Error = NotAcceptable;
+
+    fn try_from(kind: ProblemKind) -> Result<Self, NotAcceptable> {
+        if kind.may_be_accepted() { Ok(Self(kind)) } else { Err(NotAcceptable) }
+    }
+}
+
+impl From<Accepted> for ProblemKind {
+    fn from(accepted: Accepted) -> Self {
+        accepted.0
+    }
+}
+
+impl FromStr for Accepted {
+    type Err = NotAcceptable;
+
+    fn from_str(name: &str) -> Result<Self, NotAcceptable> {
+        let kind =
+            ProblemKind::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(name));
+        kind.map_err(|_| NotAcceptable)?.try_into()
+    }
+}
+
+/// What an operator has decided beforehand about findings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Warnings are refusals.
+    #[serde(default)]
+    pub strict: bool,
+    /// Problems of these kinds are warnings, also where warnings are refusals.
+    #[serde(default)]
+    pub accept: BTreeSet<Accepted>,
+}
+
+impl Policy {
+    /// The findings as they weigh under this policy.
+    #[must_use]
+    pub fn applied(&self, mut findings: Vec<Problem>) -> Vec<Problem> {
+        for finding in &mut findings {
+            let accepted = self.accept.contains(&Accepted(finding.kind));
+            finding.severity = match finding.severity {
+                Severity::Problem if accepted => Severity::Warning,
+                Severity::Warning if self.strict && !accepted => Severity::Problem,
+                severity => severity,
+            };
+        }
+        findings
+    }
+
+    /// What is only to be said.
+    ///
+    /// # Errors
+    /// The findings for which a migration is refused, if there are any.
+    pub fn judge(&self, findings: Vec<Problem>) -> Result<Vec<Problem>, Vec<Problem>> {
+        let (refusals, others): (Vec<_>, Vec<_>) =
+            self.applied(findings).into_iter().partition(Problem::is_refusal);
+        if refusals.is_empty() { Ok(others) } else { Err(refusals) }
+    }
+}
+
+/// Adds findings to a migration's notes; a further try finds the same again.
+pub(crate) fn note(findings: Vec<Problem>, notes: &mut Vec<String>) {
+    for finding in findings {
+        let words = match finding.severity {
+            Severity::Note => finding.text,
+            _ => format!("warning: {finding}"),
+        };
+        if !notes.contains(&words) {
+            notes.push(words);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn severities(policy: &Policy) -> Vec<Severity> {
+        let findings = vec![
+            Problem::new(ProblemKind::DiskFormat, "", ""),
+            Problem::new(ProblemKind::DiskMissing, "", ""),
+            Problem::warning(ProblemKind::Other, "", ""),
+            Problem::note(ProblemKind::Other, "", ""),
+        ];
+        policy.applied(findings).into_iter().map(|f| f.severity).collect()
+    }
+
+    #[test]
+    fn what_is_accepted_is_a_warning_and_what_is_strict_a_refusal() {
+        use Severity::{Note, Problem, Warning};
+        let accept = BTreeSet::from(["disk-format".parse().unwrap()]);
+        assert_eq!(severities(&Policy::default()), [Problem, Problem, Warning, Note]);
+        assert_eq!(
+            severities(&Policy { strict: true, ..Policy::default() }),
+            [Problem, Problem, Problem, Note]
+        );
+        assert_eq!(
+            severities(&Policy { strict: false, accept: accept.clone() }),
+            [Warning, Problem, Warning, Note]
+        );
+        assert_eq!(severities(&Policy { strict: true, accept }), [Warning, Problem, Problem, Note]);
+    }
+
+    #[test]
+    fn only_what_a_human_can_judge_is_accepted_and_newer_kinds_are_read() {
+        assert_eq!("disk-missing".parse::<Accepted>(), Err(NotAcceptable));
+        assert_eq!("other".parse::<Accepted>(), Err(NotAcceptable));
+        assert_eq!("nonsense".parse::<Accepted>(), Err(NotAcceptable));
+        let newer: Problem =
+            serde_json::from_str(r#"{"kind":"of-tomorrow","text":"t","remedy":"r"}"#).unwrap();
+        assert_eq!((newer.kind, newer.severity), (ProblemKind::Other, Severity::Problem));
     }
 }

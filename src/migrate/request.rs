@@ -1,8 +1,11 @@
 //! What an operator asks of a migration's source, and how it is to be done. Does nothing.
 
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
 
 use super::journal::RetryOf;
+use super::problem::{Accepted, Policy};
 use super::retry::Retry;
 use super::share::{ShareHandle, Weight};
 use crate::rate::Rate;
@@ -42,6 +45,18 @@ pub struct Options {
     pub limit_bytes_per_s: Option<Rate>,
     /// Its part among migrations to the same host.
     pub weight: Weight,
+    /// Warnings are refusals.
+    pub strict: bool,
+    /// Kinds of problems that do not keep it from going on.
+    pub accept: BTreeSet<Accepted>,
+}
+
+impl Options {
+    /// What its operator has decided about findings.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        Policy { strict: self.strict, accept: self.accept.clone() }
+    }
 }
 
 impl Default for Options {
@@ -54,6 +69,8 @@ impl Default for Options {
             compress: false,
             limit_bytes_per_s: None,
             weight: Weight::default(),
+            strict: false,
+            accept: BTreeSet::new(),
         }
     }
 }

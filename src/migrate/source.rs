@@ -17,7 +17,7 @@ use super::message::{Fate, Notice, Prepared, Request, Response, Started};
 use super::patience::Patience;
 use super::phase::{Phase, Step};
 use super::plan::{self, CopiedDisk};
-use super::problem::chain;
+use super::problem::{self, chain};
 use super::progress::{DiskProgress, Downtime, Outcome, ProgressSink};
 use super::reach::reach;
 use super::request::SourceRequest;
@@ -116,9 +116,9 @@ impl Source {
         let problem = |p| Failure::Problems(vec![p]);
         let (_, peer) = host.peer(&request.peer).map_err(problem)?;
         let examined = examine::source(&host, &request.vm).await?;
-        if !examined.problems.is_empty() {
-            return Err(Failure::Problems(examined.problems));
-        }
+        let Examined { qmp, events, disks, problems, running, .. } = examined;
+        let findings = request.options.policy().judge(problems).map_err(Failure::Problems)?;
+        progress.update(|p| problem::note(findings, &mut p.notes));
         let link = reach(&host, &request, &cancel).await?;
         let lanes = link.lanes().clone();
         let share = request.share.attach(&lanes, request.id);
@@ -128,14 +128,14 @@ impl Source {
         }
         let beginning = Beginning {
             vm: &request.vm,
-            running: examined.running,
+            running,
             keep_source: request.options.keep_source,
             retry,
+            accepted: request.options.accept.clone(),
         };
         let journal = host.journal(request.id, Role::Source, &peer, beginning)?;
         // Now that this one tells of the bitmaps.
         let tracking = held.take().map(|held| held.pass_on(&host)).unwrap_or_default();
-        let Examined { qmp, events, disks, .. } = examined;
         let disks = plan::copied(&disks);
         progress.update(|p| p.disks = disks.iter().map(disk_progress).collect());
         let mut tick = interval(TICK);
@@ -251,6 +251,8 @@ impl Source {
             let text = "the destination's agent does not know compression: disks are sent as they are";
             self.progress.update(|p| p.notes.push(text.into()));
         }
+        let findings = grant.findings.clone();
+        self.progress.update(|p| problem::note(findings, &mut p.notes));
         self.tracking.after = Some(self.request.id);
         self.grant = Some(grant);
         Ok(())
@@ -266,6 +268,7 @@ impl Source {
             running,
             qemu: String::new(),
             compress: self.request.options.compress,
+            policy: self.request.options.policy(),
             after: self.tracking.after.filter(|_| self.tracking.is_worth_keeping()),
         })
     }

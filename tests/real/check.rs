@@ -90,6 +90,7 @@ fn what_would_fail_is_found_before_anything_is_changed() -> Result<()> {
         let mut stage = Stage::set_up(lab)?;
         stage.finds_nothing_wrong()?;
         TARGETS.iter().chain(NAMES).try_for_each(|case| stage.play(case))?;
+        stage.accepts_by_name()?;
         stage.busy()?;
         stage.other_destinations(lab)?;
         no_agent(stage.alpha)
@@ -126,6 +127,19 @@ impl Stage {
         ensure!(report == json!({"problems": []}), "{report}");
         let plain = self.alpha.vmferry(&["check", "fits", "--to", "bravo"])?;
         ensure!(plain.code == 0 && plain.stdout.contains("fits can be moved to bravo"), "{plain:?}");
+        Ok(())
+    }
+
+    /// A problem that only a human can judge is a warning once it is accepted; others cannot be.
+    fn accepts_by_name(&self) -> Result<()> {
+        let words = ["check", "clear", "--to", "bravo", "--json", "--accept"];
+        let accepted = self.alpha.vmferry(&[&words[..], &["disk-format"]].concat())?;
+        let report: Value = serde_json::from_str(&accepted.stdout)?;
+        let found = report["problems"].as_array().context("no problems")?;
+        let weight = found.iter().find(|p| p["kind"] == "disk-format").map(|p| &p["severity"]);
+        ensure!(accepted.code == 0 && weight == Some(&json!("warning")), "{accepted:?}");
+        let refused = self.alpha.vmferry(&[&words[..], &["disk-too-small"]].concat())?;
+        ensure!(refused.code == 2 && refused.stderr.contains("docs/check.md"), "{refused:?}");
         Ok(())
     }
 

@@ -289,6 +289,7 @@ mod tests {
             running: true,
             keep_source: false,
             retry: None,
+            accepted: Default::default(),
         }
     }
 
