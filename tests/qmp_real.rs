@@ -230,7 +230,7 @@ async fn the_end_of_qemu_is_noticed(variable: &str) {
     machine.kill().await;
     tokio::time::timeout(PATIENCE, machine.qmp.closed()).await.unwrap();
     let error = machine.qmp.execute(QueryStatus).await.unwrap_err();
-    assert!(matches!(error, QmpError::Disconnected { .. }), "{error:?}");
+    assert!(matches!(error, QmpError::Ended { .. }), "{error:?}");
 
     let mut machine = Machine::start(&binary(variable), folder.path(), "asked", &[]).await;
     machine.qmp.execute(Quit).await.unwrap();

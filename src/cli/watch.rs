@@ -127,7 +127,7 @@ impl View {
         match self {
             Self::Json => println!("{}", serde_json::to_string(progress)?),
             Self::Plain { shown, at } => {
-                let now = Some((progress.phase, progress.reconnecting.is_some(), which_try(progress)));
+                let now = Some((progress.phase, reconnecting(progress).is_some(), which_try(progress)));
                 if *shown != now || at.elapsed() > PLAIN_EVERY {
                     (*shown, *at) = (now, Instant::now());
                     eprintln!("{}", plain(progress));
@@ -154,7 +154,7 @@ impl View {
 
 /// The one thing that matters while it lasts.
 fn reconnecting(progress: &Progress) -> Option<String> {
-    let missing = progress.reconnecting.as_ref()?;
+    let Some(missing) = progress.reconnecting.as_ref() else { return progress.slow.clone() };
     Some(format!("reconnecting, {} s of {} ({})", missing.for_s, missing.of_s, missing.cause))
 }
 

@@ -127,6 +127,7 @@ impl Destination {
         let (served, offers, controls) = Served::new();
         let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
         let registration = host.register(migration, incoming);
+        let noted = journal.note_qemu(qmp.process());
         let progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
         let orders = host.take_orders(migration);
         let mut destination = Self {
@@ -154,7 +155,11 @@ impl Destination {
             _registration: registration,
             _reservation: reservation,
         };
-        match destination.make_ready(offer).await {
+        let ready = match noted {
+            Ok(()) => destination.make_ready(offer).await,
+            Err(e) => Err(e.into()),
+        };
+        match ready {
             Ok(prepared) => {
                 destination.granted = Some((offer.clone(), prepared.clone()));
                 Ok((destination, prepared))
@@ -234,6 +239,10 @@ impl Destination {
             tokio::select! {
                 biased;
                 event = self.events.recv() => {
+                    if event.as_ref().is_some_and(|e| e.kind == EventKind::Missed) {
+                        self.catch_up(control).await?;
+                        continue;
+                    }
                     let loaded = self.on_event(event.map(|e| e.kind)).await?;
                     if let (true, Some(control)) = (loaded, control.as_mut()) {
                         control.say(Reply::Notice(Notice::Loaded)).await;
@@ -315,7 +324,7 @@ impl Destination {
     /// Whether the guest has just been loaded.
     async fn on_event(&mut self, event: Option<EventKind>) -> Result<bool, Trouble> {
         let Some(event) = event else {
-            return Err(Trouble::QemuGone { vm: self.vm.clone() });
+            return Err(Trouble::of_monitor(&self.vm, &self.qmp));
         };
         let EventKind::Migration { status } = event else { return Ok(false) };
         match status {

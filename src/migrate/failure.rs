@@ -5,7 +5,7 @@ use crate::net::connect::ConnectError;
 use crate::net::pump::PumpEnd;
 use crate::net::session::OpenStreamError;
 use crate::net::stream::StreamEnded;
-use crate::qemu::{MigrationStatus, QmpError};
+use crate::qemu::{MigrationStatus, Qmp, QmpError};
 
 use super::delta::DeltaError;
 use super::journal::JournalError;
@@ -32,9 +32,26 @@ pub enum Failure {
     /// QEMU refused a command or did not answer.
     #[error("the source's QEMU")]
     Qmp(#[from] QmpError),
-    /// QEMU's monitor is gone.
-    #[error("the source's QEMU has gone: its monitor closed")]
-    QemuGone,
+    /// QEMU has ended, by the kernel's word.
+    #[error("the source's QEMU has gone: its process {0} has ended")]
+    QemuGone(i32),
+    /// QEMU cannot be found again. It may live.
+    #[error("the source's QEMU cannot be reached any more: {0}")]
+    QemuUnknown(String),
+    /// QEMU's monitor was lost and has not come back in time.
+    #[error("the source's QEMU could not be reached for {seconds} s: {cause}")]
+    MonitorLost {
+        /// For how long.
+        seconds: u64,
+        /// How it was lost.
+        cause: String,
+    },
+    /// The monitor is lost again and again.
+    #[error("the monitor of the source's QEMU was lost {0} times")]
+    MonitorUnsteady(u32),
+    /// Events of QEMU's were missed; not a failure, the phase looks again at what is there.
+    #[error("events of the source's QEMU were missed")]
+    Missed,
     /// No session with the peer.
     #[error("no session with {peer}")]
     Connect {
@@ -131,6 +148,22 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Of a monitor whose connection is over.
+    #[must_use]
+    pub(super) fn of_monitor(qmp: &Qmp) -> Self {
+        match qmp.failure() {
+            Some(QmpError::Ended { pid, .. }) => Self::QemuGone(pid),
+            Some(error) => Self::QemuUnknown(super::problem::chain(&error)),
+            None => Self::QemuUnknown("its monitor is over".into()),
+        }
+    }
+
+    /// Whether a command's reply was lost with the monitor, or events were.
+    #[must_use]
+    pub(super) fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Missed) || matches!(self, Self::Qmp(error) if error.is_interrupted())
+    }
+
     /// Whether it may be only the echo of something that the other side, or the monitor, knows better.
     #[must_use]
     pub fn is_echo(&self) -> bool {
@@ -171,7 +204,8 @@ impl Failure {
     pub fn may_pass(&self) -> bool {
         let all_may = |problems: &[Problem]| problems.iter().all(|p| p.kind.may_pass());
         match self {
-            Self::Cancelled | Self::Stopping | Self::Frozen | Self::QemuGone => false,
+            Self::Cancelled | Self::Stopping | Self::Frozen => false,
+            Self::QemuGone(_) | Self::QemuUnknown(_) => false,
             Self::Journal(_)
             | Self::Vm(_)
             | Self::Step(_)
@@ -182,7 +216,8 @@ impl Failure {
             Self::Link(LinkError::Refused(refusal)) => all_may(&refusal.problems),
             Self::Connect { source, .. } => source.may_pass(),
             // A QEMU that refuses does so for what the other side made impossible.
-            Self::Qmp(error) => !error.is_disconnected(),
+            Self::Qmp(error) => !error.is_over(),
+            Self::MonitorLost { .. } | Self::MonitorUnsteady(_) | Self::Missed => true,
             Self::Link(_)
             | Self::SessionLost { .. }
             | Self::Destination(_)

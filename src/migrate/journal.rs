@@ -28,7 +28,7 @@ use super::phase::Phase;
 use super::problem::Accepted;
 use super::progress::Outcome;
 use super::witness::Witness;
-use crate::qemu::{CapabilityStatus, MigrationParameters};
+use crate::qemu::{CapabilityStatus, MigrationParameters, Process, ProcessId};
 
 /// The format that this version writes, and the newest that it reads. Format 1 had neither
 /// numbers nor checksums.
@@ -170,6 +170,8 @@ pub enum Record {
     Begun(Header),
     /// The next step makes this.
     Undo(Undo),
+    /// The QEMU on this host that it is about.
+    Qemu(ProcessId),
     /// A phase has been entered.
     Phase(Phase),
     /// Source: the guest is the destination's from here on. Destination: never written.
@@ -277,6 +279,8 @@ pub struct Past {
     pub header: Header,
     /// What was about to be made, in order.
     pub undo: Vec<Undo>,
+    /// See [`Record::Qemu`]: the last one that is known.
+    pub qemu: Option<ProcessId>,
     /// The last phase entered.
     pub phase: Phase,
     /// The last one before a roll-back: what failed, if it failed.
@@ -307,6 +311,7 @@ impl Past {
         Self {
             header,
             undo,
+            qemu: None,
             phase: Phase::Begin,
             reached: Phase::Begin,
             handed_over: false,
@@ -325,6 +330,7 @@ impl Past {
         match record {
             Record::Begun(_) => {}
             Record::Undo(undo) => self.undo.push(undo),
+            Record::Qemu(id) => self.qemu = Some(id),
             Record::Phase(phase) => {
                 self.phase = phase;
                 if phase != Phase::RollBack {
@@ -341,6 +347,22 @@ impl Past {
             Record::Cleaned => self.cleaned = true,
             Record::Forced { side, .. } => self.forced = Some(side),
         }
+    }
+
+    /// Whether `process` is the QEMU that it is about; so it is taken to be where one of the two is
+    /// not known.
+    #[must_use]
+    pub fn is_of(&self, process: &Process) -> bool {
+        match (&self.qemu, process.id()) {
+            (Some(then), Some(now)) => then == now,
+            _ => true,
+        }
+    }
+
+    /// Whether `process` is surely that QEMU.
+    #[must_use]
+    pub fn is_surely_of(&self, process: &Process) -> bool {
+        self.qemu.is_some() && self.qemu.as_ref() == process.id()
     }
 
     /// What the hand-over's machines need of it.

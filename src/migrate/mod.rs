@@ -19,6 +19,7 @@ pub mod frozen;
 pub mod handover;
 mod host;
 pub mod journal;
+mod life;
 mod link;
 pub mod message;
 mod patience;

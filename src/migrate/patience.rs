@@ -14,9 +14,20 @@ use super::failure::Failure;
 use super::host::Host;
 use super::progress::{ProgressSink, Reconnecting};
 use crate::net::lanes::Lanes;
+use crate::qemu::{Qmp, Silence};
 
 /// Between two words on a connection that is waited for.
 const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// A QEMU that takes this long to answer is called slow.
+const SLOW_AFTER: Duration = Duration::from_secs(5);
+
+/// What is said of a QEMU that does not answer.
+fn slow(silence: &Silence) -> String {
+    let seconds = silence.since.elapsed().as_secs();
+    let lost = silence.lost.as_ref().map_or_else(String::new, |lost| format!(" ({lost}; connecting again)"));
+    format!("the source's QEMU is slow: its monitor has not answered for {seconds} s{lost}")
+}
 
 /// What a migration's waits have in common. Borrows nothing of it.
 #[derive(Debug, Clone)]
@@ -26,6 +37,8 @@ pub(super) struct Patience {
     progress: ProgressSink,
     /// For how long at most; `None`: for as long as the session lives.
     limit: Option<Duration>,
+    /// The source's QEMU, and for how long its monitor is missed.
+    monitor: Option<(Qmp, Duration)>,
 }
 
 impl Patience {
@@ -36,7 +49,18 @@ impl Patience {
         progress: &ProgressSink,
         limit: Option<Duration>,
     ) -> Self {
-        Self { host: Arc::clone(host), lanes: lanes.clone(), progress: progress.clone(), limit }
+        Self {
+            host: Arc::clone(host),
+            lanes: lanes.clone(),
+            progress: progress.clone(),
+            limit,
+            monitor: None,
+        }
+    }
+
+    /// Waits for a lost monitor as well, for so long.
+    pub(super) fn for_monitor(self, qmp: &Qmp, limit: Duration) -> Self {
+        Self { monitor: Some((qmp.clone(), limit)), ..self }
     }
 
     /// Runs `work` for as long as patience lasts.
@@ -88,11 +112,32 @@ impl Patience {
                 let seconds = away.since.elapsed().as_secs();
                 return Failure::Away { seconds, cause: away.cause.clone() };
             }
+            if let Some(failure) = self.look_at_monitor() {
+                return failure;
+            }
             let next = Instant::now() + TELL_EVERY;
+            let looks = away.is_some() || self.monitor.is_some();
             tokio::select! {
                 () = links.changed() => {}
-                () = sleep_until(end.map_or(next, |end| end.min(next))), if away.is_some() => {}
+                () = sleep_until(end.map_or(next, |end| end.min(next))), if looks => {}
             }
         }
+    }
+
+    /// Tells the progress of a QEMU that does not answer; a failure when it was away for too long.
+    fn look_at_monitor(&self) -> Option<Failure> {
+        let (qmp, limit) = self.monitor.as_ref()?;
+        let silence = qmp.silence().filter(|s| s.since.elapsed() >= SLOW_AFTER);
+        let word = silence.as_ref().map(slow);
+        if self.progress.now().slow != word {
+            if let (Some(word), None) = (&word, &self.progress.now().slow) {
+                tracing::warn!("{word}");
+            }
+            self.progress.update(|p| p.slow = word);
+        }
+        let Silence { since, lost } = silence?;
+        // A command that waits has a deadline of its own.
+        let cause = lost?;
+        (since.elapsed() > *limit).then(|| Failure::MonitorLost { seconds: since.elapsed().as_secs(), cause })
     }
 }

@@ -54,7 +54,9 @@ impl Source {
         let mut waiting = Vec::new();
         for disk in &disks {
             let export = self.granted(disk)?;
-            if self.streams.has(&Label::Disk(disk.name.clone())) {
+            if self.delta.disks.contains_key(&disk.name) {
+                // This agent copies it, and has lost nothing of its own.
+            } else if self.streams.has(&Label::Disk(disk.name.clone())) {
                 // Begun by an earlier process of this agent.
                 waiting.extend(self.is_unready(disk).await?);
             } else if changed_only.contains(&disk.name) {

@@ -177,6 +177,9 @@ pub struct Progress {
     /// Set while the session has no connection: nothing moves, and nothing is lost.
     #[serde(default)]
     pub reconnecting: Option<Reconnecting>,
+    /// Set while the source's QEMU does not answer: what is waited for, in words.
+    #[serde(default)]
+    pub slow: Option<String>,
     /// Bytes per second over all streams, over about the last second.
     pub rate_bytes_per_s: u64,
     /// Set when it is begun again after a failure.
@@ -208,6 +211,7 @@ impl Progress {
             disks: Vec::new(),
             ram: None,
             reconnecting: None,
+            slow: None,
             rate_bytes_per_s: 0,
             tries: None,
             share: None,

@@ -17,6 +17,7 @@ use super::failure::Failure;
 use super::handover::{Ended, Known, Side};
 use super::host::Host;
 use super::journal::{self, Journal, JournalError, Past, Record, Role};
+use super::life;
 use super::link::{Link, LinkError};
 use super::message::{Request, Response, Told};
 use super::phase::Phase;
@@ -361,7 +362,7 @@ async fn ask_qemu(host: &Host, past: &Past) -> String {
     };
     match timeout(QEMU_DEADLINE, asked).await {
         Ok(Ok(info)) => info.status.to_string(),
-        Ok(Err(e)) if e.is_not_listening() => "no QEMU".into(),
+        Ok(Err(e)) if e.is_not_listening() => life::Known::by_journal(past, config).await.in_words(),
         Ok(Err(e)) => format!("cannot be asked: {}", chain(&e)),
         Err(_) => "cannot be asked: its monitor is used by the migration itself, or does not answer".into(),
     }
@@ -387,9 +388,8 @@ async fn clean_up(host: &Arc<Host>, path: &Path, past: &Past) -> Vec<String> {
     let left = match host.config.vms.get(name) {
         None => past.left().to_vec(),
         Some(config) => match timeout(QEMU_DEADLINE * 5, vm::connect(config)).await {
-            Ok(Ok((qmp, _events))) => clean_qemu(&qmp, past).await,
-            Ok(Err(e)) if e.is_not_listening() => without_qemu(host, past),
-            _ => past.left().to_vec(),
+            Ok(Ok((qmp, _events))) if past.is_of(qmp.process()) => clean_qemu(host, &qmp, past).await,
+            _ => without_qemu(host, past, &life::Known::by_journal(past, config).await),
         },
     };
     if !left.is_empty() {
@@ -405,14 +405,19 @@ async fn clean_up(host: &Arc<Host>, path: &Path, past: &Past) -> Vec<String> {
     }
 }
 
-async fn clean_qemu(qmp: &Qmp, past: &Past) -> Vec<String> {
+async fn clean_qemu(host: &Host, qmp: &Qmp, past: &Past) -> Vec<String> {
     let name = &past.header.vm;
+    // Else somebody may have started the VM here since.
+    let same = past.is_surely_of(qmp.process());
     let status = match qmp.execute(QueryStatus).await {
         Ok(info) => info.status,
         Err(e) => return vec![format!("the QEMU of VM {name} cannot be asked: {}", chain(&e))],
     };
     let moved = matches!(past.ended, Some(Outcome::Moved { .. }));
     match (past.header.role, moved) {
+        (Role::Source, false) if same && !moved_since(host, past) && undo::is_under_way(qmp, past).await => {
+            undo::roll_back(qmp, past, undo::Bitmaps::Go).await.leftovers
+        }
         (Role::Source, false) => {
             let mut left = undo::clean_late(qmp, past).await;
             if past.header.running && status == RunState::PostMigrate {
@@ -420,33 +425,37 @@ async fn clean_qemu(qmp: &Qmp, past: &Past) -> Vec<String> {
             }
             left
         }
-        // Somebody has started the VM here since.
-        (Role::Source, true) if status != RunState::PostMigrate => Vec::new(),
+        (Role::Source, true) if same && status == RunState::Running => vec![format!(
+            "VM {name} runs here again, in the QEMU that it was moved away from: if it runs at {} as well, it \
+             runs twice",
+            past.header.peer
+        )],
+        (Role::Source, true) if !same && status != RunState::PostMigrate => Vec::new(),
         (Role::Source, true) if past.header.keep_source => undo::clean_kept(qmp, past).await,
         (Role::Source, true) if past.forced.is_some() => past.left().to_vec(),
-        (Role::Source, true) => {
-            let ended = vm::quit(name, qmp).await;
-            ended
-                .err()
-                .map(|e| format!("{}; end it by hand, and never continue it", chain(&e)))
-                .into_iter()
-                .collect()
-        }
+        (Role::Source, true) => vm::end_the_old(name, qmp).await.into_iter().collect(),
         (Role::Destination, false) => destination::undo(name, qmp, past, None).await,
         (Role::Destination, true) if status == RunState::Running => Vec::new(),
         (Role::Destination, true) => vec![format!("VM {name}, which is this host's, is {status}")],
     }
 }
 
-/// What was made in a QEMU went with it; a guest that should be here did not come back by that.
-fn without_qemu(host: &Host, past: &Past) -> Vec<String> {
+/// What was made in a QEMU that has ended went with it; a guest that should be here did not come back
+/// by that. As long as its end is not proved, all stays as it was left.
+fn without_qemu(host: &Host, past: &Past, known: &life::Known) -> Vec<String> {
+    if !known.has_ended() {
+        return past.left().to_vec();
+    }
     let moved = matches!(past.ended, Some(Outcome::Moved { .. }));
     let should_run = moved == (past.header.role == Role::Destination);
-    let nowhere = should_run && past.left().iter().any(|l| l.contains("start"));
-    if !nowhere || moved_since(host, past) {
+    let nowhere = should_run && past.left().iter().any(|l| l.to_lowercase().contains("start"));
+    if !nowhere || !known.is_gone() || moved_since(host, past) {
         return Vec::new();
     }
-    past.left().to_vec()
+    vec![match past.header.role {
+        Role::Source => known.of_source(&past.header.vm),
+        Role::Destination => known.of_destination(&past.header.vm),
+    }]
 }
 
 /// Whether a later migration tells of the VM.

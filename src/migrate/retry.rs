@@ -24,7 +24,7 @@ use super::problem::chain;
 use super::progress::{Outcome, Progress, ProgressSink, Tries};
 use super::request::SourceRequest;
 use super::source::{self, cancelled, finish};
-use super::{undo, vm};
+use super::{life, undo};
 
 /// The longest wait before a try, jitter aside.
 const BACK_OFF_MAX_S: u64 = 60;
@@ -102,11 +102,11 @@ impl Held {
     async fn release(self, host: &Host, vm: &str) -> Vec<String> {
         let left = match host.config.vms.get(vm) {
             None => Vec::new(),
-            Some(config) => match vm::connect(config).await {
+            Some(config) => match life::reach(self.journal.past(), config).await {
                 Ok((qmp, _events)) => undo::end_following(&qmp, self.journal.past()).await,
                 // They went with it.
-                Err(e) if e.is_not_listening() => Vec::new(),
-                Err(e) => vec![format!("dirty bitmaps in the source's QEMU of VM {vm}: {}", chain(&e))],
+                Err((known, _)) if known.has_ended() => Vec::new(),
+                Err((_, e)) => vec![format!("dirty bitmaps in the source's QEMU of VM {vm}: {}", chain(&e))],
             },
         };
         let mut outcome = self.outcome;

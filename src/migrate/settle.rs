@@ -17,6 +17,7 @@ use super::handover::{
 };
 use super::host::{Host, Refused, Reservation};
 use super::journal::{self, Journal, Past, Record, Role, Undo};
+use super::life::{self, Known};
 use super::message::{Fate, Request};
 use super::phase::Phase;
 use super::problem::chain;
@@ -207,11 +208,14 @@ async fn settle_moved(
     let name = &past.header.vm;
     if forced.is_some() || past.forced.is_some() {
         leftovers.push(source::kept_by_force(name));
-    } else if let Some(config) = host.config.vms.get(name)
-        && let Ok((qmp, _events)) = vm::connect(config).await
-        && is_postmigrate(&qmp).await
-    {
-        leftovers.extend(release(name, &qmp, past).await);
+    } else if let Some(config) = host.config.vms.get(name) {
+        match life::reach(past, config).await {
+            Ok((qmp, _events)) if is_postmigrate(&qmp).await => {
+                leftovers.extend(release(name, &qmp, past).await);
+            }
+            Ok(_) => {}
+            Err((known, _)) => leftovers.extend(known.of_the_old(name)),
+        }
     }
     end(host, journal, progress, Phase::Done, Outcome::Moved { leftovers });
 }
@@ -221,8 +225,7 @@ async fn release(name: &str, qmp: &Qmp, past: &Past) -> Vec<String> {
     if past.header.keep_source {
         return undo::clean_kept(qmp, past).await;
     }
-    let ended = vm::quit(name, qmp).await;
-    ended.err().map(|e| format!("{}; end it by hand, and never continue it", chain(&e))).into_iter().collect()
+    vm::end_the_old(name, qmp).await.into_iter().collect()
 }
 
 async fn is_postmigrate(qmp: &Qmp) -> bool {
@@ -234,10 +237,9 @@ pub(super) async fn take_back(host: &Host, past: &Past) -> Vec<String> {
     let name = &past.header.vm;
     match host.vm(name, "source") {
         Err(problem) => vec![problem.to_string()],
-        Ok(config) => match vm::connect(config).await {
+        Ok(config) => match life::reach(past, config).await {
             Ok((qmp, _events)) => undo::roll_back(&qmp, past, undo::Bitmaps::Go).await.leftovers,
-            Err(e) if e.is_not_listening() => vec![undo::gone(name)],
-            Err(e) => vec![format!("the QEMU of VM {name} cannot be asked: {}", chain(&e))],
+            Err((known, _)) => vec![known.of_source(name)],
         },
     }
 }
@@ -246,34 +248,48 @@ async fn settle_destination(host: Arc<Host>, open: Open) {
     let Open { mut journal, progress, reservation } = open;
     let past = journal.past().clone();
     let name = past.header.vm.clone();
-    let qmp = match host.vm(&name, "destination") {
-        Ok(config) => vm::connect(config).await.ok().map(|(qmp, _)| qmp),
-        Err(_) => None,
-    };
     let (machine, effects) = Destination::restarted(past.known());
-    let (ended, mut leftovers) = go_on(&host, machine, &mut journal, qmp.as_ref(), effects).await;
+    // That the guest never ran is decided without its QEMU, which may be slow: the source waits for it.
+    let before = if past.starting { Some(reach_destination(&host, &past).await) } else { None };
+    let reached = before.as_ref().and_then(|qemu| qemu.as_ref().ok());
+    let (ended, mut leftovers) = go_on(&host, machine, &mut journal, reached, effects).await;
+    let qemu = match before {
+        Some(qemu) => qemu,
+        None => reach_destination(&host, &past).await,
+    };
     if ended == Some(Ended::Moved) {
-        if qmp.is_none() {
-            leftovers.push(format!(
-                "the QEMU of VM {name}, which was handed over to this host, has gone: start the VM here"
-            ));
-        }
+        leftovers.extend(qemu.err().flatten().map(|known| known.of_destination(&name)));
         return end(&host, journal, &progress, Phase::Done, Outcome::Moved { leftovers });
     }
     if ended.is_none() {
         tracing::warn!(vm = name, "the agent stops before its disk has taken a record; the next one goes on");
         return;
     }
-    if let Some(qmp) = &qmp {
-        let images = witness::images(&crate::qemu::disks(qmp).await.unwrap_or_default());
-        leftovers.extend(destination::undo(&name, qmp, &past, None).await);
-        witness::bear(&mut journal, &images, &leftovers);
+    match &qemu {
+        Ok(qmp) => {
+            let images = witness::images(&crate::qemu::disks(qmp).await.unwrap_or_default());
+            leftovers.extend(destination::undo(&name, qmp, &past, None).await);
+            witness::bear(&mut journal, &images, &leftovers);
+        }
+        Err(Some(known)) if !known.is_gone() && !past.undo.is_empty() => leftovers.push(format!(
+            "the destination's QEMU of VM {name}: {}. What the migration made is undone when `vmferry recover` \
+             reaches it",
+            known.in_words()
+        )),
+        Err(_) => {}
     }
     let cause = "the destination's agent was restarted during the migration".to_owned();
     let outcome =
         Outcome::Failed { phase: past.reached, cause, problems: Vec::new(), cancelled: false, leftovers };
     end(&host, journal, &progress, Phase::Failed, outcome);
     drop(reservation);
+}
+
+/// The destination's QEMU, or what is known of it; nothing where the VM is not configured any more.
+async fn reach_destination(host: &Host, past: &Past) -> Result<Qmp, Option<Known>> {
+    let config = host.vm(&past.header.vm, "destination").map_err(|_| None)?;
+    let reached = life::reach(past, config).await;
+    reached.map(|(qmp, _)| qmp).map_err(|(known, _)| Some(known))
 }
 
 /// Follows the machine until it is decided; `None` when the agent stops before.

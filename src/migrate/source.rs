@@ -1,5 +1,8 @@
 //! The source's role: runs one migration through its phases, and back when one fails.
 
+mod explain;
+mod look_again;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,8 +35,6 @@ use crate::qemu::{EventKind, Events, Qmp};
 
 /// Between two looks at how far QEMU is.
 pub(super) const TICK: Duration = Duration::from_millis(250);
-/// How long the other side's word is waited for when ours is only an echo of it.
-const EXPLANATION_DEADLINE: Duration = Duration::from_millis(700);
 /// How long the destination may take to undo what it prepared.
 const ABORT_DEADLINE: Duration = Duration::from_secs(45);
 
@@ -76,6 +77,8 @@ pub(super) struct Source {
     pub(super) rate: (Instant, u64),
     /// Nobody has listened to QEMU for a while: the next phase asks what happened.
     pub(super) missed_events: bool,
+    /// How often a phase was begun again for that.
+    pub(super) looks: u32,
 }
 
 /// Runs one try of a migration from Begin to its end, which it leaves to the caller to make
@@ -134,6 +137,13 @@ impl Source {
             accepted: request.options.accept.clone(),
         };
         let journal = host.journal(request.id, Role::Source, &peer, beginning)?;
+        let mut journal = journal;
+        if let Err(e) = journal.note_qemu(qmp.process()) {
+            tracing::error!(
+                error = chain(&e),
+                "which QEMU it is was not written; the next record will fail, too"
+            );
+        }
         // Now that this one tells of the bitmaps.
         let tracking = held.take().map(|held| held.pass_on(&host)).unwrap_or_default();
         let disks = plan::copied(&disks);
@@ -166,6 +176,7 @@ impl Source {
             share,
             rate: (now, 0),
             missed_events: false,
+            looks: 0,
         })
     }
 
@@ -205,16 +216,19 @@ impl Source {
     /// Everything from where it is up to the destination's word that the guest runs there.
     async fn perform(&mut self) -> Result<Started, Failure> {
         loop {
-            match self.phase {
-                Phase::Prepare => self.prepare().await?,
-                Phase::Mirror => self.mirror().await?,
-                Phase::Precopy => self.precopy().await?,
-                Phase::Switchover => self.switchover().await?,
-                Phase::Device => self.device().await?,
+            let done = match self.phase {
+                Phase::Prepare => self.prepare().await,
+                Phase::Mirror => self.mirror().await,
+                Phase::Precopy => self.precopy().await,
+                Phase::Switchover => self.switchover().await,
+                Phase::Device => self.device().await,
                 Phase::HandOver => return self.hand_over().await,
-                _ => {}
+                _ => Ok(()),
+            };
+            match done {
+                Ok(()) => self.enter(Step::Done)?,
+                Err(failure) => self.look_again(failure)?,
             }
-            self.enter(Step::Done)?;
         }
     }
 
@@ -277,7 +291,8 @@ impl Source {
     /// still.
     pub(super) fn patience(&self) -> Patience {
         let limit = self.paused_at.is_some().then(|| self.host.config.deadlines.resume_paused());
-        Patience::new(&self.host, &self.lanes, &self.progress, limit)
+        let monitor = limit.unwrap_or_else(|| self.host.config.deadlines.stall());
+        Patience::new(&self.host, &self.lanes, &self.progress, limit).for_monitor(&self.qmp, monitor)
     }
 
     /// Asks the destination for something whose answer is only that it is done.
@@ -293,8 +308,9 @@ impl Source {
             failure = patience.over() => Err(failure),
             () = self.cancel.cancelled(), if self.phase.may_cancel() => Err(cancelled(&self.host)),
             event = self.events.recv() => match event {
+                Some(event) if event.kind == EventKind::Missed => Err(Failure::Missed),
                 Some(event) => Ok(Happening::Event(event.kind)),
-                None => Err(Failure::QemuGone),
+                None => Err(Failure::of_monitor(&self.qmp)),
             },
             notice = self.link.notice() => match notice? {
                 Notice::Loaded => {
@@ -359,8 +375,8 @@ impl Source {
             leftovers.push(kept_by_force(&self.request.vm));
         } else if self.request.options.keep_source {
             leftovers.extend(undo::clean_kept(&self.qmp, self.journal.past()).await);
-        } else if let Err(e) = vm::quit(&self.request.vm, &self.qmp).await {
-            leftovers.push(format!("{}; end it by hand, and never continue it", chain(&e)));
+        } else {
+            leftovers.extend(vm::end_the_old(&self.request.vm, &self.qmp).await);
         }
         self.link.finish();
         let downtime = self.downtime.clone();
@@ -474,46 +490,6 @@ impl Source {
         self.roll_back(failure).await
     }
 
-    /// The cause in words; the other side's when ours is only the echo of it.
-    async fn explain(&mut self, failure: &Failure) -> String {
-        if !failure.is_echo() {
-            return chain(failure);
-        }
-        let own = chain(failure);
-        let (link, lanes, peer) = (&mut self.link, &self.lanes, &self.request.peer);
-        let lost = async {
-            let end = lanes.ended().await;
-            format!("the session with {peer} was lost: {}", chain(&end.cause))
-        };
-        let heard = async {
-            loop {
-                match link.notice().await {
-                    Ok(Notice::Failed { text }) => return Some(format!("the destination failed: {text}")),
-                    Ok(Notice::Loaded) => {}
-                    // The session's end is a moment behind that of its streams.
-                    Err(e) if e.is_session_lost() || failure.is_session_lost() => {
-                        std::future::pending().await
-                    }
-                    Err(_) => return None,
-                }
-            }
-        };
-        let either = async {
-            tokio::select! {
-                biased;
-                () = self.qmp.closed() => Some(Failure::QemuGone.to_string()),
-                heard = heard => heard,
-                lost = lost => Some(lost),
-            }
-        };
-        let told = tokio::time::timeout(EXPLANATION_DEADLINE, either).await.ok().flatten();
-        match told {
-            Some(told) if own.contains(&told) => own,
-            Some(told) => format!("{told} ({own})"),
-            None => own,
-        }
-    }
-
     fn end(self, phase: Phase, outcome: Outcome, may_pass: bool) -> Ended {
         let handed_over = self.journal.past().handed_over;
         self.host.end(self.journal, outcome.clone());
@@ -576,6 +552,7 @@ pub(super) fn failed(phase: Phase, failure: &Failure, cause: String, leftovers: 
 pub(super) fn finish(progress: &ProgressSink, phase: Phase, outcome: Outcome) {
     progress.update(|p| {
         p.phase = phase;
+        p.slow = None;
         p.outcome = Some(outcome);
     });
 }

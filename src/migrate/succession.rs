@@ -24,7 +24,8 @@ use super::frozen::{
 };
 use super::handover;
 use super::host::{Host, Reservation};
-use super::journal::{Journal, Role};
+use super::journal::{Journal, Past, Role};
+use super::life;
 use super::link::Link;
 use super::progress::ProgressSink;
 use super::reception::{Control, Incoming};
@@ -34,13 +35,10 @@ use super::settle;
 use super::share::{ShareHandle, Wish};
 use super::source::{Source, TICK};
 use super::streams::{Label, Streams};
-use super::vm::{self, StartedQemu};
+use super::vm::StartedQemu;
 use crate::config::VmConfig;
 use crate::net::identity::Identity;
 use crate::qemu::{Events, Qmp, QmpError};
-
-/// How long a QEMU that stands still may take to answer once its streams could move again.
-const REACH_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A migration that has stopped; its sessions have not.
 #[derive(Debug)]
@@ -223,6 +221,7 @@ impl Source {
         let request = SourceRequest { id, vm, peer, options, retry: left.retry, share };
         let revived = Revived { host: Arc::clone(host), request, progress, cancel };
         let Revived { host, request, progress, cancel } = revived.clone();
+        let past = journal.past().clone();
         let source = move |qmp, events| Self {
             host,
             request,
@@ -249,9 +248,10 @@ impl Source {
             share: attached,
             rate: (Instant::now(), 0),
             missed_events: true,
+            looks: 0,
         };
         let running = async move {
-            match reach(&config).await {
+            match reach(&past, &config).await {
                 Ok((qmp, events)) => source(qmp, events).run().await,
                 Err(_) => None,
             }
@@ -273,23 +273,16 @@ struct Revived {
 }
 
 /// Reaches a monitor whose QEMU may stand still until its streams move again.
-async fn reach(config: &VmConfig) -> Result<(Qmp, Events), QmpError> {
-    let until = Instant::now() + REACH_DEADLINE;
-    loop {
-        match vm::connect(config).await {
-            Err(e) if !e.is_not_listening() && Instant::now() < until => {
-                tracing::debug!(error = %e, "the monitor does not answer yet");
-            }
-            Err(e) => {
-                tracing::error!(
-                    error = super::problem::chain(&e),
-                    "QEMU cannot be reached; the migration is settled by its journal"
-                );
-                return Err(e);
-            }
-            reached => return reached,
-        }
-    }
+async fn reach(past: &Past, config: &VmConfig) -> Result<(Qmp, Events), QmpError> {
+    life::reach(past, config).await.map_err(|(known, error)| {
+        let (qemu, error_text) = (known.in_words(), super::problem::chain(&error));
+        tracing::error!(
+            qemu,
+            error = error_text,
+            "QEMU cannot be reached; the migration is settled by its journal"
+        );
+        error
+    })
 }
 
 impl Destination {
@@ -352,6 +345,7 @@ impl Destination {
         let progress = ProgressSink::new(left.progress);
         let (its_progress, its_host) = (progress.clone(), Arc::clone(host));
         let orders = host.take_orders(id);
+        let past = journal.past().clone();
         let destination = move |qmp, events| Self {
             orders,
             vm: left.vm.clone(),
@@ -378,7 +372,7 @@ impl Destination {
             host: its_host,
         };
         let running = async move {
-            if let Ok((qmp, events)) = reach(&config).await {
+            if let Ok((qmp, events)) = reach(&past, &config).await {
                 destination(qmp, events).run(control).await;
             }
         };

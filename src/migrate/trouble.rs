@@ -3,7 +3,7 @@
 use super::message::Refusal;
 use super::problem::{Problem, chain};
 use super::vm;
-use crate::qemu::{MigrationStatus, QmpError};
+use crate::qemu::{MigrationStatus, Qmp, QmpError};
 
 /// Why the destination cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -12,8 +12,10 @@ pub(crate) enum Trouble {
     Problems(Vec<Problem>),
     #[error("the destination's QEMU")]
     Qmp(#[from] QmpError),
-    #[error("the destination's QEMU of VM {vm} has gone: its monitor closed")]
-    QemuGone { vm: String },
+    #[error("the destination's QEMU of VM {vm} has gone: its process {pid} has ended")]
+    QemuGone { vm: String, pid: i32 },
+    #[error("the destination's QEMU of VM {vm} cannot be reached any more: {cause}")]
+    QemuUnknown { vm: String, cause: String },
     #[error("the destination's QEMU ended the migration as {status}: {error}")]
     Ram { status: MigrationStatus, error: String },
     #[error(transparent)]
@@ -43,6 +45,16 @@ pub(crate) enum Trouble {
 }
 
 impl Trouble {
+    /// Of a monitor whose connection is over.
+    pub(super) fn of_monitor(vm: &str, qmp: &Qmp) -> Self {
+        let vm = vm.to_owned();
+        match qmp.failure() {
+            Some(QmpError::Ended { pid, .. }) => Self::QemuGone { vm, pid },
+            Some(error) => Self::QemuUnknown { vm, cause: chain(&error) },
+            None => Self::QemuUnknown { vm, cause: "its monitor is over".into() },
+        }
+    }
+
     pub(super) fn refusal(&self) -> Refusal {
         let problems = match self {
             Self::Problems(problems) => problems.clone(),

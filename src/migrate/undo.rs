@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::journal::{Past, Undo};
+use super::life::Known;
 use super::problem::chain;
 use crate::qemu::{
     BlockdevDel, CleanupReport, Cont, Qmp, QmpError, QueryMigrate, QueryStatus, RunState, SourceLeftovers,
@@ -15,7 +16,7 @@ use crate::qemu::{
 };
 
 /// How long the guest may take to run again.
-const RESUME_DEADLINE: Duration = Duration::from_secs(15);
+const RESUME_DEADLINE: Duration = Duration::from_secs(60);
 const RESUME_POLL: Duration = Duration::from_millis(50);
 
 /// What becomes of the dirty bitmaps.
@@ -56,19 +57,15 @@ pub(crate) async fn roll_back(qmp: &Qmp, past: &Past, bitmaps: Bitmaps) -> Rolle
         what.bitmaps.clear();
     }
     let report = source_cleanup(qmp, &what).await;
-    if report.is_connection_lost() {
-        return RolledBack { leftovers: vec![gone(&past.header.vm)] };
+    if report.is_connection_lost() || report.is_unanswered() {
+        let known = Known::of(qmp.process(), qmp.path()).await;
+        return RolledBack { leftovers: vec![known.of_source(&past.header.vm)] };
     }
     let mut leftovers = in_words(&report);
     if let Err(e) = resume(qmp, past.header.running).await {
         leftovers.push(format!("VM {} could not be resumed at the source: {}", past.header.vm, chain(&e)));
     }
     RolledBack { leftovers }
-}
-
-/// There is nothing to undo in a QEMU that has ended, and no guest either.
-pub(crate) fn gone(vm: &str) -> String {
-    format!("VM {vm} runs nowhere: its QEMU at the source has ended; start it there again")
 }
 
 /// What the journal says may be in the source's QEMU.
@@ -106,6 +103,18 @@ pub(crate) async fn clean_late(qmp: &Qmp, past: &Past) -> Vec<String> {
     in_words(&source_cleanup(qmp, &what).await)
 }
 
+/// Whether the migration that `past` tells of is still under way in its QEMU, because that could not be
+/// asked when the migration ended.
+pub(crate) async fn is_under_way(qmp: &Qmp, past: &Past) -> bool {
+    let (Ok(info), Ok(found)) = (qmp.execute(QueryMigrate).await, crate::qemu::leftovers(qmp).await) else {
+        return false;
+    };
+    let what = leftovers(past);
+    let ours = found.jobs.iter().any(|id| what.jobs.contains(id))
+        || found.nodes.iter().any(|name| what.nodes.contains(name));
+    info.status.is_live() && ours
+}
+
 /// Takes what was made out of a QEMU that is kept, and whose guest has moved.
 pub(crate) async fn clean_kept(qmp: &Qmp, past: &Past) -> Vec<String> {
     let mut left = end_following(qmp, past).await;
@@ -133,12 +142,15 @@ async fn resume(qmp: &Qmp, was_running: bool) -> Result<(), ResumeError> {
     let until = Instant::now() + RESUME_DEADLINE;
     loop {
         // QEMU resumes by itself after a cancelled migration, but not after a completed one.
-        let status = qmp.execute(QueryStatus).await?.status;
+        let status = qmp.execute_within(QueryStatus, RESUME_DEADLINE).await?.status;
         match status {
             RunState::Running => return Ok(()),
-            RunState::Paused | RunState::PostMigrate => {
-                qmp.execute(Cont).await?;
-            }
+            RunState::Paused | RunState::PostMigrate => match qmp.execute_within(Cont, RESUME_DEADLINE).await
+            {
+                // Whether it was heard is asked.
+                Err(e) if e.is_interrupted() => {}
+                done => drop(done?),
+            },
             _ => {}
         }
         if Instant::now() >= until {

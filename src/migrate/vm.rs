@@ -10,14 +10,14 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::{Start, VmConfig};
-use crate::qemu::{Events, Qmp, QmpError, Quit};
+use crate::qemu::{Events, Life, Qmp, QmpError, Quit};
 
 /// How long a monitor that is there may take to greet.
 const GREETING_DEADLINE: Duration = Duration::from_secs(10);
 /// Between two looks for a monitor that is not there yet.
 const MONITOR_POLL: Duration = Duration::from_millis(50);
-/// How long a QEMU may take to end after `quit`.
-const QUIT_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a QEMU may take to end after `quit`: it writes out what it has cached.
+const QUIT_DEADLINE: Duration = Duration::from_secs(60);
 /// How much of a failed start's output is shown.
 const OUTPUT_BYTES_SHOWN: usize = 600;
 
@@ -61,6 +61,14 @@ pub enum VmError {
     DoesNotEnd {
         /// The virtual machine.
         vm: String,
+    },
+    /// It was asked to end, and whether it has cannot be told.
+    #[error("the QEMU of VM {vm} was told to end, and whether it has is not known: {cause}")]
+    NotProved {
+        /// The virtual machine.
+        vm: String,
+        /// What is to be seen of it.
+        cause: String,
     },
 }
 
@@ -145,14 +153,36 @@ fn tail(log: &Path) -> String {
     String::from_utf8_lossy(&text[from..]).trim().replace('\n', " | ")
 }
 
-/// Ends a QEMU: `quit`, and waits until its monitor is gone.
+/// Ends a QEMU: `quit`, and waits until its process is gone. A monitor that closes is no proof.
 pub(crate) async fn quit(name: &str, qmp: &Qmp) -> Result<(), VmError> {
-    // The reply may be lost with the process: what counts is that the monitor closes.
     let asked = async {
-        let _ = qmp.execute(Quit {}).await;
+        // The reply may be lost with the process, or the command with the monitor.
+        while !qmp.is_closed() && qmp.execute_within(Quit {}, QUIT_DEADLINE).await.is_err() {}
         qmp.closed().await;
     };
-    timeout(QUIT_DEADLINE, asked).await.map_err(|_| VmError::DoesNotEnd { vm: name.into() })
+    let ended = async {
+        tokio::select! {
+            () = qmp.process().ended() => {}
+            () = asked => {}
+        }
+    };
+    let in_time = timeout(QUIT_DEADLINE, ended).await.is_ok();
+    match qmp.process().life() {
+        Life::Ended => Ok(()),
+        Life::Unknown if in_time => {
+            let cause = qmp.failure().map_or_else(String::new, |e| super::problem::chain(&e));
+            Err(VmError::NotProved { vm: name.into(), cause })
+        }
+        _ => Err(VmError::DoesNotEnd { vm: name.into() }),
+    }
+}
+
+/// Ends the QEMU that a guest has left; what is left of it.
+pub(crate) async fn end_the_old(name: &str, qmp: &Qmp) -> Option<String> {
+    let error = quit(name, qmp).await.err()?;
+    let rest = "it is the one that the guest has left: never continue it. `vmferry recover` ends it when its \
+                monitor answers; else end it by hand";
+    Some(format!("{}; {rest}", super::problem::chain(&error)))
 }
 
 impl StartedQemu {

@@ -1,6 +1,10 @@
-//! Taking everything of a migration out of a QEMU again. Each step ignores what is gone already
-//! and has a deadline; what can't be cleaned is listed, and the later steps are tried all the
-//! same. Works by asking, not by events, so that an agent which has just started can do it.
+//! Taking everything of a migration out of a QEMU again. Each step ignores what is gone already;
+//! what can't be cleaned is listed, and the later steps are tried all the same. Works by asking, not
+//! by events, so that an agent which has just started can do it.
+//!
+//! A QEMU that lives and does not answer is slow, not dead: half a clean-up would leave its guest in
+//! a state that nobody wants. So it is waited for, for long, and a step whose connection was lost is
+//! made again, which each of them allows.
 
 use super::client::{Command, Qmp};
 use super::commands::{
@@ -10,15 +14,25 @@ use super::commands::{
     QueryMigrateParameters, QueryStatus,
 };
 use super::error::QmpError;
+use super::process::Life;
 use super::states::RunState;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-/// How long one command of a clean-up may take.
-const STEP_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a clean-up waits in all for a QEMU that lives and does not answer.
+const CLEANUP_PATIENCE: Duration = Duration::from_secs(300);
+
+/// The same for a QEMU of which it is not known whether it lives.
+const UNKNOWN_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What each step gets although that time is over: QEMU may answer again.
+const LAST_CHANCE: Duration = Duration::from_secs(1);
+
+/// Between two words in the log on a QEMU that is waited for.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// How long a cancelled migration or job may take to end, and a node to be released.
-const END_DEADLINE: Duration = Duration::from_secs(20);
+const END_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How often is asked whether it has.
 const ASK_EVERY: Duration = Duration::from_millis(20);
@@ -110,7 +124,12 @@ impl CleanupReport {
 
     /// The connection broke, so nothing is known: QEMU may have exited, and then all is gone.
     pub fn is_connection_lost(&self) -> bool {
-        self.left.iter().any(|entry| entry.source.is_disconnected())
+        self.left.iter().any(|entry| entry.source.is_over())
+    }
+
+    /// QEMU did not answer at all, to its end: the guest may be in any state.
+    pub fn is_unanswered(&self) -> bool {
+        self.guest.is_none() && self.left.iter().any(|entry| entry.source.is_deadline())
     }
 
     fn note(&mut self, what: Remainder, result: Result<(), QmpError>) {
@@ -126,7 +145,7 @@ impl CleanupReport {
 /// A guest that was paused for the switchover goes on by the cancelled migration. The guest is
 /// not touched otherwise; after a completed migration it stays as it is.
 pub async fn source_cleanup(qmp: &Qmp, what: &SourceLeftovers) -> CleanupReport {
-    let mut report = CleanupReport::default();
+    let (mut report, qmp) = (CleanupReport::default(), &Patient::new(qmp));
     report.note(Remainder::Migration, end_migration(qmp).await);
     for job in &what.jobs {
         report.note(Remainder::Job(job.clone()), end_job(qmp, job).await);
@@ -146,15 +165,15 @@ pub async fn source_cleanup(qmp: &Qmp, what: &SourceLeftovers) -> CleanupReport 
 }
 
 /// What follows a disk's changes: exports first, which use their bitmaps.
-async fn clean_tracking(qmp: &Qmp, what: &SourceLeftovers, report: &mut CleanupReport) {
+async fn clean_tracking(qmp: &Patient<'_>, what: &SourceLeftovers, report: &mut CleanupReport) {
     for export in &what.exports {
-        report.note(Remainder::Export(export.clone()), delete_export(qmp, export).await);
+        report.note(Remainder::Export(export.clone()), end_export(qmp, export).await);
     }
     if what.nbd_server {
         report.note(Remainder::NbdServer, stop_nbd_server(qmp).await);
     }
     for (node, name) in &what.bitmaps {
-        report.note(Remainder::Bitmap(name.clone()), delete_bitmap(qmp, node, name).await);
+        report.note(Remainder::Bitmap(name.clone()), end_bitmap(qmp, node, name).await);
     }
 }
 
@@ -163,6 +182,10 @@ async fn clean_tracking(qmp: &Qmp, what: &SourceLeftovers, report: &mut CleanupR
 /// # Errors
 /// Those of [`Qmp::execute`].
 pub async fn delete_bitmap(qmp: &Qmp, node: &str, name: &str) -> Result<(), QmpError> {
+    end_bitmap(&Patient::new(qmp), node, name).await
+}
+
+async fn end_bitmap(qmp: &Patient<'_>, node: &str, name: &str) -> Result<(), QmpError> {
     let remove = BlockDirtyBitmapRemove { node: node.to_owned(), name: name.to_owned() };
     tolerate(step(qmp, remove).await, QmpError::is_not_found_bitmap)
 }
@@ -173,9 +196,9 @@ pub async fn delete_bitmap(qmp: &Qmp, node: &str, name: &str) -> Result<(), QmpE
 ///
 /// A server that carries exports of somebody else's is left running.
 pub async fn destination_cleanup(qmp: &Qmp, what: &DestinationLeftovers) -> CleanupReport {
-    let mut report = CleanupReport::default();
+    let (mut report, qmp) = (CleanupReport::default(), &Patient::new(qmp));
     for export in &what.exports {
-        report.note(Remainder::Export(export.clone()), delete_export(qmp, export).await);
+        report.note(Remainder::Export(export.clone()), end_export(qmp, export).await);
     }
     if what.nbd_server {
         report.note(Remainder::NbdServer, stop_nbd_server(qmp).await);
@@ -185,13 +208,54 @@ pub async fn destination_cleanup(qmp: &Qmp, what: &DestinationLeftovers) -> Clea
     report
 }
 
-async fn guest(qmp: &Qmp) -> Option<RunState> {
+async fn guest(qmp: &Patient<'_>) -> Option<RunState> {
     let status = step(qmp, QueryStatus).await;
     status.ok().map(|info| info.status)
 }
 
-async fn step<C: Command>(qmp: &Qmp, command: C) -> Result<C::Return, QmpError> {
-    qmp.execute_within(command, STEP_DEADLINE).await
+/// A QEMU that is cleaned up, and until when it is waited for.
+struct Patient<'a> {
+    qmp: &'a Qmp,
+    until: Instant,
+}
+
+impl<'a> Patient<'a> {
+    fn new(qmp: &'a Qmp) -> Self {
+        let patience = match qmp.process().life() {
+            Life::Unknown => UNKNOWN_PATIENCE,
+            _ => CLEANUP_PATIENCE,
+        };
+        Self { qmp, until: Instant::now() + patience }
+    }
+
+    fn rest(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now()).max(LAST_CHANCE)
+    }
+}
+
+/// Executes a command that may be repeated.
+async fn step<C: Command + Clone>(patient: &Patient<'_>, command: C) -> Result<C::Return, QmpError> {
+    loop {
+        match tell_while(patient.qmp.execute_within(command.clone(), patient.rest()), C::NAME).await {
+            Err(error) if error.is_interrupted() && Instant::now() < patient.until => {}
+            done => return done,
+        }
+    }
+}
+
+/// Says now and then what is waited for.
+async fn tell_while<T>(work: impl Future<Output = T>, name: &str) -> T {
+    let since = Instant::now();
+    let mut work = std::pin::pin!(work);
+    loop {
+        match timeout(TELL_EVERY, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => {
+                let seconds = since.elapsed().as_secs();
+                tracing::warn!(command = name, seconds, "QEMU does not answer; the clean-up waits for it");
+            }
+        }
+    }
 }
 
 /// Forgives an error that means "already gone".
@@ -223,7 +287,7 @@ impl Wait {
     }
 }
 
-async fn end_migration(qmp: &Qmp) -> Result<(), QmpError> {
+async fn end_migration(qmp: &Patient<'_>) -> Result<(), QmpError> {
     if !step(qmp, QueryMigrate).await?.status.is_live() {
         return Ok(());
     }
@@ -235,7 +299,7 @@ async fn end_migration(qmp: &Qmp) -> Result<(), QmpError> {
     Ok(())
 }
 
-async fn end_job(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
+async fn end_job(qmp: &Patient<'_>, id: &str) -> Result<(), QmpError> {
     match is_job_over(qmp, id).await? {
         None => return Ok(()),
         Some(true) => {}
@@ -253,14 +317,14 @@ async fn end_job(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
 }
 
 /// `None`: there is no such job.
-async fn is_job_over(qmp: &Qmp, id: &str) -> Result<Option<bool>, QmpError> {
+async fn is_job_over(qmp: &Patient<'_>, id: &str) -> Result<Option<bool>, QmpError> {
     let jobs = step(qmp, QueryJobs).await?;
     let job = jobs.iter().find(|job| job.id == id);
     Ok(job.map(|job| job.status.is_over()))
 }
 
 /// A job that has just been dismissed may hold its node for a moment.
-async fn delete_node(qmp: &Qmp, node_name: &str) -> Result<(), QmpError> {
+async fn delete_node(qmp: &Patient<'_>, node_name: &str) -> Result<(), QmpError> {
     let wait = Wait::new("blockdev-del");
     loop {
         let delete = BlockdevDel { node_name: node_name.to_owned() };
@@ -271,7 +335,7 @@ async fn delete_node(qmp: &Qmp, node_name: &str) -> Result<(), QmpError> {
     }
 }
 
-async fn close_fds(qmp: &Qmp, fdnames: &[String], report: &mut CleanupReport) {
+async fn close_fds(qmp: &Patient<'_>, fdnames: &[String], report: &mut CleanupReport) {
     for fdname in fdnames {
         let close = Closefd { fdname: fdname.clone() };
         let result = tolerate(step(qmp, close).await, QmpError::is_not_found_fd);
@@ -279,7 +343,7 @@ async fn close_fds(qmp: &Qmp, fdnames: &[String], report: &mut CleanupReport) {
     }
 }
 
-async fn restore_capabilities(qmp: &Qmp, before: &[CapabilityStatus]) -> Result<(), QmpError> {
+async fn restore_capabilities(qmp: &Patient<'_>, before: &[CapabilityStatus]) -> Result<(), QmpError> {
     if before.is_empty() {
         return Ok(());
     }
@@ -291,7 +355,7 @@ async fn restore_capabilities(qmp: &Qmp, before: &[CapabilityStatus]) -> Result<
     step(qmp, MigrateSetCapabilities { capabilities }).await.map(drop)
 }
 
-async fn restore_parameters(qmp: &Qmp, before: &MigrationParameters) -> Result<(), QmpError> {
+async fn restore_parameters(qmp: &Patient<'_>, before: &MigrationParameters) -> Result<(), QmpError> {
     let now = step(qmp, QueryMigrateParameters).await?;
     let back = before.differing_from(&now);
     if back == MigrationParameters::default() {
@@ -305,6 +369,10 @@ async fn restore_parameters(qmp: &Qmp, before: &MigrationParameters) -> Result<(
 /// # Errors
 /// Those of [`Qmp::execute`].
 pub async fn delete_export(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
+    end_export(&Patient::new(qmp), id).await
+}
+
+async fn end_export(qmp: &Patient<'_>, id: &str) -> Result<(), QmpError> {
     let delete = BlockExportDel { id: id.to_owned(), mode: BlockExportRemoveMode::Hard };
     tolerate(step(qmp, delete).await, QmpError::is_not_found_export)?;
     let wait = Wait::new("block-export-del");
@@ -314,7 +382,7 @@ pub async fn delete_export(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
     Ok(())
 }
 
-async fn stop_nbd_server(qmp: &Qmp) -> Result<(), QmpError> {
+async fn stop_nbd_server(qmp: &Patient<'_>) -> Result<(), QmpError> {
     let exports = step(qmp, QueryBlockExports).await?;
     if exports.iter().any(|export| export.kind == "nbd") {
         return Ok(());

@@ -1,9 +1,10 @@
 //! The handle to a monitor: connect, execute, hand over a descriptor. The socket itself belongs
 //! to the task in `connection.rs`, which lives as long as a handle does.
 
-use super::connection::{Answer, Connection, Link, Lost, Request, Ticket};
+use super::connection::{Answer, Connection, Link, Lost, Request, SharedView, Ticket};
 use super::error::QmpError;
-use super::event::{EventSink, Events, event_queue};
+use super::event_queue::{EventSink, Events, event_queue};
+use super::process::Process;
 use super::wire::{Message, Outcome, command_line};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -11,8 +12,8 @@ use serde_json::{Value, json};
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -37,6 +38,10 @@ pub trait Command: Serialize {
 ///
 /// A monitor serves one client at a time and keeps the descriptors handed to it, so vmferry
 /// needs one for itself. Commands are executed one after the other, in the order of the calls.
+///
+/// A connection that is lost is made again for as long as the same QEMU may be there: the command
+/// under way fails ([`is_interrupted`](QmpError::is_interrupted)), unless it only asks and can be
+/// repeated; later ones wait; the events say that some were missed.
 #[derive(Clone, Debug)]
 pub struct Qmp {
     shared: Arc<Shared>,
@@ -46,9 +51,20 @@ pub struct Qmp {
 struct Shared {
     path: PathBuf,
     ids: AtomicU64,
+    process: Process,
     requests: mpsc::Sender<Request>,
-    lost: watch::Receiver<Option<Lost>>,
+    view: SharedView,
+    over: watch::Receiver<Option<Lost>>,
     task: JoinHandle<()>,
+}
+
+/// QEMU does not answer at the moment.
+#[derive(Debug, Clone)]
+pub struct Silence {
+    /// Since when.
+    pub since: Instant,
+    /// How the connection was lost; none if it is there, and a command waits for its reply.
+    pub lost: Option<String>,
 }
 
 impl Drop for Shared {
@@ -78,11 +94,13 @@ impl Qmp {
 
     fn start(path: &Path, link: Link, events: EventSink) -> Self {
         let (requests, queue) = mpsc::channel(COMMAND_QUEUE_MAX);
-        let (announce, lost) = watch::channel(None);
-        let task = tokio::spawn(Connection::new(link, queue, events, announce).run());
+        let (announce, over) = watch::channel(None);
+        let (path, view) = (path.to_owned(), SharedView::default());
+        let connection = Connection::new(path.clone(), link, queue, events, view.clone(), announce);
+        let process = connection.process().clone();
+        let task = tokio::spawn(connection.run());
         let ids = AtomicU64::new(1);
-        let path = path.to_owned();
-        Self { shared: Arc::new(Shared { path, ids, requests, lost, task }) }
+        Self { shared: Arc::new(Shared { path, ids, process, requests, view, over, task }) }
     }
 
     /// The socket this is connected to.
@@ -113,7 +131,17 @@ impl Qmp {
         let encoded = serde_json::to_value(&command);
         drop(command);
         let arguments = encoded.map_err(|source| QmpError::Encode { name, source })?;
-        let value = self.round_trip(name, arguments, None, deadline).await?;
+        let until = Instant::now() + deadline;
+        let value = loop {
+            let rest = until.saturating_duration_since(Instant::now());
+            match self.round_trip(name, arguments.clone(), None, rest).await {
+                Err(error) if error.is_interrupted() && only_asks(name) => {}
+                Err(QmpError::Deadline { name, sent, .. }) => {
+                    return Err(QmpError::Deadline { name, after: deadline, sent });
+                }
+                done => break done?,
+            }
+        };
         serde_json::from_value(value).map_err(|source| QmpError::Reply { name, source })
     }
 
@@ -132,16 +160,31 @@ impl Qmp {
         self.round_trip("getfd", arguments, Some(fd), COMMAND_DEADLINE).await.map(drop)
     }
 
-    /// Whether QEMU's end is gone, or the connection was given up.
+    /// The process behind the monitor.
+    pub fn process(&self) -> &Process {
+        &self.shared.process
+    }
+
+    /// For how long QEMU has not answered, if something waits for it.
+    pub fn silence(&self) -> Option<Silence> {
+        let view = self.shared.view.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&view.away, view.asked) {
+            (Some((since, lost)), _) => Some(Silence { since: *since, lost: Some(lost.clone()) }),
+            (None, Some(since)) => Some(Silence { since, lost: None }),
+            (None, None) => None,
+        }
+    }
+
+    /// Whether the connection is over for good: its process has ended, or cannot be found again.
     pub fn is_closed(&self) -> bool {
-        self.shared.lost.borrow().is_some() || self.shared.requests.is_closed()
+        self.shared.over.borrow().is_some() || self.shared.requests.is_closed()
     }
 
     /// Waits until [`is_closed`](Self::is_closed).
     pub async fn closed(&self) {
-        let mut lost = self.shared.lost.clone();
+        let mut over = self.shared.over.clone();
         // An error means that the task itself is gone, which is the same.
-        let _ = lost.wait_for(Option::is_some).await;
+        let _ = over.wait_for(Option::is_some).await;
     }
 
     /// Why the connection is over, if it is: an error as a command would get it now.
@@ -189,7 +232,7 @@ impl Qmp {
     }
 
     fn lost(&self, name: &'static str) -> QmpError {
-        let cause = self.shared.lost.borrow().clone();
+        let cause = self.shared.over.borrow().clone();
         cause.unwrap_or(Lost::Closed).error(name, &self.shared.path)
     }
 }
@@ -203,7 +246,13 @@ impl Drop for Withdrawal {
     }
 }
 
-async fn greeted(path: &Path) -> Result<Link, QmpError> {
+/// Commands that change nothing, and may be repeated, go by QEMU's own custom of naming them.
+fn only_asks(name: &str) -> bool {
+    name.starts_with("query-")
+}
+
+/// Connects and waits for the greeting.
+pub(super) async fn greeted(path: &Path) -> Result<Link, QmpError> {
     let fail = |source| QmpError::Connect { path: path.to_owned(), source };
     let socket = match UnixStream::connect(path).await {
         // The monitor's backlog is full of clients that wait for their turn, as we would.

@@ -1,36 +1,60 @@
 //! The one task that owns a monitor's socket: it writes commands one at a time, gives each
 //! answer to who asked, and puts events into their queue. Reading never waits for writing.
 //!
+//! ```text
+//! connected ── closed, error, garbage, a line too long ──► away ── greeted again ──► connected
+//!                                                          │ the process has ended
+//!                                                          │ another process listens there
+//!                                                          ▼ nobody listens, nothing is known of the process
+//!                                                         over
+//! ```
+//! A lost connection is a lost view and no more, so it is made again (`reconnect.rs`) for as long as
+//! somebody holds a handle. The command under way fails, those behind it wait, and the events say
+//! that some may be missing. QEMU keeps the descriptors it was given with the monitor, not with the
+//! connection.
+//!
 //! One command is under way at a time. QEMU works through them one by one anyway, and so a
 //! command whose caller has given up waiting behind a stuck one is never sent at all. It also
 //! keeps two descriptors from being in the socket together: QEMU's character device holds only
 //! the ones of its last read.
 
 use super::error::QmpError;
-use super::event::EventSink;
+use super::event_queue::EventSink;
+use super::process::Process;
+use super::reconnect;
 use super::wire::{LINE_MAX_BYTES, LineBuffer, Message, Outcome};
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout};
 
 /// So much is read from the socket at once.
 const READ_BYTES: usize = 64 << 10;
 
-/// Why a connection is over.
+/// A process that ends closes its sockets a moment before its end can be seen.
+const END_SHOWS_WITHIN: Duration = Duration::from_millis(500);
+
+/// Why a connection was lost, or is over.
 #[derive(Debug, Clone)]
 pub(super) enum Lost {
-    /// QEMU has closed its end.
+    /// The other end was closed.
     Closed,
     Io(Arc<io::Error>),
     Garbage(Arc<serde_json::Error>),
     LineTooLong,
-    EventOverflow,
+    /// Over: the process of this number has ended.
+    Ended(i32),
+    /// Over: nobody listens, and nothing is known of the process.
+    Vanished,
+    /// Over: another process listens at the monitor's socket.
+    Replaced,
 }
 
 impl Lost {
@@ -46,10 +70,37 @@ impl Lost {
             Self::Io(error) => QmpError::Disconnected { name, path, source: Some(error) },
             Self::Garbage(source) => QmpError::Malformed { name, path, source },
             Self::LineTooLong => QmpError::LineTooLong { name, path, limit: LINE_MAX_BYTES },
-            Self::EventOverflow => QmpError::EventOverflow { name, path },
+            Self::Ended(pid) => QmpError::Ended { name, path, pid },
+            Self::Vanished => QmpError::Vanished { name, path },
+            Self::Replaced => QmpError::Replaced { name, path },
+        }
+    }
+
+    /// In a few words.
+    pub(super) fn words(&self) -> String {
+        match self {
+            Self::Closed => "its monitor was closed".into(),
+            Self::Io(error) => format!("its monitor was lost: {error}"),
+            Self::Garbage(error) => format!("its monitor sent something that is not QMP: {error}"),
+            Self::LineTooLong => format!("its monitor sent a line of more than {LINE_MAX_BYTES} bytes"),
+            Self::Ended(pid) => format!("its process {pid} has ended"),
+            Self::Vanished => "nobody listens at its monitor any more".into(),
+            Self::Replaced => "another process listens at its monitor".into(),
         }
     }
 }
+
+/// Since when QEMU has not answered, for who waits for it.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    /// When the command under way was sent.
+    pub(super) asked: Option<Instant>,
+    /// Since when there has been no connection, and how it was lost.
+    pub(super) away: Option<(Instant, String)>,
+}
+
+/// A [`View`] that is shared with the handles.
+pub(super) type SharedView = Arc<Mutex<View>>;
 
 /// Who comes first decides whether a command is sent: the connection that begins to write it,
 /// or its caller who gives up. It holds the descriptor, so that giving up closes that at once.
@@ -143,6 +194,25 @@ impl Link {
         }
     }
 
+    /// Who listens at the other end.
+    pub(super) fn process(&self) -> Process {
+        Process::behind(&self.socket)
+    }
+
+    /// Sends a line that has no descriptor. Nothing else may be using the link yet.
+    pub(super) async fn send(&mut self, line: &[u8]) -> Result<(), Lost> {
+        let mut rest = line;
+        while !rest.is_empty() {
+            self.socket.writable().await.map_err(Lost::io)?;
+            match self.socket.try_write(rest) {
+                Ok(count) => rest = &rest[count..],
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(Lost::io(error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Reads once. `false`: there was nothing to read.
     fn read(&mut self) -> Result<bool, Lost> {
         match self.socket.try_read(&mut self.chunk) {
@@ -170,38 +240,97 @@ fn parse(line: &[u8]) -> Result<Message, Lost> {
 
 /// The state of the task.
 pub(super) struct Connection {
+    path: PathBuf,
+    process: Process,
     link: Link,
     requests: mpsc::Receiver<Request>,
     under_way: Option<UnderWay>,
     events: EventSink,
-    lost: watch::Sender<Option<Lost>>,
+    view: SharedView,
+    over: watch::Sender<Option<Lost>>,
 }
 
 impl Connection {
     pub(super) fn new(
+        path: PathBuf,
         link: Link,
         requests: mpsc::Receiver<Request>,
         events: EventSink,
-        lost: watch::Sender<Option<Lost>>,
+        view: SharedView,
+        over: watch::Sender<Option<Lost>>,
     ) -> Self {
-        Self { link, requests, under_way: None, events, lost }
+        let process = link.process();
+        Self { path, process, link, requests, under_way: None, events, view, over }
     }
 
-    /// Runs until the connection is over; then everybody who waits is told why.
+    /// Who is at the other end.
+    pub(super) fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Runs until the connection is over; then everybody who waits is told why. A handle that is
+    /// dropped as the last one ends it before.
     pub(super) async fn run(mut self) {
         let cause = self.serve().await;
-        tracing::debug!(?cause, "a monitor's connection is over");
-        self.lost.send_replace(Some(cause.clone()));
+        tracing::debug!(?cause, monitor = %self.path.display(), "a monitor's connection is over");
+        self.over.send_replace(Some(cause.clone()));
         self.requests.close();
-        if let Some(current) = self.under_way.take() {
-            let _ = current.request.reply.send(Answer::Lost(cause.clone()));
-        }
+        self.fail_under_way(&cause);
         while let Some(request) = self.requests.recv().await {
             let _ = request.reply.send(Answer::Lost(cause.clone()));
         }
     }
 
+    /// Serves one connection after the other; why there can be no further one.
     async fn serve(&mut self) -> Lost {
+        let mut back_off = reconnect::BackOff::default();
+        loop {
+            let connected = Instant::now();
+            let cause = self.serve_one().await;
+            if self.requests.is_closed() {
+                return cause;
+            }
+            if let Some(over) = self.has_ended().await {
+                return over;
+            }
+            self.fail_under_way(&cause);
+            let since = Instant::now();
+            self.look(|view| view.away = Some((since, cause.words())));
+            tracing::warn!(
+                monitor = %self.path.display(), process = ?self.process.pid(), cause = cause.words(),
+                "the connection to QEMU's monitor was lost: connecting again"
+            );
+            back_off.lived(connected.elapsed());
+            match reconnect::reconnect(&self.path, &self.process, &mut back_off).await {
+                Ok(link) => self.link = link,
+                Err(over) => return over,
+            }
+            let seconds = since.elapsed().as_secs();
+            tracing::warn!(monitor = %self.path.display(), seconds, "QEMU's monitor answers again");
+            self.events.missed();
+            self.look(|view| view.away = None);
+        }
+    }
+
+    /// The proof that QEMU is gone, where there is one.
+    async fn has_ended(&self) -> Option<Lost> {
+        let pid = self.process.pid()?;
+        let ended = timeout(END_SHOWS_WITHIN, self.process.ended()).await;
+        ended.ok().map(|()| Lost::Ended(pid))
+    }
+
+    fn fail_under_way(&mut self, cause: &Lost) {
+        self.look(|view| view.asked = None);
+        if let Some(current) = self.under_way.take() {
+            let _ = current.request.reply.send(Answer::Lost(cause.clone()));
+        }
+    }
+
+    fn look(&self, change: impl FnOnce(&mut View)) {
+        change(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    async fn serve_one(&mut self) -> Lost {
         loop {
             if let Err(cause) = self.step().await {
                 return cause;
@@ -234,6 +363,7 @@ impl Connection {
     fn admit(&mut self, request: Request) {
         if let Some(fd) = request.ticket.take() {
             self.under_way = Some(UnderWay { request, fd, written: 0 });
+            self.look(|view| view.asked = Some(Instant::now()));
         }
     }
 
@@ -248,6 +378,7 @@ impl Connection {
                 return Err(self.last_words(error));
             }
             Err(error) => {
+                self.look(|view| view.asked = None);
                 let _ = current.request.reply.send(Answer::Unsent(error));
                 return Ok(());
             }
@@ -271,10 +402,7 @@ impl Connection {
     fn handle_lines(&mut self) -> Result<(), Lost> {
         while let Some(line) = self.link.lines.next_line() {
             match parse(&line)? {
-                Message::Event(event) => {
-                    let put = self.events.put(event, line.len());
-                    put.map_err(|_| Lost::EventOverflow)?;
-                }
+                Message::Event(event) => self.events.put(event, line.len()),
                 Message::Reply { id, outcome } => self.on_reply(id, outcome),
                 Message::Greeting | Message::Unknown => {
                     tracing::warn!("the monitor sent a message of an unknown kind");
@@ -290,6 +418,7 @@ impl Connection {
         let nameless_error = id.is_none() && matches!(outcome, Outcome::Error { .. });
         match self.under_way.take() {
             Some(current) if id == Some(current.request.id) || nameless_error => {
+                self.look(|view| view.asked = None);
                 let _ = current.request.reply.send(Answer::Outcome(outcome));
             }
             other => {

@@ -59,17 +59,18 @@ pub enum QmpError {
         /// Whether QEMU may have got it. If false it never will.
         sent: bool,
     },
-    /// QEMU's end of the monitor is gone.
+    /// The connection was lost while the command was under way: QEMU may have executed it. The
+    /// connection is made again.
     #[error("{name}: the connection to the QEMU monitor {path} was lost")]
     Disconnected {
-        /// The command that can't be answered any more.
+        /// The command whose reply is lost.
         name: &'static str,
         /// The monitor's socket.
         path: PathBuf,
-        /// The socket's error; none when QEMU closed it (as it does when it exits).
+        /// The socket's error; none when the other end was closed.
         source: Option<Arc<io::Error>>,
     },
-    /// A line from the monitor is no JSON object: the connection is given up.
+    /// A line from the monitor is no JSON object: that connection is given up and made again.
     #[error("{name}: the QEMU monitor {path} sent something that is not QMP")]
     Malformed {
         /// The command that waited.
@@ -79,6 +80,37 @@ pub enum QmpError {
         /// What the JSON reader says.
         source: Arc<serde_json::Error>,
     },
+    /// QEMU has ended, by the kernel's word.
+    #[error("{name}: the QEMU at the monitor {path} has ended (process {pid})")]
+    Ended {
+        /// The command.
+        name: &'static str,
+        /// The monitor's socket.
+        path: PathBuf,
+        /// The process that it was.
+        pid: i32,
+    },
+    /// Nobody listens at the monitor. Whether QEMU has ended is not known.
+    #[error(
+        "{name}: nobody listens at the QEMU monitor {path} any more; whether that QEMU still runs is not known"
+    )]
+    Vanished {
+        /// The command.
+        name: &'static str,
+        /// The monitor's socket.
+        path: PathBuf,
+    },
+    /// The monitor leads to another process. Whether QEMU has ended is not known.
+    #[error(
+        "{name}: another process than before listens at the QEMU monitor {path}; whether the QEMU of before \
+         still runs is not known"
+    )]
+    Replaced {
+        /// The command.
+        name: &'static str,
+        /// The monitor's socket.
+        path: PathBuf,
+    },
     /// The reply to a command is not of the expected shape. The connection remains usable.
     #[error("QEMU's reply to {name} has an unexpected shape")]
     Reply {
@@ -87,21 +119,7 @@ pub enum QmpError {
         /// What is wrong.
         source: serde_json::Error,
     },
-    /// Events came faster than they were taken: the connection is given up, because to lose one
-    /// in silence would be worse.
-    #[error(
-        "{name}: the queue of events from the QEMU monitor {path} is full \
-         ({} events or {} bytes): the connection was given up",
-        super::EVENT_QUEUE_MAX,
-        super::EVENT_QUEUE_BYTES_MAX
-    )]
-    EventOverflow {
-        /// The command that waited.
-        name: &'static str,
-        /// The monitor's socket.
-        path: PathBuf,
-    },
-    /// A line without end: the connection is given up.
+    /// A line without end: that connection is given up and made again.
     #[error("{name}: the QEMU monitor {path} sent a line of more than {limit} bytes")]
     LineTooLong {
         /// The command that waited.
@@ -149,15 +167,14 @@ impl QmpError {
         matches!(self, Self::Command { class, .. } if class == wanted)
     }
 
+    /// The connection was lost with the command under way, and is made again.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Disconnected { .. } | Self::Malformed { .. } | Self::LineTooLong { .. })
+    }
+
     /// The connection is over: every further command fails as well.
-    pub fn is_disconnected(&self) -> bool {
-        matches!(
-            self,
-            Self::Disconnected { .. }
-                | Self::Malformed { .. }
-                | Self::EventOverflow { .. }
-                | Self::LineTooLong { .. }
-        )
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::Ended { .. } | Self::Vanished { .. } | Self::Replaced { .. })
     }
 
     /// No reply in time; QEMU's main loop may be stuck.

@@ -1,18 +1,9 @@
-//! QEMU's events as types, and the bounded queue they wait in. Knows nothing of commands.
+//! QEMU's events as types. Knows nothing of commands. The queue they wait in is `event_queue.rs`.
 
 use super::states::{JobStatus, MigrationStatus};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use tokio::sync::mpsc;
-
-/// So many events wait for [`Events::recv`]; one more ends the connection.
-pub const EVENT_QUEUE_MAX: usize = 8192;
-
-/// The events that wait together came in so many bytes; more ends the connection.
-pub const EVENT_QUEUE_BYTES_MAX: usize = 8 << 20;
+use serde_json::{Value, json};
 
 /// When QEMU says that something happened: its host's wall clock, for people only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -79,8 +70,19 @@ pub enum EventKind {
     },
     /// An export is gone, by `block-export-del` or `nbd-server-stop`.
     BlockExportDeleted { id: String },
+    /// Not QEMU's: some events did not arrive here, because the connection was lost for a while or
+    /// because nobody took them in time. Whoever needs to know what happened asks QEMU.
+    Missed,
     /// Anything else: see the event's name and data.
     Other,
+}
+
+impl EventKind {
+    /// Nobody acts on it: QEMU is asked instead. QEMU 10 sends `JOB_STATUS_CHANGE` for every job at
+    /// every change of the block graph, which grows with the square of the disks.
+    pub(super) fn is_for_nobody(&self) -> bool {
+        matches!(self, Self::JobStatusChange { .. } | Self::MigrationPass { .. } | Self::Other)
+    }
 }
 
 /// How a job ended.
@@ -132,6 +134,12 @@ impl Event {
             EventKind::Other
         });
         Self { name, kind, data, timestamp }
+    }
+
+    /// The word that events are missing.
+    pub(super) fn missed() -> Self {
+        let timestamp = Timestamp { seconds: -1, microseconds: -1 };
+        Self { name: String::new(), kind: EventKind::Missed, data: json!({}), timestamp }
     }
 }
 
@@ -191,70 +199,6 @@ fn text(data: &Value, key: &str) -> Option<String> {
     data.get(key)?.as_str().map(str::to_owned)
 }
 
-/// The events of one monitor, in QEMU's order. Dropping it means that nobody wants them.
-#[derive(Debug)]
-pub struct Events {
-    queue: mpsc::Receiver<(Event, usize)>,
-    waiting_bytes: Arc<AtomicUsize>,
-}
-
-/// The connection's end of the queue.
-pub(super) struct EventSink {
-    queue: mpsc::Sender<(Event, usize)>,
-    waiting_bytes: Arc<AtomicUsize>,
-}
-
-/// The queue of events is at one of its limits.
-#[derive(Debug)]
-pub(super) struct EventOverflow;
-
-/// A queue within [`EVENT_QUEUE_MAX`] and [`EVENT_QUEUE_BYTES_MAX`].
-pub(super) fn event_queue() -> (EventSink, Events) {
-    let (sender, receiver) = mpsc::channel(EVENT_QUEUE_MAX);
-    let waiting_bytes = Arc::new(AtomicUsize::new(0));
-    let sink = EventSink { queue: sender, waiting_bytes: waiting_bytes.clone() };
-    (sink, Events { queue: receiver, waiting_bytes })
-}
-
-impl EventSink {
-    /// Hands over an event that came in a line of so many bytes.
-    pub(super) fn put(&self, event: Event, bytes: usize) -> Result<(), EventOverflow> {
-        let before = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before + bytes > EVENT_QUEUE_BYTES_MAX {
-            return Err(EventOverflow);
-        }
-        match self.queue.try_send((event, bytes)) {
-            Err(mpsc::error::TrySendError::Full(_)) => Err(EventOverflow),
-            Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => {
-                self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-                Ok(())
-            }
-        }
-    }
-}
-
-impl Events {
-    /// The next event; `None` when the connection is over and all its events have been taken.
-    /// May be cancelled without losing one.
-    pub async fn recv(&mut self) -> Option<Event> {
-        let taken = self.queue.recv().await;
-        self.account(taken)
-    }
-
-    /// The next event if it has already come.
-    pub fn try_recv(&mut self) -> Option<Event> {
-        let taken = self.queue.try_recv().ok();
-        self.account(taken)
-    }
-
-    fn account(&self, taken: Option<(Event, usize)>) -> Option<Event> {
-        let (event, bytes) = taken?;
-        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        Some(event)
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 mod tests {
@@ -283,19 +227,5 @@ mod tests {
         assert_eq!(event("RTC_CHANGE", json!({"offset": 1})).kind, EventKind::Other);
         assert_eq!(event("STOP", Value::Null).kind, EventKind::Stop);
         assert_eq!(event("SHUTDOWN", Value::Null).kind, EventKind::Other);
-    }
-
-    #[test]
-    fn bytes_count_as_well_as_events_and_taking_makes_room() {
-        let (sink, mut events) = event_queue();
-        let half = EVENT_QUEUE_BYTES_MAX / 2;
-        for _ in 0..5 {
-            sink.put(event("STOP", Value::Null), half).unwrap();
-            sink.put(event("RESUME", Value::Null), half).unwrap();
-            assert_eq!(events.try_recv().unwrap().kind, EventKind::Stop);
-            assert_eq!(events.try_recv().unwrap().kind, EventKind::Resume);
-        }
-        sink.put(event("STOP", Value::Null), half).unwrap();
-        assert!(sink.put(event("STOP", Value::Null), half + 1).is_err());
     }
 }

@@ -13,9 +13,12 @@ mod connection;
 mod disks;
 mod error;
 mod event;
+mod event_queue;
 mod leftovers;
 pub mod names;
 mod nbd;
+mod process;
+mod reconnect;
 mod states;
 mod wire;
 
@@ -24,12 +27,14 @@ pub use cleanup::{
     CleanupReport, DestinationLeftovers, NotCleaned, Remainder, SourceLeftovers, delete_bitmap,
     delete_export, destination_cleanup, source_cleanup,
 };
-pub use client::{COMMAND_DEADLINE, COMMAND_QUEUE_MAX, Command, Qmp};
+pub use client::{COMMAND_DEADLINE, COMMAND_QUEUE_MAX, Command, Qmp, Silence};
 pub use commands::*;
 pub use disks::{Disk, disks};
 pub use error::QmpError;
-pub use event::{EVENT_QUEUE_BYTES_MAX, EVENT_QUEUE_MAX, Event, EventKind, Events, Timestamp};
+pub use event::{Event, EventKind, Timestamp};
+pub use event_queue::{EVENT_QUEUE_BYTES_MAX, EVENT_QUEUE_MAX, Events};
 pub use leftovers::{Leftovers, leftovers, nbd_server_runs};
 pub use nbd::{NbdError, NbdReader, NbdWriter, REQUEST_BYTES_MAX};
+pub use process::{Life, Process, ProcessId};
 pub use states::{IoStatus, JobStatus, MigrationStatus, RunState};
 pub use wire::LINE_MAX_BYTES;

@@ -50,16 +50,22 @@ pub(crate) fn serve<T: Send + 'static>(script: impl FnOnce(Fake) -> T + Send + '
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(path(folder.path())).unwrap();
     let thread = std::thread::spawn(move || {
-        let (socket, _) = listener.accept().unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.set_write_timeout(Some(PATIENCE)).unwrap();
-        script(Fake { socket, bytes: Vec::new(), fds: VecDeque::new() })
+        let socket = accept(&listener);
+        script(Fake { listener, socket, bytes: Vec::new(), fds: VecDeque::new() })
     });
     Served { folder, thread }
 }
 
+fn accept(listener: &UnixListener) -> UnixStream {
+    let (socket, _) = listener.accept().unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_write_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
 /// The server's end of one connection.
 pub(crate) struct Fake {
+    listener: UnixListener,
     socket: UnixStream,
     bytes: Vec<u8>,
     /// Descriptors that came and that no command has taken, as numbers.
@@ -74,6 +80,14 @@ impl Fake {
         let command = self.command().unwrap();
         assert_eq!(command["execute"], "qmp_capabilities");
         self.answer(&command, json!({}));
+        self
+    }
+
+    /// Cuts the connection and waits for the next one.
+    pub(crate) fn cut(mut self) -> Self {
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        self.socket = accept(&self.listener);
+        self.bytes.clear();
         self
     }
 

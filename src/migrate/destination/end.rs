@@ -137,6 +137,6 @@ pub(in crate::migrate) async fn undo(
         }
     }
     let report = destination_cleanup(qmp, &left).await;
-    let not_ours = report.left.iter().filter(|l| !l.source.is_disconnected());
+    let not_ours = report.left.iter().filter(|l| !l.source.is_over());
     not_ours.map(|l| format!("{} in the destination's QEMU: {}", l.what, chain(&l.source))).collect()
 }

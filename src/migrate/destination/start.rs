@@ -12,7 +12,7 @@ use crate::migrate::problem::chain;
 use crate::migrate::reception::Control;
 use crate::migrate::trouble::Trouble;
 use crate::migrate::{decide, source, vm};
-use crate::qemu::{Cont, QueryStatus};
+use crate::qemu::{Cont, QmpError, QueryStatus, RunState};
 
 impl Destination {
     /// The guest is ours from the record on, unless its QEMU turns out to be gone before it was
@@ -88,7 +88,17 @@ impl Destination {
         if !looked && let Err(e) = self.qmp.execute(QueryStatus).await {
             return (Ran::No, Some(e.into()));
         }
-        match self.qmp.execute(Cont).await {
+        let mut told = self.qmp.execute(Cont).await;
+        while told.as_ref().is_err_and(QmpError::is_interrupted) {
+            // Whether it was heard is asked; if it was not, the guest is ours to start all the same.
+            told = match self.qmp.execute(QueryStatus).await {
+                Ok(info) if info.status == RunState::Paused => self.qmp.execute(Cont).await,
+                Ok(_) => break,
+                Err(e) => Err(e),
+            };
+        }
+        match told {
+            Err(e) if e.is_interrupted() => {}
             Err(source) if source.desc().is_some() => {
                 return (Ran::No, Some(Trouble::NotStarted { vm: self.vm.clone(), source }));
             }

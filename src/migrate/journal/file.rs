@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::line::{Chain, Flaw};
 use super::{FORMAT, Header, JournalError, Past, Record, Role, SUFFIX, Undo};
 use crate::migrate::handover::Written;
+use crate::qemu::Process;
 
 /// An open journal, appended to.
 #[derive(Debug)]
@@ -143,6 +144,17 @@ impl Journal {
     /// As [`Journal::record`].
     pub fn will_make(&mut self, undo: Undo) -> Result<(), JournalError> {
         self.record(Record::Undo(undo))
+    }
+
+    /// Takes note of the QEMU that it is about, for whoever has to say later whether it lives.
+    ///
+    /// # Errors
+    /// As [`Journal::record`].
+    pub fn note_qemu(&mut self, process: &Process) -> Result<(), JournalError> {
+        match process.id() {
+            Some(id) if self.past.qemu.as_ref() != Some(id) => self.record(Record::Qemu(id.clone())),
+            _ => Ok(()),
+        }
     }
 
     fn write(&mut self, record: &Record) -> Result<(), Unwritten> {

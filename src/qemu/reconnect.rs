@@ -1,0 +1,104 @@
+//! A lost monitor is reached again: the same one, of the same process, however long its main loop
+//! takes to greet. Gives up only where waiting cannot help.
+
+use super::client::greeted;
+use super::connection::{Link, Lost};
+use super::error::QmpError;
+use super::process::{Life, Process};
+use super::wire::{Message, command_line};
+use serde_json::Value;
+use std::path::Path;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// The first wait before another try, and the longest.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// A connection that lived for this long was a good one.
+const GOOD_AFTER: Duration = Duration::from_secs(10);
+
+/// Nobody has listened for this long and nothing is known of the process: nobody will.
+const VANISHED_AFTER: Duration = Duration::from_secs(10);
+
+/// Waits that grow while connections are lost again at once.
+pub(super) struct BackOff {
+    next: Duration,
+}
+
+impl Default for BackOff {
+    fn default() -> Self {
+        Self { next: FIRST_WAIT }
+    }
+}
+
+impl BackOff {
+    /// A connection was lost after this time.
+    pub(super) fn lived(&mut self, time: Duration) {
+        if time >= GOOD_AFTER {
+            self.next = FIRST_WAIT;
+        }
+    }
+
+    fn take(&mut self) -> Duration {
+        let wait = self.next;
+        self.next = (self.next * 2).min(LONGEST_WAIT);
+        wait
+    }
+}
+
+/// Reaches the monitor again; why that is impossible.
+pub(super) async fn reconnect(path: &Path, process: &Process, back_off: &mut BackOff) -> Result<Link, Lost> {
+    let mut nobody_since = None;
+    loop {
+        tokio::select! {
+            biased;
+            () = process.ended() => return Err(ended(process)),
+            () = sleep(back_off.take()) => {}
+        }
+        // There is no deadline for the greeting: QEMU's main loop may be busy.
+        let link = tokio::select! {
+            biased;
+            () = process.ended() => return Err(ended(process)),
+            link = command_mode(path) => link,
+        };
+        match link {
+            Ok(link) => return is_same(process, &link.process()).map(|()| link),
+            Err(error) if error.is_not_listening() && process.life() == Life::Unknown => {
+                let since = *nobody_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= VANISHED_AFTER {
+                    return Err(Lost::Vanished);
+                }
+            }
+            Err(error) => {
+                nobody_since = None;
+                tracing::debug!(%error, "QEMU's monitor is not back yet");
+            }
+        }
+    }
+}
+
+fn ended(process: &Process) -> Lost {
+    process.pid().map_or(Lost::Vanished, Lost::Ended)
+}
+
+/// Whoever answers must be who answered before.
+fn is_same(before: &Process, now: &Process) -> Result<(), Lost> {
+    match before.life() {
+        Life::Ended => Err(ended(before)),
+        _ if before.is_same(now) => Ok(()),
+        _ => Err(Lost::Replaced),
+    }
+}
+
+async fn command_mode(path: &Path) -> Result<Link, QmpError> {
+    let name = "qmp_capabilities";
+    let mut link = greeted(path).await?;
+    let lost = |cause: Lost| cause.error(name, path);
+    link.send(&command_line(name, 0, Value::Null)).await.map_err(lost)?;
+    loop {
+        if let Message::Reply { .. } = link.first_message().await.map_err(lost)? {
+            return Ok(link);
+        }
+    }
+}
