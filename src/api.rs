@@ -105,6 +105,18 @@ pub struct Recovery {
     pub cases: Vec<Case>,
 }
 
+/// What `/v1/recover` is asked with, behind a `?`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecoverQuery {
+    /// Only this migration, or the try of one.
+    #[serde(default)]
+    pub id: Option<Uuid>,
+    /// False: the other agents are not asked.
+    #[serde(default)]
+    pub peers: Option<bool>,
+}
+
 /// `POST /v1/recover/{id}`: an operator decides whose a virtual machine is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -186,4 +198,10 @@ pub struct ErrorBody {
 #[must_use]
 pub fn migration_path(id: Uuid) -> String {
     format!("{VERSION}/migrations/{id}")
+}
+
+/// What is to be done when nobody knows whether an operator's decision was taken.
+#[must_use]
+pub fn unknown_remedy(id: Uuid) -> String {
+    format!("ask again with `vmferry recover {id} --look`; do not decide the other way before you know")
 }

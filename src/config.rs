@@ -117,6 +117,12 @@ pub struct Deadlines {
     /// A destination that has loaded the guest waits this long for a lost source to return
     /// before it declares, durably, that the guest never ran there (1–86400).
     pub handover_s: u64,
+    /// A migration whose guest may be either side's is shown as undecided after this long (1–3600).
+    pub undecided_s: u64,
+    /// An operator's decision is void unless the migration has taken it within this time (1–600).
+    pub order_s: u64,
+    /// `recover` waits this long for what another agent knows (1–600).
+    pub recover_s: u64,
 }
 
 impl Default for Deadlines {
@@ -129,6 +135,9 @@ impl Default for Deadlines {
             stall_s: 60,
             hook_s: 30,
             handover_s: 120,
+            undecided_s: 30,
+            order_s: 10,
+            recover_s: 5,
         }
     }
 }
@@ -168,6 +177,21 @@ impl Deadlines {
     #[must_use]
     pub fn handover(&self) -> Duration {
         Duration::from_secs(self.handover_s)
+    }
+    /// See [`Deadlines::undecided_s`].
+    #[must_use]
+    pub fn undecided(&self) -> Duration {
+        Duration::from_secs(self.undecided_s)
+    }
+    /// See [`Deadlines::order_s`].
+    #[must_use]
+    pub fn order(&self) -> Duration {
+        Duration::from_secs(self.order_s)
+    }
+    /// See [`Deadlines::recover_s`].
+    #[must_use]
+    pub fn recover(&self) -> Duration {
+        Duration::from_secs(self.recover_s)
     }
 }
 
@@ -233,6 +257,9 @@ fn default_listen() -> Vec<SocketAddr> {
 
 /// The port that agents listen on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 9907;
+
+/// Longest that a `before_start` command may take.
+pub const HOOK_S_MAX: u64 = 600;
 
 /// Most lanes that a peer may have; each may hold as much memory as a session.
 pub const LANES_MAX: usize = 8;
@@ -307,8 +334,11 @@ impl Deadlines {
             ("resume_paused_s", self.resume_paused_s, 1, 3600),
             ("qemu_start_s", self.qemu_start_s, 1, 600),
             ("stall_s", self.stall_s, 5, 3600),
-            ("hook_s", self.hook_s, 1, 600),
+            ("hook_s", self.hook_s, 1, HOOK_S_MAX),
             ("handover_s", self.handover_s, 1, 86_400),
+            ("undecided_s", self.undecided_s, 1, 3600),
+            ("order_s", self.order_s, 1, 600),
+            ("recover_s", self.recover_s, 1, 600),
         ];
         for (key, value, low, high) in ranges {
             if value < low || value > high {

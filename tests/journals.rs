@@ -108,7 +108,7 @@ fn every_cut_leaves_the_whole_lines() {
     let first = lines(&path)[0].len();
     for cut in 0..good.len() {
         if cut < first {
-            assert!(refused(&path, &good[..cut]).contains("no header"), "cut at {cut}");
+            assert!(refused(&path, &good[..cut]).contains("never begun"), "cut at {cut}");
             continue;
         }
         let past = believed(&path, &good[..cut]);
@@ -117,7 +117,29 @@ fn every_cut_leaves_the_whole_lines() {
         let left = std::fs::read(&path).unwrap();
         assert!(left.ends_with(b"\n") && good.starts_with(&left), "cut at {cut}");
     }
-    assert!(refused(&path, b"").contains("no header"));
+    assert!(refused(&path, b"").contains("never begun"));
+    // With a second record the first was whole once.
+    let glued = String::from_utf8(good).unwrap().replace('\n', " ");
+    assert!(refused(&path, glued.as_bytes()).contains("no header"));
+}
+
+#[test]
+fn only_what_was_never_begun_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = sample(folder.path());
+    let good = std::fs::read(&path).unwrap();
+    let gone = |text: &[u8]| {
+        std::fs::write(&path, text).unwrap();
+        let removed = journal::remove_unbegun(&path, "alpha").unwrap();
+        assert_eq!(removed, !path.exists());
+        removed
+    };
+    assert!(gone(b"") && gone(&good[..40]));
+    assert!(!gone(&good) && !gone(b"words\n") && !gone(&good[..good.len() - 9]));
+    std::fs::write(&path, b"").unwrap();
+    assert_eq!(journal::migration_of(&path), Some(Uuid::from_u128(7)));
+    let all = journal::peek_all(folder.path(), "alpha").unwrap();
+    assert!(matches!(all[..], [(_, Err(JournalError::NotBegun { .. }))]), "{all:?}");
 }
 
 #[test]
@@ -242,6 +264,6 @@ fn a_journal_is_kept_until_its_source_knows() {
     assert!(unclean.exists(), "something is left to clean up");
     assert!(open.exists());
     assert!(!known.exists() && !forgotten.exists());
-    let left = journal::list(folder.path(), "alpha").unwrap().len();
+    let left = journal::peek_all(folder.path(), "alpha").unwrap().len();
     assert_eq!(left, journal::HISTORY_MAX + 3);
 }

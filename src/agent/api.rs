@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Path, State};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -22,13 +22,13 @@ use super::limits::NoShare;
 use super::registry::NoCancel;
 use crate::api::{
     CheckReport, CheckRequest, ErrorBody, ForceRequest, Limits, MigrateRequest, MigrationLimit, PeerLimit,
-    PeerLimitRequest, Recovery, ShareRequest,
+    PeerLimitRequest, RecoverQuery, Recovery, ShareRequest, unknown_remedy,
 };
 use crate::migrate::journal::JournalError;
 use crate::migrate::problem::Policy;
 use crate::migrate::problem::chain;
 use crate::migrate::progress::{Outcome, Progress};
-use crate::migrate::recover::{self as recovery, NotForced};
+use crate::migrate::recover::{self as recovery, Asked, NotForced};
 
 /// Who calls: the kernel's word for the other end of the socket.
 #[derive(Debug, Clone)]
@@ -237,19 +237,41 @@ async fn share(
     })
 }
 
-async fn look(State(agent): Agents) -> Result<Json<Recovery>, Problem> {
-    Ok(Json(Recovery { cases: recovery::cases(&agent.host, false).await? }))
+type Wanted = Result<Query<RecoverQuery>, QueryRejection>;
+
+async fn look(State(agent): Agents, wanted: Wanted) -> Result<Json<Recovery>, Problem> {
+    recovery_of(&agent, wanted?.0, false).await
 }
 
 async fn recover(
     State(agent): Agents,
     ConnectInfo(caller): ConnectInfo<Caller>,
+    wanted: Wanted,
 ) -> Result<Json<Recovery>, Problem> {
     tracing::info!(uid = caller.uid, pid = caller.pid, "recover asked for");
     if let Err(e) = agent.host.end_late() {
         tracing::warn!(error = chain(&e), "a journal still cannot be ended");
     }
-    Ok(Json(Recovery { cases: recovery::cases(&agent.host, true).await? }))
+    recovery_of(&agent, wanted?.0, true).await
+}
+
+async fn recovery_of(agent: &Agent, wanted: RecoverQuery, clean: bool) -> Result<Json<Recovery>, Problem> {
+    let asked = Asked { migration: wanted.id, clean, without_peers: wanted.peers == Some(false) };
+    let cases = recovery::cases(&agent.host, asked).await?;
+    match wanted.id {
+        Some(id) if cases.is_empty() => Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            format!("this host has no journal of migration {id}"),
+            "see `vmferry list` for the ids of migrations, and `vmferry recover` on the other host",
+        )),
+        _ => Ok(Json(Recovery { cases })),
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text(), "see GET /v1/openapi.json for what may be asked")
+    }
 }
 
 impl From<JournalError> for Problem {
@@ -269,10 +291,15 @@ async fn force(
     tracing::warn!(uid = caller.uid, pid = caller.pid, migration = %id, force = ?request.force, "a forced decision");
     let forced = recovery::force(&agent.host, id, request.force, caller.uid).await;
     forced.map(|()| StatusCode::ACCEPTED).map_err(|e| {
-        let remedy = match e {
-            NotForced::NothingOpen(_) => "see `vmferry recover` for what is undecided on this host",
-            NotForced::Refused(_) => "nothing was changed; mend that and decide again",
+        let (status, remedy) = match e {
+            NotForced::NothingOpen(_) => {
+                (StatusCode::CONFLICT, "see `vmferry recover` for what is undecided on this host".to_owned())
+            }
+            NotForced::Refused(_) => {
+                (StatusCode::CONFLICT, "nothing was changed; mend that and decide again".to_owned())
+            }
+            NotForced::Unknown(_) => (StatusCode::GATEWAY_TIMEOUT, unknown_remedy(id)),
         };
-        Problem::new(StatusCode::CONFLICT, chain(&e), remedy)
+        Problem::new(status, chain(&e), remedy)
     })
 }

@@ -17,6 +17,30 @@ use crate::api::ErrorBody;
 /// Longest answer read into memory.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// Calls that the agent has surely not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotDone {
+    /// Nothing was sent.
+    #[error(
+        "cannot reach the agent at {}; is it running (`systemctl status vmferry`), and may you use its socket",
+        socket.display()
+    )]
+    Unreachable {
+        /// The agent's.
+        socket: PathBuf,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// The agent said no.
+    #[error("{error}; {remedy}")]
+    Refused {
+        /// Why.
+        error: String,
+        /// What to do about it.
+        remedy: String,
+    },
+}
+
 /// Calls the agent behind one socket.
 pub(super) struct Client {
     socket: PathBuf,
@@ -56,12 +80,8 @@ impl Client {
         path: &str,
         body: &B,
     ) -> anyhow::Result<(Response<Incoming>, JoinSet<()>)> {
-        let stream = UnixStream::connect(&self.socket).await.with_context(|| {
-            format!(
-                "cannot reach the agent at {}; is it running (`systemctl status vmferry`), and may you use its socket",
-                self.socket.display()
-            )
-        })?;
+        let unreachable = |source| NotDone::Unreachable { socket: self.socket.clone(), source };
+        let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -79,6 +99,9 @@ impl Client {
         }
         let status = answer.status();
         match serde_json::from_slice::<ErrorBody>(&collect(answer).await?) {
+            Ok(ErrorBody { error, remedy }) if status.is_client_error() => {
+                Err(NotDone::Refused { error, remedy }.into())
+            }
             Ok(body) => Err(anyhow!("{}; {}", body.error, body.remedy)),
             Err(_) => bail!("the agent answered {status}"),
         }

@@ -8,10 +8,10 @@ use hyper::Method;
 use uuid::Uuid;
 
 use super::args::RecoverArgs;
-use super::client::Client;
+use super::client::{Client, NotDone};
 use super::commands::print_json;
 use super::show;
-use crate::api::{ForceRequest, Recovery};
+use crate::api::{ForceRequest, Recovery, unknown_remedy};
 use crate::migrate::handover::Side;
 use crate::migrate::recover::{Case, CaseKind, Owner};
 
@@ -21,14 +21,15 @@ const EXIT_LEFT: u8 = 3;
 const EXIT_UNDECIDED: u8 = 4;
 
 pub(super) async fn run(client: &Client, args: RecoverArgs) -> anyhow::Result<ExitCode> {
-    if let (Some(id), Some(side)) = (args.id, args.force) {
-        force(client, id, side, args.yes).await?;
+    if let (Some(id), Some(side)) = (args.id, args.force)
+        && let Forced::Unknown = force(client, id, side, args.yes).await?
+    {
+        return Ok(EXIT_UNDECIDED.into());
     }
     let method = if args.look { Method::GET } else { Method::POST };
-    let mut recovery: Recovery = client.call(method, "/v1/recover", &()).await?;
-    if let Some(id) = args.id {
-        recovery.cases.retain(|c| c.id == Some(id));
-    }
+    // After a decision nobody waits for what the other host knows.
+    let path = path(args.id, args.force.is_none());
+    let recovery: Recovery = client.call(method, &path, &()).await?;
     if args.json {
         print_json(&recovery)?;
     } else if recovery.cases.is_empty() {
@@ -37,6 +38,11 @@ pub(super) async fn run(client: &Client, args: RecoverArgs) -> anyhow::Result<Ex
         recovery.cases.iter().for_each(show_case);
     }
     Ok(exit_code(&recovery.cases).into())
+}
+
+fn path(id: Option<Uuid>, peers: bool) -> String {
+    let id = id.map(|id| format!("&id={id}")).unwrap_or_default();
+    format!("/v1/recover?peers={peers}{id}")
 }
 
 fn exit_code(cases: &[Case]) -> u8 {
@@ -57,6 +63,7 @@ fn show_case(case: &Case) {
         CaseKind::Undecided => "UNDECIDED",
         CaseKind::Leftovers => "ended, with something left",
         CaseKind::Refused => "NOT BELIEVED",
+        CaseKind::Closed => "closed",
     };
     println!("{vm}: {what}");
     if let (Some(id), Some(role), Some(peer)) = (case.id, case.role, &case.peer) {
@@ -90,22 +97,38 @@ fn words(case: &Case) -> String {
     if case.journal.is_empty() { "nothing that decides it".into() } else { case.journal.join(", ") }
 }
 
+/// What is known of a decision that was not refused.
+enum Forced {
+    Taken,
+    Unknown,
+}
+
 /// Decides, after the operator has typed the VM's name.
-async fn force(client: &Client, id: Uuid, side: Side, yes: bool) -> anyhow::Result<()> {
-    let seen: Recovery = client.get("/v1/recover").await?;
-    let case = seen.cases.iter().find(|c| c.id == Some(id));
-    let Some(case) = case.filter(|c| c.may_force) else {
+async fn force(client: &Client, id: Uuid, side: Side, yes: bool) -> anyhow::Result<Forced> {
+    let seen: Recovery = client.get(&path(Some(id), !yes)).await?;
+    let Some(case) = seen.cases.iter().find(|c| c.may_force) else {
         bail!("migration {id} is not undecided on this host; see `vmferry recover`");
     };
-    let vm = case.vm.clone().context("a case without a VM")?;
+    let (vm, id) = (case.vm.clone().context("a case without a VM")?, case.id.unwrap_or(id));
     if !yes {
         show_case(case);
         confirm(&vm, side)?;
     }
     let request = ForceRequest { force: side };
-    client.call::<_, ()>(Method::POST, &format!("/v1/recover/{id}"), &request).await?;
-    println!("decided: {vm} is {}", if side == Side::Here { "this host's" } else { "the other host's" });
-    Ok(())
+    let forced = client.call::<_, ()>(Method::POST, &format!("/v1/recover/{id}"), &request).await;
+    match forced {
+        Ok(()) => {
+            let whose = if side == Side::Here { "this host's" } else { "the other host's" };
+            println!("decided: {vm} is {whose}");
+            Ok(Forced::Taken)
+        }
+        Err(e) if e.is::<NotDone>() => Err(e),
+        Err(e) => {
+            eprintln!("vmferry: NOT KNOWN whether the decision over {vm} was taken: {e:#}");
+            eprintln!("vmferry: {}", unknown_remedy(id));
+            Ok(Forced::Unknown)
+        }
+    }
 }
 
 fn confirm(vm: &str, side: Side) -> anyhow::Result<()> {

@@ -1,11 +1,12 @@
 //! Does what the hand-over's machines say: writes their records, and for a source that has handed
 //! over and heard no more, asks until it is decided.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
 use super::failure::Failure;
@@ -16,28 +17,21 @@ use super::handover::{
 use super::host::Host;
 use super::journal::{Journal, JournalError, Record};
 use super::link::{Link, LinkError};
-use super::message::{Fate, Request, Response, Started};
+use super::message::{Fate, Prepared, Request, Response, Started};
+use super::order::{Decision, Order};
 use super::phase::Phase;
 use super::problem::chain;
 use super::progress::{Outcome, ProgressSink};
+use crate::config::HOOK_S_MAX;
 
 /// Between two questions to a destination that cannot be reached, and two tries of a disk.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// After this long without an answer the migration is shown as undecided; asking goes on.
-const UNDECIDED_AFTER: Duration = Duration::from_secs(30);
 /// How long a destination may take to answer.
 pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
+/// How long the last answer is waited for when the agent stops.
+const LAST_ANSWER: Duration = Duration::from_secs(3);
 /// How long it is waited for when nothing depends on it.
 const COURTESY_DEADLINE: Duration = Duration::from_secs(5);
-
-/// An operator's decision.
-#[derive(Debug)]
-pub(crate) struct Order {
-    pub(crate) side: Side,
-    /// The caller's user, by the kernel's word.
-    pub(crate) uid: Option<u32>,
-    pub(crate) answer: oneshot::Sender<Result<(), String>>,
-}
 
 /// Writes what a source's machine asks to have written, until it asks for something else.
 pub(super) fn write_source(
@@ -126,102 +120,163 @@ pub(super) struct Question {
     orders: mpsc::Receiver<Order>,
     link: Option<Link>,
     started: Option<Started>,
+    /// How long the destination's `before_start` may take.
+    hook: Duration,
+    /// When the migration is shown as undecided.
+    show_at: Instant,
+    shown: bool,
+    /// What went wrong last, in words.
+    last: String,
+    /// Resolves when the agent stops and the last answer was waited for.
+    leaving: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// What ends a turn of the loop that asks.
+enum Turn {
+    /// The destination has answered.
+    Heard(Fate),
+    /// It has not.
+    Missed,
+    /// It is time to ask again.
+    Again,
+    /// An operator decides.
+    Order(Order),
+    /// The agent stops.
+    Leave,
 }
 
 impl Question {
     /// A question to the peer of that name in the configuration.
     pub(super) fn new(host: &Arc<Host>, peer: &str, migration: Uuid, progress: ProgressSink) -> Self {
-        let orders = host.take_orders(migration);
-        let (host, peer) = (Arc::clone(host), peer.to_owned());
-        Self { host, peer, migration, progress, orders, link: None, started: None }
+        let stopping = host.stopping.clone();
+        Self {
+            host: Arc::clone(host),
+            peer: peer.to_owned(),
+            migration,
+            progress,
+            orders: host.take_orders(migration),
+            link: None,
+            started: None,
+            hook: host.config.deadlines.hook(),
+            show_at: Instant::now() + host.config.deadlines.undecided(),
+            shown: false,
+            last: String::new(),
+            leaving: Box::pin(async move {
+                stopping.cancelled().await;
+                sleep(LAST_ANSWER).await;
+            }),
+        }
     }
 
-    /// Asks until it is decided. There is no deadline: neither side may guess.
+    /// The destination's `before_start` may take this long.
+    pub(super) fn with_hook(mut self, hook: Duration) -> Self {
+        self.hook = hook;
+        self
+    }
+
+    /// Asks until it is decided. There is no deadline: neither side may guess. `None` when the agent
+    /// stops before; the next one goes on with the journal.
     pub(super) async fn decide(
         mut self,
         machine: &mut Source,
         journal: &mut Journal,
         effects: Vec<SourceEffect>,
         cause: String,
-    ) -> Decided {
-        let since = Instant::now();
-        let (mut effects, mut last, mut forced) = (effects, cause, None);
+    ) -> Option<Decided> {
+        let (mut effects, mut forced) = (effects, None);
+        self.last = cause;
         loop {
             let (next, error) = write_source(machine, journal, effects, None);
             effects = next;
-            last = error.as_ref().map_or(last, |e| chain(e));
+            if let Some(error) = error {
+                self.last = chain(&error);
+            }
             if machine.ended().is_some() {
                 break;
             }
-            effects = self.ask_all(machine, effects, &mut last).await;
-            if !effects.is_empty() {
-                continue;
+            if self.shown || machine.state() == SourceState::Doubt || Instant::now() >= self.show_at {
+                self.show(machine.state());
             }
-            if since.elapsed() > UNDECIDED_AFTER || machine.state() == SourceState::Doubt {
-                self.show(machine.state(), &last);
-            }
-            tokio::select! {
-                () = sleep(ASK_AGAIN) => effects = source_step(machine, SourceInput::Again),
-                Some(order) = self.orders.recv() => {
-                    effects = obey(machine, journal, order, &mut forced);
-                    if machine.ended().is_some() {
-                        break;
-                    }
+            let ask = effects.iter().find_map(|effect| match effect {
+                SourceEffect::Ask(ask) => Some(*ask),
+                _ => None,
+            });
+            effects = match self.turn(ask, machine.state()).await {
+                Turn::Heard(fate) => source_step(machine, SourceInput::Heard(fate)),
+                Turn::Missed => Vec::new(),
+                Turn::Again => {
+                    // A decision that was refused in doubt must not wait on the disk for a restart.
+                    let _ = journal.settle_doubt();
+                    source_step(machine, SourceInput::Again)
                 }
-            }
+                Turn::Order(order) => obey(machine, journal, order, &mut forced),
+                Turn::Leave => {
+                    tracing::warn!(
+                        peer = self.peer,
+                        "the agent stops with the hand-over undecided; the next one asks on"
+                    );
+                    return None;
+                }
+            };
         }
         self.progress.update(|p| p.outcome = None);
         let started = self.started.take().unwrap_or(Started { hook_ms: None, warnings: Vec::new() });
-        Decided { effects, started, link: self.link.take(), forced }
+        Some(Decided { effects, started, link: self.link.take(), forced })
     }
 
-    async fn ask_all(
-        &mut self,
-        machine: &mut Source,
-        effects: Vec<SourceEffect>,
-        last: &mut String,
-    ) -> Vec<SourceEffect> {
-        let mut next = Vec::new();
-        for effect in effects {
-            let SourceEffect::Ask(ask) = effect else { continue };
-            match self.ask(ask, last).await {
-                Ok(fate) => next.extend(source_step(machine, SourceInput::Heard(fate))),
-                Err(e) => {
-                    self.link = None;
-                    let now = chain(&e);
-                    if now != *last {
-                        tracing::warn!(cause = now, "the destination has not said what became of the guest");
-                        *last = now;
-                    }
+    /// Asks, or waits a little; an operator's decision interrupts either.
+    async fn turn(&mut self, ask: Option<Ask>, state: SourceState) -> Turn {
+        let asking = Asking {
+            host: Arc::clone(&self.host),
+            peer: self.peer.clone(),
+            migration: self.migration,
+            hook: self.hook,
+            link: ask.and_then(|_| self.link.take()),
+        };
+        let cause = self.last.clone();
+        let asked = async move {
+            match ask {
+                Some(ask) => Some(asking.ask(ask, &cause).await),
+                None => {
+                    sleep(ASK_AGAIN).await;
+                    None
                 }
             }
-        }
-        next
-    }
-
-    async fn ask(&mut self, ask: Ask, cause: &str) -> Result<Fate, Failure> {
-        let link = match &mut self.link {
-            Some(link) => link,
-            None => {
-                let session = self.host.session(&self.peer).await?;
-                self.link.insert(Link::open(&session, self.migration).await?)
-            }
         };
-        let deadline = match ask {
-            Ask::Start => self.host.config.deadlines.hook() + ANSWER_DEADLINE,
-            _ => ANSWER_DEADLINE,
-        };
-        match link.ask(request(ask, cause), deadline).await? {
-            Response::Started(started) => {
-                self.started = Some(started);
-                Ok(Fate::Runs)
+        tokio::pin!(asked);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut asked => return answer.map_or(Turn::Again, |answer| self.answered(answer)),
+                Some(order) = self.orders.recv() => return Turn::Order(order),
+                () = &mut self.leaving => return Turn::Leave,
+                // Also while a peer is dialed that does not answer.
+                () = sleep_until(self.show_at), if !self.shown => self.show(state),
             }
-            Response::Fate(fate) => Ok(fate),
-            _ => Err(LinkError::Unexpected { request: "settle" }.into()),
         }
     }
 
-    fn show(&self, state: SourceState, last: &str) {
+    fn answered(&mut self, answer: Result<Answer, Failure>) -> Turn {
+        match answer {
+            Ok(Answer { link, fate, started }) => {
+                self.link = Some(link);
+                self.started = started.or(self.started.take());
+                Turn::Heard(fate)
+            }
+            Err(e) => {
+                let now = chain(&e);
+                if now != self.last {
+                    tracing::warn!(cause = now, "the destination has not said what became of the guest");
+                    self.last = now;
+                }
+                Turn::Missed
+            }
+        }
+    }
+
+    fn show(&mut self, state: SourceState) {
+        self.shown = true;
+        let last = &self.last;
         let cause = match state {
             SourceState::Doubt => format!(
                 "whether the hand-over to {} is on this host's disk is not known: {last}. The guest stays \
@@ -230,7 +285,7 @@ impl Question {
             ),
             _ => format!(
                 "the guest was handed over to {}, which has not said since whether it runs: {last}. \
-                 It is asked again every second; the guest stays paused here until then",
+                 It is asked again and again; the guest stays paused here until then",
                 self.peer
             ),
         };
@@ -245,6 +300,41 @@ impl Drop for Question {
     }
 }
 
+/// One question on its way. Dropped, it is not answered, and its control stream ends.
+struct Asking {
+    host: Arc<Host>,
+    peer: String,
+    migration: Uuid,
+    hook: Duration,
+    link: Option<Link>,
+}
+
+/// The destination's word.
+struct Answer {
+    link: Link,
+    fate: Fate,
+    started: Option<Started>,
+}
+
+impl Asking {
+    async fn ask(self, ask: Ask, cause: &str) -> Result<Answer, Failure> {
+        let mut link = match self.link {
+            Some(link) => link,
+            None => Link::open(&self.host.session(&self.peer).await?, self.migration).await?,
+        };
+        let deadline = match ask {
+            Ask::Start => self.hook + ANSWER_DEADLINE,
+            _ => ANSWER_DEADLINE,
+        };
+        let (fate, started) = match link.ask(request(ask, cause), deadline).await? {
+            Response::Started(started) => (Fate::Runs, Some(started)),
+            Response::Fate(fate) => (fate, None),
+            _ => return Err(LinkError::Unexpected { request: "settle" }.into()),
+        };
+        Ok(Answer { link, fate, started })
+    }
+}
+
 /// An operator's decision goes through the machine, and is on the disk before it counts.
 fn obey(
     machine: &mut Source,
@@ -252,6 +342,7 @@ fn obey(
     order: Order,
     forced: &mut Option<Side>,
 ) -> Vec<SourceEffect> {
+    let Some(order) = order.claim() else { return Vec::new() };
     tracing::warn!(uid = order.uid, side = ?order.side, "an operator decides whose the guest is");
     let effects = source_step(machine, SourceInput::Forced(order.side));
     let (effects, error) = write_source(machine, journal, effects, order.uid);
@@ -259,9 +350,24 @@ fn obey(
     if decided {
         *forced = Some(order.side);
     }
-    let cause = error.map_or_else(|| "nothing is open any more".to_owned(), |e| chain(&e));
-    let _ = order.answer.send(if decided { Ok(()) } else { Err(cause) });
+    order.answer(decision(decided, journal, error));
     effects
+}
+
+/// What the operator is told.
+pub(super) fn decision(decided: bool, journal: &Journal, error: Option<JournalError>) -> Decision {
+    let cause = error.map_or_else(|| "nothing is open any more".to_owned(), |e| chain(&e));
+    match (decided, journal.is_sure()) {
+        (true, _) => Decision::Taken,
+        (false, true) => Decision::Refused(cause),
+        (false, false) => Decision::Unknown(format!("whether it is on the disk is not known: {cause}")),
+    }
+}
+
+/// How long the destination's `before_start` may take: by its own word, if it gave one.
+pub(super) fn hook(host: &Host, grant: Option<&Prepared>) -> Duration {
+    let granted = grant.and_then(|grant| grant.hook_s);
+    granted.map_or(host.config.deadlines.hook(), |s| Duration::from_secs(s.min(HOOK_S_MAX)))
 }
 
 fn request(ask: Ask, reason: &str) -> Request {

@@ -18,12 +18,12 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::admission::{permitted, target_problems, unreachable};
-use super::decide::Order;
 use super::exports::NbdServer;
 use super::handover::{self, DestinationEffect, DestinationInput, DestinationState, Ended};
 use super::host::{Host, Registration, Reservation};
 use super::journal::{Beginning, Journal, Record, Role, Undo};
 use super::message::{Fate, Notice, Offer, Prepared, Reply, Request, Response, Started};
+use super::order::Order;
 use super::perform::RAM_CHANNEL;
 use super::phase::Phase;
 use super::problem::chain;
@@ -199,7 +199,14 @@ impl Destination {
             since,
             compress: offer.compress,
             findings,
+            hook_s: Some(self.hook_s()),
         })
+    }
+
+    /// How long `before_start` may take here.
+    fn hook_s(&self) -> u64 {
+        let hook = self.host.config.vms.get(&self.vm).map(|vm| vm.before_start.is_empty());
+        if hook.unwrap_or(true) { 0 } else { self.host.config.deadlines.hook_s }
     }
 
     fn enter(&self, phase: Phase) {

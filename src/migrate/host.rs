@@ -16,9 +16,9 @@ use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 use crate::net::session::Session;
 
-use super::decide::Order;
 use super::failure::Failure;
 use super::journal::{Beginning, Header, Journal, JournalError, Past, Record, Role};
+use super::order::Order;
 use super::problem::{Problem, ProblemKind, chain};
 use super::progress::Outcome;
 use super::reception::Incoming;

@@ -4,17 +4,21 @@
 //! step that it announces is taken. Every line has a number and a checksum over all before it, so
 //! that lines which were torn, doubled, moved or taken from elsewhere are found out. A torn last
 //! line is what a crash leaves and is dropped; anything else that cannot be read is refused,
-//! never guessed at, and never deleted. Knows no QEMU.
+//! never guessed at, and never deleted. A file that ends within its first line tells of nothing:
+//! nothing is done before that line is synced. A file has one writer at a time. Knows no QEMU.
 
 mod file;
 mod folder;
 mod line;
+mod writers;
 
 pub use file::{Journal, Unwritten};
 pub use folder::{
-    Found, HISTORY_MAX, Peeked, UNCONFIRMED_DAYS_MAX, UNCONFIRMED_MAX, list, peek_all, prune, vm_of,
+    HISTORY_MAX, Peeked, UNCONFIRMED_DAYS_MAX, UNCONFIRMED_MAX, migration_of, peek_all, prune,
+    remove_unbegun, vm_of,
 };
 pub use line::Flaw;
+pub(super) use writers::is_written as is_in_use;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -248,7 +252,20 @@ pub enum JournalError {
         /// What its header says.
         role: Role,
     },
-    /// The first line is missing or not a header.
+    /// It ends within its first line: its migration had not begun when the agent or the host ended, for
+    /// nothing is done before that line is on the disk.
+    #[error("journal {} was never begun: nothing was done under it", path.display())]
+    NotBegun {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another part of this agent writes to it.
+    #[error("journal {} is in use by another part of this agent", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The first line is not a header.
     #[error("journal {} has no header; it was left as it is", path.display())]
     NoHeader {
         /// The file.

@@ -175,6 +175,32 @@ pub(super) async fn reach(past: &Past, config: &VmConfig) -> Result<(Qmp, Events
     }
 }
 
+/// What came of one look at the QEMU that a journal tells of.
+pub(super) enum Look {
+    /// Its monitor answers.
+    Answers(Qmp),
+    /// Nobody is there to be waited for: it has ended, or nothing is known of it and nobody listens.
+    Lost(Known),
+    /// It lives, or somebody listens: it may answer later.
+    Silent(Known),
+}
+
+/// Looks once, and does not wait.
+pub(super) async fn look(past: &Past, config: &VmConfig) -> Look {
+    if let Ok((qmp, _)) = vm::connect(config).await
+        && past.is_of(qmp.process())
+    {
+        return Look::Answers(qmp);
+    }
+    let known = Known::by_journal(past, config).await;
+    let is_lost = match known.life {
+        Life::Ended => true,
+        Life::Alive => false,
+        Life::Unknown => !known.listens,
+    };
+    if is_lost { Look::Lost(known) } else { Look::Silent(known) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

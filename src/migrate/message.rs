@@ -155,6 +155,10 @@ pub struct Prepared {
     /// What was found, and did not keep the destination from being prepared.
     #[serde(default)]
     pub findings: Vec<Problem>,
+    /// How long the destination's `before_start` may take, in seconds; 0 when there is none. An agent
+    /// that does not say it is taken to wait as long as the source would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook_s: Option<u64>,
 }
 
 /// What is known of a disk since an earlier try.

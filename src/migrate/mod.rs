@@ -22,6 +22,7 @@ pub mod journal;
 mod life;
 mod link;
 pub mod message;
+mod order;
 mod patience;
 mod perform;
 pub mod phase;

@@ -2,37 +2,37 @@
 //! what becomes of it. Settling goes on by itself; here it is told, what was left is cleaned up,
 //! and an operator may decide what nobody else can.
 
+mod ask;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::decide::Order;
 use super::destination;
-use super::failure::Failure;
 use super::handover::{Ended, Known, Side};
 use super::host::Host;
-use super::journal::{self, Journal, JournalError, Past, Record, Role};
+use super::journal::{self, Journal, JournalError, Past, Peeked, Record, Role};
 use super::life;
-use super::link::{Link, LinkError};
-use super::message::{Request, Response, Told};
+use super::message::Told;
+use super::order::{Decision, Order};
 use super::phase::Phase;
 use super::problem::chain;
 use super::progress::Outcome;
 use super::{settle, undo, vm};
 use crate::net::identity::Identity;
 use crate::qemu::{Qmp, QueryStatus, RunState};
+use ask::{ask_peer, ask_qemu, peer_words};
 
-/// How long the other agent may take to say what it knows.
-const PEER_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a monitor may take. One that the migration itself is using does not answer.
 const QEMU_DEADLINE: Duration = Duration::from_secs(2);
-/// How long an operator's decision may take to be on the disk.
-const ORDER_DEADLINE: Duration = Duration::from_secs(30);
+/// Most virtual machines that are asked about at the same time.
+const AT_ONCE: usize = 64;
 
 /// What sort of case it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,8 @@ pub enum CaseKind {
     Leftovers,
     /// Its journal is not believed: nobody knows whose the virtual machine is.
     Refused,
+    /// It has ended and left nothing. Shown only when it is asked for by its id.
+    Closed,
 }
 
 /// Whose the virtual machine is, by what is known here.
@@ -65,7 +67,7 @@ pub enum Owner {
 pub struct Case {
     /// What sort.
     pub kind: CaseKind,
-    /// The migration, or the try of one; none if its journal cannot be read.
+    /// The migration, or the try of one: by the file's name if the journal is not believed.
     pub id: Option<Uuid>,
     /// The virtual machine, where that can be read.
     pub vm: Option<String>,
@@ -101,42 +103,95 @@ pub enum NotForced {
     /// It is decided, is under way, or was never here.
     #[error("there is nothing to decide about migration {0}")]
     NothingOpen(Uuid),
-    /// The machine or the disk refused.
+    /// It was not taken: nothing was written, and nothing will be.
     #[error("the decision was not taken: {0}")]
     Refused(String),
+    /// It may have been taken, or may be after a restart of the agent.
+    #[error("whether the decision was taken is not known: {0}")]
+    Unknown(String),
 }
 
-/// All cases of this host. With `clean`, what is left over is cleaned up first where that is
-/// possible by now.
+/// What is asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Asked {
+    /// Only this migration, or the try of it.
+    pub migration: Option<Uuid>,
+    /// Clean up what is left over, where that is possible by now.
+    pub clean: bool,
+    /// Leave the other agents alone: what they know is not waited for.
+    pub without_peers: bool,
+}
+
+impl Asked {
+    fn wants(&self, path: &Path, past: Result<&Past, &JournalError>) -> bool {
+        let Some(id) = self.migration else { return true };
+        let Ok(past) = past else { return journal::migration_of(path) == Some(id) };
+        let header = &past.header;
+        header.migration == id || header.retry.as_ref().is_some_and(|retry| retry.first == id)
+    }
+}
+
+/// All cases of this host that are asked for. Hosts and virtual machines are asked at the same time,
+/// so that one that does not answer delays none of the others.
 ///
 /// # Errors
 /// [`JournalError::Io`] when the journals' folder cannot be read.
-pub async fn cases(host: &Arc<Host>, clean: bool) -> Result<Vec<Case>, JournalError> {
-    let mut cases = Vec::new();
-    for (path, past) in journal::peek_all(&host.journals(), host.identity.as_str())? {
-        match past {
-            Err(e) => {
-                settle::refuse(host, path.clone(), &e);
-                cases.push(refused(path, &e));
+pub async fn cases(host: &Arc<Host>, asked: Asked) -> Result<Vec<Case>, JournalError> {
+    let mut of_vm: BTreeMap<String, Vec<(usize, Peeked)>> = BTreeMap::new();
+    let all = journal::peek_all(&host.journals(), host.identity.as_str())?;
+    for (place, (path, past)) in all.into_iter().enumerate() {
+        if asked.wants(&path, past.as_ref()) {
+            let vm = past.as_ref().map_or_else(|_| path.display().to_string(), |p| p.header.vm.clone());
+            of_vm.entry(vm).or_default().push((place, (path, past)));
+        }
+    }
+    // Of one virtual machine one after the other: its monitor serves one at a time.
+    let of_vm = of_vm.into_values().map(|journals| {
+        let host = Arc::clone(host);
+        async move {
+            let mut cases = Vec::new();
+            for (place, (path, past)) in journals {
+                cases.extend(case_of(&host, path, past, asked).await.map(|case| (place, case)));
             }
-            Ok(past) if host.unended(past.header.migration, past.header.role).is_some() => {
-                let left = vec!["the journal's end, which the disk does not take".to_owned()];
-                cases.push(leftovers(host, path, &past, left).await);
-            }
-            Ok(past) if past.ended.is_none() => cases.push(open(host, path, &past).await),
-            Ok(past) if past.left().is_empty() => {}
-            Ok(past) => {
-                let left = match clean {
-                    true => clean_up(host, &path, &past).await,
-                    false => past.left().to_vec(),
-                };
-                if !left.is_empty() {
-                    cases.push(leftovers(host, path, &past, left).await);
-                }
+            cases
+        }
+    });
+    let cases: Vec<Vec<_>> = stream::iter(of_vm).buffer_unordered(AT_ONCE).collect().await;
+    let mut cases = cases.concat();
+    cases.sort_by_key(|(place, _)| *place);
+    Ok(cases.into_iter().map(|(_, case)| case).collect())
+}
+
+/// What is open, left or not believed about one journal.
+async fn case_of(
+    host: &Arc<Host>,
+    path: PathBuf,
+    past: Result<Past, JournalError>,
+    asked: Asked,
+) -> Option<Case> {
+    match past {
+        Err(JournalError::NotBegun { .. }) => not_begun(host, path, asked),
+        Err(e) => {
+            settle::refuse(host, path.clone(), &e);
+            Some(refused(path, &e))
+        }
+        Ok(past) if host.unended(past.header.migration, past.header.role).is_some() => {
+            let left = vec!["the journal's end, which the disk does not take".to_owned()];
+            Some(leftovers(host, path, &past, left).await)
+        }
+        Ok(past) if past.ended.is_none() => Some(open(host, path, &past, asked).await),
+        Ok(past) if past.left().is_empty() => asked.migration.map(|_| closed(path, &past)),
+        Ok(past) => {
+            let left = match asked.clean {
+                true => clean_up(host, &path, &past).await,
+                false => past.left().to_vec(),
+            };
+            match left.is_empty() {
+                true => asked.migration.map(|_| closed(path, &past)),
+                false => Some(leftovers(host, path, &past, left).await),
             }
         }
     }
-    Ok(cases)
 }
 
 /// Cleans up once, at an agent's start, what earlier ones left. What is open is left to settling: a
@@ -154,36 +209,65 @@ pub async fn clean_at_start(host: Arc<Host>) {
     }
 }
 
-/// An operator decides whose the virtual machine is.
+/// An operator decides whose the virtual machine is. Cancelled before the migration has taken it, the
+/// decision is void.
 ///
 /// # Errors
-/// [`NotForced`]; nothing has changed then.
+/// [`NotForced`]
 pub async fn force(host: &Host, migration: Uuid, side: Side, uid: Option<u32>) -> Result<(), NotForced> {
     let nothing = NotForced::NothingOpen(migration);
     let (true, Some(orders)) = (host.question(migration).is_some(), host.orders(migration)) else {
         return Err(nothing);
     };
-    let (answer, answered) = oneshot::channel();
-    if orders.send(Order { side, uid, answer }).await.is_err() {
-        return Err(nothing);
+    let deadline = host.config.deadlines.order();
+    let (order, asker) = Order::new(side, uid);
+    match timeout(deadline, orders.send(order)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(_)) => return Err(nothing),
+        Err(_) => {
+            return Err(NotForced::Refused("the migration has not taken an earlier decision yet".into()));
+        }
     }
-    match timeout(ORDER_DEADLINE, answered).await {
-        Ok(Ok(Ok(()))) => Ok(()),
-        Ok(Ok(Err(cause))) => Err(NotForced::Refused(cause)),
-        Ok(Err(_)) => Err(nothing),
-        Err(_) => Err(NotForced::Refused("the migration does not answer".into())),
+    match asker.wait(deadline).await {
+        Decision::Taken => Ok(()),
+        Decision::Refused(why) => Err(NotForced::Refused(why)),
+        Decision::Unknown(why) => Err(NotForced::Unknown(why)),
     }
 }
 
+/// A file that ends within its first line. One that is being written at this moment is not shown.
+fn not_begun(host: &Host, file: PathBuf, asked: Asked) -> Option<Case> {
+    if journal::is_in_use(&file) {
+        return None;
+    }
+    if asked.clean {
+        match journal::remove_unbegun(&file, host.identity.as_str()) {
+            Ok(_) => return None,
+            Err(e) => tracing::warn!(error = chain(&e), "a journal that was never begun stays"),
+        }
+    }
+    let plan = "its migration never began, so that nothing was done under it; the file is removed by \
+                `recover` and at the next start of the agent";
+    let left = vec![file.display().to_string()];
+    Some(Case { kind: CaseKind::Leftovers, plan: plan.into(), left, ..unreadable(file) })
+}
+
 fn refused(file: PathBuf, error: &JournalError) -> Case {
+    let kept = match journal::vm_of(&file) {
+        Some(_) => "no migration of the VM begins",
+        None => "it cannot be read of which VM it tells, so that no VM is kept from migrating",
+    };
     let plan = format!(
-        "nothing is done, and no migration of the VM begins: {}. Find out on both hosts where the VM runs, \
-         then take the file away",
+        "nothing is done, and {kept}: {}. Find out on both hosts where the VM runs, then take the file away",
         chain(error)
     );
+    Case { plan, ..unreadable(file) }
+}
+
+fn unreadable(file: PathBuf) -> Case {
     Case {
         kind: CaseKind::Refused,
-        id: None,
+        id: journal::migration_of(&file),
         vm: journal::vm_of(&file),
         role: None,
         peer: None,
@@ -193,30 +277,36 @@ fn refused(file: PathBuf, error: &JournalError) -> Case {
         peer_says: None,
         qemu_says: None,
         owner: Owner::Unknown,
-        plan,
+        plan: String::new(),
         left: Vec::new(),
         may_force: false,
         file,
     }
 }
 
-async fn open(host: &Host, file: PathBuf, past: &Past) -> Case {
+async fn open(host: &Host, file: PathBuf, past: &Past, asked: Asked) -> Case {
     let question = host.question(past.header.migration);
-    let asked = async {
+    let qemu_asked = async {
         match question {
             Some(_) => ask_qemu(host, past).await,
             None => "its monitor is in use by the migration".into(),
         }
     };
-    let (peer, qemu) = tokio::join!(ask_peer(host, past), asked);
-    let told = peer.as_ref().ok().and_then(Option::as_ref);
+    let peer_asked = async {
+        match asked.without_peers {
+            true => None,
+            false => Some(ask_peer(host, past).await),
+        }
+    };
+    let (peer, qemu) = tokio::join!(peer_asked, qemu_asked);
+    let told = peer.as_ref().and_then(|told| told.as_ref().ok()?.as_ref());
     let plan = match &question {
         Some(question) => question.clone(),
         None => "it is under way, or is being settled: nothing else needs to be done".to_owned(),
     };
     Case {
         kind: if question.is_some() { CaseKind::Undecided } else { CaseKind::UnderWay },
-        peer_says: Some(peer_words(&peer)),
+        peer_says: peer.as_ref().map(peer_words),
         qemu_says: Some(qemu),
         owner: owner(past.header.role, past.known(), told.map(|t| t.known)),
         plan,
@@ -237,6 +327,16 @@ async fn leftovers(host: &Host, file: PathBuf, past: &Past, left: Vec<String>) -
     }
 }
 
+/// Nothing is open or left; shown when it is asked for by its id.
+fn closed(file: PathBuf, past: &Past) -> Case {
+    Case {
+        kind: CaseKind::Closed,
+        owner: owner(past.header.role, past.known(), None),
+        plan: "the migration has ended, and nothing is open or left over".into(),
+        ..case(file, past)
+    }
+}
+
 fn case(file: PathBuf, past: &Past) -> Case {
     let header = &past.header;
     Case {
@@ -246,7 +346,7 @@ fn case(file: PathBuf, past: &Past) -> Case {
         role: Some(header.role),
         peer: Some(header.peer.clone()),
         began_at: Some(header.began_at),
-        phase: Some(past.phase),
+        phase: Some(settle::phase_of(past)),
         journal: records(&past.known()),
         peer_says: None,
         qemu_says: None,
@@ -315,56 +415,9 @@ fn at_destination(known: Known) -> Option<Ended> {
     match known {
         Known { ended: Some(ended), .. } => Some(ended),
         Known { never_ran: true, .. } => Some(Ended::Stayed),
-        Known { runs: true, .. } | Known { starting: true, .. } => Some(Ended::Moved),
+        Known { runs: true, .. } => Some(Ended::Moved),
+        // With `starting` alone its QEMU may yet turn out to be gone before it was told to run.
         _ => None,
-    }
-}
-
-async fn ask_peer(host: &Host, past: &Past) -> Result<Option<Told>, String> {
-    let peer = host.config.peer_by_identity(&past.header.peer).map(|(name, _)| name.to_owned());
-    let Some(peer) = peer else { return Err("it is not in this host's configuration".into()) };
-    let asked = async {
-        let session = host.session(&peer).await?;
-        let mut link = Link::open(&session, past.header.migration).await?;
-        let answer = link.ask(Request::Tell, PEER_DEADLINE).await?;
-        link.finish();
-        match answer {
-            Response::Told(told) => Ok(told),
-            _ => Err(Failure::from(LinkError::Unexpected { request: "tell" })),
-        }
-    };
-    match timeout(PEER_DEADLINE, asked).await {
-        Ok(told) => told.map_err(|e| chain(&e)),
-        Err(_) => Err(format!("no answer within {} s", PEER_DEADLINE.as_secs())),
-    }
-}
-
-fn peer_words(told: &Result<Option<Told>, String>) -> String {
-    match told {
-        Err(why) => format!("cannot be reached: {why}"),
-        Ok(None) => "it has no record of this migration".into(),
-        Ok(Some(told)) => {
-            let records = records(&told.known);
-            let words =
-                if records.is_empty() { "nothing that decides it".into() } else { records.join(", ") };
-            format!("{words} (phase {})", told.phase.name())
-        }
-    }
-}
-
-async fn ask_qemu(host: &Host, past: &Past) -> String {
-    let Some(config) = host.config.vms.get(&past.header.vm) else {
-        return "the VM is not in this host's configuration".into();
-    };
-    let asked = async {
-        let (qmp, _events) = vm::connect(config).await?;
-        qmp.execute(QueryStatus).await
-    };
-    match timeout(QEMU_DEADLINE, asked).await {
-        Ok(Ok(info)) => info.status.to_string(),
-        Ok(Err(e)) if e.is_not_listening() => life::Known::by_journal(past, config).await.in_words(),
-        Ok(Err(e)) => format!("cannot be asked: {}", chain(&e)),
-        Err(_) => "cannot be asked: its monitor is used by the migration itself, or does not answer".into(),
     }
 }
 
@@ -373,7 +426,8 @@ pub(super) fn tell(host: &Host, peer: &Identity, migration: Uuid) -> Option<Told
     [Role::Source, Role::Destination].into_iter().find_map(|role| {
         let path = Journal::path(&host.journals(), migration, role);
         let past = Journal::peek(&path, host.identity.as_str()).ok()?;
-        (past.header.peer == peer.as_str()).then(|| Told { phase: past.phase, known: past.known() })
+        (past.header.peer == peer.as_str())
+            .then(|| Told { phase: settle::phase_of(&past), known: past.known() })
     })
 }
 
@@ -385,7 +439,14 @@ async fn clean_up(host: &Arc<Host>, path: &Path, past: &Past) -> Vec<String> {
         Ok(reservation) => reservation,
         Err(_) => return past.left().to_vec(),
     };
+    // Nobody else writes to it from here on. What was read may be older than that.
+    let mut journal = match Journal::open(path, host.identity.as_str()) {
+        Ok(journal) => journal,
+        Err(e) => return vec![chain(&e)],
+    };
+    let past = &journal.past().clone();
     let left = match host.config.vms.get(name) {
+        _ if past.left().is_empty() => return Vec::new(),
         None => past.left().to_vec(),
         Some(config) => match timeout(QEMU_DEADLINE * 5, vm::connect(config)).await {
             Ok(Ok((qmp, _events))) if past.is_of(qmp.process()) => clean_qemu(host, &qmp, past).await,
@@ -395,8 +456,7 @@ async fn clean_up(host: &Arc<Host>, path: &Path, past: &Past) -> Vec<String> {
     if !left.is_empty() {
         return left;
     }
-    let written = Journal::open(path, host.identity.as_str()).and_then(|mut j| j.record(Record::Cleaned));
-    match written {
+    match journal.record(Record::Cleaned) {
         Ok(()) => {
             tracing::info!(vm = name, migration = %past.header.migration, "what was left is cleaned up");
             Vec::new()
@@ -474,17 +534,20 @@ mod tests {
         let none = Known::default();
         let handed = Known { handed_over: true, ..none };
         let starting = Known { starting: true, ..none };
+        let runs = Known { runs: true, ..starting };
         let never = Known { never_ran: true, ..none };
         let given_back = Known { handed_over: true, never_ran: true, ..none };
         assert_eq!(owner(Role::Source, handed, None), Owner::Unknown);
         assert_eq!(owner(Role::Source, handed, Some(none)), Owner::Unknown);
-        assert_eq!(owner(Role::Source, handed, Some(starting)), Owner::There);
+        assert_eq!(owner(Role::Source, handed, Some(starting)), Owner::Unknown);
+        assert_eq!(owner(Role::Source, handed, Some(runs)), Owner::There);
         assert_eq!(owner(Role::Source, handed, Some(never)), Owner::Here);
         assert_eq!(owner(Role::Source, given_back, None), Owner::Here);
         assert_eq!(owner(Role::Destination, none, None), Owner::Unknown);
         assert_eq!(owner(Role::Destination, none, Some(handed)), Owner::Unknown);
         assert_eq!(owner(Role::Destination, none, Some(given_back)), Owner::There);
-        assert_eq!(owner(Role::Destination, starting, Some(handed)), Owner::Here);
+        assert_eq!(owner(Role::Destination, starting, Some(handed)), Owner::Unknown);
+        assert_eq!(owner(Role::Destination, runs, Some(handed)), Owner::Here);
         assert_eq!(owner(Role::Destination, never, Some(handed)), Owner::There);
     }
 }

@@ -4,6 +4,11 @@
 //! what they want is done. A source that has not durably handed over takes its guest back. One
 //! that has asks the destination until it knows. A destination that has not durably begun to
 //! start the guest durably says that it never will; one that has goes on.
+//!
+//! Several journals may be open for one virtual machine. Each is settled by its machine; only the
+//! newest touches the virtual machine's QEMU.
+
+mod destination;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,19 +17,17 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::decide::{self, ANSWER_DEADLINE, ASK_AGAIN, Decided, Question};
-use super::handover::{
-    Ask, Destination, DestinationEffect, DestinationInput, Ended, Ran, Source, SourceEffect, SourceInput,
-};
+use super::handover::{Ask, Ended, Side, Source, SourceEffect, SourceInput};
 use super::host::{Host, Refused, Reservation};
-use super::journal::{self, Journal, Past, Record, Role, Undo};
-use super::life::{self, Known};
+use super::journal::{self, Journal, JournalError, Past, Record, Role, Undo};
+use super::life::{self, Look};
 use super::message::{Fate, Request};
 use super::phase::Phase;
 use super::problem::chain;
 use super::progress::{Outcome, Progress, ProgressSink};
-use super::{destination, retry, source, undo, vm, witness};
+use super::{retry, source, undo, vm};
 use crate::net::identity::Identity;
-use crate::qemu::{Cont, Qmp, QueryStatus, RunState};
+use crate::qemu::{QueryStatus, RunState};
 
 /// A journal that an earlier life of this agent left open, and where to report on it.
 pub struct Open {
@@ -32,8 +35,10 @@ pub struct Open {
     pub journal: Journal,
     /// Its progress.
     pub progress: ProgressSink,
-    /// Nothing else may begin with this VM meanwhile.
-    reservation: Reservation,
+    /// No later migration of its VM is open: its QEMU is this one's to touch.
+    heir: bool,
+    /// Nothing else begins with this VM until all that is open of it is settled.
+    _reservation: Arc<Reservation>,
 }
 
 /// The journal of a migration that was to go on as it was, and cannot; `None` when it is closed.
@@ -45,8 +50,8 @@ pub(super) fn reopen(host: &Arc<Host>, (id, role): (Uuid, Role), progress: Progr
     if journal.past().ended.is_some() {
         return None;
     }
-    let reservation = host.reserve(&journal.past().header.vm, id).ok()?;
-    Some(Open { journal, progress, reservation })
+    let _reservation = Arc::new(host.reserve(&journal.past().header.vm, id).ok()?);
+    Some(Open { journal, progress, heir: true, _reservation })
 }
 
 /// Finds what is open on this host, and history, but for migrations that go on as they were.
@@ -58,31 +63,44 @@ pub fn find(
     host: &Arc<Host>,
     taken_up: &BTreeSet<(Uuid, Role)>,
 ) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalError> {
-    let (mut open, mut history) = (Vec::new(), Vec::new());
-    // The newest first: if two are open for one VM, only that one tells where its guest is.
-    let (mut believed, mut refused) = (Vec::new(), Vec::new());
-    for (path, found) in journal::list(&host.journals(), host.identity.as_str())?.into_iter().rev() {
-        match found {
-            Ok(journal) => believed.push(journal),
-            Err(e) => refused.push((path, e)),
-        }
-    }
-    for journal in believed {
-        let header = &journal.past().header;
-        if taken_up.contains(&(header.migration, header.role)) {
+    let (mut open, mut history, mut refused) = (Vec::<Open>::new(), Vec::new(), Vec::new());
+    let name = host.identity.as_str();
+    // The newest first: if several are open for one VM, only that one touches its QEMU.
+    for (path, past) in journal::peek_all(&host.journals(), name)?.into_iter().rev() {
+        let past = match past {
+            Ok(past) if taken_up.contains(&(past.header.migration, past.header.role)) => continue,
+            Ok(past) => past,
+            Err(JournalError::NotBegun { .. }) => {
+                let removed = journal::remove_unbegun(&path, name);
+                let _ = removed.inspect_err(|e| tracing::warn!(error = chain(e), "it is ignored"));
+                continue;
+            }
+            Err(e) => {
+                refused.push((path, e));
+                continue;
+            }
+        };
+        if past.ended.is_some() {
+            history.push(told(&past));
             continue;
         }
-        let mut progress = told(journal.past());
-        if journal.past().ended.is_none() {
-            match host.reserve(&journal.past().header.vm, journal.past().header.migration) {
-                Ok(reservation) => {
-                    open.push(Open { journal, progress: ProgressSink::new(progress), reservation });
-                    continue;
-                }
-                Err(_) => progress.outcome = Some(supersede(host, journal)),
+        let vm = &past.header.vm;
+        let newer = open.iter().find(|newer| newer.journal.past().header.vm == *vm);
+        let reservation = match newer {
+            Some(newer) => Some(Arc::clone(&newer._reservation)),
+            None => host.reserve(vm, past.header.migration).ok().map(Arc::new),
+        };
+        let heir = newer.is_none();
+        match (Journal::open(&path, name), reservation) {
+            (Ok(journal), Some(_reservation)) => {
+                let progress = ProgressSink::new(told(&past));
+                open.push(Open { journal, progress, heir, _reservation });
             }
+            (Ok(_), None) => {
+                tracing::error!(vm, "an open journal of a VM that is in use; a restart settles it")
+            }
+            (Err(e), _) => refused.push((path, e)),
         }
-        history.push(progress);
     }
     history.reverse();
     // What is open and believed is settled all the same; nothing new begins beside it.
@@ -107,14 +125,29 @@ pub(super) fn refuse(host: &Host, path: std::path::PathBuf, error: &journal::Jou
     host.refuse(Refused { path, vm, cause });
 }
 
-/// Ends a journal that a later migration of its VM has made void.
-fn supersede(host: &Host, journal: Journal) -> Outcome {
-    let phase = journal.past().phase;
-    let cause = "a later migration of the VM began before this one was settled".to_owned();
-    let outcome =
-        Outcome::Failed { phase, cause, problems: Vec::new(), cancelled: false, leftovers: Vec::new() };
-    host.end(journal, outcome.clone());
-    outcome
+/// Why a migration that was found open was not finished.
+fn cause(heir: bool, why: &str) -> String {
+    match heir {
+        true => why.to_owned(),
+        false => "a later migration of the VM began before this one was settled".to_owned(),
+    }
+}
+
+/// Where an open migration is: in the pause the journal has records of whose the guest is, and no
+/// phases.
+pub(super) fn phase_of(past: &Past) -> Phase {
+    let is_source = past.header.role == Role::Source;
+    let forced_away = past.forced.is_some_and(|side| (side == Side::There) == is_source);
+    let forced_back = past.forced.is_some() && !forced_away;
+    if past.never_ran || forced_back {
+        Phase::RollBack
+    } else if past.runs || (is_source && forced_away) {
+        Phase::Confirm
+    } else if past.handed_over || past.starting || forced_away {
+        Phase::HandOver
+    } else {
+        past.phase
+    }
 }
 
 fn told(past: &Past) -> Progress {
@@ -125,7 +158,7 @@ fn told(past: &Past) -> Progress {
     progress.phase = match &past.ended {
         Some(Outcome::Moved { .. }) => Phase::Done,
         Some(_) => Phase::Failed,
-        None => past.phase,
+        None => phase_of(past),
     };
     progress.outcome.clone_from(&past.ended);
     progress
@@ -140,206 +173,144 @@ pub async fn settle(host: Arc<Host>, open: Open) {
     );
     match past.header.role {
         Role::Source => settle_source(host, open).await,
-        Role::Destination => settle_destination(host, open).await,
+        Role::Destination => destination::settle(host, open).await,
     }
 }
 
 async fn settle_source(host: Arc<Host>, open: Open) {
     // The guest must not be moved again while this is open.
-    let Open { mut journal, progress, reservation } = open;
+    let Open { mut journal, progress, heir, _reservation } = open;
     let past = journal.past().clone();
     let peer = host.config.peer_by_identity(&past.header.peer).map(|(name, _)| name.to_owned());
     let peer = peer.unwrap_or_else(|| past.header.peer.clone());
     let (mut machine, effects) = Source::restarted(past.known());
     let question = Question::new(&host, &peer, past.header.migration, progress.clone());
-    let cause = "the agent was restarted after the hand-over".into();
-    let decided = question.decide(&mut machine, &mut journal, effects, cause).await;
+    let why = "the agent was restarted after the hand-over".into();
+    // The agent stops: its journal stays open, for the next one.
+    let Some(decided) = question.decide(&mut machine, &mut journal, effects, why).await else { return };
+    let settling = Settling { host: &host, peer: &peer, heir, progress: &progress };
     match machine.ended() {
-        Some(Ended::Moved) => settle_moved(&host, machine, journal, &progress, decided).await,
-        _ => settle_stayed(&host, &peer, machine, journal, &progress, decided).await,
+        Some(Ended::Moved) => settling.moved(machine, journal, decided).await,
+        _ => settling.stayed(machine, journal, decided).await,
     }
-    drop(reservation);
 }
 
-async fn settle_stayed(
-    host: &Host,
-    peer: &str,
-    mut machine: Source,
-    journal: Journal,
-    progress: &ProgressSink,
-    decided: Decided,
-) {
-    let past = journal.past().clone();
-    let leftovers = take_back(host, &past).await;
-    let cause = "the source's agent was restarted during the migration; it was rolled back".to_owned();
-    let mut thanks = decided.effects;
-    if thanks.contains(&SourceEffect::Ask(Ask::Abort)) && past.reached >= Phase::Precopy {
-        match decide::call_off(host, peer, past.header.migration, &cause).await {
-            Ok(fate) => thanks
-                .extend(fate.iter().flat_map(|f| decide::source_step(&mut machine, SourceInput::Heard(*f)))),
-            Err(e) => tracing::info!(error = chain(&e), "the destination undoes its part by itself"),
-        }
-    }
-    if thanks.contains(&SourceEffect::Ask(Ask::Confirmed)) {
-        decide::thank(host, peer, past.header.migration).await;
-    }
-    let outcome =
-        Outcome::Failed { phase: past.reached, cause, problems: Vec::new(), cancelled: false, leftovers };
-    end(host, journal, progress, Phase::Failed, outcome);
+/// A source whose guest's owner is known.
+struct Settling<'a> {
+    host: &'a Host,
+    peer: &'a str,
+    heir: bool,
+    progress: &'a ProgressSink,
 }
 
-async fn settle_moved(
-    host: &Host,
-    mut machine: Source,
-    mut journal: Journal,
-    progress: &ProgressSink,
-    decided: Decided,
-) {
-    let Decided { effects, link, forced, .. } = decided;
-    let (effects, error) = decide::write_source(&mut machine, &mut journal, effects, None);
-    let mut leftovers: Vec<String> = error.iter().map(|e| chain(e)).collect();
-    if effects.contains(&SourceEffect::Ask(Ask::Confirmed))
-        && let Some(mut link) = link
-    {
-        let _ = link.demand(Request::Confirmed, ANSWER_DEADLINE).await;
-        link.finish();
-    }
-    let past = journal.past();
-    let name = &past.header.vm;
-    if forced.is_some() || past.forced.is_some() {
-        leftovers.push(source::kept_by_force(name));
-    } else if let Some(config) = host.config.vms.get(name) {
-        match life::reach(past, config).await {
-            Ok((qmp, _events)) if is_postmigrate(&qmp).await => {
-                leftovers.extend(release(name, &qmp, past).await);
+impl Settling<'_> {
+    async fn stayed(&self, mut machine: Source, journal: Journal, decided: Decided) {
+        let (host, peer, past) = (self.host, self.peer, journal.past().clone());
+        let Some(leftovers) = self.take_back(&past).await else {
+            tracing::warn!(
+                vm = past.header.vm,
+                "the agent stops before the guest is taken back; the next one goes on"
+            );
+            return;
+        };
+        let why = "the source's agent was restarted during the migration; it was rolled back";
+        let cause = cause(self.heir, why);
+        let mut thanks = decided.effects;
+        if thanks.contains(&SourceEffect::Ask(Ask::Abort)) && past.reached >= Phase::Precopy {
+            match decide::call_off(host, peer, past.header.migration, &cause).await {
+                Ok(fate) => thanks.extend(
+                    fate.iter().flat_map(|f| decide::source_step(&mut machine, SourceInput::Heard(*f))),
+                ),
+                Err(e) => tracing::info!(error = chain(&e), "the destination undoes its part by itself"),
             }
-            Ok(_) => {}
-            Err((known, _)) => leftovers.extend(known.of_the_old(name)),
+        }
+        if thanks.contains(&SourceEffect::Ask(Ask::Confirmed)) {
+            decide::thank(host, peer, past.header.migration).await;
+        }
+        let outcome =
+            Outcome::Failed { phase: past.reached, cause, problems: Vec::new(), cancelled: false, leftovers };
+        end(host, journal, self.progress, Phase::Failed, outcome);
+    }
+
+    /// However long the QEMU cannot be asked; `None` when the agent stops before.
+    async fn take_back(&self, past: &Past) -> Option<Vec<String>> {
+        if !self.heir {
+            return Some(Vec::new());
+        }
+        let (id, name) = (past.header.migration, &past.header.vm);
+        loop {
+            let why = match take_back(self.host, past).await {
+                Ok(leftovers) => {
+                    self.host.answered(id);
+                    return Some(leftovers);
+                }
+                Err(why) => why,
+            };
+            let words = format!(
+                "VM {name} is this host's, and its guest cannot be taken back yet: {why}. That is tried again every \
+                 second"
+            );
+            self.host.open_question(id, words);
+            tokio::select! {
+                () = sleep(ASK_AGAIN) => {}
+                () = self.host.stopping.cancelled() => return None,
+            }
         }
     }
-    end(host, journal, progress, Phase::Done, Outcome::Moved { leftovers });
-}
 
-/// Ends the old QEMU, or leaves it as was asked for.
-async fn release(name: &str, qmp: &Qmp, past: &Past) -> Vec<String> {
-    if past.header.keep_source {
-        return undo::clean_kept(qmp, past).await;
+    async fn moved(&self, mut machine: Source, mut journal: Journal, decided: Decided) {
+        let Decided { effects, link, forced, .. } = decided;
+        let (effects, error) = decide::write_source(&mut machine, &mut journal, effects, None);
+        let mut leftovers: Vec<String> = error.iter().map(|e| chain(e)).collect();
+        if effects.contains(&SourceEffect::Ask(Ask::Confirmed))
+            && let Some(mut link) = link
+        {
+            let _ = link.demand(Request::Confirmed, ANSWER_DEADLINE).await;
+            link.finish();
+        }
+        let past = journal.past();
+        if forced.is_some() || past.forced.is_some() {
+            leftovers.push(source::kept_by_force(&past.header.vm));
+        } else if self.heir {
+            leftovers.extend(release(self.host, past).await);
+        }
+        end(self.host, journal, self.progress, Phase::Done, Outcome::Moved { leftovers });
     }
-    vm::end_the_old(name, qmp).await.into_iter().collect()
 }
 
-async fn is_postmigrate(qmp: &Qmp) -> bool {
-    matches!(qmp.execute(QueryStatus).await, Ok(info) if info.status == RunState::PostMigrate)
-}
-
-/// Undoes what was made in the source's QEMU, and lets the guest run.
-pub(super) async fn take_back(host: &Host, past: &Past) -> Vec<String> {
+/// Ends the old QEMU, or leaves it as was asked for. One that somebody has started since is left alone.
+async fn release(host: &Host, past: &Past) -> Vec<String> {
     let name = &past.header.vm;
-    match host.vm(name, "source") {
-        Err(problem) => vec![problem.to_string()],
-        Ok(config) => match life::reach(past, config).await {
-            Ok((qmp, _events)) => undo::roll_back(&qmp, past, undo::Bitmaps::Go).await.leftovers,
-            Err((known, _)) => vec![known.of_source(name)],
-        },
-    }
-}
-
-async fn settle_destination(host: Arc<Host>, open: Open) {
-    let Open { mut journal, progress, reservation } = open;
-    let past = journal.past().clone();
-    let name = past.header.vm.clone();
-    let (machine, effects) = Destination::restarted(past.known());
-    // That the guest never ran is decided without its QEMU, which may be slow: the source waits for it.
-    let before = if past.starting { Some(reach_destination(&host, &past).await) } else { None };
-    let reached = before.as_ref().and_then(|qemu| qemu.as_ref().ok());
-    let (ended, mut leftovers) = go_on(&host, machine, &mut journal, reached, effects).await;
-    let qemu = match before {
-        Some(qemu) => qemu,
-        None => reach_destination(&host, &past).await,
+    let Some(config) = host.config.vms.get(name) else {
+        return vec![format!(
+            "VM {name}, which was handed over, is not in this host's configuration: if its old QEMU lives, end \
+             it, and never continue it"
+        )];
     };
-    if ended == Some(Ended::Moved) {
-        leftovers.extend(qemu.err().flatten().map(|known| known.of_destination(&name)));
-        return end(&host, journal, &progress, Phase::Done, Outcome::Moved { leftovers });
-    }
-    if ended.is_none() {
-        tracing::warn!(vm = name, "the agent stops before its disk has taken a record; the next one goes on");
-        return;
-    }
-    match &qemu {
-        Ok(qmp) => {
-            let images = witness::images(&crate::qemu::disks(qmp).await.unwrap_or_default());
-            leftovers.extend(destination::undo(&name, qmp, &past, None).await);
-            witness::bear(&mut journal, &images, &leftovers);
-        }
-        Err(Some(known)) if !known.is_gone() && !past.undo.is_empty() => leftovers.push(format!(
-            "the destination's QEMU of VM {name}: {}. What the migration made is undone when `vmferry recover` \
-             reaches it",
-            known.in_words()
-        )),
-        Err(_) => {}
-    }
-    let cause = "the destination's agent was restarted during the migration".to_owned();
-    let outcome =
-        Outcome::Failed { phase: past.reached, cause, problems: Vec::new(), cancelled: false, leftovers };
-    end(&host, journal, &progress, Phase::Failed, outcome);
-    drop(reservation);
-}
-
-/// The destination's QEMU, or what is known of it; nothing where the VM is not configured any more.
-async fn reach_destination(host: &Host, past: &Past) -> Result<Qmp, Option<Known>> {
-    let config = host.vm(&past.header.vm, "destination").map_err(|_| None)?;
-    let reached = life::reach(past, config).await;
-    reached.map(|(qmp, _)| qmp).map_err(|(known, _)| Some(known))
-}
-
-/// Follows the machine until it is decided; `None` when the agent stops before.
-async fn go_on(
-    host: &Host,
-    mut machine: Destination,
-    journal: &mut Journal,
-    qmp: Option<&Qmp>,
-    mut effects: Vec<DestinationEffect>,
-) -> (Option<Ended>, Vec<String>) {
-    let mut leftovers = Vec::new();
-    loop {
-        let (next, error) = decide::write_destination(&mut machine, journal, effects, None);
-        effects = next;
-        if effects == [DestinationEffect::Start] {
-            let (ran, trouble) = run_at_last(host, journal.past(), qmp).await;
-            leftovers.extend(trouble);
-            effects = decide::destination_step(&mut machine, DestinationInput::Ran(ran));
-            effects.retain(|e| matches!(e, DestinationEffect::Write(_)));
-            continue;
-        }
-        if machine.ended().is_some() {
-            leftovers.extend(error.map(|e| chain(&e)));
-            return (machine.ended(), leftovers);
-        }
-        tokio::select! {
-            () = sleep(ASK_AGAIN) => {}
-            () = host.stopping.cancelled() => return (None, leftovers),
-        }
-        effects = decide::destination_step(&mut machine, DestinationInput::Again);
+    let qmp = match life::reach(past, config).await {
+        Ok((qmp, _events)) => qmp,
+        Err((known, _)) => return known.of_the_old(name).into_iter().collect(),
+    };
+    match qmp.execute(QueryStatus).await {
+        Err(_) => life::Known::of(qmp.process(), qmp.path()).await.of_the_old(name).into_iter().collect(),
+        Ok(info) if info.status != RunState::PostMigrate => Vec::new(),
+        Ok(_) if past.header.keep_source => undo::clean_kept(&qmp, past).await,
+        Ok(_) => vm::end_the_old(name, &qmp).await.into_iter().collect(),
     }
 }
 
-/// Starts a guest that an earlier life of this agent was about to start. Whether its command had
-/// done its work by then is not known, so that runs again.
-async fn run_at_last(host: &Host, past: &Past, qmp: Option<&Qmp>) -> (Ran, Vec<String>) {
+/// Undoes what was made in the source's QEMU, and lets the guest run; why that QEMU cannot be asked.
+async fn take_back(host: &Host, past: &Past) -> Result<Vec<String>, String> {
     let name = &past.header.vm;
-    let Some(qmp) = qmp else { return (Ran::No, Vec::new()) };
-    let paused = matches!(qmp.execute(QueryStatus).await, Ok(info) if info.status == RunState::Paused);
-    if !paused || !past.header.running {
-        return (Ran::Perhaps, Vec::new());
+    let config = match host.vm(name, "source") {
+        Err(problem) => return Ok(vec![problem.to_string()]),
+        Ok(config) => config,
+    };
+    match life::look(past, config).await {
+        Look::Answers(qmp) => Ok(undo::roll_back(&qmp, past, undo::Bitmaps::Go).await.leftovers),
+        Look::Lost(known) => Ok(vec![known.of_source(name)]),
+        Look::Silent(known) => Err(known.in_words()),
     }
-    let hook = host.config.vms.get(name).map(|vm| vm.before_start.clone()).unwrap_or_default();
-    let ran = vm::run_hook(&hook, name, host.config.deadlines.hook()).await;
-    let mut leftovers: Vec<String> = ran.err().into_iter().collect();
-    if let Err(e) = qmp.execute(Cont).await {
-        leftovers.push(format!("VM {name} could not be continued: {}", chain(&e)));
-        return (Ran::Perhaps, leftovers);
-    }
-    (Ran::Yes, leftovers)
 }
 
 fn end(host: &Host, journal: Journal, progress: &ProgressSink, phase: Phase, outcome: Outcome) {

@@ -205,7 +205,7 @@ impl Source {
             Err(failure) if self.handover.is_open_question() => {
                 let frozen = self.host.frozen();
                 tokio::select! {
-                    ended = self.resolve(failure) => Some(ended),
+                    ended = self.resolve(failure) => ended,
                     () = frozen => None,
                 }
             }
@@ -336,7 +336,8 @@ impl Source {
             return Err(error.into());
         }
         self.effects.retain(|e| *e != SourceEffect::Ask(Ask::Start));
-        let deadline = self.host.config.deadlines.hook() + Duration::from_secs(30);
+        // An answer that comes later is not a failure: the destination is asked what became of it.
+        let deadline = decide::hook(&self.host, self.grant.as_ref()) + Duration::from_secs(30);
         let answer = tokio::select! {
             answer = self.link.ask(Request::Start, deadline) => answer?,
             () = self.host.frozen() => return Err(Failure::Frozen),
@@ -465,18 +466,19 @@ impl Source {
         })
     }
 
-    /// The guest may be either side's: asks until that is decided.
-    async fn resolve(mut self, failure: Failure) -> Ended {
+    /// The guest may be either side's: asks until that is decided, or the agent stops.
+    async fn resolve(mut self, failure: Failure) -> Option<Ended> {
         tracing::error!(cause = chain(&failure), "the hand-over is open: the destination is asked");
         self.streams.cut_all();
         let (host, progress) = (&self.host, self.progress.clone());
         let question = decide::Question::new(host, &self.request.peer, self.request.id, progress);
+        let question = question.with_hook(decide::hook(host, self.grant.as_ref()));
         let mut effects = std::mem::take(&mut self.effects);
         if effects.is_empty() {
             effects = decide::source_step(&mut self.handover, SourceInput::Again);
         }
         let cause = chain(&failure);
-        let decided = question.decide(&mut self.handover, &mut self.journal, effects, cause).await;
+        let decided = question.decide(&mut self.handover, &mut self.journal, effects, cause).await?;
         self.effects = decided.effects;
         if let Some(link) = decided.link {
             self.link = link;
@@ -484,10 +486,10 @@ impl Source {
         if self.handover.ended() == Some(Owned::Moved) {
             self.phase = Phase::Undecided;
             self.downtime.total_ms = self.paused_at.map_or(0, millis);
-            return self.confirm(decided.started, decided.forced.is_none()).await;
+            return Some(self.confirm(decided.started, decided.forced.is_none()).await);
         }
         self.phase = Phase::HandOver;
-        self.roll_back(failure).await
+        Some(self.roll_back(failure).await)
     }
 
     fn end(self, phase: Phase, outcome: Outcome, may_pass: bool) -> Ended {

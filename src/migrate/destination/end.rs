@@ -4,6 +4,7 @@ use super::Destination;
 use crate::migrate::handover::{Ask, DestinationInput};
 use crate::migrate::journal::{Past, Record, Undo};
 use crate::migrate::message::{Fate, Response};
+use crate::migrate::order::Decision;
 use crate::migrate::phase::Phase;
 use crate::migrate::problem::chain;
 use crate::migrate::progress::Outcome;
@@ -81,7 +82,9 @@ impl Destination {
                 }
                 Some(order) = self.orders.recv() => {
                     let cause = "the guest is being given up here, which needs the disk and nobody's word";
-                    let _ = order.answer.send(Err(cause.into()));
+                    if let Some(order) = order.claim() {
+                        order.answer(Decision::Refused(cause.into()));
+                    }
                 }
                 Some((again, _)) = self.controls.recv() => {
                     control.insert(again).answer(self.word()).await;

@@ -3,10 +3,10 @@
 use tokio::time::Instant;
 
 use super::{Destination, RUNNING_DEADLINE};
-use crate::migrate::decide::Order;
 use crate::migrate::handover::{Ask, DestinationEffect, DestinationInput, DestinationState, Ran};
 use crate::migrate::journal::JournalError;
 use crate::migrate::message::Started;
+use crate::migrate::order::{Decision, Order};
 use crate::migrate::phase::Phase;
 use crate::migrate::problem::chain;
 use crate::migrate::reception::Control;
@@ -28,11 +28,12 @@ impl Destination {
 
     /// An operator decides while the source is away.
     pub(super) async fn obey(&mut self, order: Order) -> Result<(), Trouble> {
+        let Some(order) = order.claim() else { return Ok(()) };
         tracing::warn!(vm = self.vm, uid = order.uid, side = ?order.side, "an operator decides whose the guest is");
         let effects = match self.handover.step(DestinationInput::Forced(order.side)) {
             Ok(effects) => effects,
             Err(e) => {
-                let _ = order.answer.send(Err(chain(&e)));
+                order.answer(Decision::Refused(chain(&e)));
                 return Ok(());
             }
         };
@@ -40,9 +41,15 @@ impl Destination {
         let (_, error) = decide::write_destination(handover, journal, effects, order.uid);
         let state = self.handover.state();
         let here = matches!(state, DestinationState::Starting { .. });
-        let decided = here || state == DestinationState::NeverRan;
-        let cause = error.map_or_else(String::new, |e| chain(&e));
-        let _ = order.answer.send(if decided { Ok(()) } else { Err(cause) });
+        order.answer(match state {
+            // Nothing leads back from here, and a restart goes on with it.
+            DestinationState::GivingUp { .. } => Decision::Unknown(
+                "the guest is being given up here; the disk has not taken the record of it yet, which is \
+                 tried every second"
+                    .into(),
+            ),
+            _ => decide::decision(here || state == DestinationState::NeverRan, &self.journal, error),
+        });
         match here {
             true => self.run_guest(None).await,
             false if matches!(state, DestinationState::Waiting { .. }) => Ok(()),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::line::{Chain, Flaw};
+use super::writers::Writer;
 use super::{FORMAT, Header, JournalError, Past, Record, Role, SUFFIX, Undo};
 use crate::migrate::handover::Written;
 use crate::qemu::Process;
@@ -23,6 +24,7 @@ pub struct Journal {
     sure: bool,
     chain: Chain,
     pub(super) past: Past,
+    _writer: Writer,
 }
 
 /// A record that was not written.
@@ -44,10 +46,12 @@ impl Journal {
     pub fn create(folder: &Path, header: Header) -> Result<Self, JournalError> {
         let path = Self::path(folder, header.migration, header.role);
         let io = |source| JournalError::Io { path: path.clone(), source };
+        let writer = writer(&path)?;
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path).map_err(io)?;
         let chain = Chain::begin(header.format, header.migration, header.role);
         let past = Past::new(header.clone());
-        let mut journal = Self { path: path.clone(), file, whole_bytes: 0, sure: true, chain, past };
+        let mut journal =
+            Self { path: path.clone(), file, whole_bytes: 0, sure: true, chain, past, _writer: writer };
         let begun = journal
             .write(&Record::Begun(header))
             .map_err(|e| e.error)
@@ -67,6 +71,8 @@ impl Journal {
     /// Any [`JournalError`]; the file is not changed then.
     pub fn open(path: &Path, host: &str) -> Result<Self, JournalError> {
         let io = |source| JournalError::Io { path: path.into(), source };
+        // Before it is read: from here on nobody else adds to it.
+        let writer = writer(path)?;
         let text = std::fs::read(path).map_err(io)?;
         let believed = believe(path, &text, host)?;
         let file = OpenOptions::new().append(true).open(path).map_err(io)?;
@@ -78,6 +84,7 @@ impl Journal {
             sure: false,
             chain: believed.chain,
             past: believed.past,
+            _writer: writer,
         };
         if let Err(e) = journal.mend(believed.lacks_end) {
             tracing::warn!(path = %path.display(), error = %e, "a torn line stays until the next record");
@@ -185,6 +192,20 @@ impl Journal {
         self.file.sync_data()
     }
 
+    /// Whether the file surely has every record that was written, and surely nothing else.
+    #[must_use]
+    pub fn is_sure(&self) -> bool {
+        self.sure && self.is_whole()
+    }
+
+    /// Takes away what a write has left in doubt; nothing when there is no doubt.
+    ///
+    /// # Errors
+    /// The doubt stays.
+    pub fn settle_doubt(&mut self) -> io::Result<()> {
+        self.make_sure()
+    }
+
     fn is_whole(&self) -> bool {
         self.file.metadata().is_ok_and(|m| m.len() == self.whole_bytes)
     }
@@ -202,6 +223,10 @@ impl Journal {
         self.sure = true;
         Ok(())
     }
+}
+
+fn writer(path: &Path) -> Result<Writer, JournalError> {
+    Writer::of(path).ok_or_else(|| JournalError::InUse { path: path.into() })
 }
 
 /// A journal's text, as far as it is believed.
@@ -226,11 +251,18 @@ fn believe(path: &Path, text: &[u8], host: &str) -> Result<Believed, JournalErro
     Ok(believed)
 }
 
+/// How the second line begins.
+const SECOND: &[u8] = b"{\"n\":1,";
+
 fn read(path: &Path, text: &[u8]) -> Result<Believed, JournalError> {
     let no_header = || JournalError::NoHeader { path: path.into() };
     let ends = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
     let mut lines = text[..ends].split_inclusive(|&b| b == b'\n').map(|l| &l[..l.len() - 1]).enumerate();
-    let (_, first) = lines.next().ok_or_else(no_header)?;
+    let Some((_, first)) = lines.next() else {
+        // A second record would prove that the first had been whole.
+        let is_begun = text.windows(SECOND.len()).any(|part| part == SECOND);
+        return Err(if is_begun { no_header() } else { JournalError::NotBegun { path: path.into() } });
+    };
     let damaged = |at: usize, source| JournalError::Damaged { path: path.into(), line: at + 1, source };
     let (header, mut chain) = first_line(path, first).map_err(|e| match e {
         First::NoHeader => no_header(),
@@ -325,13 +357,34 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_has_one_writer_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = Journal::create(folder.path(), header()).unwrap();
+        let path = first.path.clone();
+        let second = Journal::open(&path, "alpha");
+        first.record(Record::HandedOver).unwrap();
+        if let Ok(mut second) = second {
+            second.record(Record::Cleaned).unwrap();
+            let past = Journal::peek(&path, "alpha").unwrap();
+            panic!("a second writer; what the first had synced is there: {}", past.handed_over);
+        }
+        assert!(matches!(second, Err(JournalError::InUse { .. })), "{second:?}");
+        assert!(Journal::peek(&path, "alpha").unwrap().handed_over, "looking is free");
+        drop(first);
+        let mut next = Journal::open(&path, "alpha").unwrap();
+        next.record(Record::Runs).unwrap();
+        let past = Journal::peek(&path, "alpha").unwrap();
+        assert!(past.handed_over && past.runs);
+    }
+
+    #[test]
     fn a_record_that_was_written_in_part_does_not_damage_the_next() {
         let folder = tempfile::tempdir().unwrap();
         let mut journal = Journal::create(folder.path(), header()).unwrap();
         // What a full disk leaves of a record.
         journal.file.write_all(b"\"handed-").unwrap();
         journal.record(Record::NeverRan).unwrap();
-        let past = Journal::open(&journal.path, "alpha").unwrap().past;
+        let past = Journal::peek(&journal.path, "alpha").unwrap();
         assert!(past.never_ran && !past.handed_over);
     }
 
@@ -356,7 +409,7 @@ mod tests {
         // The disk works again: the next record takes the doubt away.
         journal.file = writable;
         assert_eq!(journal.mark(Record::NeverRan).0, Written::Durable);
-        let past = Journal::open(&journal.path, "alpha").unwrap().past;
+        let past = Journal::peek(&journal.path, "alpha").unwrap();
         assert!(past.never_ran && !past.handed_over);
     }
 }

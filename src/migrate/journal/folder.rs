@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
+
+use super::writers::{Writer, is_written};
 use super::{Journal, JournalError, Past, Role, SUFFIX};
 
 /// Finished journals kept as history.
@@ -11,32 +14,16 @@ pub const UNCONFIRMED_MAX: usize = 5_000;
 /// How long they are kept; a source that was away for longer needs an operator.
 pub const UNCONFIRMED_DAYS_MAX: i64 = 400;
 
-/// A file of the folder, and what it is.
-pub type Found = (PathBuf, Result<Journal, JournalError>);
-
 /// A file of the folder, and what it says.
 pub type Peeked = (PathBuf, Result<Past, JournalError>);
-
-/// All journals of a folder, opened, newest last; those that cannot be believed as errors, each with its
-/// file.
-///
-/// # Errors
-/// [`JournalError::Io`] when the folder cannot be read.
-pub fn list(folder: &Path, host: &str) -> Result<Vec<Found>, JournalError> {
-    let open = |path: PathBuf| {
-        let journal = Journal::open(&path, host);
-        (path, journal)
-    };
-    let mut journals: Vec<_> = paths(folder)?.into_iter().map(open).collect();
-    journals.sort_by_key(|(_, j)| j.as_ref().map_or((i64::MAX, 0), |j| j.past.header.order()));
-    Ok(journals)
-}
 
 /// What all journals of a folder say, of which some may be written to at this moment, newest last.
 /// Changes nothing.
 ///
+/// Those that cannot be believed are errors, each with its file.
+///
 /// # Errors
-/// As [`list`].
+/// [`JournalError::Io`] when the folder cannot be read.
 pub fn peek_all(folder: &Path, host: &str) -> Result<Vec<Peeked>, JournalError> {
     let peek = |path: PathBuf| {
         let past = Journal::peek(&path, host);
@@ -65,22 +52,41 @@ fn paths(folder: &Path) -> Result<Vec<PathBuf>, JournalError> {
 /// # Errors
 /// [`JournalError::Io`].
 pub fn prune(folder: &Path, host: &str, now: i64) -> Result<(), JournalError> {
-    let all = list(folder, host)?.into_iter().filter_map(|(_, journal)| journal.ok());
-    let (kept, history): (Vec<_>, Vec<_>) = all.filter(|j| j.past.ended.is_some()).partition(is_wanted);
+    let all = peek_all(folder, host)?.into_iter().filter_map(|(path, past)| Some((path, past.ok()?)));
+    let ended = all.filter(|(path, past)| past.ended.is_some() && !is_written(path));
+    let (kept, history): (Vec<_>, Vec<_>) = ended.partition(|(_, past)| is_wanted(past));
     let oldest = now - UNCONFIRMED_DAYS_MAX * 24 * 3600;
     let too_many = kept.len().saturating_sub(UNCONFIRMED_MAX);
     let kept = kept.iter().enumerate();
-    let old = kept.filter(|(at, j)| *at < too_many || j.past.header.began_at < oldest).map(|(_, j)| j);
-    for journal in old.chain(history.iter().take(history.len().saturating_sub(HISTORY_MAX))) {
-        std::fs::remove_file(&journal.path)
-            .map_err(|source| JournalError::Io { path: journal.path.clone(), source })?;
+    let old = kept.filter(|(at, (_, p))| *at < too_many || p.header.began_at < oldest).map(|(_, j)| j);
+    for (path, _) in old.chain(history.iter().take(history.len().saturating_sub(HISTORY_MAX))) {
+        std::fs::remove_file(path).map_err(|source| JournalError::Io { path: path.clone(), source })?;
     }
     Ok(())
 }
 
-fn is_wanted(journal: &Journal) -> bool {
-    let past = &journal.past;
+/// Removes a file that was never begun; false when it is something else by now.
+///
+/// # Errors
+/// [`JournalError::Io`].
+pub fn remove_unbegun(path: &Path, host: &str) -> Result<bool, JournalError> {
+    let Some(_nobody_else) = Writer::of(path) else { return Ok(false) };
+    if !matches!(Journal::peek(path, host), Err(JournalError::NotBegun { .. })) {
+        return Ok(false);
+    }
+    std::fs::remove_file(path).map_err(|source| JournalError::Io { path: path.into(), source })?;
+    tracing::warn!(path = %path.display(), "a journal that was never begun is removed: nothing was done under it");
+    Ok(true)
+}
+
+fn is_wanted(past: &Past) -> bool {
     !past.left().is_empty() || (past.header.role == Role::Destination && !past.confirmed)
+}
+
+/// The migration that a journal is about, by its file's name.
+#[must_use]
+pub fn migration_of(path: &Path) -> Option<Uuid> {
+    path.file_name()?.to_str()?.split('.').next()?.parse().ok()
 }
 
 /// The virtual machine that a journal is about, though the journal cannot be believed.

@@ -1,0 +1,63 @@
+//! What the other agent and the virtual machine's QEMU say now, or why they cannot be asked.
+
+use tokio::time::timeout;
+
+use super::{QEMU_DEADLINE, records};
+use crate::migrate::failure::Failure;
+use crate::migrate::host::Host;
+use crate::migrate::journal::Past;
+use crate::migrate::life;
+use crate::migrate::link::{Link, LinkError};
+use crate::migrate::message::{Request, Response, Told};
+use crate::migrate::problem::chain;
+use crate::migrate::vm;
+use crate::qemu::QueryStatus;
+
+pub(super) async fn ask_peer(host: &Host, past: &Past) -> Result<Option<Told>, String> {
+    let peer = host.config.peer_by_identity(&past.header.peer).map(|(name, _)| name.to_owned());
+    let Some(peer) = peer else { return Err("it is not in this host's configuration".into()) };
+    let deadline = host.config.deadlines.recover();
+    let asked = async {
+        let session = host.session(&peer).await?;
+        let mut link = Link::open(&session, past.header.migration).await?;
+        let answer = link.ask(Request::Tell, deadline).await?;
+        link.finish();
+        match answer {
+            Response::Told(told) => Ok(told),
+            _ => Err(Failure::from(LinkError::Unexpected { request: "tell" })),
+        }
+    };
+    match timeout(deadline, asked).await {
+        Ok(told) => told.map_err(|e| chain(&e)),
+        Err(_) => Err(format!("no answer within {} s", deadline.as_secs())),
+    }
+}
+
+pub(super) fn peer_words(told: &Result<Option<Told>, String>) -> String {
+    match told {
+        Err(why) => format!("cannot be reached: {why}"),
+        Ok(None) => "it has no record of this migration".into(),
+        Ok(Some(told)) => {
+            let records = records(&told.known);
+            let words =
+                if records.is_empty() { "nothing that decides it".into() } else { records.join(", ") };
+            format!("{words} (phase {})", told.phase.name())
+        }
+    }
+}
+
+pub(super) async fn ask_qemu(host: &Host, past: &Past) -> String {
+    let Some(config) = host.config.vms.get(&past.header.vm) else {
+        return "the VM is not in this host's configuration".into();
+    };
+    let asked = async {
+        let (qmp, _events) = vm::connect(config).await?;
+        qmp.execute(QueryStatus).await
+    };
+    match timeout(QEMU_DEADLINE, asked).await {
+        Ok(Ok(info)) => info.status.to_string(),
+        Ok(Err(e)) if e.is_not_listening() => life::Known::by_journal(past, config).await.in_words(),
+        Ok(Err(e)) => format!("cannot be asked: {}", chain(&e)),
+        Err(_) => "cannot be asked: its monitor is used by the migration itself, or does not answer".into(),
+    }
+}
