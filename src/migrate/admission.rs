@@ -9,10 +9,10 @@ use super::host::Host;
 use super::message::Offer;
 use super::problem::{Problem, ProblemKind, chain};
 use super::trouble::Trouble;
-use super::{examine, plan, vm};
+use super::{disks, examine, vm};
 use crate::config::glob_matches;
 use crate::net::identity::Identity;
-use crate::qemu::{Abilities, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState, disks};
+use crate::qemu::{Abilities, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState};
 
 /// May this peer send this VM here, and could it?
 pub(super) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Trouble> {
@@ -71,6 +71,7 @@ pub(super) async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Prob
     }
     let mut problems = examine::abilities_missing(&Abilities::ask(qmp).await?, "destination");
     problems.extend(examine::busy(qmp, &offer.vm).await?);
-    problems.extend(plan::disk_problems(&offer.disks, &disks(qmp).await?));
+    let present = crate::qemu::disks(qmp).await?;
+    problems.extend(disks::destination_findings(qmp, offer, &present).await?);
     Ok(problems)
 }

@@ -32,14 +32,14 @@ use super::reception::{Control, Incoming};
 use super::streams::{Label, Streams, socket_pair};
 use super::trouble::Trouble;
 use super::vm::{self, StartedQemu};
-use super::{plan, witness};
+use super::{disks, plan, witness};
 use crate::mux::{Code, purpose};
 use crate::net::compress::{Coding, Undelivered};
 use crate::net::identity::Identity;
 use crate::net::session::IncomingStream;
 use crate::qemu::{
     Abilities, EventKind, Events, MigrateIncoming, MigrateSetCapabilities, MigrationStatus, Qmp,
-    QueryMigrate, Stop, disks, names,
+    QueryMigrate, Stop, names,
 };
 
 /// Streams that may wait to be attached.
@@ -176,16 +176,14 @@ impl Destination {
         let findings = offer.policy.judge(found).map_err(Trouble::Problems)?;
         // A QEMU that was started without -S would run its guest unasked.
         self.qmp.execute(Stop).await?;
-        let disks = disks(&self.qmp).await?;
-        self.images = witness::images(&disks);
+        let present = crate::qemu::disks(&self.qmp).await?;
+        let pairs = disks::pair(&offer.disks, &present);
+        self.images = witness::images(pairs.pairs.iter().map(|(want, have)| (want.name.as_str(), *have)));
         let since = offer.after.map_or_else(Vec::new, |after| {
             witness::since(&self.host, &self.peer, &self.vm, after, &self.images)
         });
-        let nodes: Vec<_> = self
-            .exports
-            .iter()
-            .filter_map(|e| disks.iter().find(|d| d.name == e.disk).map(|d| (e, d.node_name.clone())))
-            .collect();
+        let nodes: Vec<_> =
+            self.exports.iter().filter_map(|e| pairs.of(&e.disk).map(|d| (e, d.node_name.clone()))).collect();
         if !nodes.is_empty() {
             let folder = self.host.config.runtime_dir.join("nbd");
             self.nbd = Some(NbdServer::start(&self.qmp, &mut self.journal, &folder, &nodes).await?);
@@ -396,7 +394,7 @@ impl Destination {
 
     fn grant_again(&self, offer: &Offer) -> Response {
         match &self.granted {
-            Some((before, prepared)) if before == offer => Response::Prepared(prepared.clone()),
+            Some((before, prepared)) if offer.is_again(before) => Response::Prepared(prepared.clone()),
             _ => Response::Refused(Trouble::OutOfOrder("prepare").refusal()),
         }
     }

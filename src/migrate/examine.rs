@@ -5,17 +5,16 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::disks;
 use super::failure::Failure;
 use super::host::Host;
 use super::link::{Link, LinkError};
 use super::message::{Offer, Request, Response};
-use super::plan;
 use super::problem::{Policy, Problem, ProblemKind, chain};
 use super::vm;
 use crate::net::session::Session;
 use crate::qemu::{
     Abilities, Disk, Events, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate, QueryStatus, RunState,
-    disks,
 };
 
 /// How long the destination's questions to its QEMU may take; it may have to start one first.
@@ -35,7 +34,7 @@ impl Examined {
     pub(crate) fn offer(&self, vm: &str) -> Offer {
         Offer {
             vm: vm.into(),
-            disks: plan::specs(&self.disks),
+            disks: disks::offered(&self.disks),
             running: self.running,
             qemu: self.qemu.clone(),
             after: None,
@@ -55,10 +54,11 @@ pub(crate) async fn source(host: &Host, name: &str) -> Result<Examined, Failure>
     })?;
     let abilities = Abilities::ask(&qmp).await?;
     let status = qmp.execute(QueryStatus).await?.status;
-    let disks = disks(&qmp).await?;
+    let disks = crate::qemu::disks(&qmp).await?;
     let mut problems = abilities_missing(&abilities, "source");
     problems.extend(state_problem(name, &status));
     problems.extend(busy(&qmp, name).await?);
+    problems.extend(disks::source_findings(&qmp, &disks).await?);
     let (major, minor, micro) = abilities.version;
     let qemu = format!("QEMU {major}.{minor}.{micro}");
     Ok(Examined { qmp, events, disks, running: status == RunState::Running, qemu, problems })

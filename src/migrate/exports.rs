@@ -18,6 +18,10 @@ use super::message::Export;
 use super::trouble::Trouble;
 use crate::qemu::{BlockExportAdd, NbdServerStart, NbdServerStop, Qmp, QmpError, names};
 
+/// A client more would wait for its handshake, and with it the source's main loop. QEMU's default is
+/// 100; only this agent can connect, once for each disk.
+const CONNECTIONS_MAX: u32 = 1024;
+
 /// A running NBD server in the destination's QEMU.
 #[derive(Debug)]
 pub(crate) struct NbdServer {
@@ -37,7 +41,8 @@ impl NbdServer {
         journal.will_make(Undo::Fd(names::NBD_LISTEN_FDNAME.into()))?;
         journal.will_make(Undo::NbdServer)?;
         qmp.getfd(names::NBD_LISTEN_FDNAME, listener).await?;
-        qmp.execute(NbdServerStart::on_fd(names::NBD_LISTEN_FDNAME)).await?;
+        let start = NbdServerStart::on_fd(names::NBD_LISTEN_FDNAME);
+        qmp.execute(NbdServerStart { max_connections: Some(CONNECTIONS_MAX), ..start }).await?;
         for (export, node_name) in exports {
             let id = names::export_id(&export.disk);
             journal.will_make(Undo::Export(id.clone()))?;

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::handover::Known;
 use super::phase::Phase;
 use super::problem::{Policy, Problem};
+use crate::qemu::Encryption;
 
 /// A disk as the source has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,41 @@ pub struct DiskSpec {
     pub format: String,
     /// The guest cannot write to it; it is not copied, but must be there.
     pub read_only: bool,
+    /// Where it is and what it lies on. None from an agent that does not know of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<DiskPlace>,
+}
+
+/// By what a disk is paired, and what is below it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskPlace {
+    /// The id that somebody gave the guest's device.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// Where the guest's device is plugged in, as QEMU's migration stream has it.
+    #[serde(default)]
+    pub address: Option<String>,
+    /// The best encryption below it.
+    #[serde(default)]
+    pub encryption: Encryption,
+    /// What it occupies, in bytes.
+    #[serde(default)]
+    pub allocated: Option<u64>,
+    /// The storages below it that have a name.
+    #[serde(default)]
+    pub storages: Vec<Storage>,
+    /// There are more of them, or some have no name.
+    #[serde(default)]
+    pub hides_storage: bool,
+}
+
+/// A storage by a name that is the same on every host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Storage {
+    /// Its name.
+    pub key: String,
+    /// The guest's writes go to it.
+    pub written: bool,
 }
 
 /// A request with its number: an answer that nobody waits for any more is told from the next.
@@ -99,6 +135,16 @@ pub struct Offer {
     /// What the source's operator has decided about findings.
     #[serde(default)]
     pub policy: Policy,
+}
+
+impl Offer {
+    /// Whether it is the same offer, said again: what a disk occupies changes while the guest runs.
+    pub(super) fn is_again(&self, before: &Self) -> bool {
+        let disk = |d: &DiskSpec| (d.name.clone(), d.virtual_size, d.read_only);
+        self.vm == before.vm
+            && (self.running, self.after, self.compress) == (before.running, before.after, before.compress)
+            && self.disks.iter().map(disk).eq(before.disks.iter().map(disk))
+    }
 }
 
 /// From destination to source.

@@ -11,6 +11,7 @@ mod admission;
 mod decide;
 mod delta;
 mod destination;
+mod disks;
 mod examine;
 mod exports;
 mod failure;

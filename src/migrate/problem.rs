@@ -35,6 +35,40 @@ pub enum ProblemKind {
     DiskReadOnly,
     /// A disk would lose its encryption.
     DiskFormat,
+    /// A device has its id at another place at the destination.
+    DiskAddress,
+    /// It cannot be told which of the destination's disks is the source's.
+    DiskUnpaired,
+    /// Two of the guest's devices write to one storage.
+    DiskShared,
+    /// Both hosts have one file or block device open.
+    SameImage,
+    /// Both hosts seem to use one network export, network file or block device.
+    SameStorage,
+    /// What is written to a disk is gone when its QEMU ends.
+    DiskTemporary,
+    /// Somebody else has a disk exported.
+    DiskExported,
+    /// A device whose contents lie outside of QEMU.
+    DeviceData,
+    /// A device whose guest writes go around QEMU.
+    DiskPassthrough,
+    /// Dirty bitmaps do not go along.
+    BitmapsDropped,
+    /// Snapshots inside of images do not go along.
+    SnapshotsDropped,
+    /// Backing files become part of the destination's image.
+    BackingMerged,
+    /// Read-only disks are not copied.
+    NotCopied,
+    /// What is to be copied does not fit at the destination.
+    NoRoom,
+    /// A thin disk may become a thick one, which does not fit.
+    ThinBecomesThick,
+    /// More disks than can be copied.
+    TooManyDisks,
+    /// Something could not be looked at.
+    NotSeen,
     /// No such peer in the configuration.
     PeerUnknown,
     /// The peer cannot be reached.
@@ -53,7 +87,12 @@ impl ProblemKind {
     #[must_use]
     pub fn may_pass(self) -> bool {
         match self {
-            Self::QemuUnreachable | Self::Busy | Self::TargetNotWaiting | Self::PeerUnreachable => true,
+            Self::QemuUnreachable
+            | Self::Busy
+            | Self::TargetNotWaiting
+            | Self::PeerUnreachable
+            | Self::DiskExported
+            | Self::NoRoom => true,
             Self::VmUnknown
             | Self::SourceState
             | Self::QemuTooOld
@@ -62,6 +101,21 @@ impl ProblemKind {
             | Self::DiskTooLarge
             | Self::DiskReadOnly
             | Self::DiskFormat
+            | Self::DiskAddress
+            | Self::DiskUnpaired
+            | Self::DiskShared
+            | Self::SameImage
+            | Self::SameStorage
+            | Self::DiskTemporary
+            | Self::DeviceData
+            | Self::DiskPassthrough
+            | Self::BitmapsDropped
+            | Self::SnapshotsDropped
+            | Self::BackingMerged
+            | Self::NotCopied
+            | Self::ThinBecomesThick
+            | Self::TooManyDisks
+            | Self::NotSeen
             | Self::PeerUnknown
             | Self::PeerNotTrusted
             | Self::NotPermitted
@@ -73,8 +127,17 @@ impl ProblemKind {
     /// that it does no harm.
     #[must_use]
     pub fn may_be_accepted(self) -> bool {
-        // The image may lie on storage that is encrypted below QEMU.
-        matches!(self, Self::DiskFormat)
+        matches!(
+            self,
+            // The image may lie on storage that is encrypted below QEMU.
+            Self::DiskFormat
+            // Two storages may go by one name: copies of a volume, servers of one name.
+            | Self::SameStorage
+            // The same data may be at the destination already.
+            | Self::DeviceData
+            // An image may occupy more than there is in it.
+            | Self::NoRoom
+        )
     }
 }
 

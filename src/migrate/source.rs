@@ -278,7 +278,7 @@ impl Source {
         let running = self.journal.past().header.running;
         Ok(super::message::Offer {
             vm: self.request.vm.clone(),
-            disks: plan::specs(&disks),
+            disks: super::disks::offered(&disks),
             running,
             qemu: String::new(),
             compress: self.request.options.compress,

@@ -1,17 +1,31 @@
-//! The guest's disks as both hosts can speak about them: a name that is the same on source and
-//! destination, whatever the nodes are called.
+//! The guest's disks as both hosts can speak about them: a name and an address that are the same on
+//! source and destination, whatever the nodes are called, and all that is below each of them.
 
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use super::address::Addresses;
 use super::client::Qmp;
 use super::commands::{BlockDeviceInfo, BlockInfo, QueryBlock};
 use super::error::QmpError;
-use std::collections::HashMap;
+use super::graph::{Encryption, Graph, Layer, encryption_of_chain};
+use super::image::{self, Image, OpenFiles};
+
+/// How long the file systems of images may take to answer.
+const SEE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A disk of the guest with something in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Disk {
-    /// The same on both hosts if their machines are built alike; of `A-Z a-z 0-9 . _ -` only,
-    /// unique within the machine. Comes from the guest's device, not from the image.
+    /// Of `A-Z a-z 0-9 . _ -` only, unique within the machine. The id of the guest's device, or
+    /// made of its address.
     pub name: String,
+    /// The id that somebody gave the guest's device, or the drive that no device uses.
+    pub id: Option<String>,
+    /// Where the guest's device is plugged in; see `address.rs`.
+    pub address: Option<String>,
+    /// The type of the guest's device, such as `scsi-hd`; empty when no device uses the drive.
+    pub device: String,
     /// QEMU's path or id of the guest's device; empty when no device uses the drive.
     pub qdev: String,
     /// The node at the top, `#block...` when QEMU chose the name.
@@ -32,6 +46,16 @@ pub struct Disk {
     pub backing: bool,
     /// What it occupies on its host, in bytes.
     pub actual_size: Option<u64>,
+    /// The best encryption of anything below the device.
+    pub encryption: Encryption,
+    /// The least encryption of what is written to it from now on.
+    pub protection: Encryption,
+    /// All nodes below the device, the top one first.
+    pub layers: Vec<Layer>,
+    /// Whether [`layers`](Self::layers) is all: not with a QEMU that does not tell what is below a node.
+    pub layers_known: bool,
+    /// The images at the bottom.
+    pub images: Vec<Image>,
 }
 
 /// The guest's disks in QEMU's order, empty drives left out. Works on a running source as on a
@@ -41,19 +65,53 @@ pub struct Disk {
 /// Those of [`Qmp::execute`].
 pub async fn disks(qmp: &Qmp) -> Result<Vec<Disk>, QmpError> {
     let blocks = qmp.execute(QueryBlock).await?;
+    let graph = Graph::ask(qmp).await?;
     let mut disks: Vec<Disk> = blocks.into_iter().filter_map(disk).collect();
+    let mut addresses = Addresses::new(qmp);
+    for disk in &mut disks {
+        disk.layers = graph.layers(&disk.node_name);
+        disk.layers_known = graph.is_known();
+        let best = disk.layers.iter().map(|layer| layer.encryption).max().unwrap_or_default();
+        disk.encryption = disk.encryption.max(best);
+        disk.protection = graph.protection(&disk.node_name);
+        if let Some(path) = qom_path(&disk.qdev) {
+            disk.device = addresses.type_of(&path).await?.unwrap_or_default();
+            disk.firmware = disk.device.starts_with("cfi.pflash");
+            disk.address = addresses.of(&path).await?;
+        }
+        if disk.id.is_none() {
+            disk.name = disk.address.as_deref().map_or_else(|| std::mem::take(&mut disk.name), tame);
+        }
+    }
     separate(&mut disks);
+    see_images(qmp, &mut disks).await;
     Ok(disks)
+}
+
+/// Looks at the images. A file system that does not answer is looked at in vain.
+async fn see_images(qmp: &Qmp, disks: &mut [Disk]) {
+    let pid = qmp.process().pid();
+    let layers: Vec<Vec<Layer>> = disks.iter().map(|disk| disk.layers.clone()).collect();
+    let look = tokio::task::spawn_blocking(move || {
+        let files = pid.map(OpenFiles::of).unwrap_or_default();
+        layers.iter().map(|layers| image::images(layers, &files)).collect::<Vec<_>>()
+    });
+    let seen = tokio::time::timeout(SEE_DEADLINE, look).await.ok().and_then(Result::ok);
+    match seen {
+        Some(seen) => disks.iter_mut().zip(seen).for_each(|(disk, images)| disk.images = images),
+        None => disks.iter_mut().for_each(|disk| disk.images = image::unseen(&disk.layers)),
+    }
 }
 
 fn disk(block: BlockInfo) -> Option<Disk> {
     let BlockInfo { device, qdev, removable, inserted, .. } = block;
     let BlockDeviceInfo { node_name, drv, ro, file, backing_file, backing_file_depth, image, .. } = inserted?;
     let image = image?;
+    let encryption = encryption_of_chain(&drv, &image);
     let filename = [image.filename, file].into_iter().find(|name| !name.is_empty());
     Some(Disk {
         name: name(&device, &qdev),
-        firmware: qdev.contains("system.flash") || device.starts_with("pflash"),
+        id: id(&device, &qdev).map(str::to_owned),
         qdev,
         node_name,
         virtual_size: image.virtual_size,
@@ -63,15 +121,31 @@ fn disk(block: BlockInfo) -> Option<Disk> {
         filename,
         backing: image.backing_filename.is_some() || backing_file.is_some() || backing_file_depth > 0,
         actual_size: image.actual_size,
+        encryption,
+        ..Disk::default()
     })
 }
 
-/// The id of the guest's device; for a device without one the `-drive` name, else its place.
-fn name(device: &str, qdev: &str) -> String {
+/// The id that somebody gave the guest's device; of a drive that no device uses, its own.
+fn id<'a>(device: &'a str, qdev: &'a str) -> Option<&'a str> {
     let below = qdev.strip_prefix("/machine/peripheral/").and_then(|rest| rest.split('/').next());
-    let id = below.or_else(|| (!qdev.starts_with('/')).then_some(qdev));
-    let chosen = id.filter(|id| !id.is_empty()).unwrap_or(if device.is_empty() { qdev } else { device });
-    tame(chosen)
+    let id = below.or_else(|| (!qdev.starts_with('/')).then_some(qdev)).filter(|id| !id.is_empty());
+    // `none0` and the like are QEMU's own, by the order of options.
+    let numbered = device.trim_end_matches(|c: char| c.is_ascii_digit()) == "none";
+    id.or_else(|| (qdev.is_empty() && !device.is_empty() && !numbered).then_some(device))
+}
+
+fn name(device: &str, qdev: &str) -> String {
+    tame(id(device, qdev).unwrap_or(if device.is_empty() { qdev } else { device }))
+}
+
+/// Where the guest's device is in QEMU's tree of objects.
+fn qom_path(qdev: &str) -> Option<String> {
+    match qdev {
+        "" => None,
+        path if path.starts_with('/') => Some(path.to_owned()),
+        id => Some(format!("/machine/peripheral/{id}")),
+    }
 }
 
 /// Replaces what an export's or node's name can't have.
@@ -90,7 +164,7 @@ fn separate(disks: &mut [Disk]) {
     for disk in disks.iter_mut().filter(|disk| seen[&disk.name] > 1) {
         disk.name = tame(&disk.qdev);
     }
-    let mut taken = std::collections::HashSet::new();
+    let mut taken = HashSet::new();
     for disk in disks.iter_mut() {
         let wanted = disk.name.clone();
         let mut number = 2;

@@ -6,20 +6,25 @@
 //! values is an `OwnedFd`. Strings of QEMU's are matched in this module and nowhere else.
 
 mod abilities;
+mod address;
 mod cleanup;
 mod client;
 mod commands;
 mod connection;
+mod devices;
 mod disks;
 mod error;
 mod event;
 mod event_queue;
+mod graph;
+mod image;
 mod leftovers;
 pub mod names;
 mod nbd;
 mod process;
 mod reconnect;
 mod states;
+mod storage;
 mod wire;
 
 pub use abilities::Abilities;
@@ -29,12 +34,16 @@ pub use cleanup::{
 };
 pub use client::{COMMAND_DEADLINE, COMMAND_QUEUE_MAX, Command, Qmp, Silence};
 pub use commands::*;
+pub use devices::{Contents, Outside, outside};
 pub use disks::{Disk, disks};
 pub use error::QmpError;
 pub use event::{Event, EventKind, Timestamp};
 pub use event_queue::{EVENT_QUEUE_BYTES_MAX, EVENT_QUEUE_MAX, Events};
+pub use graph::{Bitmap, Encryption, Layer};
+pub use image::{Image, Seen};
 pub use leftovers::{Leftovers, leftovers, nbd_server_runs};
 pub use nbd::{NbdError, NbdReader, NbdWriter, REQUEST_BYTES_MAX};
 pub use process::{Life, Process, ProcessId};
 pub use states::{IoStatus, JobStatus, MigrationStatus, RunState};
+pub use storage::boot_id;
 pub use wire::LINE_MAX_BYTES;

@@ -64,7 +64,8 @@ async fn undo(host: &Host, journal: &mut Journal, past: &Past) -> Vec<String> {
             // What was made in a QEMU goes with it.
             Look::Lost(known) if known.has_ended() || past.undo.is_empty() => return Vec::new(),
             Look::Answers(qmp) => {
-                let images = witness::images(&crate::qemu::disks(&qmp).await.unwrap_or_default());
+                let disks = crate::qemu::disks(&qmp).await.unwrap_or_default();
+                let images = witness::images(disks.iter().map(|disk| (disk.name.as_str(), disk)));
                 let leftovers = destination::undo(name, &qmp, past, None).await;
                 witness::bear(journal, &images, &leftovers);
                 return leftovers;

@@ -69,6 +69,9 @@ pub struct BlockDirtyInfo {
     /// Something uses it, so it can be neither changed nor removed.
     #[serde(default)]
     pub busy: bool,
+    /// It is stored in the image when that is closed.
+    #[serde(default)]
+    pub persistent: bool,
     /// It was not stored when its image was closed, and is worthless.
     #[serde(default)]
     pub inconsistent: bool,

@@ -11,6 +11,9 @@ plain_commands! {
     QueryBlockJobs = "query-block-jobs" -> Vec<BlockJobInfo>;
     /// The same jobs and others, with their error.
     QueryJobs = "query-jobs" -> Vec<JobInfo>;
+    /// Which node is whose child, the guest's devices included. QEMU calls it unstable; it has been
+    /// the same since 4.0.
+    XDebugQueryBlockGraph = "x-debug-query-block-graph" -> BlockGraph;
     /// The exports of all kinds.
     QueryBlockExports = "query-block-exports" -> Vec<BlockExportInfo>;
     /// Stops the NBD server and deletes its exports, connected or not.
@@ -79,6 +82,55 @@ pub struct BlockDeviceInfo {
     /// Its dirty bitmaps.
     #[serde(rename = "dirty-bitmaps", default)]
     pub dirty_bitmaps: Vec<BlockDirtyInfo>,
+    /// The nodes right below it (QEMU 10.1; none says nothing).
+    pub children: Option<Vec<BlockdevChild>>,
+}
+
+/// One node below another.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevChild {
+    /// What it is to its parent: `file`, `backing`, `data-file`, ...
+    pub child: String,
+    /// Its name.
+    pub node_name: String,
+}
+
+/// The return of [`XDebugQueryBlockGraph`].
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct BlockGraph {
+    /// Nodes, guest devices and jobs.
+    pub nodes: Vec<BlockGraphNode>,
+    /// Who is below whom.
+    pub edges: Vec<BlockGraphEdge>,
+}
+
+/// A node of the graph, a guest's device or a job.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct BlockGraphNode {
+    /// Its number, valid within one answer.
+    pub id: u64,
+    /// `block-driver` for a node.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// A node's name; the name or path of a guest's device; empty for an export and its like.
+    #[serde(default)]
+    pub name: String,
+}
+
+/// That one is below another.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct BlockGraphEdge {
+    /// The upper one's number.
+    pub parent: u64,
+    /// The lower one's.
+    pub child: u64,
+    /// What it is to the upper one: `file`, `backing`, `data-file`, ...
+    #[serde(default)]
+    pub name: String,
+    /// What the upper one may do to the lower one: `write`, ...
+    #[serde(default)]
+    pub perm: Vec<String>,
 }
 
 /// An image file.
@@ -97,6 +149,35 @@ pub struct ImageInfo {
     pub actual_size: Option<u64>,
     /// The file it stands on.
     pub backing_filename: Option<String>,
+    /// It is encrypted itself; what is below it is not asked.
+    #[serde(default)]
+    pub encrypted: bool,
+    /// What only this format has.
+    pub format_specific: Option<ImageInfoSpecific>,
+    /// Internal snapshots.
+    #[serde(default)]
+    pub snapshots: Vec<SnapshotInfo>,
+    /// What the node stands on: its backing image, or what is below a filter.
+    pub backing_image: Option<Box<ImageInfo>>,
+}
+
+/// What only images of one format have.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct ImageInfoSpecific {
+    /// The format.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// Looked at for the kind of encryption only.
+    #[serde(default)]
+    pub data: serde_json::Value,
+}
+
+/// A snapshot inside an image.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct SnapshotInfo {
+    /// Its name.
+    #[serde(default)]
+    pub name: String,
 }
 
 /// All nodes, also those no guest device uses.

@@ -32,6 +32,7 @@ plain_commands! {
 
 commands! {
     QomGet = "qom-get" -> Value;
+    QomList = "qom-list" -> Vec<ObjectPropertyInfo>;
     Closefd = "closefd" -> Empty;
 }
 
@@ -42,6 +43,23 @@ pub struct QomGet {
     pub path: String,
     /// The property's name.
     pub property: String,
+}
+
+/// The properties of an object, its children among them.
+#[derive(Debug, Clone, Serialize)]
+pub struct QomList {
+    /// The object's path.
+    pub path: String,
+}
+
+/// A property of an object.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ObjectPropertyInfo {
+    /// Its name.
+    pub name: String,
+    /// Its type: `child<TYPE>` for a child.
+    #[serde(rename = "type")]
+    pub kind: String,
 }
 
 /// Closes a descriptor that was handed over under this name and that no command has taken.

@@ -1,0 +1,249 @@
+//! The block nodes below a guest's device, down to the files: formats, filters, backing files, data
+//! files. `query-block` describes the node at the top only.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::client::Qmp;
+use super::commands::{
+    BlockDeviceInfo, BlockGraph, BlockGraphEdge, BlockGraphNode, ImageInfo, QueryNamedBlockNodes,
+    XDebugQueryBlockGraph,
+};
+use super::error::QmpError;
+
+/// Nodes that are looked at below one device.
+const LAYERS_MAX: usize = 256;
+/// What the graph calls a block node.
+const NODE: &str = "block-driver";
+
+/// How what is written to a node is kept from being read below it. Rises with its worth.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encryption {
+    /// Not at all.
+    #[default]
+    None,
+    /// By QEMU's own old format, which is known to be weak.
+    Aes,
+    /// By LUKS, and by what only a newer version knows.
+    #[serde(other)]
+    Luks,
+}
+
+impl Encryption {
+    /// For people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "not encrypted",
+            Self::Aes => "encrypted (legacy AES)",
+            Self::Luks => "encrypted (luks)",
+        }
+    }
+}
+
+/// One node on the way from a guest's device down to the files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// The node.
+    pub node_name: String,
+    /// Its driver, such as `qcow2`, `throttle` or `file`.
+    pub driver: String,
+    /// It is reached through a backing file only: the guest's writes never go there.
+    pub backing: bool,
+    /// Nothing is below it.
+    pub is_leaf: bool,
+    /// Opened for reading only.
+    pub read_only: bool,
+    /// Somebody else than the guest, its formats and jobs may write to it: a writable export.
+    pub written_by_others: bool,
+    /// Its own encryption.
+    pub encryption: Encryption,
+    /// Its image, as QEMU names it.
+    pub filename: String,
+    /// What it occupies on its host, in bytes.
+    pub actual_size: Option<u64>,
+    /// Dirty bitmaps with a name.
+    pub bitmaps: Vec<Bitmap>,
+    /// Names of the snapshots inside the image.
+    pub snapshots: Vec<String>,
+}
+
+/// A dirty bitmap of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bitmap {
+    /// Its name.
+    pub name: String,
+    /// Something uses it.
+    pub busy: bool,
+    /// It is stored in the image.
+    pub persistent: bool,
+}
+
+/// All nodes of a QEMU and what is below what.
+#[derive(Debug, Default)]
+pub(super) struct Graph {
+    nodes: BTreeMap<String, BlockDeviceInfo>,
+    /// By the upper node; none when this QEMU does not tell.
+    below: Option<BTreeMap<String, Vec<Child>>>,
+    /// Nodes that an export, or what has no name either, may write to.
+    written_by_others: BTreeSet<String>,
+}
+
+#[derive(Debug)]
+struct Child {
+    name: String,
+    is_backing: bool,
+}
+
+impl Graph {
+    /// Asks for all nodes.
+    pub(super) async fn ask(qmp: &Qmp) -> Result<Self, QmpError> {
+        let nodes = qmp.execute(QueryNamedBlockNodes { flat: true }).await?;
+        let told = nodes.iter().any(|node| node.children.is_some()).then(|| told_children(&nodes));
+        let asked = match qmp.execute(XDebugQueryBlockGraph).await {
+            Ok(graph) => Some(graph),
+            Err(e) if e.is_command_not_found() => None,
+            Err(e) => return Err(e),
+        };
+        let written_by_others = asked.as_ref().map(written_by_others).unwrap_or_default();
+        let below = asked.as_ref().map(asked_children).or(told);
+        let nodes = nodes.into_iter().map(|node| (node.node_name.clone(), node)).collect();
+        Ok(Self { nodes, below, written_by_others })
+    }
+
+    /// Whether this QEMU tells what is below its nodes.
+    pub(super) fn is_known(&self) -> bool {
+        self.below.is_some()
+    }
+
+    /// The nodes from `top` downwards, each once; with the writable way first.
+    pub(super) fn layers(&self, top: &str) -> Vec<Layer> {
+        let mut found: BTreeMap<String, Layer> = BTreeMap::new();
+        let mut order = Vec::new();
+        let mut waiting = vec![(top.to_owned(), false)];
+        while let Some((name, backing)) = waiting.pop() {
+            if let Some(seen) = found.get_mut(&name) {
+                if !seen.backing || backing {
+                    continue;
+                }
+                seen.backing = false;
+            } else if let Some(layer) = self.layer(&name, backing) {
+                order.push(name.clone());
+                found.insert(name.clone(), layer);
+            }
+            if order.len() >= LAYERS_MAX {
+                break;
+            }
+            let children = self.below.as_ref().and_then(|below| below.get(&name));
+            for child in children.into_iter().flatten().rev() {
+                waiting.push((child.name.clone(), backing || child.is_backing));
+            }
+        }
+        order.iter().filter_map(|name| found.remove(name)).collect()
+    }
+
+    fn layer(&self, name: &str, backing: bool) -> Option<Layer> {
+        let node = self.nodes.get(name)?;
+        let children = self.below.as_ref().and_then(|below| below.get(name));
+        let image = node.image.as_ref();
+        let bitmaps = node.dirty_bitmaps.iter().filter(|bitmap| !bitmap.name.is_empty());
+        Some(Layer {
+            node_name: name.to_owned(),
+            driver: node.drv.clone(),
+            backing,
+            is_leaf: children.is_none_or(Vec::is_empty),
+            read_only: node.ro,
+            written_by_others: self.written_by_others.contains(name),
+            encryption: encryption(&node.drv, image),
+            filename: image.map_or_else(|| node.file.clone(), |image| image.filename.clone()),
+            actual_size: image.and_then(|image| image.actual_size),
+            bitmaps: bitmaps
+                .map(|b| Bitmap { name: b.name.clone(), busy: b.busy, persistent: b.persistent })
+                .collect(),
+            snapshots: image.map_or_else(Vec::new, |i| i.snapshots.iter().map(|s| s.name.clone()).collect()),
+        })
+    }
+
+    /// The least that protects what the guest writes from here on down, on any of its ways.
+    pub(super) fn protection(&self, top: &str) -> Encryption {
+        self.least(top, Encryption::None, 0)
+    }
+
+    fn least(&self, name: &str, so_far: Encryption, depth: usize) -> Encryption {
+        let own = self.nodes.get(name).map_or(Encryption::None, |n| encryption(&n.drv, n.image.as_ref()));
+        let here = so_far.max(own);
+        let children = self.below.as_ref().and_then(|below| below.get(name));
+        if depth >= LAYERS_MAX || here == Encryption::Luks {
+            return here;
+        }
+        let written = children.into_iter().flatten().filter(|child| !child.is_backing);
+        written.map(|child| self.least(&child.name, here, depth + 1)).min().unwrap_or(here)
+    }
+}
+
+fn told_children(nodes: &[BlockDeviceInfo]) -> BTreeMap<String, Vec<Child>> {
+    let children = |node: &BlockDeviceInfo| {
+        let told = node.children.iter().flatten();
+        told.map(|c| Child { name: c.node_name.clone(), is_backing: c.child == "backing" }).collect()
+    };
+    nodes.iter().map(|node| (node.node_name.clone(), children(node))).collect()
+}
+
+fn asked_children(graph: &BlockGraph) -> BTreeMap<String, Vec<Child>> {
+    let names = names(graph, |node| node.kind == NODE);
+    let mut below: BTreeMap<String, Vec<Child>> = BTreeMap::new();
+    for edge in &graph.edges {
+        if let (Some(parent), Some(child)) = (names.get(&edge.parent), names.get(&edge.child)) {
+            let child = Child { name: (*child).to_owned(), is_backing: edge.name == "backing" };
+            below.entry((*parent).to_owned()).or_default().push(child);
+        }
+    }
+    below
+}
+
+/// The nodes that something without a name may write to: a guest's device has one.
+fn written_by_others(graph: &BlockGraph) -> BTreeSet<String> {
+    let nodes = names(graph, |node| node.kind == NODE);
+    let others = names(graph, |node| node.kind == "block-backend" && node.name.is_empty());
+    let writes = |edge: &&BlockGraphEdge| {
+        others.contains_key(&edge.parent) && edge.perm.iter().any(|perm| perm == "write")
+    };
+    let written = graph.edges.iter().filter(writes).filter_map(|edge| nodes.get(&edge.child));
+    written.map(|name| (*name).to_owned()).collect()
+}
+
+fn names(graph: &BlockGraph, which: impl Fn(&BlockGraphNode) -> bool) -> BTreeMap<u64, &str> {
+    graph.nodes.iter().filter(|node| which(node)).map(|node| (node.id, node.name.as_str())).collect()
+}
+
+/// A node's own encryption.
+pub(super) fn encryption(driver: &str, image: Option<&ImageInfo>) -> Encryption {
+    let specific = image.and_then(|image| image.format_specific.as_ref());
+    let format = specific.and_then(|s| match s.kind.as_str() {
+        "rbd" => s.data.get("encryption-format"),
+        _ => s.data.get("encrypt").and_then(|encrypt| encrypt.get("format")),
+    });
+    match format.and_then(|format| format.as_str()) {
+        Some("aes") => Encryption::Aes,
+        Some(_) => Encryption::Luks,
+        None if driver == "luks" => Encryption::Luks,
+        // The old `qcow` and whatever says no more than that.
+        None if image.is_some_and(|image| image.encrypted) => Encryption::Aes,
+        None => Encryption::None,
+    }
+}
+
+/// The best encryption of an image and all that it stands on, by what is told without a graph.
+pub(super) fn encryption_of_chain(driver: &str, image: &ImageInfo) -> Encryption {
+    let mut best = encryption(driver, Some(image));
+    let mut next = image.backing_image.as_deref();
+    let mut seen = BTreeSet::new();
+    while let Some(image) = next {
+        best = best.max(encryption(&image.format, Some(image)));
+        next = image.backing_image.as_deref().filter(|_| seen.len() < LAYERS_MAX);
+        seen.insert(image.filename.clone());
+    }
+    best
+}

@@ -1,0 +1,229 @@
+//! The images below a guest's disk as the QEMU that uses them sees them: which file or block device
+//! each one is, whatever it is called, and what another host would know it by.
+//!
+//! A path says little: QEMU may live in another root folder or mount namespace, and the file behind a
+//! path changes. What counts is what the process has open (`/proc/PID/fd`). Where this agent may not
+//! look, an image is not seen, and nothing is claimed about it.
+
+use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::graph::Layer;
+use super::storage;
+
+/// An image below a disk: a layer that nothing is below.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// As QEMU names it.
+    pub filename: String,
+    /// Its driver, such as `file`, `host_device` or `rbd`.
+    pub driver: String,
+    /// It is reached through a backing file only.
+    pub backing: bool,
+    /// Opened for reading only.
+    pub read_only: bool,
+    /// QEMU has made it for itself, and removes it at its end.
+    pub temporary: bool,
+    /// What the agent sees of it.
+    pub seen: Option<Seen>,
+    /// Names that are the same wherever the same storage is used; empty when none is known.
+    pub keys: Vec<String>,
+}
+
+/// A file or block device that a QEMU has open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Its path for this agent. None when it has none, as in another mount namespace.
+    pub path: Option<PathBuf>,
+    /// The file system's device.
+    pub device: u64,
+    /// The inode.
+    pub inode: u64,
+    /// A regular file.
+    pub is_file: bool,
+    /// Bytes that it occupies.
+    pub allocated: u64,
+    /// Bytes that are free on its file system for whom QEMU runs as; none for a block device.
+    pub free: Option<u64>,
+}
+
+/// The files that a process has open.
+#[derive(Debug, Default)]
+pub(super) struct OpenFiles {
+    root: Option<PathBuf>,
+    cwd: Option<PathBuf>,
+    /// By the path that the kernel tells, as this agent would see it.
+    by_path: BTreeMap<PathBuf, OpenFile>,
+    pid: i32,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    metadata: Metadata,
+    deleted: bool,
+    /// In `/proc/PID/fd`.
+    fd_path: PathBuf,
+}
+
+impl OpenFiles {
+    /// Looks; empty when this agent may not. Waits for no disk but for those of network file systems.
+    pub(super) fn of(pid: i32) -> Self {
+        let mut by_path = BTreeMap::new();
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let fd_path = entry.path();
+            let Ok(target) = std::fs::read_link(&fd_path) else { continue };
+            let Some(path) = target.to_str().filter(|path| path.starts_with('/')) else { continue };
+            let Ok(metadata) = std::fs::metadata(&fd_path) else { continue };
+            let (path, deleted) = match path.strip_suffix(" (deleted)") {
+                Some(path) if metadata.nlink() == 0 => (path, true),
+                _ => (path, false),
+            };
+            by_path.insert(PathBuf::from(path), OpenFile { metadata, deleted, fd_path });
+        }
+        let link = |name: &str| std::fs::read_link(format!("/proc/{pid}/{name}")).ok();
+        Self { root: link("root"), cwd: link("cwd"), by_path, pid }
+    }
+
+    /// The open file that QEMU calls by this name.
+    fn find(&self, filename: &str) -> Option<&OpenFile> {
+        if self.by_path.is_empty() {
+            return None;
+        }
+        let path = Path::new(filename);
+        let absolute = if path.is_absolute() { self.below_root(path) } else { self.cwd.as_ref()?.join(path) };
+        if let Some(open) = self.by_path.get(&absolute) {
+            return Some(open);
+        }
+        // By way of a link, or renamed since: found by what is behind the name, if QEMU has that open.
+        let link = match path.is_absolute() {
+            true => format!("/proc/{}/root{filename}", self.pid),
+            false => format!("/proc/{}/cwd/{filename}", self.pid),
+        };
+        let named = std::fs::metadata(link).ok()?;
+        self.by_path.values().find(|open| is_same(&open.metadata, &named))
+    }
+
+    fn below_root(&self, path: &Path) -> PathBuf {
+        match &self.root {
+            Some(root) if root != Path::new("/") => root.join(path.strip_prefix("/").unwrap_or(path)),
+            _ => path.to_owned(),
+        }
+    }
+
+    fn path_of(&self, wanted: &OpenFile) -> Option<PathBuf> {
+        let known =
+            self.by_path.iter().find(|(_, open)| std::ptr::eq(*open, wanted)).map(|(path, _)| path)?;
+        // In another mount namespace the same path may lead to another file, or nowhere.
+        let found = std::fs::metadata(known).ok()?;
+        is_same(&found, &wanted.metadata).then(|| known.clone())
+    }
+}
+
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    let special = one.file_type().is_block_device() && other.file_type().is_block_device();
+    if special { one.rdev() == other.rdev() } else { (one.dev(), one.ino()) == (other.dev(), other.ino()) }
+}
+
+/// The images among these layers.
+pub(super) fn images(layers: &[Layer], files: &OpenFiles) -> Vec<Image> {
+    layers.iter().filter(|layer| layer.is_leaf).map(|layer| image(layer, files)).collect()
+}
+
+/// The same where nothing could be looked at.
+pub(super) fn unseen(layers: &[Layer]) -> Vec<Image> {
+    images(layers, &OpenFiles::default())
+}
+
+fn image(layer: &Layer, files: &OpenFiles) -> Image {
+    let local = storage::local_path(&layer.driver, &layer.filename);
+    let open = local.as_deref().and_then(|path| files.find(path));
+    let keys = match open {
+        Some(open) => storage::keys_of_file(&open.metadata, files.pid),
+        None => storage::keys_of_network(&layer.driver, &layer.filename),
+    };
+    Image {
+        filename: layer.filename.clone(),
+        driver: layer.driver.clone(),
+        backing: layer.backing,
+        read_only: layer.read_only,
+        temporary: open.map_or_else(|| local.as_deref().is_some_and(is_named_temporary), |open| open.deleted),
+        seen: open.map(|open| seen(open, files)),
+        keys,
+    }
+}
+
+/// QEMU's own name for them, where the agent cannot see that the file has no name any more.
+fn is_named_temporary(path: &str) -> bool {
+    let name = ["/var/tmp/vl.", "/tmp/vl."].iter().find_map(|begin| path.strip_prefix(begin));
+    name.is_some_and(|rest| rest.len() == 6 && rest.bytes().all(|b| b.is_ascii_alphanumeric()))
+}
+
+fn seen(open: &OpenFile, files: &OpenFiles) -> Seen {
+    let is_file = open.metadata.is_file();
+    let free = is_file.then(|| rustix::fs::statvfs(&open.fd_path).ok()).flatten();
+    Seen {
+        path: files.path_of(open),
+        device: open.metadata.dev(),
+        inode: open.metadata.ino(),
+        is_file,
+        allocated: open.metadata.blocks().saturating_mul(512),
+        free: free.map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize)),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
+mod tests {
+    use super::*;
+
+    fn layer(path: &Path) -> Layer {
+        Layer {
+            node_name: "vda".into(),
+            driver: "file".into(),
+            backing: false,
+            is_leaf: true,
+            read_only: false,
+            written_by_others: false,
+            encryption: super::super::Encryption::None,
+            filename: path.display().to_string(),
+            actual_size: None,
+            bitmaps: Vec::new(),
+            snapshots: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn only_what_a_process_has_open_is_seen_and_by_any_of_its_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link, other) =
+            (folder.path().join("a.raw"), folder.path().join("link"), folder.path().join("b.raw"));
+        let open = std::fs::File::create(&path).unwrap();
+        std::fs::write(&other, "x").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let look = |path: &Path| images(&[layer(path)], &OpenFiles::of(pid)).remove(0);
+
+        let seen = look(&path).seen.unwrap();
+        assert_eq!(seen.inode, open.metadata().unwrap().ino());
+        assert_eq!(seen.path.as_deref(), Some(&*std::fs::canonicalize(&path).unwrap()));
+        assert!(seen.free.is_some());
+        assert_eq!(look(&link).seen.unwrap(), seen);
+        assert_eq!(look(&link).keys, look(&path).keys);
+        assert!(!look(&path).keys.is_empty());
+        assert_eq!(look(&other).seen, None, "nobody has it open");
+
+        // Another file takes its place: the name no longer leads to what is open.
+        std::fs::rename(&other, &path).unwrap();
+        assert_eq!(look(&path).seen.map(|seen| seen.path), Some(None));
+        drop(open);
+    }
+
+    #[test]
+    fn the_names_of_qemus_temporary_files_are_known() {
+        assert!(is_named_temporary("/var/tmp/vl.1C4NZ3"));
+        assert!(!is_named_temporary("/srv/vl.backup"));
+        assert!(!is_named_temporary("/var/tmp/vl.raw"));
+    }
+}
