@@ -45,6 +45,7 @@ fn sample(folder: &Path) -> PathBuf {
         Record::Undo(Undo::Fd("vmferry-ram".into())),
         Record::Undo(Undo::Node("vmferry-disk0".into())),
         Record::Phase(Phase::Device),
+        Record::ToRun { running: false },
         Record::HandedOver,
         Record::Forced { side: Side::Here, uid: Some(0), at: BEGAN + 9 },
         Record::NeverRan,
@@ -54,6 +55,18 @@ fn sample(folder: &Path) -> PathBuf {
 
 fn lines(path: &Path) -> Vec<String> {
     std::fs::read_to_string(path).unwrap().lines().map(|l| l.to_owned() + "\n").collect()
+}
+
+#[test]
+fn the_last_word_on_whether_the_guest_is_to_run_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), header(8, Role::Source), Vec::new());
+    let running = || Journal::peek(&path, "alpha").unwrap().running();
+    assert!(running(), "as it was at its beginning");
+    for word in [false, true, false] {
+        Journal::open(&path, "alpha").unwrap().record(Record::ToRun { running: word }).unwrap();
+        assert_eq!(running(), word);
+    }
 }
 
 /// What it is refused with, in full; the file must be as it was.
@@ -182,7 +195,7 @@ fn doubled_moved_removed_and_spliced_lines_are_refused() {
     let spliced = edit(&|l| l[3] = lines(&longer)[3].clone());
     assert!(spliced.contains("line 4") && spliced.contains("checksum"), "{spliced}");
     let twice = edit(&|l| l.extend(l.clone()));
-    assert!(twice.contains("line 8"), "{twice}");
+    assert!(twice.contains("line 9"), "{twice}");
     let headless = edit(&|l| drop(l.remove(0)));
     assert!(headless.contains("no header"), "{headless}");
     let blank = edit(&|l| l.insert(2, "\n".into()));

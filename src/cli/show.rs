@@ -114,8 +114,9 @@ pub(super) fn outcome(p: &Progress) {
         None => {}
         Some(Outcome::Moved { leftovers }) => {
             println!(
-                "{} runs on {} ({} s in all, {} on the wire)",
+                "{} {} on {} ({} s in all, {} on the wire)",
                 p.vm,
+                if p.paused { "is paused" } else { "runs" },
                 p.peer,
                 seconds(p.elapsed_ms),
                 HumanBytes(p.stream_bytes())

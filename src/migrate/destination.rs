@@ -128,7 +128,8 @@ impl Destination {
         let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
         let registration = host.register(migration, incoming);
         let noted = journal.note_qemu(qmp.process());
-        let progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
+        let mut progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
+        progress.paused = !offer.running;
         let orders = host.take_orders(migration);
         let mut destination = Self {
             host,
@@ -360,6 +361,7 @@ impl Destination {
             }
             Request::Incoming if self.incoming => Ok(()),
             Request::Incoming if open => self.accept_ram().await,
+            Request::ToRun { running } if open => self.note_to_run(running),
             Request::Switchover if self.incoming => self.close_exports().await,
             Request::Start if self.handover.is_loaded() => match self.start_guest(control).await {
                 Ok(()) => return Ok(Next::GoOn),
@@ -460,6 +462,15 @@ impl Destination {
         self.qmp.getfd(names::RAM_FDNAME, theirs).await?;
         self.ram = Some(ours);
         self.qmp.execute(MigrateIncoming::from_fd(names::RAM_FDNAME)).await?;
+        Ok(())
+    }
+
+    /// On the disk before it is answered, and so before the guest can be handed over.
+    fn note_to_run(&mut self, running: bool) -> Result<(), Trouble> {
+        if self.journal.past().running() != running {
+            self.journal.record(Record::ToRun { running })?;
+            self.progress.update(|p| p.paused = !running);
+        }
         Ok(())
     }
 

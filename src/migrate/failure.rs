@@ -10,6 +10,7 @@ use crate::qemu::{MigrationStatus, Qmp, QmpError};
 use super::delta::DeltaError;
 use super::journal::JournalError;
 use super::link::LinkError;
+use super::meanwhile::Meanwhile;
 use super::phase::IllegalStep;
 use super::problem::Problem;
 use super::vm::VmError;
@@ -114,6 +115,9 @@ pub enum Failure {
         /// Why.
         source: DeltaError,
     },
+    /// The guest, or somebody else at its QEMU, has decided otherwise.
+    #[error(transparent)]
+    Meanwhile(#[from] Meanwhile),
     /// QEMU's migration ended.
     #[error("the migration of the RAM ended as {status}: {error}")]
     Ram {
@@ -206,6 +210,8 @@ impl Failure {
         match self {
             Self::Cancelled | Self::Stopping | Self::Frozen => false,
             Self::QemuGone(_) | Self::QemuUnknown(_) => false,
+            // Nobody moves a guest against the will of whoever acted, or of the guest.
+            Self::Meanwhile(_) => false,
             Self::Journal(_)
             | Self::Vm(_)
             | Self::Step(_)

@@ -178,6 +178,12 @@ pub enum Record {
     Qemu(ProcessId),
     /// A phase has been entered.
     Phase(Phase),
+    /// Somebody has paused or continued the guest since it began: whether it is to run where it ends
+    /// up.
+    ToRun {
+        /// It is.
+        running: bool,
+    },
     /// Source: the guest is the destination's from here on. Destination: never written.
     HandedOver,
     /// Destination: the guest is about to be started.
@@ -302,6 +308,8 @@ pub struct Past {
     pub phase: Phase,
     /// The last one before a roll-back: what failed, if it failed.
     pub reached: Phase,
+    /// See [`Record::ToRun`]; the last one.
+    pub to_run: Option<bool>,
     /// See [`Record::HandedOver`].
     pub handed_over: bool,
     /// See [`Record::Starting`].
@@ -331,6 +339,7 @@ impl Past {
             qemu: None,
             phase: Phase::Begin,
             reached: Phase::Begin,
+            to_run: None,
             handed_over: false,
             starting: false,
             runs: false,
@@ -354,6 +363,7 @@ impl Past {
                     self.reached = phase;
                 }
             }
+            Record::ToRun { running } => self.to_run = Some(running),
             Record::HandedOver => self.handed_over = true,
             Record::Starting => self.starting = true,
             Record::Runs => self.runs = true,
@@ -380,6 +390,12 @@ impl Past {
     #[must_use]
     pub fn is_surely_of(&self, process: &Process) -> bool {
         self.qemu.is_some() && self.qemu.as_ref() == process.id()
+    }
+
+    /// Whether the guest is to run where it ends up: nobody has paused it, or somebody continued it.
+    #[must_use]
+    pub fn running(&self) -> bool {
+        self.to_run.unwrap_or(self.header.running)
     }
 
     /// What the hand-over's machines need of it.

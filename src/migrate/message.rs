@@ -80,6 +80,12 @@ pub enum Request {
     Prepare(Offer),
     /// Attach the RAM stream.
     Incoming,
+    /// Whether the guest is to run at its start, where that has changed since the offer: somebody has
+    /// paused or continued it. Durable before it is answered.
+    ToRun {
+        /// It is.
+        running: bool,
+    },
     /// The mirrors are finished: close the exports, so that the disks are the guest's alone.
     Switchover,
     /// The source has durably handed over: start the guest.
@@ -105,6 +111,7 @@ impl Request {
             Self::Check(_) => "check",
             Self::Prepare(_) => "prepare",
             Self::Incoming => "incoming",
+            Self::ToRun { .. } => "to-run",
             Self::Switchover => "switchover",
             Self::Start => "start",
             Self::Confirmed => "confirmed",

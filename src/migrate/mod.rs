@@ -8,6 +8,7 @@
 //! `net` and `qemu` meet only here, through `OwnedFd`.
 
 mod admission;
+mod carried;
 mod decide;
 mod delta;
 mod destination;
@@ -17,11 +18,13 @@ mod exports;
 mod failure;
 mod follow;
 pub mod frozen;
+mod guest_watch;
 pub mod handover;
 mod host;
 pub mod journal;
 mod life;
 mod link;
+mod meanwhile;
 pub mod message;
 mod order;
 mod patience;

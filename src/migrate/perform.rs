@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use super::journal::Undo;
 use super::link::WEIGHT;
+use super::meanwhile::Meanwhile;
 use super::message::{Export, Request};
 use super::patience::Patience;
 use super::plan::CopiedDisk;
@@ -87,7 +88,7 @@ impl Source {
                         }
                     }
                 }
-                happening => self.common(happening)?,
+                happening => self.common(happening).await?,
             }
         }
         Ok(())
@@ -172,7 +173,7 @@ impl Source {
     }
 
     /// A question to QEMU, whose main loop may hang on a stream that does not move.
-    async fn query<C: crate::qemu::Command>(&self, command: C) -> Result<C::Return, Failure> {
+    pub(super) async fn query<C: crate::qemu::Command>(&self, command: C) -> Result<C::Return, Failure> {
         let deadline = self.host.config.deadlines.stall();
         self.patience().with(self.qmp.execute_within(command, deadline)).await
     }
@@ -240,7 +241,6 @@ impl Source {
         let mut stall = Stall::new(self.host.config.deadlines.stall());
         loop {
             match self.next().await? {
-                Happening::Event(EventKind::Stop) => self.guest_stands_still(),
                 Happening::Event(EventKind::Migration { status: MigrationStatus::PreSwitchover }) => {
                     self.guest_stands_still();
                     return Ok(());
@@ -250,7 +250,7 @@ impl Source {
                     let idle = self.is_away();
                     stall.check(self.streams.total(), || "the copy of the RAM".into(), idle)?;
                 }
-                happening => self.common(happening)?,
+                happening => self.common(happening).await?,
             }
         }
     }
@@ -271,6 +271,9 @@ impl Source {
     /// What QEMU's migration has come to while nobody listened; a bad end is an error.
     async fn missed_migration(&mut self) -> Result<MigrationStatus, Failure> {
         let info = self.query(QueryMigrate).await?;
+        if let Some(meanwhile) = Meanwhile::told_by(&EventKind::Migration { status: info.status.clone() }) {
+            return Err(meanwhile.into());
+        }
         if is_bad_end(&info.status) {
             let error = info.error_desc.unwrap_or_default();
             return Err(Failure::Ram { status: info.status, error });
@@ -288,7 +291,7 @@ impl Source {
     }
 
     /// From now on every millisecond counts.
-    fn guest_stands_still(&mut self) {
+    pub(super) fn guest_stands_still(&mut self) {
         self.paused_at.get_or_insert_with(Instant::now);
         self.share.go_ahead();
     }
@@ -362,10 +365,11 @@ impl Source {
                     open.retain(|j| *j != device);
                 }
                 Happening::Tick => waiting.check("finishing the mirrors", self.is_away())?,
-                happening => self.common(happening)?,
+                happening => self.common(happening).await?,
             }
         }
         self.note_delta();
+        self.tell_whether_it_runs().await?;
         // Their ends were heard of; what is left of them is not waited for on the way.
         let closed = self.patience().with(self.link.demand(Request::Switchover, Duration::from_secs(30)));
         let (closed, dismissed) = tokio::join!(closed, dismiss_jobs(&self.qmp, &self.disks));
@@ -405,7 +409,7 @@ impl Source {
                 // Closed by now: the exports in order, the RAM stream when its last byte is there.
                 Happening::StreamEnded(..) | Happening::Loaded => {}
                 Happening::Tick => waiting.check("the transfer of the devices' state", self.is_away())?,
-                happening => self.common(happening)?,
+                happening => self.common(happening).await?,
             }
         }
         self.downtime.device_ms = millis(since);
@@ -413,32 +417,36 @@ impl Source {
     }
 
     /// What means the same in every phase.
-    fn common(&mut self, happening: Happening) -> Result<(), Failure> {
+    async fn common(&mut self, happening: Happening) -> Result<(), Failure> {
         match happening {
             Happening::Event(EventKind::BlockJobCompleted { device, error, .. }) => {
-                Err(self.mirror_failed(&device, error.unwrap_or_else(|| "it ended before its time".into())))
+                let Some(disk) = self.disk_of(&device) else { return Ok(()) };
+                Err(match error {
+                    Some(error) => Failure::Mirror { disk, error },
+                    // We end none before the guest is paused.
+                    None => Meanwhile::MirrorEnded { disk, what: "ended" }.into(),
+                })
             }
-            Happening::Event(EventKind::BlockJobCancelled { device, .. }) => {
-                Err(self.mirror_failed(&device, "somebody else cancelled it".into()))
-            }
-            Happening::Event(EventKind::Migration { status }) if is_bad_end(&status) => {
-                Err(Failure::Ram { status, error: String::new() })
-            }
+            Happening::Event(EventKind::BlockJobCancelled { device, .. }) => match self.disk_of(&device) {
+                Some(disk) => Err(Meanwhile::MirrorEnded { disk, what: "cancelled" }.into()),
+                None => Ok(()),
+            },
             Happening::Copied(disk, Err(source)) => Err(Failure::Delta { disk, source }),
             Happening::StreamEnded(label, source) => {
                 Err(Failure::Stream { stream: label.to_string(), source })
             }
-            Happening::Event(EventKind::GuestPanicked) => {
-                self.progress.update(|p| p.notes.push("the guest has panicked at the source".into()));
-                Ok(())
-            }
-            _ => Ok(()),
+            Happening::Event(event) => self.on_guest_event(&event).await,
+            Happening::Tick | Happening::Loaded | Happening::Copied(_, Ok(())) => Ok(()),
         }
     }
 
     fn mirror_failed(&self, job: &str, error: String) -> Failure {
-        let disk = self.disks.iter().find(|d| names::job_id(&d.name) == job);
-        Failure::Mirror { disk: disk.map_or_else(|| job.to_owned(), |d| d.name.clone()), error }
+        Failure::Mirror { disk: self.disk_of(job).unwrap_or_else(|| job.to_owned()), error }
+    }
+
+    /// The disk of one of our mirrors; others have jobs of their own.
+    fn disk_of(&self, job: &str) -> Option<String> {
+        self.disks.iter().find(|d| names::job_id(&d.name) == job).map(|d| d.name.clone())
     }
 }
 

@@ -188,6 +188,9 @@ pub struct Progress {
     /// What it may send, where this host is its source.
     #[serde(default)]
     pub share: Option<Wish>,
+    /// Somebody has paused the guest: it stays so where it ends up.
+    #[serde(default)]
+    pub paused: bool,
     /// Known at the end.
     pub downtime: Option<Downtime>,
     /// What an operator should know although it did not fail.
@@ -215,6 +218,7 @@ impl Progress {
             rate_bytes_per_s: 0,
             tries: None,
             share: None,
+            paused: false,
             downtime: None,
             notes: Vec::new(),
             outcome: None,

@@ -480,7 +480,7 @@ async fn clean_qemu(host: &Host, qmp: &Qmp, past: &Past) -> Vec<String> {
         }
         (Role::Source, false) => {
             let mut left = undo::clean_late(qmp, past).await;
-            if past.header.running && status == RunState::PostMigrate {
+            if past.running() && status == RunState::PostMigrate {
                 left.push(format!("VM {name} stands still at the source: continue it with `cont`"));
             }
             left

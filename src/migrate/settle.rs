@@ -25,6 +25,7 @@ use super::message::{Fate, Request};
 use super::phase::Phase;
 use super::problem::chain;
 use super::progress::{Outcome, Progress, ProgressSink};
+use super::undo::RolledBack;
 use super::{retry, source, undo, vm};
 use crate::net::identity::Identity;
 use crate::qemu::{QueryStatus, RunState};
@@ -240,9 +241,10 @@ impl Settling<'_> {
         let (id, name) = (past.header.migration, &past.header.vm);
         loop {
             let why = match take_back(self.host, past).await {
-                Ok(leftovers) => {
+                Ok(undone) => {
                     self.host.answered(id);
-                    return Some(leftovers);
+                    self.progress.update(|p| p.notes.extend(undone.standing));
+                    return Some(undone.leftovers);
                 }
                 Err(why) => why,
             };
@@ -300,15 +302,15 @@ async fn release(host: &Host, past: &Past) -> Vec<String> {
 }
 
 /// Undoes what was made in the source's QEMU, and lets the guest run; why that QEMU cannot be asked.
-async fn take_back(host: &Host, past: &Past) -> Result<Vec<String>, String> {
+async fn take_back(host: &Host, past: &Past) -> Result<RolledBack, String> {
     let name = &past.header.vm;
     let config = match host.vm(name, "source") {
-        Err(problem) => return Ok(vec![problem.to_string()]),
+        Err(problem) => return Ok(RolledBack::not(problem.to_string())),
         Ok(config) => config,
     };
     match life::look(past, config).await {
-        Look::Answers(qmp) => Ok(undo::roll_back(&qmp, past, undo::Bitmaps::Go).await.leftovers),
-        Look::Lost(known) => Ok(vec![known.of_source(name)]),
+        Look::Answers(qmp) => Ok(undo::roll_back(&qmp, past, undo::Bitmaps::Go).await),
+        Look::Lost(known) => Ok(RolledBack::not(known.of_source(name))),
         Look::Silent(known) => Err(known.in_words()),
     }
 }

@@ -147,7 +147,10 @@ impl Source {
         // Now that this one tells of the bitmaps.
         let tracking = held.take().map(|held| held.pass_on(&host)).unwrap_or_default();
         let disks = plan::copied(&disks);
-        progress.update(|p| p.disks = disks.iter().map(disk_progress).collect());
+        progress.update(|p| {
+            p.disks = disks.iter().map(disk_progress).collect();
+            p.paused = !running;
+        });
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let now = Instant::now();
@@ -216,7 +219,9 @@ impl Source {
     /// Everything from where it is up to the destination's word that the guest runs there.
     async fn perform(&mut self) -> Result<Started, Failure> {
         loop {
+            let looked = self.look_if_missed().await;
             let done = match self.phase {
+                _ if looked.is_err() => looked,
                 Phase::Prepare => self.prepare().await,
                 Phase::Mirror => self.mirror().await,
                 Phase::Precopy => self.precopy().await,
@@ -275,7 +280,7 @@ impl Source {
     /// The offer again: between Begin and Prepare the guest may have been paused.
     async fn offer(&mut self) -> Result<super::message::Offer, Failure> {
         let disks = crate::qemu::disks(&self.qmp).await?;
-        let running = self.journal.past().header.running;
+        let running = self.journal.past().running();
         Ok(super::message::Offer {
             vm: self.request.vm.clone(),
             disks: super::disks::offered(&disks),
@@ -392,6 +397,7 @@ impl Source {
     async fn roll_back(mut self, failure: Failure) -> Ended {
         let phase = self.phase;
         let cause = self.explain(&failure).await;
+        let (failure, cause) = self.overruled(failure, cause);
         tracing::warn!(phase = phase.name(), cause, "migration fails; rolling back");
         self.count_bytes();
         self.phase = Phase::RollBack;
@@ -410,14 +416,16 @@ impl Source {
             && !self.journal.past().handed_over
             && self.tracking.is_worth_keeping();
         let bitmaps = if keeps { Bitmaps::StayForTheNextTry } else { Bitmaps::Go };
-        let undone = self.take_back(phase, &cause, bitmaps).await;
+        let is_off = matches!(&failure, Failure::Meanwhile(meanwhile) if meanwhile.is_off());
+        let undone = self.take_back(phase, &cause, bitmaps, is_off).await;
         let outcome = failed(phase, &failure, cause, undone);
         let may_pass = failure.may_pass();
         if keeps { self.hold(outcome) } else { self.end(Phase::Failed, outcome, may_pass) }
     }
 
     /// Does what the machine wants done about a guest that is ours.
-    async fn take_back(&mut self, phase: Phase, cause: &str, bitmaps: Bitmaps) -> Vec<String> {
+    /// `is_off`: the guest was shut down, which is nothing to mend.
+    async fn take_back(&mut self, phase: Phase, cause: &str, bitmaps: Bitmaps, is_off: bool) -> Vec<String> {
         let effects = std::mem::take(&mut self.effects);
         let wants = |effect| effects.contains(&effect);
         let (reason, link) = (cause.to_owned(), &mut self.link);
@@ -428,6 +436,10 @@ impl Source {
             }
         };
         let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past(), bitmaps));
+        self.progress.update(|p| p.notes.extend(undone.standing.take()));
+        if undone.gone && is_off {
+            undone.leftovers.clear();
+        }
         let mut fate = None;
         match told {
             Some(Ok(Response::Fate(heard))) => fate = Some(heard),
@@ -503,28 +515,6 @@ impl Source {
     fn hold(self, outcome: Outcome) -> Ended {
         let held = Held { journal: self.journal, outcome: outcome.clone(), tracking: self.tracking };
         Ended { phase: Phase::Failed, outcome, may_pass: true, handed_over: false, held: Some(held) }
-    }
-
-    /// Brings the streams' bytes into the progress.
-    pub(super) fn count_bytes(&mut self) {
-        let total = self.streams.total();
-        let (since, before) = self.rate;
-        let elapsed = since.elapsed();
-        let rate = (elapsed >= Duration::from_millis(900)).then(|| {
-            self.rate = (Instant::now(), total);
-            ((total - before) as f64 / elapsed.as_secs_f64()) as u64
-        });
-        let streams = &self.streams;
-        self.progress.update(|p| {
-            for disk in &mut p.disks {
-                let label = Label::Disk(disk.name.clone());
-                (disk.stream_bytes, disk.saved_bytes) = (streams.bytes(&label), streams.saved(&label));
-            }
-            if let Some(ram) = &mut p.ram {
-                ram.stream_bytes = streams.bytes(&Label::Ram);
-            }
-            p.rate_bytes_per_s = rate.unwrap_or(p.rate_bytes_per_s);
-        });
     }
 }
 

@@ -11,8 +11,8 @@ use super::journal::{Past, Undo};
 use super::life::Known;
 use super::problem::chain;
 use crate::qemu::{
-    BlockdevDel, CleanupReport, Cont, Qmp, QmpError, QueryMigrate, QueryStatus, RunState, SourceLeftovers,
-    source_cleanup,
+    BlockdevDel, CleanupReport, Cont, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState,
+    SourceLeftovers, source_cleanup,
 };
 
 /// How long the guest may take to run again.
@@ -48,6 +48,17 @@ fn in_words(report: &CleanupReport) -> Vec<String> {
 pub(crate) struct RolledBack {
     /// What could not be undone, in words.
     pub(crate) leftovers: Vec<String>,
+    /// Why the guest does not run, where that is somebody's will or the guest's own doing.
+    pub(crate) standing: Option<String>,
+    /// QEMU has gone, and the guest with it.
+    pub(crate) gone: bool,
+}
+
+impl RolledBack {
+    /// Nothing could be undone, for this reason.
+    pub(super) fn not(why: String) -> Self {
+        Self { leftovers: vec![why], standing: None, gone: false }
+    }
 }
 
 /// Undoes what `past` records in the source's QEMU, and lets the guest run if it ran before.
@@ -59,13 +70,20 @@ pub(crate) async fn roll_back(qmp: &Qmp, past: &Past, bitmaps: Bitmaps) -> Rolle
     let report = source_cleanup(qmp, &what).await;
     if report.is_connection_lost() || report.is_unanswered() {
         let known = Known::of(qmp.process(), qmp.path()).await;
-        return RolledBack { leftovers: vec![known.of_source(&past.header.vm)] };
+        let left = known.of_source(&past.header.vm);
+        return RolledBack { leftovers: vec![left], standing: None, gone: known.is_gone() };
     }
     let mut leftovers = in_words(&report);
-    if let Err(e) = resume(qmp, past.header.running).await {
-        leftovers.push(format!("VM {} could not be resumed at the source: {}", past.header.vm, chain(&e)));
-    }
-    RolledBack { leftovers }
+    let vm = &past.header.vm;
+    let standing = match resume(qmp, past.running()).await {
+        Ok(RunState::Running) => None,
+        Ok(state) => Some(standing(vm, &state)),
+        Err(e) => {
+            leftovers.push(format!("VM {vm} could not be resumed at the source: {}", chain(&e)));
+            None
+        }
+    };
+    RolledBack { leftovers, standing, gone: false }
 }
 
 /// What the journal says may be in the source's QEMU.
@@ -135,27 +153,43 @@ pub(crate) enum ResumeError {
     State(RunState),
 }
 
-async fn resume(qmp: &Qmp, was_running: bool) -> Result<(), ResumeError> {
-    if !was_running {
-        return Ok(());
-    }
+/// Lets a guest run again that nobody but QEMU's migration has stopped; how it is then.
+///
+/// QEMU itself resumes a guest that ran when it was stopped for the switchover, unless the migration
+/// was completed. So one that stands still after any other end stood still before, by somebody's
+/// will or because it must, and is left as it is.
+async fn resume(qmp: &Qmp, is_to_run: bool) -> Result<RunState, ResumeError> {
     let until = Instant::now() + RESUME_DEADLINE;
     loop {
-        // QEMU resumes by itself after a cancelled migration, but not after a completed one.
-        let status = qmp.execute_within(QueryStatus, RESUME_DEADLINE).await?.status;
-        match status {
-            RunState::Running => return Ok(()),
-            RunState::Paused | RunState::PostMigrate => match qmp.execute_within(Cont, RESUME_DEADLINE).await
-            {
-                // Whether it was heard is asked.
-                Err(e) if e.is_interrupted() => {}
-                done => drop(done?),
+        let state = qmp.execute_within(QueryStatus, RESUME_DEADLINE).await?.status;
+        match state {
+            RunState::PostMigrate if is_to_run => match qmp.execute(QueryMigrate).await?.status {
+                MigrationStatus::Completed => match qmp.execute_within(Cont, RESUME_DEADLINE).await {
+                    // Whether it was heard is asked.
+                    Err(e) if e.is_interrupted() => {}
+                    done => drop(done?),
+                },
+                status if status.is_live() => {}
+                _ => return Ok(state),
             },
-            _ => {}
+            RunState::FinishMigrate => {}
+            _ => return Ok(state),
         }
         if Instant::now() >= until {
-            return Err(ResumeError::State(status));
+            return Err(ResumeError::State(state));
         }
         sleep(RESUME_POLL).await;
+    }
+}
+
+/// Why a guest that was not moved does not run.
+fn standing(vm: &str, state: &RunState) -> String {
+    match state {
+        RunState::Paused | RunState::Prelaunch => format!("VM {vm} is paused at the source, and is left so"),
+        RunState::PostMigrate => format!(
+            "VM {vm} is paused at the source, and is left so; its QEMU calls that {state}, and takes no further \
+             migration until the guest was continued once (`cont`)"
+        ),
+        other => format!("VM {vm} is in state {other} at the source, and is left so"),
     }
 }

@@ -57,6 +57,12 @@ pub struct Plan {
     pub lanes: Option<usize>,
     /// The destination's second disk lies on a volume that is too small for it.
     pub small_disk_mib: Option<u64>,
+    /// The source's second disk lies on a volume of its own, of so many MiB.
+    pub source_disk_mib: Option<u64>,
+    /// More arguments for both QEMUs.
+    pub extra: &'static [&'static str],
+    /// QEMU opens its images anew when it may write no longer, as libvirt would have it.
+    pub auto_read_only: bool,
 }
 
 impl Plan {
@@ -69,6 +75,9 @@ impl Plan {
         small_state_mib: None,
         lanes: None,
         small_disk_mib: None,
+        source_disk_mib: None,
+        extra: &[],
+        auto_read_only: false,
     };
 }
 
@@ -87,6 +96,8 @@ pub struct Stage {
     pub hook: Gate,
     pub state: Option<[Volume; 2]>,
     pub disk: Option<Volume>,
+    /// That of the source's second disk.
+    pub source_disk: Option<Volume>,
     /// The sockets of the disks' streams, at the source and at the destination, by inode.
     pub disk_streams: [Vec<u64>; 2],
     limited: bool,
@@ -114,12 +125,15 @@ impl Stage {
             blocks: plan.blocks,
             dirty_mib: plan.dirty_mib,
             rate: plan.rate,
+            extra: plan.extra.iter().map(|word| (*word).to_owned()).collect(),
+            auto_read_only: plan.auto_read_only,
             ..VmSpec::new(VM, plan.version)
         };
         let source = Vm::define(&lab.paths, &net.alpha, &spec)?;
         let destination = Vm::define(&lab.paths, &net.bravo, &spec)?;
         (0..spec.disks.len()).try_for_each(|disk| ballast(&lab.paths, &source, disk))?;
         let disk = plan.small_disk_mib.map(|mib| small_disk(&destination, mib)).transpose()?;
+        let source_disk = plan.source_disk_mib.map(|mib| small_disk(&source, mib)).transpose()?;
         let small = |host: &Host, mib| Volume::mount(&host.dir.join("state"), mib);
         let state = match plan.small_state_mib {
             Some(mib) => Some([small(&net.alpha, mib)?, small(&net.bravo, mib)?]),
@@ -144,6 +158,7 @@ impl Stage {
             hook,
             state,
             disk,
+            source_disk,
             disk_streams: [Vec::new(), Vec::new()],
             limited: false,
             before,
@@ -466,14 +481,14 @@ fn ballast(paths: &Paths, vm: &Vm, disk: usize) -> Result<()> {
     Ok(fs::remove_file(raw)?)
 }
 
-/// Puts the destination's qcow2 disk on a volume where it has not room enough.
-fn small_disk(destination: &Vm, mib: u64) -> Result<Volume> {
-    let Some(disk) = destination.spec.disks.iter().position(|d| *d == DiskFormat::Qcow2) else {
+/// Puts a qcow2 disk on a volume of its own, where it may not have room enough.
+fn small_disk(vm: &Vm, mib: u64) -> Result<Volume> {
+    let Some(disk) = vm.spec.disks.iter().position(|d| *d == DiskFormat::Qcow2) else {
         bail!("no disk that grows");
     };
-    let volume = Volume::mount(&destination.dir().join("small"), mib)?;
-    let image = destination.disk(disk);
-    let inside = destination.dir().join("small").join(image.file_name().context("a disk without a name")?);
+    let volume = Volume::mount(&vm.dir().join("small"), mib)?;
+    let image = vm.disk(disk);
+    let inside = vm.dir().join("small").join(image.file_name().context("a disk without a name")?);
     fs::copy(&image, &inside)?;
     fs::remove_file(&image)?;
     std::os::unix::fs::symlink(&inside, &image)?;

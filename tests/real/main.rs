@@ -17,6 +17,7 @@ mod failures;
 mod judge;
 mod lanes;
 mod limit;
+mod meanwhile;
 mod moves;
 mod recover;
 mod refusals;

@@ -67,6 +67,8 @@ pub struct VmSpec {
     pub dirty_rest_ms: u64,
     /// Text of 24 to 63 bytes without blanks that the guest puts into every block and into RAM.
     pub marker: String,
+    /// QEMU opens its images anew when it may write no longer.
+    pub auto_read_only: bool,
     /// More arguments for QEMU.
     pub extra: Vec<String>,
 }
@@ -86,6 +88,7 @@ impl VmSpec {
             dirty_mib: 0,
             dirty_rest_ms: 0,
             marker: format!("vmferry-marker-of-guest-{name}-{}", std::process::id()),
+            auto_read_only: false,
             extra: Vec::new(),
         }
     }
@@ -321,7 +324,10 @@ impl Vm {
     }
 
     fn disk_arguments(&self, disk: usize) -> [String; 4] {
-        let file = json!({"driver": "file", "filename": self.disk(disk), "cache": {"direct": true}, "discard": "unmap"});
+        let mut file = json!({"driver": "file", "filename": self.disk(disk), "cache": {"direct": true}, "discard": "unmap"});
+        if self.spec.auto_read_only {
+            file["auto-read-only"] = json!(true);
+        }
         let node = json!({"driver": self.spec.disks[disk].name(), "node-name": node_name(disk), "discard": "unmap", "file": file});
         let device = format!("virtio-blk-pci,id=disk{disk},drive={}", node_name(disk));
         ["-blockdev".to_owned(), node.to_string(), "-device".to_owned(), device]

@@ -89,7 +89,7 @@ impl Destination {
     }
 
     async fn let_run(&mut self, looked: bool, warnings: &mut Vec<String>) -> (Ran, Option<Trouble>) {
-        if !self.journal.past().header.running {
+        if !self.journal.past().running() {
             return (Ran::Yes, None);
         }
         if !looked && let Err(e) = self.qmp.execute(QueryStatus).await {

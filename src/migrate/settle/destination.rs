@@ -193,7 +193,7 @@ impl<'a> Hook<'a> {
 /// Continues the guest, unless it runs already or is to stay paused.
 async fn start(qmp: &Qmp, past: &Past, hook: &mut Hook<'_>) -> Result<(), QmpError> {
     let status = qmp.execute(QueryStatus).await?.status;
-    if status != RunState::Paused || !past.header.running {
+    if status != RunState::Paused || !past.running() {
         return Ok(());
     }
     hook.run().await;
