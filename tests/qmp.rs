@@ -107,9 +107,11 @@ async fn a_lost_monitor_is_reached_again_and_questions_are_repeated() {
         let mut fake = fake.cut().greet();
         assert_eq!(fake.command().unwrap()["execute"], "query-status");
         fake.send_text("} not QMP {\n");
+        assert_eq!(fake.command(), None, "a monitor serves one client at a time");
         let mut fake = fake.cut().greet();
         assert_eq!(fake.command().unwrap()["execute"], "query-status");
         fake.send_text(&"[".repeat(LINE_MAX_BYTES + 1));
+        assert_eq!(fake.command(), None, "a monitor serves one client at a time");
         let mut fake = fake.cut().greet();
         let command = fake.command().unwrap();
         fake.event("RESUME", json!({}));

@@ -475,7 +475,8 @@ async fn clean_qemu(host: &Host, qmp: &Qmp, past: &Past) -> Vec<String> {
     };
     let moved = matches!(past.ended, Some(Outcome::Moved { .. }));
     match (past.header.role, moved) {
-        (Role::Source, false) if same && !moved_since(host, past) && undo::is_under_way(qmp, past).await => {
+        // Its roll-back could not reach it. What is in it bears our names, so it is that QEMU.
+        (Role::Source, false) if !moved_since(host, past) && undo::is_under_way(qmp, past).await => {
             undo::roll_back(qmp, past, undo::Bitmaps::Go).await.leftovers
         }
         (Role::Source, false) => {

@@ -62,8 +62,8 @@ pub enum VmError {
         /// The virtual machine.
         vm: String,
     },
-    /// It was asked to end, and whether it has cannot be told.
-    #[error("the QEMU of VM {vm} was told to end, and whether it has is not known: {cause}")]
+    /// It was to end, and whether it has cannot be told.
+    #[error("whether the QEMU of VM {vm}, which was to end, has ended is not known: {cause}")]
     NotProved {
         /// The virtual machine.
         vm: String,

@@ -24,7 +24,7 @@ use super::process::Process;
 use super::reconnect;
 use super::wire::{LINE_MAX_BYTES, LineBuffer, Message, Outcome};
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, Shutdown, sendmsg, shutdown};
 use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -199,6 +199,11 @@ impl Link {
         Process::behind(&self.socket)
     }
 
+    /// Lets QEMU have another client: its monitor serves one at a time.
+    fn hang_up(&self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+    }
+
     /// Sends a line that has no descriptor. Nothing else may be using the link yet.
     pub(super) async fn send(&mut self, line: &[u8]) -> Result<(), Lost> {
         let mut rest = line;
@@ -287,6 +292,7 @@ impl Connection {
         loop {
             let connected = Instant::now();
             let cause = self.serve_one().await;
+            self.link.hang_up();
             if self.requests.is_closed() {
                 return cause;
             }

@@ -9,6 +9,7 @@ pub mod cut;
 pub mod gate;
 pub mod hurt;
 pub mod migration;
+pub mod proxy;
 pub mod stage;
 
 pub use migration::{End, Migration};

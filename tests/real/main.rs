@@ -18,6 +18,7 @@ mod judge;
 mod lanes;
 mod limit;
 mod meanwhile;
+mod monitor;
 mod moves;
 mod recover;
 mod refusals;

@@ -14,6 +14,11 @@ const EXPLANATION_DEADLINE: Duration = Duration::from_millis(700);
 impl Source {
     /// The cause in words; the other side's when ours is only the echo of it.
     pub(super) async fn explain(&mut self, failure: &Failure) -> String {
+        if let Failure::Qmp(error) = failure
+            && error.is_over()
+        {
+            return Failure::of_monitor(&self.qmp).to_string();
+        }
         if !failure.is_echo() {
             return chain(failure);
         }
