@@ -56,8 +56,7 @@ impl Proxy {
     pub fn before(monitor: &Path) -> Result<Self> {
         let real = monitor.with_extension("behind");
         std::fs::rename(monitor, &real)?;
-        let mut proxy =
-            Self { path: monitor.to_owned(), real, shared: Arc::default(), thread: None };
+        let mut proxy = Self { path: monitor.to_owned(), real, shared: Arc::default(), thread: None };
         proxy.listen()?;
         Ok(proxy)
     }

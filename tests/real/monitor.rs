@@ -36,9 +36,11 @@ fn lose(agent: &Agent, how: impl FnOnce() -> Result<()>) -> Result<()> {
     const BACK: &str = "monitor answers again";
     let before = said(agent, BACK)?;
     how()?;
-    wait_for("the agent to reach the monitor again", SHORT, || {
-        Ok((said(agent, BACK)? > before).then_some(()))
-    })
+    wait_for(
+        "the agent to reach the monitor again",
+        SHORT,
+        || Ok((said(agent, BACK)? > before).then_some(())),
+    )
 }
 
 /// QEMU cuts the agent's connection.
@@ -158,7 +160,8 @@ fn lost_in_the_pause(stage: &mut Stage) -> Result<()> {
     proxy.end();
     stage.calm()?;
     let report = migration.ended(&stage.alpha)?;
-    let end = End { phases: &["switchover"], words: &["QEMU", "reached"], cancelled: false, left: Some("web1") };
+    let end =
+        End { phases: &["switchover"], words: &["QEMU", "reached"], cancelled: false, left: Some("web1") };
     end.fits(&report)?;
     let left = leftovers(&report);
     ensure!(left.contains("is not known") && !left.contains("nowhere"), "{left}");
