@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::net::identity::Identity;
 use crate::rate::{self, Rate};
 
 /// Where a configuration is looked for when none is named.
@@ -199,8 +200,8 @@ impl Deadlines {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeerConfig {
-    /// The subject alternative name in its certificate. Its address proves nothing.
-    pub identity: String,
+    /// The subject alternative name in its certificate, in whatever case. Its address proves nothing.
+    pub identity: Identity,
     /// `host:port` to dial. A peer without one can only come to us.
     pub address: Option<String>,
     /// VMs that this peer may send to us: names, `*` matches any run of characters.
@@ -295,8 +296,19 @@ impl Config {
 
     /// The peer whose certificate names `identity`, with the name we gave it.
     #[must_use]
-    pub fn peer_by_identity(&self, identity: &str) -> Option<(&str, &PeerConfig)> {
-        self.peers.iter().find(|(_, p)| p.identity == identity).map(|(n, p)| (n.as_str(), p))
+    pub fn peer_by_identity(&self, identity: &Identity) -> Option<(&str, &PeerConfig)> {
+        self.peers.iter().find(|(_, p)| p.identity == *identity).map(|(n, p)| (n.as_str(), p))
+    }
+
+    /// Checks the configuration that came from `path` against the certificate: who would be a peer of
+    /// itself would move its virtual machines onto themselves.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn check_own(&self, own: &Identity, path: &Path) -> Result<(), ConfigError> {
+        let Some((name, _)) = self.peer_by_identity(own) else { return Ok(()) };
+        let problem = format!("\"{own}\" is this host's own identity; write that of the other host");
+        Err(ConfigError::Value { path: path.into(), key: format!("peer.{name}.identity"), problem })
     }
 
     fn check(&self) -> Result<(), (String, String)> {
@@ -355,10 +367,6 @@ fn one() -> usize {
 }
 
 fn check_peer(name: &str, peer: &PeerConfig) -> Result<(), (String, String)> {
-    if peer.identity.is_empty() {
-        let problem = "is empty; write the name that `vmferry certs host NAME` was given on that host";
-        return Err((format!("peer.{name}.identity"), problem.into()));
-    }
     if let Some(address) = &peer.address {
         let port = address.rsplit_once(':').and_then(|(_, p)| p.parse::<u16>().ok());
         if port.is_none_or(|p| p == 0) {
@@ -431,7 +439,7 @@ start = { command = ["start", "web1"] }
         let c = Config::parse(GOOD, Path::new("/etc/vmferry/vmferry.toml")).unwrap();
         assert_eq!(c.tls.key, Path::new("/etc/vmferry/key.pem"));
         assert_eq!(c.vms["web1"].start, Some(Start::Command(vec!["start".into(), "web1".into()])));
-        assert_eq!(c.peer_by_identity("bravo").unwrap().0, "bravo");
+        assert_eq!(c.peer_by_identity(&"BRAVO".parse().unwrap()).unwrap().0, "bravo");
         assert_eq!(c.listen[0].port(), DEFAULT_PORT);
     }
 
@@ -440,7 +448,9 @@ start = { command = ["start", "web1"] }
         let cases = [
             (GOOD.replace("receive", "recieve"), "recieve"),
             (GOOD.replace("10.0.0.2:9907", "10.0.0.2"), "peer.bravo.address"),
-            (GOOD.replace("identity = \"bravo\"", "identity = \"\""), "peer.bravo.identity"),
+            (GOOD.replace("identity = \"bravo\"", "identity = \"\""), "`` can't be a host's identity"),
+            (GOOD.replace("identity = \"bravo\"", "identity = \"10.0.0.2\""), "line 7"),
+            (format!("{GOOD}\n[peer.charlie]\nidentity = \"Bravo\"\n"), "already the identity of peer bravo"),
             (GOOD.replace("[\"start\", \"web1\"]", "[]"), "vm.web1.start.command"),
             (format!("{GOOD}\n[deadlines]\nstall_s = 1\n"), "deadlines.stall_s"),
             (format!("{GOOD}\n[peer.charlie]\nidentity = \"bravo\"\n"), "already the identity of peer bravo"),
@@ -454,6 +464,17 @@ start = { command = ["start", "web1"] }
             let got = error(&text);
             assert!(got.contains(expected), "{expected:?} not in {got:?}");
         }
+    }
+
+    #[test]
+    fn an_identity_is_the_same_in_whatever_case_and_never_the_hosts_own() {
+        let path = Path::new("/etc/vmferry/vmferry.toml");
+        let config = Config::parse(&GOOD.replace("\"bravo\"", "\"Bravo.Example\""), path).unwrap();
+        assert_eq!(config.peers["bravo"].identity.as_str(), "bravo.example");
+        assert!(config.peer_by_identity(&"BRAVO.example".parse().unwrap()).is_some());
+        assert!(config.check_own(&"alpha".parse().unwrap(), path).is_ok());
+        let own = config.check_own(&"bravo.Example".parse().unwrap(), path).unwrap_err().to_string();
+        assert!(own.contains("peer.bravo.identity: \"bravo.example\" is this host's own"), "{own}");
     }
 
     #[test]

@@ -56,7 +56,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("migrate", &["config", "mux", "net", "qemu", "rate", "words"]),
     ("net", &["mux", "rate", "words"]),
     ("pki", &["net::credentials", "net::identity", "net::tls"]),
-    ("config", &["rate"]),
+    ("config", &["net::identity", "rate"]),
     ("mux", &[]),
     ("qemu", &[]),
     ("rate", &[]),

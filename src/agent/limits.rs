@@ -11,7 +11,6 @@ use crate::api::{Limits, MigrationLimit, PeerLimit, ShareRequest};
 use crate::migrate::journal::Role;
 use crate::migrate::problem::Problem;
 use crate::migrate::progress::Progress;
-use crate::net::identity::Identity;
 use crate::rate::Rate;
 
 /// Limits by the names of peers in the configuration.
@@ -31,9 +30,9 @@ pub(super) enum NoShare {
 impl Agent {
     /// All that there are.
     pub(super) fn limits(&self) -> Limits {
-        let peers = self.host.config.peers.iter().filter_map(|(name, peer)| {
-            let identity: Identity = peer.identity.parse().ok()?;
-            Some(PeerLimit { peer: name.clone(), limit_bytes_per_s: self.host.pool.limit(&identity) })
+        let peers = self.host.config.peers.iter().map(|(name, peer)| PeerLimit {
+            peer: name.clone(),
+            limit_bytes_per_s: self.host.pool.limit(&peer.identity),
         });
         let migrations = self.registry.all().into_iter().filter(|p| p.outcome.is_none());
         Limits { peers: peers.collect(), migrations: migrations.filter_map(migration_limit).collect() }

@@ -53,7 +53,7 @@ pub(super) async fn accept_peers(agent: Arc<Agent>, listener: TcpListener) {
 
 async fn accept(agent: &Agent, tcp: tokio::net::TcpStream, address: SocketAddr) {
     let config = &agent.host.config;
-    let known = |peer: &crate::net::identity::Identity| config.peer_by_identity(peer.as_str()).is_some();
+    let known = |peer: &crate::net::identity::Identity| config.peer_by_identity(peer).is_some();
     if let Err(e) = agent.host.pool.accept(tcp, known).await {
         agent.metrics.connect_failed("in", e.label());
         tracing::warn!(%address, cause = chain(&e), "a connection was refused");

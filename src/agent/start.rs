@@ -87,6 +87,7 @@ pub async fn run(path: &Path, how: How) -> Result<(), AgentError> {
 fn configured(path: &Path) -> anyhow::Result<(Config, Tls)> {
     let config = Config::load(path)?;
     let tls = Tls::load(&tls_paths(&config.tls), Aead::Auto)?;
+    config.check_own(&tls.identity, path)?;
     Ok((config, tls))
 }
 
@@ -119,9 +120,8 @@ async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::R
     let stopping = CancellationToken::new();
     let pool = Pool::new(endpoint, incoming.clone(), started);
     for peer in config.peers.values() {
-        let identity = peer.identity.parse()?;
-        pool.set_limit(&identity, peer.limit);
-        pool.set_lanes(&identity, peer.lanes);
+        pool.set_limit(&peer.identity, peer.limit);
+        pool.set_lanes(&peer.identity, peer.lanes);
     }
     let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));
     let agent = Arc::new(Agent {

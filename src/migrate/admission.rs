@@ -37,7 +37,7 @@ pub(super) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
 
 /// Whether `receive` of this peer has the VM.
 pub(super) fn permitted(host: &Host, peer: &Identity, vm: &str) -> Result<(), Trouble> {
-    let permits = host.config.peer_by_identity(peer.as_str()).map(|(_, p)| &p.receive);
+    let permits = host.config.peer_by_identity(peer).map(|(_, p)| &p.receive);
     if permits.is_some_and(|globs| globs.iter().any(|g| glob_matches(g, vm))) {
         return Ok(());
     }

@@ -241,11 +241,13 @@ impl Host {
                 format!("add [peer.{name}] with `identity` and `address` to its configuration"),
             )
         })?;
-        let identity = peer.identity.parse().map_err(|e| {
-            let text = format!("peer {name} has an unusable identity: {e}");
-            Problem::new(ProblemKind::PeerUnknown, text, "write the name that its certificate has")
-        })?;
-        Ok((peer, identity))
+        Ok((peer, peer.identity.clone()))
+    }
+
+    /// What the configuration calls the peer that a journal names.
+    pub(crate) fn peer_name(&self, identity: &str) -> Option<String> {
+        let identity: Identity = identity.parse().ok()?;
+        self.config.peer_by_identity(&identity).map(|(name, _)| name.to_owned())
     }
 
     /// A session with the peer of that name.

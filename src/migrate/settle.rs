@@ -182,8 +182,7 @@ async fn settle_source(host: Arc<Host>, open: Open) {
     // The guest must not be moved again while this is open.
     let Open { mut journal, progress, heir, _reservation } = open;
     let past = journal.past().clone();
-    let peer = host.config.peer_by_identity(&past.header.peer).map(|(name, _)| name.to_owned());
-    let peer = peer.unwrap_or_else(|| past.header.peer.clone());
+    let peer = host.peer_name(&past.header.peer).unwrap_or_else(|| past.header.peer.clone());
     let (mut machine, effects) = Source::restarted(past.known());
     let question = Question::new(&host, &peer, past.header.migration, progress.clone());
     let why = "the agent was restarted after the hand-over".into();
