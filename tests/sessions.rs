@@ -588,3 +588,62 @@ async fn a_dial_that_fails_is_counted_by_its_reason() {
     let counted = a.pool.dial_failures();
     assert_eq!(counted.get("wrong_identity"), Some(&1), "{counted:?}");
 }
+
+/// A stranger opens connections by the hundred while a peer, at another address, is within its
+/// handshake: that one comes about.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_connections_from_one_address_pushes_out_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    credentials(dir.path(), &["alpha", "bravo"]);
+    let b = Side::new(dir.path(), "bravo", Config::default()).await;
+    // Its place is taken before the flood, and its handshake comes after.
+    let honest = TcpStream::connect(b.address).await.unwrap();
+    let stranger = || async {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        soon("a place in the kernel's queue", socket.connect(b.address)).await.unwrap()
+    };
+    let mut flood = Vec::new();
+    for _ in 0..100 {
+        flood.push(stranger().await);
+    }
+    // All but its share are thrown out.
+    for tcp in &mut flood[..80] {
+        assert_eq!(soon("the end", tcp.read(&mut [0])).await.unwrap_or(0), 0);
+    }
+    let own = tls(dir.path(), "alpha");
+    let deadline = Duration::from_secs(30);
+    let shaken = vmferry::net::handshake::connect(&own, honest, &b.identity, deadline).await;
+    assert!(shaken.is_ok(), "{:?}", shaken.err());
+    for _ in 0..400 {
+        flood.push(stranger().await);
+    }
+    let a = Side::new(dir.path(), "alpha", Config::default()).await;
+    soon("a session", a.dial(&b)).await.unwrap();
+    drop(flood);
+}
+
+/// An address at which nothing ever answers: its owner accepts no TCP, or no TLS.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_peer_keeps_no_other_from_being_dialed_and_is_dialed_once_for_all_who_ask() {
+    let pair = Pair::new().await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dead: Identity = "charlie".parse().unwrap();
+    let at = silent.local_addr().unwrap().to_string();
+    let pool = Arc::clone(&pair.a.pool);
+    let asked: Vec<_> = (0..4)
+        .map(|_| {
+            let (pool, dead, at) = (Arc::clone(&pool), dead.clone(), at.clone());
+            tokio::spawn(async move { pool.session(&dead, Some(&at)).await.map(drop) })
+        })
+        .collect();
+    let (_held, _) = soon("the dial", silent.accept()).await.unwrap();
+    pair.session.close(Code::Shutdown, "the next one is dialed anew");
+    soon("the end of the session", pair.session.ended()).await;
+    soon("another session", pair.a.dial(&pair.b)).await.unwrap();
+    assert!(asked.iter().all(|asked| !asked.is_finished()), "the other dial has waited for the dead one");
+    for asked in asked {
+        soon("the failure", asked).await.unwrap().unwrap_err();
+    }
+    assert_eq!(pool.dial_failures().values().sum::<u64>(), 1, "{:?}", pool.dial_failures());
+}

@@ -58,7 +58,8 @@ impl Agent {
             return None;
         }
         let id = Uuid::new_v4();
-        let identity = self.host.config.peers.get(&request.to).map_or(request.to.as_str(), |p| p.identity.as_str());
+        let identity =
+            self.host.config.peers.get(&request.to).map_or(request.to.as_str(), |p| p.identity.as_str());
         let progress = ProgressSink::new(Progress::new(id, &request.vm, Role::Source, identity));
         let MigrateRequest { vm, to: peer, options } = request;
         let (cancel, share) = (CancellationToken::new(), ShareHandle::new(&options, progress.clone()));

@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::{Config, PeerConfig, VmConfig};
-use crate::mux::Code;
 use crate::net::connect::ConnectError;
 use crate::net::identity::Identity;
 use crate::net::pool::Pool;
@@ -266,7 +265,7 @@ impl Host {
     /// What a failed connection means to an operator.
     pub(super) fn connect_problem(&self, peer: &str, error: &ConnectError) -> Problem {
         let text = format!("no session with peer {peer}: {}", chain(error));
-        if matches!(error, ConnectError::Refused { code: Code::Auth, .. }) {
+        if error.is_stranger() {
             let remedy = format!(
                 "add a peer with `identity` \"{}\", which is this host, to the configuration of {peer}",
                 self.identity

@@ -13,7 +13,9 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 
+use super::addresses;
 use super::handshake::{
     self, HANDSHAKE_DEADLINE, HandshakeError, HandshakeFailure, classify_handshake_error,
 };
@@ -101,18 +103,34 @@ pub enum ConnectError {
         /// The peer.
         peer: Identity,
     },
-    /// Too many connections have not proved their identity yet, and this was the oldest.
-    #[error("too many connections wait for their handshake, and this one has waited longest")]
+    /// Too many connections have not proved their identity yet, and this one made room.
+    #[error(
+        "too many connections wait for their handshake, and this one has waited longest of those from there"
+    )]
     TooManyUnauthenticated,
+    /// Somebody else has dialed the same peer at the same time, with this end.
+    #[error(transparent)]
+    Shared(Arc<Self>),
 }
 
 impl ConnectError {
+    /// Whether the peer knows nobody of this host's identity.
+    #[must_use]
+    pub fn is_stranger(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => *code == Code::Auth,
+            Self::Shared(e) => e.is_stranger(),
+            _ => false,
+        }
+    }
+
     /// Whether one side has judged the other's certificate.
     #[must_use]
     pub fn is_distrust(&self) -> bool {
         match self {
             Self::Handshake(e) => !e.failure.may_pass(),
             Self::BeforeHello(e) => !classify_handshake_error(e).may_pass(),
+            Self::Shared(e) => e.is_distrust(),
             _ => false,
         }
     }
@@ -120,6 +138,9 @@ impl ConnectError {
     /// Whether dialing again later may succeed without anybody's doing.
     #[must_use]
     pub fn may_pass(&self) -> bool {
+        if let Self::Shared(e) = self {
+            return e.may_pass();
+        }
         let decided = matches!(
             self,
             Self::Refused { code: Code::Auth | Code::Version | Code::Feature, .. }
@@ -148,6 +169,7 @@ impl ConnectError {
             Self::Start(_) => "start",
             Self::NoAddress { .. } => "no_address",
             Self::TooManyUnauthenticated => "too_many",
+            Self::Shared(e) => e.label(),
         }
     }
 }
@@ -284,9 +306,7 @@ impl Endpoint {
     /// # Errors
     /// [`ConnectError`].
     pub async fn dial(self: &Arc<Self>, address: &str, peer: &Identity) -> Result<Established, ConnectError> {
-        let (tcp, remote) = connect(address, CONNECT_DEADLINE).await?;
-        self.prepare(&tcp);
-        let mut tls = handshake::connect(&self.tls(), tcp, peer, HANDSHAKE_DEADLINE).await?;
+        let (mut tls, remote) = self.reach(address, peer, CONNECT_DEADLINE).await?;
         let (session_id, secret_share) = (random()?, random()?);
         let ours = self.hello(Mode::New { session_id, secret_share });
         let (negotiated, share) = within(HELLO_DEADLINE, async {
@@ -316,6 +336,27 @@ impl Endpoint {
         })
     }
 
+    /// TLS with `peer` at one of the addresses that its name has now.
+    async fn reach(
+        &self,
+        name: &str,
+        peer: &Identity,
+        deadline: Duration,
+    ) -> Result<(TlsStream<TcpStream>, SocketAddr), ConnectError> {
+        let found = addresses::resolve(name).await?;
+        let own = self.tls();
+        let attempt = |address| {
+            let own = &own;
+            async move {
+                let tcp = addresses::tcp(address, deadline).await?;
+                self.prepare(&tcp);
+                let tls = handshake::connect(own, tcp, peer, HANDSHAKE_DEADLINE).await?;
+                Ok((tls, address))
+            }
+        };
+        addresses::first_of(name, found, attempt).await
+    }
+
     /// One attempt to go on with a session over a new connection.
     pub(super) async fn resume(
         &self,
@@ -324,9 +365,7 @@ impl Endpoint {
         generation: u64,
         rx_seq: u64,
     ) -> Result<Resumed, ConnectError> {
-        let (tcp, remote) = connect(&redial.address, RECONNECT_DEADLINE).await?;
-        self.prepare(&tcp);
-        let mut tls = handshake::connect(&self.tls(), tcp, &redial.peer, HANDSHAKE_DEADLINE).await?;
+        let (mut tls, remote) = self.reach(&redial.address, &redial.peer, RECONNECT_DEADLINE).await?;
         let exported = resume::export(tls.get_ref().1)?;
         let ours = self.hello(resume::resume_mode(key, &exported, generation, rx_seq));
         let peer_rx_seq = within(HELLO_DEADLINE, async {
@@ -500,25 +539,6 @@ fn agree(key: &SessionKey, ours: &Hello, theirs: &Hello) -> Result<(), Denial> {
         return Err((Code::Version, "the session speaks another version"));
     }
     Ok(())
-}
-
-async fn connect(address: &str, deadline: Duration) -> Result<(TcpStream, SocketAddr), ConnectError> {
-    let named = || address.to_owned();
-    let work = async {
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address)
-            .await
-            .map_err(|source| ConnectError::Resolve { address: named(), source })?
-            .collect();
-        let tcp = TcpStream::connect(&*addresses)
-            .await
-            .map_err(|source| ConnectError::Connect { address: named(), source })?;
-        let remote = tcp.peer_addr().map_err(|source| ConnectError::Connect { address: named(), source })?;
-        Ok((tcp, remote))
-    };
-    match timeout(deadline, work).await {
-        Ok(done) => done,
-        Err(_) => Err(ConnectError::Connect { address: named(), source: io::ErrorKind::TimedOut.into() }),
-    }
 }
 
 async fn within<T>(

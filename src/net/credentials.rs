@@ -108,20 +108,24 @@ pub enum TlsError {
         source: IdentityError,
     },
     /// A certificate has expired.
-    #[error("the certificate `{}` expired at {not_after}; renew it (`vmferry certs host NAME --force`) or set this host's clock right", path.display())]
+    #[error("the certificate `{}` expired at {not_after}, and this host's clock says {now}; renew it (`vmferry certs host NAME --force`) or set this host's clock right", path.display())]
     Expired {
         /// The file.
         path: PathBuf,
         /// End of its life.
         not_after: OffsetDateTime,
+        /// This host's clock.
+        now: OffsetDateTime,
     },
     /// A certificate is not valid yet.
-    #[error("the certificate `{}` is not valid before {not_before}; set this host's clock right", path.display())]
+    #[error("the certificate `{}` is not valid before {not_before}, and this host's clock says {now}; set this host's clock right", path.display())]
     NotYetValid {
         /// The file.
         path: PathBuf,
         /// Start of its life.
         not_before: OffsetDateTime,
+        /// This host's clock.
+        now: OffsetDateTime,
     },
     /// Extended key usage lacks a role; every agent both dials and is dialled.
     #[error("the certificate `{}` may not be used for {missing}; an agent needs serverAuth and clientAuth in the extended key usage", path.display())]
@@ -339,9 +343,9 @@ fn check_dates(
     let not_after = cert.validity().not_after.to_datetime();
     let path = path.to_owned();
     if now < not_before {
-        Err(TlsError::NotYetValid { path, not_before })
+        Err(TlsError::NotYetValid { path, not_before, now })
     } else if now > not_after {
-        Err(TlsError::Expired { path, not_after })
+        Err(TlsError::Expired { path, not_after, now })
     } else {
         Ok(not_after)
     }

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+use super::clocks;
 use super::identity::{Identity, IdentityError, peer_identity};
 use super::tls::{ALPN, Tls};
 
@@ -447,7 +448,12 @@ async fn linger<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO) {
 }
 
 fn io_error(source: io::Error) -> HandshakeError {
-    HandshakeError { failure: classify_handshake_error(&source), source: source.into() }
+    let failure = classify_handshake_error(&source);
+    let tls = source.get_ref().and_then(|e| e.downcast_ref::<RustlsError>());
+    match tls.and_then(clocks::both_times) {
+        Some(words) => refuse(failure, &words),
+        None => HandshakeError { failure, source: source.into() },
+    }
 }
 
 fn timed_out(elapsed: tokio::time::error::Elapsed) -> HandshakeError {

@@ -1,18 +1,74 @@
-//! The lobby: connections whose peer has not proved its identity yet. Their number is bounded, and
-//! whoever comes when it is full takes the place of the one that has waited longest: peers prove
-//! themselves in milliseconds, so silent connections never keep one out. Knows no TLS.
+//! The lobby: connections whose peer has not proved its identity yet. Their number is bounded, and so
+//! is that of those which come from one network, so that whoever floods us pushes out itself first.
+//! When all places are taken, those lose one who hold the most, and among them the one that has
+//! waited longest; networks from which somebody has proved an identity lately come last. Peers prove
+//! themselves in milliseconds. Knows no TLS.
 
 use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
+/// Networks that are remembered because somebody there has proved an identity.
+const PROVED_MAX: usize = 64;
+
+/// What counts as one place of origin: an IPv4 address, or the 64 bits of an IPv6 network, of which
+/// one host may have all addresses (RFC 4291 §2.5.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Network(IpAddr);
+
+impl From<IpAddr> for Network {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V6(v6) => Self(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into()),
+            v4 => Self(v4),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Waiting {
+    number: u64,
+    from: Network,
+    taken: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    /// Oldest first.
+    waiting: VecDeque<Waiting>,
+    /// The latest last.
+    proved: VecDeque<Network>,
+    entered: u64,
+}
+
+impl Places {
+    fn of(&self, network: Network) -> usize {
+        self.waiting.iter().filter(|w| w.from == network).count()
+    }
+
+    /// The oldest place of those that are to make room for one from `newcomer`.
+    fn to_leave(&self, newcomer: Network) -> Option<usize> {
+        let held = |from: Network| self.of(from) + usize::from(from == newcomer);
+        let rank = |w: &Waiting| (!self.proved.contains(&w.from), held(w.from));
+        let worst = self.waiting.iter().map(rank).max()?;
+        self.waiting.iter().position(|w| rank(w) == worst)
+    }
+
+    fn leave(&mut self, at: Option<usize>) {
+        if let Some(left) = at.and_then(|at| self.waiting.remove(at)) {
+            left.taken.cancel();
+        }
+    }
+}
+
 /// All places.
 #[derive(Debug)]
 pub(super) struct Lobby {
-    /// Oldest first.
-    places: Mutex<VecDeque<(u64, CancellationToken)>>,
+    places: Mutex<Places>,
     places_max: usize,
+    of_one_max: usize,
 }
 
 /// A place, held until it is dropped.
@@ -20,29 +76,36 @@ pub(super) struct Lobby {
 pub(super) struct Place {
     lobby: Arc<Lobby>,
     number: u64,
+    from: Network,
     taken: CancellationToken,
 }
 
 impl Lobby {
-    pub(super) fn new(places_max: usize) -> Arc<Self> {
-        Arc::new(Self { places: Mutex::default(), places_max })
+    /// With so many places, and so many of them for one network.
+    pub(super) fn new(places_max: usize, of_one_max: usize) -> Arc<Self> {
+        Arc::new(Self { places: Mutex::default(), places_max, of_one_max })
     }
 
-    /// A place for one more; the oldest loses its own if there are too many.
-    pub(super) fn enter(self: &Arc<Self>) -> Place {
+    /// A place for one more; somebody loses its own if there are too many.
+    pub(super) fn enter(self: &Arc<Self>, from: IpAddr) -> Place {
+        let from = Network::from(from);
         let mut places = self.locked();
-        if places.len() >= self.places_max
-            && let Some((_, oldest)) = places.pop_front()
-        {
-            oldest.cancel();
+        if places.of(from) >= self.of_one_max {
+            let oldest = places.waiting.iter().position(|w| w.from == from);
+            places.leave(oldest);
         }
-        let number = places.back().map_or(0, |(last, _)| last.wrapping_add(1));
+        if places.waiting.len() >= self.places_max {
+            let at = places.to_leave(from);
+            places.leave(at);
+        }
+        let number = places.entered;
+        places.entered = number.wrapping_add(1);
         let taken = CancellationToken::new();
-        places.push_back((number, taken.clone()));
-        Place { lobby: Arc::clone(self), number, taken }
+        places.waiting.push_back(Waiting { number, from, taken: taken.clone() });
+        Place { lobby: Arc::clone(self), number, from, taken }
     }
 
-    fn locked(&self) -> MutexGuard<'_, VecDeque<(u64, CancellationToken)>> {
+    fn locked(&self) -> MutexGuard<'_, Places> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -52,34 +115,81 @@ impl Place {
     pub(super) async fn taken(&self) {
         self.taken.cancelled().await;
     }
+
+    /// Whoever came has proved to be somebody that is known here.
+    pub(super) fn proved(&self) {
+        let mut places = self.lobby.locked();
+        places.proved.retain(|network| *network != self.from);
+        places.proved.push_back(self.from);
+        if places.proved.len() > PROVED_MAX {
+            places.proved.pop_front();
+        }
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Who lost its place has nothing to give back; its number may be somebody else's by now.
+        // Who lost its place has nothing to give back.
         if !self.taken.is_cancelled() {
-            self.lobby.locked().retain(|(number, _)| *number != self.number);
+            self.lobby.locked().waiting.retain(|w| w.number != self.number);
         }
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
+    fn lost(places: &[&Place]) -> Vec<bool> {
+        places.iter().map(|p| p.taken.is_cancelled()).collect()
+    }
+
     #[test]
     fn the_oldest_makes_room_and_who_leaves_frees_a_place() {
-        let lobby = Lobby::new(2);
-        let (first, second) = (lobby.enter(), lobby.enter());
-        let third = lobby.enter();
-        assert!(first.taken.is_cancelled() && !second.taken.is_cancelled() && !third.taken.is_cancelled());
+        let lobby = Lobby::new(2, 2);
+        let ip = "10.0.0.1".parse().unwrap();
+        let (first, second) = (lobby.enter(ip), lobby.enter(ip));
+        let third = lobby.enter(ip);
+        assert_eq!(lost(&[&first, &second, &third]), [true, false, false]);
         drop(first);
-        assert_eq!(lobby.locked().len(), 2);
+        assert_eq!(lobby.locked().waiting.len(), 2);
         drop(third);
-        let fourth = lobby.enter();
-        assert!(!second.taken.is_cancelled() && !fourth.taken.is_cancelled());
-        assert_eq!(lobby.locked().len(), 2);
+        let fourth = lobby.enter(ip);
+        assert_eq!(lost(&[&second, &fourth]), [false, false]);
+        assert_eq!(lobby.locked().waiting.len(), 2);
         drop((second, fourth));
-        assert!(lobby.locked().is_empty());
+        assert!(lobby.locked().waiting.is_empty());
+    }
+
+    #[test]
+    fn a_flood_from_one_network_pushes_out_only_itself() {
+        let lobby = Lobby::new(8, 4);
+        let honest = lobby.enter("10.0.0.1".parse().unwrap());
+        let stranger: Vec<IpAddr> = (0..500).map(|n| format!("2001:db8::{n:x}").parse().unwrap()).collect();
+        let flood: Vec<Place> = stranger.iter().map(|ip| lobby.enter(*ip)).collect();
+        assert!(!honest.taken.is_cancelled());
+        assert_eq!(flood.iter().filter(|p| !p.taken.is_cancelled()).count(), 4, "one network's share");
+        // IPv4 that comes over an IPv6 listener is IPv4.
+        let flood: Vec<Place> = (0..500).map(|_| lobby.enter("::ffff:10.0.0.9".parse().unwrap())).collect();
+        assert!(!honest.taken.is_cancelled());
+        assert!(flood.iter().filter(|p| !p.taken.is_cancelled()).count() <= 4);
+        assert_eq!(lobby.locked().waiting.len(), 8);
+    }
+
+    #[test]
+    fn a_flood_from_everywhere_spares_where_peers_have_proved_themselves() {
+        let lobby = Lobby::new(8, 4);
+        let peer: IpAddr = "10.0.0.1".parse().unwrap();
+        lobby.enter(peer).proved();
+        let honest = lobby.enter(peer);
+        let flood: Vec<Place> =
+            (0..500u32).map(|n| lobby.enter(IpAddr::from((0x0b00_0000 + n).to_be_bytes()))).collect();
+        assert!(!honest.taken.is_cancelled());
+        assert_eq!(flood.iter().filter(|p| !p.taken.is_cancelled()).count(), 7);
+        for n in 0..1000u32 {
+            lobby.enter(IpAddr::from((0x0c00_0000 + n).to_be_bytes())).proved();
+        }
+        assert_eq!(lobby.locked().proved.len(), PROVED_MAX);
     }
 }

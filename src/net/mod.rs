@@ -7,10 +7,13 @@
 //!                                   local socket ◄──► Pump ◄──► Stream
 //! ```
 
+mod addresses;
 mod carrier;
+mod clocks;
 pub mod compress;
 pub mod connect;
 pub mod credentials;
+mod dialing;
 mod driver;
 mod edge;
 pub mod frozen;
@@ -21,6 +24,7 @@ mod lobby;
 pub mod message;
 pub mod pool;
 pub mod pump;
+
 mod record;
 mod resume;
 pub mod session;

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::connect::{Accepted, ConnectError, Denial, Endpoint, Established, LEAVING};
+use super::dialing::Dialing;
 use super::identity::Identity;
 use super::lobby::Lobby;
 use super::session::{IncomingStream, Session};
@@ -22,6 +23,8 @@ use crate::words::chain;
 
 /// Connections that have not proved their identity yet (WIRE §8).
 pub const UNAUTHENTICATED_MAX: usize = 32;
+/// Those of them that may come from one network.
+pub const UNAUTHENTICATED_OF_ONE_MAX: usize = UNAUTHENTICATED_MAX / 2;
 /// Sessions that a peer may have: its lanes, as many again when both agents dial at the same moment,
 /// and two for a process that has taken another's place.
 const fn sessions_max(lanes: usize) -> usize {
@@ -57,7 +60,7 @@ impl Default for Terms {
 pub struct Pool {
     endpoint: Arc<Endpoint>,
     sessions: Mutex<BTreeMap<Identity, Vec<Session>>>,
-    dialing: tokio::sync::Mutex<()>,
+    dialing: Dialing,
     lobby: Arc<Lobby>,
     incoming: mpsc::Sender<IncomingStream>,
     started: mpsc::UnboundedSender<Session>,
@@ -80,8 +83,8 @@ impl Pool {
         Self {
             endpoint: Arc::new(endpoint),
             sessions: Mutex::default(),
-            dialing: tokio::sync::Mutex::default(),
-            lobby: Lobby::new(UNAUTHENTICATED_MAX),
+            dialing: Dialing::default(),
+            lobby: Lobby::new(UNAUTHENTICATED_MAX, UNAUTHENTICATED_OF_ONE_MAX),
             incoming,
             started,
             dial_failures: Mutex::default(),
@@ -123,15 +126,14 @@ impl Pool {
     }
 
     async fn dialed(&self, peer: &Identity, address: Option<&str>) -> Result<Session, ConnectError> {
-        // One dial at a time: two migrations that begin together share the session.
-        let _dialing = self.dialing.lock().await;
+        let turn = self.dialing.turn(peer).await?;
         if let Some(session) = self.live(peer).filter(|session| session.away_since().is_none()) {
             return Ok(session);
         }
         let Some(address) = address else {
             return Err(ConnectError::NoAddress { peer: peer.clone() });
         };
-        self.dial_another(peer, address).await?;
+        turn.end(self.dial_another(peer, address).await)?;
         self.live(peer).ok_or_else(|| ConnectError::Refused { code: Code::Limit, text: String::new() })
     }
 
@@ -145,8 +147,14 @@ impl Pool {
         known: impl FnOnce(&Identity) -> bool,
     ) -> Result<Session, ConnectError> {
         let address = tcp.peer_addr().map_err(ConnectError::BeforeHello)?;
-        let place = self.lobby.enter();
-        let admit = |peer: &Identity, mode: &Mode| self.admit(peer, known(peer), mode);
+        let place = self.lobby.enter(address.ip());
+        let admit = |peer: &Identity, mode: &Mode| {
+            let is_known = known(peer);
+            if is_known {
+                place.proved();
+            }
+            self.admit(peer, is_known, mode)
+        };
         tokio::select! {
             accepted = self.endpoint.accept(tcp, address, admit) => match accepted? {
                 Accepted::New(established) => self.adopt(*established),
@@ -246,19 +254,30 @@ impl Pool {
             return first.clone();
         }
         if let (true, Some(address)) = (self.lacks_a_lane(peer, lanes), address) {
-            let _dialing = self.dialing.lock().await;
-            // Somebody else may have dialed meanwhile.
-            if self.lacks_a_lane(peer, lanes) {
-                match self.dial_another(peer, address).await {
-                    Ok(session) => return session,
-                    Err(e) => self.no_further_lane(peer, lanes, &e),
-                }
+            match self.further_lane(peer, lanes, address).await {
+                Ok(Some(session)) => return session,
+                Ok(None) => {}
+                Err(e) => self.no_further_lane(peer, lanes, &e),
             }
         }
         let mut ready = self.connected(peer);
         ready.truncate(lanes);
         let turn = self.turn.fetch_add(1, Relaxed);
         turn.checked_rem(ready.len()).map_or(first, |at| &ready[at]).clone()
+    }
+
+    /// `None` when somebody else has dialed it meanwhile.
+    async fn further_lane(
+        &self,
+        peer: &Identity,
+        lanes: usize,
+        address: &str,
+    ) -> Result<Option<Session>, ConnectError> {
+        let turn = self.dialing.turn(peer).await?;
+        if !self.lacks_a_lane(peer, lanes) {
+            return Ok(None);
+        }
+        turn.end(self.dial_another(peer, address).await).map(Some)
     }
 
     async fn dial_another(&self, peer: &Identity, address: &str) -> Result<Session, ConnectError> {

@@ -14,7 +14,9 @@ use crate::migrate::vm;
 use crate::qemu::QueryStatus;
 
 pub(super) async fn ask_peer(host: &Host, past: &Past) -> Result<Option<Told>, String> {
-    let Some(peer) = host.peer_name(&past.header.peer) else { return Err("it is not in this host's configuration".into()) };
+    let Some(peer) = host.peer_name(&past.header.peer) else {
+        return Err("it is not in this host's configuration".into());
+    };
     let deadline = host.config.deadlines.recover();
     let asked = async {
         let session = host.session(&peer).await?;
