@@ -26,6 +26,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "agent::succession_formats",
             "api",
             "config::DEFAULT_PATH",
+            "migrate::DowntimeLimit",
             "migrate::Options",
             "migrate::handover::Side",
             "migrate::Retry",

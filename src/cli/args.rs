@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use super::certs::CertsArgs;
 use crate::config::DEFAULT_PATH;
-use crate::migrate::Retry;
 use crate::migrate::handover::Side;
 use crate::migrate::problem::Accepted;
 use crate::migrate::share::Weight;
+use crate::migrate::{DowntimeLimit, Retry};
 use crate::rate::{Rate, RateError};
 
 /// Moves running QEMU virtual machines with local disks between hosts, encrypted, through one
@@ -103,8 +103,8 @@ pub(super) struct MigrateArgs {
     /// Slow the guest down when its RAM changes faster than it can be sent.
     #[arg(long)]
     pub(super) auto_converge: bool,
-    /// Longest pause to plan for the rest of the RAM, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=2_000_000))]
+    /// Longest pause to plan for the rest of the RAM, in milliseconds; at most 2000000.
+    #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=DowntimeLimit::MAX_MS))]
     pub(super) downtime_limit: u64,
     /// Begin again, up to N times, after a failure that may pass: a lost connection, a QEMU or a
     /// disk of the destination. Waits 1, 2, 4 ... 60 s in between. A disk whose copy was whole

@@ -38,7 +38,7 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
     let options = Options {
         keep_source: args.keep_source,
         auto_converge: args.auto_converge,
-        downtime_limit_ms: args.downtime_limit,
+        downtime_limit_ms: args.downtime_limit.try_into()?,
         retry: args.retry.try_into()?,
         compress: args.compress,
         limit_bytes_per_s: args.limit,

@@ -32,14 +32,13 @@ use super::reception::{Control, Incoming};
 use super::streams::{Label, Streams, socket_pair};
 use super::trouble::Trouble;
 use super::vm::{self, StartedQemu};
-use super::{disks, plan, witness};
+use super::{disks, plan, settings, witness};
 use crate::mux::{Code, purpose};
 use crate::net::compress::{Coding, Undelivered};
 use crate::net::identity::Identity;
 use crate::net::session::IncomingStream;
 use crate::qemu::{
-    Abilities, EventKind, Events, MigrateIncoming, MigrateSetCapabilities, MigrationStatus, Qmp,
-    QueryMigrate, Stop, names,
+    Abilities, EventKind, Events, MigrateIncoming, MigrationStatus, Qmp, QueryMigrate, Stop, names,
 };
 
 /// Streams that may wait to be attached.
@@ -215,7 +214,10 @@ impl Destination {
     /// Serves the source until the guest runs here, or never will.
     pub(super) async fn run(mut self, mut control: Option<Control>) {
         match self.work(&mut control).await {
-            Ok(()) => self.end_moved(Vec::new()),
+            Ok(()) => {
+                self.restore_settings().await;
+                self.end_moved(Vec::new());
+            }
             Err(Trouble::Frozen) => self.stop(control).await,
             Err(trouble) if self.handover.ended() == Some(Ended::Moved) => self.go_on(&trouble),
             Err(trouble) => {
@@ -455,13 +457,16 @@ impl Destination {
 
     async fn accept_ram(&mut self) -> Result<(), Trouble> {
         self.incoming = true;
-        let capabilities = MigrateSetCapabilities::on(&["events", "return-path"]);
-        self.qmp.execute(capabilities).await?;
+        let before = settings::remember::<Trouble>(&self.qmp, &mut self.journal).await?;
+        before.state(&self.qmp, &["events", "return-path"], None).await?;
         let (ours, theirs) = socket_pair()?;
         self.journal.will_make(Undo::Fd(names::RAM_FDNAME.into()))?;
         self.qmp.getfd(names::RAM_FDNAME, theirs).await?;
         self.ram = Some(ours);
-        self.qmp.execute(MigrateIncoming::from_fd(names::RAM_FDNAME)).await?;
+        let incoming = MigrateIncoming::from_fd(names::RAM_FDNAME);
+        // A QEMU that stays tells why it failed; it is ended in `undo`.
+        let stays = Abilities::ask(&self.qmp).await?.exit_on_error;
+        self.qmp.execute(if stays { incoming.and_stay() } else { incoming }).await?;
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use super::host::Host;
 use super::link::{Link, LinkError};
 use super::message::{Offer, Request, Response};
 use super::problem::{Policy, Problem, ProblemKind, chain};
-use super::vm;
+use super::{trial, vm};
 use crate::net::session::Session;
 use crate::qemu::{
     Abilities, Disk, Events, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate, QueryStatus, RunState,
@@ -19,6 +19,9 @@ use crate::qemu::{
 
 /// How long the destination's questions to its QEMU may take; it may have to start one first.
 const CHECK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// So many of QEMU's reasons are shown.
+const BLOCKERS_SHOWN_MAX: usize = 32;
 
 /// A source's QEMU, asked.
 pub(crate) struct Examined {
@@ -59,6 +62,7 @@ pub(crate) async fn source(host: &Host, name: &str) -> Result<Examined, Failure>
     problems.extend(state_problem(name, &status));
     problems.extend(busy(&qmp, name).await?);
     problems.extend(disks::source_findings(&qmp, &disks).await?);
+    problems.extend(blocked(&qmp, name).await?);
     let (major, minor, micro) = abilities.version;
     let qemu = format!("QEMU {major}.{minor}.{micro}");
     Ok(Examined { qmp, events, disks, running: status == RunState::Running, qemu, problems })
@@ -129,6 +133,28 @@ pub(crate) async fn busy(qmp: &Qmp, name: &str) -> Result<Vec<Problem>, QmpError
     Ok(problems)
 }
 
+/// What QEMU itself says stands in the way.
+async fn blocked(qmp: &Qmp, name: &str) -> Result<Vec<Problem>, QmpError> {
+    let reasons = qmp.execute(QueryMigrate).await?.blocked_reasons;
+    let remedy = "take what QEMU names out of the guest, or move the VM while it is shut down";
+    let problem = |reason: &String| {
+        let text = format!("the source's QEMU cannot migrate VM {name} as it is: {reason}");
+        Problem::new(ProblemKind::MigrationBlocked, text, remedy)
+    };
+    Ok(reasons.iter().take(BLOCKERS_SHOWN_MAX).map(problem).collect())
+}
+
+/// Tries whether QEMU would migrate, unless it is known already that it would not.
+async fn tried(examined: &Examined, name: &str) -> Vec<Problem> {
+    if examined.problems.iter().any(Problem::is_refusal) {
+        return Vec::new();
+    }
+    match trial::try_and_restore(&examined.qmp, name).await {
+        Ok(found) => found,
+        Err(e) => problems_of(e.into()),
+    }
+}
+
 /// `vmferry check`: everything that would fail, from both sides; changes nothing.
 pub async fn check(host: &Arc<Host>, vm: &str, peer: &str, policy: &Policy) -> Vec<Problem> {
     policy.applied(findings(host, vm, peer).await)
@@ -141,8 +167,11 @@ async fn findings(host: &Arc<Host>, vm: &str, peer: &str) -> Vec<Problem> {
     };
     let (mut problems, offer) = match source(host, vm).await {
         Ok(examined) => {
+            let tried = tried(&examined, vm).await;
             let offer = examined.offer(vm);
-            (examined.problems, Some(offer))
+            let mut problems = examined.problems;
+            problems.extend(tried);
+            (problems, Some(offer))
         }
         Err(failure) => (problems_of(failure), None),
     };

@@ -19,6 +19,7 @@ use super::message::{Export, Request};
 use super::patience::Patience;
 use super::plan::CopiedDisk;
 use super::progress::RamProgress;
+use super::settings;
 use super::source::{Happening, Source, cancelled, millis, pause};
 use super::streams::{Label, socket_pair};
 use crate::mux::{Class, Open, purpose};
@@ -27,9 +28,8 @@ use crate::net::session::Session;
 use crate::net::stream::Stream;
 use crate::qemu::{
     BlockJobCancel, BlockdevAdd, BlockdevMirror, COMMAND_DEADLINE, EventKind, JobDismiss, Migrate,
-    MigrateContinue, MigrateSetCapabilities, MigrateSetParameters, MigrationParameters, MigrationStatus,
-    MirrorSyncMode, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate, QueryMigrateCapabilities,
-    QueryMigrateParameters, names,
+    MigrateContinue, MigrationStatus, MirrorSyncMode, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate,
+    names,
 };
 
 /// `blockdev-add` shakes hands with the destination's NBD server in QEMU's main loop: the guest
@@ -41,8 +41,6 @@ const MIRROR_REMAINDER_BYTES: u64 = 4 * 1024 * 1024;
 const MIRROR_SETTLE: Duration = Duration::from_secs(20);
 /// How long a finished job may take to conclude.
 const CONCLUDE_DEADLINE: Duration = Duration::from_secs(10);
-/// QEMU's own limit for the RAM stream; the session limits, not QEMU.
-const MAX_BANDWIDTH_BYTES_PER_S: u64 = 1 << 40;
 /// The channel of the RAM stream.
 pub(super) const RAM_CHANNEL: u16 = 0;
 
@@ -297,25 +295,13 @@ impl Source {
     }
 
     async fn set_up_migration(&mut self) -> Result<(), Failure> {
-        let is_done = |undo: &Undo| matches!(undo, Undo::MigrationSettings { .. });
-        if self.journal.past().undo.iter().any(is_done) {
-            // By an earlier process: what it found is what is to be restored.
-            return Ok(());
-        }
-        let capabilities = self.qmp.execute(QueryMigrateCapabilities).await?;
-        let parameters = self.qmp.execute(QueryMigrateParameters).await?;
-        self.journal.will_make(Undo::MigrationSettings { capabilities, parameters })?;
+        let before = settings::remember::<Failure>(&self.qmp, &mut self.journal).await?;
         let mut wanted = vec!["events", "return-path", "pause-before-switchover"];
         if self.request.options.auto_converge {
             wanted.push("auto-converge");
         }
-        self.qmp.execute(MigrateSetCapabilities::on(&wanted)).await?;
-        let parameters = MigrationParameters {
-            max_bandwidth: Some(MAX_BANDWIDTH_BYTES_PER_S),
-            downtime_limit: Some(self.request.options.downtime_limit_ms),
-            ..MigrationParameters::default()
-        };
-        self.qmp.execute(MigrateSetParameters(parameters)).await?;
+        let downtime_limit_ms = self.request.options.downtime_limit_ms.into();
+        before.state(&self.qmp, &wanted, Some(downtime_limit_ms)).await?;
         Ok(())
     }
 

@@ -77,6 +77,24 @@ pub enum ProblemKind {
     PeerNotTrusted,
     /// The peer does not permit us to send this VM.
     NotPermitted,
+    /// The source's QEMU says that this guest cannot be migrated.
+    MigrationBlocked,
+    /// The source's QEMU refused a trial migration.
+    MigrationRefused,
+    /// Migration capabilities or parameters were left on.
+    MigrationSettings,
+    /// The machine types differ.
+    MachineType,
+    /// One side runs by KVM, the other does not.
+    Accelerator,
+    /// The RAM differs.
+    Memory,
+    /// The processors differ.
+    Cpu,
+    /// A device is only on one side, or at another address, or another one.
+    Device,
+    /// A device is set up in another way.
+    DeviceSettings,
     /// Anything else, and a kind that only a newer version knows.
     #[serde(other)]
     Other,
@@ -119,6 +137,15 @@ impl ProblemKind {
             | Self::PeerUnknown
             | Self::PeerNotTrusted
             | Self::NotPermitted
+            | Self::MigrationBlocked
+            | Self::MigrationRefused
+            | Self::MigrationSettings
+            | Self::MachineType
+            | Self::Accelerator
+            | Self::Memory
+            | Self::Cpu
+            | Self::Device
+            | Self::DeviceSettings
             | Self::Other => false,
         }
     }
@@ -137,6 +164,9 @@ impl ProblemKind {
             | Self::DeviceData
             // An image may occupy more than there is in it.
             | Self::NoRoom
+            // The guest may not use what the destination's processor or device lacks.
+            | Self::Cpu
+            | Self::DeviceSettings
         )
     }
 }

@@ -27,6 +27,42 @@ pub struct SourceRequest {
     pub share: ShareHandle,
 }
 
+/// The longest pause that QEMU may plan for the rest of the RAM, in milliseconds: 0 to
+/// [`DowntimeLimit::MAX_MS`], which is QEMU's own limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct DowntimeLimit(u64);
+
+/// QEMU would refuse it, after the disks have been copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a downtime limit of {0} ms is beyond QEMU's limit; the longest is {max} ms", max = DowntimeLimit::MAX_MS)]
+pub struct DowntimeLimitError(u64);
+
+impl DowntimeLimit {
+    /// The longest, in milliseconds.
+    pub const MAX_MS: u64 = 2_000_000;
+}
+
+impl Default for DowntimeLimit {
+    fn default() -> Self {
+        Self(300)
+    }
+}
+
+impl TryFrom<u64> for DowntimeLimit {
+    type Error = DowntimeLimitError;
+
+    fn try_from(ms: u64) -> Result<Self, DowntimeLimitError> {
+        if ms <= Self::MAX_MS { Ok(Self(ms)) } else { Err(DowntimeLimitError(ms)) }
+    }
+}
+
+impl From<DowntimeLimit> for u64 {
+    fn from(limit: DowntimeLimit) -> Self {
+        limit.0
+    }
+}
+
 /// How a migration is to be done.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -36,7 +72,7 @@ pub struct Options {
     /// Slow the guest down when its RAM changes faster than it can be sent.
     pub auto_converge: bool,
     /// Longest pause that QEMU plans for the rest of the RAM, in milliseconds.
-    pub downtime_limit_ms: u64,
+    pub downtime_limit_ms: DowntimeLimit,
     /// How often to begin again after a failure that may pass.
     pub retry: Retry,
     /// Compress what is sent of the disks: for links that are slower than a core compresses.
@@ -64,7 +100,7 @@ impl Default for Options {
         Self {
             keep_source: false,
             auto_converge: false,
-            downtime_limit_ms: 300,
+            downtime_limit_ms: DowntimeLimit::default(),
             retry: Retry::default(),
             compress: false,
             limit_bytes_per_s: None,

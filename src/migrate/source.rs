@@ -251,6 +251,7 @@ impl Source {
     }
 
     async fn prepare(&mut self) -> Result<(), Failure> {
+        self.rehearse().await?;
         let examined_offer = self.offer().await?;
         let deadline = self.host.config.deadlines.qemu_start() + Duration::from_secs(30);
         let asked = self.patience().with(self.link.ask(Request::Prepare(examined_offer), deadline));

@@ -99,7 +99,7 @@ pub(crate) fn leftovers(past: &Past) -> SourceLeftovers {
             Undo::NbdServer => left.nbd_server = true,
             Undo::MigrationSettings { capabilities, parameters } => {
                 left.capabilities_before.clone_from(capabilities);
-                left.parameters_before = Some(*parameters);
+                left.parameters_before = Some(parameters.clone());
             }
             Undo::Qemu => {}
         }

@@ -67,6 +67,10 @@ pub struct DestinationLeftovers {
     pub exports: Vec<String>,
     /// Every descriptor name ever used.
     pub fdnames: Vec<String>,
+    /// The capabilities as they were; empty to leave them.
+    pub capabilities_before: Vec<CapabilityStatus>,
+    /// The parameters as they were.
+    pub parameters_before: Option<MigrationParameters>,
 }
 
 /// Something that a clean-up deals with.
@@ -155,11 +159,7 @@ pub async fn source_cleanup(qmp: &Qmp, what: &SourceLeftovers) -> CleanupReport 
     }
     clean_tracking(qmp, what, &mut report).await;
     close_fds(qmp, &what.fdnames, &mut report).await;
-    let capabilities = restore_capabilities(qmp, &what.capabilities_before).await;
-    report.note(Remainder::Capabilities, capabilities);
-    if let Some(before) = &what.parameters_before {
-        report.note(Remainder::Parameters, restore_parameters(qmp, before).await);
-    }
+    restore(qmp, &what.capabilities_before, what.parameters_before.as_ref(), &mut report).await;
     report.guest = guest(qmp).await;
     report
 }
@@ -204,8 +204,38 @@ pub async fn destination_cleanup(qmp: &Qmp, what: &DestinationLeftovers) -> Clea
         report.note(Remainder::NbdServer, stop_nbd_server(qmp).await);
     }
     close_fds(qmp, &what.fdnames, &mut report).await;
+    // One that has begun its migration does not allow it, and is used up.
+    if !step(qmp, QueryMigrate).await.is_ok_and(|info| info.status.is_live()) {
+        restore(qmp, &what.capabilities_before, what.parameters_before.as_ref(), &mut report).await;
+    }
     report.guest = guest(qmp).await;
     report
+}
+
+/// Puts migration settings back as they were; of capabilities none to leave them.
+///
+/// # Errors
+/// Those of [`Qmp::execute`].
+pub async fn restore_migration_settings(
+    qmp: &Qmp,
+    capabilities: &[CapabilityStatus],
+    parameters: &MigrationParameters,
+) -> Result<(), QmpError> {
+    let qmp = &Patient::new(qmp);
+    restore_capabilities(qmp, capabilities).await?;
+    restore_parameters(qmp, parameters).await
+}
+
+async fn restore(
+    qmp: &Patient<'_>,
+    capabilities: &[CapabilityStatus],
+    parameters: Option<&MigrationParameters>,
+    report: &mut CleanupReport,
+) {
+    report.note(Remainder::Capabilities, restore_capabilities(qmp, capabilities).await);
+    if let Some(before) = parameters {
+        report.note(Remainder::Parameters, restore_parameters(qmp, before).await);
+    }
 }
 
 async fn guest(qmp: &Patient<'_>) -> Option<RunState> {

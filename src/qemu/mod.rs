@@ -30,7 +30,7 @@ mod wire;
 pub use abilities::Abilities;
 pub use cleanup::{
     CleanupReport, DestinationLeftovers, NotCleaned, Remainder, SourceLeftovers, delete_bitmap,
-    delete_export, destination_cleanup, source_cleanup,
+    delete_export, destination_cleanup, restore_migration_settings, source_cleanup,
 };
 pub use client::{COMMAND_DEADLINE, COMMAND_QUEUE_MAX, Command, Qmp, Silence};
 pub use commands::*;

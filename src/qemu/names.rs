@@ -12,6 +12,9 @@ pub const NBD_LISTEN_FDNAME: &str = "vmferry-nbd-listen";
 /// The descriptor name of the RAM stream, on both sides.
 pub const RAM_FDNAME: &str = "vmferry-ram";
 
+/// The descriptor name of a trial's stream on the source, which nobody reads.
+pub const TRIAL_FDNAME: &str = "vmferry-trial";
+
 /// A descriptor name that is never handed over: asking with it must be refused by QEMU.
 pub(super) const ABSENT_FDNAME: &str = "vmferry-absent";
 

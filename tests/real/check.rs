@@ -430,6 +430,12 @@ fn described(vm: &Vm) -> Result<Value> {
     let nodes = qmp.execute("query-named-block-nodes", json!({"flat": true}))?;
     let node = |node: &Value| json!([node["node-name"], node["drv"], node["ro"]]);
     all["nodes"] = nodes.as_array().context("no nodes")?.iter().map(node).collect();
+    // A trial was made, and taken back.
+    let trial = all["query-migrate"].as_object_mut().context("no answer to query-migrate")?;
+    let ended = trial.get("status").is_none_or(|status| status == "cancelled" || status == "failed");
+    if ended {
+        trial.clear();
+    }
     // A job of somebody else's moves on.
     const MOVING: [&str; 7] =
         ["offset", "len", "current-progress", "total-progress", "status", "busy", "actively-synced"];

@@ -17,6 +17,7 @@ mod failures;
 mod judge;
 mod lanes;
 mod limit;
+mod machine;
 mod meanwhile;
 mod monitor;
 mod moves;

@@ -1,5 +1,9 @@
 //! A destination's ends: the guest is here for good, or everything is as it was.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
 use super::Destination;
 use crate::migrate::handover::{Ask, DestinationInput};
 use crate::migrate::journal::{Past, Record, Undo};
@@ -11,8 +15,15 @@ use crate::migrate::progress::Outcome;
 use crate::migrate::reception::Control;
 use crate::migrate::trouble::Trouble;
 use crate::migrate::vm::{self, StartedQemu};
-use crate::migrate::{decide, settle, source, witness};
-use crate::qemu::{DestinationLeftovers, Qmp, QueryStatus, RunState, destination_cleanup, names};
+use crate::migrate::{decide, settings, settle, source, witness};
+use crate::qemu::{
+    DestinationLeftovers, MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, destination_cleanup,
+    names,
+};
+
+/// How long a QEMU may take to notice that its stream has been cut.
+const NOTICE_DEADLINE: Duration = Duration::from_secs(10);
+const NOTICE_POLL: Duration = Duration::from_millis(50);
 
 impl Destination {
     /// After the word to start nothing leads back: the guest is here, as well as it can be.
@@ -31,6 +42,18 @@ impl Destination {
         let outcome = Outcome::Moved { leftovers };
         self.host.end(self.journal, outcome.clone());
         source::finish(&self.progress, Phase::Done, outcome);
+    }
+
+    /// The migration settings of a QEMU whose guest has arrived, as they were before.
+    pub(super) async fn restore_settings(&self) {
+        let Some(before) = settings::before(self.journal.past()) else { return };
+        if let Err(e) = before.restore(&self.qmp).await {
+            tracing::warn!(
+                vm = self.vm,
+                error = chain(&e),
+                "the migration settings stay as vmferry set them"
+            );
+        }
     }
 
     /// Undoes what was prepared, once it is proved that the guest never ran here and never will.
@@ -104,12 +127,31 @@ pub(super) fn never_ran(trouble: &Trouble, leftovers: Vec<String>) -> Outcome {
     Outcome::Failed { phase: Phase::Prepare, cause, problems, cancelled, leftovers }
 }
 
+fn took_ram(past: &Past) -> bool {
+    past.undo.contains(&Undo::Fd(names::RAM_FDNAME.into()))
+}
+
+/// Whether a QEMU has no guest and can take none any more, because its migration has failed. Its
+/// stream has been cut, which it may notice a moment later.
+async fn is_used_up(qmp: &Qmp) -> bool {
+    let until = Instant::now() + NOTICE_DEADLINE;
+    loop {
+        let Ok(RunState::InMigrate) = qmp.execute(QueryStatus).await.map(|info| info.status) else {
+            return false;
+        };
+        match qmp.execute(QueryMigrate).await.map(|info| info.status) {
+            Ok(MigrationStatus::Failed) => return true,
+            Ok(status) if status.is_live() && Instant::now() < until => sleep(NOTICE_POLL).await,
+            _ => return false,
+        }
+    }
+}
+
 /// Whether the QEMU behind the monitor is still the one that waited for this migration.
 async fn is_that_qemu(qmp: &Qmp, past: &Past) -> bool {
-    let took_ram = past.undo.contains(&Undo::Fd(names::RAM_FDNAME.into()));
     match qmp.execute(QueryStatus).await.map(|info| info.status) {
         Ok(RunState::InMigrate) => true,
-        Ok(RunState::Paused) => took_ram,
+        Ok(RunState::Paused) => took_ram(past),
         _ => false,
     }
 }
@@ -139,7 +181,15 @@ pub(in crate::migrate) async fn undo(
             _ => {}
         }
     }
+    if let Some(before) = settings::before(past) {
+        left.capabilities_before = before.capabilities;
+        left.parameters_before = Some(before.parameters);
+    }
     let report = destination_cleanup(qmp, &left).await;
+    if took_ram(past) && is_used_up(qmp).await {
+        // It would have ended by itself, had it not been asked to stay and to tell why.
+        return vm::quit(name, qmp).await.err().map(|e| chain(&e)).into_iter().collect();
+    }
     let not_ours = report.left.iter().filter(|l| !l.source.is_over());
     not_ours.map(|l| format!("{} in the destination's QEMU: {}", l.what, chain(&l.source))).collect()
 }

@@ -49,6 +49,8 @@ pub struct MigrationInfo {
     pub ram: Option<MigrationStats>,
     /// The disks of an old in-band block migration (7.2).
     pub disk: Option<MigrationStats>,
+    /// Why this machine cannot be migrated at the moment, for people.
+    pub blocked_reasons: Vec<String>,
 }
 
 /// Progress of RAM, or of disks in an old in-band block migration. In bytes unless said.
@@ -107,58 +109,88 @@ impl MigrateSetCapabilities {
         let status = |name: &&str| CapabilityStatus { capability: (*name).to_owned(), state: true };
         Self { capabilities: names.iter().map(status).collect() }
     }
-}
 
-/// The parameters vmferry may change. `None`: leave alone, or not known to this QEMU.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", default)]
-pub struct MigrationParameters {
-    /// Bytes per second while the guest runs; 0 is no limit. QEMU's default is 128 MiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_bandwidth: Option<u64>,
-    /// The longest pause to aim at, in milliseconds. QEMU's default is 300.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub downtime_limit: Option<u64>,
-    /// Bytes per second to reckon with for the switchover; 0 is as measured (QEMU 8.2).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub avail_switchover_bandwidth: Option<u64>,
-    /// Bytes per second in postcopy; 0 is no limit.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_postcopy_bandwidth: Option<u64>,
-    /// Where auto-converge begins, in per cent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_throttle_initial: Option<u8>,
-    /// By how much it goes on, in per cent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_throttle_increment: Option<u8>,
-    /// Where it stops, in per cent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_cpu_throttle: Option<u8>,
-}
-
-impl MigrationParameters {
-    /// What must be set to come from `now` back to these.
-    pub fn differing_from(&self, now: &Self) -> Self {
-        fn changed<T: PartialEq>(wanted: Option<T>, now: Option<T>) -> Option<T> {
-            if wanted == now { None } else { wanted }
-        }
-        Self {
-            max_bandwidth: changed(self.max_bandwidth, now.max_bandwidth),
-            downtime_limit: changed(self.downtime_limit, now.downtime_limit),
-            avail_switchover_bandwidth: changed(
-                self.avail_switchover_bandwidth,
-                now.avail_switchover_bandwidth,
-            ),
-            max_postcopy_bandwidth: changed(self.max_postcopy_bandwidth, now.max_postcopy_bandwidth),
-            cpu_throttle_initial: changed(self.cpu_throttle_initial, now.cpu_throttle_initial),
-            cpu_throttle_increment: changed(self.cpu_throttle_increment, now.cpu_throttle_increment),
-            max_cpu_throttle: changed(self.max_cpu_throttle, now.max_cpu_throttle),
-        }
+    /// Turns these on and all others that are known off.
+    pub fn exactly(names: &[&str], known: &[CapabilityStatus]) -> Self {
+        let status = |known: &CapabilityStatus| CapabilityStatus {
+            state: names.contains(&known.capability.as_str()),
+            capability: known.capability.clone(),
+        };
+        Self { capabilities: known.iter().map(status).collect() }
     }
 }
 
+/// Declares parameters that are left alone when they are `None`.
+macro_rules! parameters {
+    ($($(#[$doc:meta])* $name:ident: $type:ty,)+) => {
+        /// The parameters vmferry may change. `None`: leave alone, or not known to this QEMU.
+        #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case", default)]
+        pub struct MigrationParameters {$(
+            $(#[$doc])*
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub $name: Option<$type>,
+        )+}
+
+        impl MigrationParameters {
+            /// What must be set to come from `now` back to these.
+            #[must_use]
+            pub fn differing_from(&self, now: &Self) -> Self {
+                Self {$(
+                    $name: if self.$name == now.$name { None } else { self.$name.clone() },
+                )+}
+            }
+
+            /// Without those that `known` does not have.
+            #[must_use]
+            pub fn known_to(self, known: &Self) -> Self {
+                Self {$(
+                    $name: if known.$name.is_some() { self.$name } else { None },
+                )+}
+            }
+        }
+    };
+}
+
+parameters! {
+    /// Bytes per second while the guest runs; 0 is no limit. QEMU's default is 128 MiB.
+    max_bandwidth: u64,
+    /// The longest pause to aim at, in milliseconds. QEMU's default is 300.
+    downtime_limit: u64,
+    /// Bytes per second to reckon with for the switchover; 0 is as measured (QEMU 8.2).
+    avail_switchover_bandwidth: u64,
+    /// Bytes per second in postcopy; 0 is no limit.
+    max_postcopy_bandwidth: u64,
+    /// Where auto-converge begins, in per cent.
+    cpu_throttle_initial: u8,
+    /// By how much it goes on, in per cent.
+    cpu_throttle_increment: u8,
+    /// Whether it goes on in small steps at the end.
+    cpu_throttle_tailslow: bool,
+    /// Where it stops, in per cent.
+    max_cpu_throttle: u8,
+    /// How much of what was sent must have been changed again for it to begin, in per cent.
+    throttle_trigger_threshold: u8,
+    /// The object with QEMU's own TLS credentials; empty for none.
+    tls_creds: String,
+    /// The name that QEMU's own TLS expects; empty for that of the address.
+    tls_hostname: String,
+    /// The object that decides whom QEMU's own TLS lets in; empty for none.
+    tls_authz: String,
+    /// How several channels compress: `none`, `zlib`, `zstd`, ...
+    multifd_compression: String,
+    /// `normal`, or a way to exchange QEMU on one host (QEMU 8.2).
+    mode: String,
+    /// Past the page cache into a file (QEMU 9.1).
+    direct_io: bool,
+    /// Who looks for pages of zeroes: `none`, `legacy`, `multifd` (QEMU 9.0).
+    zero_page_detection: String,
+    /// The disks of an old in-band block migration go above a shared base (until QEMU 9.0).
+    block_incremental: bool,
+}
+
 /// Changes parameters, also while a migration runs. They outlive it.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub struct MigrateSetParameters(pub MigrationParameters);
 
@@ -203,6 +235,12 @@ impl MigrateIncoming {
     /// From a descriptor that was handed over under this name.
     pub fn from_fd(fdname: &str) -> Self {
         Self { uri: format!("fd:{fdname}"), exit_on_error: None }
+    }
+
+    /// The process stays when the migration fails, and tells why.
+    #[must_use]
+    pub fn and_stay(self) -> Self {
+        Self { exit_on_error: Some(false), ..self }
     }
 }
 
