@@ -64,7 +64,7 @@ impl From<DowntimeLimit> for u64 {
 }
 
 /// How a migration is to be done.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
     /// Leave the source's QEMU, paused for ever, instead of ending it.
@@ -92,21 +92,5 @@ impl Options {
     #[must_use]
     pub fn policy(&self) -> Policy {
         Policy { strict: self.strict, accept: self.accept.clone() }
-    }
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            keep_source: false,
-            auto_converge: false,
-            downtime_limit_ms: DowntimeLimit::default(),
-            retry: Retry::default(),
-            compress: false,
-            limit_bytes_per_s: None,
-            weight: Weight::default(),
-            strict: false,
-            accept: BTreeSet::new(),
-        }
     }
 }
