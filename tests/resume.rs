@@ -309,6 +309,22 @@ async fn a_session_whose_time_is_over_ends_at_both_sides() {
     assert!(matches!(one.near.read(&mut rest), Ok(0) | Err(_)), "the local program hears of it");
 }
 
+/// Where handshakes pass and data does not, a session is resumed again and again; that ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_resumed_and_moves_nothing_ends_when_its_time_is_over() {
+    let mut pair = Pair::new(Duration::from_secs(6)).await;
+    let one = pair.pumped(1).await;
+    pair.road.set(State::Small);
+    let near = one.near.try_clone().unwrap();
+    near.set_nonblocking(true).unwrap();
+    let _full = (&near).write(&pattern(1, 1 << 17));
+    let end = soon("the session's end", pair.session.ended()).await;
+    assert!(matches!(end.cause, EndCause::Lost { .. }), "{:?}", end.cause);
+    let said = std::error::Error::source(&end.cause).unwrap().to_string();
+    assert!(said.contains("full-size packets"), "{said}");
+    assert!(end.stats.reconnects >= 1, "only {} reconnections", end.stats.reconnects);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_process_does_not_know_the_old_ones_session() {
     let mut pair = Pair::new(PATIENCE).await;

@@ -72,6 +72,11 @@ impl ReplayLog {
         self.acked + self.entries.len() as u64
     }
 
+    /// The number of the first frame in the log.
+    pub(super) fn unacknowledged(&self) -> Option<u64> {
+        (!self.is_empty()).then(|| self.acked + 1)
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }

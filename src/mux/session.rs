@@ -244,6 +244,12 @@ impl Session {
         self.receipt.rx_seq()
     }
 
+    /// The first frame sent that the peer has not acknowledged; `None` when it has all.
+    #[must_use]
+    pub fn unacknowledged(&self) -> Option<u64> {
+        self.log.unacknowledged()
+    }
+
     /// When [`Session::handle_timeout`] is to be called at the latest; `None` while suspended.
     /// It moves on with every call of that.
     #[must_use]

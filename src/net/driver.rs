@@ -22,6 +22,7 @@ use super::frozen::{FrozenSession, Left};
 use super::resume::{Redial, Resumed, SessionKey};
 use super::session::{Away, EndCause, IncomingStream, Lines, LinkState, Session, SessionEnd};
 use super::stream::{ChunkPermit, Crowd, Inbound, Shared, Stream, StreamEnded};
+use super::stuck::Stuck;
 use crate::mux::{self, Allowance, Batch, Code, Event, MigrationId, Open, Share, StreamId};
 use crate::words::chain;
 
@@ -80,6 +81,7 @@ pub(crate) struct Driver {
     key: SessionKey,
     redial: Option<Redial>,
     resume_within: Duration,
+    stuck: Stuck,
     /// Of the newest attempt to resume. It counts when it is begun: whoever takes the session up must
     /// not use its number again, for the peer may have let it in by then.
     generation: Arc<AtomicU64>,
@@ -111,6 +113,7 @@ impl Driver {
             key: handle.key().clone(),
             redial: lines.redial,
             resume_within: lines.resume_within,
+            stuck: Stuck::default(),
             generation: Arc::new(AtomicU64::new(lines.generation)),
             link,
             commands,
@@ -208,6 +211,7 @@ impl Driver {
             self.dispatch();
             let write_more = self.transmit()? == Sent::More;
             self.dispatch();
+            self.stuck.look(self.session.unacknowledged());
             if self.closing.is_some() {
                 return Ok(());
             }
@@ -277,10 +281,13 @@ impl Driver {
     /// Goes on without a connection until there is one again. Local sockets are read until the
     /// queues are full, and then no more: QEMU sees a pause.
     async fn away(&mut self, lost: EndCause) -> Result<(), EndCause> {
-        let since = Instant::now();
+        let since = self.stuck.lost(Instant::now(), self.session.unacknowledged());
         let until = since + self.resume_within;
         let peer = self.handle.info().peer.clone();
-        let cause = chain(&lost);
+        let cause = match self.stuck.words() {
+            Some(words) => format!("{}; {words}", chain(&lost)),
+            None => chain(&lost),
+        };
         tracing::warn!(%peer, cause, deadline_s = self.resume_within.as_secs(), "connection lost; the session waits for another");
         let away = Away { since, until, cause };
         self.link.send_modify(|link| link.away = Some(away));
@@ -309,6 +316,10 @@ impl Driver {
                     Err(e) => return Err(lost_for_good(lost, since.elapsed(), Some(e))),
                 },
                 () = sleep_until(until.into()) => {
+                    let lost = match self.stuck.words() {
+                        Some(words) => EndCause::Stuck { words, source: Box::new(lost) },
+                        None => lost,
+                    };
                     return Err(lost_for_good(lost, since.elapsed(), None));
                 }
             }

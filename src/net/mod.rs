@@ -29,4 +29,5 @@ mod record;
 mod resume;
 pub mod session;
 pub mod stream;
+mod stuck;
 pub mod tls;

@@ -50,6 +50,14 @@ pub enum EndCause {
         /// How it was lost.
         source: Box<EndCause>,
     },
+    /// The connection was lost as others before it, over which nothing had moved.
+    #[error("{words}")]
+    Stuck {
+        /// What was seen of them.
+        words: String,
+        /// How the last one was lost.
+        source: Box<EndCause>,
+    },
     /// It goes on in another process.
     #[error("the agent's process changed")]
     Frozen,
@@ -69,7 +77,7 @@ impl EndCause {
         match self {
             Self::Io(_) | Self::Tls(_) | Self::PeerClosed | Self::Replaced => true,
             Self::Session(error) => error.is_resumable(),
-            Self::Lost { .. } | Self::Frozen | Self::Closed(_) => false,
+            Self::Lost { .. } | Self::Stuck { .. } | Self::Frozen | Self::Closed(_) => false,
         }
     }
 
@@ -83,6 +91,7 @@ impl EndCause {
             Self::Session(_) => "session",
             Self::Replaced => "replaced",
             Self::Lost { .. } => "lost",
+            Self::Stuck { .. } => "stuck",
             Self::Frozen => "frozen",
             Self::Closed(code) => code.name(),
         }

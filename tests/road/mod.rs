@@ -14,6 +14,9 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+/// What passes a road on which only little things pass: a handshake, a PING.
+const SMALL_BYTES: usize = 4096;
+
 /// What the road does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -25,6 +28,9 @@ pub enum State {
     UpOnly,
     /// Lets pass only what comes from the far side.
     DownOnly,
+    /// Lets pass what is small, and of a connection that has tried more nothing any more: what a path
+    /// is like that drops full-size packets.
+    Small,
     /// Resets the near side's connections; the far side hears nothing.
     ResetNear,
     /// Resets the far side's connections; the near side hears nothing.
@@ -92,7 +98,7 @@ impl Road {
     async fn carry(self, near: TcpStream) {
         let mut state = self.state.subscribe();
         let begun = state.borrow_and_update().1;
-        let may_pass = |now: &(State, u64)| now.0 == State::Open || now.1 != begun;
+        let may_pass = |now: &(State, u64)| matches!(now.0, State::Open | State::Small) || now.1 != begun;
         if state.wait_for(may_pass).await.is_err() {
             return;
         }
@@ -105,10 +111,8 @@ impl Road {
         let kept = [SockRef::from(&near).try_clone().unwrap(), SockRef::from(&far).try_clone().unwrap()];
         let (near_in, near_out) = near.into_split();
         let (far_in, far_out) = far.into_split();
-        let up =
-            tokio::spawn(self.clone().pass(near_in, far_out, |s| matches!(s, State::Open | State::UpOnly)));
-        let down =
-            tokio::spawn(self.clone().pass(far_in, near_out, |s| matches!(s, State::Open | State::DownOnly)));
+        let up = tokio::spawn(self.clone().pass(near_in, far_out, State::UpOnly));
+        let down = tokio::spawn(self.clone().pass(far_in, near_out, State::DownOnly));
         let cut = state
             .wait_for(|(state, resets)| {
                 *resets != begun || matches!(state, State::ResetNear | State::ResetFar)
@@ -141,12 +145,17 @@ impl Road {
     }
 
     /// Passes bytes on while the road is open for them.
-    async fn pass(self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_open: fn(&State) -> bool) {
+    async fn pass(self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, this_way_only: State) {
         let mut state = self.state.subscribe();
         let mut buffer = vec![0; 1 << 16];
         loop {
             let Ok(n) = from.read(&mut buffer).await else { return std::future::pending().await };
-            if state.wait_for(|(state, _)| is_open(state)).await.is_err() || n == 0 {
+            let passes = |state: State| match state {
+                State::Open => true,
+                State::Small => n <= SMALL_BYTES,
+                state => state == this_way_only,
+            };
+            if state.wait_for(|now| passes(now.0)).await.is_err() || n == 0 {
                 let _ = to.shutdown().await;
                 return std::future::pending().await;
             }
