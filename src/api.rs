@@ -14,6 +14,7 @@ use crate::migrate::problem::{Accepted, Problem};
 use crate::migrate::progress::Reconnecting;
 use crate::migrate::recover::Case;
 use crate::migrate::share::Weight;
+use crate::migrate::vm_state::VmState;
 use crate::rate::Rate;
 
 /// The version that all paths begin with.
@@ -34,6 +35,9 @@ pub struct Status {
     pub migrations_active: usize,
     /// Names of configured VMs.
     pub vms: Vec<String>,
+    /// What the QEMU of each of them has of its guest on this host. The other hosts are not asked.
+    #[serde(default)]
+    pub vm_states: Vec<VmState>,
     /// Names of configured peers.
     pub peers: Vec<String>,
 }

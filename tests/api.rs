@@ -32,7 +32,11 @@ struct Agent {
 
 impl Agent {
     fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), "")
+    }
+
+    /// With more in its configuration.
+    fn start_in(folder: tempfile::TempDir, more: &str) -> Self {
         let pki = folder.path().join("pki");
         for words in [&["ca"][..], &["host", "alpha"]] {
             let made =
@@ -40,7 +44,7 @@ impl Agent {
             assert!(made.status.success(), "{made:?}");
         }
         let config = folder.path().join("vmferry.toml");
-        std::fs::write(&config, configuration(&pki.join("hosts/alpha"))).unwrap();
+        std::fs::write(&config, configuration(&pki.join("hosts/alpha")) + more).unwrap();
         let mut command = Command::new(VMFERRY);
         command.arg("agent").arg("--config").arg(&config).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -165,6 +169,73 @@ fn live_answers_are_as_described() {
     let (status, _, body) = agent.ask("GET", "/v1/nowhere", None);
     assert_eq!(status, 404);
     description.check("Error", &serde_json::from_str(&body).unwrap());
+}
+
+/// A monitor that greets, knows two questions, and says so when its client has gone.
+fn monitor(path: &Path, state: &'static str, migration: &'static str) -> std::sync::mpsc::Receiver<()> {
+    let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+    let (gone, is_gone) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for mut socket in listener.incoming().map_while(Result::ok) {
+            let version = json!({"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""});
+            writeln!(socket, "{}", json!({"QMP": {"version": version, "capabilities": []}})).unwrap();
+            for line in BufReader::new(socket.try_clone().unwrap()).lines().map_while(Result::ok) {
+                let asked: Value = serde_json::from_str(&line).unwrap();
+                let answer = match asked["execute"].as_str().unwrap() {
+                    "query-status" => json!({"status": state, "running": state == "running"}),
+                    "query-migrate" => json!({"status": migration}),
+                    _ => json!({}),
+                };
+                writeln!(socket, "{}", json!({"return": answer, "id": asked["id"]})).unwrap();
+            }
+            gone.send(()).unwrap();
+        }
+    });
+    is_gone
+}
+
+/// Who runs a VM and who does not is said of each, and no monitor is kept.
+#[test]
+fn the_status_says_of_each_vm_what_its_qemu_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = [
+        monitor(&folder.path().join("runs.qmp"), "running", "none"),
+        monitor(&folder.path().join("waits.qmp"), "inmigrate", "none"),
+        monitor(&folder.path().join("odd.qmp"), "of-tomorrow", "completed"),
+    ];
+    // Somebody else's monitor: it takes connections and says nothing.
+    let silent = std::os::unix::net::UnixListener::bind(folder.path().join("silent.qmp")).unwrap();
+    let table = |name: &str| format!("[vm.{name}]\nqmp = '{name}.qmp'\n");
+    let agent = Agent::start_in(folder, &["runs", "waits", "odd", "silent"].map(table).concat());
+    let answer = agent.ask("GET", "/v1/status", None);
+    Description::load().accepts("get", "/v1/status", &answer);
+    let status: Value = serde_json::from_str(&answer.2).unwrap();
+    let of = |vm: &str| {
+        let states = status["vm_states"].as_array().unwrap();
+        states.iter().find(|s| s["vm"] == vm).unwrap_or_else(|| panic!("{vm} in {status}")).clone()
+    };
+    let here = |vm: &str| of(vm)["here"].as_str().unwrap().to_owned();
+    assert_eq!((here("runs"), here("waits"), here("odd")), ("runs".into(), "waits".into(), "holds".into()));
+    assert_eq!((here("web1"), here("silent")), ("no-qemu".into(), "unknown".into()));
+    assert_eq!(of("odd")["qemu_state"], "of-tomorrow");
+    for monitor in kept {
+        monitor.recv_timeout(ANSWER_WITHIN).expect("a monitor that is let go");
+    }
+    let shown = |words: &[&str]| {
+        let mut command = Command::new(VMFERRY);
+        let shown = command.arg("--socket").arg(&agent.socket).args(words).output().unwrap();
+        assert!(shown.status.success(), "{shown:?}");
+        String::from_utf8(shown.stdout).unwrap()
+    };
+    let one = shown(&["status", "runs"]);
+    assert_eq!(one.trim(), "runs runs here (alpha)");
+    for words in [&["status"][..], &["list"]] {
+        let all = shown(words);
+        for said in ["runs here", "a QEMU waits for it", "(of-tomorrow)", "unknown: ", "nobody listens"] {
+            assert!(all.contains(said), "{said} in {all}");
+        }
+    }
+    drop(silent);
 }
 
 /// What no agent without a guest would say: a migration in full, and each of its ends.

@@ -4,6 +4,7 @@ mod api;
 mod inherit;
 mod limits;
 mod listen;
+mod looks;
 mod passing;
 mod registry;
 mod reload;
@@ -24,10 +25,12 @@ use crate::migrate::journal::Role;
 use crate::migrate::problem::chain;
 use crate::migrate::progress::{Progress, ProgressSink, Reconnecting};
 use crate::migrate::share::ShareHandle;
+use crate::migrate::vm_state::VmState;
 use crate::migrate::{self, Host, SourceRequest};
 use crate::mux::{Code, Role as DialRole, Stats};
 use crate::net::session::{IncomingStream, Session};
 use limits::LimitsSet;
+use looks::Looks;
 use registry::{Entry, Registry};
 
 pub use start::{AgentError, How, run, succession_formats};
@@ -49,6 +52,7 @@ pub(crate) struct Agent {
     stopping: CancellationToken,
     /// What operators have set; the configuration has the rest.
     limits_set: Mutex<LimitsSet>,
+    looks: Looks,
 }
 
 impl Agent {
@@ -167,8 +171,17 @@ impl Agent {
             sessions,
             migrations_active: self.active(),
             vms: config.vms.keys().cloned().collect(),
+            vm_states: self.vm_states().await,
             peers: config.peers.keys().cloned().collect(),
         }
+    }
+
+    async fn vm_states(&self) -> Vec<VmState> {
+        let mut states = self.looks.look(&self.host).await;
+        // A check has no migration that anybody could ask for.
+        let is_known = |id: &Uuid| self.registry.get(*id).is_some();
+        states.iter_mut().for_each(|state| state.migration = state.migration.filter(is_known));
+        states
     }
 
     fn active(&self) -> usize {

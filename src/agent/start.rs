@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::inherit;
+use super::looks::Looks;
 use super::passing::{Estates, Inherited, give_way, leave_to_the_store};
 use super::registry::Registry;
 use super::{Agent, listen, reload};
@@ -133,6 +134,7 @@ async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::R
         tasks: TaskTracker::new(),
         stopping,
         limits_set: Mutex::default(),
+        looks: Looks::default(),
     });
     let taken = match estate {
         Some((estate, mut fds)) => {

@@ -54,32 +54,35 @@ pub(super) enum Command {
     /// Say everything that would make a migration fail; both hosts stay as they are. Where the
     /// destination's agent starts QEMUs, one is started for the questions and ended again.
     Check(CheckArgs),
-    /// List migrations of this host, in both directions.
+    /// List migrations of this host, in both directions, and which VMs run here.
     List {
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Show the agent, or one migration.
+    /// Show the agent and which VMs run here, or one VM or migration.
     Status {
-        /// A migration.
-        id: Option<Uuid>,
+        /// A VM, a migration's id, or the beginning of one.
+        #[arg(value_name = "VM|ID")]
+        what: Option<String>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
     /// Follow a migration to its end; its exit code is the migration's.
     Watch {
-        /// The migration.
-        id: Uuid,
+        /// The migration: its id, the beginning of it, or its VM.
+        #[arg(value_name = "VM|ID")]
+        migration: String,
         /// Print one line of JSON for each change.
         #[arg(long)]
         json: bool,
     },
     /// Roll a migration back; possible until the hand-over.
     Cancel {
-        /// The migration.
-        id: Uuid,
+        /// The migration: its id, the beginning of it, or its VM.
+        #[arg(value_name = "VM|ID")]
+        migration: String,
     },
     /// Show what may be sent in a second, or change it while it runs.
     Limit(LimitArgs),
@@ -156,7 +159,7 @@ impl FromStr for Limit {
 
 #[derive(Debug, Args)]
 pub(super) struct LimitArgs {
-    /// A migration's id, or a VM that is being moved away; all are shown if it is left out.
+    /// A migration's id, the beginning of it, or a VM that is being moved away; all are shown if it is left out.
     #[arg(conflicts_with = "peer")]
     pub(super) migration: Option<String>,
     /// Bytes per second, as in 100MiB/s or 1G, or `none`.

@@ -5,15 +5,17 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use hyper::Method;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::args::{CheckArgs, Command, MigrateArgs};
 use super::client::Client;
-use super::{limit, recover, show, watch};
+use super::{limit, pick, recover, show, vms, watch};
 use crate::api::{CheckReport, CheckRequest, MigrateRequest, Status, migration_path};
 use crate::migrate::Options;
 use crate::migrate::problem::Problem;
 use crate::migrate::progress::Progress;
+use crate::migrate::vm_state::VmState;
 
 /// Failed, and the VM runs on the source.
 const EXIT_FAILED: u8 = 1;
@@ -24,10 +26,13 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
         Command::Migrate(args) => migrate(&client, args).await,
         Command::Check(args) => check(&client, args).await,
         Command::List { json } => list(&client, json).await,
-        Command::Status { id: None, json } => status(&client, json).await,
-        Command::Status { id: Some(id), json } => status_of(&client, id, json).await,
-        Command::Watch { id, json } => watch::follow(&client, id, json).await,
-        Command::Cancel { id } => cancel(&client, id).await,
+        Command::Status { what: None, json } => status(&client, json).await,
+        Command::Status { what: Some(what), json } => status_of(&client, &what, json).await,
+        Command::Watch { migration, json } => {
+            let id = pick::migration(&client, &migration).await?;
+            watch::follow(&client, id, json).await
+        }
+        Command::Cancel { migration } => cancel(&client, &migration).await,
         Command::Limit(args) => limit::run(&client, args).await,
         Command::Recover(args) => recover::run(&client, args).await,
         Command::Agent { .. } | Command::Certs(_) => Ok(super::EXIT_USAGE.into()),
@@ -78,7 +83,9 @@ async fn list(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         print_json(&all)?
     } else {
-        show::list(&all)
+        show::list(&all);
+        let status: Status = client.get("/v1/status").await?;
+        vms::list(&status.vm_states);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -93,17 +100,36 @@ async fn status(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn status_of(client: &Client, id: Uuid, json: bool) -> anyhow::Result<ExitCode> {
-    let progress: Progress = client.get(&migration_path(id)).await?;
-    if json {
-        print_json(&progress)?
-    } else {
-        show::migration(&progress)
+/// A VM and its migration, as `status VM --json` prints them.
+#[derive(Debug, Serialize)]
+struct VmAndMigration {
+    vm: VmState,
+    migration: Option<Progress>,
+}
+
+async fn status_of(client: &Client, wanted: &str, json: bool) -> anyhow::Result<ExitCode> {
+    let status: Status = client.get("/v1/status").await?;
+    let vm = status.vm_states.into_iter().find(|state| state.vm == wanted);
+    let progress = match pick::migration(client, wanted).await {
+        Ok(id) => Some(client.get::<Progress>(&migration_path(id)).await?),
+        Err(_) if vm.is_some() => None,
+        Err(e) => return Err(e),
+    };
+    match (vm, progress) {
+        (Some(vm), migration) if json => print_json(&VmAndMigration { vm, migration })?,
+        (None, Some(progress)) if json => print_json(&progress)?,
+        (vm, progress) => {
+            if let Some(vm) = vm {
+                println!("{} {} ({})", vm.vm, vms::words(&vm), status.identity);
+            }
+            progress.iter().for_each(show::migration);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn cancel(client: &Client, id: Uuid) -> anyhow::Result<ExitCode> {
+async fn cancel(client: &Client, wanted: &str) -> anyhow::Result<ExitCode> {
+    let id = pick::migration(client, wanted).await?;
     cancel_migration(client, id).await?;
     println!("{id} is being rolled back; `vmferry watch {id}` shows its end");
     Ok(ExitCode::SUCCESS)

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use hyper::Method;
 use indicatif::HumanBytes;
 use uuid::Uuid;
@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::args::{Limit, LimitArgs};
 use super::client::Client;
 use super::commands::print_json;
+use super::pick;
 use crate::api::{Limits, MigrationLimit, PeerLimit, PeerLimitRequest, ShareRequest, migration_path};
 use crate::rate::Rate;
 
@@ -27,7 +28,10 @@ pub(super) async fn run(client: &Client, args: LimitArgs) -> anyhow::Result<Exit
         }
     } else if let Some(wanted) = &args.migration {
         all.peers.clear();
-        let id = find(&all.migrations, wanted)?;
+        let id = match find(&all.migrations, wanted) {
+            Some(id) => id,
+            None => pick::migration(client, wanted).await?,
+        };
         all.migrations.retain(|m| m.id == id);
         let weight = args.weight.map(TryInto::try_into).transpose()?;
         let limit = args.rate.map(|Limit(limit)| limit);
@@ -47,15 +51,9 @@ pub(super) async fn run(client: &Client, args: LimitArgs) -> anyhow::Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// The migration that is meant: by its id, or by its VM while that is being moved away.
-fn find(under_way: &[MigrationLimit], wanted: &str) -> anyhow::Result<Uuid> {
-    if let Ok(id) = wanted.parse() {
-        return Ok(id);
-    }
-    let found = under_way.iter().find(|m| m.vm == wanted).map(|m| m.id);
-    found.with_context(|| {
-        format!("VM {wanted} is not being moved away from this host; see `vmferry limit` for those that are")
-    })
+/// The migration of a VM while that is being moved away.
+fn find(under_way: &[MigrationLimit], wanted: &str) -> Option<Uuid> {
+    under_way.iter().find(|m| m.vm == wanted).map(|m| m.id)
 }
 
 fn show(all: &Limits) {

@@ -5,8 +5,10 @@ pub mod certs;
 mod client;
 mod commands;
 mod limit;
+mod pick;
 mod recover;
 mod show;
+mod vms;
 mod watch;
 
 use std::path::Path;

@@ -4,6 +4,7 @@ use indicatif::HumanBytes;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::vms;
 use crate::api::Status;
 use crate::migrate::problem::{Problem, Severity};
 use crate::migrate::progress::{DiskProgress, Outcome, Progress};
@@ -45,7 +46,10 @@ pub(super) fn agent(status: &Status) {
     println!("{} (vmferry {})", status.identity, status.version);
     println!("  certificate until  {}", when(status.certificate_not_after));
     println!("  peers              {}", listed(&status.peers));
-    println!("  VMs                {}", listed(&status.vms));
+    match &status.vm_states[..] {
+        [] => println!("  VMs                {}", listed(&status.vms)),
+        states => states.iter().for_each(|state| println!("  VM                 {}", vms::row(state))),
+    }
     println!("  migrations         {} under way", status.migrations_active);
     for s in &status.sessions {
         println!(

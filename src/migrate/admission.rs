@@ -9,10 +9,10 @@ use super::host::Host;
 use super::message::Offer;
 use super::problem::{Problem, ProblemKind, chain};
 use super::trouble::Trouble;
-use super::{disks, examine, vm};
+use super::{disks, examine, vm, vm_state};
 use crate::config::glob_matches;
 use crate::net::identity::Identity;
-use crate::qemu::{Abilities, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState};
+use crate::qemu::{Abilities, Qmp, QmpError, QueryMigrate, QueryStatus};
 
 /// May this peer send this VM here, and could it?
 pub(super) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Trouble> {
@@ -61,13 +61,8 @@ pub(super) fn unreachable(vm: &str, why: &str) -> Problem {
 pub(super) async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Problem>, QmpError> {
     let status = qmp.execute(QueryStatus).await?.status;
     let migration = qmp.execute(QueryMigrate).await?.status;
-    if status != RunState::InMigrate || migration != MigrationStatus::None {
-        let text = format!(
-            "the destination's QEMU of VM {} does not wait for a migration: it is in state {status}, migration {migration}",
-            offer.vm
-        );
-        let remedy = "end it and start it anew with `-incoming defer -S`; a QEMU takes one migration only";
-        return Ok(vec![Problem::new(ProblemKind::TargetNotWaiting, text, remedy)]);
+    if let Some(problem) = vm_state::not_waiting(&offer.vm, &status, &migration) {
+        return Ok(vec![problem]);
     }
     let mut problems = examine::abilities_missing(&Abilities::ask(qmp).await?, "destination");
     problems.extend(examine::busy(qmp, &offer.vm).await?);

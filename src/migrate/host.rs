@@ -21,6 +21,8 @@ use super::order::Order;
 use super::problem::{Problem, ProblemKind, chain};
 use super::progress::Outcome;
 use super::reception::Incoming;
+pub(crate) use super::reserved::Reservation;
+use super::reserved::{Looking, Reserved};
 use super::succession::Stopped;
 
 /// One agent's host, shared by all its migrations.
@@ -34,7 +36,7 @@ pub struct Host {
     pub pool: Pool,
     /// Cancelled when the agent was told to stop.
     pub stopping: CancellationToken,
-    busy: Mutex<BTreeMap<String, Uuid>>,
+    reserved: Reserved,
     destinations: Mutex<BTreeMap<Uuid, Incoming>>,
     /// True while everything stops for another process to take it up.
     freezing: watch::Sender<bool>,
@@ -67,7 +69,7 @@ impl Host {
             identity,
             pool,
             stopping,
-            busy: Mutex::default(),
+            reserved: Reserved::default(),
             destinations: Mutex::default(),
             freezing: watch::Sender::new(false),
             stopped: Mutex::default(),
@@ -282,7 +284,7 @@ impl Host {
     }
 
     /// Reserves the VM for one migration on this host.
-    pub(crate) fn reserve(self: &Arc<Self>, vm: &str, migration: Uuid) -> Result<Reservation, Problem> {
+    pub(crate) fn reserve(&self, vm: &str, migration: Uuid) -> Result<Reservation, Problem> {
         if let Some(refused) = self.refused().into_iter().find(|r| r.vm.as_deref() == Some(vm)) {
             let text = format!("whose VM {vm} is cannot be known on {}: {}", self.identity, refused.cause);
             let remedy = format!(
@@ -291,13 +293,15 @@ impl Host {
             );
             return Err(Problem::new(ProblemKind::Busy, text, remedy));
         }
-        let mut busy = lock(&self.busy);
-        if let Some(other) = busy.get(vm) {
+        self.reserved.reserve(vm, migration).map_err(|other| {
             let text = format!("VM {vm} is already part of migration {other} on {}", self.identity);
-            return Err(Problem::new(ProblemKind::Busy, text, "wait for it or cancel it"));
-        }
-        busy.insert(vm.into(), migration);
-        Ok(Reservation { host: Arc::clone(self), vm: vm.into() })
+            Problem::new(ProblemKind::Busy, text, "wait for it or cancel it")
+        })
+    }
+
+    /// Begins to look at a VM that is in no migration; the migration that has it is the error.
+    pub(super) fn begin_look(&self, vm: &str) -> Result<Looking, Uuid> {
+        self.reserved.begin_look(vm)
     }
 
     pub(crate) fn register(self: &Arc<Self>, migration: Uuid, incoming: Incoming) -> Registration {
@@ -307,19 +311,6 @@ impl Host {
 
     pub(crate) fn destination(&self, migration: Uuid) -> Option<Incoming> {
         lock(&self.destinations).get(&migration).cloned()
-    }
-}
-
-/// A VM's reservation; dropped, it is free.
-#[derive(Debug)]
-pub(crate) struct Reservation {
-    host: Arc<Host>,
-    vm: String,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        lock(&self.host.busy).remove(&self.vm);
     }
 }
 

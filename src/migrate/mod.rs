@@ -37,6 +37,7 @@ mod reach;
 mod reception;
 pub mod recover;
 mod request;
+mod reserved;
 mod retry;
 mod router;
 mod settings;
@@ -49,6 +50,7 @@ mod trial;
 mod trouble;
 mod undo;
 mod vm;
+pub mod vm_state;
 mod witness;
 
 pub use examine::check;
