@@ -225,6 +225,9 @@ pub struct PeerConfig {
 pub struct VmConfig {
     /// Unix socket of a QMP monitor that only vmferry uses (a monitor serves one client).
     pub qmp: PathBuf,
+    /// QEMU's own log on this host, if it has one: its last lines are told when it ends of itself.
+    /// Where QEMU's standard error is a file, or its unit has a journal, that is found without.
+    pub log: Option<PathBuf>,
     /// How to start a fresh QEMU that waits for this VM (`-incoming defer -S`).
     pub start: Option<Start>,
     /// Command run on the destination when the source has handed over and before the guest
@@ -334,7 +337,10 @@ impl Config {
         against(&mut self.tls.cert);
         against(&mut self.tls.key);
         self.tls.crl.as_mut().map(against);
-        self.vms.values_mut().for_each(|vm| vm.qmp = base.join(&vm.qmp));
+        for vm in self.vms.values_mut() {
+            against(&mut vm.qmp);
+            vm.log.as_mut().map(against);
+        }
     }
 }
 

@@ -24,8 +24,7 @@ pub(super) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
         (Ok((qmp, _events)), _) => Ok(target_problems(&qmp, offer).await?),
         // Its disks are known only to a QEMU: one is started for the questions and ended again.
         (Err(e), Some(start)) if e.is_not_listening() => {
-            let (deadline, logs) = (host.config.deadlines.qemu_start(), &host.config.state_dir);
-            let started = vm::start(&offer.vm, config, start, logs, deadline).await;
+            let started = vm::start(host, &offer.vm, config, start, Uuid::new_v4()).await;
             let (started, qmp, _events) = started.map_err(|e| problem(unreachable(&offer.vm, &chain(&e))))?;
             let problems = target_problems(&qmp, offer).await;
             started.stop(&qmp).await?;

@@ -5,6 +5,7 @@
 //! and leaves the durable word that the guest never ran here.
 
 mod end;
+mod explain;
 mod start;
 
 use end::never_ran;
@@ -22,6 +23,7 @@ use super::exports::NbdServer;
 use super::handover::{self, DestinationEffect, DestinationInput, DestinationState, Ended};
 use super::host::{Host, Registration, Reservation};
 use super::journal::{Beginning, Journal, Record, Role, Undo};
+use super::last_words::LastWords;
 use super::message::{Fate, Notice, Offer, Prepared, Reply, Request, Response, Started};
 use super::order::Order;
 use super::perform::RAM_CHANNEL;
@@ -58,6 +60,7 @@ pub(super) struct Destination {
     pub(super) qmp: Qmp,
     pub(super) events: Events,
     pub(super) started: Option<StartedQemu>,
+    pub(super) last_words: LastWords,
     pub(super) nbd: Option<NbdServer>,
     pub(super) exports: Vec<super::message::Export>,
     pub(super) images: Vec<witness::Image>,
@@ -118,8 +121,9 @@ impl Destination {
         let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {
             Ok(found) => found,
             Err(trouble) => {
-                let word = journal.record(Record::NeverRan);
-                host.end(journal, never_ran(&trouble, word.err().map(|e| chain(&e)).into_iter().collect()));
+                let word = journal.record(Record::NeverRan).err().map(|e| chain(&e));
+                let left = if let Trouble::Vm(error) = &trouble { error.leftover() } else { None };
+                host.end(journal, never_ran(&trouble, word.into_iter().chain(left).collect()));
                 return Err(trouble);
             }
         };
@@ -127,6 +131,8 @@ impl Destination {
         let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
         let registration = host.register(migration, incoming);
         let noted = journal.note_qemu(qmp.process());
+        let start_log = started.as_ref().map(|_| vm::start_log(&host, &offer.vm));
+        let last_words = LastWords::of(&config, qmp.process(), start_log.as_deref());
         let mut progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
         progress.paused = !offer.running;
         let orders = host.take_orders(migration);
@@ -139,6 +145,7 @@ impl Destination {
             qmp,
             events,
             started,
+            last_words,
             nbd: None,
             exports: plan::exports(&offer.disks),
             images: Vec::new(),
@@ -165,6 +172,7 @@ impl Destination {
                 Ok((destination, prepared))
             }
             Err(trouble) => {
+                let trouble = destination.explained(trouble).await;
                 destination.give_up(&trouble, None).await;
                 Err(trouble)
             }
@@ -221,6 +229,7 @@ impl Destination {
             Err(Trouble::Frozen) => self.stop(control).await,
             Err(trouble) if self.handover.ended() == Some(Ended::Moved) => self.go_on(&trouble),
             Err(trouble) => {
+                let trouble = self.explained(trouble).await;
                 tracing::warn!(vm = self.vm, cause = chain(&trouble), "the destination gives up");
                 if let Some(control) = &mut control {
                     let text = chain(&trouble);
@@ -390,6 +399,7 @@ impl Destination {
                 Ok(Next::GoOn)
             }
             Err(trouble) => {
+                let trouble = self.explained(trouble).await;
                 control.answer(Response::Refused(trouble.refusal())).await;
                 Err(trouble)
             }
@@ -498,9 +508,8 @@ async fn find_or_start(
         (Ok((qmp, events)), _) => Ok((None, qmp, events)),
         (Err(e), Some(start)) if e.is_not_listening() => {
             journal.will_make(Undo::Qemu)?;
-            let deadline = host.config.deadlines.qemu_start();
-            let (started, qmp, events) =
-                vm::start(name, config, start, &host.config.state_dir, deadline).await?;
+            let purpose = journal.past().header.migration;
+            let (started, qmp, events) = vm::start(host, name, config, start, purpose).await?;
             Ok((Some(started), qmp, events))
         }
         (Err(e), _) => Err(Trouble::Problems(vec![unreachable(name, &chain(&e))])),

@@ -133,6 +133,14 @@ impl Link {
         }
     }
 
+    /// Of the notices that have come with an answer, the one of a failure.
+    pub(crate) fn take_failure(&mut self) -> Option<String> {
+        std::mem::take(&mut self.notices).into_iter().find_map(|notice| match notice {
+            Notice::Failed { text } => Some(text),
+            Notice::Loaded => None,
+        })
+    }
+
     /// Lets go of the control stream without ending it.
     pub(super) fn stop(self) -> StoppedControl {
         StoppedControl {

@@ -337,7 +337,8 @@ impl Source {
             open = self.unfinished(open).await?;
         }
         let finish = |job: &String| self.qmp.execute(BlockJobCancel { device: job.clone(), force: false });
-        for asked in join_all(open.iter().map(finish)).await {
+        let asked = async { Ok::<_, Failure>(join_all(open.iter().map(finish)).await) };
+        for asked in self.patience().until_done(asked).await? {
             match asked {
                 // Asked for already, by an earlier process.
                 Err(e) if e.is_job_past_that() => {}
@@ -384,7 +385,8 @@ impl Source {
             status = self.missed_migration().await?;
         }
         if status == MigrationStatus::PreSwitchover {
-            self.qmp.execute(MigrateContinue::from_pre_switchover()).await?;
+            let go_on = self.qmp.execute(MigrateContinue::from_pre_switchover());
+            self.patience().until_done(go_on).await?;
         }
         let mut completed = status == MigrationStatus::Completed;
         while !(completed && self.loaded) {

@@ -450,6 +450,9 @@ async fn clean_up(host: &Arc<Host>, path: &Path, past: &Past) -> Vec<String> {
         None => past.left().to_vec(),
         Some(config) => match timeout(QEMU_DEADLINE * 5, vm::connect(config)).await {
             Ok(Ok((qmp, _events))) if past.is_of(qmp.process()) => clean_qemu(host, &qmp, past).await,
+            _ if past.never_ran && vm::started_in_vain(past) => {
+                vm::end_started(past).await.into_iter().collect()
+            }
             _ => without_qemu(host, past, &life::Known::by_journal(past, config).await),
         },
     };

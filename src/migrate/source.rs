@@ -15,6 +15,7 @@ use super::failure::Failure;
 use super::handover::{self, Ask, Ended as Owned, SourceEffect, SourceInput, SourceState};
 use super::host::Host;
 use super::journal::{Beginning, Journal, Record, Role};
+use super::last_words::LastWords;
 use super::link::{Link, LinkError};
 use super::message::{Fate, Notice, Prepared, Request, Response, Started};
 use super::patience::Patience;
@@ -79,6 +80,7 @@ pub(super) struct Source {
     pub(super) missed_events: bool,
     /// How often a phase was begun again for that.
     pub(super) looks: u32,
+    pub(super) last_words: LastWords,
 }
 
 /// Runs one try of a migration from Begin to its end, which it leaves to the caller to make
@@ -144,6 +146,8 @@ impl Source {
                 "which QEMU it is was not written; the next record will fail, too"
             );
         }
+        let config = host.vm(&request.vm, "source").map_err(problem)?;
+        let last_words = LastWords::of(config, qmp.process(), None);
         // Now that this one tells of the bitmaps.
         let tracking = held.take().map(|held| held.pass_on(&host)).unwrap_or_default();
         let disks = plan::copied(&disks);
@@ -180,6 +184,7 @@ impl Source {
             rate: (now, 0),
             missed_events: false,
             looks: 0,
+            last_words,
         })
     }
 
@@ -419,6 +424,7 @@ impl Source {
         let bitmaps = if keeps { Bitmaps::StayForTheNextTry } else { Bitmaps::Go };
         let is_off = matches!(&failure, Failure::Meanwhile(meanwhile) if meanwhile.is_off());
         let undone = self.take_back(phase, &cause, bitmaps, is_off).await;
+        let cause = self.explained_late(&failure, cause);
         let outcome = failed(phase, &failure, cause, undone);
         let may_pass = failure.may_pass();
         if keeps { self.hold(outcome) } else { self.end(Phase::Failed, outcome, may_pass) }

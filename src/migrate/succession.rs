@@ -25,6 +25,7 @@ use super::frozen::{
 use super::handover;
 use super::host::{Host, Reservation};
 use super::journal::{Journal, Past, Role};
+use super::last_words::LastWords;
 use super::life;
 use super::link::Link;
 use super::progress::ProgressSink;
@@ -35,7 +36,7 @@ use super::settle;
 use super::share::{ShareHandle, Wish};
 use super::source::{Source, TICK};
 use super::streams::{Label, Streams};
-use super::vm::StartedQemu;
+use super::vm::{self, StartedQemu};
 use crate::config::VmConfig;
 use crate::net::identity::Identity;
 use crate::qemu::{Events, Qmp, QmpError};
@@ -222,7 +223,9 @@ impl Source {
         let revived = Revived { host: Arc::clone(host), request, progress, cancel };
         let Revived { host, request, progress, cancel } = revived.clone();
         let past = journal.past().clone();
-        let source = move |qmp, events| Self {
+        let vm_config = config.clone();
+        let source = move |qmp: Qmp, events| Self {
+            last_words: LastWords::of(&vm_config, qmp.process(), None),
             host,
             request,
             progress,
@@ -346,7 +349,10 @@ impl Destination {
         let (its_progress, its_host) = (progress.clone(), Arc::clone(host));
         let orders = host.take_orders(id);
         let past = journal.past().clone();
-        let destination = move |qmp, events| Self {
+        let vm_config = config.clone();
+        let start_log = left.started.as_ref().map(|_| vm::start_log(host, &left.vm));
+        let destination = move |qmp: Qmp, events| Self {
+            last_words: LastWords::of(&vm_config, qmp.process(), start_log.as_deref()),
             orders,
             vm: left.vm.clone(),
             peer,
@@ -354,7 +360,7 @@ impl Destination {
             progress: its_progress,
             qmp,
             events,
-            started: left.started.map(|unit| StartedQemu::of_earlier(&left.vm, unit)),
+            started: left.started.map(|unit| StartedQemu::of_earlier(&left.vm, unit, left.id)),
             nbd,
             exports: left.exports,
             images: left.images,

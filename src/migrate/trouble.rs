@@ -12,8 +12,8 @@ pub(crate) enum Trouble {
     Problems(Vec<Problem>),
     #[error("the destination's QEMU")]
     Qmp(#[from] QmpError),
-    #[error("the destination's QEMU of VM {vm} has gone: its process {pid} has ended")]
-    QemuGone { vm: String, pid: i32 },
+    #[error("the destination's QEMU of VM {vm} has gone: its process {pid} has ended{words}")]
+    QemuGone { vm: String, pid: i32, words: String },
     #[error("the destination's QEMU of VM {vm} cannot be reached any more: {cause}")]
     QemuUnknown { vm: String, cause: String },
     #[error("the destination's QEMU ended the migration as {status}: {error}")]
@@ -49,7 +49,7 @@ impl Trouble {
     pub(super) fn of_monitor(vm: &str, qmp: &Qmp) -> Self {
         let vm = vm.to_owned();
         match qmp.failure() {
-            Some(QmpError::Ended { pid, .. }) => Self::QemuGone { vm, pid },
+            Some(QmpError::Ended { pid, .. }) => Self::QemuGone { vm, pid, words: String::new() },
             Some(error) => Self::QemuUnknown { vm, cause: chain(&error) },
             None => Self::QemuUnknown { vm, cause: "its monitor is over".into() },
         }

@@ -9,6 +9,12 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
+use uuid::Uuid;
+
+use super::host::Host;
+use super::journal::{Past, Undo};
+use super::last_words::LastWords;
+use super::marked;
 use crate::config::{Start, VmConfig};
 use crate::qemu::{Events, Life, Qmp, QmpError, Quit};
 
@@ -18,6 +24,8 @@ const GREETING_DEADLINE: Duration = Duration::from_secs(10);
 const MONITOR_POLL: Duration = Duration::from_millis(50);
 /// How long a QEMU may take to end after `quit`: it writes out what it has cached.
 const QUIT_DEADLINE: Duration = Duration::from_secs(60);
+/// How long systemd may take to say how a unit is.
+const ASK_UNIT_DEADLINE: Duration = Duration::from_secs(10);
 /// How much of a failed start's output is shown.
 const OUTPUT_BYTES_SHOWN: usize = 600;
 
@@ -35,7 +43,7 @@ pub enum VmError {
         source: io::Error,
     },
     /// The start command or `systemctl` failed.
-    #[error("the start command of VM {vm} failed with {status}: {output}")]
+    #[error("the start command of VM {vm} failed with {status}: {output}{}", left_running(left))]
     Failed {
         /// The virtual machine.
         vm: String,
@@ -43,9 +51,23 @@ pub enum VmError {
         status: ExitStatus,
         /// The end of what it said.
         output: String,
+        /// Processes that it has left and that did not end.
+        left: Vec<i32>,
     },
-    /// No monitor in time.
-    #[error("the QEMU of VM {vm} was started but its monitor {} did not answer within {} s: {output}", qmp.display(), after.as_secs())]
+    /// The unit runs, and was not started by us.
+    #[error("unit {unit} of VM {vm} is {state} already, but nobody listens at {}: is that the monitor of its QEMU?", qmp.display())]
+    Active {
+        /// The virtual machine.
+        vm: String,
+        /// Its unit.
+        unit: String,
+        /// What `systemctl` says of it.
+        state: String,
+        /// Where the monitor was expected.
+        qmp: PathBuf,
+    },
+    /// No monitor in time; what was started has been ended.
+    #[error("the QEMU of VM {vm} was started but its monitor {} did not answer within {} s: {output}{}", qmp.display(), after.as_secs(), left_running(left))]
     NoMonitor {
         /// The virtual machine.
         vm: String,
@@ -55,6 +77,8 @@ pub enum VmError {
         after: Duration,
         /// The end of what the start command said, or why the monitor could not be used.
         output: String,
+        /// Processes that it has left and that did not end.
+        left: Vec<i32>,
     },
     /// It does not end.
     #[error("the QEMU of VM {vm} did not end within {} s after `quit`", QUIT_DEADLINE.as_secs())]
@@ -72,6 +96,27 @@ pub enum VmError {
     },
 }
 
+/// What is said of processes that do not end; nothing of none.
+fn left_running(pids: &[i32]) -> String {
+    if pids.is_empty() {
+        return String::new();
+    }
+    let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
+    format!("; what it has left running did not end: process {}", pids.join(", process "))
+}
+
+impl VmError {
+    /// What a start that failed has left, in words.
+    pub(super) fn leftover(&self) -> Option<String> {
+        match self {
+            Self::Failed { vm, left, .. } | Self::NoMonitor { vm, left, .. } if !left.is_empty() => {
+                Some(format!("the start command of VM {vm} failed{}", left_running(left)))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Connects to the VM's monitor.
 pub(crate) async fn connect(vm: &VmConfig) -> Result<(Qmp, Events), QmpError> {
     Qmp::connect(&vm.qmp, GREETING_DEADLINE).await
@@ -83,19 +128,36 @@ pub(crate) struct StartedQemu {
     vm: String,
     unit: Option<String>,
     child: Option<Child>,
+    /// What its start command and all that it has left running are told by.
+    mark: String,
 }
 
-/// Starts a fresh QEMU and waits for its monitor. What the command prints goes to a file in
-/// `logs`, so that it holds on to nothing of the agent's.
+/// Where what a start command prints goes, so that it holds on to nothing of the agent's.
+pub(super) fn start_log(host: &Host, vm: &str) -> PathBuf {
+    host.config.state_dir.join(format!("{vm}.start.log"))
+}
+
+/// Starts a fresh QEMU for `purpose`, a migration or a check, and waits for its monitor. If that does
+/// not come, everything that was started is ended again.
 pub(crate) async fn start(
+    host: &Host,
     name: &str,
     vm: &VmConfig,
     how: &Start,
-    logs: &Path,
-    deadline: Duration,
+    purpose: Uuid,
 ) -> Result<(StartedQemu, Qmp, Events), VmError> {
-    let log = logs.join(format!("{name}.start.log"));
-    let (command, unit) = command(how);
+    let (log, deadline) = (start_log(host, name), host.config.deadlines.qemu_start());
+    let mark = purpose.to_string();
+    let (mut command, unit) = command(how);
+    command.env(marked::MARK, &mark);
+    if let Some(unit) = &unit {
+        is_inactive(name, vm, unit).await?;
+    }
+    let words = unit.as_deref().map(LastWords::of_unit);
+    let said = async || match &words {
+        Some(words) => format!("{}{}", tail(&log), words.heard(None).await),
+        None => tail(&log),
+    };
     let shown = format!("{:?}", command.as_std());
     let mut child =
         spawn(command, &log).map_err(|source| VmError::Spawn { vm: name.into(), command: shown, source })?;
@@ -105,23 +167,61 @@ pub(crate) async fn start(
         if running && let Ok(Some(status)) = child.try_wait() {
             running = false;
             if !status.success() {
-                return Err(VmError::Failed { vm: name.into(), status, output: tail(&log) });
+                let left = marked::end(&mark).await;
+                return Err(VmError::Failed { vm: name.into(), status, output: said().await, left });
             }
         }
         let refused = match connect(vm).await {
             Ok((qmp, events)) => {
-                let started = StartedQemu { vm: name.into(), unit, child: running.then_some(child) };
+                let child = running.then_some(child);
+                let started = StartedQemu { vm: name.into(), unit, child, mark };
                 return Ok((started, qmp, events));
             }
             Err(e) => e,
         };
         if Instant::now() >= until {
+            let output = format!("{} {}", super::problem::chain(&refused), said().await);
+            if let Some(unit) = &unit
+                && stop_unit(unit).await.is_none()
+            {
+                tracing::error!(unit, "a unit that was started in vain does not stop");
+            }
+            let left = marked::end(&mark).await;
             let _ = child.start_kill();
-            let output = format!("{} {}", super::problem::chain(&refused), tail(&log));
-            return Err(VmError::NoMonitor { vm: name.into(), qmp: vm.qmp.clone(), after: deadline, output });
+            let (vm, qmp) = (name.to_owned(), vm.qmp.clone());
+            return Err(VmError::NoMonitor { vm, qmp, after: deadline, output, left });
         }
         sleep(MONITOR_POLL).await;
     }
+}
+
+/// A unit that runs already is not ours to start, and must not be stopped: it may have a guest.
+async fn is_inactive(name: &str, vm: &VmConfig, unit: &str) -> Result<(), VmError> {
+    let asked = Command::new("systemctl").args(["is-active", unit]).stdin(Stdio::null()).output();
+    let Ok(Ok(output)) = timeout(ASK_UNIT_DEADLINE, asked).await else { return Ok(()) };
+    let state = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if !["active", "activating", "reloading"].contains(&state.as_str()) {
+        return Ok(());
+    }
+    Err(VmError::Active { vm: name.into(), unit: unit.into(), state, qmp: vm.qmp.clone() })
+}
+
+/// `None`: it does not stop.
+async fn stop_unit(unit: &str) -> Option<()> {
+    let stop = Command::new("systemctl").args(["stop", unit]).stdin(Stdio::null()).status();
+    let status = timeout(QUIT_DEADLINE * 2, stop).await.ok()?.ok()?;
+    status.success().then_some(())
+}
+
+/// Whether the start of a QEMU was begun for `past`, and no monitor of one was ever seen.
+pub(super) fn started_in_vain(past: &Past) -> bool {
+    past.undo.contains(&Undo::Qemu) && past.qemu.is_none()
+}
+
+/// Ends what a start command has left for `past`; what does not end, in words.
+pub(super) async fn end_started(past: &Past) -> Option<String> {
+    let left = marked::end(&past.header.migration.to_string()).await;
+    (!left.is_empty()).then(|| format!("the start command of VM {}{}", past.header.vm, left_running(&left)))
 }
 
 fn command(how: &Start) -> (Command, Option<String>) {
@@ -192,19 +292,23 @@ impl StartedQemu {
     }
 
     /// A QEMU that an earlier process has started.
-    pub(super) fn of_earlier(vm: &str, unit: Option<String>) -> Self {
-        Self { vm: vm.to_owned(), unit, child: None }
+    pub(super) fn of_earlier(vm: &str, unit: Option<String>, purpose: Uuid) -> Self {
+        Self { vm: vm.to_owned(), unit, child: None, mark: purpose.to_string() }
+    }
+
+    /// How it ended, if it is a process of ours and has.
+    pub(super) fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut()?.try_wait().ok().flatten()
     }
 
     /// Ends the QEMU that we started, however deaf it is.
     pub(crate) async fn stop(mut self, qmp: &Qmp) -> Result<(), VmError> {
         let asked = if qmp.is_closed() { Ok(()) } else { quit(&self.vm, qmp).await };
         if let Some(unit) = &self.unit {
-            let stop = Command::new("systemctl").args(["stop", unit]).stdin(Stdio::null()).status();
-            return match timeout(QUIT_DEADLINE * 2, stop).await {
-                Ok(Ok(status)) if status.success() => Ok(()),
-                _ => Err(VmError::DoesNotEnd { vm: self.vm }),
-            };
+            return stop_unit(unit).await.ok_or(VmError::DoesNotEnd { vm: self.vm });
+        }
+        if asked.is_err() && marked::exists(&self.mark) && marked::end(&self.mark).await.is_empty() {
+            return Ok(());
         }
         let Some(child) = &mut self.child else { return asked };
         if asked.is_err() {

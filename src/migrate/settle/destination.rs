@@ -63,6 +63,9 @@ async fn undo(host: &Host, journal: &mut Journal, past: &Past) -> Vec<String> {
         let known = match life::look(past, config).await {
             // What was made in a QEMU goes with it.
             Look::Lost(known) if known.has_ended() || past.undo.is_empty() => return Vec::new(),
+            Look::Lost(_) if vm::started_in_vain(past) => {
+                return vm::end_started(past).await.into_iter().collect();
+            }
             Look::Answers(qmp) => {
                 let disks = crate::qemu::disks(&qmp).await.unwrap_or_default();
                 let images = witness::images(disks.iter().map(|disk| (disk.name.as_str(), disk)));

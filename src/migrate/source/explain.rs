@@ -8,8 +8,11 @@ use crate::migrate::failure::Failure;
 use crate::migrate::message::Notice;
 use crate::migrate::problem::chain;
 
-/// How long the other side's word is waited for when ours is only an echo of it.
-const EXPLANATION_DEADLINE: Duration = Duration::from_millis(700);
+/// How long the other side's word is waited for when ours is only an echo of it, with a guest that runs:
+/// it may have to be asked of systemd.
+const EXPLANATION_DEADLINE: Duration = Duration::from_secs(3);
+/// The same while the guest stands still.
+const PAUSED_DEADLINE: Duration = Duration::from_millis(700);
 
 impl Source {
     /// The cause in words; the other side's when ours is only the echo of it.
@@ -17,10 +20,13 @@ impl Source {
         if let Failure::Qmp(error) = failure
             && error.is_over()
         {
-            return Failure::of_monitor(&self.qmp).to_string();
+            return self.end_of_qemu().await;
         }
         if !failure.is_echo() {
-            return chain(failure);
+            return match failure {
+                Failure::QemuGone(_) => self.end_of_qemu().await,
+                other => chain(other),
+            };
         }
         let own = chain(failure);
         let (link, lanes, peer) = (&mut self.link, &self.lanes, &self.request.peer);
@@ -49,11 +55,35 @@ impl Source {
                 lost = lost => Some(lost),
             }
         };
-        let told = tokio::time::timeout(EXPLANATION_DEADLINE, either).await.ok().flatten();
+        // QEMU itself lets the guest of a failed migration run again.
+        let stands = self.paused_at.is_some() && !matches!(failure, Failure::Ram { .. });
+        let deadline = if stands { PAUSED_DEADLINE } else { EXPLANATION_DEADLINE };
+        let mut told = tokio::time::timeout(deadline, either).await.ok().flatten();
+        if self.qmp.is_closed() {
+            told = Some(self.end_of_qemu().await);
+        }
         match told {
             Some(told) if own.contains(&told) => own,
             Some(told) => format!("{told} ({own})"),
             None => own,
+        }
+    }
+
+    /// How the source's own QEMU ended, with its last words if that is proved.
+    async fn end_of_qemu(&self) -> String {
+        match Failure::of_monitor(&self.qmp) {
+            gone @ Failure::QemuGone(_) => format!("{gone}{}", self.last_words.heard(None).await),
+            other => other.to_string(),
+        }
+    }
+
+    /// What the destination has said of its failure by the time that the guest was taken back.
+    pub(super) fn explained_late(&mut self, failure: &Failure, cause: String) -> String {
+        match self.link.take_failure() {
+            Some(text) if failure.is_echo() && !cause.contains(&text) => {
+                format!("the destination failed: {text} ({cause})")
+            }
+            _ => cause,
         }
     }
 }

@@ -1,0 +1,40 @@
+//! Why a destination gives up, in QEMU's own last words where it has ended.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::Destination;
+use crate::migrate::trouble::Trouble;
+use crate::qemu::Life;
+
+/// A QEMU that cannot load a guest says so and ends a moment later.
+const END_SHOWS_WITHIN: Duration = Duration::from_millis(500);
+
+impl Destination {
+    /// With what QEMU said last, if that may be what it is about.
+    pub(super) async fn explained(&mut self, trouble: Trouble) -> Trouble {
+        let may_be_its_end = match &trouble {
+            Trouble::QemuGone { words, .. } => words.is_empty(),
+            Trouble::Qmp(error) => error.is_over() || error.is_interrupted(),
+            Trouble::Ram { .. } | Trouble::NotStarted { .. } => true,
+            _ => false,
+        };
+        if !may_be_its_end {
+            return trouble;
+        }
+        let _ = timeout(END_SHOWS_WITHIN, self.qmp.process().ended()).await;
+        let (life, pid) = (self.qmp.process().life(), self.qmp.process().pid());
+        if let (Life::Ended, Some(pid)) = (life, pid) {
+            let status = self.started.as_mut().and_then(|started| started.exit_status());
+            let words = self.last_words.heard(status).await;
+            return Trouble::QemuGone { vm: self.vm.clone(), pid, words };
+        }
+        match trouble {
+            Trouble::Ram { status, error } => {
+                Trouble::Ram { status, error: format!("{error}{}", self.last_words.heard(None).await) }
+            }
+            other => other,
+        }
+    }
+}
