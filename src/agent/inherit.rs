@@ -1,17 +1,16 @@
 //! How what one process leaves reaches the next: through the service manager's descriptor store
-//! when it restarts us, or from process to process over a socket (`vmferry agent --take-over`).
+//! when it restarts us (`store`), or from process to process over a socket (`vmferry agent
+//! --take-over`, here).
 //!
 //! Either way the one that leaves first asks whether the other can read it, and gives up nothing
 //! before. Knows not what is in it.
 
-use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
+use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -19,129 +18,22 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
-use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
 
 use super::succession::FORMATS;
 
-/// The store's name of the state; descriptors are `vmferry-0`, `vmferry-1`, …
-const STATE_NAME: &str = "vmferry-state";
-const FD_PREFIX: &str = "vmferry-";
 /// Longest state that is read: replay logs and queues of all sessions.
-const STATE_BYTES_MAX: u64 = 1 << 31;
+pub(super) const STATE_BYTES_MAX: u64 = 1 << 31;
 /// Most descriptors that are read.
-const FDS_MAX: u32 = 16_384;
-/// How long asking another program may take.
-const ASK_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const FDS_MAX: u32 = 16_384;
 /// How long a process that takes over may take for each of its parts.
 const TAKE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// What has been left, as it travels.
 pub(super) struct Left {
     pub(super) state: Vec<u8>,
-    pub(super) fds: Vec<OwnedFd>,
-}
-
-/// What the service manager has kept for us, if anything. It keeps nothing afterwards: a
-/// descriptor that it still held would hide our end of a socket from QEMU.
-///
-/// # Errors
-/// What it kept is incomplete.
-pub(super) fn from_store() -> anyhow::Result<Option<Left>> {
-    let kept = sd_listen_fds::get().context("descriptors from the service manager")?;
-    let (mut state, mut fds) = (None, Vec::new());
-    for (name, fd) in kept {
-        let name = name.unwrap_or_default();
-        let _ = sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)]);
-        if name == STATE_NAME {
-            state = Some(fd.into_std());
-        } else if let Some(number) = name.strip_prefix(FD_PREFIX).and_then(|n| n.parse::<usize>().ok()) {
-            fds.push((number, fd.into_std()));
-        }
-    }
-    for (_, fd) in &fds {
-        // Children must not hold QEMU's sockets.
-        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).context("an inherited descriptor")?;
-    }
-    let Some(state) = state else {
-        ensure!(fds.is_empty(), "the service manager kept descriptors but not what they are for");
-        return Ok(None);
-    };
-    fds.sort_by_key(|(number, _)| *number);
-    ensure!(fds.iter().enumerate().all(|(at, (number, _))| at == *number), "the service manager lost some");
-    let mut file = File::from(state);
-    file.seek(SeekFrom::Start(0))?;
-    let mut bytes = Vec::new();
-    file.take(STATE_BYTES_MAX).read_to_end(&mut bytes).context("what the process before left")?;
-    Ok(Some(Left { state: bytes, fds: fds.into_iter().map(|(_, fd)| fd).collect() }))
-}
-
-/// Leaves everything to the service manager's descriptor store.
-///
-/// # Errors
-/// It takes none (`FileDescriptorStoreMax=`).
-pub(super) fn to_store(left: &Left) -> anyhow::Result<()> {
-    let state = rustix::fs::memfd_create("vmferry-state", rustix::fs::MemfdFlags::CLOEXEC)
-        .context("no memory file for what is left")?;
-    let mut file = File::from(state);
-    file.write_all(&left.state).context("what is left cannot be written")?;
-    for (number, fd) in left.fds.iter().enumerate() {
-        let name = format!("{FD_PREFIX}{number}");
-        store(&name, fd.as_fd())?;
-    }
-    // Last: without it the rest is nothing.
-    store(STATE_NAME, file.as_fd())
-}
-
-fn store(name: &str, fd: std::os::fd::BorrowedFd<'_>) -> anyhow::Result<()> {
-    let state = [NotifyState::FdStore, NotifyState::FdName(name)];
-    sd_notify::notify_with_fds(&state, &[fd]).context("the service manager keeps no descriptors")
-}
-
-/// Whether the service manager is about to start us again, as in `systemctl restart`, rather than
-/// to stop us for good.
-pub(super) async fn is_restarted() -> anyhow::Result<bool> {
-    let unit = own_unit().context("this process belongs to no unit")?;
-    let jobs = ["list-jobs", "--no-legend", "--plain", "--full", &unit];
-    let text = ask("systemctl", &jobs).await?;
-    let words = |line: &str| line.split_whitespace().nth(2).map(str::to_owned);
-    Ok(text.lines().filter_map(words).any(|kind| kind == "restart"))
-}
-
-/// The unit of the service manager that this process belongs to (cgroups(7)).
-fn own_unit() -> Option<String> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let last = groups.lines().filter_map(|line| line.rsplit('/').next()).find(|n| n.ends_with(".service"));
-    last.map(str::to_owned)
-}
-
-/// That the program which is installed now could take over from this one.
-///
-/// # Errors
-/// It could not, and why.
-pub(super) async fn can_succeed() -> anyhow::Result<()> {
-    let own = std::env::current_exe().context("this program's own file")?;
-    // What has replaced us has our name without this.
-    let path = PathBuf::from(own.to_string_lossy().trim_end_matches(" (deleted)"));
-    let program = path.display();
-    let text = ask(&path, &["agent", "--succession-formats"])
-        .await
-        .with_context(|| format!("{program} cannot say what it can take over"))?;
-    let offer: Offer =
-        serde_json::from_str(&text).with_context(|| format!("{program} knows nothing of taking over"))?;
-    offer.check().with_context(|| format!("{program}"))
-}
-
-async fn ask(program: impl AsRef<std::ffi::OsStr>, words: &[&str]) -> anyhow::Result<String> {
-    let mut command = tokio::process::Command::new(&program);
-    command.args(words).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let name = program.as_ref().to_string_lossy().into_owned();
-    let output = tokio::time::timeout(ASK_DEADLINE, command.output())
-        .await
-        .with_context(|| format!("{name} did not answer within {} s", ASK_DEADLINE.as_secs()))?
-        .with_context(|| format!("cannot run {name}"))?;
-    ensure!(output.status.success(), "{name} {} failed with {}", words.join(" "), output.status);
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    /// By number. One is missing only where the service manager lost it.
+    pub(super) fds: Vec<Option<OwnedFd>>,
 }
 
 /// What a version can take over.
@@ -151,12 +43,22 @@ pub(super) struct Offer {
     version: String,
     /// Formats that it reads.
     formats: Vec<u32>,
+    /// Whether it finds them in the service manager's store as this version leaves them there.
+    #[serde(default)]
+    parcel: bool,
 }
 
 impl Offer {
     /// Of this version.
     pub(super) fn ours() -> Self {
-        Self { version: env!("CARGO_PKG_VERSION").into(), formats: FORMATS.to_vec() }
+        Self { version: env!("CARGO_PKG_VERSION").into(), formats: FORMATS.to_vec(), parcel: true }
+    }
+
+    /// That it can take over through the service manager's store.
+    pub(super) fn check_store(&self) -> anyhow::Result<()> {
+        self.check()?;
+        ensure!(self.parcel, "version {} does not read what this one leaves in the store", self.version);
+        Ok(())
     }
 
     fn check(&self) -> anyhow::Result<()> {
@@ -187,7 +89,6 @@ pub(super) fn socket_path(runtime_dir: &Path) -> PathBuf {
 /// # Errors
 /// The operating system's.
 pub(super) fn listen(path: &Path) -> anyhow::Result<tokio::net::UnixListener> {
-    super::listen::make_folder(path)?;
     super::listen::make_folder(path)?;
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -232,10 +133,10 @@ impl Successor {
     /// # Errors
     /// It did not take it.
     pub(super) fn give(&mut self, left: &Left) -> anyhow::Result<()> {
-        let head = [left.state.len() as u64, left.fds.len() as u64].map(u64::to_be_bytes).concat();
+        let head = [left.state.len() as u64, left.fds.iter().flatten().count() as u64].map(u64::to_be_bytes).concat();
         self.0.write_all(&head)?;
         self.0.write_all(&left.state)?;
-        for fd in &left.fds {
+        for fd in left.fds.iter().flatten() {
             let fds = [fd.as_fd()];
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut control = SendAncillaryBuffer::new(&mut space);
@@ -273,7 +174,7 @@ pub(super) fn take_over(path: &Path) -> anyhow::Result<(Left, Predecessor)> {
     let mut state = Vec::new();
     (&mut stream).take(length).read_to_end(&mut state)?;
     ensure!(state.len() as u64 == length, "the running agent gave only a part");
-    let fds = (0..count).map(|_| receive_fd(&stream)).collect::<anyhow::Result<Vec<_>>>()?;
+    let fds = (0..count).map(|_| receive_fd(&stream).map(Some)).collect::<anyhow::Result<Vec<_>>>()?;
     Ok((Left { state, fds }, Predecessor(stream)))
 }
 

@@ -5,10 +5,12 @@ mod inherit;
 mod limits;
 mod listen;
 mod looks;
+mod parcel;
 mod passing;
 mod registry;
 mod reload;
 mod start;
+mod store;
 mod succession;
 
 use std::sync::{Arc, Mutex};

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::Agent;
 use super::inherit::{self, Left, Predecessor, Successor};
 use super::start::How;
+use super::store;
 use super::succession::Estate;
 use crate::config::Config;
 use crate::migrate::frozen::Descriptors;
@@ -64,7 +65,7 @@ pub(super) async fn leave_to_the_store(agent: &Arc<Agent>, incoming: &mpsc::Send
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return false;
     }
-    match inherit::is_restarted().await {
+    match store::is_restarted().await {
         Ok(true) => {}
         Ok(false) => return false,
         Err(e) => {
@@ -73,7 +74,7 @@ pub(super) async fn leave_to_the_store(agent: &Arc<Agent>, incoming: &mpsc::Send
             return false;
         }
     }
-    if let Err(e) = inherit::can_succeed().await {
+    if let Err(e) = store::can_succeed().await {
         let cause = format!("{e:#}");
         tracing::error!(
             cause,
@@ -81,7 +82,7 @@ pub(super) async fn leave_to_the_store(agent: &Arc<Agent>, incoming: &mpsc::Send
         );
         return false;
     }
-    pass(agent, incoming, inherit::to_store).await
+    pass(agent, incoming, async |left| store::to_store(left).await).await
 }
 
 /// Lets another process take over; false if it did not, and everything goes on here.
@@ -97,7 +98,8 @@ pub(super) async fn give_way(
             return false;
         }
     };
-    let passed = pass(agent, incoming, |left| successor.give(left)).await;
+    let give = async |left: &Left| tokio::task::block_in_place(|| successor.give(left));
+    let passed = pass(agent, incoming, give).await;
     if passed {
         tracing::info!("another process has taken over");
         // It waits for the end of this process, with which this is closed, and the port and the lock.
@@ -110,14 +112,17 @@ pub(super) async fn give_way(
 async fn pass(
     agent: &Arc<Agent>,
     incoming: &mpsc::Sender<IncomingStream>,
-    send: impl FnOnce(&Left) -> anyhow::Result<()>,
+    send: impl AsyncFnOnce(&Left) -> anyhow::Result<()>,
 ) -> bool {
     let (estate, fds) = agent.leave().await;
     let mut left = Left { state: Vec::new(), fds: fds.into_fds() };
-    let sent = tokio::task::block_in_place(|| {
-        left.state = estate.encode()?;
-        send(&left)
-    });
+    let sent = match tokio::task::block_in_place(|| estate.encode()) {
+        Ok(state) => {
+            left.state = state;
+            send(&left).await
+        }
+        Err(e) => Err(e),
+    };
     let Err(e) = sent else { return true };
     tracing::error!(cause = format!("{e:#}"), "nothing could be passed on; going on here");
     let mut fds = Descriptors::new(left.fds);

@@ -19,7 +19,7 @@ use super::inherit;
 use super::looks::Looks;
 use super::passing::{Estates, Inherited, give_way, leave_to_the_store};
 use super::registry::Registry;
-use super::{Agent, listen, reload};
+use super::{Agent, listen, reload, store};
 use crate::config::{Config, TlsConfig};
 use crate::metrics::Metrics;
 use crate::migrate::problem::chain;
@@ -80,7 +80,7 @@ pub fn succession_formats() -> anyhow::Result<String> {
 /// What keeps it from starting, with the remedy.
 pub async fn run(path: &Path, how: How) -> Result<(), AgentError> {
     // Before anything else is started that could inherit them in turn.
-    let kept = inherit::from_store();
+    let kept = store::from_store();
     let (config, tls) = configured(path).map_err(AgentError::Configuration)?;
     serve(config, tls, kept, how).await.map_err(AgentError::Unable)
 }

@@ -34,7 +34,7 @@ use super::reception::{Control, Incoming};
 use super::streams::{Label, Streams, socket_pair};
 use super::trouble::Trouble;
 use super::vm::{self, StartedQemu};
-use super::{disks, plan, settings, witness};
+use super::{disks, exports, plan, settings, witness};
 use crate::mux::{Code, purpose};
 use crate::net::compress::{Coding, Undelivered};
 use crate::net::identity::Identity;
@@ -491,8 +491,10 @@ impl Destination {
 
     /// The disks become the guest's alone.
     async fn close_exports(&mut self) -> Result<(), Trouble> {
-        if let Some(nbd) = self.nbd.take() {
-            nbd.stop(&self.qmp).await?;
+        self.nbd = None;
+        // The journal knows of a server that an earlier process has started.
+        if self.journal.past().undo.contains(&Undo::NbdServer) {
+            exports::close(&self.qmp, &self.exports).await?;
         }
         Ok(())
     }

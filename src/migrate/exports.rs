@@ -16,7 +16,7 @@ use nix::fcntl::OFlag;
 use super::journal::{Journal, Undo};
 use super::message::Export;
 use super::trouble::Trouble;
-use crate::qemu::{BlockExportAdd, NbdServerStart, NbdServerStop, Qmp, QmpError, names};
+use crate::qemu::{BlockExportAdd, NbdServerStart, NbdServerStop, Qmp, QueryBlockExports, names};
 
 /// A client more would wait for its handshake, and with it the source's main loop. QEMU's default is
 /// 100; only this agent can connect, once for each disk.
@@ -25,8 +25,8 @@ const CONNECTIONS_MAX: u32 = 1024;
 /// A running NBD server in the destination's QEMU.
 #[derive(Debug)]
 pub(crate) struct NbdServer {
-    /// An `O_PATH` descriptor of the listening socket.
-    socket: File,
+    /// An `O_PATH` descriptor of the listening socket; none if it was lost between two processes.
+    socket: Option<File>,
 }
 
 impl NbdServer {
@@ -55,31 +55,48 @@ impl NbdServer {
             };
             qmp.execute(add).await?;
         }
-        Ok(Self { socket })
+        Ok(Self { socket: Some(socket) })
     }
 
     /// Connects a client. QEMU drops one that has not shaken hands within 10 s, so this is done
     /// only when the source's stream is there.
     pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
-        let path = format!("/proc/self/fd/{}", self.socket.as_raw_fd());
+        let lost = || io::Error::other("the agent has no descriptor of QEMU's NBD socket any more");
+        let path = format!("/proc/self/fd/{}", self.socket.as_ref().ok_or_else(lost)?.as_raw_fd());
         UnixStream::connect(path).map(OwnedFd::from)
     }
 
     /// Leaves the server to another process.
-    pub(super) fn into_socket(self) -> OwnedFd {
-        self.socket.into()
+    pub(super) fn into_socket(self) -> Option<OwnedFd> {
+        self.socket.map(OwnedFd::from)
     }
 
-    /// Takes up a server that an earlier process has started.
-    pub(super) fn from_socket(socket: OwnedFd) -> Self {
-        Self { socket: socket.into() }
+    /// Takes up a server that an earlier process has started. Without its socket no stream can be
+    /// connected to it any more; those that are go on, and it can be stopped.
+    pub(super) fn from_socket(vm: &str, socket: Option<OwnedFd>) -> Self {
+        if socket.is_none() {
+            tracing::error!(
+                vm,
+                "the NBD server's socket did not come along: no further disk can be connected"
+            );
+        }
+        Self { socket: socket.map(File::from) }
     }
+}
 
-    /// Stops the server; its clients are past their handshakes, so no QEMU hangs on it.
-    pub(crate) async fn stop(self, qmp: &Qmp) -> Result<(), QmpError> {
-        qmp.execute(NbdServerStop).await?;
-        Ok(())
+/// Stops QEMU's NBD server with our `exports`, and makes sure that none of them is there any more: a
+/// guest whose disks are written to by somebody else as well must not run. May be done again.
+///
+/// Clients are past their handshakes, so no QEMU hangs on it.
+pub(super) async fn close(qmp: &Qmp, exports: &[Export]) -> Result<(), Trouble> {
+    match qmp.execute(NbdServerStop).await {
+        Err(e) if e.is_nbd_server_not_running() => {}
+        stopped => drop(stopped?),
     }
+    let open = qmp.execute(QueryBlockExports).await?.into_iter().map(|export| export.id);
+    let ours: Vec<String> = exports.iter().map(|export| names::export_id(&export.disk)).collect();
+    let open: Vec<String> = open.filter(|id| ours.contains(id)).collect();
+    if open.is_empty() { Ok(()) } else { Err(Trouble::ExportsOpen(open)) }
 }
 
 fn private_listener(folder: &Path) -> io::Result<(OwnedFd, File)> {

@@ -119,10 +119,10 @@ pub(super) struct FrozenDestination {
 pub struct Descriptors(Vec<Option<OwnedFd>>);
 
 impl Descriptors {
-    /// Of an earlier process, in its order.
+    /// Of an earlier process, in its order; one that was lost on the way is none.
     #[must_use]
-    pub fn new(fds: Vec<OwnedFd>) -> Self {
-        Self(fds.into_iter().map(Some).collect())
+    pub fn new(fds: Vec<Option<OwnedFd>>) -> Self {
+        Self(fds)
     }
 
     pub(super) fn add(&mut self, fd: OwnedFd) -> usize {
@@ -136,8 +136,8 @@ impl Descriptors {
 
     /// All that are left, in their order.
     #[must_use]
-    pub fn into_fds(self) -> Vec<OwnedFd> {
-        self.0.into_iter().flatten().collect()
+    pub fn into_fds(self) -> Vec<Option<OwnedFd>> {
+        self.0
     }
 }
 

@@ -77,7 +77,7 @@ impl Stopped {
                 let StoppedDestination { mut frozen, control, data, nbd, ram } = *stopped;
                 frozen.control = control.map(StoppedControl::settle);
                 frozen.data = settle_data(data, fds);
-                frozen.nbd = nbd.map(|nbd| fds.add(nbd.into_socket()));
+                frozen.nbd = nbd.and_then(NbdServer::into_socket).map(|socket| fds.add(socket));
                 frozen.ram = ram.map(|ram| fds.add(ram));
                 left.destinations.push(frozen);
             }
@@ -342,7 +342,7 @@ impl Destination {
         let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
         let (id, registration) = (left.id, host.register(left.id, incoming));
         let (nbd, ram) = (
-            left.nbd.and_then(|n| fds.take(n)).map(NbdServer::from_socket),
+            left.nbd.map(|n| NbdServer::from_socket(&left.vm, fds.take(n))),
             left.ram.and_then(|n| fds.take(n)),
         );
         let progress = ProgressSink::new(left.progress);

@@ -24,6 +24,8 @@ pub(crate) enum Trouble {
     Journal(#[from] super::journal::JournalError),
     #[error("no local socket at the destination")]
     Socket(#[from] std::io::Error),
+    #[error("exports of the guest's disks are still open in the destination's QEMU: {}", .0.join(", "))]
+    ExportsOpen(Vec<String>),
     #[error("`{0}` was asked at the wrong moment")]
     OutOfOrder(&'static str),
     #[error("an operator gave the VM to the source")]

@@ -26,6 +26,14 @@ has_leader() {
   [ "$(cat "/proc/$child/comm" 2>/dev/null)" = systemd ] && echo "$child" >"$dir/leader"
 }
 
+# Machines share this one's hierarchy: without a group of its own, each would manage the other's units.
+groups() {
+  local root
+  for root in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
+    if [ -w "$root/cgroup.procs" ]; then echo "$root/vmferry-$(echo "$dir" | md5sum | cut -c1-12)"; return; fi
+  done
+}
+
 is_up() { case $(inside systemctl is-system-running 2>/dev/null) in running | degraded) return 0 ;; esac; return 1; }
 
 case $what in
@@ -39,12 +47,15 @@ up)
   : >"$dir/root/etc/machine-id"
   # Nothing but what every systemd starts, and what a test asks for.
   rm -rf "$dir"/root/etc/systemd/system/*.wants "$dir/root/etc/systemd/system/default.target" "$dir/root/etc/fstab"
-  options=(--quiet --directory="$dir/root" --machine=vmferry --register=no --keep-unit --console=pipe
+  options=(--quiet --directory="$dir/root" --machine="vmferry-$(basename "$dir")" --register=no --keep-unit --console=pipe
     --kill-signal=SIGRTMIN+3 --resolv-conf=off --timezone=off --link-journal=no
     --network-namespace-path="/run/netns/$netns")
   for shared in "$@"; do options+=("--bind=$shared"); done
-  systemd-nspawn "${options[@]}" /usr/lib/systemd/systemd --unit=multi-user.target --show-status=no \
-    </dev/null >"$dir/console.log" 2>&1 &
+  group=$(groups)
+  (
+    if [ -n "$group" ]; then mkdir -p "$group" && echo "$BASHPID" >"$group/cgroup.procs"; fi
+    exec systemd-nspawn "${options[@]}" /usr/lib/systemd/systemd --unit=multi-user.target --show-status=no
+  ) </dev/null >"$dir/console.log" 2>&1 &
   echo $! >"$dir/nspawn"
   await has_leader || die "it did not start: $(tail -5 "$dir/console.log")"
   await is_up || die "it did not boot: $(inside systemctl list-jobs --no-pager 2>&1)"
@@ -56,6 +67,8 @@ down)
     gone() { ! kill -0 "$(cat "$dir/nspawn")" 2>/dev/null; }
     await gone || kill -9 "$(cat "$dir/leader")" "$(cat "$dir/nspawn")" 2>/dev/null || true
   fi
+  group=$(groups)
+  [ -z "$group" ] || find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
   umount -l "$dir/root" 2>/dev/null || true
   umount -l "$dir" 2>/dev/null || true
   ;;

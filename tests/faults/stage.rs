@@ -47,6 +47,8 @@ pub struct Plan {
     pub version: Version,
     /// MiB of RAM that the guest dirties: 0 with QEMU 7.2, whose RAM phase then cannot be held.
     pub dirty_mib: u32,
+    /// How long the guest rests after each round of that, in milliseconds.
+    pub dirty_rest_ms: u64,
     /// Blocks of 4 KiB that the guest goes round in on each disk.
     pub blocks: u64,
     /// Blocks that the guest writes per second; 0 is as fast as it can.
@@ -70,6 +72,7 @@ impl Plan {
     pub const ORDINARY: Self = Self {
         version: Version::V10,
         dirty_mib: 16,
+        dirty_rest_ms: 0,
         blocks: BLOCKS,
         rate: 0,
         small_state_mib: None,
@@ -124,6 +127,7 @@ impl Stage {
             disk_mib: DISK_MIB,
             blocks: plan.blocks,
             dirty_mib: plan.dirty_mib,
+            dirty_rest_ms: plan.dirty_rest_ms,
             rate: plan.rate,
             extra: plan.extra.iter().map(|word| (*word).to_owned()).collect(),
             auto_read_only: plan.auto_read_only,
@@ -282,6 +286,17 @@ impl Stage {
         self.net.limit_mbit(mbit)
     }
 
+    /// Takes all limits of the network away.
+    ///
+    /// # Errors
+    /// The network's.
+    pub fn calm_network(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.limited) {
+            self.net.no_limit()?;
+        }
+        Ok(())
+    }
+
     /// Opens all gates and takes all limits away.
     ///
     /// # Errors
@@ -289,10 +304,7 @@ impl Stage {
     pub fn calm(&mut self) -> Result<()> {
         self.start.open();
         self.hook.open();
-        if std::mem::take(&mut self.limited) {
-            self.net.no_limit()?;
-        }
-        Ok(())
+        self.calm_network()
     }
 
     /// That the guest runs on the source alone, without a lost write, and that neither QEMU nor

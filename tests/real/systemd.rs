@@ -1,31 +1,36 @@
-//! The service under a real systemd: `systemctl restart vmferry` in the middle of a migration is a
-//! non-event, `systemctl stop` rolls it back. The unit is deploy/'s own; a drop-in gives it this
+//! The service under a real systemd, at the source and at the destination: `systemctl restart
+//! vmferry` in the middle of migrations is a non-event in every phase, whatever the store refuses is
+//! rolled back, and `systemctl stop` rolls back. The unit is deploy/'s own; a drop-in gives it this
 //! test's paths and user, and leaves all else as it is.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
-use crate::faults::{Plan, Reach, Stage};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::faults::{Migration, Plan, Reach, Stage};
 use crate::support::process::{LONG, SHORT, run, wait_for};
 use crate::support::proof::{self, field};
-use crate::support::{Lab, with_lab};
-use anyhow::{Context, Result, ensure};
+use crate::support::{Agent, Lab, Paths, Vm, VmEntry, VmSpec, with_lab};
 
 /// A machine whose first process is systemd, on one host of the lab. Gone when dropped.
-struct Container {
+struct Machine {
     dir: PathBuf,
 }
 
-impl Container {
-    fn boot(lab: &Lab, stage: &Stage) -> Result<Self> {
-        let container = Self { dir: lab.dir().join("machine") };
-        let host = stage.alpha.host();
-        let mut up = container.script("up");
+impl Machine {
+    fn boot(lab: &Lab, agent: &Agent, paths: &Paths) -> Result<Self> {
+        let host = agent.host();
+        let machine = Self { dir: lab.dir().join(format!("machine-{}", host.name)) };
+        let mut up = machine.script("up");
         up.arg(host.namespace()).arg(&host.dir).arg(lab.dir().join("certs"));
         run(&mut up, LONG)?;
-        container.install(stage)?;
-        Ok(container)
+        machine.install(&host.dir, paths)?;
+        machine.systemctl(&["start", "vmferry"])?;
+        Ok(machine)
     }
 
     fn script(&self, what: &str) -> Command {
@@ -34,27 +39,41 @@ impl Container {
         command
     }
 
-    fn install(&self, stage: &Stage) -> Result<()> {
-        let units = self.dir.join("root/etc/systemd/system");
+    fn install(&self, dir: &Path, paths: &Paths) -> Result<()> {
         let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/vmferry.service");
-        fs::copy(unit, units.join("vmferry.service"))?;
-        let folder = units.join("vmferry.service.d");
+        fs::copy(unit, self.units().join("vmferry.service"))?;
+        let (dir, program) = (dir.display(), paths.vmferry.display());
+        self.drop_in(
+            "test",
+            &format!(
+                "ExecStart=\nExecStart={program} agent --config {dir}/vmferry.toml\nUser=root\nGroup=root\n\
+                 SupplementaryGroups=\nPrivateTmp=no\nProtectHome=no\nReadWritePaths={dir}\n"
+            ),
+        )
+    }
+
+    fn units(&self) -> PathBuf {
+        self.dir.join("root/etc/systemd/system")
+    }
+
+    /// Changes the service from its next start on.
+    fn drop_in(&self, name: &str, lines: &str) -> Result<()> {
+        let folder = self.units().join("vmferry.service.d");
         fs::create_dir_all(&folder)?;
-        let dir = stage.alpha.host().dir.display().to_string();
-        let program = stage.paths.vmferry.display();
-        let lines = format!(
-            "[Service]\nExecStart=\nExecStart={program} agent --config {dir}/vmferry.toml\n\
-             User=root\nGroup=root\nSupplementaryGroups=\nPrivateTmp=no\nProtectHome=no\nReadWritePaths={dir}\n"
-        );
-        fs::write(folder.join("test.conf"), lines)?;
+        fs::write(folder.join(format!("{name}.conf")), format!("[Service]\n{lines}"))?;
         self.systemctl(&["daemon-reload"])
     }
 
     fn systemctl(&self, words: &[&str]) -> Result<()> {
-        run(self.script("exec").arg("systemctl").args(words), LONG).map(drop).with_context(|| {
-            let journal = run(self.script("exec").args(["journalctl", "-u", "vmferry", "-n", "60"]), SHORT);
-            format!("systemctl {}: {}", words.join(" "), journal.unwrap_or_else(|e| e.to_string()))
-        })
+        run(self.script("exec").arg("systemctl").args(words), LONG)
+            .map(drop)
+            .with_context(|| format!("systemctl {}: {}", words.join(" "), self.log()))
+    }
+
+    /// The end of the agent's log.
+    fn log(&self) -> String {
+        let journal = ["journalctl", "-u", "vmferry", "-n", "80", "-o", "cat"];
+        run(self.script("exec").args(journal), SHORT).unwrap_or_else(|e| e.to_string())
     }
 
     /// How many descriptors systemd keeps for the service.
@@ -62,53 +81,235 @@ impl Container {
         let show = ["systemctl", "show", "-P", "NFileDescriptorStore", "vmferry"];
         Ok(run(self.script("exec").args(show), SHORT)?.trim().parse()?)
     }
+
+    /// What systemd still held would keep QEMU from noticing the end of a stream.
+    fn restart(&self) -> Result<()> {
+        self.systemctl(&["restart", "vmferry"])?;
+        wait_for("systemd to keep nothing", SHORT, || Ok((self.kept()? == 0).then_some(())))
+    }
 }
 
-impl Drop for Container {
+impl Drop for Machine {
     fn drop(&mut self) {
         let _ = run(&mut self.script("down"), LONG);
     }
 }
 
-/// The stage with the source's agent as a service.
-fn with_service(name: &str, test: impl FnOnce(&mut Stage, &Container) -> Result<()>) -> Result<()> {
-    with_lab(name, |lab| {
-        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+/// Whose service is restarted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whom {
+    Source,
+    Destination,
+    Both,
+}
+
+/// Both agents as services. Their destinations' QEMUs wait already: they are not the agents' children.
+struct Services {
+    alpha: Machine,
+    bravo: Machine,
+}
+
+impl Services {
+    fn boot(lab: &Lab, stage: &mut Stage) -> Result<Self> {
         stage.alpha.terminate()?;
-        let container = Container::boot(lab, &stage)?;
-        container.systemctl(&["start", "vmferry"])?;
-        let tested = test(&mut stage, &container);
-        tested.with_context(|| {
-            let log = run(container.script("exec").args(["journalctl", "-u", "vmferry", "-n", "80"]), SHORT);
-            log.unwrap_or_else(|e| e.to_string())
-        })
-    })
-}
+        stage.bravo.terminate()?;
+        let alpha = Machine::boot(lab, &stage.alpha, &stage.paths)?;
+        let bravo = Machine::boot(lab, &stage.bravo, &stage.paths)?;
+        Ok(Self { alpha, bravo })
+    }
 
-#[test]
-fn systemctl_restart_in_the_middle_of_a_migration_is_a_non_event() -> Result<()> {
-    with_service("systemctl_restart_in_the_middle_of_a_migration_is_a_non_event", |stage, machine| {
-        let migration = stage.begin()?;
-        for reach in [Reach::Mirror, Reach::Precopy, Reach::Switchover] {
-            stage.bring_to(reach, &migration)?;
-            machine.systemctl(&["restart", "vmferry"])?;
-            // What systemd still held would keep QEMU from noticing the end of a stream.
-            wait_for("systemd to keep nothing", SHORT, || Ok((machine.kept()? == 0).then_some(())))?;
-            let now = migration.now(&stage.alpha)?;
-            let over = now["outcome"]["result"] == "moved";
-            ensure!(now["outcome"].is_null() || over, "{reach:?}: it ended: {now}");
+    /// Restarts services in the middle of migrations, of which none may end by it.
+    fn restart(&self, whom: Whom, stage: &Stage, migrations: &[&Migration]) -> Result<()> {
+        let since = Instant::now();
+        match whom {
+            Whom::Source => self.alpha.restart()?,
+            Whom::Destination => self.bravo.restart()?,
+            Whom::Both => std::thread::scope(|scope| {
+                let there = scope.spawn(|| self.bravo.restart());
+                self.alpha.restart()?;
+                there.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })?,
         }
-        stage.calm()?;
-        let report = migration.ended(&stage.alpha)?;
-        ensure!(field(&report, "/outcome/result")? == "moved", "{report}");
-        proof::guest_continued(&stage.source, &stage.destination)?;
-        stage.copies.same_as_source(&stage.paths, &stage.source, &stage.destination)
+        let mut phases = Vec::new();
+        for migration in migrations {
+            for agent in [&stage.alpha, &stage.bravo] {
+                let now = migration.now(agent)?;
+                let result = &now["outcome"]["result"];
+                ensure!(
+                    result.is_null() || result == "moved",
+                    "{whom:?}: it ended on {}: {now}",
+                    agent.host().name
+                );
+                phases.push(now["phase"].as_str().unwrap_or_default().to_owned());
+            }
+        }
+        eprintln!("  {:<12} {:>5.1} s  {phases:?}", format!("{whom:?}"), since.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn told<T>(&self, tested: Result<T>) -> Result<T> {
+        tested.with_context(|| format!("alpha: {}\nbravo: {}", self.alpha.log(), self.bravo.log()))
+    }
+}
+
+/// A second guest, small and slow, on both hosts of a stage whose agents do not run yet.
+struct Second {
+    source: Vm,
+    destination: Vm,
+}
+
+const SECOND: &str = "web2";
+/// Its disks are copied for as long as the first guest's migration takes.
+const SLOWLY: &str = "512KiB/s";
+
+impl Second {
+    fn define(stage: &Stage) -> Result<Self> {
+        let spec = VmSpec {
+            disk_mib: 32,
+            blocks: 1024,
+            rate: 120,
+            ..VmSpec::new(SECOND, stage.source.spec.version)
+        };
+        let on = |agent: &Agent| -> Result<Vm> {
+            let vm = Vm::define(&stage.paths, agent.host(), &spec)?;
+            let config = agent.host().dir.join("vmferry.toml");
+            let entry = VmEntry::of(&vm);
+            let lines = format!("\n[vm.{SECOND}]\nqmp = {:?}\n", entry.qmp);
+            Ok(fs::write(&config, fs::read_to_string(&config)? + &lines).map(|()| vm)?)
+        };
+        let second = Self { source: on(&stage.alpha)?, destination: on(&stage.bravo)? };
+        second.source.boot()?;
+        second.destination.start_incoming()?;
+        Ok(second)
+    }
+}
+
+/// That nothing at all is exported by a QEMU, by its own word.
+fn exports_nothing(vm: &Vm) -> Result<()> {
+    let exports = vm.qmp()?.query("query-block-exports")?;
+    ensure!(exports == json!([]), "{} exports {exports}", vm.host_name());
+    let server =
+        vm.qmp()?.execute("nbd-server-start", json!({"addr": {"type": "fd", "data": {"str": "nobody"}}}));
+    let said = server.map_or_else(|e| format!("{e:#}"), |_| "it started one".into());
+    ensure!(said.contains("has not been found"), "{} has an NBD server: {said}", vm.host_name());
+    Ok(())
+}
+
+fn moved(migration: &Migration, agents: [&Agent; 2]) -> Result<()> {
+    for agent in agents {
+        let report = migration.ended(agent)?;
+        ensure!(report["outcome"] == json!({"result": "moved", "leftovers": []}), "{report}");
+    }
+    Ok(())
+}
+
+/// Both services are restarted, one by one and at once, in every phase of one migration and in the
+/// copy of a second one's disks. Afterwards the first guest moves back.
+#[test]
+fn restarts_at_both_ends_are_non_events() -> Result<()> {
+    with_lab("restarts_at_both_ends_are_non_events", |lab| {
+        let mut stage = Stage::set_up(lab, Plan { dirty_rest_ms: 20, ..Plan::ORDINARY })?;
+        stage.destination.start_incoming()?;
+        let second = Second::define(&stage)?;
+        let services = Services::boot(lab, &mut stage)?;
+        let tested = restart_in_every_phase(&mut stage, &second, &services);
+        services.told(tested)
     })
 }
 
+fn restart_in_every_phase(stage: &mut Stage, second: &Second, services: &Services) -> Result<()> {
+    let first = stage.begin()?;
+    let also = Migration::begin(&stage.alpha, SECOND, "bravo", &["--limit", SLOWLY, "--keep-source"])?;
+    stage.bring_to(Reach::Mirror, &first)?;
+    for whom in [Whom::Destination, Whom::Source, Whom::Both] {
+        services.restart(whom, stage, &[&first, &also])?;
+    }
+    stage.bring_to(Reach::Precopy, &first)?;
+    for whom in [Whom::Destination, Whom::Source] {
+        services.restart(whom, stage, &[&first, &also])?;
+    }
+    stage.bring_to(Reach::Switchover, &first)?;
+    services.restart(Whom::Both, stage, &[&first, &also])?;
+    stage.hook.close()?;
+    stage.calm_network()?;
+    stage.bring_to(Reach::HandOver, &first)?;
+    services.restart(Whom::Source, stage, &[&first, &also])?;
+    // The destination's process waits until its hook is through: nothing else is safe.
+    let hook = stage.hook.clone();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_secs(2));
+            hook.open();
+        });
+        services.restart(Whom::Destination, stage, &[&first, &also])
+    })?;
+    moved(&first, [&stage.alpha, &stage.bravo])?;
+    ensure!(stage.copies.calls() == 1, "the hook was called {} times", stage.copies.calls());
+    proof::guest_continued(&stage.source, &stage.destination)?;
+    stage.copies.same_as_source(&stage.paths, &stage.source, &stage.destination)?;
+    exports_nothing(&stage.destination)?;
+    proof::qemu_is_clean(&mut stage.destination.qmp()?)?;
+
+    let free = stage.alpha.vmferry(&["limit", &also.id, "--rate", "none"])?;
+    ensure!(free.code == 0, "{free:?}");
+    moved(&also, [&stage.alpha, &stage.bravo])?;
+    exports_nothing(&second.destination)?;
+    second.destination.qmp()?.query("stop")?;
+    proof::disks_whole(&second.destination)?;
+    move_back(stage)
+}
+
+/// What an interrupted migration forgot would be in its way.
+fn move_back(stage: &Stage) -> Result<()> {
+    stage.source.quit()?;
+    stage.source.start_incoming()?;
+    let counted = stage.destination.console()?.last().context("no counts")?;
+    let outcome =
+        stage.bravo.vmferry(&["migrate", &stage.source.spec.name, "--to", "alpha", "--keep-source"])?;
+    ensure!(outcome.code == 0, "moving back gave {outcome:?}");
+    stage.source.wait_count(counted + 50)?;
+    exports_nothing(&stage.source)?;
+    stage.source.qmp()?.query("stop")?;
+    proof::disks_whole(&stage.source)
+}
+
+/// systemd does not say what its store refuses. It is found out while everything can still be undone.
+#[test]
+fn what_the_store_refuses_is_rolled_back() -> Result<()> {
+    with_lab("what_the_store_refuses_is_rolled_back", |lab| {
+        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        stage.destination.start_incoming()?;
+        let services = Services::boot(lab, &mut stage)?;
+        let tested = (|| {
+            services.bravo.drop_in("small", "FileDescriptorStoreMax=1\n")?;
+            services.bravo.systemctl(&["restart", "vmferry"])?;
+            let migration = stage.begin()?;
+            stage.bring_to(Reach::Mirror, &migration)?;
+            services.bravo.restart()?;
+            let report = migration.ended(&stage.alpha)?;
+            ensure!(field(&report, "/outcome/result")? == "failed", "{report}");
+            let log = services.bravo.log();
+            ensure!(log.contains("1 of 2 descriptors"), "the log does not say so: {log}");
+            exports_nothing(&stage.destination)?;
+            stage.source.wait_more(20)?;
+            proof::qemu_is_clean(&mut stage.source.qmp()?)?;
+            // The next one is in nobody's way.
+            stage.calm()?;
+            let outcome = stage.alpha.vmferry(&["migrate", "web1", "--to", "bravo", "--keep-source"])?;
+            ensure!(outcome.code == 0, "{outcome:?}");
+            proof::guest_continued(&stage.source, &stage.destination).map(drop)
+        })();
+        services.told(tested)
+    })
+}
+
+/// The stop of a service rolls back what it may, and leaves nothing behind.
 #[test]
 fn systemctl_stop_rolls_back_and_keeps_nothing() -> Result<()> {
-    with_service("systemctl_stop_rolls_back_and_keeps_nothing", |stage, machine| {
+    with_lab("systemctl_stop_rolls_back_and_keeps_nothing", |lab| {
+        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        stage.alpha.terminate()?;
+        let machine = Machine::boot(lab, &stage.alpha, &stage.paths)?;
         let migration = stage.begin()?;
         stage.bring_to(Reach::Mirror, &migration)?;
         machine.systemctl(&["stop", "vmferry"])?;
@@ -117,7 +318,7 @@ fn systemctl_stop_rolls_back_and_keeps_nothing() -> Result<()> {
         proof::qemu_is_clean(&mut stage.source.qmp()?)?;
         stage.destination.wait_ended()?;
         machine.systemctl(&["start", "vmferry"])?;
-        let report = migration.ended(&stage.alpha)?;
+        let report: Value = migration.ended(&stage.alpha)?;
         ensure!(field(&report, "/outcome/result")? == "failed", "{report}");
         Ok(())
     })
