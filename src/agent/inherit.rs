@@ -133,7 +133,9 @@ impl Successor {
     /// # Errors
     /// It did not take it.
     pub(super) fn give(&mut self, left: &Left) -> anyhow::Result<()> {
-        let head = [left.state.len() as u64, left.fds.iter().flatten().count() as u64].map(u64::to_be_bytes).concat();
+        let head = [left.state.len() as u64, left.fds.iter().flatten().count() as u64]
+            .map(u64::to_be_bytes)
+            .concat();
         self.0.write_all(&head)?;
         self.0.write_all(&left.state)?;
         for fd in left.fds.iter().flatten() {
