@@ -11,6 +11,7 @@ pub mod migrate;
 pub mod mux;
 pub mod net;
 pub mod pki;
+pub mod printable;
 pub mod qemu;
 pub mod rate;
 pub mod words;

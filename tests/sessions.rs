@@ -647,3 +647,35 @@ async fn a_dead_peer_keeps_no_other_from_being_dialed_and_is_dialed_once_for_all
     }
     assert_eq!(pool.dial_failures().values().sum::<u64>(), 1, "{:?}", pool.dial_failures());
 }
+
+/// Whatever a peer writes, no text of it obeys or deceives a terminal, or grows without bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peers_texts_come_without_anything_that_a_terminal_obeys() {
+    use vmferry::migrate::message::{Reply, Response};
+    let mut pair = Pair::new().await;
+    let evil = format!("\u{1b}]0;mine\u{7}\u{1b}[2J\nroot@bravo:~# \u{202e}{}", "x".repeat(200_000));
+    let refusal = serde_json::json!({"response": {"number": 1, "response": {"refused": {
+        "problems": [{"kind": "other", "text": evil, "remedy": "\u{9b}31mred\r\n"}], "text": "\u{1b}c",
+    }}}});
+    let (ours, theirs) = pair.stream(1).await;
+    let (mut says, _hears) = message::split(theirs);
+    let (_says, mut hears) = message::split(ours);
+    says.send(&refusal).await.unwrap();
+    let Some(Reply::Response { response: Response::Refused(refusal), .. }) =
+        soon("the refusal", hears.recv()).await.unwrap()
+    else {
+        panic!("another answer");
+    };
+    let problem = &refusal.problems[0];
+    for text in [&problem.text, &problem.remedy, &refusal.text] {
+        let obeyed = |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
+        assert!(!text.chars().any(obeyed), "{text:?}");
+        assert!(text.len() < 10_000, "{} bytes", text.len());
+    }
+    assert!(problem.text.contains("root@bravo:~# ") && problem.remedy.contains("31mred"), "{problem:?}");
+    // What cannot be understood is repeated by the error.
+    says.send(&serde_json::json!({"\u{1b}[5m": 1})).await.unwrap();
+    let error = soon("the error", hears.recv::<Reply>()).await.unwrap_err();
+    let words = vmferry::words::chain(&error);
+    assert!(words.contains("[5m") && !words.contains('\u{1b}'), "{words:?}");
+}

@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
 use crate::api::ErrorBody;
+use crate::printable;
 
 /// Longest answer read into memory.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -65,7 +66,7 @@ impl Client {
         let bytes = collect(answer).await?;
         // An answer without a body stands for `()`.
         let bytes = if bytes.is_empty() { Bytes::from_static(b"null") } else { bytes };
-        serde_json::from_slice(&bytes).context("the agent's answer could not be understood")
+        printable::to_show(&bytes).context("the agent's answer could not be understood")
     }
 
     /// The lines of an answer that does not end soon.
@@ -98,7 +99,7 @@ impl Client {
             return Ok((answer, tasks));
         }
         let status = answer.status();
-        match serde_json::from_slice::<ErrorBody>(&collect(answer).await?) {
+        match printable::to_show::<ErrorBody>(&collect(answer).await?) {
             Ok(ErrorBody { error, remedy }) if status.is_client_error() => {
                 Err(NotDone::Refused { error, remedy }.into())
             }
@@ -126,7 +127,7 @@ impl Lines {
         loop {
             if let Some(end) = self.buffer.iter().position(|&b| b == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                return Ok(Some(serde_json::from_slice(&line)?));
+                return Ok(Some(printable::to_show(&line)?));
             }
             if self.buffer.len() > ANSWER_BYTES_MAX {
                 bail!("the agent's answer has no end");

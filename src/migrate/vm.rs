@@ -16,6 +16,7 @@ use super::journal::{Past, Undo};
 use super::last_words::LastWords;
 use super::marked;
 use crate::config::{Start, VmConfig};
+use crate::printable::printable;
 use crate::qemu::{Events, Life, Qmp, QmpError, Quit};
 
 /// How long a monitor that is there may take to greet.
@@ -250,7 +251,7 @@ fn spawn(mut command: Command, log: &Path) -> io::Result<Child> {
 fn tail(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     let from = text.len().saturating_sub(OUTPUT_BYTES_SHOWN);
-    String::from_utf8_lossy(&text[from..]).trim().replace('\n', " | ")
+    printable(&String::from_utf8_lossy(&text[from..]).trim().replace('\n', " | "))
 }
 
 /// Ends a QEMU: `quit`, and waits until its process is gone. A monitor that closes is no proof.

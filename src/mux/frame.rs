@@ -339,8 +339,7 @@ pub fn decode_goaway_code(value: u64) -> Code {
 /// A peer's text, safe for logs and terminals.
 #[must_use]
 pub fn clean_text(bytes: &[u8]) -> String {
-    let printable = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
-    String::from_utf8_lossy(bytes).chars().map(printable).collect()
+    crate::printable::printable(&String::from_utf8_lossy(bytes))
 }
 
 /// `text`, cut to [`TEXT_MAX`] bytes at a character boundary.

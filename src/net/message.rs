@@ -1,6 +1,7 @@
 //! Messages over a stream: a length and JSON, for what two agents say to each other.
 //!
-//! The length is four bytes, big-endian, at most [`MESSAGE_BYTES_MAX`]. Knows no meaning.
+//! The length is four bytes, big-endian, at most [`MESSAGE_BYTES_MAX`]. Every text in a message that was
+//! received is bounded and printable. Knows no meaning.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::de::DeserializeOwned;
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::frozen::{FrozenStream, Halves};
 use super::stream::{RecvHalf, SendHalf, Stream, StreamEnded};
+use crate::printable;
 
 /// Longest message, without its length.
 pub const MESSAGE_BYTES_MAX: usize = 256 * 1024;
@@ -123,7 +125,7 @@ impl MessageReceiver {
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<Option<T>, MessageError> {
         loop {
             if let Some(json) = self.take()? {
-                return Ok(Some(serde_json::from_slice(&json)?));
+                return Ok(Some(printable::of_peer(&json)?));
             }
             match self.recv.recv().await? {
                 Some(chunk) => {

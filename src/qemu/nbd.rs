@@ -5,6 +5,7 @@
 //! simple ones where it writes. Owns one connected socket; knows no bitmap, job or migration.
 //! What the other side sends is never believed in length: every reply has a limit.
 
+use crate::printable::bounded;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -127,7 +128,7 @@ impl Connection {
         let kind = self.socket.read_u32().await?;
         let data = self.payload().await?;
         if kind & REP_ERROR_BIT != 0 {
-            return Err(NbdError::Handshake { what, text: String::from_utf8_lossy(&data).into_owned() });
+            return Err(NbdError::Handshake { what, text: bounded(&String::from_utf8_lossy(&data)) });
         }
         Ok((kind != REP_ACK).then_some((kind, data)))
     }

@@ -10,6 +10,7 @@
 //! nbd:HOST:PORT/EXPORT     and the like: what QEMU reaches by itself
 //! ```
 
+use crate::printable::printable;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -234,7 +235,9 @@ fn json_text(json: &Value, path: &str) -> Option<String> {
     }
 }
 
+/// What a peer says comes without what is not printable, so ours is to be compared without it.
 fn bounded(key: String) -> String {
+    let key = printable(&key);
     if key.len() <= KEY_BYTES_MAX {
         return key;
     }

@@ -2,12 +2,16 @@
 //! clock. Everything read here may be garbage.
 
 use super::event::{Event, Timestamp};
+use crate::printable::clean_under;
 use serde_json::{Map, Value};
 use std::collections::VecDeque;
 
 /// The longest line taken from a monitor. `query-qmp-schema` is the longest honest one, about
 /// 0.2 MB on QEMU 7.2 and 10.0.
 pub const LINE_MAX_BYTES: usize = 8 << 20;
+
+/// Where QEMU speaks to people; what it repeats there, a guest or an image may have chosen.
+const WORDS: [&str; 6] = ["error", "error-desc", "desc", "class", "reason", "blocked-reasons"];
 
 /// More than [`LINE_MAX_BYTES`] came without a line's end.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,7 +77,9 @@ pub(super) enum Message {
 impl Message {
     /// Fails only on what is no JSON object.
     pub(super) fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
-        let mut object: Map<String, Value> = serde_json::from_slice(line)?;
+        let mut line: Value = serde_json::from_slice(line)?;
+        clean_under(&WORDS, &mut line);
+        let mut object: Map<String, Value> = serde_json::from_value(line)?;
         if let Some(Value::String(name)) = object.get_mut("event").map(Value::take) {
             return Ok(Self::Event(event(name, object)));
         }
