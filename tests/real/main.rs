@@ -13,6 +13,7 @@ mod bed_plain;
 mod chaos;
 mod check;
 mod compress;
+mod disks;
 mod failures;
 mod judge;
 mod lanes;

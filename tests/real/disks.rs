@@ -1,0 +1,138 @@
+//! Disks as people have them: encrypted, below filters, without ids, in several files, shared, too
+//! many. What must not be moved is refused by `check` and by `migrate` alike, and nothing is changed;
+//! what is moved arrives where it should. Judged by the bytes in the images.
+
+mod machine;
+mod moved;
+mod refused;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::support::{Agent, AgentSpec, Credentials, Lab, Net, Version, VmEntry, with_lab};
+use machine::{Machine, Place};
+use refused::Case;
+
+/// Two agents that know guests of these names.
+struct Stage {
+    net: Net,
+    alpha: Agent,
+    _bravo: Agent,
+    shared: PathBuf,
+}
+
+impl Stage {
+    fn set_up(lab: &Lab, names: &[&str]) -> Result<Self> {
+        let net = lab.two_hosts()?;
+        let credentials = Credentials::create(&lab.paths, lab.dir())?;
+        let mut agents = Vec::new();
+        for (host, peer) in [(&net.alpha, &net.bravo), (&net.bravo, &net.alpha)] {
+            let mut spec = AgentSpec::default().peer(peer);
+            for name in names {
+                let qmp = host.dir.join(name).join("agent.qmp");
+                spec = spec.vm(VmEntry { name: (*name).to_owned(), qmp, start: None, before_start: None });
+            }
+            agents.push(Agent::start(&lab.paths, host, &spec, &credentials.issue(&host.name)?)?);
+        }
+        let shared = lab.dir().join("both");
+        std::fs::create_dir(&shared)?;
+        let _bravo = agents.pop().context("no agent")?;
+        let alpha = agents.pop().context("no agent")?;
+        Ok(Self { net, alpha, _bravo, shared })
+    }
+
+    /// The guest's folders at the source and at the destination.
+    fn places(&self, lab: &Lab, name: &str, version: Version) -> Result<[Place; 2]> {
+        let place = |host: &crate::support::Host| -> Result<Place> {
+            let dir = host.dir.join(name);
+            std::fs::create_dir(&dir)?;
+            let shared = self.shared.clone();
+            Ok(Place { paths: lab.paths.clone(), host: host.clone(), version, dir, shared })
+        };
+        Ok([place(&self.net.alpha)?, place(&self.net.bravo)?])
+    }
+
+    fn check(&self, name: &str) -> Result<(i32, Vec<Value>)> {
+        let outcome = self.alpha.vmferry(&["check", name, "--to", "bravo", "--json"])?;
+        let report: Value = serde_json::from_str(&outcome.stdout).with_context(|| format!("{outcome:?}"))?;
+        Ok((outcome.code, report["problems"].as_array().cloned().unwrap_or_default()))
+    }
+
+    /// The last line of what `migrate` prints.
+    fn migrate(&self, name: &str, more: &[&str]) -> Result<(i32, Value)> {
+        let outcome = self.alpha.vmferry(&[&["migrate", name, "--to", "bravo", "--json"], more].concat())?;
+        let last = outcome.stdout.lines().last().with_context(|| format!("{outcome:?}"))?;
+        Ok((outcome.code, serde_json::from_str(last)?))
+    }
+}
+
+fn tells(problems: &[Value], kind: &str, severity: &str, words: &[&str]) -> Result<()> {
+    let all = || Value::from(problems.to_vec());
+    let found = problems.iter().find(|p| {
+        let text = p["text"].as_str().unwrap_or_default();
+        p["kind"] == kind && p["severity"] == severity && words.iter().all(|word| text.contains(word))
+    });
+    let found = found.with_context(|| format!("no {severity} {kind} with {words:?} in {}", all()))?;
+    ensure!(found["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{found}");
+    Ok(())
+}
+
+fn refuses(stage: &Stage, lab: &Lab, version: Version, case: &Case) -> Result<()> {
+    let [source, target] = stage.places(lab, case.name, version)?;
+    let at_source = source.start(&(case.source)(&source)?, false)?;
+    let at_target = target.start(&(case.target)(&target)?, true)?;
+    if let Some(prepare) = case.prepare {
+        prepare(&mut at_source.qmp()?, &source)?;
+    }
+    let before = [at_source.snapshot()?, at_target.snapshot()?];
+    let (code, problems) = stage.check(case.name)?;
+    ensure!(code == 1, "check gave {code}: {problems:?}");
+    tells(&problems, case.kind, "problem", case.words).context("check")?;
+    let unchanged = |when: &str| -> Result<()> {
+        let after = [at_source.snapshot()?, at_target.snapshot()?];
+        ensure!(after == before, "{when}: {before:#?} became {after:#?}");
+        Ok(())
+    };
+    unchanged("after check")?;
+    let (code, last) = stage.migrate(case.name, &[])?;
+    let outcome = &last["outcome"];
+    ensure!(code == 1 && outcome["result"] == "failed" && outcome["leftovers"] == json!([]), "{last}");
+    let told = outcome["problems"].as_array().cloned().unwrap_or_default();
+    tells(&told, case.kind, "problem", case.words).context("migrate")?;
+    unchanged("after migrate")
+}
+
+fn what_must_not_be_moved_is_refused(version: Version, name: &str) -> Result<()> {
+    with_lab(name, |lab| {
+        let names: Vec<&str> = refused::ALL.iter().map(|case| case.name).collect();
+        let stage = Stage::set_up(lab, &names)?;
+        let play = |case: &Case| refuses(&stage, lab, version, case).with_context(|| case.name.to_owned());
+        let failures: Vec<String> =
+            refused::ALL.iter().filter_map(|case| play(case).err()).map(|e| format!("{e:#}")).collect();
+        ensure!(failures.is_empty(), "{} of {}:\n{}", failures.len(), names.len(), failures.join("\n"));
+        Ok(())
+    })
+}
+
+#[test]
+fn disks_that_must_not_be_moved_are_refused_on_qemu_10() -> Result<()> {
+    what_must_not_be_moved_is_refused(Version::V10, "disks_that_must_not_be_moved_are_refused_on_qemu_10")
+}
+
+#[test]
+fn disks_that_must_not_be_moved_are_refused_on_qemu_7_2() -> Result<()> {
+    what_must_not_be_moved_is_refused(Version::V72, "disks_that_must_not_be_moved_are_refused_on_qemu_7_2")
+}
+
+/// Moves a guest and ends both QEMUs, so that the images can be read.
+fn moves(stage: &Stage, name: &str, at_source: Machine, at_target: Machine, more: &[&str]) -> Result<Value> {
+    let (code, last) = stage.migrate(name, more)?;
+    ensure!(code == 0 && last["outcome"]["result"] == "moved", "{last}");
+    ensure!(last["outcome"]["leftovers"] == json!([]), "{last}");
+    ensure!(at_target.qmp()?.status()? == "paused", "the guest was paused");
+    at_source.quit()?;
+    at_target.quit()?;
+    Ok(last)
+}

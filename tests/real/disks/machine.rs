@@ -1,0 +1,167 @@
+//! A QEMU with odd disks and no system on them: it is paused at the source, and waits at the
+//! destination. What is on its disks is written and read by `qemu-io`, with QEMU not there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::support::process::{LONG, SHORT, run, run_any, wait_for};
+use crate::support::{Host, Paths, Qmp, Version};
+
+/// For images that are encrypted.
+pub(super) const SECRET: &str = "secret,id=key,data=not-a-secret";
+/// Of each image, unless it says otherwise.
+pub(super) const DISK_BYTES: u64 = 4 << 20;
+
+/// Where a QEMU and its images live.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) paths: Paths,
+    pub(super) host: Host,
+    pub(super) version: Version,
+    pub(super) dir: PathBuf,
+    /// Both hosts' QEMUs see it.
+    pub(super) shared: PathBuf,
+}
+
+impl Place {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Makes an image by `qemu-img create` with these options.
+    pub(super) fn create(&self, format: &str, options: &str, name: &str, bytes: u64) -> Result<PathBuf> {
+        let file = self.file(name);
+        let mut command = self.paths.qemu_img();
+        command.args(["create", "-q", "--object", SECRET, "-f", format]);
+        if !options.is_empty() {
+            command.args(["-o", options]);
+        }
+        run(command.arg(&file).arg(bytes.to_string()), LONG)?;
+        Ok(file)
+    }
+
+    /// An image of the ordinary size.
+    pub(super) fn image(&self, format: &str, options: &str, name: &str) -> Result<PathBuf> {
+        self.create(format, options, name, DISK_BYTES)
+    }
+
+    /// Runs a command of `qemu-io` on an image.
+    pub(super) fn io(&self, options: &str, command: &str) -> Result<()> {
+        let program = self.paths.qemu(Version::V10, "qemu-io");
+        let mut io = std::process::Command::new(program);
+        io.args(["--object", SECRET, "--image-opts", options, "-c", command]);
+        let outcome = run_any(&mut io, LONG)?;
+        ensure!(outcome.code == 0 && !outcome.stdout.contains("failed"), "{options}: {command}: {outcome:?}");
+        Ok(())
+    }
+
+    /// Starts QEMU with these words.
+    pub(super) fn start(&self, words: &[String], incoming: bool) -> Result<Machine> {
+        let log = fs::File::create(self.file("qemu.log"))?;
+        let mut command = self.host.command(self.paths.qemu(self.version, "qemu-system-x86_64"));
+        command.args(
+            "-S -machine pc-q35-7.2 -accel tcg -cpu qemu64 -m 64 -nodefaults -no-user-config -display none"
+                .split(' '),
+        );
+        for monitor in ["agent", "test"] {
+            let path = self.file(&format!("{monitor}.qmp"));
+            command.args([
+                "-chardev",
+                &format!("socket,id={monitor},path={},server=on,wait=off", path.display()),
+            ]);
+            command.args(["-mon", &format!("chardev={monitor},mode=control")]);
+        }
+        if incoming {
+            command.args(["-incoming", "defer"]);
+        }
+        command.args(words).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let mut machine = Machine { child: command.spawn()?, dir: self.dir.clone() };
+        machine.wait_up()?;
+        if !incoming {
+            // From `prelaunch` to `paused`.
+            let mut qmp = machine.qmp()?;
+            qmp.query("cont")?;
+            qmp.query("stop")?;
+        }
+        Ok(machine)
+    }
+}
+
+/// Words of QEMU's for a block node.
+pub(super) fn blockdev(node: &Value) -> [String; 2] {
+    ["-blockdev".to_owned(), node.to_string()]
+}
+
+/// Words of QEMU's for a device.
+pub(super) fn device(words: &str) -> [String; 2] {
+    ["-device".to_owned(), words.to_owned()]
+}
+
+/// A raw node on a file.
+pub(super) fn raw(name: &str, file: &Path) -> Value {
+    json!({"driver": "raw", "node-name": name, "discard": "unmap", "file": file_node(file)})
+}
+
+pub(super) fn file_node(file: &Path) -> Value {
+    json!({"driver": "file", "filename": file, "discard": "unmap"})
+}
+
+/// A running QEMU, killed when dropped.
+#[derive(Debug)]
+pub(super) struct Machine {
+    child: Child,
+    dir: PathBuf,
+}
+
+impl Machine {
+    fn wait_up(&mut self) -> Result<()> {
+        wait_for("QEMU's monitors", SHORT, || {
+            let log = fs::read_to_string(self.dir.join("qemu.log")).unwrap_or_default();
+            ensure!(self.child.try_wait()?.is_none(), "QEMU has ended: {log}");
+            Ok(Qmp::connect(&self.dir.join("test.qmp")).is_ok().then_some(()))
+        })
+    }
+
+    pub(super) fn qmp(&self) -> Result<Qmp> {
+        Qmp::connect(&self.dir.join("test.qmp"))
+    }
+
+    /// Ends it in order, so that its images are whole.
+    pub(super) fn quit(mut self) -> Result<()> {
+        // It may have ended already, as a source does that has been moved.
+        let _ = self.qmp().and_then(|mut qmp| qmp.query("quit"));
+        wait_for("the end of QEMU", SHORT, || Ok(self.child.try_wait()?)).map(drop)
+    }
+
+    /// What a refused migration must leave as it was: QEMU's state, and each of its files.
+    pub(super) fn snapshot(&self) -> Result<Value> {
+        let mut qmp = self.qmp()?;
+        let mut all = json!({});
+        for query in ["query-status", "query-jobs", "query-block-exports", "query-migrate-capabilities"] {
+            all[query] = qmp.query(query)?;
+        }
+        let nodes = qmp.execute("query-named-block-nodes", json!({"flat": true}))?;
+        let node = |node: &Value| json!([node["node-name"], node["drv"], node["dirty-bitmaps"]]);
+        all["nodes"] = nodes.as_array().context("no nodes")?.iter().map(node).collect();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() && entry.file_name() != "qemu.log" {
+                let bytes = fs::read(entry.path())?;
+                let sum: u64 = bytes.iter().fold(7, |sum: u64, byte| sum.wrapping_mul(31) + u64::from(*byte));
+                all["files"][entry.file_name().to_string_lossy().into_owned()] = json!([bytes.len(), sum]);
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
