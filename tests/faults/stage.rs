@@ -192,7 +192,9 @@ impl Stage {
             Reach::Precopy | Reach::Switchover | Reach::Device => &["--downtime-limit", NEVER_MS],
             _ => &[],
         };
-        let migration = Migration::begin(&self.alpha, VM, "bravo", &[options, more].concat())?;
+        // That its disk is too small is found beforehand.
+        let accept: &[&str] = if self.disk.is_some() { &["--accept", "no-room"] } else { &[] };
+        let migration = Migration::begin(&self.alpha, VM, "bravo", &[options, accept, more].concat())?;
         self.advance(reach, &migration).with_context(|| format!("reaching {reach:?}"))?;
         Ok(migration)
     }

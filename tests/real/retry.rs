@@ -226,7 +226,8 @@ fn tries_run_out_and_the_last_cause_is_told() -> Result<()> {
     with_lab("tries_run_out_and_the_last_cause_is_told", |lab| {
         let plan = Plan { small_disk_mib: Some(40), ..Plan::ORDINARY };
         let stage = Stage::set_up(lab, plan)?;
-        let outcome = stage.alpha.vmferry(&["migrate", "web1", "--to", "bravo", "--retry", "1"])?;
+        let words = ["migrate", "web1", "--to", "bravo", "--retry", "1", "--accept", "no-room"];
+        let outcome = stage.alpha.vmferry(&words)?;
         ensure!(outcome.code == 1, "{outcome:?}");
         ensure!(outcome.stderr.contains("try 2 of 2, next in "), "{outcome:?}");
         for words in ["failed in phase mirror, try 2 of 2", "cause: ", "try 1 of 2 failed in phase mirror"] {

@@ -226,7 +226,7 @@ fn a_disk_without_room_at_the_destination_is_refused() -> Result<()> {
             let at_source = source.start(&words, false)?;
             let at_target = target.start(&on_volume(&target, 64 << 20)?, true)?;
             let (code, found) = stage.check(name)?;
-            tells(&found, kind, severity, &["disk0", "small"])?;
+            tells(&found, kind, severity, &["disk0", "room for"])?;
             ensure!((code == 1) == (severity == "problem"), "{code}: {found:?}");
             let (code, last) = stage.migrate(name, if code == 1 { &[] } else { &["--strict"] })?;
             ensure!(code == 1 && last["outcome"]["result"] == "failed", "{last}");
