@@ -127,6 +127,9 @@ pub struct RecoverQuery {
 pub struct ForceRequest {
     /// Seen from this host.
     pub force: Side,
+    /// Seconds since the epoch. The decision is void when the agent gets to it later than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<i64>,
 }
 
 /// `GET /v1/limits`

@@ -5,6 +5,8 @@
 
 #[path = "api_checks/schema.rs"]
 mod schema;
+#[path = "api_checks/settled.rs"]
+mod settled;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -156,6 +158,7 @@ fn live_answers_are_as_described() {
         ("POST", "/v1/recover", "/v1/recover?ids=x".into(), None, 400),
         ("POST", "/v1/recover/{id}", format!("/v1/recover/{id}"), Some(r#"{"force":"here"}"#), 409),
         ("POST", "/v1/recover/{id}", format!("/v1/recover/{id}"), Some(r#"{"force":"up"}"#), 422),
+        ("POST", "/v1/recover/{id}", format!("/v1/recover/{id}"), Some(r#"{"force":"here","until":1}"#), 409),
         ("POST", "/v1/recover/{id}", "/v1/recover/x".into(), Some(r#"{"force":"here"}"#), 400),
         ("GET", "/v1/status", "/v1/status".into(), None, 200),
         ("POST", "/v1/check", "/v1/check".into(), good, 200),

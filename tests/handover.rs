@@ -45,6 +45,40 @@ fn every_mistake_is_found() {
     assert!(missed.is_empty(), "not found: {missed:?}");
 }
 
+/// The write of the hand-over fails, it cannot be taken back, the destination cannot be told, and the
+/// source's agent crashes. What the next one reads decides, and the guest has run nowhere by then.
+#[test]
+fn four_failures_at_once_run_nothing_twice() {
+    use vmferry::migrate::handover::{
+        Ask, Known, Mark, Source, SourceEffect as Effect, SourceInput as Input, Written,
+    };
+    use vmferry::migrate::message::Fate;
+    let mut source = Source::new();
+    let mut effects = source.step(Input::Complete).expect("it is whole");
+    assert_eq!(effects, [Effect::Write(Mark::HandedOver)]);
+    for tried in [Mark::NeverRan, Mark::NeverRan] {
+        effects = source.step(Input::Written(Written::InDoubt)).expect("a write ends");
+        if let [Effect::Ask(Ask::Abort)] = effects[..] {
+            // It is lost. The guest stays paused until the disk works.
+            effects = source.step(Input::Again).expect("it tries again");
+        }
+        assert_eq!(effects, [Effect::Write(tried)], "the guest must not run before this is on the disk");
+    }
+    // The crash. The record is there: then the guest is the destination's, unless it never ran there.
+    let (mut source, effects) = Source::restarted(Known { handed_over: true, ..Known::default() });
+    assert_eq!(effects, [Effect::Write(Mark::HandedOver)]);
+    assert_eq!(source.step(Input::Written(Written::Durable)).expect("written"), [Effect::Ask(Ask::Settle)]);
+    assert_eq!(source.step(Input::Heard(Fate::Loaded)).expect("asked"), [Effect::Ask(Ask::Start)]);
+    // It is not there: then nothing runs before it is proved that nobody will ever read it.
+    let (mut source, effects) = Source::restarted(Known::default());
+    assert_eq!(effects, [Effect::Write(Mark::NeverRan)]);
+    let effects = source.step(Input::Written(Written::Durable)).expect("written");
+    assert_eq!(effects, [Effect::Resume, Effect::Ask(Ask::Abort)]);
+    // A source that takes that doubt for a failure runs the guest twice, and is found out.
+    let wrong = explore(Mutant::SourceDoubtIsFailure).wrong.expect("the hole");
+    assert!(wrong.contains("in doubt"), "{wrong}");
+}
+
 #[test]
 fn the_table() {
     table::compare();

@@ -289,6 +289,10 @@ async fn force(
     let Path(id) = id?;
     let Json(request) = body?;
     tracing::warn!(uid = caller.uid, pid = caller.pid, migration = %id, force = ?request.force, "a forced decision");
+    if request.until.is_some_and(|until| until < time::OffsetDateTime::now_utc().unix_timestamp()) {
+        let error = "the decision was not taken: the agent did not get to it in time, and it is void";
+        return Err(Problem::new(StatusCode::CONFLICT, error, "nothing was changed; decide again"));
+    }
     let forced = recovery::force(&agent.host, id, request.force, caller.uid).await;
     forced.map(|()| StatusCode::ACCEPTED).map_err(|e| {
         let (status, remedy) = match e {

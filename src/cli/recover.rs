@@ -15,6 +15,8 @@ use crate::api::{ForceRequest, Recovery, unknown_remedy};
 use crate::migrate::handover::Side;
 use crate::migrate::recover::{Case, CaseKind, Owner};
 
+/// An agent that gets to a decision later than that does not carry it out.
+const DECISION_VALID_S: i64 = 30;
 /// Something is left to clean up.
 const EXIT_LEFT: u8 = 3;
 /// Nobody knows whose a virtual machine is.
@@ -114,7 +116,8 @@ async fn force(client: &Client, id: Uuid, side: Side, yes: bool) -> anyhow::Resu
         show_case(case);
         confirm(&vm, side)?;
     }
-    let request = ForceRequest { force: side };
+    let until = time::OffsetDateTime::now_utc().unix_timestamp() + DECISION_VALID_S;
+    let request = ForceRequest { force: side, until: Some(until) };
     let forced = client.call::<_, ()>(Method::POST, &format!("/v1/recover/{id}"), &request).await;
     match forced {
         Ok(()) => {
@@ -125,7 +128,9 @@ async fn force(client: &Client, id: Uuid, side: Side, yes: bool) -> anyhow::Resu
         Err(e) if e.is::<NotDone>() => Err(e),
         Err(e) => {
             eprintln!("vmferry: NOT KNOWN whether the decision over {vm} was taken: {e:#}");
-            eprintln!("vmferry: {}", unknown_remedy(id));
+            if !format!("{e:#}").contains(&unknown_remedy(id)) {
+                eprintln!("vmferry: {}", unknown_remedy(id));
+            }
             Ok(Forced::Unknown)
         }
     }

@@ -65,6 +65,8 @@ pub struct Plan {
     pub extra: &'static [&'static str],
     /// QEMU opens its images anew when it may write no longer, as libvirt would have it.
     pub auto_read_only: bool,
+    /// A hand-over without an answer is shown as undecided after so long.
+    pub undecided_s: u64,
 }
 
 impl Plan {
@@ -81,6 +83,7 @@ impl Plan {
         source_disk_mib: None,
         extra: &[],
         auto_read_only: false,
+        undecided_s: 30,
     };
 }
 
@@ -147,7 +150,7 @@ impl Stage {
         let start = Gate::before(&destination.start_script(), destination.dir(), "start-gate")?;
         let hook = Gate::before(copies.hook(), destination.dir(), "hook-gate")?;
         source.boot()?;
-        let (alpha, bravo) = agents(lab, &net, plan.lanes, [&source, &destination], [&start, &hook])?;
+        let (alpha, bravo) = agents(lab, &net, &plan, [&source, &destination], [&start, &hook])?;
         let before = Before::of(&source, &alpha, &bravo)?;
         let paths = lab.paths.clone();
         Ok(Self {
@@ -462,15 +465,10 @@ fn open_journals(folder: &std::path::Path) -> Result<Vec<PathBuf>> {
     Ok(open)
 }
 
-fn agents(
-    lab: &Lab,
-    net: &Net,
-    lanes: Option<usize>,
-    vms: [&Vm; 2],
-    gates: [&Gate; 2],
-) -> Result<(Agent, Agent)> {
+fn agents(lab: &Lab, net: &Net, plan: &Plan, vms: [&Vm; 2], gates: [&Gate; 2]) -> Result<(Agent, Agent)> {
     let credentials = Credentials::create(&lab.paths, lab.dir())?;
-    let spec = || AgentSpec { lanes, end_lines: DEADLINES.to_owned(), ..AgentSpec::default() };
+    let end_lines = format!("{DEADLINES}undecided_s = {}\n", plan.undecided_s);
+    let spec = || AgentSpec { lanes: plan.lanes, end_lines: end_lines.clone(), ..AgentSpec::default() };
     let on_alpha = spec().peer(&net.bravo).vm(VmEntry::of(vms[0]));
     let mut entry = VmEntry::of(vms[1]).with_hook(gates[1].script());
     entry.start = Some(gates[0].script().to_owned());

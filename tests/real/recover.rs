@@ -11,7 +11,7 @@ use crate::support::{Agent, with_lab};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-/// The source says that it is undecided after half a minute.
+/// The source says that it is undecided soon after the last answer is missed.
 const UNDECIDED_WITHIN: Duration = Duration::from_secs(90);
 
 fn recover(agent: &Agent, words: &[&str]) -> Result<(i32, String)> {
@@ -29,7 +29,7 @@ fn undecided(stage: &Stage, migration: &Migration) -> Result<()> {
 #[test]
 fn an_operator_decides_when_the_destination_is_lost() -> Result<()> {
     with_lab("an_operator_decides_when_the_destination_is_lost", |lab| {
-        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        let mut stage = Stage::set_up(lab, Plan { undecided_s: 3, ..Plan::ORDINARY })?;
         let (code, text) = recover(&stage.alpha, &[])?;
         ensure!(code == 0 && text.contains("nothing is open"), "{code}: {text}");
         let migration = stage.reach(Reach::HandOver)?;

@@ -1,0 +1,115 @@
+//! What an agent makes of journals that an earlier life left open, with a peer that cannot be
+//! reached: each is settled by what it says itself, also where a later one of the same VM is open.
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use uuid::Uuid;
+use vmferry::migrate::journal::{FORMAT, Header, Journal, Past, Record, Role};
+use vmferry::migrate::phase::Phase;
+use vmferry::migrate::progress::Outcome;
+
+use crate::{ANSWER_WITHIN, Agent};
+
+fn journal(folder: &Path, vm: &str, number: u128, role: Role, records: Vec<Record>) {
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    let header = Header {
+        format: FORMAT,
+        migration: Uuid::from_u128(number),
+        role,
+        vm: vm.into(),
+        host: "alpha".into(),
+        peer: "bravo".into(),
+        began_at: now - 1000 + number as i64,
+        running: true,
+        keep_source: false,
+        retry: None,
+        accepted: Default::default(),
+    };
+    let folder = folder.join("state/migrations");
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut journal = Journal::create(&folder, header).unwrap();
+    records.into_iter().for_each(|record| journal.record(record).unwrap());
+}
+
+fn past(agent: &Agent, number: u128, role: Role) -> Past {
+    let folder = agent._folder.path().join("state/migrations");
+    Journal::peek(&Journal::path(&folder, Uuid::from_u128(number), role), "alpha").unwrap()
+}
+
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let since = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(since.elapsed() < ANSWER_WITHIN, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn ended(agent: &Agent, number: u128, role: Role) -> Outcome {
+    wait_for(&format!("the end of {number}"), || past(agent, number, role).ended)
+}
+
+fn case(agent: &Agent, number: u128) -> Option<Value> {
+    let (_, _, body) = agent.ask("GET", "/v1/recover?peers=false", None);
+    let body: Value = serde_json::from_str(&body).unwrap();
+    let id = Uuid::from_u128(number).to_string();
+    body["cases"].as_array().unwrap().iter().find(|case| case["id"] == id.as_str()).cloned()
+}
+
+fn undecided(agent: &Agent, number: u128) -> Value {
+    wait_for(&format!("{number} to be undecided"), || {
+        case(agent, number).filter(|case| case["kind"] == "undecided")
+    })
+}
+
+#[test]
+fn open_journals_are_settled_by_what_they_say() {
+    let vms = "[deadlines]\nundecided_s = 1\n[vm.two]\nqmp = 'two.qmp'\n[vm.back]\nqmp = 'back.qmp'\n\
+               [vm.mute]\nqmp = 'mute.qmp'\n";
+    let temporary = tempfile::tempdir().unwrap();
+    let (folder, source, destination) = (temporary.path(), Role::Source, Role::Destination);
+    // Handed over, and a later migration of the VM was begun.
+    let handed = vec![Record::Phase(Phase::Precopy), Record::HandedOver];
+    journal(folder, "two", 1, source, handed);
+    journal(folder, "two", 2, source, vec![Record::Phase(Phase::Mirror)]);
+    // Begun to be started here, and a later migration brings the VM anew.
+    journal(folder, "back", 3, destination, vec![Record::Starting]);
+    journal(folder, "back", 4, destination, Vec::new());
+    // Begun to be started here, in a QEMU that does not answer.
+    journal(folder, "mute", 5, destination, vec![Record::Starting]);
+    let _silent = UnixListener::bind(folder.join("mute.qmp")).unwrap();
+    let agent = Agent::start_in(temporary, vms);
+    a_later_migration_does_not_decide(&agent);
+    let later = ended(&agent, 4, Role::Destination);
+    assert!(matches!(later, Outcome::Failed { .. }), "{later:?}");
+    let earlier = ended(&agent, 3, Role::Destination);
+    assert!(matches!(earlier, Outcome::Moved { .. }), "the guest may have run here: {earlier:?}");
+    // It lives, for all that is known.
+    let mute = undecided(&agent, 5);
+    assert!(mute["plan"].as_str().unwrap().contains("cannot be asked"), "{mute}");
+    assert_eq!(mute["may_force"], false, "{mute}");
+    assert!(past(&agent, 5, Role::Destination).ended.is_none(), "a QEMU that is silent was given up");
+}
+
+fn a_later_migration_does_not_decide(agent: &Agent) {
+    let later = ended(agent, 2, Role::Source);
+    assert!(matches!(later, Outcome::Failed { .. }), "{later:?}");
+    let case = undecided(agent, 1);
+    assert_eq!((&case["owner"], &case["phase"]), (&"unknown".into(), &"hand-over".into()), "{case}");
+    assert!(past(agent, 1, Role::Source).ended.is_none(), "it was ended without asking");
+    let id = Uuid::from_u128(1);
+    let (_, _, body) = agent.ask("GET", &format!("/v1/migrations/{id}"), None);
+    let shown: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(shown["phase"], "undecided", "{shown}");
+    let (status, _, body) = agent.ask("POST", &format!("/v1/recover/{id}"), Some(r#"{"force":"there"}"#));
+    assert_eq!(status, 202, "{body}");
+    let outcome = ended(agent, 1, Role::Source);
+    assert!(matches!(outcome, Outcome::Moved { .. }), "{outcome:?}");
+    let records = past(agent, 1, Role::Source);
+    assert!(records.forced.is_some() && records.runs, "{records:?}");
+}
