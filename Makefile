@@ -24,8 +24,8 @@ export VMFERRY_QEMU72 ?= $(LAB)/qemu72/bin/qemu-system-x86_64
 export VMFERRY_QEMU10 ?= $(LAB)/qemu10/bin/qemu-system-x86_64
 
 STEPS ?= 3000000
-# All pairs of fault and phase, those around the hand-over twice: 28 x 11.
-CHAOS_INJECTIONS ?= 308
+# All pairs of fault and phase, those around the hand-over twice: 38 x 11.
+CHAOS_INJECTIONS ?= 418
 CHAOS_SEED := $(or $(CHAOS_SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 LOCKED := --locked
 step = @printf '\n== %s\n' "$(1)"

@@ -65,6 +65,27 @@ pub fn streams(agent: &Agent, vm: &Vm) -> Result<Vec<(u64, i32)>> {
     Ok(found.collect())
 }
 
+/// Cuts the connection between an agent and the monitor of a QEMU; both live on. False: there is none.
+///
+/// # Errors
+/// `ss` fails.
+pub fn cut_monitor(agent: &Agent, vm: &Vm) -> Result<bool> {
+    let (Some(pid), Some(qemu)) = (agent.pid(), vm.pid()) else { return Ok(false) };
+    let text = run(agent.host().command("ss").args(["-xnpH"]), SHORT)?;
+    let ends: Vec<End> = text.lines().filter_map(parse).collect();
+    let theirs = |end: &&End| end.named && end.owners.iter().any(|(owner, _)| *owner == qemu);
+    let ours = |end: &End| {
+        ends.iter().filter(theirs).find(|other| other.inode == end.peer)?;
+        end.owners.iter().find(|(owner, _)| *owner == pid).map(|(_, fd)| *fd)
+    };
+    let Some(fd) = ends.iter().find_map(ours) else { return Ok(false) };
+    // It may be closed at this very moment.
+    if let Ok(end) = duplicate(pid, fd) {
+        let _ = socket2::SockRef::from(&end).shutdown(std::net::Shutdown::Both);
+    }
+    Ok(true)
+}
+
 /// `u_str ESTAB 0 0 * 188013 * 188014 users:(("vmferry",pid=15029,fd=3))`. A monitor's end has a name.
 fn parse(line: &str) -> Option<End> {
     let words: Vec<&str> = line.split_whitespace().collect();

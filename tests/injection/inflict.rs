@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::Signal;
 
-use super::Side;
 use super::plan::{Fault, Injection, Who};
 use super::run::Run;
 use super::world::{World, volume_folder};
+use super::{Side, others};
 use crate::support::agent::PORT;
 use crate::support::net::Way;
 use crate::support::process::{SHORT, run, run_any, signal_pid};
@@ -76,6 +76,13 @@ fn break_it(world: &mut World, run: &mut Run, injection: &Injection, lasts: Dura
         Fault::DestinationStateFull => state_full(world, run, destination),
         Fault::DestinationDiskFull => disk_full(world, run, destination),
         Fault::SlowDisk => slow_disk(world, destination, lasts),
+        Fault::MonitorCut(who) => others::monitor_cut(world, qemu_of(source, who), None),
+        Fault::MonitorTaken(who) => others::monitor_cut(world, qemu_of(source, who), Some(lasts)),
+        Fault::EventFlood(who) => others::flood(world, qemu_of(source, who)),
+        Fault::OperatorStops => others::stop_for_good(world, run),
+        Fault::OperatorStopsAndContinues => others::stop_and_cont(world, source, lasts),
+        Fault::OperatorQuits => others::quit(world, source),
+        Fault::HotPlug => others::hot_plug(world, run),
         Fault::SlowLink => {
             world.limit(SLOW_MBIT)?;
             sleep(lasts);
@@ -187,6 +194,11 @@ fn victims(source: Side, who: Who) -> (Vec<Side>, Vec<Side>) {
         Who::DestinationHost => (vec![destination], vec![destination]),
         Who::CommandLine => (vec![], vec![]),
     }
+}
+
+/// The side of a QEMU.
+fn qemu_of(source: Side, who: Who) -> Side {
+    if who == Who::DestinationQemu { source.other() } else { source }
 }
 
 /// One that has not been started yet, or has ended by itself, is not hit.

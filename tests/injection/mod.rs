@@ -11,6 +11,7 @@
 pub mod chaos;
 pub mod inflict;
 pub mod judge;
+pub mod others;
 pub mod plan;
 pub mod record;
 pub mod rng;

@@ -60,11 +60,25 @@ pub enum Fault {
     SlowDisk,
     /// The link becomes very slow.
     SlowLink,
+    /// The agent loses its connection to a monitor; that QEMU lives.
+    MonitorCut(Who),
+    /// The same, and somebody else uses that monitor for a while.
+    MonitorTaken(Who),
+    /// A QEMU has thousands of events to tell.
+    EventFlood(Who),
+    /// An operator pauses the guest.
+    OperatorStops,
+    /// An operator pauses the guest for a while.
+    OperatorStopsAndContinues,
+    /// An operator ends the source's QEMU.
+    OperatorQuits,
+    /// An operator gives the guest one more disk.
+    HotPlug,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 38] = [
         Self::Reset,
         Self::LinkDown,
         Self::LinkDownForEver,
@@ -93,14 +107,24 @@ impl Fault {
         Self::DestinationDiskFull,
         Self::SlowDisk,
         Self::SlowLink,
+        Self::MonitorCut(Who::SourceQemu),
+        Self::MonitorCut(Who::DestinationQemu),
+        Self::MonitorTaken(Who::SourceQemu),
+        Self::MonitorTaken(Who::DestinationQemu),
+        Self::EventFlood(Who::SourceQemu),
+        Self::EventFlood(Who::DestinationQemu),
+        Self::OperatorStops,
+        Self::OperatorStopsAndContinues,
+        Self::OperatorQuits,
+        Self::HotPlug,
     ];
 
     /// Whose QEMU it ends: the guest may be gone with it.
     pub fn ends_qemu(self) -> Option<Who> {
         match self {
-            Self::Kill(Who::SourceQemu | Who::SourceHost) | Self::Terminate(Who::SourceQemu) => {
-                Some(Who::SourceQemu)
-            }
+            Self::Kill(Who::SourceQemu | Who::SourceHost)
+            | Self::Terminate(Who::SourceQemu)
+            | Self::OperatorQuits => Some(Who::SourceQemu),
             Self::Kill(Who::DestinationQemu | Who::DestinationHost)
             | Self::Terminate(Who::DestinationQemu) => Some(Who::DestinationQemu),
             _ => None,
@@ -128,6 +152,13 @@ impl fmt::Display for Fault {
             Self::DestinationDiskFull => f.write_str("destination disk full"),
             Self::SlowDisk => f.write_str("slow disk"),
             Self::SlowLink => f.write_str("slow link"),
+            Self::MonitorCut(who) => write!(f, "monitor of {} cut", who.name()),
+            Self::MonitorTaken(who) => write!(f, "monitor of {} taken by another", who.name()),
+            Self::EventFlood(who) => write!(f, "12000 events of {}", who.name()),
+            Self::OperatorStops => f.write_str("operator's stop"),
+            Self::OperatorStopsAndContinues => f.write_str("operator's stop and cont"),
+            Self::OperatorQuits => f.write_str("operator's quit"),
+            Self::HotPlug => f.write_str("hot-plug"),
         }
     }
 }
@@ -173,6 +204,7 @@ impl Injection {
         match self.fault {
             Fault::Reset | Fault::Kill(Who::CommandLine) | Fault::SlowDisk | Fault::SlowLink => true,
             Fault::Stop(Who::SourceQemu | Who::DestinationQemu) | Fault::Replace(_) => true,
+            Fault::MonitorCut(_) | Fault::EventFlood(_) | Fault::OperatorStopsAndContinues => true,
             Fault::LinkDown | Fault::OneWay | Fault::Stop(_) => self.lasts_ms <= WAITED_FOR_MS,
             _ => false,
         }
@@ -230,6 +262,11 @@ pub fn subset() -> Vec<Injection> {
         (Fault::Kill(Who::DestinationHost), "precopy"),
         (Fault::SourceStateFull, "device"),
         (Fault::DestinationDiskFull, "prepare"),
+        (Fault::MonitorCut(Who::SourceQemu), "switchover"),
+        (Fault::MonitorCut(Who::DestinationQemu), "precopy"),
+        (Fault::EventFlood(Who::SourceQemu), "mirror"),
+        (Fault::OperatorStops, "precopy"),
+        (Fault::HotPlug, "mirror"),
         (Fault::Kill(Who::SourceHost), "device"),
     ];
     let numbered = chosen.into_iter().enumerate();
@@ -257,6 +294,7 @@ fn details(rng: &mut Rng, number: usize, fault: Fault, phase: &'static str) -> I
         Fault::LinkDown | Fault::OneWay if rng.one_in(8) => rng.range(8_000, 30_000),
         Fault::LinkDown | Fault::OneWay => rng.range(1_000, 5_000),
         Fault::Stop(_) | Fault::SlowDisk | Fault::SlowLink => rng.range(500, 5_000),
+        Fault::MonitorTaken(_) | Fault::OperatorStopsAndContinues => rng.range(100, 3_000),
         _ => rng.range(0, 2_500),
     };
     let variant = rng.one_in(2);

@@ -78,7 +78,12 @@ impl World {
             rate: RATE,
             dirty_mib: DIRTY_MIB,
             dirty_rest_ms: DIRTY_REST_MS,
-            extra: vec!["-fw_cfg".to_owned(), format!("name=opt/vmferry/host,string={}", side.name())],
+            extra: vec![
+                "-fw_cfg".to_owned(),
+                format!("name=opt/vmferry/host,string={}", side.name()),
+                "-device".to_owned(),
+                "virtio-scsi-pci,id=hotplug".to_owned(),
+            ],
             ..VmSpec::new(VM, Version::V10)
         };
         let guest = Guest::define(lab, &net, &spec(Side::Alpha), &spec(Side::Bravo))?;
