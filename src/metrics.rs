@@ -183,11 +183,16 @@ impl Metrics {
         let Some(outcome) = &progress.outcome else { return };
         let role = progress.role.name();
         self.migrations.with_label_values(&[role, outcome.label()]).inc();
-        // The destination does not count streams by migration.
-        self.moved_bytes.with_label_values::<&str>(&[]).inc_by(progress.stream_bytes());
+        // Each byte and each pause once: at the source.
+        let at_source = progress.role == Role::Source;
+        if at_source {
+            self.moved_bytes.with_label_values::<&str>(&[]).inc_by(progress.stream_bytes());
+        }
         self.retries.with_label_values::<&str>(&[]).inc_by(progress.retries());
         self.duration.with_label_values(&[role]).observe(progress.elapsed_ms as f64 / 1e3);
-        if let (Outcome::Moved { .. }, Some(downtime)) = (outcome, &progress.downtime) {
+        if let (Outcome::Moved { .. }, Some(downtime)) = (outcome, &progress.downtime)
+            && at_source
+        {
             self.downtime.with_label_values::<&str>(&[]).observe(downtime.total_ms as f64 / 1e3);
         }
     }

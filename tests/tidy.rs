@@ -29,6 +29,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "migrate::DowntimeLimit",
             "migrate::Options",
             "migrate::handover::Side",
+            "migrate::journal::Role",
             "migrate::Retry",
             "migrate::phase",
             "migrate::problem",

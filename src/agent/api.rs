@@ -122,7 +122,7 @@ async fn check(
 }
 
 async fn list(State(agent): Agents) -> Json<Vec<Progress>> {
-    Json(agent.registry.all())
+    Json(agent.registry.all().into_iter().map(|p| agent.named(p)).collect())
 }
 
 async fn migrate(
@@ -133,7 +133,7 @@ async fn migrate(
     let Json(request) = body?;
     tracing::info!(uid = caller.uid, pid = caller.pid, vm = request.vm, to = request.to, "migrate asked for");
     match agent.migrate(request) {
-        Some(progress) => Ok((StatusCode::CREATED, Json(progress))),
+        Some(progress) => Ok((StatusCode::CREATED, Json(agent.named(progress)))),
         None => Err(Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "the agent is shutting down",
@@ -145,7 +145,7 @@ async fn migrate(
 async fn one(State(agent): Agents, id: Id) -> Result<Json<Progress>, Problem> {
     let Path(id) = id?;
     let entry = agent.registry.get(id).ok_or_else(|| Problem::unknown(id))?;
-    Ok(Json(entry.progress.now()))
+    Ok(Json(agent.named(entry.progress.now())))
 }
 
 /// One line of JSON for each change, until the migration's end.
@@ -154,24 +154,24 @@ async fn events(State(agent): Agents, id: Id) -> Result<Response, Problem> {
     let entry = agent.registry.get(id).ok_or_else(|| Problem::unknown(id))?;
     let mut watch = entry.progress.watch();
     watch.mark_changed();
-    let lines = stream::unfold(Some(watch), next_line);
+    let lines = stream::unfold(Some((agent, watch)), next_line);
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
 }
 
 type Line = Result<Vec<u8>, serde_json::Error>;
 
-async fn next_line(
-    watch: Option<watch::Receiver<Progress>>,
-) -> Option<(Line, Option<watch::Receiver<Progress>>)> {
-    let mut watch = watch?;
+type Following = (Arc<Agent>, watch::Receiver<Progress>);
+
+async fn next_line(following: Option<Following>) -> Option<(Line, Option<Following>)> {
+    let (agent, mut watch) = following?;
     watch.changed().await.ok()?;
-    let progress = watch.borrow_and_update().clone();
+    let progress = agent.named(watch.borrow_and_update().clone());
     let line = serde_json::to_vec(&progress).map(|mut line| {
         line.push(b'\n');
         line
     });
     let ended = progress.outcome.is_some_and(|o| !matches!(o, Outcome::Undecided { .. }));
-    Some((line, (!ended).then_some(watch)))
+    Some((line, (!ended).then_some((agent, watch))))
 }
 
 async fn cancel(

@@ -80,6 +80,11 @@ impl Agent {
         Some(progress.now())
     }
 
+    /// A migration as this host shows it.
+    fn named(&self, progress: Progress) -> Progress {
+        Progress { host: self.host.identity.to_string(), ..progress }
+    }
+
     /// Counts a migration that is at its end; one that was left to another process is not.
     fn ended(&self, progress: &ProgressSink) {
         self.metrics.migration_ended(&progress.now());

@@ -6,6 +6,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::vms;
 use crate::api::Status;
+use crate::migrate::journal::Role;
 use crate::migrate::problem::{Problem, Severity};
 use crate::migrate::progress::{DiskProgress, Outcome, Progress};
 
@@ -73,7 +74,10 @@ pub(super) fn agent(status: &Status) {
 pub(super) fn migration(p: &Progress) {
     println!("{} ({})", p.id, p.role.name());
     println!("  VM      {}", p.vm);
-    println!("  peer    {}", p.peer);
+    match p.role {
+        Role::Source => println!("  to      {}", p.peer),
+        Role::Destination => println!("  from    {}", p.peer),
+    }
     println!("  began   {}", when(p.began_at));
     println!("  phase   {}", p.phase.name());
     if let Some(tries) = &p.tries {
@@ -92,7 +96,10 @@ pub(super) fn migration(p: &Progress) {
             saved(disk)
         );
     }
-    if let Some(ram) = &p.ram {
+    if let Some(ram) = p.ram.as_ref().filter(|ram| ram.total_bytes == 0) {
+        // At the destination, before the source has told its figures.
+        println!("  RAM     {} have come", HumanBytes(ram.stream_bytes));
+    } else if let Some(ram) = &p.ram {
         println!(
             "  RAM     {} of {} left, pass {}",
             HumanBytes(ram.remaining_bytes),
@@ -101,6 +108,23 @@ pub(super) fn migration(p: &Progress) {
         );
     }
     outcome(p);
+}
+
+/// A migration's VM and the other host, from where this one stands.
+pub(super) fn way(p: &Progress) -> String {
+    match p.role {
+        Role::Source => format!("{} to {}", p.vm, p.peer),
+        Role::Destination => format!("{} from {}", p.vm, p.peer),
+    }
+}
+
+/// The host to which it goes.
+fn destination(p: &Progress) -> String {
+    match (p.role, &p.host[..]) {
+        (Role::Source, _) => p.peer.clone(),
+        (Role::Destination, "") => format!("this host, moved from {}", p.peer),
+        (Role::Destination, host) => format!("{host}, moved from {}", p.peer),
+    }
 }
 
 fn saved(disk: &DiskProgress) -> String {
@@ -121,7 +145,7 @@ pub(super) fn outcome(p: &Progress) {
                 "{} {} on {} ({} s in all, {} on the wire)",
                 p.vm,
                 if p.paused { "is paused" } else { "runs" },
-                p.peer,
+                destination(p),
                 seconds(p.elapsed_ms),
                 HumanBytes(p.stream_bytes())
             );

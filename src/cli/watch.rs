@@ -167,7 +167,7 @@ fn which_try(progress: &Progress) -> String {
 fn waiting(progress: &Progress) -> Option<String> {
     let next_in_ms = progress.tries.as_ref()?.next_in_ms?;
     let last = progress.tries.as_ref()?.last_failure.as_deref().unwrap_or_default();
-    let head = format!("{} to {}{}", progress.vm, progress.peer, which_try(progress));
+    let head = format!("{}{}", show::way(progress), which_try(progress));
     Some(format!("{head}, next in {} s: {last}", next_in_ms.div_ceil(1000)))
 }
 
@@ -176,13 +176,12 @@ fn plain(progress: &Progress) -> String {
         return waiting;
     }
     if let Some(words) = reconnecting(progress) {
-        return format!("{} to {}: {}, {words}", progress.vm, progress.peer, progress.phase.name());
+        return format!("{}: {}, {words}", show::way(progress), progress.phase.name());
     }
     let (done, total) = totals(progress);
     format!(
-        "{} to {}{}: {} {} of {}, {}/s",
-        progress.vm,
-        progress.peer,
+        "{}{}: {} {} of {}, {}/s",
+        show::way(progress),
         which_try(progress),
         progress.phase.name(),
         HumanBytes(done),
@@ -213,9 +212,8 @@ fn draw(
     let pace =
         reconnecting(progress).unwrap_or_else(|| format!("{}/s{eta}", HumanBytes(progress.rate_bytes_per_s)));
     head.set_message(format!(
-        "{} to {}{}: {}, {pace}",
-        progress.vm,
-        progress.peer,
+        "{}{}: {}, {pace}",
+        show::way(progress),
         which_try(progress),
         progress.phase.name()
     ));

@@ -7,6 +7,7 @@
 mod end;
 mod explain;
 mod start;
+mod view;
 
 use end::never_ran;
 pub(super) use end::undo;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, interval, sleep_until};
 use uuid::Uuid;
 
 use super::admission::{permitted, target_problems, unreachable};
@@ -49,6 +50,9 @@ const STREAMS_WAITING_MAX: usize = 64;
 const RUNNING_DEADLINE: Duration = Duration::from_secs(15);
 /// How long a source may take to take note that its guest runs here.
 const CONFIRM_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Between two looks at what has come.
+const TICK: Duration = Duration::from_secs(1);
 
 /// A destination at work.
 pub(super) struct Destination {
@@ -198,6 +202,7 @@ impl Destination {
         }
         let (major, minor, micro) = Abilities::ask(&self.qmp).await?.version;
         self.enter(Phase::Prepare);
+        self.show_disks(offer);
         Ok(Prepared {
             exports: self.exports.clone(),
             qemu: format!("QEMU {major}.{minor}.{micro}"),
@@ -213,10 +218,6 @@ impl Destination {
     fn hook_s(&self) -> u64 {
         let hook = self.host.config.vms.get(&self.vm).map(|vm| vm.before_start.is_empty());
         if hook.unwrap_or(true) { 0 } else { self.host.config.deadlines.hook_s }
-    }
-
-    fn enter(&self, phase: Phase) {
-        self.progress.update(|p| p.phase = phase);
     }
 
     /// Serves the source until the guest runs here, or never will.
@@ -245,6 +246,7 @@ impl Destination {
         if std::mem::take(&mut self.missed_events) {
             self.catch_up(control).await?;
         }
+        let (mut tick, mut rate) = (interval(TICK), (std::time::Instant::now(), 0));
         loop {
             let frozen = self.host.frozen();
             let request = async {
@@ -291,6 +293,7 @@ impl Destination {
                     tracing::debug!(stream = %label, end = chain(&end), "a stream ended");
                 }
                 () = frozen => return Err(Trouble::Frozen),
+                _ = tick.tick() => self.look_at_streams(&mut rate, control.as_ref()),
                 // A guest that is here whole may be handed over at any moment: that is waited for.
                 () = self.host.stopping.cancelled(), if !self.handover.is_loaded() && !self.runs() => return Err(Trouble::Stopping),
                 () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() => {
@@ -346,7 +349,6 @@ impl Destination {
         let EventKind::Migration { status } = event else { return Ok(false) };
         match status {
             MigrationStatus::Completed => {
-                self.enter(Phase::Device);
                 let says = self.handover.step(DestinationInput::Loaded)?;
                 Ok(says.contains(&DestinationEffect::Say(Fate::Loaded)))
             }
@@ -373,7 +375,14 @@ impl Destination {
             Request::Incoming if self.incoming => Ok(()),
             Request::Incoming if open => self.accept_ram().await,
             Request::ToRun { running } if open => self.note_to_run(running),
-            Request::Switchover if self.incoming => self.close_exports().await,
+            Request::Switchover if self.incoming => {
+                self.enter(Phase::Switchover);
+                let closed = self.close_exports().await;
+                if closed.is_ok() {
+                    self.enter(Phase::Device);
+                }
+                closed
+            }
             Request::Start if self.handover.is_loaded() => match self.start_guest(control).await {
                 Ok(()) => return Ok(Next::GoOn),
                 Err(trouble) => Err(trouble),
@@ -382,6 +391,8 @@ impl Destination {
                 if let Err(e) = self.journal.record(Record::Confirmed) {
                     tracing::info!(error = chain(&e), "the journal is kept for longer");
                 }
+                self.look_at_streams(&mut (std::time::Instant::now(), self.streams.total()), None);
+                self.learn(control.take_summary());
                 control.answer(Response::Done).await;
                 control.finish();
                 return Ok(Next::Confirmed);
@@ -453,6 +464,9 @@ impl Destination {
         match stream.accept().await {
             Ok(stream) => {
                 let is_disk = matches!(label, Label::Disk(_));
+                if is_disk {
+                    self.enter(Phase::Mirror);
+                }
                 let coding = match &self.granted {
                     Some((_, grant)) if grant.compress && is_disk => {
                         Coding::Decompress(Undelivered::default())

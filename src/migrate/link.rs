@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::frozen::{FrozenControl, StoppedControl, ThawedStreams};
-use super::message::{Asked, Notice, Refusal, Reply, Request, Response};
+use super::message::{Asked, Notice, Refusal, Reply, Request, Response, Summary};
 use crate::mux::{Class, Code, Open, purpose};
 use crate::net::lanes::Lanes;
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
@@ -65,6 +65,8 @@ pub(crate) struct Link {
     receiver: MessageReceiver,
     notices: VecDeque<Notice>,
     number: u64,
+    /// Goes with the next request.
+    summary: Option<Summary>,
 }
 
 impl Link {
@@ -79,14 +81,14 @@ impl Link {
         };
         let (sender, receiver) = message::split(session.open(open).await?);
         let lanes = session.clone().into();
-        Ok(Self { lanes, sender, receiver, notices: VecDeque::new(), number: 0 })
+        Ok(Self { lanes, sender, receiver, notices: VecDeque::new(), number: 0, summary: None })
     }
 
     /// Asks and waits for the answer. The time without a connection does not count.
     pub(crate) async fn ask(&mut self, request: Request, deadline: Duration) -> Result<Response, LinkError> {
         let name = request.name();
         self.number += 1;
-        let asked = Asked { number: self.number, request };
+        let asked = Asked { number: self.number, request, summary: self.summary.take() };
         let lanes = self.lanes.clone();
         let answered = async {
             self.sender.send(&asked).await.map_err(LinkError::Lost)?;
@@ -119,6 +121,11 @@ impl Link {
             Response::Done => Ok(()),
             _ => Err(LinkError::Unexpected { request: name }),
         }
+    }
+
+    /// Says with the next request how it went.
+    pub(crate) fn sum_up(&mut self, summary: Summary) {
+        self.summary = Some(summary);
     }
 
     /// The next notice. Cancelling loses nothing.
@@ -156,7 +163,7 @@ impl Link {
         let (session, stream, buffer) = frozen.thaw(streams)?;
         let (sender, receiver) = message::take_up(stream, &buffer);
         let notices = frozen.notices.clone().into();
-        Some(Self { lanes: session.into(), sender, receiver, notices, number: frozen.number })
+        Some(Self { lanes: session.into(), sender, receiver, notices, number: frozen.number, summary: None })
     }
 
     /// The sessions of its migration, that of this stream first. What it asks for may depend on all.

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::handover::Known;
 use super::phase::Phase;
 use super::problem::{Policy, Problem};
+use super::progress::{DiskProgress, Downtime, RamProgress};
 use crate::qemu::Encryption;
 
 /// A disk as the source has it.
@@ -67,6 +68,23 @@ pub struct Asked {
     pub number: u64,
     /// What is asked.
     pub request: Request,
+    /// With [`Request::Confirmed`]: how it went, for the destination's operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<Summary>,
+}
+
+/// What a source has measured of a migration that is at its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Its disks.
+    #[serde(default)]
+    pub disks: Vec<DiskProgress>,
+    /// Its RAM.
+    #[serde(default)]
+    pub ram: Option<RamProgress>,
+    /// How long the guest stood still.
+    #[serde(default)]
+    pub downtime: Option<Downtime>,
 }
 
 /// From source to destination.

@@ -164,6 +164,9 @@ pub struct Progress {
     pub role: Role,
     /// The other host, as its certificate names it.
     pub peer: String,
+    /// This host, as its certificate names it; filled in for whoever asks its agent.
+    #[serde(default)]
+    pub host: String,
     /// Where it is.
     pub phase: Phase,
     /// Seconds since the epoch.
@@ -208,6 +211,7 @@ impl Progress {
             vm: vm.into(),
             role,
             peer: peer.into(),
+            host: String::new(),
             phase: Phase::Begin,
             began_at: time::OffsetDateTime::now_utc().unix_timestamp(),
             elapsed_ms: 0,

@@ -11,14 +11,14 @@ use uuid::Uuid;
 use super::destination::Destination;
 use super::frozen::{FrozenControl, StoppedControl, ThawedStreams};
 use super::host::Host;
-use super::message::{Asked, Refusal, Reply, Request, Response};
+use super::message::{Asked, Refusal, Reply, Request, Response, Summary};
 use super::problem::{Problem, ProblemKind, chain};
 use super::progress::ProgressSink;
 use super::trouble::Trouble;
 use super::{admission, recover, settle};
 use crate::net::identity::Identity;
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
-use crate::net::session::{IncomingStream, Session};
+use crate::net::session::{Away, IncomingStream, Session};
 use crate::net::stream::Stream;
 
 /// How long a peer may keep a control stream without asking for anything.
@@ -43,12 +43,14 @@ pub(crate) struct Control {
     receiver: MessageReceiver,
     /// Of the request that is answered next.
     number: u64,
+    /// What came with it.
+    summary: Option<Summary>,
 }
 
 impl Control {
     pub(crate) fn new(session: Session, stream: Stream) -> Self {
         let (sender, receiver) = message::split(stream);
-        Self { session, sender, receiver, number: 0 }
+        Self { session, sender, receiver, number: 0, summary: None }
     }
 
     /// Lets go of the control stream without ending it.
@@ -65,16 +67,26 @@ impl Control {
     pub(super) fn take_up(frozen: &FrozenControl, streams: &mut ThawedStreams) -> Option<Self> {
         let (session, stream, buffer) = frozen.thaw(streams)?;
         let (sender, receiver) = message::take_up(stream, &buffer);
-        Some(Self { session, sender, receiver, number: frozen.number })
+        Some(Self { session, sender, receiver, number: frozen.number, summary: None })
     }
 
     /// The next request; `None` when the source has finished. Cancelling loses nothing.
     pub(super) async fn request(&mut self) -> Result<Option<Request>, MessageError> {
         let asked: Option<Asked> = self.receiver.recv().await?;
         Ok(asked.map(|asked| {
-            self.number = asked.number;
+            (self.number, self.summary) = (asked.number, asked.summary);
             asked.request
         }))
+    }
+
+    /// What the source has said with its last request.
+    pub(super) fn take_summary(&mut self) -> Option<Summary> {
+        self.summary.take()
+    }
+
+    /// Set while its session has no connection.
+    pub(super) fn away(&self) -> Option<Away> {
+        self.session.link().away
     }
 
     pub(super) async fn answer(&mut self, response: Response) {

@@ -17,7 +17,7 @@ use super::host::Host;
 use super::journal::{Beginning, Journal, Record, Role};
 use super::last_words::LastWords;
 use super::link::{Link, LinkError};
-use super::message::{Fate, Notice, Prepared, Request, Response, Started};
+use super::message::{Fate, Notice, Prepared, Request, Response, Started, Summary};
 use super::patience::Patience;
 use super::phase::{Phase, Step};
 use super::plan::{self, CopiedDisk};
@@ -191,6 +191,7 @@ impl Source {
     /// Runs it to its end; `None`: it is left to another process.
     pub(super) async fn run(mut self) -> Option<Ended> {
         tracing::info!(
+            migration = %self.request.id,
             vm = self.request.vm,
             peer = self.request.peer,
             phase = self.phase.name(),
@@ -250,7 +251,7 @@ impl Source {
             self.journal.record(Record::Phase(next))?;
         }
         self.phase = next;
-        tracing::info!(phase = next.name(), "phase");
+        tracing::info!(migration = %self.request.id, vm = self.request.vm, phase = next.name(), "phase");
         self.progress.update(|p| p.phase = next);
         Ok(())
     }
@@ -378,6 +379,8 @@ impl Source {
         let effects = std::mem::take(&mut self.effects);
         let (effects, error) = decide::write_source(&mut self.handover, &mut self.journal, effects, None);
         leftovers.extend(error.map(|e| chain(&e)));
+        self.count_bytes();
+        self.link.sum_up(Summary::of(&self.progress.now(), &self.downtime));
         if effects.contains(&SourceEffect::Ask(Ask::Confirmed))
             && let Err(e) = self.link.demand(Request::Confirmed, Duration::from_secs(10)).await
         {
@@ -513,8 +516,9 @@ impl Source {
 
     fn end(self, phase: Phase, outcome: Outcome, may_pass: bool) -> Ended {
         let handed_over = self.journal.past().handed_over;
+        let Self { request: SourceRequest { id, vm, .. }, .. } = self;
         self.host.end(self.journal, outcome.clone());
-        tracing::info!(phase = phase.name(), result = outcome.label(), "migration ends");
+        tracing::info!(migration = %id, vm, phase = phase.name(), result = outcome.label(), "migration ends");
         Ended { phase, outcome, may_pass, handed_over, held: None }
     }
 

@@ -23,6 +23,7 @@ mod many_disks;
 mod meanwhile;
 mod monitor;
 mod moves;
+mod network;
 mod ownership;
 mod qemu_ends;
 mod recover;

@@ -40,6 +40,7 @@ impl Destination {
 
     pub(super) fn end_moved(self, leftovers: Vec<String>) {
         let outcome = Outcome::Moved { leftovers };
+        self.log_end(&outcome);
         self.host.end(self.journal, outcome.clone());
         source::finish(&self.progress, Phase::Done, outcome);
     }
@@ -77,6 +78,7 @@ impl Destination {
         leftovers.extend(undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await);
         witness::bear(&mut self.journal, &self.images, &leftovers);
         let outcome = never_ran(trouble, leftovers);
+        self.log_end(&outcome);
         self.host.end(self.journal, outcome.clone());
         tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");
         source::finish(&self.progress, Phase::Failed, outcome);
