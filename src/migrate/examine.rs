@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::disks;
 use super::failure::Failure;
 use super::host::Host;
+use super::inventory::Inventory;
 use super::link::{Link, LinkError};
 use super::message::{Offer, Request, Response};
 use super::problem::{Policy, Problem, ProblemKind, chain};
@@ -28,6 +29,8 @@ pub(crate) struct Examined {
     pub(crate) qmp: Qmp,
     pub(crate) events: Events,
     pub(crate) disks: Vec<Disk>,
+    /// Taken before the disks: what is plugged in between is found out.
+    pub(crate) inventory: Inventory,
     pub(crate) running: bool,
     pub(crate) qemu: String,
     pub(crate) problems: Vec<Problem>,
@@ -57,6 +60,7 @@ pub(crate) async fn source(host: &Host, name: &str) -> Result<Examined, Failure>
     })?;
     let abilities = Abilities::ask(&qmp).await?;
     let status = qmp.execute(QueryStatus).await?.status;
+    let inventory = Inventory::of(&qmp).await?;
     let disks = crate::qemu::disks(&qmp).await?;
     let mut problems = abilities_missing(&abilities, "source");
     problems.extend(state_problem(name, &status));
@@ -65,7 +69,7 @@ pub(crate) async fn source(host: &Host, name: &str) -> Result<Examined, Failure>
     problems.extend(blocked(&qmp, name).await?);
     let (major, minor, micro) = abilities.version;
     let qemu = format!("QEMU {major}.{minor}.{micro}");
-    Ok(Examined { qmp, events, disks, running: status == RunState::Running, qemu, problems })
+    Ok(Examined { qmp, events, disks, inventory, running: status == RunState::Running, qemu, problems })
 }
 
 /// What a QEMU of either side must be able to do.

@@ -119,7 +119,7 @@ pub enum Failure {
     #[error(transparent)]
     Meanwhile(#[from] Meanwhile),
     /// QEMU's migration ended.
-    #[error("the migration of the RAM ended as {status}: {error}")]
+    #[error("the migration of the RAM ended as {status}{}", said(error))]
     Ram {
         /// Its last state.
         status: MigrationStatus,
@@ -151,6 +151,11 @@ pub enum Failure {
     HandOver(#[from] super::handover::Illegal),
 }
 
+/// QEMU does not always say why.
+fn said(error: &str) -> String {
+    if error.is_empty() { String::new() } else { format!(": {error}") }
+}
+
 impl Failure {
     /// Of a monitor whose connection is over.
     #[must_use]
@@ -174,6 +179,9 @@ impl Failure {
         // QEMU refuses what a dead destination has made impossible, to cancel a failed job for one.
         if let Self::Qmp(error) = self {
             return error.desc().is_some();
+        }
+        if let Self::Meanwhile(meanwhile) = self {
+            return meanwhile.is_echo();
         }
         matches!(
             self,
@@ -210,8 +218,7 @@ impl Failure {
         match self {
             Self::Cancelled | Self::Stopping | Self::Frozen => false,
             Self::QemuGone(_) | Self::QemuUnknown(_) => false,
-            // Nobody moves a guest against the will of whoever acted, or of the guest.
-            Self::Meanwhile(_) => false,
+            Self::Meanwhile(meanwhile) => meanwhile.may_pass(),
             Self::Journal(_)
             | Self::Vm(_)
             | Self::Step(_)

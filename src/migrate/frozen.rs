@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::delta::Tracking;
 use super::handover;
+use super::inventory::Inventory;
 use super::journal::RetryOf;
 use super::message::{Export, Notice, Offer, Prepared, Started};
 use super::phase::Phase;
@@ -81,6 +82,8 @@ pub(super) struct FrozenSource {
     /// Streams that had ended and whose end nobody had looked at.
     pub(super) ended: Vec<Label>,
     pub(super) disks: Vec<CopiedDisk>,
+    #[serde(default)]
+    pub(super) inventory: Option<Inventory>,
     /// Which try it is of several.
     pub(super) retry: Option<RetryOf>,
     pub(super) tracking: Tracking,

@@ -11,13 +11,14 @@
 use tokio::time::Instant;
 
 use super::failure::Failure;
+use super::inventory::Inventory;
 use super::journal::Record;
 use super::meanwhile::{Meanwhile, Standing};
 use super::message::Request;
 use super::phase::Phase;
 use super::problem::chain;
 use super::source::Source;
-use crate::qemu::{EventKind, IoStatus, MigrationStatus, QueryBlock, QueryStatus, RunState};
+use crate::qemu::{EventKind, IoStatus, MigrationStatus, QueryBlock, QueryMigrate, QueryStatus, RunState};
 
 /// How long the destination may take to write down whether the guest is to run.
 const NOTED_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
@@ -32,7 +33,9 @@ impl Source {
         let may_change = self.phase < Phase::Switchover;
         match event {
             EventKind::Migration { status: MigrationStatus::Failed } => {
-                Err(Failure::Ram { status: MigrationStatus::Failed, error: String::new() })
+                let info = self.query(QueryMigrate).await.unwrap_or_default();
+                let error = info.error_desc.unwrap_or_default();
+                Err(Failure::Ram { status: MigrationStatus::Failed, error })
             }
             EventKind::Stop if may_change => self.on_stop().await,
             EventKind::Resume | EventKind::Suspend | EventKind::Wakeup if may_change => {
@@ -113,6 +116,19 @@ impl Source {
             Some(format!("{name}{why}"))
         });
         Meanwhile::Fell { state, failing: failing.collect() }
+    }
+
+    /// That the machine is still the one of the plan.
+    pub(super) async fn is_as_planned(&mut self) -> Result<(), Failure> {
+        let found = match &self.inventory {
+            Some(inventory) => self.patience().with(inventory.unchanged(&self.qmp)).await?,
+            // Of an earlier version of this agent: what it was is not known.
+            None => {
+                self.inventory = Some(self.patience().with(Inventory::of(&self.qmp)).await?);
+                None
+            }
+        };
+        found.map_or(Ok(()), |meanwhile| Err(meanwhile.into()))
     }
 
     /// Tells the destination whether the guest is to run there, if that has changed since the offer.

@@ -1,6 +1,6 @@
 //! What others do while a migration is under way, as causes of its end: the guest itself, its
-//! operator at a monitor of his own, a backup tool. None of them passes by itself, so none is tried
-//! again. `docs/meanwhile.md` has the whole table.
+//! operator at a monitor of his own, a backup tool. Nothing is tried again against somebody's will.
+//! `docs/meanwhile.md` has the whole table.
 
 use crate::qemu::{EventKind, MigrationStatus, RunState};
 
@@ -24,6 +24,33 @@ pub enum Meanwhile {
     /// Somebody has cancelled QEMU's migration.
     #[error("somebody cancelled QEMU's migration at the source (migrate_cancel)")]
     MigrationCancelled,
+    /// The machine is no longer the one that the migration was planned for.
+    #[error("the source's machine has changed since the migration was planned: {}", changes.join("; "))]
+    Changed {
+        /// What is different, in words.
+        changes: Vec<String>,
+    },
+    /// QEMU would abort, and the guest die.
+    #[error(
+        "bitmap {bitmap} of drive {drive} is in use at the source, by a backup for one: QEMU would abort at the \
+         switchover; end the backup first"
+    )]
+    BitmapInUse {
+        /// The guest's device.
+        drive: String,
+        /// The bitmap.
+        bitmap: String,
+    },
+    /// The source's QEMU could not give the guest's disks up.
+    #[error("{}", not_given_up(*sure, exports))]
+    NotGivenUp {
+        /// QEMU says so itself.
+        sure: bool,
+        /// It was so in an earlier try as well, for all that is known.
+        again: bool,
+        /// What somebody else exports there.
+        exports: Vec<String>,
+    },
     /// Somebody has ended one of our mirrors.
     #[error("somebody else {what} the mirror of disk {disk}")]
     MirrorEnded {
@@ -47,10 +74,45 @@ impl Meanwhile {
         }
     }
 
+    /// Whether the same migration, begun again later, may succeed: it is planned anew.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Changed { .. } | Self::BitmapInUse { .. } => true,
+            Self::NotGivenUp { sure, again, .. } => !sure && !again,
+            Self::ShutDown { .. }
+            | Self::Fell { .. }
+            | Self::MigrationCancelled
+            | Self::MirrorEnded { .. } => false,
+        }
+    }
+
+    /// Whether the other side may know better.
+    pub(super) fn is_echo(&self) -> bool {
+        matches!(self, Self::NotGivenUp { sure: false, .. })
+    }
+
     /// Whether somebody meant the guest to be off.
     pub(super) fn is_off(&self) -> bool {
         matches!(self, Self::ShutDown { .. })
     }
+}
+
+fn not_given_up(sure: bool, exports: &[String]) -> String {
+    let mut text = match sure {
+        true => "the source's QEMU could not give the guest's disks up for the switchover",
+        false => {
+            "the source's QEMU broke the switchover off without a reason, as QEMU 7.2 does when it cannot give \
+             the guest's disks up"
+        }
+    }
+    .to_owned();
+    text.push_str(
+        ": it may no longer open the file of one, or something else writes to one in the same QEMU",
+    );
+    if !exports.is_empty() {
+        text.push_str(&format!("; somebody's exports there: {}", exports.join(", ")));
+    }
+    text
 }
 
 fn shut_down(reason: &str) -> String {

@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::failure::Failure;
+use super::given_up;
 use super::journal::Undo;
 use super::link::WEIGHT;
 use super::meanwhile::Meanwhile;
@@ -47,6 +48,7 @@ pub(super) const RAM_CHANNEL: u16 = 0;
 impl Source {
     /// Copies the disks and keeps them in step.
     pub(super) async fn mirror(&mut self) -> Result<(), Failure> {
+        self.is_as_planned().await?;
         let disks = self.disks.clone();
         let missed = std::mem::take(&mut self.missed_events);
         let changed_only = if missed { BTreeSet::new() } else { self.choose().await? };
@@ -254,6 +256,7 @@ impl Source {
     }
 
     async fn start_migration(&mut self) -> Result<(), Failure> {
+        self.is_as_planned().await?;
         self.set_up_migration().await?;
         self.demand(Request::Incoming, Duration::from_secs(30)).await?;
         let (lane, stream) = self.open(&Label::Ram, purpose::RAM, RAM_CHANNEL).await?;
@@ -359,8 +362,12 @@ impl Source {
         self.tell_whether_it_runs().await?;
         // Their ends were heard of; what is left of them is not waited for on the way.
         let closed = self.patience().with(self.link.demand(Request::Switchover, Duration::from_secs(30)));
-        let (closed, dismissed) = tokio::join!(closed, dismiss_jobs(&self.qmp, &self.disks));
-        closed.and(dismissed)?;
+        let (closed, dismissed, given_up) = tokio::join!(
+            closed,
+            dismiss_jobs(&self.qmp, &self.disks),
+            given_up::is_possible(&self.qmp, self.inventory.as_ref())
+        );
+        closed.and(dismissed).and(given_up)?;
         self.downtime.disks_ms = millis(since);
         Ok(())
     }
@@ -393,6 +400,9 @@ impl Source {
             match self.next().await? {
                 Happening::Event(EventKind::Migration { status: MigrationStatus::Completed }) => {
                     completed = true
+                }
+                Happening::Event(EventKind::Migration { status: MigrationStatus::Failed }) => {
+                    return Err(self.broken_off().await);
                 }
                 // Closed by now: the exports in order, the RAM stream when its last byte is there.
                 Happening::StreamEnded(..) | Happening::Loaded => {}

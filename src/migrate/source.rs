@@ -14,6 +14,7 @@ use super::examine::{self, Examined};
 use super::failure::Failure;
 use super::handover::{self, Ask, Ended as Owned, SourceEffect, SourceInput, SourceState};
 use super::host::Host;
+use super::inventory::Inventory;
 use super::journal::{Beginning, Journal, Record, Role};
 use super::last_words::LastWords;
 use super::link::{Link, LinkError};
@@ -66,6 +67,8 @@ pub(super) struct Source {
     pub(super) effects: Vec<SourceEffect>,
     pub(super) streams: Streams,
     pub(super) disks: Vec<CopiedDisk>,
+    /// The machine that the disks were planned for.
+    pub(super) inventory: Option<Inventory>,
     pub(super) tracking: Tracking,
     pub(super) delta: Delta,
     pub(super) grant: Option<Prepared>,
@@ -121,7 +124,7 @@ impl Source {
         let problem = |p| Failure::Problems(vec![p]);
         let (_, peer) = host.peer(&request.peer).map_err(problem)?;
         let examined = examine::source(&host, &request.vm).await?;
-        let Examined { qmp, events, disks, problems, running, .. } = examined;
+        let Examined { qmp, events, disks, inventory, problems, running, .. } = examined;
         let findings = request.options.policy().judge(problems).map_err(Failure::Problems)?;
         progress.update(|p| problem::note(findings, &mut p.notes));
         let link = reach(&host, &request, &cancel).await?;
@@ -172,6 +175,7 @@ impl Source {
             effects: Vec::new(),
             streams: Streams::new(),
             disks,
+            inventory: Some(inventory),
             tracking,
             delta: Delta::new(),
             grant: None,

@@ -65,15 +65,18 @@ fn arrived_paused(stage: &Stage, report: &Value) -> Result<()> {
 #[test]
 fn a_guest_that_somebody_paused_stays_paused() -> Result<()> {
     with_lab("a_guest_that_somebody_paused_stays_paused", |lab| {
-        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        // It writes so little that its mirrors keep up even on a slow link: `stop` waits for them.
+        let mut stage = Stage::set_up(lab, Plan { rate: 50, ..Plan::ORDINARY })?;
         // Paused, then cancelled.
         let migration = stage.reach(Reach::Precopy)?;
+        // Slow, because the RAM of a guest that stands still is soon there.
+        stage.net.limit_mbit(8)?;
         stage.source.qmp()?.query("stop")?;
         wait_for("the agent to take note", SHORT, || {
             Ok((migration.now(&stage.alpha)?["paused"] == true).then_some(()))
         })?;
         migration.cancel(&stage.alpha)?;
-        stage.calm()?;
+        stage.net.no_limit()?;
         let report = migration.ended(&stage.alpha)?;
         End { cancelled: true, ..failed(&["precopy"], &["cancelled"]) }.fits(&report)?;
         wait_status(&stage.source, "paused")?;
@@ -109,9 +112,14 @@ fn a_guest_that_somebody_paused_stays_paused() -> Result<()> {
 
 #[test]
 fn on_qemu_7_2_a_paused_guest_stays_paused_and_one_that_shut_down_stays_off() -> Result<()> {
-    let plan = Plan { version: Version::V72, dirty_mib: 0, ..Plan::ORDINARY };
+    let plan = Plan { version: Version::V72, dirty_mib: 0, auto_read_only: true, ..Plan::ORDINARY };
     with_lab("on_qemu_7_2_a_paused_guest_stays_paused", |lab| {
         let mut stage = Stage::set_up(lab, plan)?;
+        // QEMU 7.2 does not say that it cannot give its disks up: one further try is made, and no more.
+        let report = without_its_image(&mut stage, Reach::Mirror, |_| Ok(()))?;
+        failed(&["device"], &["source's QEMU", "give the guest's disks up"]).fits(&report)?;
+        ensure!(report["tries"]["number"] == 2, "{report}");
+        stage.is_as_before()?;
         // Without -no-shutdown QEMU ends with its guest.
         let migration = stage.reach_with(Reach::Mirror, &["--retry", "3"])?;
         let _ = hmp(&mut stage.source.qmp()?, POWER_DOWN);
@@ -197,4 +205,138 @@ fn quit(stage: &mut Stage) -> Result<()> {
     not_tried_again(&report)?;
     stage.destination.wait_ended()?;
     stage.is_clean()
+}
+
+/// Takes the image of the first disk away from the source's QEMU, which has it open, and puts it back
+/// when the migration has ended.
+fn without_its_image(
+    stage: &mut Stage,
+    reach: Reach,
+    then: impl FnOnce(&mut Stage) -> Result<()>,
+) -> Result<Value> {
+    let migration = stage.reach_with(reach, &["--retry", "3"])?;
+    let image = stage.source.disk(0);
+    let away = image.with_extension("away");
+    std::fs::rename(&image, &away)?;
+    stage.calm()?;
+    let report = then(stage).and_then(|()| migration.ended(&stage.alpha));
+    std::fs::rename(&away, &image)?;
+    report
+}
+
+#[test]
+fn a_machine_that_is_no_longer_the_planned_one_is_not_moved() -> Result<()> {
+    let extra = &[
+        "-device",
+        "pcie-root-port,id=rp0,chassis=9",
+        "-drive",
+        "if=none,id=cd0,media=cdrom",
+        "-device",
+        "ide-cd,id=cd,drive=cd0",
+    ];
+    let plan = Plan { extra, auto_read_only: true, ..Plan::ORDINARY };
+    with_lab("a_machine_that_is_no_longer_the_planned_one_is_not_moved", |lab| {
+        let mut stage = Stage::set_up(lab, plan)?;
+        another_medium(&mut stage)?;
+        bitmap_in_use(&mut stage)?;
+        let report = without_its_image(&mut stage, Reach::Precopy, |stage| {
+            stage.pause_at_once();
+            Ok(())
+        })?;
+        failed(&["device"], &["source's QEMU could not give the guest's disks up"]).fits(&report)?;
+        not_tried_again(&report)?;
+        stage.is_as_before()?;
+        hot_plug(&mut stage)
+    })
+}
+
+fn another_medium(stage: &mut Stage) -> Result<()> {
+    let migration = stage.reach(Reach::Precopy)?;
+    let mut qmp = stage.source.qmp()?;
+    qmp.execute(
+        "blockdev-change-medium",
+        json!({"id": "cd", "filename": stage.paths.kernel, "format": "raw"}),
+    )?;
+    drop(qmp);
+    stage.pause_at_once();
+    let report = migration.ended(&stage.alpha)?;
+    failed(&["switchover"], &["changed since", "medium was put into drive", "cd"]).fits(&report)?;
+    stage.source.qmp()?.execute("eject", json!({"id": "cd", "force": true}))?;
+    stage.is_as_before()
+}
+
+/// As a backup tool uses one. QEMU would abort at the switchover.
+fn bitmap_in_use(stage: &mut Stage) -> Result<()> {
+    let migration = stage.reach(Reach::Precopy)?;
+    let mut qmp = stage.source.qmp()?;
+    qmp.execute("block-dirty-bitmap-add", json!({"node": "vdb", "name": "backup", "persistent": true}))?;
+    qmp.execute("block-dirty-bitmap-disable", json!({"node": "vdb", "name": "backup"}))?;
+    let socket = stage.source.dir().join("backup.sock");
+    let server = json!({"addr": {"type": "unix", "data": {"path": socket}}});
+    qmp.execute("nbd-server-start", server)?;
+    let export = json!({"type": "nbd", "id": "backup", "node-name": "vdb", "bitmaps": ["backup"]});
+    qmp.execute("block-export-add", export)?;
+    drop(qmp);
+    stage.pause_at_once();
+    let report = migration.ended(&stage.alpha)?;
+    failed(&["switchover"], &["bitmap backup", "in use", "end the backup"]).fits(&report)?;
+    let mut qmp = stage.source.qmp()?;
+    qmp.query("nbd-server-stop")?;
+    qmp.execute("block-dirty-bitmap-remove", json!({"node": "vdb", "name": "backup"}))?;
+    drop(qmp);
+    stage.is_as_before()
+}
+
+/// The last of a stage: the guest keeps the disk.
+fn hot_plug(stage: &mut Stage) -> Result<()> {
+    let migration = stage.reach(Reach::Mirror)?;
+    let mut qmp = stage.source.qmp()?;
+    qmp.execute("blockdev-add", json!({"driver": "null-co", "node-name": "hot", "size": 1 << 20}))?;
+    qmp.execute(
+        "device_add",
+        json!({"driver": "virtio-blk-pci", "id": "hot0", "drive": "hot", "bus": "rp0"}),
+    )?;
+    drop(qmp);
+    stage.calm()?;
+    let report = migration.ended(&stage.alpha)?;
+    failed(&["precopy"], &["changed since", "device hot0 (virtio-blk-pci) was plugged in"]).fits(&report)?;
+    stage.is_as_before()
+}
+
+#[test]
+fn an_io_error_is_named_and_what_an_operator_paused_is_no_downtime() -> Result<()> {
+    // The guest goes on needing room on its second disk for as long as the test lasts.
+    let plan = Plan { blocks: 32_768, rate: 100, source_disk_mib: Some(256), ..Plan::ORDINARY };
+    with_lab("an_io_error_is_named", |lab| {
+        let mut stage = Stage::set_up(lab, plan)?;
+        let migration = stage.reach_with(Reach::Mirror, &["--retry", "3"])?;
+        let volume = stage.source_disk.as_ref().context("no volume")?;
+        volume.fill()?;
+        let report = migration.ended(&stage.alpha)?;
+        failed(&["mirror"], &["I/O error", "disk disk1 (no space left)", "cont"]).fits(&report)?;
+        not_tried_again(&report)?;
+        ensure!(stage.source.qmp()?.status()? == "io-error", "{}", stage.source.qmp()?.status()?);
+        volume.empty()?;
+        stage.calm()?;
+        goes_on(&stage)?;
+        // Paused and continued long before the switchover.
+        let migration = stage.reach_with(Reach::Precopy, &["--keep-source"])?;
+        stage.net.limit_mbit(16)?;
+        let mut qmp = stage.source.qmp()?;
+        qmp.query("stop")?;
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        let continued = std::time::Instant::now();
+        qmp.query("cont")?;
+        wait_for("the agent to take note", SHORT, || {
+            Ok(notes(&migration.now(&stage.alpha)?).contains("somebody continued VM web1").then_some(()))
+        })?;
+        drop(qmp);
+        stage.net.no_limit()?;
+        stage.pause_at_once();
+        let report = migration.ended(&stage.alpha)?;
+        let still_ms = report["downtime"]["total_ms"].as_u64().context("no downtime")?;
+        let since_ms = continued.elapsed().as_millis();
+        ensure!(u128::from(still_ms) <= since_ms, "{still_ms} ms of {since_ms} since it was continued");
+        stage.is_moved()
+    })
 }

@@ -53,6 +53,14 @@ pub struct MigrationInfo {
     pub blocked_reasons: Vec<String>,
 }
 
+impl MigrationInfo {
+    /// Whether it failed because QEMU could not inactivate its images (`bdrv_inactivate_all`). QEMU 10.0
+    /// says it like this, and of nothing else in a switchover; 7.2 says nothing.
+    pub fn could_not_inactivate(&self) -> bool {
+        self.error_desc.as_deref() == Some("Error in migration completion: Bad address")
+    }
+}
+
 /// Progress of RAM, or of disks in an old in-band block migration. In bytes unless said.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
