@@ -15,7 +15,8 @@ use super::problem::{Policy, Problem, ProblemKind, chain};
 use super::{trial, vm};
 use crate::net::session::Session;
 use crate::qemu::{
-    Abilities, Disk, Events, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate, QueryStatus, RunState,
+    Abilities, Disk, Events, MigrationStatus, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate,
+    QueryStatus, RunState,
 };
 
 /// How long the destination's questions to its QEMU may take; it may have to start one first.
@@ -63,7 +64,8 @@ pub(crate) async fn source(host: &Host, name: &str) -> Result<Examined, Failure>
     let inventory = Inventory::of(&qmp).await?;
     let disks = crate::qemu::disks(&qmp).await?;
     let mut problems = abilities_missing(&abilities, "source");
-    problems.extend(state_problem(name, &status));
+    let migration = qmp.execute(QueryMigrate).await?.status;
+    problems.extend(state_problem(name, &status, &migration));
     problems.extend(busy(&qmp, name).await?);
     problems.extend(disks::source_findings(&qmp, &disks).await?);
     problems.extend(blocked(&qmp, name).await?);
@@ -93,11 +95,18 @@ pub(crate) fn abilities_missing(abilities: &Abilities, side: &str) -> Vec<Proble
         .collect()
 }
 
-fn state_problem(name: &str, status: &RunState) -> Option<Problem> {
+fn state_problem(name: &str, status: &RunState, migration: &MigrationStatus) -> Option<Problem> {
     let remedy = match status {
         RunState::Running | RunState::Paused => return None,
         RunState::InMigrate => {
             "this is a QEMU that waits for a migration: move the VM from the host where it runs"
+        }
+        // QEMU 7.2 leaves a guest so that was paused before its migration was cancelled.
+        RunState::PostMigrate
+            if matches!(migration, MigrationStatus::Cancelled | MigrationStatus::Failed) =>
+        {
+            "it did not move and is paused here; its QEMU takes no further migration until it was continued once: \
+             `cont` it, and `stop` it again if it is to stay paused"
         }
         RunState::PostMigrate => {
             "an earlier migration paused it for good: if `vmferry list` shows that it moved, end this QEMU; \
@@ -215,5 +224,23 @@ fn problems_of(failure: Failure) -> Vec<Problem> {
     match failure {
         Failure::Problems(problems) => problems,
         other => vec![Problem::new(ProblemKind::Other, chain(&other), "look at the agent's log")],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_did_not_move_may_be_continued_and_one_that_did_may_not() {
+        let remedy = |migration| {
+            let problem = state_problem("web1", &RunState::PostMigrate, &migration);
+            problem.map(|problem| problem.remedy).unwrap_or_default()
+        };
+        assert!(remedy(MigrationStatus::Cancelled).contains("it did not move"));
+        assert!(
+            remedy(MigrationStatus::Completed)
+                .contains("if `vmferry list` shows that it moved, end this QEMU")
+        );
     }
 }

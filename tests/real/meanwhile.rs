@@ -159,6 +159,7 @@ fn what_the_guest_and_its_operator_end_is_not_tried_again() -> Result<()> {
         };
         let cancel = |qmp: &mut Qmp| qmp.query("migrate_cancel").map(drop);
         ends(Reach::Precopy, &cancel, failed(&["precopy"], &["migrate_cancel", "source"]))?;
+        ends(Reach::Device, &cancel, failed(&["device"], &["migrate_cancel", "source"]))?;
         let job = |qmp: &mut Qmp| {
             let jobs = qmp.query("query-block-jobs")?;
             qmp.execute("block-job-cancel", json!({"device": jobs[0]["device"], "force": true})).map(drop)
@@ -176,7 +177,12 @@ fn what_the_guest_and_its_operator_end_is_not_tried_again() -> Result<()> {
 /// A guest that has shut down is not started again by the roll-back; a reset does not end anything.
 fn still_off(stage: &mut Stage) -> Result<()> {
     let migration = stage.reach_with(Reach::Mirror, &["--retry", "3"])?;
-    hmp(&mut stage.source.qmp()?, POWER_DOWN)?;
+    let mut qmp = stage.source.qmp()?;
+    qmp.query("system_reset")?;
+    qmp.wait_event("RESET", LONG)?;
+    migration.reach(&stage.alpha.socket(), "mirror", |_| true).context("after a reset of the guest")?;
+    hmp(&mut qmp, POWER_DOWN)?;
+    drop(qmp);
     stage.calm()?;
     let report = migration.ended(&stage.alpha)?;
     failed(&["mirror"], &["the guest has shut down"]).fits(&report)?;
@@ -192,16 +198,14 @@ fn still_off(stage: &mut Stage) -> Result<()> {
 
 /// The last of a stage.
 fn quit(stage: &mut Stage) -> Result<()> {
-    let migration = stage.reach_with(Reach::Mirror, &["--retry", "3"])?;
+    let migration = stage.reach_with(Reach::Switchover, &["--retry", "3"])?;
     let mut qmp = stage.source.qmp()?;
-    qmp.query("system_reset")?;
-    qmp.wait_event("RESET", LONG)?;
-    migration.reach(&stage.alpha.socket(), "mirror", |_| true).context("after a reset of the guest")?;
+    ensure!(qmp.query("cont").is_err(), "a guest was continued in its pause for the switchover");
     drop(qmp);
     stage.source.quit()?;
     stage.calm()?;
     let report = migration.ended(&stage.alpha)?;
-    failed(&["mirror"], &["somebody ended the guest's QEMU", "quit"]).fits(&report)?;
+    failed(&["switchover", "device"], &["somebody ended the guest's QEMU", "quit"]).fits(&report)?;
     not_tried_again(&report)?;
     stage.destination.wait_ended()?;
     stage.is_clean()
@@ -276,6 +280,8 @@ fn bitmap_in_use(stage: &mut Stage) -> Result<()> {
     qmp.execute("nbd-server-start", server)?;
     let export = json!({"type": "nbd", "id": "backup", "node-name": "vdb", "bitmaps": ["backup"]});
     qmp.execute("block-export-add", export)?;
+    let hot = json!({"driver": "virtio-net-pci", "id": "hot1", "bus": "rp0"});
+    ensure!(qmp.execute("device_add", hot).is_err(), "a device was plugged in while the RAM is sent");
     drop(qmp);
     stage.pause_at_once();
     let report = migration.ended(&stage.alpha)?;
@@ -292,6 +298,15 @@ fn hot_plug(stage: &mut Stage) -> Result<()> {
     let migration = stage.reach(Reach::Mirror)?;
     let mut qmp = stage.source.qmp()?;
     qmp.execute("blockdev-add", json!({"driver": "null-co", "node-name": "hot", "size": 1 << 20}))?;
+    let snapshot = json!({"node-name": "vda", "snapshot-file": stage.source.dir().join("snapshot.qcow2"),
+                          "snapshot-node-name": "overlay"});
+    let backup = json!({"job-id": "backup", "device": "vda", "target": "hot", "sync": "full"});
+    let resize = json!({"node-name": "vda", "size": 1_u64 << 30});
+    for (command, arguments) in
+        [("blockdev-snapshot-sync", snapshot), ("blockdev-backup", backup), ("block_resize", resize)]
+    {
+        ensure!(qmp.execute(command, arguments).is_err(), "{command} was possible beside a mirror");
+    }
     qmp.execute(
         "device_add",
         json!({"driver": "virtio-blk-pci", "id": "hot0", "drive": "hot", "bus": "rp0"}),
