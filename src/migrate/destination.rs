@@ -505,6 +505,10 @@ impl Destination {
 
     /// The disks become the guest's alone.
     async fn close_exports(&mut self) -> Result<(), Trouble> {
+        // Somebody's `cont` meanwhile would have QEMU start the guest when it is loaded, unasked.
+        if matches!(self.handover.state(), DestinationState::Waiting { loaded: false }) {
+            self.qmp.execute(Stop).await?;
+        }
         self.nbd = None;
         // The journal knows of a server that an earlier process has started.
         if self.journal.past().undo.contains(&Undo::NbdServer) {

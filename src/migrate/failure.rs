@@ -180,9 +180,6 @@ impl Failure {
         if let Self::Qmp(error) = self {
             return error.desc().is_some();
         }
-        if let Self::Meanwhile(meanwhile) = self {
-            return meanwhile.is_echo();
-        }
         matches!(
             self,
             Self::Mirror { .. }

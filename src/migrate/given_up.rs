@@ -1,14 +1,28 @@
-//! Why the source's QEMU broke a switchover off, where it is its own doing: it could not give the
-//! guest's disks up.
+//! The end of QEMU's migration at the source: whose doing it is.
 //!
-//! QEMU 10 says so in its own way; 7.2 says nothing at all, and nothing also when the destination
-//! has failed. So where it says nothing a further try is made once, and not again.
+//! QEMU says only that its migration has failed, and mostly that its channel did. What tells the
+//! causes apart is which end of the RAM's stream ended first. The destination's, or the connection:
+//! what failed is over there. QEMU's own: somebody cancelled it here, which QEMU does by closing its
+//! end before it says so; or QEMU could not give the guest's disks up in the switchover, which 10.0
+//! tells in its own way and 7.2 not at all.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
 
 use super::failure::Failure;
 use super::inventory::Inventory;
 use super::meanwhile::Meanwhile;
-use super::source::Source;
-use crate::qemu::{MigrationStatus, Qmp, QueryBlockExports, QueryMigrate, names};
+use super::phase::Phase;
+use super::source::{Source, pause};
+use super::streams::Label;
+use crate::net::pump::FirstEnd;
+use crate::qemu::{EventKind, MigrationInfo, MigrationStatus, Qmp, QueryBlockExports, QueryMigrate, names};
+
+/// QEMU's word comes over another socket than the end of its stream.
+const END_SEEN_WITHIN: Duration = Duration::from_millis(700);
+/// A QEMU that does not answer is not asked for long why it failed.
+const ASKED_FOR: Duration = Duration::from_secs(5);
 
 /// That QEMU can give the guest's disks up: asked in the pause, beside what is waited for anyway.
 pub(super) async fn is_possible(qmp: &Qmp, planned: Option<&Inventory>) -> Result<(), Failure> {
@@ -19,24 +33,60 @@ pub(super) async fn is_possible(qmp: &Qmp, planned: Option<&Inventory>) -> Resul
 }
 
 impl Source {
-    /// QEMU's migration has failed with the mirrors finished and the guest at rest.
-    pub(super) async fn broken_off(&self) -> Failure {
-        let info = match self.query(QueryMigrate).await {
-            Ok(info) => info,
-            Err(failure) => return failure,
+    /// QEMU's migration has failed: why, as far as can be told.
+    pub(super) async fn ram_failed(&self) -> Failure {
+        let info = match timeout(ASKED_FOR, self.query(QueryMigrate)).await {
+            Ok(Ok(info)) => info,
+            Ok(Err(failure)) => return failure,
+            Err(_) => MigrationInfo::default(),
         };
-        let sure = info.could_not_inactivate();
-        if let (false, Some(error)) = (sure, info.error_desc) {
+        let told = info.could_not_inactivate();
+        if !told && !self.has_ended_here().await {
+            let error = info.error_desc.unwrap_or_default();
             return Failure::Ram { status: MigrationStatus::Failed, error };
         }
-        let ours: Vec<String> = self.disks.iter().map(|disk| names::export_id(&disk.name)).collect();
-        let exports = self.query(QueryBlockExports).await.unwrap_or_default();
-        let others = exports.into_iter().filter(|export| !ours.contains(&export.id));
-        Meanwhile::NotGivenUp {
-            sure,
-            again: self.request.retry.is_some(),
-            exports: others.map(|export| format!("{} of node {}", export.id, export.node_name)).collect(),
+        let says_nothing = self.phase == Phase::Device && info.error_desc.is_none();
+        match told || says_nothing {
+            true => Meanwhile::NotGivenUp { told, exports: self.exports_of_others().await }.into(),
+            false => Meanwhile::MigrationCancelled { told: false }.into(),
         }
-        .into()
+    }
+
+    /// Whether QEMU itself was the first to end the RAM's stream.
+    async fn has_ended_here(&self) -> bool {
+        let until = Instant::now() + END_SEEN_WITHIN;
+        loop {
+            match self.streams.first_end(&Label::Ram) {
+                Some(end) => return end == FirstEnd::Local,
+                None if Instant::now() >= until => return false,
+                None => pause().await,
+            }
+        }
+    }
+
+    /// The same question, of a failure that was heard of before QEMU's word. `None`: it stands.
+    pub(super) async fn is_our_qemus(&self, failure: &Failure) -> Option<Failure> {
+        let may_be = matches!(failure, Failure::Destination(_)) || failure.is_echo();
+        if !may_be || self.streams.first_end(&Label::Ram) != Some(FirstEnd::Local) {
+            return None;
+        }
+        let info = timeout(ASKED_FOR, self.query(QueryMigrate)).await.ok()?.ok()?;
+        let told = Meanwhile::told_by(&EventKind::Migration { status: info.status.clone() });
+        match (told, info.status) {
+            (Some(meanwhile), _) => Some(meanwhile.into()),
+            (None, MigrationStatus::Failed) => match self.ram_failed().await {
+                Failure::Meanwhile(meanwhile) => Some(meanwhile.into()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    async fn exports_of_others(&self) -> Vec<String> {
+        let ours: Vec<String> = self.disks.iter().map(|disk| names::export_id(&disk.name)).collect();
+        let exports = timeout(ASKED_FOR, self.query(QueryBlockExports)).await;
+        let others = exports.ok().and_then(Result::ok).unwrap_or_default().into_iter();
+        let others = others.filter(|export| !ours.contains(&export.id));
+        others.map(|export| format!("{} of node {}", export.id, export.node_name)).collect()
     }
 }

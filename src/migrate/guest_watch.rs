@@ -18,7 +18,7 @@ use super::message::Request;
 use super::phase::Phase;
 use super::problem::chain;
 use super::source::Source;
-use crate::qemu::{EventKind, IoStatus, MigrationStatus, QueryBlock, QueryMigrate, QueryStatus, RunState};
+use crate::qemu::{EventKind, IoStatus, MigrationStatus, QueryBlock, QueryStatus, RunState};
 
 /// How long the destination may take to write down whether the guest is to run.
 const NOTED_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
@@ -32,11 +32,7 @@ impl Source {
         // From the pause for the switchover on, nobody can continue the guest but QEMU.
         let may_change = self.phase < Phase::Switchover;
         match event {
-            EventKind::Migration { status: MigrationStatus::Failed } => {
-                let info = self.query(QueryMigrate).await.unwrap_or_default();
-                let error = info.error_desc.unwrap_or_default();
-                Err(Failure::Ram { status: MigrationStatus::Failed, error })
-            }
+            EventKind::Migration { status: MigrationStatus::Failed } => Err(self.ram_failed().await),
             EventKind::Stop if may_change => self.on_stop().await,
             EventKind::Resume | EventKind::Suspend | EventKind::Wakeup if may_change => {
                 self.look_at_guest().await.map(drop)
@@ -141,7 +137,7 @@ impl Source {
     }
 
     /// The failure that explains this one, if QEMU has said so meanwhile; with its words.
-    pub(super) fn overruled(&mut self, failure: Failure, cause: String) -> (Failure, String) {
+    pub(super) async fn overruled(&mut self, failure: Failure, cause: String) -> (Failure, String) {
         let is_own_decision = matches!(
             failure,
             Failure::Cancelled
@@ -157,10 +153,13 @@ impl Source {
         while let Some(event) = self.events.try_recv() {
             told = told.or_else(|| Meanwhile::told_by(&event.kind));
         }
+        let told = match told {
+            Some(told) => Some(told.into()),
+            None => self.is_our_qemus(&failure).await,
+        };
         match told {
-            Some(told) => {
+            Some(failure) => {
                 tracing::info!(first = cause, "what failed first is explained by what QEMU says");
-                let failure = Failure::from(told);
                 let cause = chain(&failure);
                 (failure, cause)
             }

@@ -22,8 +22,11 @@ pub enum Meanwhile {
         failing: Vec<String>,
     },
     /// Somebody has cancelled QEMU's migration.
-    #[error("somebody cancelled QEMU's migration at the source (migrate_cancel)")]
-    MigrationCancelled,
+    #[error("{}", cancelled(*told))]
+    MigrationCancelled {
+        /// QEMU says so itself.
+        told: bool,
+    },
     /// The machine is no longer the one that the migration was planned for.
     #[error("the source's machine has changed since the migration was planned: {}", changes.join("; "))]
     Changed {
@@ -42,12 +45,10 @@ pub enum Meanwhile {
         bitmap: String,
     },
     /// The source's QEMU could not give the guest's disks up.
-    #[error("{}", not_given_up(*sure, exports))]
+    #[error("{}", not_given_up(*told, exports))]
     NotGivenUp {
         /// QEMU says so itself.
-        sure: bool,
-        /// It was so in an earlier try as well, for all that is known.
-        again: bool,
+        told: bool,
         /// What somebody else exports there.
         exports: Vec<String>,
     },
@@ -68,7 +69,7 @@ impl Meanwhile {
             EventKind::Shutdown { reason, .. } => Some(Self::ShutDown { reason: reason.clone() }),
             // QEMU cancels no migration by itself, and we do so only after its end.
             EventKind::Migration { status: MigrationStatus::Cancelling | MigrationStatus::Cancelled } => {
-                Some(Self::MigrationCancelled)
+                Some(Self::MigrationCancelled { told: true })
             }
             _ => None,
         }
@@ -78,17 +79,12 @@ impl Meanwhile {
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Changed { .. } | Self::BitmapInUse { .. } => true,
-            Self::NotGivenUp { sure, again, .. } => !sure && !again,
             Self::ShutDown { .. }
             | Self::Fell { .. }
-            | Self::MigrationCancelled
+            | Self::MigrationCancelled { .. }
+            | Self::NotGivenUp { .. }
             | Self::MirrorEnded { .. } => false,
         }
-    }
-
-    /// Whether the other side may know better.
-    pub(super) fn is_echo(&self) -> bool {
-        matches!(self, Self::NotGivenUp { sure: false, .. })
     }
 
     /// Whether somebody meant the guest to be off.
@@ -97,12 +93,21 @@ impl Meanwhile {
     }
 }
 
-fn not_given_up(sure: bool, exports: &[String]) -> String {
-    let mut text = match sure {
+fn cancelled(told: bool) -> String {
+    match told {
+        true => "somebody cancelled QEMU's migration at the source (migrate_cancel)".into(),
+        false => "the source's QEMU ended the migration of the RAM by itself, and not for the destination: somebody \
+                  cancelled it at the source (migrate_cancel), for all that is known"
+            .into(),
+    }
+}
+
+fn not_given_up(told: bool, exports: &[String]) -> String {
+    let mut text = match told {
         true => "the source's QEMU could not give the guest's disks up for the switchover",
         false => {
-            "the source's QEMU broke the switchover off without a reason, as QEMU 7.2 does when it cannot give \
-             the guest's disks up"
+            "the source's QEMU broke the switchover off by itself and gives no reason, as QEMU 7.2 does when it \
+             cannot give the guest's disks up"
         }
     }
     .to_owned();
@@ -193,7 +198,7 @@ mod tests {
     #[test]
     fn only_what_was_meant_ends_a_migration_by_its_event_alone() {
         let status = |status| Meanwhile::told_by(&EventKind::Migration { status });
-        assert_eq!(status(MigrationStatus::Cancelling), Some(Meanwhile::MigrationCancelled));
+        assert_eq!(status(MigrationStatus::Cancelling), Some(Meanwhile::MigrationCancelled { told: true }));
         assert_eq!(status(MigrationStatus::Failed), None, "the destination's doing, mostly");
         assert_eq!(
             Meanwhile::told_by(&EventKind::Stop),

@@ -275,9 +275,8 @@ impl Source {
         if let Some(meanwhile) = Meanwhile::told_by(&EventKind::Migration { status: info.status.clone() }) {
             return Err(meanwhile.into());
         }
-        if is_bad_end(&info.status) {
-            let error = info.error_desc.unwrap_or_default();
-            return Err(Failure::Ram { status: info.status, error });
+        if info.status == MigrationStatus::Failed {
+            return Err(self.ram_failed().await);
         }
         Ok(info.status)
     }
@@ -401,9 +400,6 @@ impl Source {
                 Happening::Event(EventKind::Migration { status: MigrationStatus::Completed }) => {
                     completed = true
                 }
-                Happening::Event(EventKind::Migration { status: MigrationStatus::Failed }) => {
-                    return Err(self.broken_off().await);
-                }
                 // Closed by now: the exports in order, the RAM stream when its last byte is there.
                 Happening::StreamEnded(..) | Happening::Loaded => {}
                 Happening::Tick => waiting.check("the transfer of the devices' state", self.is_away())?,
@@ -475,10 +471,6 @@ async fn dismiss_jobs(qmp: &Qmp, disks: &[CopiedDisk]) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-fn is_bad_end(status: &MigrationStatus) -> bool {
-    matches!(status, MigrationStatus::Failed | MigrationStatus::Cancelled | MigrationStatus::Cancelling)
 }
 
 fn stalled(what: &str, after: Duration) -> Failure {

@@ -410,7 +410,7 @@ impl Source {
     async fn roll_back(mut self, failure: Failure) -> Ended {
         let phase = self.phase;
         let cause = self.explain(&failure).await;
-        let (failure, cause) = self.overruled(failure, cause);
+        let (failure, cause) = self.overruled(failure, cause).await;
         tracing::warn!(phase = phase.name(), cause, "migration fails; rolling back");
         self.count_bytes();
         self.phase = Phase::RollBack;

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::frozen::{SessionId, StoppedData, ThawedData};
 use crate::mux::Code;
 use crate::net::compress::Coding;
-use crate::net::pump::{Pump, PumpEnd, PumpState};
+use crate::net::pump::{FirstEnd, Pump, PumpEnd, PumpState};
 use crate::net::session::Session;
 use crate::net::stream::{Stream, StreamEnded};
 
@@ -106,6 +106,11 @@ impl Streams {
     /// Bytes that a stream did not have to carry.
     pub(crate) fn saved(&self, label: &Label) -> u64 {
         self.pumps.get(label).map_or(0, |(_, pump)| pump.counters().saved_bytes.load(Relaxed))
+    }
+
+    /// Which end of a stream ended first; none while both are open.
+    pub(crate) fn first_end(&self, label: &Label) -> Option<FirstEnd> {
+        self.pumps.get(label)?.1.counters().first_end()
     }
 
     /// Bytes that all streams have carried, both directions.

@@ -10,7 +10,7 @@ use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -63,6 +63,17 @@ pub struct PumpCounters {
     pub received_bytes: AtomicU64,
     /// By how much compression has made the first of these smaller.
     pub saved_bytes: AtomicU64,
+    first_end: AtomicU8,
+}
+
+/// Which end of a pump ended first, in order or not: the other one's end is an echo of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FirstEnd {
+    /// The local socket.
+    Local = 1,
+    /// The stream, by the peer or with its session.
+    Stream = 2,
 }
 
 impl PumpCounters {
@@ -70,6 +81,28 @@ impl PumpCounters {
     #[must_use]
     pub fn total(&self) -> u64 {
         self.sent_bytes.load(Relaxed) + self.received_bytes.load(Relaxed)
+    }
+
+    /// Which end ended first; none while both are open.
+    #[must_use]
+    pub fn first_end(&self) -> Option<FirstEnd> {
+        match self.first_end.load(Relaxed) {
+            1 => Some(FirstEnd::Local),
+            2 => Some(FirstEnd::Stream),
+            _ => None,
+        }
+    }
+
+    fn note_end(&self, ended: Result<Flow, PumpEnd>, in_order: FirstEnd) -> Result<Flow, PumpEnd> {
+        let end = match &ended {
+            Ok(Flow::Frozen) => return ended,
+            Ok(Flow::Done) => in_order,
+            Err(PumpEnd::Local(_)) => FirstEnd::Local,
+            Err(_) => FirstEnd::Stream,
+        };
+        // Only the first counts.
+        let _ = self.first_end.compare_exchange(0, end as u8, Relaxed, Relaxed);
+        ended
     }
 }
 
@@ -153,6 +186,7 @@ impl Pump {
             sent_bytes: sent_bytes.into(),
             received_bytes: received_bytes.into(),
             saved_bytes: saved_bytes.into(),
+            first_end: 0.into(),
         });
         let counting = Arc::clone(&counters);
         let freeze = CancellationToken::new();
@@ -206,8 +240,14 @@ async fn run(
     let Stream { mut send, mut recv, .. } = stream;
     let (reader, writer) = local.split();
     let ended = tokio::try_join!(
-        outward(reader, &mut send, &mut outbox, counters, freeze),
-        inward(writer, &mut recv, &mut inbox, &counters.received_bytes, freeze),
+        async {
+            let ended = outward(reader, &mut send, &mut outbox, counters, freeze).await;
+            counters.note_end(ended, FirstEnd::Local)
+        },
+        async {
+            let ended = inward(writer, &mut recv, &mut inbox, &counters.received_bytes, freeze).await;
+            counters.note_end(ended, FirstEnd::Stream)
+        },
     );
     match ended {
         Ok((Flow::Done, Flow::Done)) => Outcome::Ended(PumpEnd::Finished),
