@@ -3,8 +3,8 @@
 //! QEMU says only that its migration has failed, and mostly that its channel did. What tells the
 //! causes apart is which end of the RAM's stream ended first. The destination's, or the connection:
 //! what failed is over there. QEMU's own: somebody cancelled it here, which QEMU does by closing its
-//! end before it says so; or QEMU could not give the guest's disks up in the switchover, which 10.0
-//! tells in its own way and 7.2 not at all.
+//! end before it says so. Nobody's end, and no reason: QEMU 7.2 could not give the guest's disks up in
+//! the switchover, which 10.0 tells in its own way.
 
 use std::time::Duration;
 
@@ -41,26 +41,25 @@ impl Source {
             Err(_) => MigrationInfo::default(),
         };
         let told = info.could_not_inactivate();
-        if !told && !self.has_ended_here().await {
-            let error = info.error_desc.unwrap_or_default();
-            return Failure::Ram { status: MigrationStatus::Failed, error };
-        }
+        let first = if told { None } else { self.first_end_of_ram().await };
         let says_nothing = self.phase == Phase::Device && info.error_desc.is_none();
-        match told || says_nothing {
-            true => Meanwhile::NotGivenUp { told, exports: self.exports_of_others().await }.into(),
-            false => Meanwhile::MigrationCancelled { told: false }.into(),
+        if told || (says_nothing && first != Some(FirstEnd::Stream)) {
+            return Meanwhile::NotGivenUp { told, exports: self.exports_of_others().await }.into();
         }
+        if first == Some(FirstEnd::Local) {
+            return Meanwhile::MigrationCancelled { told: false }.into();
+        }
+        Failure::Ram { status: MigrationStatus::Failed, error: info.error_desc.unwrap_or_default() }
     }
 
-    /// Whether QEMU itself was the first to end the RAM's stream.
-    async fn has_ended_here(&self) -> bool {
+    async fn first_end_of_ram(&self) -> Option<FirstEnd> {
         let until = Instant::now() + END_SEEN_WITHIN;
         loop {
-            match self.streams.first_end(&Label::Ram) {
-                Some(end) => return end == FirstEnd::Local,
-                None if Instant::now() >= until => return false,
-                None => pause().await,
+            let first = self.streams.first_end(&Label::Ram);
+            if first.is_some() || Instant::now() >= until {
+                return first;
             }
+            pause().await;
         }
     }
 

@@ -133,7 +133,7 @@ fn on_qemu_7_2_a_paused_guest_stays_paused_and_one_that_shut_down_stays_off() ->
     let plan = Plan { version: Version::V72, dirty_mib: 0, auto_read_only: true, ..Plan::ORDINARY };
     with_lab("on_qemu_7_2_a_paused_guest_stays_paused", |lab| {
         let mut stage = Stage::set_up(lab, plan)?;
-        // QEMU 7.2 does not say that it cannot give its disks up; that it ended the stream itself does.
+        // QEMU 7.2 does not say that it cannot give its disks up: that nobody ended the stream does.
         let report = without_its_image(&mut stage, Reach::Mirror, |_| Ok(()))?;
         failed(&["device"], &["source's QEMU", "give the guest's disks up"]).fits(&report)?;
         not_tried_again(&report)?;
@@ -178,7 +178,7 @@ fn what_the_guest_and_its_operator_end_is_not_tried_again() -> Result<()> {
         };
         let cancel = |qmp: &mut Qmp| qmp.query("migrate_cancel").map(drop);
         ends(Reach::Precopy, &cancel, failed(&["precopy"], &["somebody", "migrate_cancel", "source"]))?;
-        ends(Reach::Device, &cancel, failed(&["device"], &["somebody", "migrate_cancel", "source"]))?;
+        ends(Reach::Switchover, &cancel, failed(&["switchover"], &["somebody", "migrate_cancel", "source"]))?;
         let job = |qmp: &mut Qmp| {
             let jobs = qmp.query("query-block-jobs")?;
             qmp.execute("block-job-cancel", json!({"device": jobs[0]["device"], "force": true})).map(drop)

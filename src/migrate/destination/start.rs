@@ -89,11 +89,12 @@ impl Destination {
     }
 
     async fn let_run(&mut self, looked: bool, warnings: &mut Vec<String>) -> (Ran, Option<Trouble>) {
-        if !self.journal.past().running() {
-            return (Ran::Yes, None);
-        }
+        // Also of a guest that stays paused: it must be there.
         if !looked && let Err(e) = self.qmp.execute(QueryStatus).await {
             return (Ran::No, Some(e.into()));
+        }
+        if !self.journal.past().running() {
+            return (Ran::Yes, None);
         }
         let mut told = self.qmp.execute(Cont).await;
         while told.as_ref().is_err_and(QmpError::is_interrupted) {
