@@ -12,7 +12,7 @@ use super::inventory::Inventory;
 use super::link::{Link, LinkError};
 use super::message::{Offer, Request, Response};
 use super::problem::{Policy, Problem, ProblemKind, chain};
-use super::{trial, vm};
+use super::{machine, trial, vm};
 use crate::net::session::Session;
 use crate::qemu::{
     Abilities, Disk, Events, MigrationStatus, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate,
@@ -47,6 +47,7 @@ impl Examined {
             after: None,
             compress: false,
             policy: Policy::default(),
+            machine: None,
         }
     }
 }
@@ -181,9 +182,13 @@ async fn findings(host: &Arc<Host>, vm: &str, peer: &str) -> Vec<Problem> {
     let (mut problems, offer) = match source(host, vm).await {
         Ok(examined) => {
             let tried = tried(&examined, vm).await;
-            let offer = examined.offer(vm);
+            let mut offer = examined.offer(vm);
             let mut problems = examined.problems;
             problems.extend(tried);
+            match machine::ask(&examined.qmp, "source").await {
+                Ok(machine) => offer.machine = Some(machine),
+                Err(problem) => problems.push(problem),
+            }
             (problems, Some(offer))
         }
         Err(failure) => (problems_of(failure), None),

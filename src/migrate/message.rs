@@ -11,7 +11,7 @@ use super::handover::Known;
 use super::phase::Phase;
 use super::problem::{Policy, Problem};
 use super::progress::{DiskProgress, Downtime, RamProgress};
-use crate::qemu::Encryption;
+use crate::qemu::{Encryption, Machine};
 
 /// A disk as the source has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,6 +160,9 @@ pub struct Offer {
     /// What the source's operator has decided about findings.
     #[serde(default)]
     pub policy: Policy,
+    /// The machine around the disks; none from an agent that does not know of it, or could not ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
 }
 
 impl Offer {

@@ -27,6 +27,7 @@ pub mod journal;
 mod last_words;
 mod life;
 mod link;
+mod machine;
 mod marked;
 mod meanwhile;
 pub mod message;

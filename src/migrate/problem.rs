@@ -89,7 +89,9 @@ pub enum ProblemKind {
     Accelerator,
     /// The RAM differs.
     Memory,
-    /// The processors differ.
+    /// The numbers of processors differ, or how they are arranged.
+    CpuCount,
+    /// The processors' models or features differ.
     Cpu,
     /// A device is only on one side, or at another address, or another one.
     Device,
@@ -143,6 +145,7 @@ impl ProblemKind {
             | Self::MachineType
             | Self::Accelerator
             | Self::Memory
+            | Self::CpuCount
             | Self::Cpu
             | Self::Device
             | Self::DeviceSettings

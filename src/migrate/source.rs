@@ -299,6 +299,7 @@ impl Source {
             qemu: String::new(),
             compress: self.request.options.compress,
             policy: self.request.options.policy(),
+            machine: self.machine().await,
             after: self.tracking.after.filter(|_| self.tracking.is_worth_keeping()),
         })
     }

@@ -17,6 +17,12 @@ plain_commands! {
     QueryStatus = "query-status" -> StatusInfo;
     /// How much RAM the guest has.
     QueryMemorySizeSummary = "query-memory-size-summary" -> MemoryInfo;
+    /// Whether KVM runs the guest.
+    QueryKvm = "query-kvm" -> KvmInfo;
+    /// The places for processors, and what is in them.
+    QueryHotpluggableCpus = "query-hotpluggable-cpus" -> Vec<HotpluggableCpu>;
+    /// The blocks of RAM that a migration moves, as a table (QEMU 6.2).
+    XQueryRamblock = "x-query-ramblock" -> HumanReadableText;
     /// The guest's processors; only their number is looked at.
     QueryCpusFast = "query-cpus-fast" -> Vec<Value>;
     /// Pauses the guest. In `inmigrate` it only turns the start after the migration off.
@@ -129,4 +135,33 @@ pub struct MemoryInfo {
     /// RAM added while running, in bytes.
     #[serde(default)]
     pub plugged_memory: u64,
+}
+
+/// The return of [`QueryKvm`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct KvmInfo {
+    /// KVM runs the guest.
+    pub enabled: bool,
+}
+
+/// One entry of [`QueryHotpluggableCpus`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HotpluggableCpu {
+    /// The processor's type, such as `qemu64-x86_64-cpu`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Processors in this place.
+    pub vcpus_count: u32,
+    /// The first of them; none when the place is empty.
+    #[serde(default)]
+    pub qom_path: Option<String>,
+}
+
+/// A table for people.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HumanReadableText {
+    /// Its lines.
+    pub human_readable_text: String,
 }
