@@ -204,7 +204,9 @@ impl Injection {
         match self.fault {
             Fault::Reset | Fault::Kill(Who::CommandLine) | Fault::SlowDisk | Fault::SlowLink => true,
             Fault::Stop(Who::SourceQemu | Who::DestinationQemu) | Fault::Replace(_) => true,
-            Fault::MonitorCut(_) | Fault::EventFlood(_) | Fault::OperatorStopsAndContinues => true,
+            Fault::EventFlood(_) | Fault::OperatorStopsAndContinues => true,
+            // Before, the reply to a command that makes something may be lost with it: then all is undone.
+            Fault::MonitorCut(_) => AROUND_THE_HAND_OVER.contains(&self.moment.phase),
             Fault::LinkDown | Fault::OneWay | Fault::Stop(_) => self.lasts_ms <= WAITED_FOR_MS,
             _ => false,
         }
