@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::failure::Failure;
 use super::host::Host;
@@ -85,6 +85,17 @@ impl Patience {
             biased;
             done = work => Ok(done?),
             failure = self.missed() => Err(failure),
+        }
+    }
+
+    /// Tells the progress of a QEMU that does not answer, for as long as `work` takes.
+    pub(super) async fn tell_while<T>(self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            match timeout(TELL_EVERY, &mut work).await {
+                Ok(done) => return done,
+                Err(_) => drop(self.look_at_monitor()),
+            }
         }
     }
 

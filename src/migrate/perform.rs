@@ -175,7 +175,11 @@ impl Source {
     /// A question to QEMU, whose main loop may hang on a stream that does not move.
     pub(super) async fn query<C: crate::qemu::Command>(&self, command: C) -> Result<C::Return, Failure> {
         let deadline = self.host.config.deadlines.stall();
-        self.patience().with(self.qmp.execute_within(command, deadline)).await
+        tokio::select! {
+            biased;
+            answer = self.patience().with(self.qmp.execute_within(command, deadline)) => answer,
+            () = self.cancel.cancelled(), if self.phase.may_cancel() => Err(cancelled(&self.host)),
+        }
     }
 
     /// Opens a data stream in the next of the peer's lanes, which is this migration's from then on.

@@ -450,7 +450,10 @@ impl Source {
                 false => None,
             }
         };
-        let (told, mut undone) = tokio::join!(told, undo::roll_back(&self.qmp, self.journal.past(), bitmaps));
+        let undoing = undo::roll_back(&self.qmp, self.journal.past(), bitmaps);
+        let telling = Patience::new(&self.host, &self.lanes, &self.progress, None);
+        let telling = telling.for_monitor(&self.qmp, Duration::MAX);
+        let (told, mut undone) = telling.tell_while(async { tokio::join!(told, undoing) }).await;
         self.progress.update(|p| p.notes.extend(undone.standing.take()));
         if undone.gone && is_off {
             undone.leftovers.clear();

@@ -20,8 +20,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-/// How long [`Qmp::execute`] waits for the reply.
-pub const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
+/// How long [`Qmp::execute`] waits for the reply. QEMU's main loop may stand still for many seconds.
+pub const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 
 /// So many commands wait to be written; further callers wait for a place, under their deadline.
 pub const COMMAND_QUEUE_MAX: usize = 64;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::faults::proxy::Proxy;
 use crate::faults::{End, Migration, Plan, Reach, Stage};
 use crate::support::process::{SHORT, signal_pid, wait_for};
-use crate::support::{Agent, Version, with_lab};
+use crate::support::{Agent, Version, Vm, with_lab};
 
 /// An event that the agent has no use for, one that it queues, and one that no QEMU sends.
 const EVENTS: [&str; 3] = [
@@ -43,10 +43,10 @@ fn lose(agent: &Agent, how: impl FnOnce() -> Result<()>) -> Result<()> {
     )
 }
 
-/// QEMU cuts the agent's connection.
-fn yank(stage: &Stage) -> Result<()> {
+/// A QEMU cuts its agent's connection.
+fn yank(agent: &Agent, vm: &Vm) -> Result<()> {
     let agents = json!({"instances": [{"type": "chardev", "id": "agent"}]});
-    lose(&stage.alpha, || stage.source.qmp()?.execute("yank", agents).map(drop))
+    lose(agent, || vm.qmp()?.execute("yank", agents).map(drop))
 }
 
 fn leftovers(report: &Value) -> String {
@@ -70,7 +70,9 @@ fn a_monitor_that_qemu_cuts_is_reached_again_in_every_phase() -> Result<()> {
         let migration = stage.begin()?;
         for reach in [Reach::Mirror, Reach::Precopy, Reach::Switchover] {
             stage.bring_to(reach, &migration)?;
-            yank(&stage).with_context(|| format!("in {reach:?}"))?;
+            yank(&stage.alpha, &stage.source).with_context(|| format!("the source's in {reach:?}"))?;
+            let of_destination = yank(&stage.bravo, &stage.destination);
+            of_destination.with_context(|| format!("the destination's in {reach:?}"))?;
         }
         stage.calm()?;
         moved(&migration.ended(&stage.alpha)?)?;
@@ -85,7 +87,8 @@ fn a_monitor_that_qemu_7_2_cuts_is_reached_again() -> Result<()> {
         let mut stage = Stage::set_up(lab, plan)?;
         let migration = stage.begin()?;
         stage.bring_to(Reach::Mirror, &migration)?;
-        yank(&stage)?;
+        yank(&stage.alpha, &stage.source)?;
+        yank(&stage.bravo, &stage.destination)?;
         stage.calm()?;
         moved(&migration.ended(&stage.alpha)?)?;
         stage.is_moved()
@@ -212,8 +215,11 @@ fn a_qemu_that_stands_still_is_slow_and_not_dead() -> Result<()> {
         let words = wait_for("QEMU to be called slow", SHORT, || slow(&migration))?;
         ensure!(words.contains("slow") && words.contains("has not answered for"), "{words}");
         migration.cancel(&stage.alpha)?;
-        std::thread::sleep(Duration::from_secs(15));
-        ensure!(migration.now(&stage.alpha)?["outcome"].is_null(), "it was to wait for QEMU");
+        // In all for less than 20 s, after which the guest's kernel would find itself stuck.
+        std::thread::sleep(Duration::from_secs(11));
+        let now = migration.now(&stage.alpha)?;
+        ensure!(now["outcome"].is_null() && now["phase"] == "roll-back", "it was to wait for QEMU: {now}");
+        ensure!(slow(&migration)?.is_some_and(|later| later != words), "it was to be shown: {now}");
         signal_pid(pid, Signal::SIGCONT)?;
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
