@@ -352,6 +352,17 @@ async fn a_peers_new_process_ends_the_old_ones_session_at_once() {
     assert!(new.is_live());
 }
 
+/// A copy of a host must not end what the host is about.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_with_the_identity_of_a_live_one_is_refused() {
+    let pair = Pair::new(PATIENCE).await;
+    let clone = Side::new(pair.dir.path(), "alpha", PATIENCE).await;
+    let refused = clone.pool.session(&pair.b.identity, Some(&pair.b.address.to_string())).await.unwrap_err();
+    let text = format!("{refused:?}");
+    assert!(text.contains("Limit") && text.contains("another agent with this identity"), "{text}");
+    assert!(pair.session.is_live() && pair.session.away_since().is_none(), "the first one's session goes on");
+}
+
 /// A session whose dialer is gone for good is not what a new migration is bound to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_asked_for_a_session_dials_when_the_other_side_does_not() {

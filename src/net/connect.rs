@@ -390,17 +390,17 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`ConnectError`].
-    pub(super) async fn accept(
+    pub(super) async fn accept<F: Future<Output = Result<Option<Session>, Denial>>>(
         &self,
         tcp: TcpStream,
         address: SocketAddr,
-        admit: impl FnOnce(&Identity, &Mode) -> Result<Option<Session>, Denial>,
+        admit: impl FnOnce(Identity, Hello) -> F,
     ) -> Result<Accepted, ConnectError> {
         self.prepare(&tcp);
         let (mut tls, peer) = handshake::accept(&self.tls(), tcp, HANDSHAKE_DEADLINE).await?;
         let exported = resume::export(tls.get_ref().1)?;
         let theirs = within(HELLO_DEADLINE, receive_hello(&mut tls)).await?;
-        let answer = match admit(&peer, &theirs.mode) {
+        let answer = match admit(peer.clone(), theirs.clone()).await {
             Err(denial) => Err(denial),
             Ok(None) => self.accept_new(&theirs),
             Ok(Some(session)) => self.accept_resume(&theirs, &exported, session).await,

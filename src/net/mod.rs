@@ -10,6 +10,7 @@
 mod addresses;
 mod carrier;
 mod clocks;
+mod clones;
 pub mod compress;
 pub mod connect;
 pub mod credentials;

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use super::clones;
 use super::connect::{Accepted, ConnectError, Denial, Endpoint, Established, LEAVING};
 use super::dialing::Dialing;
 use super::identity::Identity;
 use super::lobby::Lobby;
 use super::session::{IncomingStream, Session};
-use crate::mux::hello::Mode;
+use crate::mux::hello::{Hello, Mode};
 use crate::mux::{Allowance, Code, Role};
 use crate::rate::Rate;
 use crate::words::chain;
@@ -30,6 +31,10 @@ pub const UNAUTHENTICATED_OF_ONE_MAX: usize = UNAUTHENTICATED_MAX / 2;
 const fn sessions_max(lanes: usize) -> usize {
     2 * lanes + 2
 }
+
+/// What an agent is told whose identity another one has, that lives.
+const TWO_AGENTS: &str = "another agent with this identity is connected and lives; one of the two needs another \
+                          certificate";
 
 /// How long there are fewer lanes before a further one is tried again.
 const LANE_AGAIN_AFTER: Duration = Duration::from_secs(30);
@@ -148,12 +153,12 @@ impl Pool {
     ) -> Result<Session, ConnectError> {
         let address = tcp.peer_addr().map_err(ConnectError::BeforeHello)?;
         let place = self.lobby.enter(address.ip());
-        let admit = |peer: &Identity, mode: &Mode| {
-            let is_known = known(peer);
+        let admit = |peer: Identity, hello: Hello| {
+            let is_known = known(&peer);
             if is_known {
                 place.proved();
             }
-            self.admit(peer, is_known, mode)
+            async move { self.admit(&peer, is_known, &hello).await }
         };
         tokio::select! {
             accepted = self.endpoint.accept(tcp, address, admit) => match accepted? {
@@ -165,19 +170,28 @@ impl Pool {
     }
 
     /// Which session a proved identity may have: a new one (`None`), or the one that it resumes.
-    fn admit(&self, peer: &Identity, is_known: bool, mode: &Mode) -> Result<Option<Session>, Denial> {
+    async fn admit(&self, peer: &Identity, is_known: bool, hello: &Hello) -> Result<Option<Session>, Denial> {
         if !is_known {
             return Err((Code::Auth, "no peer with this identity is configured here"));
         }
         if self.leaving.load(Relaxed) {
             return Err(LEAVING);
         }
-        if let Mode::Resume { session_id, .. } = mode {
+        if let Mode::Resume { session_id, .. } = &hello.mode {
             let found = self.find(peer, session_id);
             return found.map(Some).ok_or((Code::NoSession, "this agent does not know that session"));
         }
         if self.count(peer) >= sessions_max(self.lanes(peer)) {
             return Err((Code::Limit, "too many sessions"));
+        }
+        let others = self.connected(peer);
+        if let Some(other) = others.iter().find(|s| s.info().key.peer_instance != hello.agent_instance)
+            && clones::speaks(other).await
+        {
+            let (address, message) =
+                (other.link().connection.address, "one of them needs another certificate");
+            tracing::error!(%peer, %address, "two agents have the same identity and live: {message}; the new one is refused");
+            return Err((Code::Limit, TWO_AGENTS));
         }
         Ok(None)
     }
