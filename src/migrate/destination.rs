@@ -312,7 +312,7 @@ impl Destination {
 
     /// Asks QEMU what has happened while nobody listened.
     async fn catch_up(&mut self, control: &mut Option<Control>) -> Result<(), Trouble> {
-        if !self.incoming || self.handover.is_loaded() {
+        if !self.incoming || !matches!(self.handover.state(), DestinationState::Waiting { loaded: false }) {
             return Ok(());
         }
         let status = self.qmp.execute(QueryMigrate).await?.status;

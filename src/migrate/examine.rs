@@ -68,6 +68,7 @@ pub(crate) async fn source(host: &Host, name: &str) -> Result<Examined, Failure>
     let migration = qmp.execute(QueryMigrate).await?.status;
     problems.extend(state_problem(name, &status, &migration));
     problems.extend(busy(&qmp, name).await?);
+    problems.extend(left_over(&qmp, name).await?);
     problems.extend(disks::source_findings(&qmp, &disks).await?);
     problems.extend(blocked(&qmp, name).await?);
     let (major, minor, micro) = abilities.version;
@@ -117,6 +118,19 @@ fn state_problem(name: &str, status: &RunState, migration: &MigrationStatus) -> 
     };
     let text = format!("VM {name} is in state {status} at the source");
     Some(Problem::new(ProblemKind::SourceState, text, remedy))
+}
+
+/// What an earlier migration has left in a QEMU, and the next one would meet.
+async fn left_over(qmp: &Qmp, name: &str) -> Result<Vec<Problem>, QmpError> {
+    let nodes = crate::qemu::leftovers(qmp).await?.nodes;
+    if nodes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let text =
+        format!("an earlier migration has left block nodes in the QEMU of VM {name}: {}", nodes.join(", "));
+    let remedy = "`vmferry recover` takes away what this host's journals tell of; end the others with \
+                  `blockdev-del`";
+    Ok(vec![Problem::new(ProblemKind::Busy, text, remedy)])
 }
 
 /// Block jobs and migrations under way.

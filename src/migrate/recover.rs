@@ -2,6 +2,7 @@
 //! what becomes of it. Settling goes on by itself; here it is told, what was left is cleaned up,
 //! and an operator may decide what nobody else can.
 
+mod arrived;
 mod ask;
 
 use std::collections::BTreeMap;
@@ -197,16 +198,20 @@ async fn case_of(
 /// Cleans up once, at an agent's start, what earlier ones left. What is open is left to settling: a
 /// monitor serves one at a time.
 pub async fn clean_at_start(host: Arc<Host>) {
-    let Ok(all) = journal::peek_all(&host.journals(), host.identity.as_str()) else { return };
-    for (path, past) in all.into_iter().filter_map(|(path, past)| Some((path, past.ok()?))) {
-        if past.left().is_empty() {
-            continue;
+    let reading = Arc::clone(&host);
+    let all = move || journal::peek_all(&reading.journals(), reading.identity.as_str());
+    let Ok(Ok(all)) = tokio::task::spawn_blocking(all).await else { return };
+    let (mut pasts, all) = (Vec::new(), all.into_iter().filter_map(|(path, past)| Some((path, past.ok()?))));
+    for (path, past) in all {
+        if !past.left().is_empty() {
+            let left = clean_up(&host, &path, &past).await;
+            if !left.is_empty() {
+                tracing::warn!(vm = past.header.vm, ?left, "left to clean up; see `vmferry recover`");
+            }
         }
-        let left = clean_up(&host, &path, &past).await;
-        if !left.is_empty() {
-            tracing::warn!(vm = past.header.vm, ?left, "left to clean up; see `vmferry recover`");
-        }
+        pasts.push(past);
     }
+    arrived::close_exports(&host, &pasts).await;
 }
 
 /// An operator decides whose the virtual machine is. Cancelled before the migration has taken it, the

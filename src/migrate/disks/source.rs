@@ -49,7 +49,7 @@ pub(super) async fn exported(qmp: &Qmp, disks: &[Disk], side: &str) -> Result<Ve
             let writable = layer.written_by_others || !disk.layers_known;
             let (id, kind, name) = (&export.id, &export.kind, &disk.name);
             let ours = if names::is_ours(id) {
-                ", a left-over of vmferry's: `vmferry recover` shows it"
+                ", a left-over of vmferry's, which the agent closes when it starts"
             } else {
                 ""
             };
