@@ -89,7 +89,6 @@ pub(super) fn socket_path(runtime_dir: &Path) -> PathBuf {
 /// # Errors
 /// The operating system's.
 pub(super) fn listen(path: &Path) -> anyhow::Result<tokio::net::UnixListener> {
-    super::listen::make_folder(path)?;
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(e).with_context(|| format!("cannot remove {}", path.display()));

@@ -60,9 +60,8 @@ async fn accept(agent: &Agent, tcp: tokio::net::TcpStream, address: SocketAddr) 
     }
 }
 
-/// Makes the folder of a socket.
-pub(super) fn make_folder(path: &Path) -> anyhow::Result<()> {
-    let Some(folder) = path.parent() else { return Ok(()) };
+/// Makes the folder of the sockets.
+pub(super) fn make_folder(folder: &Path) -> anyhow::Result<()> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
@@ -72,7 +71,7 @@ pub(super) fn make_folder(path: &Path) -> anyhow::Result<()> {
 
 /// Opens the local API's socket, unless another agent serves it.
 pub(super) fn local(path: &Path) -> anyhow::Result<UnixListener> {
-    make_folder(path)?;
+    path.parent().map_or(Ok(()), make_folder)?;
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         bail!("another agent serves {}; stop it first", path.display());
     }

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::Agent;
 use super::inherit::{self, Left, Predecessor, Successor};
-use super::start::How;
+use super::start::{How, settle_abandoned};
 use super::store;
 use super::succession::Estate;
 use crate::config::Config;
@@ -126,8 +126,9 @@ async fn pass(
     let Err(e) = sent else { return true };
     tracing::error!(cause = format!("{e:#}"), "nothing could be passed on; going on here");
     let mut fds = Descriptors::new(left.fds);
-    for taken in agent.take_up(estate, &mut fds, incoming) {
-        agent.go_on(taken);
-    }
+    let taken = agent.take_up(estate, &mut fds, incoming);
+    let taken_up = taken.iter().map(|taken| taken.journal).collect();
+    taken.into_iter().for_each(|taken| agent.go_on(taken));
+    settle_abandoned(agent, &taken_up);
     false
 }

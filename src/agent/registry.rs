@@ -88,6 +88,13 @@ impl Registry {
         found.first().map(|(_, e)| (*e).clone())
     }
 
+    /// The progress that whoever follows this migration sees.
+    pub(crate) fn followed(&self, id: Uuid, role: Role) -> Option<ProgressSink> {
+        let entries = self.locked();
+        let found = entries.all.iter().find(|(place, _)| (place.id, place.role) == (id, role.name()));
+        found.map(|(_, entry)| entry.progress.clone())
+    }
+
     /// Asks a migration to roll back.
     pub(crate) fn cancel(&self, id: Uuid) -> Result<(), NoCancel> {
         let entry = self.get(id).ok_or(NoCancel::Unknown)?;

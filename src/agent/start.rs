@@ -1,6 +1,7 @@
 //! From a configuration file to a running agent and back: everything that can be wrong is
 //! found before the first socket opens, and `READY=1` is said only once all of them listen.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -14,6 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use super::inherit;
 use super::looks::Looks;
@@ -22,6 +24,7 @@ use super::registry::Registry;
 use super::{Agent, listen, reload, store};
 use crate::config::{Config, TlsConfig};
 use crate::metrics::Metrics;
+use crate::migrate::journal::Role;
 use crate::migrate::problem::chain;
 use crate::migrate::progress::{Progress, ProgressSink};
 use crate::migrate::{Host, journal, recover, settle};
@@ -103,7 +106,7 @@ async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::R
     if let Some(before) = before {
         tokio::task::block_in_place(|| before.release())?;
     }
-    let _only_one = prepare_state(&config.state_dir)?;
+    let _only_one = (prepare_state(&config.state_dir)?, prepare_runtime(&config.runtime_dir)?);
     tracing::info!(
         %identity, aead = ?tls.aead, vms = config.vms.len(), peers = config.peers.len(),
         version = env!("CARGO_PKG_VERSION"), "the agent starts"
@@ -144,14 +147,13 @@ async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::R
         None => Vec::new(),
     };
     // Before anybody can ask for a migration of the same VMs.
-    let found = settle::find(&agent.host, &taken.iter().map(|taken| taken.journal).collect())?;
-    let now = time::OffsetDateTime::now_utc().unix_timestamp();
-    journal::prune(&agent.host.journals(), agent.host.identity.as_str(), now)?;
+    let taken_up = taken.iter().map(|taken| taken.journal).collect();
+    let found = tokio::task::block_in_place(|| settle::find(&agent.host, &taken_up))?;
     // Before anything listens: who is told to stop must not be half started.
     let mut signals = Signals::new()?;
-    let successors = inherit::listen(&inherit::socket_path(&agent.host.config.runtime_dir))?;
     let servers = TaskTracker::new();
     listen_all(&agent, &servers)?;
+    let successors = inherit::listen(&inherit::socket_path(&agent.host.config.runtime_dir))?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
     servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
     settle_all(&agent, found)?;
@@ -160,6 +162,8 @@ async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::R
     keep_watchdog(&servers);
     servers.spawn(end_late(Arc::clone(&agent)));
     agent.tasks.spawn(recover::clean_at_start(Arc::clone(&agent.host)));
+    let host = Arc::clone(&agent.host);
+    agent.tasks.spawn_blocking(move || prune(&host));
     loop {
         tokio::select! {
             asked = signals.next() => match asked {
@@ -188,9 +192,29 @@ fn prepare_state(folder: &Path) -> anyhow::Result<Flock<File>> {
     })?;
     let path = folder.join("agent.lock");
     let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    lock(file, folder)
+}
+
+/// Makes the folder of the sockets and takes its lock: an agent with a state folder of its own would
+/// put its sockets in the place of the running one's.
+fn prepare_runtime(folder: &Path) -> anyhow::Result<Flock<File>> {
+    listen::make_folder(folder)?;
+    let file = File::open(folder).with_context(|| format!("cannot open {}", folder.display()))?;
+    lock(file, folder)
+}
+
+fn lock(file: File, folder: &Path) -> anyhow::Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|(_, e)| e)
         .with_context(|| format!("another agent uses {}; stop it first", folder.display()))
+}
+
+/// Throws old journals away, once the agent listens: nobody waits for it.
+fn prune(host: &Host) {
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    if let Err(e) = journal::prune(&host.journals(), host.identity.as_str(), now) {
+        tracing::warn!(error = chain(&e), "old journals are kept");
+    }
 }
 
 fn listen_all(agent: &Arc<Agent>, servers: &TaskTracker) -> anyhow::Result<()> {
@@ -216,18 +240,44 @@ fn settle_all(agent: &Arc<Agent>, found: (Vec<settle::Open>, Vec<Progress>)) -> 
     }
     for one in open {
         agent.registry.add(one.progress.clone());
-        let settling = Arc::clone(agent);
-        agent.sources.spawn(async move {
-            let progress = one.progress.clone();
-            let frozen = settling.host.frozen();
-            tokio::select! {
-                () = settle::settle(Arc::clone(&settling.host), one) => settling.ended(&progress),
-                // Its journal is open, for whoever comes next.
-                () = frozen => {}
-            }
-        });
+        settle_one(agent, one);
     }
     Ok(())
+}
+
+/// Takes up what was left to its journal when a process that was to take over did not: whoever
+/// follows it goes on to see it.
+pub(super) fn settle_abandoned(agent: &Arc<Agent>, taken: &BTreeSet<(Uuid, Role)>) {
+    let found = tokio::task::block_in_place(|| settle::abandoned(&agent.host, taken));
+    match found {
+        Ok(open) => {
+            for mut one in open {
+                let now = one.progress.now();
+                match agent.registry.followed(now.id, now.role) {
+                    Some(progress) => {
+                        progress.update(|p| (p.phase, p.outcome) = (now.phase, None));
+                        one.progress = progress;
+                    }
+                    None => agent.registry.add(one.progress.clone()),
+                }
+                settle_one(agent, one);
+            }
+        }
+        Err(e) => tracing::error!(error = chain(&e), "open journals cannot be read; a restart settles them"),
+    }
+}
+
+fn settle_one(agent: &Arc<Agent>, one: settle::Open) {
+    let settling = Arc::clone(agent);
+    agent.sources.spawn(async move {
+        let progress = one.progress.clone();
+        let frozen = settling.host.frozen();
+        tokio::select! {
+            () = settle::settle(Arc::clone(&settling.host), one) => settling.ended(&progress),
+            // Its journal is open, for whoever comes next.
+            () = frozen => {}
+        }
+    });
 }
 
 /// Ends journals once their disk has room again.

@@ -8,7 +8,10 @@
 //! Several journals may be open for one virtual machine. Each is settled by its machine; only the
 //! newest touches the virtual machine's QEMU.
 
+mod abandoned;
 mod destination;
+
+pub use abandoned::abandoned;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use crate::faults::{Migration, Plan, Reach, Stage};
-use crate::support::process::{LONG, SHORT, wait_for};
+use crate::support::process::{LONG, SHORT, run_any, wait_for};
 use crate::support::proof::field;
-use crate::support::{Agent, with_lab};
+use crate::support::{Agent, Credentials, Lab, with_lab};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -159,5 +159,67 @@ fn who_cannot_take_over_is_told_so_first() -> Result<()> {
         let report = migration.ended(&stage.alpha)?;
         ensure!(field(&report, "/outcome/result")? == "moved", "{report}");
         Ok(())
+    })
+}
+
+/// A process of the same program that must not get far: with another certificate, or another state
+/// folder, but the same runtime folder. What it says.
+fn stranger(stage: &Stage, change: impl Fn(&str) -> String, words: &[&str]) -> Result<String> {
+    let host = stage.alpha.host();
+    let text = std::fs::read_to_string(host.dir.join("vmferry.toml"))?;
+    let config = host.dir.join("stranger.toml");
+    std::fs::write(&config, change(&text))?;
+    let mut command = host.command(&stage.paths.vmferry);
+    command.arg("agent").arg("--config").arg(&config).args(words);
+    let outcome = run_any(&mut command, LONG)?;
+    ensure!(outcome.code == 1, "it gave {outcome:?}");
+    Ok(outcome.stdout + &outcome.stderr)
+}
+
+/// Another host's process asks to take over; the running agent gives everything, and gets it back.
+fn take_over_in_vain(lab: &Lab, stage: &Stage) -> Result<()> {
+    let hosts = lab.dir().join("certs/hosts");
+    let (ours, theirs) = (hosts.join("alpha"), hosts.join("charlie"));
+    let change = |text: &str| text.replace(&ours.display().to_string(), &theirs.display().to_string());
+    let said = stranger(stage, change, &["--take-over"])?;
+    ensure!(said.contains("this is charlie"), "{said}");
+    Ok(())
+}
+
+/// A process that does not take over after all changes nothing, also for what had been left to its
+/// journal alone: a source at the hand-over, and one that is being settled.
+#[test]
+fn a_take_over_that_fails_changes_nothing() -> Result<()> {
+    with_lab("a_take_over_that_fails_changes_nothing", |lab| {
+        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        Credentials::of(&stage.paths, lab.dir()).issue("charlie")?;
+        let other = |text: &str| text.replace("/state\"", "/other-state\"");
+        let said = stranger(&stage, other, &[])?;
+        ensure!(said.contains("another agent uses") && said.contains("/run"), "{said}");
+        // It has not taken the running agent's sockets away.
+        stage.alpha.take_over()?;
+
+        let migration = stage.reach(Reach::HandOver)?;
+        take_over_in_vain(lab, &stage)?;
+        let now = migration.now(&stage.alpha)?;
+        ensure!(now["outcome"].is_null() && now["phase"] == "hand-over", "{now}");
+        let again = stage.alpha.vmferry(&["migrate", "web1", "--to", "bravo"])?;
+        ensure!(again.code != 0 && again.stdout.contains("already part of migration"), "{again:?}");
+        // Before the guest has run there: it never did, and the source is told so.
+        stage.destination.kill()?;
+        stage.calm()?;
+        let report = migration.ended(&stage.alpha)?;
+        ensure!(field(&report, "/outcome/result")? == "failed", "{report}");
+        stage.is_as_before()?;
+
+        let migration = stage.reach(Reach::HandOver)?;
+        stage.alpha.kill()?;
+        stage.alpha.restart()?;
+        wait_for("the settlement", SHORT, || Ok(migration.now(&stage.alpha).ok().map(drop)))?;
+        take_over_in_vain(lab, &stage)?;
+        let now = migration.now(&stage.alpha)?;
+        ensure!(now["outcome"].is_null() && now["phase"] == "hand-over", "{now}");
+        stage.calm()?;
+        stage.has_moved(&migration)
     })
 }

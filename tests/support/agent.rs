@@ -43,6 +43,11 @@ impl Credentials {
         Ok(credentials)
     }
 
+    /// The authority that is in `dir` already.
+    pub fn of(paths: &Paths, dir: &Path) -> Self {
+        Self { dir: dir.join("certs"), vmferry: paths.vmferry.clone() }
+    }
+
     /// The authority's folder, with ca-cert.pem and ca-key.pem.
     pub fn dir(&self) -> &Path {
         &self.dir

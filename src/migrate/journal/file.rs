@@ -55,7 +55,7 @@ impl Journal {
         let begun = journal
             .write(&Record::Begun(header))
             .map_err(|e| e.error)
-            .and_then(|()| File::open(folder).and_then(|f| f.sync_all()).map_err(io));
+            .and_then(|()| blocking(|| File::open(folder).and_then(|f| f.sync_all())).map_err(io));
         if let Err(e) = begun {
             // Nothing has been done under it, and without a header nobody could believe it.
             let _ = std::fs::remove_file(&path);
@@ -189,7 +189,7 @@ impl Journal {
         }
         self.file.write_all(line).inspect_err(|_| self.sure &= self.is_whole())?;
         self.sure = false;
-        self.file.sync_data()
+        blocking(|| self.file.sync_data())
     }
 
     /// Whether the file surely has every record that was written, and surely nothing else.
@@ -219,7 +219,7 @@ impl Journal {
         if !self.is_whole() {
             self.file.set_len(self.whole_bytes)?;
         }
-        self.file.sync_all()?;
+        blocking(|| self.file.sync_all())?;
         self.sure = true;
         Ok(())
     }
@@ -227,6 +227,16 @@ impl Journal {
 
 fn writer(path: &Path) -> Result<Writer, JournalError> {
     Writer::of(path).ok_or_else(|| JournalError::InUse { path: path.into() })
+}
+
+/// Waits for a disk. The runtime's other tasks, the watchdog's among them, go on meanwhile on another
+/// thread, if it has more than one.
+fn blocking<T>(wait: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
+        _ => wait(),
+    }
 }
 
 /// A journal's text, as far as it is believed.
@@ -343,6 +353,20 @@ mod tests {
         journal.record(Record::Phase(Phase::Device)).unwrap();
         journal.record(Record::HandedOver).unwrap();
         journal.path
+    }
+
+    /// Also with one worker, as on a host with one processor.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_slow_disk_keeps_nobody_else_waiting() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let waits = tokio::spawn(async move {
+            let others = tokio::spawn(async move { sender.send(()).unwrap() });
+            // Only another task ends this wait.
+            let told = blocking(|| receiver.recv_timeout(std::time::Duration::from_secs(60)));
+            others.await.unwrap();
+            told
+        });
+        waits.await.unwrap().unwrap();
     }
 
     #[test]
