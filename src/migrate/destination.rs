@@ -294,8 +294,11 @@ impl Destination {
                 }
                 () = frozen => return Err(Trouble::Frozen),
                 _ = tick.tick() => self.look_at_streams(&mut rate, control.as_ref()),
-                // A guest that is here whole may be handed over at any moment: that is waited for.
-                () = self.host.stopping.cancelled(), if !self.handover.is_loaded() && !self.runs() => return Err(Trouble::Stopping),
+                // A guest that is here whole may be handed over at any moment: that is waited for, unless
+                // its source is away.
+                () = self.host.stopping.cancelled(), if alone_until.is_some() || !(self.handover.is_loaded() || self.runs()) => {
+                    return if self.runs() { Ok(()) } else { Err(Trouble::Stopping) };
+                }
                 () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() => {
                     if self.runs() {
                         return Ok(());

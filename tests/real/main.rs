@@ -30,6 +30,7 @@ mod recover;
 mod refusals;
 mod reload;
 mod retry;
+mod stop;
 mod successor;
 mod survives;
 mod systemd;
