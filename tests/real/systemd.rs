@@ -313,7 +313,7 @@ fn what_an_earlier_version_left_is_closed(stage: &Stage, machine: &Machine) -> R
     let server = json!({"addr": {"type": "unix", "data": {"path": path}}});
     qmp.execute("nbd-server-start", server)?;
     let export =
-        json!({"type": "nbd", "id": "vmferry-disk0", "node-name": "vda", "name": "left", "writable": true});
+        json!({"type": "nbd", "id": "vmferry-disk0", "node-name": "vda", "name": "left", "writable": false});
     qmp.execute("block-export-add", export)?;
     let node = json!({"driver": "null-co", "node-name": "vmferry-left"});
     qmp.execute("blockdev-add", node)?;
