@@ -279,7 +279,7 @@ fn move_back(stage: &Stage) -> Result<()> {
 #[test]
 fn what_the_store_refuses_is_rolled_back() -> Result<()> {
     with_lab("what_the_store_refuses_is_rolled_back", |lab| {
-        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        let mut stage = Stage::set_up(lab, Plan { dirty_mib: 0, ..Plan::ORDINARY })?;
         stage.destination.start_incoming()?;
         let services = Services::boot(lab, &mut stage)?;
         let tested = (|| {
