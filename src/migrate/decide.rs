@@ -364,10 +364,15 @@ pub(super) fn decision(decided: bool, journal: &Journal, error: Option<JournalEr
     }
 }
 
-/// How long the destination's `before_start` may take: by its own word, if it gave one.
+/// How long the destination's `before_start` may take.
 pub(super) fn hook(host: &Host, grant: Option<&Prepared>) -> Duration {
+    hook_of(grant, host.config.deadlines.hook())
+}
+
+/// By the destination's own word, if it gave one, and at most [`HOOK_S_MAX`].
+fn hook_of(grant: Option<&Prepared>, ours: Duration) -> Duration {
     let granted = grant.and_then(|grant| grant.hook_s);
-    granted.map_or(host.config.deadlines.hook(), |s| Duration::from_secs(s.min(HOOK_S_MAX)))
+    granted.map_or(ours, |s| Duration::from_secs(s.min(HOOK_S_MAX)))
 }
 
 fn request(ask: Ask, reason: &str) -> Request {
@@ -410,5 +415,22 @@ pub(super) async fn thank(host: &Host, peer: &str, migration: Uuid) {
     };
     if !matches!(tokio::time::timeout(COURTESY_DEADLINE, said).await, Ok(Ok(()))) {
         tracing::debug!("the destination keeps its journal for longer: it was not told that it need not");
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_destination_says_how_long_its_command_may_take() {
+        // As an agent says it that does not know of it.
+        let grant: Prepared =
+            serde_json::from_str(r#"{"exports":[],"qemu":"QEMU 10.0.2","restartable":true}"#).unwrap();
+        let ours = Duration::from_secs(30);
+        let says = |hook_s| hook_of(Some(&Prepared { hook_s, ..grant.clone() }), ours).as_secs();
+        assert_eq!((hook_of(None, ours), says(None)), (ours, 30));
+        assert_eq!((says(Some(0)), says(Some(400)), says(Some(u64::MAX))), (0, 400, HOOK_S_MAX));
     }
 }
