@@ -59,6 +59,18 @@ impl Place {
         Ok(())
     }
 
+    /// Starts a `qemu-storage-daemon` that serves a file of its own at a socket of that name. It lives
+    /// as long as the lab.
+    #[allow(clippy::zombie_processes, reason = "the lab's janitor ends what runs on its hosts")]
+    pub(super) fn daemon(&self, socket: &Path, words: &[&str]) -> Result<()> {
+        let file = socket.with_extension("served");
+        fs::File::create(&file)?.set_len(DISK_BYTES)?;
+        let mut command = self.host.command(self.paths.qemu(Version::V10, "qemu-storage-daemon"));
+        command.args(["--blockdev", &format!("driver=file,node-name=n,filename={}", file.display())]);
+        command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        wait_for("the storage daemon", SHORT, || Ok(socket.exists().then_some(())))
+    }
+
     /// Starts QEMU with these words.
     pub(super) fn start(&self, words: &[String], incoming: bool) -> Result<Machine> {
         let log = fs::File::create(self.file("qemu.log"))?;
@@ -128,6 +140,12 @@ impl Machine {
 
     pub(super) fn qmp(&self) -> Result<Qmp> {
         Qmp::connect(&self.dir.join("test.qmp"))
+    }
+
+    /// Kills it.
+    pub(super) fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop).context("the end of QEMU")
     }
 
     /// Ends it in order, so that its images are whole.

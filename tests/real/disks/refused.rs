@@ -49,6 +49,14 @@ pub(super) const ALL: &[Case] = &[
     ),
     case("elsewhere", nameless, nameless_elsewhere, "disk-missing", &["0000:00:05.0"]),
     case("no-address", usb_nameless, usb_nameless, "disk-unpaired", &["cannot be told"]),
+    case("one-export", on_one_export, on_same_export, "same-storage", &["disk0", "both hosts", "nbd"]),
+    case(
+        "vhost-user",
+        vhost_user,
+        one_disk,
+        "device-data",
+        &["share0", "vhost-user-blk-pci", "nobody copies"],
+    ),
     case("folder", folder, one_disk, "device-data", &["virtio-9p-pci", "folder"]),
     Case {
         prepare: Some(export_writable),
@@ -189,6 +197,43 @@ fn nameless_elsewhere(place: &Place) -> Words {
 fn usb_nameless(place: &Place) -> Words {
     let node = raw("vda", &place.image("raw", "", "disk0.raw")?);
     Ok(words([blockdev(&node), device("qemu-xhci,id=usb"), device("usb-storage,drive=vda")]))
+}
+
+fn nbd_socket(place: &Place) -> std::path::PathBuf {
+    place.shared.join("nbd")
+}
+
+/// A network export that both hosts reach.
+fn on_one_export(place: &Place) -> Words {
+    let socket = nbd_socket(place);
+    let server = format!("addr.type=unix,addr.path={}", socket.display());
+    let export = "type=nbd,id=e,node-name=n,name=web1,writable=on";
+    place.daemon(&socket, &["--nbd-server", &server, "--export", export])?;
+    on_same_export(place)
+}
+
+fn on_same_export(place: &Place) -> Words {
+    let server = json!({"type": "unix", "path": nbd_socket(place)});
+    let node = json!({"driver": "nbd", "server": server, "export": "web1"});
+    Ok(one(&json!({"driver": "raw", "node-name": "vda", "file": node})))
+}
+
+/// A disk that another process has, beside one of QEMU's.
+fn vhost_user(place: &Place) -> Words {
+    let socket = place.file("vhost");
+    let export = format!(
+        "type=vhost-user-blk,id=e,node-name=n,writable=on,addr.type=unix,addr.path={}",
+        socket.display()
+    );
+    place.daemon(&socket, &["--export", &export])?;
+    let chardev = format!("socket,id=v0,path={}", socket.display());
+    let more = words([
+        ["-object".into(), "memory-backend-memfd,id=mem,size=64M,share=on".into()],
+        ["-machine".into(), "memory-backend=mem".into()],
+        ["-chardev".into(), chardev],
+        device("vhost-user-blk-pci,id=share0,chardev=v0"),
+    ]);
+    Ok([one_disk(place)?, more].concat())
 }
 
 fn folder(place: &Place) -> Words {
