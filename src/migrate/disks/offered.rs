@@ -6,6 +6,8 @@ use crate::qemu::Disk;
 
 /// Bytes that the names of all storages may take in one offer.
 const STORAGE_BYTES_MAX: usize = 96 * 1024;
+/// What one of them takes in JSON beside its name.
+const STORAGE_BYTES_BESIDES: usize = 32;
 
 /// The disks but for firmware flash, whose contents travel with the RAM.
 pub(crate) fn offered(disks: &[Disk]) -> Vec<DiskSpec> {
@@ -46,7 +48,7 @@ fn storages(disk: &Disk, room: &mut usize) -> (Vec<Storage>, bool) {
     for image in disk.images.iter().filter(|image| !is_nothing(image)) {
         hides |= image.keys.is_empty();
         for key in &image.keys {
-            let Some(rest) = room.checked_sub(key.len()) else {
+            let Some(rest) = room.checked_sub(key.len() + STORAGE_BYTES_BESIDES) else {
                 hides = true;
                 break;
             };
