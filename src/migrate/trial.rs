@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::failure::Failure;
@@ -23,7 +24,9 @@ use super::problem::{self, Problem, ProblemKind};
 use super::settings::{self, Settings};
 use super::source::Source;
 use super::streams::socket_pair;
-use crate::qemu::{Closefd, Migrate, MigrateCancel, MigrationStatus, Qmp, QmpError, QueryMigrate, names};
+use crate::qemu::{
+    Closefd, Migrate, MigrateCancel, MigrationStatus, Qmp, QmpError, QomGet, QomList, QueryMigrate, names,
+};
 
 /// How long QEMU may take to begin. Large guests take their time to track what they write.
 const BEGIN_DEADLINE: Duration = Duration::from_secs(20);
@@ -84,8 +87,33 @@ impl From<TrialError> for Failure {
     }
 }
 
+/// Whether `migrate` would unplug a network card that another one stands in for.
+async fn has_failover(qmp: &Qmp) -> Result<bool, QmpError> {
+    for folder in ["/machine/peripheral", "/machine/peripheral-anon"] {
+        for child in qmp.execute(QomList { path: folder.to_owned() }).await? {
+            if !child.kind.starts_with("child<virtio-net-") {
+                continue;
+            }
+            let (path, property) = (format!("{folder}/{}", child.name), "failover".to_owned());
+            match qmp.execute(QomGet { path, property }).await {
+                Ok(Value::Bool(true)) => return Ok(true),
+                Err(e) if e.desc().is_none() => return Err(e),
+                _ => {}
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// Tries whether this QEMU would migrate its guest at all. `None`: it would.
 async fn trial(qmp: &Qmp, vm: &str) -> Result<Option<Problem>, TrialError> {
+    if has_failover(qmp).await? {
+        let text = format!(
+            "whether the source's QEMU would migrate VM {vm} was not tried: that would unplug the network card \
+             for which another has `failover=on`"
+        );
+        return Ok(Some(Problem::note(ProblemKind::NotSeen, text, "nothing has to be done")));
+    }
     let (ours, theirs) = socket_pair()?;
     take_little(&theirs)?;
     qmp.getfd(names::TRIAL_FDNAME, theirs).await?;
