@@ -215,7 +215,7 @@ fn a_qemu_that_stands_still_is_slow_and_not_dead() -> Result<()> {
         let words = wait_for("QEMU to be called slow", SHORT, || slow(&migration))?;
         ensure!(words.contains("slow") && words.contains("has not answered for"), "{words}");
         migration.cancel(&stage.alpha)?;
-        // In all for less than 20 s, after which the guest's kernel would find itself stuck.
+        // For longer than one command of a clean-up once could take.
         std::thread::sleep(Duration::from_secs(11));
         let now = migration.now(&stage.alpha)?;
         ensure!(now["outcome"].is_null() && now["phase"] == "roll-back", "it was to wait for QEMU: {now}");

@@ -20,7 +20,7 @@ use super::qmp::Qmp;
 /// From QEMU's start to the first completed block, on a busy machine without KVM.
 const BOOT_WITHIN: Duration = Duration::from_secs(120);
 const KERNEL_WORDS: &str = "console=ttyS0 quiet tsc=reliable no_timer_check mitigations=off nokaslr \
-                            random.trust_cpu=on cryptomgr.notests 8250.nr_uarts=1 audit=0 selinux=0 apparmor=0";
+                            random.trust_cpu=on nosoftlockup cryptomgr.notests 8250.nr_uarts=1 audit=0 selinux=0 apparmor=0";
 
 /// How a disk is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
