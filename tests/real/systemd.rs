@@ -321,6 +321,8 @@ fn what_an_earlier_version_left_is_closed(stage: &Stage, machine: &Machine) -> R
     let found = |what: &str| check.stdout.contains(what);
     ensure!(found("disk0 is exported at the source") && found("block nodes"), "{check:?}");
     qmp.execute("blockdev-del", json!({"node-name": "vmferry-left"}))?;
+    // A monitor serves one at a time.
+    drop(qmp);
     machine.restart()?;
     wait_for("the exports to be closed", SHORT, || Ok(exports_nothing(&stage.destination).ok()))?;
     let check = stage.bravo.vmferry(&["check", &stage.source.spec.name, "--to", "alpha"])?;
