@@ -42,7 +42,7 @@ fn the_last_words_of_a_qemu_are_told_and_its_end_is_proved() -> Result<()> {
         stage.source.kill()?;
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
-        let words = &["the source's QEMU has gone: its process", "it said: alpha's last words"];
+        let words = &["the source's QEMU has gone: its process", "it said: ", "alpha's last words"];
         End { phases: &["mirror"], words, cancelled: false, left: Some("VM web1 runs nowhere") }
             .fits(&report)?;
         let outcome = report["outcome"].to_string();
