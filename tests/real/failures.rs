@@ -208,8 +208,9 @@ fn a_journal_cannot_be_written() -> Result<()> {
     with_lab("a_journal_cannot_be_written", |lab| {
         let mut stage = Stage::set_up(lab, plan)?;
         refused_on_a_full_disk(&stage)?;
-        let full = End { left: Some("journal"), ..failed(&["mirror", "precopy"], FULL) };
-        case("journal's disk full, mirror", Reach::Mirror, hurt::fill_journal, full).play(&mut stage)?;
+        // A file's last block has room for some more records; for all those of the disks it has not.
+        let full = End { left: Some("journal"), ..failed(&["prepare", "mirror", "precopy"], FULL) };
+        case("journal's disk full, prepare", Reach::Prepare, hurt::fill_journal, full).play(&mut stage)?;
         let frozen = End { left: Some("journal"), ..failed(&["hand-over"], FROZEN) };
         case("no record of the hand-over", Reach::Device, hurt::freeze_source_journal, frozen)
             .play(&mut stage)?;
