@@ -2,6 +2,7 @@
 
 mod explain;
 mod look_again;
+mod pivoted;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -419,7 +420,8 @@ impl Source {
         if let Err(e) = self.journal.record(Record::Phase(Phase::RollBack)) {
             tracing::error!(error = chain(&e), "the roll-back goes on without the journal");
         }
-        // First of all, so that neither QEMU hangs on a stream that no longer moves.
+        let not_back = self.take_disks_back(&failure).await;
+        // Before anything else, so that neither QEMU hangs on a stream that no longer moves.
         self.streams.cut_all();
         self.delta.abort().await;
         if self.handover.ended().is_none() {
@@ -431,7 +433,8 @@ impl Source {
             && self.tracking.is_worth_keeping();
         let bitmaps = if keeps { Bitmaps::StayForTheNextTry } else { Bitmaps::Go };
         let is_off = matches!(&failure, Failure::Meanwhile(meanwhile) if meanwhile.is_off());
-        let undone = self.take_back(phase, &cause, bitmaps, is_off).await;
+        let mut undone = self.take_back(phase, &cause, bitmaps, is_off).await;
+        undone.extend(not_back);
         let cause = self.explained_late(&failure, cause);
         let outcome = failed(phase, &failure, cause, undone);
         let may_pass = failure.may_pass();

@@ -193,6 +193,38 @@ fn what_the_guest_and_its_operator_end_is_not_tried_again() -> Result<()> {
 }
 
 /// A guest that has shut down is not started again by the roll-back.
+/// The guest's disk is the destination's image then: what it writes comes back before the stream is cut.
+#[test]
+fn a_mirror_that_somebody_completes_is_copied_back() -> Result<()> {
+    with_lab("a_mirror_that_somebody_completes_is_copied_back", |lab| {
+        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        let migration = stage.reach_with(Reach::Precopy, &["--retry", "3"])?;
+        let mut qmp = stage.source.qmp()?;
+        let jobs = qmp.query("query-block-jobs")?;
+        let job = jobs[0]["device"].as_str().context("no mirror")?.to_owned();
+        qmp.execute("block-job-complete", json!({"device": job}))?;
+        stage.calm()?;
+        let report = migration.ended(&stage.alpha)?;
+        failed(&["precopy"], &["somebody else ended the mirror"]).fits(&report)?;
+        not_tried_again(&report)?;
+        ensure!(notes(&report).contains("was copied back"), "{report}");
+        let nodes = qmp.query("query-block")?;
+        let nodes: Vec<_> =
+            nodes.as_array().into_iter().flatten().map(|b| &b["inserted"]["node-name"]).collect();
+        ensure!(nodes == ["vda", "vdb"], "the guest's disks are {nodes:?}");
+        drop(qmp);
+        stage.is_as_before()?;
+        // All that it ever wrote is in its own images.
+        let reported = stage.source.console()?.last().unwrap_or(0);
+        stage.source.quit()?;
+        for disk in 0..2 {
+            let verdict = stage.source.verify(disk, &stage.source.disk(disk))?;
+            ensure!(verdict.ok && verdict.max_seq >= reported, "disk {disk}: {reported}, {verdict:?}");
+        }
+        Ok(())
+    })
+}
+
 fn still_off(stage: &mut Stage) -> Result<()> {
     let migration = stage.reach_with(Reach::Mirror, &["--retry", "3"])?;
     hmp(&mut stage.source.qmp()?, POWER_DOWN)?;

@@ -84,7 +84,6 @@ fn a_qemu_that_was_started_in_vain_does_not_stay() -> Result<()> {
         }
         let recovered = bravo.vmferry(&["recover"])?;
         ensure!(recovered.code == 0, "{recovered:?}");
-        // The agent may be killed while it waits for the monitor: the next one ends what was started.
         drop(alpha);
         ensure!(source.qmp()?.status()? == "running");
         let left = run_any(std::process::Command::new("pgrep").arg("-f").arg(destination.dir()), SHORT)?;

@@ -32,6 +32,7 @@ commands! {
     BlockdevDel = "blockdev-del" -> Empty;
     BlockdevMirror = "blockdev-mirror" -> Empty;
     BlockJobCancel = "block-job-cancel" -> Empty;
+    BlockJobComplete = "block-job-complete" -> Empty;
     BlockJobSetSpeed = "block-job-set-speed" -> Empty;
     BlockJobResume = "block-job-resume" -> Empty;
     BlockJobChange = "block-job-change" -> Empty;
@@ -468,6 +469,13 @@ pub struct BlockJobCancel {
     pub device: String,
     /// Drop what is in flight.
     pub force: bool,
+}
+
+/// Ends a ready mirror by putting the guest's disk onto its target.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockJobComplete {
+    /// The job's id.
+    pub device: String,
 }
 
 /// Changes a job's limit at any time.
