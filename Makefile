@@ -40,7 +40,7 @@ test: setup lint
 	cargo test $(LOCKED) --lib --bins -- $(T)
 	if [ -n "$(QUICK)" ]; then
 	  printf '\n== quick tests: %s\n' "$(QUICK)"
-	  cargo test $(LOCKED) $(addprefix --test ,$(QUICK)) -- $(T)
+	  cargo test $(LOCKED) --no-fail-fast $(addprefix --test ,$(QUICK)) -- $(T)
 	fi
 	printf '\n== tests with real QEMUs\n'
 	cargo test $(LOCKED) --test real -- --test-threads=1 $(T)

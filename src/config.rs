@@ -268,6 +268,9 @@ pub const HOOK_S_MAX: u64 = 600;
 /// Most lanes that a peer may have; each may hold as much memory as a session.
 pub const LANES_MAX: usize = 8;
 
+/// The longest path of a unix socket, in bytes: `sun_path` of unix(7) without its end.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 impl Config {
     /// Reads and checks a configuration file. Relative paths in it are relative to its folder.
     ///
@@ -288,6 +291,11 @@ impl Config {
             .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })?;
         config.check().map_err(|(key, problem)| ConfigError::Value { path: path.into(), key, problem })?;
         config.resolve(path.parent().unwrap_or(Path::new(".")));
+        config.check_sockets().map_err(|(key, problem)| ConfigError::Value {
+            path: path.into(),
+            key,
+            problem,
+        })?;
         Ok(config)
     }
 
@@ -327,6 +335,23 @@ impl Config {
             check_vm(name, vm)?;
         }
         self.deadlines.check()
+    }
+
+    /// Whether every unix socket's path is short enough for the kernel.
+    fn check_sockets(&self) -> Result<(), (String, String)> {
+        // Of an NBD server's listening socket, before its name is removed.
+        let nbd = self.runtime_dir.join("nbd").join(uuid::Uuid::nil().to_string());
+        let monitors = self.vms.iter().map(|(name, vm)| (format!("vm.{name}.qmp"), vm.qmp.clone()));
+        for (key, path) in std::iter::once(("runtime_dir".to_owned(), nbd)).chain(monitors) {
+            let bytes = path.as_os_str().len();
+            if bytes > SOCKET_PATH_BYTES_MAX {
+                let path = path.display();
+                let problem =
+                    format!("a socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes, {path} has {bytes}");
+                return Err((key, problem));
+            }
+        }
+        Ok(())
     }
 
     fn resolve(&mut self, base: &Path) {
@@ -465,6 +490,8 @@ start = { command = ["start", "web1"] }
             (GOOD.replace("receive = [\"web*\"]", "lanes = 0"), "peer.bravo.lanes: 0 is outside 1–8"),
             (GOOD.replace("receive = [\"web*\"]", "lanes = 9"), "peer.bravo.lanes"),
             (GOOD.replace("ca = \"ca-cert.pem\"\n", ""), "missing field `ca`"),
+            (GOOD.replace("/run/qemu", &"/long".repeat(20)), "vm.web1.qmp: a socket's path has at most 107"),
+            (format!("runtime_dir = \"/run/{}\"\n{GOOD}", "long".repeat(20)), "runtime_dir: a socket's path"),
         ];
         for (text, expected) in cases {
             let got = error(&text);

@@ -116,7 +116,8 @@ async fn disks_have_the_same_names_on_both_sides(variable: &str) {
         assert_eq!((first.virtual_size, first.format.as_str()), (8 * MIB, "raw"), "{first:?}");
         assert!(first.node_name.ends_with("-n0") && first.actual_size.is_some(), "{first:?}");
         assert!(!(first.read_only || first.removable || first.backing || first.firmware), "{first:?}");
-        let over_another = of("virtio0");
+        // It has no id: its place on the bus names it.
+        let over_another = of("0000-00-03.0");
         assert_eq!((over_another.backing, over_another.format.as_str()), (true, "qcow2"));
         assert!(over_another.node_name.starts_with('#'), "{over_another:?}");
         assert!(of("scsi0-0-0").read_only);

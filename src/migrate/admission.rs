@@ -9,7 +9,7 @@ use super::host::Host;
 use super::message::Offer;
 use super::problem::{Problem, ProblemKind, chain};
 use super::trouble::Trouble;
-use super::{disks, examine, machine, vm, vm_state};
+use super::{descriptors, disks, examine, machine, vm, vm_state};
 use crate::config::glob_matches;
 use crate::net::identity::Identity;
 use crate::qemu::{Abilities, Qmp, QmpError, QueryMigrate, QueryStatus};
@@ -68,5 +68,6 @@ pub(super) async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Prob
     let present = crate::qemu::disks(qmp).await?;
     problems.extend(disks::destination_findings(qmp, offer, &present).await?);
     problems.extend(machine::findings(qmp, offer).await?);
+    problems.extend(descriptors::findings(qmp, "destination", offer.disks.len()));
     Ok(problems)
 }

@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::disks;
 use super::failure::Failure;
 use super::host::Host;
 use super::inventory::Inventory;
 use super::link::{Link, LinkError};
 use super::message::{Offer, Request, Response};
 use super::problem::{Policy, Problem, ProblemKind, chain};
-use super::{machine, trial, vm};
+use super::{descriptors, disks, machine, trial, vm};
 use crate::net::session::Session;
 use crate::qemu::{
     Abilities, Disk, Events, MigrationStatus, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate,
@@ -70,6 +69,7 @@ pub(crate) async fn source(host: &Host, name: &str) -> Result<Examined, Failure>
     problems.extend(busy(&qmp, name).await?);
     problems.extend(left_over(&qmp, name).await?);
     problems.extend(disks::source_findings(&qmp, &disks).await?);
+    problems.extend(descriptors::findings(&qmp, "source", disks.len()));
     problems.extend(blocked(&qmp, name).await?);
     let (major, minor, micro) = abilities.version;
     let qemu = format!("QEMU {major}.{minor}.{micro}");

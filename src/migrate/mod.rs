@@ -11,6 +11,7 @@ mod admission;
 mod carried;
 mod decide;
 mod delta;
+mod descriptors;
 mod destination;
 mod disks;
 mod examine;

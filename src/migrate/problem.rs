@@ -9,97 +9,114 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::words::chain;
 
-/// Kinds of problems; scripts may rely on their names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ProblemKind {
-    /// No such VM in the configuration of that side.
-    VmUnknown,
-    /// The VM's monitor does not answer.
-    QemuUnreachable,
-    /// The source's guest is in a state that cannot be moved.
-    SourceState,
-    /// A block job or migration is under way.
-    Busy,
-    /// QEMU lacks something that is needed.
-    QemuTooOld,
-    /// The destination's QEMU does not wait for a migration.
-    TargetNotWaiting,
-    /// A disk is missing at the destination.
-    DiskMissing,
-    /// A disk is smaller at the destination.
-    DiskTooSmall,
-    /// A disk is larger at the destination.
-    DiskTooLarge,
-    /// A disk cannot be written at the destination.
-    DiskReadOnly,
-    /// A disk would lose its encryption.
-    DiskFormat,
-    /// A device has its id at another place at the destination.
-    DiskAddress,
-    /// It cannot be told which of the destination's disks is the source's.
-    DiskUnpaired,
-    /// Two of the guest's devices write to one storage.
-    DiskShared,
-    /// Both hosts have one file or block device open.
-    SameImage,
-    /// Both hosts seem to use one network export, network file or block device.
-    SameStorage,
-    /// What is written to a disk is gone when its QEMU ends.
-    DiskTemporary,
-    /// Somebody else has a disk exported.
-    DiskExported,
-    /// A device whose contents lie outside of QEMU.
-    DeviceData,
-    /// A device whose guest writes go around QEMU.
-    DiskPassthrough,
-    /// Dirty bitmaps do not go along.
-    BitmapsDropped,
-    /// Snapshots inside of images do not go along.
-    SnapshotsDropped,
-    /// Backing files become part of the destination's image.
-    BackingMerged,
-    /// Read-only disks are not copied.
-    NotCopied,
-    /// What is to be copied does not fit at the destination.
-    NoRoom,
-    /// A thin disk may become a thick one, which does not fit.
-    ThinBecomesThick,
-    /// More disks than can be copied.
-    TooManyDisks,
-    /// Something could not be looked at.
-    NotSeen,
-    /// No such peer in the configuration.
-    PeerUnknown,
-    /// The peer cannot be reached.
-    PeerUnreachable,
-    /// The peer or we do not trust the other's certificate.
-    PeerNotTrusted,
-    /// The peer does not permit us to send this VM.
-    NotPermitted,
-    /// The source's QEMU says that this guest cannot be migrated.
-    MigrationBlocked,
-    /// The source's QEMU refused a trial migration.
-    MigrationRefused,
-    /// Migration capabilities or parameters were left on.
-    MigrationSettings,
-    /// The machine types differ.
-    MachineType,
-    /// One side runs by KVM, the other does not.
-    Accelerator,
-    /// The RAM differs.
-    Memory,
-    /// The numbers of processors differ, or how they are arranged.
-    CpuCount,
-    /// The processors' models or features differ.
-    Cpu,
-    /// A device is only on one side, or at another address, or another one.
-    Device,
-    /// A device is set up in another way.
-    DeviceSettings,
-    /// Anything else, and a kind that only a newer version knows.
-    #[serde(other)]
-    Other,
+/// An enumeration that can list itself.
+macro_rules! kinds {
+    ($(#[$meta:meta])* pub enum $name:ident { $($(#[$doc:meta])* $variant:ident,)+ }) => {
+        $(#[$meta])*
+        pub enum $name { $($(#[$doc])* $variant,)+ }
+
+        impl $name {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+        }
+    };
+}
+
+kinds! {
+    /// Kinds of problems; scripts may rely on their names.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum ProblemKind {
+        /// No such VM in the configuration of that side.
+        VmUnknown,
+        /// The VM's monitor does not answer.
+        QemuUnreachable,
+        /// The source's guest is in a state that cannot be moved.
+        SourceState,
+        /// A block job or migration is under way.
+        Busy,
+        /// QEMU lacks something that is needed.
+        QemuTooOld,
+        /// The destination's QEMU does not wait for a migration.
+        TargetNotWaiting,
+        /// A disk is missing at the destination.
+        DiskMissing,
+        /// A disk is smaller at the destination.
+        DiskTooSmall,
+        /// A disk is larger at the destination.
+        DiskTooLarge,
+        /// A disk cannot be written at the destination.
+        DiskReadOnly,
+        /// A disk would lose its encryption.
+        DiskFormat,
+        /// A device has its id at another place at the destination.
+        DiskAddress,
+        /// It cannot be told which of the destination's disks is the source's.
+        DiskUnpaired,
+        /// Two of the guest's devices write to one storage.
+        DiskShared,
+        /// Both hosts have one file or block device open.
+        SameImage,
+        /// Both hosts seem to use one network export, network file or block device.
+        SameStorage,
+        /// What is written to a disk is gone when its QEMU ends.
+        DiskTemporary,
+        /// Somebody else has a disk exported.
+        DiskExported,
+        /// A device whose contents lie outside of QEMU.
+        DeviceData,
+        /// A device whose guest writes go around QEMU.
+        DiskPassthrough,
+        /// Dirty bitmaps do not go along.
+        BitmapsDropped,
+        /// Snapshots inside of images do not go along.
+        SnapshotsDropped,
+        /// Backing files become part of the destination's image.
+        BackingMerged,
+        /// Read-only disks are not copied.
+        NotCopied,
+        /// What is to be copied does not fit at the destination.
+        NoRoom,
+        /// A thin disk may become a thick one, which does not fit.
+        ThinBecomesThick,
+        /// More disks than can be copied.
+        TooManyDisks,
+        /// The agent or a QEMU may not open as many files as the migration needs.
+        TooFewDescriptors,
+        /// Something could not be looked at.
+        NotSeen,
+        /// No such peer in the configuration.
+        PeerUnknown,
+        /// The peer cannot be reached.
+        PeerUnreachable,
+        /// The peer or we do not trust the other's certificate.
+        PeerNotTrusted,
+        /// The peer does not permit us to send this VM.
+        NotPermitted,
+        /// The source's QEMU says that this guest cannot be migrated.
+        MigrationBlocked,
+        /// The source's QEMU refused a trial migration.
+        MigrationRefused,
+        /// Migration capabilities or parameters were left on.
+        MigrationSettings,
+        /// The machine types differ.
+        MachineType,
+        /// One side runs by KVM, the other does not.
+        Accelerator,
+        /// The RAM differs.
+        Memory,
+        /// The numbers of processors differ, or how they are arranged.
+        CpuCount,
+        /// The processors' models or features differ.
+        Cpu,
+        /// A device is only on one side, or at another address, or another one.
+        Device,
+        /// A device is set up in another way.
+        DeviceSettings,
+        /// Anything else, and a kind that only a newer version knows.
+        #[serde(other)]
+        Other,
+    }
 }
 
 impl ProblemKind {
@@ -135,6 +152,7 @@ impl ProblemKind {
             | Self::NotCopied
             | Self::ThinBecomesThick
             | Self::TooManyDisks
+            | Self::TooFewDescriptors
             | Self::NotSeen
             | Self::PeerUnknown
             | Self::PeerNotTrusted
@@ -343,6 +361,26 @@ mod tests {
             [Warning, Problem, Warning, Note]
         );
         assert_eq!(severities(&Policy { strict: true, accept }), [Warning, Problem, Problem, Note]);
+    }
+
+    #[test]
+    fn every_kind_is_described() {
+        let described: serde_json::Value =
+            serde_json::from_str(include_str!("../agent/openapi.json")).unwrap();
+        let schemas = &described["components"]["schemas"];
+        let name = |kind: &ProblemKind| serde_json::to_value(kind).unwrap();
+        let all: Vec<_> = ProblemKind::ALL.iter().map(name).collect();
+        assert_eq!(schemas["Problem"]["properties"]["kind"]["enum"], serde_json::json!(all));
+        let accepted = ProblemKind::ALL.iter().filter(|kind| kind.may_be_accepted());
+        let accepted: Vec<_> = accepted.map(name).collect();
+        assert_eq!(schemas["Accept"]["items"]["enum"], serde_json::json!(accepted));
+        let page = include_str!("../../docs/check.md");
+        let missing: Vec<_> = all
+            .iter()
+            .filter_map(|name| name.as_str())
+            .filter(|name| *name != "other" && !page.contains(&format!("`{name}`")))
+            .collect();
+        assert!(missing.is_empty(), "docs/check.md has no {missing:?}");
     }
 
     #[test]

@@ -74,6 +74,8 @@ const NAMES: &[Case] = &[
     },
 ];
 
+const FEW_DESCRIPTORS: Case =
+    case("fits", "too-few-descriptors", &["source's QEMU may open", "needs up to"], &["`LimitNOFILE`"]);
 const BUSY: Case = case("fits", "busy", &["VM fits", "mirror errand"], &["block-job-cancel"]);
 const OTHER_CA: Case = case("fits", "peer-not-trusted", &["bravo", "CA"], &["certs check"]);
 const UNKNOWN_HERE: Case = case(
@@ -91,6 +93,7 @@ fn what_would_fail_is_found_before_anything_is_changed() -> Result<()> {
         stage.finds_nothing_wrong()?;
         TARGETS.iter().chain(NAMES).try_for_each(|case| stage.play(case))?;
         stage.accepts_by_name()?;
+        stage.few_descriptors()?;
         stage.busy()?;
         stage.other_destinations(lab)?;
         no_agent(stage.alpha)
@@ -128,6 +131,29 @@ impl Stage {
         let plain = self.alpha.vmferry(&["check", "fits", "--to", "bravo"])?;
         ensure!(plain.code == 0 && plain.stdout.contains("fits can be moved to bravo"), "{plain:?}");
         Ok(())
+    }
+
+    /// The source's QEMU may hardly open anything more.
+    fn few_descriptors(&self) -> Result<()> {
+        let pid = self.source.pid().context("no QEMU")?;
+        let open = fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+        let limit = |soft: &str| {
+            let words = [format!("--pid={pid}"), format!("--nofile={soft}:")];
+            run(std::process::Command::new("prlimit").args(words), SHORT).map(drop)
+        };
+        let before = run(
+            std::process::Command::new("prlimit").args([
+                &format!("--pid={pid}"),
+                "--nofile",
+                "--noheadings",
+                "--output=SOFT",
+            ]),
+            SHORT,
+        )?;
+        limit(&(open + 10).to_string())?;
+        let played = self.play(&FEW_DESCRIPTORS);
+        limit(before.trim())?;
+        played
     }
 
     /// A problem that only a human can judge is a warning once it is accepted; others cannot be.

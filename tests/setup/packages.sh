@@ -10,7 +10,7 @@ wanted="
   cc:gcc ld:binutils make:make
   ip:iproute2 ss:iproute2 tc:iproute2
   nft:nftables tcpdump:tcpdump
-  setpriv:util-linux flock:util-linux nsenter:util-linux losetup:mount mkfs.ext4:e2fsprogs
+  setpriv:util-linux flock:util-linux nsenter:util-linux prlimit:util-linux losetup:mount mkfs.ext4:e2fsprogs
   ps:procps sysctl:procps
   openssl:openssl
   xz:xz-utils lz4:lz4 gzip:gzip zstd:zstd cpio:cpio
