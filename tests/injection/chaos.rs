@@ -20,7 +20,7 @@ const KEEP_LOGS: &str = "CHAOS_KEEP_LOGS";
 
 /// Plays one injection of the plan alone, by its number.
 const ONLY: &str = "CHAOS_ONLY";
-/// Plays only the faults whose name contains this.
+/// Plays only the faults whose name contains one of these, with `|` between them.
 const ONLY_FAULT: &str = "CHAOS_FAULT";
 
 /// Draws from a seed, plays, and gives the table with its head, in Markdown.
@@ -78,9 +78,10 @@ pub fn play(lab: &Lab, plan: &[Injection]) -> Result<Vec<Record>> {
 }
 
 fn is_chosen(injection: &Injection) -> bool {
+    let name = injection.fault.to_string();
     let is = |name: &str, fits: &dyn Fn(&str) -> bool| std::env::var(name).map_or(true, |only| fits(&only));
     is(ONLY, &|n| n == injection.number.to_string())
-        && is(ONLY_FAULT, &|words| injection.fault.to_string().contains(words))
+        && is(ONLY_FAULT, &|all| all.split('|').any(|words| name.contains(words)))
 }
 
 fn one(world: &mut World, injection: &Injection) -> Result<Record> {

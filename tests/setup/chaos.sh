@@ -1,7 +1,7 @@
 #!/bin/bash
 # Plays `make chaos` and writes tests/CHAOS.md: what was run, where, on what, and the table.
 #   usage: CHAOS_SEED=n CHAOS_INJECTIONS=n chaos.sh [FILE]      default tests/CHAOS.md
-# CHAOS_ONLY=n plays one injection of that seed alone, CHAOS_FAULT=words only faults whose name has these
+# CHAOS_ONLY=n plays one injection of that seed alone, CHAOS_FAULT="words|others" only faults whose name has one of these
 # words, CHAOS_KEEP_LOGS=1 keeps the logs of a good run.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
