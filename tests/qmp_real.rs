@@ -89,7 +89,7 @@ async fn disks_have_the_same_names_on_both_sides(variable: &str) {
             image(folder.path(), &format!("{side}.{name}"), size, b"x").display().to_string()
         };
         let arguments = format!(
-            "-blockdev raw,node-name={side}-n0,file.driver=file,file.filename={} \
+            "-blockdev raw,node-name={side}-n0,cache.no-flush=on,file.driver=file,file.filename={} \
              -device virtio-blk-pci,id=disk0,drive={side}-n0 \
              -drive if=virtio,format=raw,snapshot=on,file={} \
              -drive if=none,id=d2,format=raw,readonly=on,file={} -device virtio-scsi-pci -device scsi-hd,drive=d2,id=scsi0-0-0 \
@@ -118,6 +118,8 @@ async fn disks_have_the_same_names_on_both_sides(variable: &str) {
         assert!(!(first.read_only || first.removable || first.backing || first.firmware), "{first:?}");
         // It has no id: its place on the bus names it.
         let over_another = of("0000-00-03.0");
+        // QEMU flushes no temporary image.
+        assert!(first.no_flush && over_another.no_flush && !of("scsi0-0-0").no_flush, "{first:?}");
         assert_eq!((over_another.backing, over_another.format.as_str()), (true, "qcow2"));
         assert!(over_another.node_name.starts_with('#'), "{over_another:?}");
         assert!(of("scsi0-0-0").read_only);

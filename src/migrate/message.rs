@@ -41,6 +41,9 @@ pub struct DiskPlace {
     /// The best encryption below it.
     #[serde(default)]
     pub encryption: Encryption,
+    /// The guest's flushes do not reach the image.
+    #[serde(default)]
+    pub no_flush: bool,
     /// What it occupies, in bytes.
     #[serde(default)]
     pub allocated: Option<u64>,

@@ -61,6 +61,8 @@ kinds! {
         SameStorage,
         /// What is written to a disk is gone when its QEMU ends.
         DiskTemporary,
+        /// The guest's flushes would be ignored.
+        DiskCache,
         /// Somebody else has a disk exported.
         DiskExported,
         /// A device whose contents lie outside of QEMU.
@@ -144,6 +146,7 @@ impl ProblemKind {
             | Self::SameImage
             | Self::SameStorage
             | Self::DiskTemporary
+            | Self::DiskCache
             | Self::DeviceData
             | Self::DiskPassthrough
             | Self::BitmapsDropped

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::address::Addresses;
 use super::client::Qmp;
-use super::commands::{BlockDeviceInfo, BlockInfo, QueryBlock};
+use super::commands::{BlockDeviceInfo, BlockInfo, CacheInfo, QueryBlock};
 use super::error::QmpError;
 use super::graph::{Encryption, Graph, Layer, encryption_of_chain};
 use super::image::{self, Image, OpenFiles};
@@ -46,6 +46,8 @@ pub struct Disk {
     pub backing: bool,
     /// What it occupies on its host, in bytes.
     pub actual_size: Option<u64>,
+    /// The guest's flushes do not reach the image (`cache=unsafe`).
+    pub no_flush: bool,
     /// The best encryption of anything below the device.
     pub encryption: Encryption,
     /// The least encryption of what is written to it from now on.
@@ -105,7 +107,17 @@ async fn see_images(qmp: &Qmp, disks: &mut [Disk]) {
 
 fn disk(block: BlockInfo) -> Option<Disk> {
     let BlockInfo { device, qdev, removable, inserted, .. } = block;
-    let BlockDeviceInfo { node_name, drv, ro, file, backing_file, backing_file_depth, image, .. } = inserted?;
+    let BlockDeviceInfo {
+        node_name,
+        drv,
+        ro,
+        file,
+        backing_file,
+        backing_file_depth,
+        image,
+        cache: CacheInfo { no_flush },
+        ..
+    } = inserted?;
     let image = image?;
     let encryption = encryption_of_chain(&drv, &image);
     let filename = [image.filename, file].into_iter().find(|name| !name.is_empty());
@@ -122,6 +134,7 @@ fn disk(block: BlockInfo) -> Option<Disk> {
         backing: image.backing_filename.is_some() || backing_file.is_some() || backing_file_depth > 0,
         actual_size: image.actual_size,
         encryption,
+        no_flush,
         ..Disk::default()
     })
 }

@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::address::Addresses;
 use super::client::{Command, Qmp};
 use super::commands::{
-    ObjectPropertyInfo, QomGet, QomList, QueryHotpluggableCpus, QueryKvm, QueryMemorySizeSummary,
-    QueryVersion, XQueryRamblock,
+    ObjectPropertyInfo, QomGet, QomList, QueryHotpluggableCpus, QueryKvm, QueryMemdev,
+    QueryMemorySizeSummary, QueryVersion, XQueryRamblock,
 };
 use super::error::QmpError;
 
@@ -56,6 +56,8 @@ pub struct Machine {
     pub cpu_features: BTreeMap<String, u32>,
     /// RAM blocks by QEMU's names, in bytes: the guest's RAM, firmware, ROMs.
     pub ram_blocks: BTreeMap<String, u64>,
+    /// Back ends of RAM by their ids: whether other processes may map them.
+    pub memory_shared: BTreeMap<String, bool>,
     /// What devices of a type have in common, by type.
     pub models: BTreeMap<String, Properties>,
     /// The devices.
@@ -133,6 +135,10 @@ pub async fn machine(qmp: &Qmp) -> Result<Machine, QmpError> {
     match told(qmp.execute(XQueryRamblock).await)? {
         Some(table) => machine.ram_blocks = ram_blocks(&table.human_readable_text),
         None => machine.unseen.push("the RAM blocks".into()),
+    }
+    if let Some(memory) = told(qmp.execute(QueryMemdev).await)? {
+        let shared = memory.into_iter().take(BLOCKS_MAX).map(|backend| (backend.id, backend.share));
+        machine.memory_shared = shared.collect();
     }
     devices(qmp, &mut machine).await?;
     machine.fit();

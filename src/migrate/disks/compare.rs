@@ -53,6 +53,7 @@ fn mismatch(want: &DiskSpec, have: &Disk) -> Vec<Problem> {
         ));
     }
     problems.extend(weaker(want, have));
+    problems.extend(unflushed(want, have));
     if let Some(image) = written(have).find(|image| image.temporary) {
         problems.push(Problem::new(
             ProblemKind::DiskTemporary,
@@ -93,6 +94,23 @@ fn size(want: &DiskSpec, have: &Disk) -> Option<Problem> {
             ),
         ),
     })
+}
+
+/// What the guest has flushed at the source outlives a power cut; there it would not.
+fn unflushed(want: &DiskSpec, have: &Disk) -> Option<Problem> {
+    if !have.no_flush || want.place.as_ref().is_none_or(|place| place.no_flush) {
+        return None;
+    }
+    let text = format!(
+        "disk {} ignores the guest's flushes at the destination (cache=unsafe): a power cut there loses writes \
+         that the guest believes to be safe",
+        want.name
+    );
+    Some(Problem::warning(
+        ProblemKind::DiskCache,
+        text,
+        "start the destination's QEMU without `cache.no-flush`",
+    ))
 }
 
 fn weaker(want: &DiskSpec, have: &Disk) -> Option<Problem> {
@@ -150,6 +168,11 @@ mod tests {
         assert_eq!(kinds(&raw, &[have("disk0", 1025, "raw")]), [ProblemKind::DiskTooLarge]);
         let locked = Disk { read_only: true, ..have("disk0", 1024, "raw") };
         assert_eq!(kinds(&raw, &[locked]), [ProblemKind::DiskReadOnly]);
+        let hasty = Disk { no_flush: true, ..have("disk0", 1024, "raw") };
+        assert_eq!(kinds(&raw, std::slice::from_ref(&hasty)), [ProblemKind::DiskCache]);
+        let mut as_hasty = raw.clone();
+        as_hasty.place.as_mut().unwrap().no_flush = true;
+        assert_eq!(kinds(&as_hasty, &[hasty]), []);
         let temporary = Image { temporary: true, ..image(&[]) };
         let snapshot = Disk { images: vec![temporary], ..have("disk0", 1024, "raw") };
         assert_eq!(kinds(&raw, &[snapshot]), [ProblemKind::DiskTemporary]);

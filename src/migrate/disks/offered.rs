@@ -21,6 +21,7 @@ fn spec(disk: &Disk, room: &mut usize) -> DiskSpec {
         id: disk.id.clone(),
         address: disk.address.clone(),
         encryption: disk.encryption,
+        no_flush: disk.no_flush,
         allocated: allocated(disk),
         storages,
         hides_storage,

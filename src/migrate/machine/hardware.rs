@@ -49,7 +49,19 @@ fn memory(source: &Machine, here: &Machine) -> Vec<Problem> {
         }
     }
     found.extend(blocks(source, here));
+    found.extend(shared(source, here));
     found
+}
+
+/// A device outside of QEMU (vhost-user) needs RAM that it may map.
+fn shared(source: &Machine, here: &Machine) -> Option<Problem> {
+    let differs = |(id, shared): &(&String, &bool)| here.memory_shared.get(*id).is_some_and(|h| h != *shared);
+    let ids: Vec<String> = source.memory_shared.iter().filter(differs).map(|(id, _)| shown(id)).collect();
+    if ids.is_empty() {
+        return None;
+    }
+    let text = format!("memory back ends are shared (`share=on`) on one side only: {}", some(&ids));
+    Some(Problem::note(ProblemKind::Memory, text, "use the same memory back ends on both sides"))
 }
 
 /// QEMU finds RAM by the blocks' names, and takes those of the same size only. Tables that it makes

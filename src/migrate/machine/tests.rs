@@ -101,6 +101,15 @@ fn what_a_machine_has_inside_may_differ_between_versions_and_what_is_plugged_in_
 }
 
 #[test]
+fn ram_that_is_shared_on_one_side_only_is_noted() {
+    let machine =
+        |shared| Machine { memory_shared: [("ram".to_owned(), shared)].into(), ..machine_of(Vec::new()) };
+    assert_eq!(found(&machine(true), &machine(true)), []);
+    let noted = compare(&machine(true), &machine(false), &offer(Vec::new()));
+    assert_eq!((noted.len(), noted[0].severity), (1, Severity::Note), "{noted:?}");
+}
+
+#[test]
 fn a_drive_that_was_offered_is_the_disks_matter() {
     let drive = Device { drive: true, ..device("virtio-blk-pci", "disk0", "0000:00:02.0") };
     let place = DiskPlace { id: drive.id.clone(), address: drive.address.clone(), ..DiskPlace::default() };

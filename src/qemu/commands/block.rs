@@ -58,6 +58,14 @@ pub struct BlockInfo {
     pub io_status: Option<IoStatus>,
 }
 
+/// A node's cache modes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct CacheInfo {
+    /// The guest's flushes are not passed on (`cache=unsafe`).
+    pub no_flush: bool,
+}
+
 /// A block node.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct BlockDeviceInfo {
@@ -70,6 +78,9 @@ pub struct BlockDeviceInfo {
     /// Opened for reading only.
     #[serde(default)]
     pub ro: bool,
+    /// How it is cached.
+    #[serde(default)]
+    pub cache: CacheInfo,
     /// The file as QEMU names it.
     #[serde(default)]
     pub file: String,

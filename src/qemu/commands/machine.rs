@@ -23,6 +23,8 @@ plain_commands! {
     QueryHotpluggableCpus = "query-hotpluggable-cpus" -> Vec<HotpluggableCpu>;
     /// The blocks of RAM that a migration moves, as a table (QEMU 6.2).
     XQueryRamblock = "x-query-ramblock" -> HumanReadableText;
+    /// The back ends of the guest's RAM.
+    QueryMemdev = "query-memdev" -> Vec<Memdev>;
     /// The guest's processors; only their number is looked at.
     QueryCpusFast = "query-cpus-fast" -> Vec<Value>;
     /// Pauses the guest. In `inmigrate` it only turns the start after the migration off.
@@ -135,6 +137,17 @@ pub struct MemoryInfo {
     /// RAM added while running, in bytes.
     #[serde(default)]
     pub plugged_memory: u64,
+}
+
+/// A back end of the guest's RAM.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Memdev {
+    /// Its id.
+    #[serde(default)]
+    pub id: String,
+    /// Other processes may map it.
+    #[serde(default)]
+    pub share: bool,
 }
 
 /// The return of [`QueryKvm`].
