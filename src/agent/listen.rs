@@ -1,5 +1,6 @@
 //! The agent's three listeners: peers, the local API, Prometheus.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
@@ -12,6 +13,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::time::Instant;
 
 use super::{Agent, api};
 use crate::migrate::problem::chain;
@@ -19,16 +21,29 @@ use crate::net::connect;
 
 /// The local API's socket: root and the socket's group.
 const API_SOCKET_MODE: u32 = 0o660;
+/// How long a port that is in use is waited for: a process that ends closes its sockets one by one.
+const PORT_DEADLINE: Duration = Duration::from_secs(2);
+const PORT_POLL: Duration = Duration::from_millis(20);
 /// Before the next try when no connection can be accepted, for want of descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Opens the one port.
-pub(super) fn peers(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
-    let open = |address: &SocketAddr| {
-        connect::listen(*address)
-            .with_context(|| format!("cannot listen on {address} (`listen` in the configuration)"))
-    };
-    addresses.iter().map(open).collect()
+/// Opens the one port. A process before this one may be about to let go of it.
+pub(super) async fn peers(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+    let until = Instant::now() + PORT_DEADLINE;
+    let mut open = Vec::new();
+    for address in addresses {
+        let listener = loop {
+            match connect::listen(*address) {
+                Err(e) if e.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                    tokio::time::sleep(PORT_POLL).await;
+                }
+                opened => break opened,
+            }
+        };
+        let what = || format!("cannot listen on {address} (`listen` in the configuration)");
+        open.push(listener.with_context(what)?);
+    }
+    Ok(open)
 }
 
 /// Accepts peers until the agent stops.

@@ -152,7 +152,7 @@ async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::R
     // Before anything listens: who is told to stop must not be half started.
     let mut signals = Signals::new()?;
     let servers = TaskTracker::new();
-    listen_all(&agent, &servers)?;
+    listen_all(&agent, &servers).await?;
     let successors = inherit::listen(&inherit::socket_path(&agent.host.config.runtime_dir))?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
     servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
@@ -217,9 +217,9 @@ fn prune(host: &Host) {
     }
 }
 
-fn listen_all(agent: &Arc<Agent>, servers: &TaskTracker) -> anyhow::Result<()> {
+async fn listen_all(agent: &Arc<Agent>, servers: &TaskTracker) -> anyhow::Result<()> {
     let config = &agent.host.config;
-    let peers = listen::peers(&config.listen)?;
+    let peers = listen::peers(&config.listen).await?;
     let local = listen::local(&config.api_socket())?;
     let metrics = config.metrics.as_ref().map(|m| listen::metrics(m.listen)).transpose()?;
     for listener in peers {

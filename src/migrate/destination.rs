@@ -232,7 +232,10 @@ impl Destination {
             Err(trouble) => {
                 let trouble = self.explained(trouble).await;
                 tracing::warn!(vm = self.vm, cause = chain(&trouble), "the destination gives up");
-                if let Some(control) = &mut control {
+                // A source that gave up knows why.
+                if let Some(control) = &mut control
+                    && !matches!(trouble, Trouble::Aborted(_))
+                {
                     let text = chain(&trouble);
                     control.say(Reply::Notice(Notice::Failed { text })).await;
                 }

@@ -26,7 +26,9 @@ impl Machine {
         let host = agent.host();
         let machine = Self { dir: lab.dir().join(format!("machine-{}", host.name)) };
         let mut up = machine.script("up");
-        up.arg(host.namespace()).arg(&host.dir).arg(lab.dir().join("certs"));
+        // The machine has a /tmp of its own, where this checkout may lie.
+        let program = paths.vmferry.parent().context("the binary lies in no folder")?;
+        up.arg(host.namespace()).arg(&host.dir).arg(lab.dir().join("certs")).arg(program);
         run(&mut up, LONG)?;
         machine.install(&host.dir, paths)?;
         machine.systemctl(&["start", "vmferry"])?;
