@@ -269,7 +269,7 @@ impl Agent {
     /// What Prometheus would scrape.
     pub fn metrics(&self) -> Result<String> {
         let mut stream = self.host.inside(|| std::net::TcpStream::connect(("127.0.0.1", METRICS_PORT)))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(SHORT))?;
         write!(stream, "GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
@@ -383,10 +383,10 @@ impl Drop for Agent {
 /// One request to a local API: HTTP/1.0, so that the answer ends where the connection does.
 ///
 /// # Errors
-/// No answer within 10 s, any status but 200, or no JSON.
+/// No answer within 30 s, any status but 200, or no JSON.
 pub fn api_get(socket: &Path, path: &str) -> Result<Value> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(SHORT))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
