@@ -23,6 +23,7 @@ use vmferry::net::identity::Identity;
 use vmferry::net::message;
 use vmferry::net::pool::Pool;
 use vmferry::net::pump::{Pump, PumpEnd, PumpState};
+use vmferry::net::purposes::Purposes;
 use vmferry::net::session::{EndCause, IncomingStream, OpenStreamError, Session};
 use vmferry::net::stream::{Stream, StreamEnded};
 use vmferry::net::tls::{Aead, Tls, TlsPaths};
@@ -678,4 +679,39 @@ async fn a_peers_texts_come_without_anything_that_a_terminal_obeys() {
     let error = soon("the error", hears.recv::<Reply>()).await.unwrap_err();
     let words = vmferry::words::chain(&error);
     assert!(words.contains("[5m") && !words.contains('\u{1b}'), "{words:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_goes_to_the_acceptor_of_its_purpose_and_any_other_is_refused() {
+    let mut pair = Pair::new().await;
+    let mut purposes = Purposes::default();
+    let (taken, mut got) = mpsc::unbounded_channel();
+    for purpose in [purpose::NBD, purpose::RAM] {
+        let taken = taken.clone();
+        purposes.register(purpose, move |stream| {
+            let taken = taken.clone();
+            async move {
+                taken.send((purpose, stream.open.purpose)).unwrap();
+                stream.accept().await.unwrap();
+            }
+        });
+    }
+    for (wanted, is_taken) in [(purpose::RAM, true), (purpose::FILE, false), (purpose::NBD, true)] {
+        let opening = pair.session.open(Open { purpose: wanted, ..open(1) });
+        let serving = async { purposes.accept(pair.b.offered().await).await };
+        let (opened, ()) = tokio::join!(opening, serving);
+        match opened {
+            Ok(_) => assert!(is_taken, "purpose {wanted} was taken"),
+            Err(OpenStreamError::Refused { source, .. }) => {
+                assert!(!is_taken && source == StreamEnded(Code::Unsupported), "{wanted}: {source}");
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+    drop((purposes, taken));
+    let mut by = Vec::new();
+    while let Some(one) = got.recv().await {
+        by.push(one);
+    }
+    assert_eq!(by, [(purpose::RAM, purpose::RAM), (purpose::NBD, purpose::NBD)]);
 }

@@ -30,6 +30,7 @@ use crate::migrate::share::ShareHandle;
 use crate::migrate::vm_state::VmState;
 use crate::migrate::{self, Host, SourceRequest};
 use crate::mux::{Code, Role as DialRole, Stats};
+use crate::net::purposes::Purposes;
 use crate::net::session::{IncomingStream, Session};
 use limits::LimitsSet;
 use looks::Looks;
@@ -92,25 +93,28 @@ impl Agent {
 
     /// Serves the streams that peers open.
     async fn serve_streams(self: Arc<Self>, mut incoming: mpsc::Receiver<IncomingStream>) {
+        let purposes = Arc::new(self.purposes());
         while let Some(stream) = incoming.recv().await {
             if self.host.is_freezing() {
                 // Whoever takes the session up hears of it again.
                 stream.leave();
                 continue;
             }
-            let agent = Arc::clone(&self);
-            self.served.spawn(async move {
-                let mut sink = None;
-                let announce = |progress: ProgressSink| {
-                    agent.registry.add(progress.clone());
-                    sink = Some(progress);
-                };
-                migrate::route(Arc::clone(&agent.host), stream, announce).await;
-                if let Some(sink) = sink {
-                    agent.ended(&sink);
-                }
-            });
+            let purposes = Arc::clone(&purposes);
+            self.served.spawn(async move { purposes.accept(stream).await });
         }
+    }
+
+    /// Who takes which of these streams.
+    fn purposes(self: &Arc<Self>) -> Purposes {
+        let mut purposes = Purposes::default();
+        let agent = Arc::clone(self);
+        migrate::accept_streams(&mut purposes, &self.host, move |progress: ProgressSink| {
+            agent.registry.add(progress.clone());
+            let agent = Arc::clone(&agent);
+            move || agent.ended(&progress)
+        });
+        purposes
     }
 
     /// Follows each session from its start to its end.

@@ -64,5 +64,5 @@ pub use failure::Failure;
 pub use host::Host;
 pub use request::{DowntimeLimit, DowntimeLimitError, Options, SourceRequest};
 pub use retry::{Retry, RetryTooLarge, migrate};
-pub use router::route;
+pub use router::accept_streams;
 pub use succession::{TakenUp, settle_stopped, take_up};

@@ -10,36 +10,65 @@ use super::host::Host;
 use super::progress::ProgressSink;
 use super::reception::{self, Control};
 use crate::mux::{Code, purpose};
+use crate::net::purposes::Purposes;
 use crate::net::session::IncomingStream;
 
-/// Decides what one stream is for. A control stream is served until its end; `announce` gets
-/// the progress of a migration that it begins.
-pub async fn route(host: Arc<Host>, stream: IncomingStream, announce: impl FnOnce(ProgressSink)) {
+/// Takes the streams of migrations. `announce` gets the progress of each migration that comes to
+/// this host; what it returns is called at that migration's end.
+pub fn accept_streams<E: FnOnce() + Send + 'static>(
+    purposes: &mut Purposes,
+    host: &Arc<Host>,
+    announce: impl Fn(ProgressSink) -> E + Clone + Send + Sync + 'static,
+) {
+    let of_control = Arc::clone(host);
+    purposes.register(purpose::CONTROL, move |stream| {
+        serve_control(Arc::clone(&of_control), stream, announce.clone())
+    });
+    for data in [purpose::NBD, purpose::RAM] {
+        let host = Arc::clone(host);
+        purposes.register(data, move |stream| {
+            offer_data(&host, stream);
+            std::future::ready(())
+        });
+    }
+}
+
+/// Serves a control stream until its end.
+async fn serve_control<E: FnOnce()>(
+    host: Arc<Host>,
+    stream: IncomingStream,
+    announce: impl Fn(ProgressSink) -> E,
+) {
     let migration = Uuid::from_bytes(stream.open.migration);
-    let peer = stream.session().info().peer.clone();
-    match stream.open.purpose {
-        purpose::CONTROL => {
-            let session = stream.session().clone();
-            match stream.accept().await {
-                Ok(stream) => {
-                    let control = Control::new(session, stream);
-                    reception::serve(host, peer, migration, control, announce).await;
-                }
-                Err(e) => tracing::debug!(%peer, error = %e, "a control stream ended before it began"),
+    let session = stream.session().clone();
+    let peer = session.info().peer.clone();
+    match stream.accept().await {
+        Ok(stream) => {
+            let mut ended = None;
+            let announce = |progress| ended = Some(announce(progress));
+            reception::serve(host, peer, migration, Control::new(session, stream), announce).await;
+            if let Some(ended) = ended {
+                ended();
             }
         }
-        purpose::NBD | purpose::RAM => match host.destination(migration) {
-            Some(incoming) if incoming.peer == peer => {
-                // A refused offer is dropped, and dropping refuses it.
-                if let Err(mpsc::error::TrySendError::Full(stream)) = incoming.streams.try_send(stream) {
-                    stream.refuse(Code::Limit);
-                }
+        Err(e) => tracing::debug!(%peer, error = %e, "a control stream ended before it began"),
+    }
+}
+
+/// Offers a data stream to the destination that granted it.
+fn offer_data(host: &Host, stream: IncomingStream) {
+    let migration = Uuid::from_bytes(stream.open.migration);
+    let peer = stream.session().info().peer.clone();
+    match host.destination(migration) {
+        Some(incoming) if incoming.peer == peer => {
+            // A refused offer is dropped, and dropping refuses it.
+            if let Err(mpsc::error::TrySendError::Full(stream)) = incoming.streams.try_send(stream) {
+                stream.refuse(Code::Limit);
             }
-            _ => {
-                tracing::warn!(%peer, %migration, "a stream without a grant was refused");
-                stream.refuse(Code::Denied);
-            }
-        },
-        _ => stream.refuse(Code::Unsupported),
+        }
+        _ => {
+            tracing::warn!(%peer, %migration, "a stream without a grant was refused");
+            stream.refuse(Code::Denied);
+        }
     }
 }

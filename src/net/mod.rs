@@ -25,7 +25,7 @@ mod lobby;
 pub mod message;
 pub mod pool;
 pub mod pump;
-
+pub mod purposes;
 mod record;
 mod resume;
 pub mod session;

@@ -1,0 +1,41 @@
+//! Who takes the streams that peers open: one acceptor for each purpose.
+//!
+//! ```text
+//! OPEN of a peer ──► session ──► Purposes ──► the acceptor that is registered for its purpose
+//!                                        └──► refused: there is none
+//! ```
+//! Knows no purpose and nothing of what an acceptor does.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::{BoxFuture, FutureExt};
+
+use super::session::IncomingStream;
+use crate::mux::Code;
+
+type Acceptor = Box<dyn Fn(IncomingStream) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// The acceptors of an agent, by purpose.
+#[derive(Default)]
+pub struct Purposes(BTreeMap<u16, Acceptor>);
+
+impl Purposes {
+    /// Gives the streams of `purpose` to `acceptor`. Each purpose has one acceptor.
+    pub fn register<F: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        purpose: u16,
+        acceptor: impl Fn(IncomingStream) -> F + Send + Sync + 'static,
+    ) {
+        let before = self.0.insert(purpose, Box::new(move |stream| acceptor(stream).boxed()));
+        debug_assert!(before.is_none(), "purpose {purpose} has two acceptors");
+    }
+
+    /// Gives a stream to its acceptor, until that is done with it. A stream of a purpose without
+    /// an acceptor is refused.
+    pub async fn accept(&self, stream: IncomingStream) {
+        match self.0.get(&stream.open.purpose) {
+            Some(acceptor) => acceptor(stream).await,
+            None => stream.refuse(Code::Unsupported),
+        }
+    }
+}
