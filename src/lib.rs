@@ -6,6 +6,7 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod error_chain;
 pub mod metrics;
 pub mod migrate;
 pub mod mux;
@@ -14,7 +15,6 @@ pub mod pki;
 pub mod printable;
 pub mod qemu;
 pub mod rate;
-pub mod words;
 
 /// Sessions take and return megabytes each millisecond on threads of their own. glibc gives their
 /// memory back to the kernel and takes it again all the time, at the cost of page faults; this

@@ -677,7 +677,7 @@ async fn a_peers_texts_come_without_anything_that_a_terminal_obeys() {
     // What cannot be understood is repeated by the error.
     says.send(&serde_json::json!({"\u{1b}[5m": 1})).await.unwrap();
     let error = soon("the error", hears.recv::<Reply>()).await.unwrap_err();
-    let words = vmferry::words::chain(&error);
+    let words = vmferry::error_chain::chain(&error);
     assert!(words.contains("[5m") && !words.contains('\u{1b}'), "{words:?}");
 }
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::words::chain;
+pub use crate::error_chain::chain;
 
 /// An enumeration that can list itself.
 macro_rules! kinds {

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::connect::ConnectError;
-use crate::words::chain;
+use crate::error_chain::chain;
 
 /// How long the resolver may take.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);

@@ -23,8 +23,8 @@ use super::resume::{Redial, Resumed, SessionKey};
 use super::session::{Away, EndCause, IncomingStream, Lines, LinkState, Session, SessionEnd};
 use super::stream::{ChunkPermit, Crowd, Inbound, Shared, Stream, StreamEnded};
 use super::stuck::Stuck;
+use crate::error_chain::chain;
 use crate::mux::{self, Allowance, Batch, Code, Event, MigrationId, Open, Share, StreamId};
-use crate::words::chain;
 
 /// Bytes asked of the socket at once; smaller reads cost a system call per record.
 const RECEIVE_BYTES: usize = 256 * 1024;

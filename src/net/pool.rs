@@ -17,10 +17,10 @@ use super::dialing::Dialing;
 use super::identity::Identity;
 use super::lobby::Lobby;
 use super::session::{IncomingStream, Session};
+use crate::error_chain::chain;
 use crate::mux::hello::{Hello, Mode};
 use crate::mux::{Allowance, Code, Role};
 use crate::rate::Rate;
-use crate::words::chain;
 
 /// Connections that have not proved their identity yet (WIRE §8).
 pub const UNAUTHENTICATED_MAX: usize = 32;
