@@ -2,6 +2,8 @@
 //! through one port. `ARCHITECTURE.md` has the picture; each module says what it owns and
 //! what it must not know.
 
+#![warn(clippy::too_many_lines)]
+
 pub mod agent;
 pub mod api;
 pub mod cli;

@@ -42,6 +42,7 @@ impl Metrics {
     ///
     /// # Errors
     /// A name is used twice: a mistake of this build.
+    #[expect(clippy::too_many_lines, reason = "to be split")]
     pub fn new() -> Result<Self, prometheus::Error> {
         let r = Registry::new();
         let build = gauge(&r, "build_info", "Version of the agent; always 1.", &["version"])?;

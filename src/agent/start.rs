@@ -100,6 +100,7 @@ pub(super) fn tls_paths(tls: &TlsConfig) -> TlsPaths {
     TlsPaths { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone(), crl: tls.crl.clone() }
 }
 
+#[expect(clippy::too_many_lines, reason = "to be split")]
 async fn serve(config: Config, tls: Tls, kept: Inherited, how: How) -> anyhow::Result<()> {
     let identity = tls.identity.clone();
     let Estates { estate, before } = Estates::find(&config, identity.as_str(), kept, how)?;

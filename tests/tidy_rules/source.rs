@@ -1,10 +1,32 @@
 //! Rust text, read just well enough to know which paths of ours it uses. Knows no rules.
 
-/// The code before the file's test module, with comments and the insides of strings blanked.
+/// What marks an item that only tests have.
+const TEST_ONLY: &str = "#[cfg(test)]";
+
+/// The code of a file without what is for tests alone, with comments and the insides of strings blanked.
 pub(crate) fn code_of(text: &str) -> String {
-    let blank = blanked(text);
-    let end = blank.find("#[cfg(test)]").unwrap_or(blank.len());
-    blank[..end].to_owned()
+    let mut code = blanked(text);
+    while let Some(at) = code.find(TEST_ONLY) {
+        let end = at + item_len(&code[at..]);
+        code.replace_range(at..end, "");
+    }
+    code
+}
+
+/// Bytes of an item with the attributes before it: to its closing brace, or its semicolon.
+fn item_len(item: &str) -> usize {
+    let mut depth = 0;
+    for (at, c) in item.char_indices() {
+        match c {
+            '{' | '(' | '[' => depth += 1,
+            '}' | ')' | ']' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 && matches!(c, '}' | ';') {
+            return at + 1;
+        }
+    }
+    item.len()
 }
 
 fn blanked(text: &str) -> String {
@@ -19,8 +41,9 @@ fn blanked(text: &str) -> String {
         } else if let Some(hashes) = raw_string(rest) {
             code.push_str("\"\"");
             string_len(rest, &format!("\"{}", "#".repeat(hashes)), 2 + hashes)
-        } else if rest.starts_with("'\"'") || rest.starts_with("'\\\"'") {
-            rest[1..].find("'").map_or(1, |n| n + 2)
+        } else if let Some(len) = char_literal_len(rest) {
+            code.push_str("' '");
+            len
         } else {
             code.push(c);
             c.len_utf8()
@@ -28,6 +51,14 @@ fn blanked(text: &str) -> String {
         rest = &rest[skipped..];
     }
     code
+}
+
+/// Bytes of a character literal; a lifetime is none.
+fn char_literal_len(rest: &str) -> Option<usize> {
+    let inside = rest.strip_prefix('\'')?;
+    let (first, escaped) = (inside.chars().next()?, inside.starts_with('\\'));
+    let closing = if escaped { 2 + inside[2..].find('\'')? } else { first.len_utf8() };
+    inside[closing..].starts_with('\'').then_some(closing + 2)
 }
 
 fn raw_string(rest: &str) -> Option<usize> {
@@ -52,53 +83,87 @@ fn string_len(rest: &str, end: &str, open: usize) -> usize {
     rest.len()
 }
 
-/// Every path of this crate that `code` in `module` uses, from the crate's root, groups expanded.
-pub(crate) fn paths_used(code: &str, module: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut rest = code;
-    let mut before = ' ';
-    while let Some(c) = rest.chars().next() {
-        let starts = !(before.is_alphanumeric() || "_:".contains(before));
-        let root = ["crate::", "super::"].iter().find(|r| starts && rest.starts_with(**r));
-        if let Some(root) = root {
-            let up = if *root == "super::" { 1 } else { usize::MAX };
-            let (up, tail) = climb(&rest[root.len()..], up);
-            expand(&ancestor(module, up), tail, &mut found);
+/// A name that a `use` brings into a module: `path` is as written, `name` is `*` for all of them.
+pub(crate) struct Import {
+    pub(crate) path: String,
+    pub(crate) name: String,
+    /// Whether other modules may take it from here.
+    pub(crate) is_public: bool,
+}
+
+/// The imports of `code`, groups expanded, and the code without them.
+pub(crate) fn imports_of(code: &str) -> (Vec<Import>, String) {
+    let (mut imports, mut other, mut rest) = (Vec::new(), String::new(), code);
+    while let Some(at) = find_word(rest, "use") {
+        let (before, statement) = rest.split_at(at);
+        let visibility = before.trim_end().rsplit(['\n', ';', '{', '}']).next().unwrap_or("");
+        let len = statement.find(';').map_or(statement.len(), |semicolon| semicolon + 1);
+        if statement[3..].starts_with(char::is_whitespace) {
+            let is_public = visibility.trim_start().starts_with("pub");
+            let body = statement[3..len].trim_end_matches(';');
+            expand("", body, &mut |path, name| imports.push(Import { path, name, is_public }));
+            other.push_str(before);
+            rest = &statement[len..];
+        } else {
+            other.push_str(&rest[..at + 3]);
+            rest = &statement[3..];
         }
-        before = c;
-        rest = &rest[c.len_utf8()..];
     }
-    found
+    other.push_str(rest);
+    (imports, other)
 }
 
-/// Further `super::` after the first.
-fn climb(mut tail: &str, mut up: usize) -> (usize, &str) {
-    while let Some(next) = tail.strip_prefix("super::") {
-        up = up.saturating_add(1);
-        tail = next;
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+fn find_word(code: &str, word: &str) -> Option<usize> {
+    let stands_alone = |at: &usize| {
+        let end = at + word.len();
+        !code[..*at].ends_with(is_word) && !code[end..].starts_with(is_word)
+    };
+    code.match_indices(word).map(|(at, _)| at).find(stands_alone)
+}
+
+/// Every path in `code`, single words too; methods and fields are none.
+pub(crate) fn paths_of(code: &str) -> Vec<&str> {
+    let (mut paths, mut at) = (Vec::new(), 0);
+    while let Some(start) = code[at..].find(is_word).map(|n| at + n) {
+        let mut end = start + word_len(&code[start..]);
+        while let Some(next) = code[end..].strip_prefix("::").filter(|next| next.starts_with(is_word)) {
+            end += 2 + word_len(next);
+        }
+        if !code[..start].ends_with(['.', ':', '\'']) || code[..start].ends_with("..") {
+            paths.push(&code[start..end]);
+        }
+        at = end;
     }
-    (up, tail)
+    paths
 }
 
-/// `mod.rs` counts as the folder's module, so `super` in it is one level less than it looks: the
-/// callers pass the module's own path, and a path that leaves its top module is found all the same.
-fn ancestor(module: &str, up: usize) -> String {
-    let parts: Vec<&str> = module.split("::").collect();
-    parts[..parts.len().saturating_sub(up)].join("::")
+fn word_len(text: &str) -> usize {
+    text.find(|c| !is_word(c)).unwrap_or(text.len())
 }
 
-fn expand(prefix: &str, tail: &str, found: &mut Vec<String>) {
+fn expand(prefix: &str, tail: &str, found: &mut impl FnMut(String, String)) {
     let tail = tail.trim_start();
-    let join = |word: &str| if prefix.is_empty() { word.to_owned() } else { format!("{prefix}::{word}") };
     if let Some(group) = tail.strip_prefix('{') {
         return members(group).into_iter().for_each(|member| expand(prefix, member, found));
     }
-    let end = tail.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(tail.len());
-    let word = &tail[..end];
-    match tail[end..].trim_start().strip_prefix("::") {
-        Some(further) if !word.is_empty() => expand(&join(word), further, found),
-        _ if word.is_empty() || word == "self" => found.push(prefix.to_owned()),
-        _ => found.push(join(word)),
+    let end = if tail.starts_with('*') { 1 } else { word_len(tail) };
+    let (word, after) = (&tail[..end], tail[end..].trim());
+    let path = match (prefix, word) {
+        ("", word) => word.to_owned(),
+        (prefix, "self") => prefix.to_owned(),
+        (prefix, word) => format!("{prefix}::{word}"),
+    };
+    match (after.strip_prefix("::"), after.strip_prefix("as ")) {
+        (Some(further), _) => expand(&path, further, found),
+        (None, Some(alias)) => found(path, alias.trim().to_owned()),
+        (None, None) => {
+            let name = path.rsplit("::").next().unwrap_or(&path).to_owned();
+            found(path, name);
+        }
     }
 }
 
@@ -127,15 +192,10 @@ fn members(group: &str) -> Vec<&str> {
 /// Whether `code` names `word`, alone or inside a group of its path.
 pub(crate) fn has_word(code: &str, word: &str) -> bool {
     let last = word.rsplit("::").next().unwrap_or(word);
-    let stands_alone = |at: usize, len: usize| {
-        let edge = |c: Option<char>| c.is_none_or(|c| !(c.is_alphanumeric() || c == '_'));
-        edge(code[..at].chars().next_back()) && edge(code[at + len..].chars().next())
-    };
-    let whole = code.match_indices(word).any(|(at, _)| stands_alone(at, word.len()));
     let in_group = word.starts_with("std::")
         && code.match_indices("use std::{").any(|(at, _)| {
             let group = code[at..].split(';').next().unwrap_or("");
-            group.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|w| w == last)
+            find_word(group, last).is_some()
         });
-    whole || in_group
+    in_group || find_word(code, word).is_some()
 }
