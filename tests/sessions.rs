@@ -3,230 +3,49 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failure of the test")]
 
+#[path = "rig/mod.rs"]
+mod rig;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use rig::road::State;
+use rig::{Pair, Pumped, Side, blocking, credentials, exchange, open, pattern, soon, tls, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use vmferry::mux::{Class, Code, Config, Open, purpose};
+use vmferry::mux::{Code, Config, Open, purpose};
 use vmferry::net::compress::{Coding, Undelivered};
-use vmferry::net::connect::{self, ConnectError, Endpoint};
 use vmferry::net::identity::Identity;
 use vmferry::net::message;
-use vmferry::net::pool::Pool;
-use vmferry::net::pump::{Pump, PumpEnd, PumpState};
+use vmferry::net::pump::PumpEnd;
 use vmferry::net::purposes::Purposes;
-use vmferry::net::session::{EndCause, IncomingStream, OpenStreamError, Session};
-use vmferry::net::stream::{Stream, StreamEnded};
-use vmferry::net::tls::{Aead, Tls, TlsPaths};
-use vmferry::pki::{CaRequest, HostRequest, create_ca, issue_host};
-
-/// No wait of these tests is longer; none of them is expected to come near it.
-const PATIENCE: Duration = Duration::from_secs(60);
+use vmferry::net::session::{EndCause, OpenStreamError, Session};
+use vmferry::net::stream::StreamEnded;
 
 /// How long sessions wait for another connection.
 const RESUME: Duration = Duration::from_secs(2);
 
-async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+async fn pair() -> Pair {
+    Pair::new(Config::default(), RESUME).await
 }
 
-fn credentials(dir: &Path, names: &[&str]) {
-    create_ca(dir, &CaRequest { name: None, days: 30, domains: Vec::new() }).unwrap();
-    for name in names {
-        let request = HostRequest { name: name.parse().unwrap(), names: Vec::new(), days: 10, force: false };
-        issue_host(dir, &request).unwrap();
-    }
-}
-
-fn tls(dir: &Path, name: &str) -> Tls {
-    let host = dir.join("hosts").join(name);
-    let paths = TlsPaths {
-        ca: host.join("ca-cert.pem"),
-        cert: host.join("cert.pem"),
-        key: host.join("key.pem"),
-        crl: None,
-    };
-    Tls::load(&paths, Aead::Auto).unwrap()
-}
-
-/// An agent's network side: a pool, a listener, what peers open, sessions that began.
-struct Side {
-    pool: Arc<Pool>,
-    identity: Identity,
-    address: SocketAddr,
-    incoming: mpsc::Receiver<IncomingStream>,
-    started: mpsc::UnboundedReceiver<Session>,
-    _accepting: tokio::task::JoinSet<()>,
-}
-
-impl Side {
-    async fn new(dir: &Path, name: &str, config: Config) -> Self {
-        let tls = tls(dir, name);
-        let identity = tls.identity.clone();
-        let dead = config.dead_after;
-        let endpoint = Endpoint::new(tls, config, dead).unwrap().with_resume(RESUME);
-        let (sender, incoming) = mpsc::channel(64);
-        let (starts, started) = mpsc::unbounded_channel();
-        let pool = Arc::new(Pool::new(endpoint, sender, starts));
-        let listener = connect::listen("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut accepting = tokio::task::JoinSet::new();
-        accepting.spawn(accept(Arc::clone(&pool), listener));
-        Self { pool, identity, address, incoming, started, _accepting: accepting }
-    }
-
-    async fn dial(&self, other: &Self) -> Result<Session, ConnectError> {
-        self.pool.session(&other.identity, Some(&other.address.to_string())).await
-    }
-
-    async fn offered(&mut self) -> IncomingStream {
-        soon("a stream that the peer opens", self.incoming.recv()).await.unwrap()
-    }
-}
-
-async fn accept(pool: Arc<Pool>, listener: TcpListener) {
-    let mut tasks = tokio::task::JoinSet::new();
-    while let Ok((tcp, _)) = listener.accept().await {
-        let pool = Arc::clone(&pool);
-        tasks.spawn(async move { drop(pool.accept(tcp, |_| true).await) });
-    }
-}
-
-/// Two sides and a session that the first has dialed.
-struct Pair {
-    a: Side,
-    b: Side,
-    session: Session,
-    _dir: tempfile::TempDir,
-}
-
-impl Pair {
-    async fn new() -> Self {
-        Self::with(Config::default()).await
-    }
-
-    async fn with(config: Config) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        credentials(dir.path(), &["alpha", "bravo"]);
-        let a = Side::new(dir.path(), "alpha", config.clone()).await;
-        let b = Side::new(dir.path(), "bravo", config).await;
-        let session = a.dial(&b).await.unwrap();
-        Self { a, b, session, _dir: dir }
-    }
-
-    /// A stream from the first side to the second, accepted there.
-    async fn stream(&mut self, channel: u16) -> (Stream, Stream) {
-        let opening = self.session.open(open(channel));
-        let accepting = async { self.b.offered_on(channel).await.accept().await.unwrap() };
-        let (ours, theirs) = tokio::join!(opening, accepting);
-        (ours.unwrap(), theirs)
-    }
-
-    /// Local sockets joined by pumps and a stream.
-    async fn pumped(&mut self, channel: u16) -> Pumped {
-        self.pumped_with(channel, Coding::Plain, Coding::Plain).await
-    }
-
-    async fn pumped_with(&mut self, channel: u16, near_coding: Coding, far_coding: Coding) -> Pumped {
-        let (ours, theirs) = self.stream(channel).await;
-        let (near, near_fd) = UnixStream::pair().unwrap();
-        let (far, far_fd) = UnixStream::pair().unwrap();
-        let far_session = self.b.pool.all().pop().unwrap();
-        let (near_pump, near_end) = pump(&self.session, near_fd.into(), ours, near_coding);
-        let (far_pump, far_end) = pump(&far_session, far_fd.into(), theirs, far_coding);
-        for socket in [&near, &far] {
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
-            socket.set_write_timeout(Some(PATIENCE)).unwrap();
-        }
-        Pumped { near, far, near_pump, far_pump, near_end, far_end }
-    }
-}
-
-impl Side {
-    async fn offered_on(&mut self, channel: u16) -> IncomingStream {
-        let stream = self.offered().await;
-        assert_eq!(stream.open.channel, channel);
-        stream
-    }
-}
-
-struct Pumped {
-    near: UnixStream,
-    far: UnixStream,
-    near_pump: Pump,
-    far_pump: Pump,
-    near_end: mpsc::UnboundedReceiver<PumpEnd>,
-    far_end: mpsc::UnboundedReceiver<PumpEnd>,
-}
-
-fn pump(
-    session: &Session,
-    fd: OwnedFd,
-    stream: Stream,
-    coding: Coding,
-) -> (Pump, mpsc::UnboundedReceiver<PumpEnd>) {
-    let (sender, end) = mpsc::unbounded_channel();
-    let (state, tell) = (PumpState::new(coding), move |how| drop(sender.send(how)));
-    (Pump::resume(session.runtime(), fd, stream, state, tell), end)
-}
-
-fn open(channel: u16) -> Open {
-    Open { purpose: purpose::NBD, class: Class::Bulk, weight: 16, migration: [7; 16], channel }
-}
-
-/// Bytes that tell their place.
-fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = |_| {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x as u8
-    };
-    (0..len).map(next).collect()
-}
-
-/// Blocking work beside the runtime.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    soon("blocking work", tokio::task::spawn_blocking(work)).await.unwrap()
+fn side(dir: &tempfile::TempDir, name: &str) -> Side {
+    Side::new(dir.path(), name, Config::default(), RESUME)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_directions_of_many_pumps_carry_every_byte() {
-    let mut pair = Pair::new().await;
-    let mut jobs = tokio::task::JoinSet::new();
-    for channel in 0..8u16 {
-        let Pumped { near, far, near_pump, far_pump, .. } = pair.pumped(channel).await;
-        for (seed, mut from, mut to) in [
-            (u64::from(channel) * 2, near.try_clone().unwrap(), far.try_clone().unwrap()),
-            (u64::from(channel) * 2 + 1, far, near),
-        ] {
-            let len = 3_000_000 + usize::from(channel) * 12_345;
-            jobs.spawn_blocking(move || {
-                from.write_all(&pattern(seed, len)).unwrap();
-                from.shutdown(Shutdown::Write).unwrap();
-            });
-            jobs.spawn_blocking(move || {
-                let mut got = Vec::new();
-                to.read_to_end(&mut got).unwrap();
-                assert!(got == pattern(seed, len), "seed {seed}: {} of {len} bytes", got.len());
-            });
-        }
-        // Kept for as long as the test: dropping a pump cuts it.
-        std::mem::forget((near_pump, far_pump));
+    let mut pair = pair().await;
+    let mut pumped = Vec::new();
+    for channel in 0..8 {
+        pumped.push((pair.pumped(channel).await, 3_000_000 + usize::from(channel) * 12_345));
     }
-    while let Some(done) = soon("all bytes", jobs.join_next()).await {
-        done.unwrap();
-    }
+    exchange(pumped).await;
     soon("no stream to be left", async {
         while pair.session.stats().await.streams != 0 {
             tokio::task::yield_now().await;
@@ -254,7 +73,7 @@ fn like_a_disk(len: usize) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compressed_direction_delivers_the_same_bytes_in_fewer() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let undelivered = Coding::Decompress(Undelivered::default());
     let mut pumped = pair.pumped_with(1, Coding::Compress, undelivered).await;
     let (disk, answer) = (like_a_disk(20 << 20), pattern(9, 3 << 20));
@@ -294,7 +113,7 @@ async fn a_compressed_direction_delivers_the_same_bytes_in_fewer() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_block_cuts_its_stream_and_no_other() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let mut other = pair.pumped(1).await;
     let bad = pair.pumped_with(2, Coding::Plain, Coding::Decompress(Undelivered::default())).await;
     let mut far_end = bad.far_end;
@@ -313,7 +132,7 @@ async fn what_is_no_block_cuts_its_stream_and_no_other() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_half_close_is_passed_on_as_one() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let Pumped { mut near, mut far, near_pump, far_pump, mut near_end, mut far_end } = pair.pumped(1).await;
     let answer = blocking(move || {
         near.write_all(b"question").unwrap();
@@ -339,7 +158,7 @@ async fn a_half_close_is_passed_on_as_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_goes_away_ends_the_writer_at_the_other_side() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let Pumped { mut near, far, near_pump, far_pump, near_end: _near_end, mut far_end } =
         pair.pumped(1).await;
     drop(far);
@@ -360,7 +179,7 @@ async fn a_reader_that_goes_away_ends_the_writer_at_the_other_side() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_pump_ends_both_local_sockets() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let Pumped { mut near, mut far, near_pump, far_pump, near_end: _near_end, mut far_end } =
         pair.pumped(1).await;
     near_pump.cut();
@@ -377,7 +196,7 @@ async fn a_cut_pump_ends_both_local_sockets() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_reader_stops_its_own_stream_and_no_other() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let stalled = pair.pumped(1).await;
     let lively = pair.pumped(2).await;
     // Fill everything between the writer and the reader that never reads.
@@ -398,7 +217,7 @@ async fn a_stalled_reader_stops_its_own_stream_and_no_other() {
         },
     );
     sending.await;
-    let held = pair.b.pool.all().pop().unwrap().stats().await.recv_queued_bytes;
+    let held = pair.far_session().stats().await.recv_queued_bytes;
     assert!(
         held as u64 <= Config::default().budget_bytes,
         "{held} bytes held for a reader that does not read"
@@ -412,7 +231,7 @@ async fn blocking_pair(one: impl FnOnce() + Send + 'static, two: impl FnOnce() +
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_tells_its_code_and_an_unanswered_offer_is_refused() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let session = pair.session.clone();
     let opening = tokio::spawn(async move { session.open(open(1)).await });
     pair.b.offered().await.refuse(Code::Denied);
@@ -440,7 +259,7 @@ async fn a_refusal_tells_its_code_and_an_unanswered_offer_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_session_serves_both_directions_and_all_who_ask_at_once() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let (one, two) = tokio::join!(pair.a.dial(&pair.b), pair.a.dial(&pair.b));
     let back = pair.b.dial(&pair.a).await.unwrap();
     assert_eq!((pair.a.pool.all().len(), pair.b.pool.all().len()), (1, 1));
@@ -461,7 +280,7 @@ async fn lanes_of(side: &Side, first: &Session, address: Option<&str>, streams: 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_go_to_all_lanes_in_turn_and_a_peer_bounds_their_number() {
-    let pair = Pair::new().await;
+    let pair = pair().await;
     let address = pair.b.address.to_string();
     assert_eq!(lanes_of(&pair.a, &pair.session, Some(&address), 6).await, [6], "one is the default");
     pair.a.pool.set_lanes(&pair.b.identity, 3);
@@ -470,16 +289,8 @@ async fn streams_go_to_all_lanes_in_turn_and_a_peer_bounds_their_number() {
     assert!(spread.iter().all(|streams| (3..=5).contains(streams)), "{spread:?}");
     // Its peer, which cannot dial, uses what is there.
     pair.b.pool.set_lanes(&pair.a.identity, 2);
-    let far = soon("all sessions", async {
-        loop {
-            let far = pair.b.pool.all();
-            if far.len() == 3 {
-                break far;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
-    assert_eq!(lanes_of(&pair.b, &far.await[0], None, 8).await, [4, 4]);
+    until("all sessions", || pair.b.pool.all().len() == 3).await;
+    assert_eq!(lanes_of(&pair.b, &pair.b.pool.all()[0], None, 8).await, [4, 4]);
     pair.b.pool.set_lanes(&pair.a.identity, 1);
     pair.a.pool.set_lanes(&pair.b.identity, 8);
     let bounded = lanes_of(&pair.a, &pair.session, Some(&address), 40).await;
@@ -489,9 +300,9 @@ async fn streams_go_to_all_lanes_in_turn_and_a_peer_bounds_their_number() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_closed_session_ends_its_streams_at_both_sides() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let Pumped { mut near, mut far, near_pump, far_pump, .. } = pair.pumped(1).await;
-    let far_session = pair.b.pool.all().pop().unwrap();
+    let far_session = pair.far_session();
     pair.session.close(Code::Shutdown, "the test ends it");
     let end = soon("the session's end here", pair.session.ended()).await;
     assert!(matches!(end.cause, EndCause::Closed(Code::Shutdown)), "{:?}", end.cause);
@@ -512,54 +323,25 @@ async fn a_closed_session_ends_its_streams_at_both_sides() {
 /// A peer that proves its identity, says HELLO and then nothing at all, not even a PONG.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_peer_is_given_up_and_its_streams_with_it() {
-    let dir = tempfile::tempdir().unwrap();
-    credentials(dir.path(), &["alpha", "bravo"]);
     let config = Config {
         ping_after: Duration::from_millis(50),
         dead_after: Duration::from_millis(400),
         ..Config::default()
     };
-    let a = Side::new(dir.path(), "alpha", config.clone()).await;
-    let mut b = Side::new(dir.path(), "bravo", config).await;
     // The session's own patience is the business of tests/resume.rs.
-    let (relay, cut) = relay_to(b.address).await;
-    let session = a.pool.session(&b.identity, Some(&relay.to_string())).await.unwrap();
-    let accepting = async { b.offered().await.accept().await.unwrap() };
-    let (opened, accepted) = tokio::join!(session.open(open(1)), accepting);
-    let _theirs = (opened.unwrap(), accepted);
-    cut.send(()).unwrap();
-    let end = soon("the session's end", session.ended()).await;
+    let (mut pair, road) = Pair::by_road(config, RESUME).await;
+    let _streams = pair.stream(1).await;
+    road.set(State::Hole);
+    let end = soon("the session's end", pair.session.ended()).await;
     assert!(matches!(end.cause, EndCause::Lost { .. }), "{:?}", end.cause);
-    assert!(!session.is_live());
-}
-
-/// A relay that, once told so, passes nothing on and keeps both connections open.
-async fn relay_to(target: SocketAddr) -> (SocketAddr, tokio::sync::oneshot::Sender<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (cut, mut is_cut) = tokio::sync::oneshot::channel();
-    tokio::spawn(async move {
-        let (mut near, _) = listener.accept().await.unwrap();
-        let mut far = TcpStream::connect(target).await.unwrap();
-        let (mut up, mut down) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-        loop {
-            tokio::select! {
-                n = near.read(&mut up) => far.write_all(&up[..n.unwrap()]).await.unwrap(),
-                n = far.read(&mut down) => near.write_all(&down[..n.unwrap()]).await.unwrap(),
-                _ = &mut is_cut => break,
-            }
-        }
-        std::future::pending::<()>().await;
-    });
-    (address, cut)
+    assert!(!pair.session.is_live());
 }
 
 /// Bytes after a good handshake that are no HELLO, and a HELLO that never ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_hello_is_refused_and_the_next_peer_is_served() {
-    let mut pair = Pair::new().await;
-    let dir = pair._dir.path().to_owned();
-    let own = tls(&dir, "alpha");
+    let mut pair = pair().await;
+    let own = tls(pair.dir.path(), "alpha");
     for bytes in [vec![0xff; 64], vec![0; 16], [&[1u8, 0, 0xff, 0xff][..], &[0; 12]].concat()] {
         let tcp = TcpStream::connect(pair.b.address).await.unwrap();
         let deadline = Duration::from_secs(10);
@@ -578,10 +360,9 @@ async fn what_is_no_hello_is_refused_and_the_next_peer_is_served() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dial_that_fails_is_counted_by_its_reason() {
-    let dir = tempfile::tempdir().unwrap();
-    credentials(dir.path(), &["alpha", "bravo"]);
-    let a = Side::new(dir.path(), "alpha", Config::default()).await;
-    let b = Side::new(dir.path(), "bravo", Config::default()).await;
+    let dir = credentials();
+    let a = side(&dir, "alpha");
+    let b = side(&dir, "bravo");
     // It is bravo that answers there.
     let charlie: Identity = "charlie".parse().unwrap();
     let wrong = a.pool.session(&charlie, Some(&b.address.to_string())).await;
@@ -594,9 +375,8 @@ async fn a_dial_that_fails_is_counted_by_its_reason() {
 /// handshake: that one comes about.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_connections_from_one_address_pushes_out_no_other() {
-    let dir = tempfile::tempdir().unwrap();
-    credentials(dir.path(), &["alpha", "bravo"]);
-    let b = Side::new(dir.path(), "bravo", Config::default()).await;
+    let dir = credentials();
+    let b = side(&dir, "bravo");
     // Its place is taken before the flood, and its handshake comes after.
     let honest = TcpStream::connect(b.address).await.unwrap();
     let stranger = || async {
@@ -619,7 +399,7 @@ async fn a_flood_of_connections_from_one_address_pushes_out_no_other() {
     for _ in 0..400 {
         flood.push(stranger().await);
     }
-    let a = Side::new(dir.path(), "alpha", Config::default()).await;
+    let a = side(&dir, "alpha");
     soon("a session", a.dial(&b)).await.unwrap();
     drop(flood);
 }
@@ -627,7 +407,7 @@ async fn a_flood_of_connections_from_one_address_pushes_out_no_other() {
 /// An address at which nothing ever answers: its owner accepts no TCP, or no TLS.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_peer_keeps_no_other_from_being_dialed_and_is_dialed_once_for_all_who_ask() {
-    let pair = Pair::new().await;
+    let pair = pair().await;
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dead: Identity = "charlie".parse().unwrap();
     let at = silent.local_addr().unwrap().to_string();
@@ -653,7 +433,7 @@ async fn a_dead_peer_keeps_no_other_from_being_dialed_and_is_dialed_once_for_all
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peers_texts_come_without_anything_that_a_terminal_obeys() {
     use vmferry::migrate::message::{Reply, Response};
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let evil = format!("\u{1b}]0;mine\u{7}\u{1b}[2J\nroot@bravo:~# \u{202e}{}", "x".repeat(200_000));
     let refusal = serde_json::json!({"response": {"number": 1, "response": {"refused": {
         "problems": [{"kind": "other", "text": evil, "remedy": "\u{9b}31mred\r\n"}], "text": "\u{1b}c",
@@ -683,7 +463,7 @@ async fn a_peers_texts_come_without_anything_that_a_terminal_obeys() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_goes_to_the_acceptor_of_its_purpose_and_any_other_is_refused() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let mut purposes = Purposes::default();
     let (taken, mut got) = mpsc::unbounded_channel();
     for purpose in [purpose::NBD, purpose::RAM] {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::cpu;
@@ -100,10 +100,7 @@ impl Stage {
 
     /// The smallest round trip that the session has seen lately, in milliseconds.
     pub(crate) fn round_trip_ms(&self) -> Result<f64> {
-        let metrics = self.alpha.metrics()?;
-        let line = metrics.lines().find(|l| l.starts_with("vmferry_session_rtt_seconds{"));
-        let value = line.and_then(|l| l.rsplit_once(' ')).context("no round trip in the metrics")?.1;
-        Ok(value.parse::<f64>()? * 1e3)
+        Ok(self.alpha.metrics()?.sum("vmferry_session_rtt_seconds", &[])? * 1e3)
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::faults::{Migration, Plan, Stage};
 use crate::support::agent::PORT;
-use crate::support::process::{SHORT, run_any, wait_for};
+use crate::support::process::{SHORT, wait_for};
 use crate::support::proof::field;
 use crate::support::{Agent, Host, with_lab};
 use anyhow::{Context, Result, ensure};
@@ -27,23 +27,8 @@ fn connections(host: &Host) -> Result<BTreeSet<u16>> {
     Ok(all.filter(|c| c.state == "ESTAB" && c.peer_port == PORT).map(|c| c.local_port).collect())
 }
 
-/// The kernel ends one connection with a reset.
-fn reset(host: &Host, local_port: u16) -> Result<()> {
-    let filter = format!("( sport = :{local_port} )");
-    let killed = run_any(host.command("ss").args(["-K", "-tnH", &filter]), SHORT)?;
-    ensure!(!killed.stdout.trim().is_empty(), "nothing to reset: {killed:?}");
-    Ok(())
-}
-
-fn total(agent: &Agent, name: &str) -> Result<f64> {
-    let metrics = agent.metrics()?;
-    let values: Vec<f64> = metrics
-        .lines()
-        .filter(|line| line.starts_with(name))
-        .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
-        .collect();
-    ensure!(!values.is_empty(), "no {name} in the metrics");
-    Ok(values.iter().sum())
+fn reconnects(agent: &Agent) -> Result<f64> {
+    agent.metrics()?.sum("vmferry_session_reconnects_total", &[])
 }
 
 /// Bytes that each session of the agent has sent.
@@ -87,12 +72,12 @@ fn streams_are_spread_resumed_and_limited_over_all_lanes() -> Result<()> {
         keeps_the_limit(&stage.alpha)?;
 
         for port in &before {
-            let reconnects = total(&stage.alpha, "vmferry_session_reconnects_total")?;
-            reset(&stage.net.alpha, *port)?;
+            let earlier = reconnects(&stage.alpha)?;
+            ensure!(stage.net.alpha.reset_tcp(*port)?, "nothing to reset");
             wait_for("that lane's next connection", SHORT, || {
-                let now = total(&stage.alpha, "vmferry_session_reconnects_total")?;
+                let now = reconnects(&stage.alpha)?;
                 let all = connections(&stage.net.alpha)?.len() == LANES;
-                Ok((all && now == reconnects + 1.0).then_some(()))
+                Ok((all && now == earlier + 1.0).then_some(()))
             })?;
         }
         let resumed = connections(&stage.net.alpha)?;

@@ -97,7 +97,7 @@ fn silent_connections_keep_nobody_out() -> Result<()> {
         let silent = (0..SILENT).map(|_| stage.connect()).collect::<Result<Vec<_>>>()?;
         // The first try, and not one after a deadline.
         stage.serves()?;
-        ensure!(stage.failures("too_many")? > 0, "none of {SILENT} had to make room");
+        ensure!(stage.failures("too_many")? > 0.0, "none of {SILENT} had to make room");
         for mut connection in silent {
             ended(&mut connection)?;
         }
@@ -143,7 +143,7 @@ impl Stage {
         let before = (self.failures(refused.reason)?, fs::read_to_string(self.bravo.log())?.len());
         (refused.intrude)(self)?;
         wait_for("the metric to count it", SHORT, || {
-            Ok((self.failures(refused.reason)? == before.0 + 1).then_some(()))
+            Ok((self.failures(refused.reason)? == before.0 + 1.0).then_some(()))
         })
         .with_context(|| format!("{}: {:?}", refused.reason, self.bravo.metrics()))?;
         let log = fs::read_to_string(self.bravo.log())?;
@@ -153,12 +153,10 @@ impl Stage {
         Ok(())
     }
 
-    /// `vmferry_connect_failures_total{direction="in",reason=...}` of bravo.
-    fn failures(&self, reason: &str) -> Result<u64> {
-        let metric = format!("vmferry_connect_failures_total{{direction=\"in\",reason=\"{reason}\"}} ");
-        let text = self.bravo.metrics()?;
-        let value = text.lines().find_map(|line| line.strip_prefix(&metric));
-        value.map_or(Ok(0), |value| value.parse().with_context(|| value.to_owned()))
+    /// How often bravo has refused for this reason.
+    fn failures(&self, reason: &str) -> Result<f64> {
+        let labels = [("direction", "in"), ("reason", reason)];
+        Ok(self.bravo.metrics()?.find("vmferry_connect_failures_total", &labels).unwrap_or(0.0))
     }
 
     /// The good peer gets a session: nothing that it asks fails for want of one.

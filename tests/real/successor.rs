@@ -21,15 +21,8 @@ enum Whom {
     Both,
 }
 
-/// A metric of all peers.
-fn metric(agent: &Agent, name: &str) -> Result<f64> {
-    let text = agent.metrics()?;
-    let of = |line: &str| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once(' ')?.1.parse::<f64>().ok();
-    Ok(text.lines().filter_map(of).sum())
-}
-
 fn away(agent: &Agent) -> Result<f64> {
-    metric(agent, "vmferry_session_away_seconds_total")
+    agent.metrics()?.sum("vmferry_session_away_seconds_total", &[])
 }
 
 /// Waits until the session of both agents has a connection again.

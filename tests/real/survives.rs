@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::agent::PORT;
-use crate::support::process::{SHORT, run_any, wait_for};
+use crate::support::process::{SHORT, wait_for};
 use crate::support::proof;
-use crate::support::{Agent, Guest, Host, Pair, Version, VmSpec, Way, with_lab};
+use crate::support::{Agent, Guest, Pair, Version, VmSpec, Way, with_lab};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -68,7 +68,7 @@ fn moves_while(name: &str, disturb: impl Fn(&Pair, &Guest, &AtomicBool) -> Resul
 fn cost(pair: &Pair) -> Result<()> {
     for agent in [&pair.alpha, &pair.bravo] {
         let metrics = agent.metrics()?;
-        let sum = |name: &str| total(&metrics, name).with_context(|| metrics.clone());
+        let sum = |name: &str| metrics.sum(name, &[]);
         let replayed = sum("vmferry_session_replayed_bytes_total")?;
         let reconnects = sum("vmferry_session_reconnects_total")?;
         let away = sum("vmferry_session_away_seconds_total")?;
@@ -82,29 +82,13 @@ fn cost(pair: &Pair) -> Result<()> {
     Ok(())
 }
 
-/// The sum of a metric over its labels.
-fn total(metrics: &str, name: &str) -> Option<f64> {
-    let lines = metrics.lines().filter(|line| {
-        line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
-    });
-    let values: Vec<f64> = lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
-    (!values.is_empty()).then(|| values.iter().sum())
-}
-
-/// The kernel of that host ends its connection with a reset.
-fn reset(host: &Host) -> Result<bool> {
-    let filter = format!("( dport = :{PORT} or sport = :{PORT} )");
-    let killed = run_any(host.command("ss").args(["-K", "-tnH", &filter]), SHORT)?;
-    Ok(!killed.stdout.trim().is_empty())
-}
-
 #[test]
 fn the_connection_is_reset_every_second() -> Result<()> {
     let resets = AtomicU64::new(0);
     moves_while("the_connection_is_reset_every_second", |pair, _, over| {
         while !over.load(Ordering::Relaxed) {
             std::thread::sleep(RESET_EVERY);
-            let done = reset(pair.alpha.host())?;
+            let done = pair.alpha.host().reset_tcp(PORT)?;
             resets.fetch_add(u64::from(done), Ordering::Relaxed);
         }
         Ok(())

@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::lab::Paths;
+use super::metrics::Metrics;
 use super::net::Host;
 use super::process::{LONG, Outcome, Running, SHORT, run, run_any, signal_pid, start, wait_for};
 use super::vm::Vm;
@@ -267,7 +268,7 @@ impl Agent {
     }
 
     /// What Prometheus would scrape.
-    pub fn metrics(&self) -> Result<String> {
+    pub fn metrics(&self) -> Result<Metrics> {
         let mut stream = self.host.inside(|| std::net::TcpStream::connect(("127.0.0.1", METRICS_PORT)))?;
         stream.set_read_timeout(Some(SHORT))?;
         write!(stream, "GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
@@ -275,7 +276,7 @@ impl Agent {
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
         ensure!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{head}");
-        Ok(body.to_owned())
+        Ok(Metrics::new(body.to_owned()))
     }
 
     /// The number of descriptors it has open: compare with the same when it was idle before.

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::firewall;
-use super::process::{SHORT, run};
+use super::process::{SHORT, run, run_any};
 
 /// The one interface of each host.
 pub const LINK: &str = "link0";
@@ -64,6 +64,14 @@ impl Host {
     pub fn tcp_connections(&self) -> Result<Vec<TcpConnection>> {
         let text = run(self.command("ss").args(["-tnH"]), SHORT)?;
         Ok(text.lines().filter_map(TcpConnection::parse).collect())
+    }
+
+    /// The kernel ends every TCP connection from or to this port with a reset. Whether there was one.
+    pub fn reset_tcp(&self, port: u16) -> Result<bool> {
+        let filter = format!("( dport = :{port} or sport = :{port} )");
+        // Its exit code tells nothing: a connection may be gone by itself.
+        let killed = run_any(self.command("ss").args(["-K", "-tnH", &filter]), SHORT)?;
+        Ok(!killed.stdout.trim().is_empty())
     }
 
     /// The TCP ports on which something listens on this host.
