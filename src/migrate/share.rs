@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::progress::ProgressSink;
 use super::request::Options;
-use crate::mux::{self, Allowance, SHARE_WEIGHT_DEFAULT};
+use crate::mux::{self, SHARE_WEIGHT_DEFAULT, SharedLimit};
 use crate::net::lanes::Lanes;
 use crate::rate::Rate;
 
@@ -70,7 +70,7 @@ pub struct ShareHandle {
 struct State {
     wish: Wish,
     /// The limit of `wish`, as all lanes draw on it.
-    allowance: Option<Allowance>,
+    shared_limit: Option<SharedLimit>,
     /// The try that is under way.
     attached: Option<(Lanes, Uuid)>,
     /// Its guest stands still.
@@ -80,10 +80,13 @@ struct State {
 impl State {
     fn apply(&mut self) {
         let limit = self.wish.limit_bytes_per_s.map(Rate::get);
-        let before = self.allowance.take();
-        self.allowance = limit.map(|rate| Allowance::renewed(before, rate, Instant::now()));
-        let share =
-            mux::Share { weight: self.wish.weight.into(), limit: self.allowance.clone(), ahead: self.ahead };
+        let before = self.shared_limit.take();
+        self.shared_limit = limit.map(|rate| SharedLimit::renewed(before, rate, Instant::now()));
+        let share = mux::Share {
+            weight: self.wish.weight.into(),
+            limit: self.shared_limit.clone(),
+            ahead: self.ahead,
+        };
         self.tell(&share);
     }
 
@@ -100,7 +103,7 @@ impl ShareHandle {
     pub fn new(options: &Options, progress: ProgressSink) -> Self {
         let wish = Wish { limit_bytes_per_s: options.limit_bytes_per_s, weight: options.weight };
         progress.update(|p| p.share = Some(wish));
-        let state = State { wish, allowance: None, attached: None, ahead: false };
+        let state = State { wish, shared_limit: None, attached: None, ahead: false };
         Self { state: Arc::new(Mutex::new(state)), progress }
     }
 

@@ -19,6 +19,8 @@ pub const RECORD_LEN: usize = 16 * 1024;
 pub const FRAME_LEN_MAX: usize = 4 * RECORD_LEN;
 /// Longest payload.
 pub const PAYLOAD_MAX: usize = FRAME_LEN_MAX - HEADER_LEN;
+/// Longest HELLO frame, header included.
+pub const HELLO_LEN_MAX: usize = 4096;
 /// Types from here on are numbered.
 pub const NUMBERED_FROM: u8 = 0x10;
 /// Longest text of a GOAWAY, in bytes.
@@ -116,7 +118,7 @@ impl Kind {
 
     fn payload_allowed(self) -> (usize, usize) {
         match self {
-            Self::Hello => (0, super::hello::HELLO_LEN_MAX - HEADER_LEN),
+            Self::Hello => (0, HELLO_LEN_MAX - HEADER_LEN),
             Self::GoAway => (0, TEXT_MAX),
             Self::Open => (OPEN_LEN, OPEN_LEN + OPEN_EXTENSIONS_MAX),
             Self::Data => (1, PAYLOAD_MAX),

@@ -4,12 +4,10 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-pub use super::frame::HEADER_LEN;
 use super::frame::{self, Content, FrameError, Header, Kind};
+pub use super::frame::{HEADER_LEN, HELLO_LEN_MAX};
 use super::{Code, Config, PerClass};
 
-/// Longest HELLO frame, header included.
-pub const HELLO_LEN_MAX: usize = 4096;
 /// Oldest version that this program speaks.
 pub const VERSION_MIN: u16 = 1;
 /// Newest version that this program speaks.

@@ -10,7 +10,7 @@ use super::frame::RECORD_LEN;
 use super::session::{Event, Session};
 use super::stream::{Phase, RecvState, SendState, Stream};
 use super::{
-    Allowance, Class, Code, MigrationId, Open, OpenError, Share, StreamError, StreamId, WEIGHT_MAX, purpose,
+    Class, Code, MigrationId, Open, OpenError, Share, SharedLimit, StreamError, StreamId, WEIGHT_MAX, purpose,
 };
 
 impl Session {
@@ -222,8 +222,8 @@ impl Session {
 
     /// Limits what is sent on all bulk streams together, headers included; `None` for no limit. What
     /// must be sent again and urgent streams do not wait for it, but are paid for by what follows.
-    /// The same allowance again: its rate may be another.
-    pub fn set_limit(&mut self, limit: Option<Allowance>) {
+    /// The same limit again: its rate may be another.
+    pub fn set_limit(&mut self, limit: Option<SharedLimit>) {
         self.scheduler.set_limit(limit);
     }
 

@@ -51,7 +51,7 @@ impl Session {
         self.stats.received_frames += 1;
         if header.kind >= frame::NUMBERED_FROM {
             let ack_now = header.flags & FLAG_ACK_NOW != 0;
-            self.receipt.on_frame(now, payload.len(), ack_now, &self.config);
+            self.ack_state.on_frame(now, payload.len(), ack_now, &self.config);
         }
         match content {
             Content::Known(kind) if kind.is_numbered() => self.on_stream_frame(now, kind, header, payload),

@@ -5,12 +5,12 @@
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-use super::allowance::Draw;
+use super::deficit_round_robin::{Backlog, DeficitRoundRobin, Turn, clamp_weight};
+use super::fair_queue::FairQueue;
 use super::frame::FRAME_LEN_MAX;
-use super::groups::Groups;
-use super::limit::TokenBucket;
-use super::ring::{self, Backlog, Ring, Turn};
-use super::{Allowance, Class, Config, MigrationId, Share, StreamId};
+use super::shared_limit::Draw;
+use super::token_bucket::TokenBucket;
+use super::{Class, Config, MigrationId, Share, SharedLimit, StreamId};
 
 /// Time over which the rate is measured that the urgent share is a tenth of.
 const RATE_PERIOD: Duration = Duration::from_millis(100);
@@ -18,8 +18,8 @@ const RATE_PERIOD: Duration = Duration::from_millis(100);
 /// Chooses streams.
 #[derive(Debug)]
 pub(super) struct Scheduler {
-    urgent: Ring,
-    bulk: Groups,
+    urgent: DeficitRoundRobin,
+    bulk: FairQueue,
     /// The session's limit.
     draw: Option<Draw>,
     /// Whether bulk waits for nothing but a limit.
@@ -36,8 +36,8 @@ pub(super) struct Scheduler {
 impl Scheduler {
     pub(super) fn new(config: &Config, now: Instant) -> Self {
         Self {
-            urgent: Ring::default(),
-            bulk: Groups::default(),
+            urgent: DeficitRoundRobin::default(),
+            bulk: FairQueue::default(),
             draw: None,
             held: false,
             held_for: Duration::ZERO,
@@ -60,7 +60,7 @@ impl Scheduler {
     }
 
     /// Limits all bulk streams together, from the next frame on.
-    pub(super) fn set_limit(&mut self, limit: Option<Allowance>) {
+    pub(super) fn set_limit(&mut self, limit: Option<SharedLimit>) {
         Draw::renew(&mut self.draw, limit);
     }
 
@@ -105,7 +105,7 @@ impl Scheduler {
 
     /// A stream's class or weight changes, from its next turn on.
     pub(super) fn change(&mut self, id: StreamId, turn: &mut Turn, class: Class, weight: u16) {
-        turn.weight = ring::clamp(weight);
+        turn.weight = clamp_weight(weight);
         if turn.class == class {
             return;
         }

@@ -5,17 +5,17 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
+use super::ack_state::AckState;
 use super::assemble::Assembler;
 use super::credit::Budget;
+use super::deficit_round_robin::{Backlog, Turn};
 use super::frame;
 use super::hello::{Negotiated, PeerLimits};
-use super::limit::TokenBucket;
 use super::liveness::Liveness;
-use super::log::ReplayLog;
-use super::receipt::Receipt;
-use super::ring::{Backlog, Turn};
+use super::replay_log::ReplayLog;
 use super::schedule::Scheduler;
 use super::stream::{Phase, SendState, Stream};
+use super::token_bucket::TokenBucket;
 use super::{Code, Config, Open, Role, SessionError, Stats, StreamId, StreamStats};
 
 /// What happened.
@@ -137,7 +137,7 @@ pub struct Session {
     suspended: Option<Instant>,
     failed: Option<SessionError>,
     pub(super) log: ReplayLog,
-    pub(super) receipt: Receipt,
+    pub(super) ack_state: AckState,
     pub(super) liveness: Liveness,
     /// The beginning of an incomplete frame.
     pub(super) assembler: Assembler,
@@ -173,7 +173,7 @@ impl Session {
             suspended: None,
             failed: None,
             log: ReplayLog::new(&config),
-            receipt: Receipt::default(),
+            ack_state: AckState::default(),
             liveness: Liveness::new(now),
             assembler: Assembler::default(),
             streams: Table::default(),
@@ -218,7 +218,7 @@ impl Session {
         self.postpone_deadlines(now);
         self.connected = true;
         self.liveness.restart(now);
-        self.receipt.settle();
+        self.ack_state.settle();
         self.guards.fill(now);
         self.farewell.due = self.farewell.ours.is_some();
         self.farewell.detach_due = false;
@@ -241,7 +241,7 @@ impl Session {
     /// The last frame received without a gap: what a RESUME or RESUMED says.
     #[must_use]
     pub fn rx_seq(&self) -> u64 {
-        self.receipt.rx_seq()
+        self.ack_state.rx_seq()
     }
 
     /// The first frame sent that the peer has not acknowledged; `None` when it has all.
@@ -258,7 +258,7 @@ impl Session {
             return None;
         }
         let alive = self.liveness.deadline(self.log.is_empty(), &self.config);
-        let ack = self.receipt.deadline(&self.config);
+        let ack = self.ack_state.deadline(&self.config);
         let open = self.opening.front().and_then(|id| self.open_deadline(*id));
         [Some(alive), ack, open, self.scheduler.deadline()].into_iter().flatten().min()
     }
@@ -273,7 +273,7 @@ impl Session {
         if !self.connected {
             return Ok(());
         }
-        self.receipt.on_timeout(now, &self.config);
+        self.ack_state.on_timeout(now, &self.config);
         self.scheduler.on_timeout(now);
         if let Err(e) = self.liveness.on_timeout(now, self.log.is_empty(), &self.config) {
             return Err(if e.is_resumable() { e } else { self.fail(e) });

@@ -1,9 +1,6 @@
 //! Shares: what of the session each migration may use, as its operator wants it. Plain data.
 
-use super::Allowance;
-
-/// The migration that streams belong to; zero for none.
-pub type MigrationId = [u8; 16];
+use super::SharedLimit;
 
 /// The ordinary weight of a migration.
 pub const SHARE_WEIGHT_DEFAULT: u16 = 100;
@@ -14,7 +11,7 @@ pub struct Share {
     /// Its part among the migrations that have something to send, in proportion to theirs.
     pub weight: u16,
     /// Over all its streams, in all sessions that are given the same; `None` for no limit.
-    pub limit: Option<Allowance>,
+    pub limit: Option<SharedLimit>,
     /// Its guest stands still: it goes before all others, and its RAM before its disks.
     pub ahead: bool,
 }

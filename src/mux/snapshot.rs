@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::ack_state::AckState;
 use super::assemble::Payload;
 use super::credit::{Budget, CreditState, RecvCredit};
 use super::frame::{HEADER_LEN, Header};
 use super::hello::{Negotiated, PeerLimits};
-use super::log::ReplayLog;
-use super::receipt::Receipt;
+use super::replay_log::ReplayLog;
 use super::session::{Event, Session};
 use super::stream::{Control, Phase, RecvState, SendState, Stream};
 use super::{Class, Code, Config, Open, PerClass, Role, StreamId};
@@ -145,7 +145,7 @@ impl Session {
             },
             acked,
             log: entries.map(|(header, payload)| (header.encode(), payload)).collect(),
-            rx_seq: self.receipt.rx_seq(),
+            rx_seq: self.ack_state.rx_seq(),
             streams: self.streams.0.into_values().map(StreamSnapshot::of).collect(),
             control: self.control.iter().map(|id| id.0).collect(),
             opening: self.opening.iter().map(|id| id.0).collect(),
@@ -180,7 +180,7 @@ impl Session {
         let mut session = Self::new(role, config, &negotiated, now);
         let entries = snapshot.log.into_iter().map(|(header, payload)| (Header::decode(&header), payload));
         session.log = ReplayLog::from_entries(&session.config, snapshot.acked, entries);
-        session.receipt = Receipt::resumed(snapshot.rx_seq);
+        session.ack_state = AckState::resumed(snapshot.rx_seq);
         session.next_local = snapshot.next_local;
         session.next_remote = snapshot.next_remote;
         for one in snapshot.streams {
@@ -303,7 +303,7 @@ impl StreamSnapshot {
         stream.recv.handed = self.handed;
         stream.recv.given_up = self.given_up;
         let class = Class::from_wire(self.turn.0).unwrap_or(open.class);
-        stream.turn = super::ring::Turn::new(class, open.migration, self.turn.1);
+        stream.turn = super::deficit_round_robin::Turn::new(class, open.migration, self.turn.1);
         let [open_due, accept, credit_due, prio] = self.waits;
         stream.control = Control {
             open: open_due,
@@ -331,7 +331,7 @@ impl ReplayLog {
 
     fn from_entries(config: &Config, acked: u64, entries: impl Iterator<Item = (Header, Bytes)>) -> Self {
         let entries: VecDeque<_> =
-            entries.map(|(header, payload)| super::log::Entry { header, payload }).collect();
+            entries.map(|(header, payload)| super::replay_log::Entry { header, payload }).collect();
         Self::from_parts(config, acked, entries)
     }
 }

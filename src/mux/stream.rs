@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use super::credit::{Budget, RecvCredit};
+use super::deficit_round_robin::Turn;
 use super::queue::{RecvQueue, SendQueue};
-use super::ring::Turn;
 use super::{Code, Open, StreamId, StreamStats};
 
 /// Who waits for whose answer.

@@ -60,7 +60,7 @@ impl Session {
             batch.push(&Header::new(Kind::Ping, 0, value), Bytes::new());
         }
         let in_passing = !batch.is_empty() || self.has_work();
-        if let Some(seq) = self.receipt.take(in_passing) {
+        if let Some(seq) = self.ack_state.take(in_passing) {
             self.stats.acks_sent += 1;
             batch.push(&Header::new(Kind::Ack, 0, seq), Bytes::new());
         }

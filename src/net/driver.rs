@@ -24,7 +24,7 @@ use super::session::{Away, EndCause, IncomingStream, Lines, LinkState, Session, 
 use super::stream::{ChunkPermit, Crowd, Inbound, Shared, Stream, StreamEnded};
 use super::stuck::Stuck;
 use crate::error_chain::chain;
-use crate::mux::{self, Allowance, Batch, Code, Event, MigrationId, Open, Share, StreamId};
+use crate::mux::{self, Batch, Code, Event, MigrationId, Open, Share, SharedLimit, StreamId};
 
 /// Bytes asked of the socket at once; smaller reads cost a system call per record.
 const RECEIVE_BYTES: usize = 256 * 1024;
@@ -52,7 +52,7 @@ pub(crate) enum Command {
     Reset(StreamId, Code),
     Stop(StreamId, Code),
     Consumed(StreamId, u64),
-    Limit(Option<Allowance>),
+    Limit(Option<SharedLimit>),
     Share(MigrationId, Share),
     Stats(oneshot::Sender<mux::Stats>),
     /// Let go of the connection for the attempt of this number, and tell what was received; no

@@ -19,7 +19,7 @@ use super::lobby::Lobby;
 use super::session::{IncomingStream, Session};
 use crate::error_chain::chain;
 use crate::mux::hello::{Hello, Mode};
-use crate::mux::{Allowance, Code, Role};
+use crate::mux::{Code, Role, SharedLimit};
 use crate::rate::Rate;
 
 /// Connections that have not proved their identity yet (WIRE §8).
@@ -42,15 +42,15 @@ const LANE_AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// What its configuration and its operators want of the sessions with one peer.
 #[derive(Debug)]
 struct Terms {
-    limit: Option<(Rate, Allowance)>,
+    limit: Option<(Rate, SharedLimit)>,
     lanes: usize,
     /// When a further lane could not be dialed.
     refused: Option<Instant>,
 }
 
 impl Terms {
-    fn allowance(&self) -> Option<Allowance> {
-        self.limit.as_ref().map(|(_, allowance)| allowance.clone())
+    fn shared_limit(&self) -> Option<SharedLimit> {
+        self.limit.as_ref().map(|(_, shared_limit)| shared_limit.clone())
     }
 }
 
@@ -224,11 +224,11 @@ impl Pool {
     pub fn set_limit(&self, peer: &Identity, limit: Option<Rate>) {
         let mut terms = self.locked_terms();
         let terms = terms.entry(peer.clone()).or_default();
-        let before = terms.limit.take().map(|(_, allowance)| allowance);
-        terms.limit = limit.map(|rate| (rate, Allowance::renewed(before, rate.get(), Instant::now())));
+        let before = terms.limit.take().map(|(_, shared_limit)| shared_limit);
+        terms.limit = limit.map(|rate| (rate, SharedLimit::renewed(before, rate.get(), Instant::now())));
         // With the terms locked: a session that begins now gets this one or the next.
         let sessions = self.locked();
-        sessions.get(peer).into_iter().flatten().for_each(|session| session.limit(terms.allowance()));
+        sessions.get(peer).into_iter().flatten().for_each(|session| session.limit(terms.shared_limit()));
     }
 
     /// What may be sent to `peer`.
@@ -315,7 +315,7 @@ impl Pool {
     pub fn take_up(&self, session: Session) {
         let _ = self.started.send(session.clone());
         let terms = self.locked_terms();
-        session.limit(terms.get(&session.info().peer).and_then(Terms::allowance));
+        session.limit(terms.get(&session.info().peer).and_then(Terms::shared_limit));
         self.locked().entry(session.info().peer.clone()).or_default().push(session);
     }
 
@@ -325,7 +325,7 @@ impl Pool {
             Session::start(established, config, self.incoming.clone()).map_err(ConnectError::Start)?;
         let _ = self.started.send(session.clone());
         let terms = self.locked_terms();
-        session.limit(terms.get(&session.info().peer).and_then(Terms::allowance));
+        session.limit(terms.get(&session.info().peer).and_then(Terms::shared_limit));
         let mut sessions = self.locked();
         let of_peer = sessions.entry(session.info().peer.clone()).or_default();
         of_peer.retain(Session::is_live);

@@ -16,7 +16,7 @@ use super::frozen::{FrozenSession, FrozenStream};
 use super::identity::Identity;
 use super::resume::{Redial, Resumed, SessionKey};
 use super::stream::{Stream, StreamEnded};
-use crate::mux::{self, Allowance, Code, MigrationId, Open, Role, Share, StreamId};
+use crate::mux::{self, Code, MigrationId, Open, Role, Share, SharedLimit, StreamId};
 
 /// Tasks polled until the kernel is asked for events while there is always something to do: each
 /// moves up to a batch, and what has arrived meanwhile waits.
@@ -391,7 +391,7 @@ impl Session {
     }
 
     /// Limits what is sent on all bulk streams together; `None` for no limit.
-    pub fn limit(&self, limit: Option<Allowance>) {
+    pub fn limit(&self, limit: Option<SharedLimit>) {
         let _ = self.commands.send(Command::Limit(limit));
     }
 

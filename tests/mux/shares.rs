@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use vmferry::mux::frame::{HEADER_LEN, Header, Kind};
-use vmferry::mux::{Allowance, Batch, Class, Config, MigrationId, Open, Share, StreamId, purpose};
+use vmferry::mux::{Batch, Class, Config, MigrationId, Open, Share, SharedLimit, StreamId, purpose};
 
 use super::pair::{BULK, Pair, URGENT, content, wide};
 
@@ -83,8 +83,8 @@ impl Sender {
         self.pair.dialer.set_share(migration, share);
     }
 
-    fn limit(&self, bytes_per_s: u64) -> Option<Allowance> {
-        NonZeroU64::new(bytes_per_s).map(|rate| Allowance::new(rate, self.pair.now))
+    fn limit(&self, bytes_per_s: u64) -> Option<SharedLimit> {
+        NonZeroU64::new(bytes_per_s).map(|rate| SharedLimit::new(rate, self.pair.now))
     }
 }
 
@@ -150,10 +150,10 @@ fn a_limit_that_changes_counts_at_once() {
     let (mut sender, ids) = Sender::new(&[of(ONE, purpose::RAM), of(ONE, purpose::NBD)]);
     sender.run(SECOND / 10, FAST);
     sender.take();
-    let allowance = sender.limit(300 * MIB);
+    let shared_limit = sender.limit(300 * MIB);
     for rate in [10 * MIB, 200 * MIB, MIB] {
-        allowance.iter().for_each(|a| a.set(NonZeroU64::new(rate).unwrap(), sender.pair.now));
-        sender.share(ONE, Share { limit: allowance.clone(), ..Share::default() });
+        shared_limit.iter().for_each(|a| a.set(NonZeroU64::new(rate).unwrap(), sender.pair.now));
+        sender.share(ONE, Share { limit: shared_limit.clone(), ..Share::default() });
         for _ in 0..10 {
             sender.run(SECOND / 10, FAST);
             let tenth = sum(&sender.take(), &ids);

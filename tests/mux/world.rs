@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use vmferry::mux::{
-    Allowance, Batch, Class, Code, Config, Event, Open, PerClass, Role, Session, SessionError, Share,
+    Batch, Class, Code, Config, Event, Open, PerClass, Role, Session, SessionError, Share, SharedLimit,
     Snapshot, StreamId, purpose,
 };
 
@@ -329,7 +329,7 @@ impl World {
     /// Another limit or share: what is sent comes later or earlier, and nothing else changes.
     fn share(&mut self, side: usize) {
         let limit = self.rng.one_in(2).then(|| self.rng.range(LIMIT_MIN, 10_000_000) as u64);
-        let limit = limit.and_then(NonZeroU64::new).map(|rate| Allowance::new(rate, self.now));
+        let limit = limit.and_then(NonZeroU64::new).map(|rate| SharedLimit::new(rate, self.now));
         let session = &mut self.ends[side].session;
         if self.rng.one_in(3) {
             return session.set_limit(limit);

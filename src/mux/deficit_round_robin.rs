@@ -1,6 +1,6 @@
 //! Deficit round robin by weight, with a list for streams that were quiet (fq_codel's two lists,
-//! RFC 8290 §4.2). Knows no frames, no credit: a stream that cannot send leaves its ring and comes
-//! back with [`Ring::wake`].
+//! RFC 8290 §4.2). Knows no frames, no credit: a stream that cannot send leaves its list and comes
+//! back with [`DeficitRoundRobin::wake`].
 
 use std::collections::VecDeque;
 
@@ -22,7 +22,7 @@ pub(super) struct Turn {
 
 impl Turn {
     pub(super) fn new(class: Class, migration: MigrationId, weight: u16) -> Self {
-        Self { class, migration, weight: clamp(weight), deficit: 0, listed: false }
+        Self { class, migration, weight: clamp_weight(weight), deficit: 0, listed: false }
     }
 
     pub(super) fn charge(&mut self, bytes: usize) {
@@ -34,7 +34,7 @@ impl Turn {
     }
 }
 
-pub(super) fn clamp(weight: u16) -> u16 {
+pub(super) fn clamp_weight(weight: u16) -> u16 {
     weight.clamp(1, WEIGHT_MAX)
 }
 
@@ -49,12 +49,12 @@ pub(super) trait Backlog {
 /// Streams with something to send. A listed stream may have become unable to: it leaves when its
 /// turn comes.
 #[derive(Debug, Default)]
-pub(super) struct Ring {
+pub(super) struct DeficitRoundRobin {
     fresh: VecDeque<StreamId>,
     old: VecDeque<StreamId>,
 }
 
-impl Ring {
+impl DeficitRoundRobin {
     pub(super) fn is_empty(&self) -> bool {
         self.fresh.is_empty() && self.old.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Receipts: the number of the last frame received, and when the peer should hear of it. Knows
+//! What to acknowledge: the number of the last frame received, and when the peer should hear of it. Knows
 //! no frame contents.
 
 use std::time::Instant;
@@ -8,7 +8,7 @@ use super::frame::HEADER_LEN;
 
 /// Counts numbered frames and decides when an ACK is due (WIRE §4).
 #[derive(Debug, Default)]
-pub(super) struct Receipt {
+pub(super) struct AckState {
     rx_seq: u64,
     told: u64,
     bytes: usize,
@@ -16,7 +16,7 @@ pub(super) struct Receipt {
     due: bool,
 }
 
-impl Receipt {
+impl AckState {
     /// Goes on after this number, which the peer is told when there is a connection.
     pub(super) fn resumed(rx_seq: u64) -> Self {
         Self { rx_seq, told: rx_seq, ..Self::default() }
@@ -35,7 +35,7 @@ impl Receipt {
         self.due |= ack_now || self.bytes >= config.ack_bytes || frames >= u64::from(config.ack_frames);
     }
 
-    /// When to call [`Receipt::on_timeout`].
+    /// When to call [`AckState::on_timeout`].
     pub(super) fn deadline(&self, config: &Config) -> Option<Instant> {
         self.since.filter(|_| !self.due).map(|since| since + config.ack_delay)
     }

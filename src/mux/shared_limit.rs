@@ -1,5 +1,5 @@
-//! An allowance: a limit in bytes per second on which several sessions may draw, as the lanes of one
-//! peer do. Together they keep its pace; of those that wait for it, none is left behind.
+//! A limit in bytes per second that several sessions share, as the lanes of one peer do. Together they
+//! keep to it; of those that wait for it, none is left behind.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::frame::RECORD_LEN;
-use super::pace::Pace;
+use super::pacer::Pacer;
 
 /// What one may have more than another that waits.
 const AHEAD_BYTES: u64 = 4 * RECORD_LEN as u64;
@@ -20,20 +20,20 @@ const IDLE: Duration = Duration::from_millis(100);
 
 /// A limit that may be changed at any time; clones are the same one.
 #[derive(Debug, Clone)]
-pub struct Allowance(Arc<Mutex<Shared>>);
+pub struct SharedLimit(Arc<Mutex<Shared>>);
 
-/// The same allowance, not the same rate.
-impl PartialEq for Allowance {
+/// The same limit, not the same rate.
+impl PartialEq for SharedLimit {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for Allowance {}
+impl Eq for SharedLimit {}
 
 #[derive(Debug)]
 struct Shared {
-    pace: Pace,
+    pacer: Pacer,
     drawers: BTreeMap<u64, Drawer>,
     /// The name of the next drawer.
     next: u64,
@@ -50,38 +50,38 @@ struct Drawer {
     expected: Option<Instant>,
 }
 
-impl Allowance {
+impl SharedLimit {
     /// So much per second from now on.
     #[must_use]
     pub fn new(per_second: NonZeroU64, now: Instant) -> Self {
-        let pace = Pace::new(per_second, now);
-        Self(Arc::new(Mutex::new(Shared { pace, drawers: BTreeMap::new(), next: 0, most: 0 })))
+        let pacer = Pacer::new(per_second, now);
+        Self(Arc::new(Mutex::new(Shared { pacer, drawers: BTreeMap::new(), next: 0, most: 0 })))
     }
 
     /// `before` at another rate, or a first one.
     #[must_use]
     pub fn renewed(before: Option<Self>, per_second: NonZeroU64, now: Instant) -> Self {
         match before {
-            Some(allowance) => {
-                allowance.set(per_second, now);
-                allowance
+            Some(limit) => {
+                limit.set(per_second, now);
+                limit
             }
             None => Self::new(per_second, now),
         }
     }
 
-    /// Another rate. A session that waits learns of it when it is given the allowance again.
+    /// Another rate. A session that waits learns of it when it is given the limit again.
     pub fn set(&self, per_second: NonZeroU64, now: Instant) {
         let mut shared = self.locked();
-        if shared.pace.per_second() != per_second {
-            shared.pace.change(per_second, now);
+        if shared.pacer.per_second() != per_second {
+            shared.pacer.change(per_second, now);
         }
     }
 
     /// The rate now.
     #[must_use]
     pub fn per_second(&self) -> NonZeroU64 {
-        self.locked().pace.per_second()
+        self.locked().pacer.per_second()
     }
 
     fn locked(&self) -> MutexGuard<'_, Shared> {
@@ -89,43 +89,43 @@ impl Allowance {
     }
 }
 
-/// One session's hold on an allowance.
+/// One session's hold on a shared limit.
 #[derive(Debug)]
 pub(super) struct Draw {
-    allowance: Allowance,
+    limit: SharedLimit,
     name: u64,
     /// Until when it lets another go first.
     gives_way: Option<Instant>,
 }
 
 impl Draw {
-    pub(super) fn new(allowance: Allowance) -> Self {
-        let mut shared = allowance.locked();
+    pub(super) fn new(limit: SharedLimit) -> Self {
+        let mut shared = limit.locked();
         let name = shared.next;
         shared.next += 1;
         shared.drawers.insert(name, Drawer { had: 0, seen: None, expected: None });
         drop(shared);
-        Self { allowance, name, gives_way: None }
+        Self { limit, name, gives_way: None }
     }
 
-    /// Goes on with `draw` if it is one on the same allowance.
-    pub(super) fn renew(draw: &mut Option<Self>, allowance: Option<Allowance>) {
-        if draw.as_ref().map(|draw| &draw.allowance) != allowance.as_ref() {
-            *draw = allowance.map(Self::new);
+    /// Goes on with `draw` if it is one on the same limit.
+    pub(super) fn renew(draw: &mut Option<Self>, limit: Option<SharedLimit>) {
+        if draw.as_ref().map(|draw| &draw.limit) != limit.as_ref() {
+            *draw = limit.map(Self::new);
         }
     }
 
     pub(super) fn per_second(&self) -> NonZeroU64 {
-        self.allowance.per_second()
+        self.limit.per_second()
     }
 
     /// Whether a frame may leave now; if not, the caller waits until [`Draw::ready_at`].
     pub(super) fn is_ready(&mut self, now: Instant) -> bool {
-        let mut shared = self.allowance.locked();
+        let mut shared = self.limit.locked();
         self.gives_way = None;
         shared.comes(self.name, now);
-        if !shared.pace.is_ready(now) {
-            let expected = shared.pace.ready_at() + LATE;
+        if !shared.pacer.is_ready(now) {
+            let expected = shared.pacer.ready_at() + LATE;
             shared.waits(self.name, expected);
             return false;
         }
@@ -139,21 +139,21 @@ impl Draw {
 
     /// When a frame may leave, if nothing else does before.
     pub(super) fn ready_at(&self) -> Instant {
-        let ready_at = self.allowance.locked().pace.ready_at();
+        let ready_at = self.limit.locked().pacer.ready_at();
         self.gives_way.map_or(ready_at, |until| until.max(ready_at))
     }
 
     /// So much has left. Returns for how long it had been waited for.
     pub(super) fn charge(&mut self, bytes: usize, now: Instant) -> Duration {
-        let mut shared = self.allowance.locked();
+        let mut shared = self.limit.locked();
         shared.has_had(self.name, bytes as u64, now);
-        shared.pace.charge(bytes, now)
+        shared.pacer.charge(bytes, now)
     }
 }
 
 impl Drop for Draw {
     fn drop(&mut self) {
-        self.allowance.locked().drawers.remove(&self.name);
+        self.limit.locked().drawers.remove(&self.name);
     }
 }
 
@@ -200,8 +200,8 @@ mod tests {
     /// timer is late by up to `grain`, the first session's never.
     fn run(rate: u64, sessions: usize, long: Duration, grain: Duration) -> Vec<usize> {
         let begin = Instant::now();
-        let allowance = Allowance::new(NonZeroU64::new(rate).unwrap(), begin);
-        let mut draws: Vec<_> = (0..sessions).map(|_| Draw::new(allowance.clone())).collect();
+        let limit = SharedLimit::new(NonZeroU64::new(rate).unwrap(), begin);
+        let mut draws: Vec<_> = (0..sessions).map(|_| Draw::new(limit.clone())).collect();
         let mut wakes = vec![begin; sessions];
         let mut sent = vec![0; sessions];
         loop {
@@ -238,8 +238,8 @@ mod tests {
     #[test]
     fn who_has_nothing_to_send_keeps_nobody_waiting() {
         let begin = Instant::now();
-        let allowance = Allowance::new(NonZeroU64::new(100 << 20).unwrap(), begin);
-        let (mut one, mut other) = (Draw::new(allowance.clone()), Draw::new(allowance.clone()));
+        let limit = SharedLimit::new(NonZeroU64::new(100 << 20).unwrap(), begin);
+        let (mut one, mut other) = (Draw::new(limit.clone()), Draw::new(limit.clone()));
         // It has asked once, and never comes.
         assert!(!other.is_ready(begin));
         let (mut now, mut sent) = (begin, 0);
@@ -258,13 +258,13 @@ mod tests {
     #[test]
     fn another_rate_counts_for_all_and_one_that_ends_is_forgotten() {
         let begin = Instant::now();
-        let allowance = Allowance::new(NonZeroU64::new(1 << 20).unwrap(), begin);
-        let mut draw = Some(Draw::new(allowance.clone()));
-        allowance.set(NonZeroU64::new(2 << 20).unwrap(), begin);
+        let limit = SharedLimit::new(NonZeroU64::new(1 << 20).unwrap(), begin);
+        let mut draw = Some(Draw::new(limit.clone()));
+        limit.set(NonZeroU64::new(2 << 20).unwrap(), begin);
         assert_eq!(draw.as_ref().unwrap().per_second().get(), 2 << 20);
-        Draw::renew(&mut draw, Some(allowance.clone()));
-        assert_eq!(allowance.locked().drawers.len(), 1, "the same draw goes on");
+        Draw::renew(&mut draw, Some(limit.clone()));
+        assert_eq!(limit.locked().drawers.len(), 1, "the same draw goes on");
         Draw::renew(&mut draw, None);
-        assert!(draw.is_none() && allowance.locked().drawers.is_empty());
+        assert!(draw.is_none() && limit.locked().drawers.is_empty());
     }
 }

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-use super::allowance::Draw;
-use super::ring::{Backlog, Ring, Turn};
+use super::deficit_round_robin::{Backlog, DeficitRoundRobin, Turn};
+use super::shared_limit::Draw;
 use super::{MigrationId, Share, StreamId};
 
 /// Virtual time of a byte at weight 1. Fine enough that no weight rounds it away.
@@ -20,7 +20,7 @@ type Place = (bool, u128, MigrationId);
 struct Group {
     share: Share,
     draw: Option<Draw>,
-    ring: Ring,
+    ring: DeficitRoundRobin,
     /// What it has had for its weight.
     time: u128,
     /// Its place, while it has one; without, it is parked or has nothing to send.
@@ -33,9 +33,9 @@ impl Group {
     }
 }
 
-/// All of them.
+/// The migrations with something to send, in their order.
 #[derive(Debug, Default)]
-pub(super) struct Groups {
+pub(super) struct FairQueue {
     all: BTreeMap<MigrationId, Group>,
     order: BTreeSet<Place>,
     /// Those that wait for their limit.
@@ -44,7 +44,7 @@ pub(super) struct Groups {
     clock: u128,
 }
 
-impl Groups {
+impl FairQueue {
     /// Whether no stream is listed.
     pub(super) fn is_empty(&self) -> bool {
         self.order.is_empty() && self.parked.is_empty()

@@ -11,10 +11,10 @@ const SAVED_LATE: Duration = Duration::from_millis(200);
 /// What may be owed, as time at the full rate: replays and urgent frames do not wait.
 const OWED: Duration = Duration::from_secs(1);
 
-/// A pace that may be changed at any time. The sum over any time `t` of what it lets pass is at
+/// A rate that may be changed at any time. The sum over any time `t` of what it lets pass is at
 /// most `rate * (t + 10 ms)` and one frame, what went without asking aside.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct Pacer {
     per_second: NonZeroU64,
     /// In billionths of a byte, so that slow refills are not rounded away.
     level: i128,
@@ -23,7 +23,7 @@ pub(super) struct Pace {
     waiting: Option<Instant>,
 }
 
-impl Pace {
+impl Pacer {
     pub(super) fn new(per_second: NonZeroU64, now: Instant) -> Self {
         Self { per_second, level: 0, at: now, waiting: None }
     }
@@ -39,7 +39,7 @@ impl Pace {
         self.per_second
     }
 
-    /// Whether a frame may leave now; if not, the caller waits until [`Pace::ready_at`].
+    /// Whether a frame may leave now; if not, the caller waits until [`Pacer::ready_at`].
     pub(super) fn is_ready(&mut self, now: Instant) -> bool {
         self.refill(now);
         let ready = self.level > 0;
@@ -83,20 +83,20 @@ mod tests {
     const RATE: u64 = 100 * 1024 * 1024;
     const FRAME: usize = 16 * 1024;
 
-    fn pace(now: Instant) -> Pace {
-        Pace::new(NonZeroU64::new(RATE).unwrap(), now)
+    fn pacer(now: Instant) -> Pacer {
+        Pacer::new(NonZeroU64::new(RATE).unwrap(), now)
     }
 
     /// Sends what may be sent, waking `late` after each time that it may.
-    fn run(pace: &mut Pace, from: Instant, to: Instant, late: impl Fn(usize) -> Duration) -> usize {
+    fn run(pacer: &mut Pacer, from: Instant, to: Instant, late: impl Fn(usize) -> Duration) -> usize {
         let (mut now, mut sent, mut waits) = (from, 0, 0);
         while now < to {
-            if pace.is_ready(now) {
-                pace.charge(FRAME, now);
+            if pacer.is_ready(now) {
+                pacer.charge(FRAME, now);
                 sent += FRAME;
             } else {
                 waits += 1;
-                now = pace.ready_at() + late(waits);
+                now = pacer.ready_at() + late(waits);
             }
         }
         sent
@@ -106,8 +106,8 @@ mod tests {
     fn the_rate_is_kept_whatever_the_timer_does() {
         let begin = Instant::now();
         for late in [0, 1, 5, 30] {
-            let mut pace = pace(begin);
-            let sent = run(&mut pace, begin, begin + Duration::from_secs(4), |n| {
+            let mut pacer = pacer(begin);
+            let sent = run(&mut pacer, begin, begin + Duration::from_secs(4), |n| {
                 Duration::from_millis(if n % 3 == 0 { late } else { 0 })
             });
             let ratio = sent as f64 / (4 * RATE) as f64;
@@ -118,21 +118,21 @@ mod tests {
     #[test]
     fn an_idle_second_does_not_become_a_burst() {
         let begin = Instant::now();
-        let mut pace = pace(begin);
-        pace.is_ready(begin + Duration::from_millis(1));
+        let mut pacer = pacer(begin);
+        pacer.is_ready(begin + Duration::from_millis(1));
         let later = begin + Duration::from_secs(5);
-        let sent = run(&mut pace, later, later + Duration::from_millis(100), |_| Duration::ZERO);
+        let sent = run(&mut pacer, later, later + Duration::from_millis(100), |_| Duration::ZERO);
         assert!(sent as f64 <= RATE as f64 * 0.111, "{sent} bytes in a tenth of a second");
     }
 
     #[test]
     fn another_rate_counts_at_once() {
         let begin = Instant::now();
-        let mut pace = pace(begin);
-        run(&mut pace, begin, begin + Duration::from_secs(1), |_| Duration::ZERO);
+        let mut pacer = pacer(begin);
+        run(&mut pacer, begin, begin + Duration::from_secs(1), |_| Duration::ZERO);
         let then = begin + Duration::from_secs(1);
-        pace.change(NonZeroU64::new(RATE / 10).unwrap(), then);
-        let sent = run(&mut pace, then, then + Duration::from_secs(1), |_| Duration::ZERO);
+        pacer.change(NonZeroU64::new(RATE / 10).unwrap(), then);
+        let sent = run(&mut pacer, then, then + Duration::from_secs(1), |_| Duration::ZERO);
         let ratio = sent as f64 / (RATE / 10) as f64;
         assert!((0.98..1.02).contains(&ratio), "{ratio}");
     }
@@ -140,12 +140,12 @@ mod tests {
     #[test]
     fn what_does_not_wait_is_paid_for_afterwards_within_bounds() {
         let begin = Instant::now();
-        let mut pace = pace(begin);
-        pace.charge(64 << 20, begin);
-        let sent = run(&mut pace, begin, begin + Duration::from_secs(1), |_| Duration::ZERO);
+        let mut pacer = pacer(begin);
+        pacer.charge(64 << 20, begin);
+        let sent = run(&mut pacer, begin, begin + Duration::from_secs(1), |_| Duration::ZERO);
         let all = (64 << 20) + sent;
         assert!((0.98..1.02).contains(&(all as f64 / RATE as f64)), "{all}");
-        pace.charge(1 << 40, begin + Duration::from_secs(1));
-        assert!(pace.ready_at() <= begin + Duration::from_millis(2001), "a debt of an hour");
+        pacer.charge(1 << 40, begin + Duration::from_secs(1));
+        assert!(pacer.ready_at() <= begin + Duration::from_millis(2001), "a debt of an hour");
     }
 }
