@@ -105,7 +105,7 @@ fn configuration(tls: &Path) -> String {
 
 #[test]
 fn every_route_is_described_and_no_other() {
-    let source = include_str!("../src/agent/api.rs");
+    let source = include_str!("../src/agent/routes.rs");
     let mut routes: Vec<String> =
         source.split(".route(\"").skip(1).map(|r| r.split('"').next().unwrap().to_owned()).collect();
     routes.sort();

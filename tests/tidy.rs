@@ -28,9 +28,9 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "agent::How",
+            "agent::StartMode",
             "agent::run",
-            "agent::succession_formats",
+            "agent::handoff_formats",
             "api",
             "config::DEFAULT_PATH",
             "migrate::DowntimeLimit",
@@ -83,8 +83,7 @@ const EDGES: &[(&str, &[&str])] = &[
 
 /// Where files still use each other in a circle, and how many may. There must be no other circle, and
 /// these only shrink: lower the number, and take out what has none any more.
-const KNOWN_CIRCLES: &[(&str, usize)] =
-    &[("agent", 5), ("cli", 5), ("migrate", 57), ("net", 11), ("pki", 3), ("qemu", 3)];
+const KNOWN_CIRCLES: &[(&str, usize)] = &[("cli", 5), ("migrate", 57), ("net", 11), ("pki", 3), ("qemu", 3)];
 
 /// Words of the outside world that sans-I/O code has no business with.
 const IMPURE: &[&str] = &[

@@ -15,7 +15,8 @@ use axum::routing::get;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::Instant;
 
-use super::{Agent, api};
+use super::routes;
+use super::running::Agent;
 use crate::migrate::problem::chain;
 use crate::net::connect;
 
@@ -104,7 +105,7 @@ pub(super) fn local(path: &Path) -> anyhow::Result<UnixListener> {
 
 /// Serves the local API until the agent stops.
 pub(super) async fn serve_api(agent: Arc<Agent>, listener: UnixListener) {
-    let routes = api::router(Arc::clone(&agent)).into_make_service_with_connect_info::<api::Caller>();
+    let routes = routes::router(Arc::clone(&agent)).into_make_service_with_connect_info::<routes::Caller>();
     let stopping = agent.stopping.clone();
     let serve = axum::serve(listener, routes).with_graceful_shutdown(stopping.cancelled_owned());
     if let Err(e) = serve.await {

@@ -46,8 +46,8 @@ pub(super) enum Command {
         #[arg(long)]
         take_over: bool,
         /// Print what this version can take over, and do nothing else.
-        #[arg(long, hide = true)]
-        succession_formats: bool,
+        #[arg(long = "succession-formats", hide = true)]
+        handoff_formats: bool,
     },
     /// Move a running VM to another host. Closing the terminal does not stop it.
     Migrate(MigrateArgs),

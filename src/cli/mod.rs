@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::agent::How;
+use crate::agent::StartMode;
 use args::{Arguments, Command};
 
 /// Usage or configuration.
@@ -52,14 +52,14 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let code = runtime.block_on(async move {
         match arguments.command {
-            Command::Agent { succession_formats: true, .. } => {
-                println!("{}", crate::agent::succession_formats()?);
+            Command::Agent { handoff_formats: true, .. } => {
+                println!("{}", crate::agent::handoff_formats()?);
                 Ok(ExitCode::SUCCESS)
             }
             Command::Agent { config, take_over, .. } => {
                 log_to_stderr();
-                let how = if take_over { How::TakingOver } else { How::Alone };
-                Ok(agent(&config, how).await)
+                let mode = if take_over { StartMode::TakeOver } else { StartMode::Alone };
+                Ok(agent(&config, mode).await)
             }
             command => commands::run(&arguments.socket, command).await,
         }
@@ -69,8 +69,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     code
 }
 
-async fn agent(config: &Path, how: How) -> ExitCode {
-    match crate::agent::run(config, how).await {
+async fn agent(config: &Path, mode: StartMode) -> ExitCode {
+    match crate::agent::run(config, mode).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             let code = e.exit_code();

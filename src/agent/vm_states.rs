@@ -12,11 +12,11 @@ use crate::migrate::vm_state::{self, VmState};
 /// For how long a look is good enough.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The last one.
+/// The last look.
 #[derive(Debug, Default)]
-pub(super) struct Looks(Mutex<Option<(Instant, Vec<VmState>)>>);
+pub(super) struct VmStates(Mutex<Option<(Instant, Vec<VmState>)>>);
 
-impl Looks {
+impl VmStates {
     /// What there is to be seen, no older than a second.
     pub(super) async fn look(&self, host: &Arc<Host>) -> Vec<VmState> {
         let mut last = self.0.lock().await;

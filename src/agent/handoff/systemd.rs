@@ -15,14 +15,14 @@ use anyhow::{Context, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 
-use super::inherit::{FDS_MAX, Left, Offer, STATE_BYTES_MAX};
-use super::parcel::{self, Parcel};
+use super::fd_queue::{self, FdQueue};
+use super::transport::{FDS_MAX, Offer, Package, STATE_BYTES_MAX};
 
-/// The store's names of the two ends of the parcel.
+/// The store's names of the two ends of the queue.
 const RECEIVER_NAME: &str = "vmferry-parcel";
 const SENDER_NAME: &str = "vmferry-parcel-sender";
-/// What the store has of a parcel.
-const PARCEL_FDS: usize = 2;
+/// What the store has of a queue.
+const STORED_FDS: usize = 2;
 /// How earlier versions left their state and their descriptors: each by itself, `vmferry-0`,
 /// `vmferry-1`, …
 const STATE_NAME: &str = "vmferry-state";
@@ -37,7 +37,7 @@ const BARRIER_DEADLINE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// What it kept is incomplete.
-pub(super) fn from_store() -> anyhow::Result<Option<Left>> {
+pub(crate) fn from_store() -> anyhow::Result<Option<Package>> {
     let kept = sd_listen_fds::get().context("descriptors from the service manager")?;
     let (mut receiver, mut old) = (None, Vec::new());
     for (name, fd) in kept {
@@ -50,14 +50,14 @@ pub(super) fn from_store() -> anyhow::Result<Option<Left>> {
         }
     }
     match receiver {
-        Some(receiver) => parcel::unpack(receiver).map(Some),
+        Some(receiver) => fd_queue::drain(receiver).map(Some),
         None => one_by_one(old),
     }
 }
 
 /// As earlier versions left it. systemd did not take every descriptor: what lacks one is settled by
 /// its journal, and the rest goes on.
-fn one_by_one(kept: Vec<(String, OwnedFd)>) -> anyhow::Result<Option<Left>> {
+fn one_by_one(kept: Vec<(String, OwnedFd)>) -> anyhow::Result<Option<Package>> {
     let (mut state, mut fds) = (None, Vec::new());
     for (name, fd) in kept {
         if name == STATE_NAME {
@@ -78,16 +78,16 @@ fn one_by_one(kept: Vec<(String, OwnedFd)>) -> anyhow::Result<Option<Left>> {
     file.seek(SeekFrom::Start(0))?;
     let mut bytes = Vec::new();
     file.take(STATE_BYTES_MAX).read_to_end(&mut bytes).context("what the process before left")?;
-    Ok(Some(Left { state: bytes, fds }))
+    Ok(Some(Package { state: bytes, fds }))
 }
 
 /// Leaves everything to the service manager's descriptor store, and makes sure that it has it.
 ///
 /// # Errors
 /// It has not taken everything (`FileDescriptorStoreMax=`): then it keeps nothing.
-pub(super) async fn to_store(left: &Left) -> anyhow::Result<()> {
+pub(super) async fn to_store(package: &Package) -> anyhow::Result<()> {
     let unit = own_unit().context("this process belongs to no unit")?;
-    let Parcel { sender, receiver } = parcel::pack(left)?;
+    let FdQueue { sender, receiver } = fd_queue::fill(package)?;
     let stored = async {
         tokio::task::block_in_place(|| {
             store(SENDER_NAME, sender.as_fd())?;
@@ -97,8 +97,8 @@ pub(super) async fn to_store(left: &Left) -> anyhow::Result<()> {
         let show = ["show", "--property=NFileDescriptorStore", "--value", &unit];
         let count = ask("systemctl", &show).await?;
         ensure!(
-            count.trim().parse() == Ok(PARCEL_FDS),
-            "the service manager's store has {} of {PARCEL_FDS} descriptors (`FileDescriptorStoreMax=` of {unit})",
+            count.trim().parse() == Ok(STORED_FDS),
+            "the service manager's store has {} of {STORED_FDS} descriptors (`FileDescriptorStoreMax=` of {unit})",
             count.trim()
         );
         Ok(())

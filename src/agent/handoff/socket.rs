@@ -1,16 +1,20 @@
-//! How what one process leaves reaches the next: through the service manager's descriptor store
-//! when it restarts us (`store`), or from process to process over a socket (`vmferry agent
-//! --take-over`, here).
+//! A process takes over from the running one (`vmferry agent --take-over`): both talk over a socket,
+//! and the package goes from process to process.
 //!
-//! Either way the one that leaves first asks whether the other can read it, and gives up nothing
-//! before. Knows not what is in it.
+//! ```text
+//! successor ── Offer ──► predecessor     what it can read
+//!           ◄── yes ────                 or no, and nothing has happened
+//!                                        everything stops
+//!           ◄── state, descriptors ──
+//!           ── yes ───►                  it ends; on no it takes everything back
+//! ```
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -20,75 +24,27 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::succession::FORMATS;
+use super::transport::{FDS_MAX, Offer, Package, STATE_BYTES_MAX};
 
-/// Longest state that is read: replay logs and queues of all sessions.
-pub(super) const STATE_BYTES_MAX: u64 = 1 << 31;
-/// Most descriptors that are read.
-pub(super) const FDS_MAX: u32 = 16_384;
+/// Where a process asks to take over from this one, in the folder of sockets.
+const SOCKET: &str = "takeover.sock";
 /// How long a process that takes over may take for each of its parts.
 const TAKE_DEADLINE: Duration = Duration::from_secs(30);
-
-/// What has been left, as it travels.
-pub(super) struct Left {
-    pub(super) state: Vec<u8>,
-    /// By number. One is missing only where the service manager lost it.
-    pub(super) fds: Vec<Option<OwnedFd>>,
-}
-
-/// What a version can take over.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Offer {
-    /// The version, for people.
-    version: String,
-    /// Formats that it reads.
-    formats: Vec<u32>,
-    /// Whether it finds them in the service manager's store as this version leaves them there.
-    #[serde(default)]
-    parcel: bool,
-}
-
-impl Offer {
-    /// Of this version.
-    pub(super) fn ours() -> Self {
-        Self { version: env!("CARGO_PKG_VERSION").into(), formats: FORMATS.to_vec(), parcel: true }
-    }
-
-    /// That it can take over through the service manager's store.
-    pub(super) fn check_store(&self) -> anyhow::Result<()> {
-        self.check()?;
-        ensure!(self.parcel, "version {} does not read what this one leaves in the store", self.version);
-        Ok(())
-    }
-
-    fn check(&self) -> anyhow::Result<()> {
-        let ours = FORMATS[0];
-        if self.formats.contains(&ours) {
-            return Ok(());
-        }
-        let (version, formats) = (&self.version, &self.formats);
-        bail!("version {version} takes over formats {formats:?}, and this one leaves {ours}");
-    }
-}
 
 /// The answer to an [`Offer`], and to what was left.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Word {
+enum Answer {
     Yes,
     No(String),
 }
 
-/// Where a process asks to take over from this one.
-pub(super) fn socket_path(runtime_dir: &Path) -> PathBuf {
-    runtime_dir.join("takeover.sock")
-}
-
-/// Opens that socket, for our own user alone.
+/// Opens the socket on which a process asks to take over, for our own user alone.
 ///
 /// # Errors
 /// The operating system's.
-pub(super) fn listen(path: &Path) -> anyhow::Result<tokio::net::UnixListener> {
+pub(crate) fn listen(runtime_dir: &Path) -> anyhow::Result<tokio::net::UnixListener> {
+    let path = &runtime_dir.join(SOCKET);
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(e).with_context(|| format!("cannot remove {}", path.display()));
@@ -118,9 +74,9 @@ impl Successor {
         let mut successor = Self(stream);
         let offer: Offer = read_line(&mut successor.0)?;
         match offer.check() {
-            Ok(()) => write_line(&mut successor.0, &Word::Yes)?,
+            Ok(()) => write_line(&mut successor.0, &Answer::Yes)?,
             Err(e) => {
-                write_line(&mut successor.0, &Word::No(format!("{e:#}")))?;
+                write_line(&mut successor.0, &Answer::No(format!("{e:#}")))?;
                 return Err(e);
             }
         }
@@ -131,13 +87,13 @@ impl Successor {
     ///
     /// # Errors
     /// It did not take it.
-    pub(super) fn give(&mut self, left: &Left) -> anyhow::Result<()> {
-        let head = [left.state.len() as u64, left.fds.iter().flatten().count() as u64]
+    pub(super) fn give(&mut self, package: &Package) -> anyhow::Result<()> {
+        let head = [package.state.len() as u64, package.fds.iter().flatten().count() as u64]
             .map(u64::to_be_bytes)
             .concat();
         self.0.write_all(&head)?;
-        self.0.write_all(&left.state)?;
-        for fd in left.fds.iter().flatten() {
+        self.0.write_all(&package.state)?;
+        for fd in package.fds.iter().flatten() {
             let fds = [fd.as_fd()];
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut control = SendAncillaryBuffer::new(&mut space);
@@ -145,25 +101,26 @@ impl Successor {
             sendmsg(&self.0, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
         }
         match read_line(&mut self.0)? {
-            Word::Yes => Ok(()),
-            Word::No(why) => bail!("it did not take over: {why}"),
+            Answer::Yes => Ok(()),
+            Answer::No(why) => bail!("it did not take over: {why}"),
         }
     }
 }
 
 /// An agent that has given us everything, and waits for our word.
-pub(super) struct Predecessor(UnixStream);
+pub(crate) struct Predecessor(UnixStream);
 
-/// Asks the agent behind `path` for everything that it holds.
+/// Asks the agent with this folder of sockets for everything that it holds.
 ///
 /// # Errors
 /// There is none, or it refuses: then it goes on as if nothing had been.
-pub(super) fn take_over(path: &Path) -> anyhow::Result<(Left, Predecessor)> {
-    let stream = UnixStream::connect(path)
+pub(super) fn take_over(runtime_dir: &Path) -> anyhow::Result<(Package, Predecessor)> {
+    let path = runtime_dir.join(SOCKET);
+    let stream = UnixStream::connect(&path)
         .with_context(|| format!("no agent to take over from answers on {}", path.display()))?;
     let mut stream = blocking(stream)?;
     write_line(&mut stream, &Offer::ours())?;
-    if let Word::No(why) = read_line(&mut stream)? {
+    if let Answer::No(why) = read_line(&mut stream)? {
         bail!("the running agent does not give way: {why}");
     }
     let mut head = [0; 16];
@@ -176,7 +133,7 @@ pub(super) fn take_over(path: &Path) -> anyhow::Result<(Left, Predecessor)> {
     (&mut stream).take(length).read_to_end(&mut state)?;
     ensure!(state.len() as u64 == length, "the running agent gave only a part");
     let fds = (0..count).map(|_| receive_fd(&stream).map(Some)).collect::<anyhow::Result<Vec<_>>>()?;
-    Ok((Left { state, fds }, Predecessor(stream)))
+    Ok((Package { state, fds }, Predecessor(stream)))
 }
 
 fn receive_fd(stream: &UnixStream) -> anyhow::Result<OwnedFd> {
@@ -198,8 +155,8 @@ impl Predecessor {
     ///
     /// # Errors
     /// It is gone, or did not wait: then it goes on, or has ended, and we must not.
-    pub(super) fn release(mut self) -> anyhow::Result<()> {
-        write_line(&mut self.0, &Word::Yes)?;
+    pub(crate) fn release(mut self) -> anyhow::Result<()> {
+        write_line(&mut self.0, &Answer::Yes)?;
         let mut rest = Vec::new();
         // Until it has ended: its lock and its port are ours then.
         self.0.read_to_end(&mut rest).context("the agent before does not end")?;
@@ -208,7 +165,7 @@ impl Predecessor {
 
     /// Tells it that we cannot: it goes on.
     pub(super) fn decline(mut self, why: &str) {
-        let _ = write_line(&mut self.0, &Word::No(why.to_owned()));
+        let _ = write_line(&mut self.0, &Answer::No(why.to_owned()));
     }
 }
 

@@ -1,9 +1,9 @@
-//! A parcel: all that a process leaves, on its way inside one pair of connected sockets.
+//! A queue of descriptors: a package on its way inside one pair of connected sockets.
 //!
 //! systemd's descriptor store refuses `O_PATH` descriptors, takes no more than
-//! `FileDescriptorStoreMax=`, and drops every socket whose other end is closed. Descriptors on their
-//! way between two sockets know none of these rules, and the kernel keeps them for as long as the
-//! pair is kept. So the store gets the pair, and the rest waits inside it.
+//! `FileDescriptorStoreMax=`, and drops every socket whose other end is closed. Descriptors in flight
+//! between two sockets know none of these rules, and the kernel keeps them for as long as the pair is
+//! kept. So the store gets the pair, and the rest waits inside it.
 //!
 //! ```text
 //! sender ══ [state, 250 descriptors] [250 descriptors] … ══► receiver
@@ -23,38 +23,38 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-use super::inherit::{FDS_MAX, Left, STATE_BYTES_MAX};
+use super::transport::{FDS_MAX, Package, STATE_BYTES_MAX};
 
 /// Descriptors in one message; the kernel allows 253.
 const FDS_PER_MESSAGE: usize = 250;
 
 /// Both ends, with everything between them.
 #[derive(Debug)]
-pub(super) struct Parcel {
+pub(super) struct FdQueue {
     pub(super) sender: OwnedFd,
     pub(super) receiver: OwnedFd,
 }
 
-/// Packs copies of everything.
+/// Queues copies of everything.
 ///
 /// # Errors
 /// The kernel does not take it, for want of room or descriptors.
-pub(super) fn pack(left: &Left) -> anyhow::Result<Parcel> {
+pub(super) fn fill(package: &Package) -> anyhow::Result<FdQueue> {
     let state = rustix::fs::memfd_create("vmferry-state", rustix::fs::MemfdFlags::CLOEXEC)
         .context("no memory file for what is left")?;
     let mut state = File::from(state);
-    state.write_all(&left.state).context("what is left cannot be written")?;
+    state.write_all(&package.state).context("what is left cannot be written")?;
     let (sender, receiver) = UnixStream::pair().context("no sockets for what is left")?;
     // A full socket is an error and no wait.
     sender.set_nonblocking(true)?;
     let mut all = vec![state.as_fd()];
-    all.extend(left.fds.iter().flatten().map(AsFd::as_fd));
+    all.extend(package.fds.iter().flatten().map(AsFd::as_fd));
     let mut rest = all.len();
     for part in all.chunks(FDS_PER_MESSAGE) {
         rest -= part.len();
         send(&sender, rest, part).context("what is left does not fit into a socket")?;
     }
-    Ok(Parcel { sender: sender.into(), receiver: receiver.into() })
+    Ok(FdQueue { sender: sender.into(), receiver: receiver.into() })
 }
 
 /// Each message says how many descriptors follow it.
@@ -67,11 +67,11 @@ fn send(sender: &UnixStream, rest: usize, fds: &[BorrowedFd<'_>]) -> anyhow::Res
     Ok(())
 }
 
-/// Unpacks what is in a receiver. Nothing is in it afterwards.
+/// Takes everything out of a receiver.
 ///
 /// # Errors
 /// It is incomplete.
-pub(super) fn unpack(receiver: OwnedFd) -> anyhow::Result<Left> {
+pub(super) fn drain(receiver: OwnedFd) -> anyhow::Result<Package> {
     let receiver = UnixStream::from(receiver);
     receiver.set_nonblocking(true)?;
     let mut all = Vec::new();
@@ -88,7 +88,7 @@ pub(super) fn unpack(receiver: OwnedFd) -> anyhow::Result<Left> {
     state.seek(SeekFrom::Start(0))?;
     let mut bytes = Vec::new();
     state.take(STATE_BYTES_MAX).read_to_end(&mut bytes).context("what the process before left")?;
-    Ok(Left { state: bytes, fds: all.map(Some).collect() })
+    Ok(Package { state: bytes, fds: all.map(Some).collect() })
 }
 
 fn receive(receiver: &UnixStream) -> anyhow::Result<(u32, Vec<OwnedFd>)> {
@@ -116,7 +116,7 @@ mod tests {
 
     /// What systemd's store refuses, and more than one message holds.
     #[test]
-    fn what_is_packed_outlives_its_originals() {
+    fn what_is_queued_outlives_its_originals() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
@@ -127,12 +127,12 @@ mod tests {
         let mut fds = vec![Some(OwnedFd::from(name)), Some(theirs.into())];
         fds.extend((0..2 * FDS_PER_MESSAGE).map(|_| Some(File::open("/dev/null").unwrap().into())));
         let count = fds.len();
-        let Parcel { sender, receiver } = pack(&Left { state: vec![7; 100_000], fds }).unwrap();
-        let left = unpack(receiver).unwrap();
+        let FdQueue { sender, receiver } = fill(&Package { state: vec![7; 100_000], fds }).unwrap();
+        let package = drain(receiver).unwrap();
         drop(sender);
-        assert_eq!(left.state, vec![7; 100_000]);
-        assert_eq!(left.fds.len(), count);
-        let mut fds = left.fds.into_iter().flatten();
+        assert_eq!(package.state, vec![7; 100_000]);
+        assert_eq!(package.fds.len(), count);
+        let mut fds = package.fds.into_iter().flatten();
         let name = fds.next().unwrap();
         let connected = UnixStream::connect(format!("/proc/self/fd/{}", name.as_raw_fd()));
         assert!(connected.is_ok(), "the listener cannot be reached: {connected:?}");
@@ -146,11 +146,11 @@ mod tests {
 
     #[test]
     fn what_is_incomplete_is_refused() {
-        let left = Left { state: vec![1], fds: Vec::new() };
-        let Parcel { sender, receiver } = pack(&left).unwrap();
+        let package = Package { state: vec![1], fds: Vec::new() };
+        let FdQueue { sender, receiver } = fill(&package).unwrap();
         let again = receiver.try_clone().unwrap();
-        unpack(receiver).unwrap();
-        assert!(unpack(again).is_err(), "it was unpacked already");
+        drain(receiver).unwrap();
+        assert!(drain(again).is_err(), "it was drained already");
         drop(sender);
     }
 }

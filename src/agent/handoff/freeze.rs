@@ -1,90 +1,31 @@
-//! Succession: this agent leaves everything that it holds to its next process, or takes up what
-//! the one before has left. What that is, not how it travels: that is in `inherit`.
+//! Stops everything that this agent does, for the next process, and goes on with what one has left.
 //!
 //! ```text
-//! leave:   migrations stop ─► sessions stop ─► state and descriptors
-//! take up: sessions, waiting for a connection ─► migrations go on
+//! freeze: migrations stop ─► sessions stop ─► state and descriptors
+//! thaw:   sessions, waiting for a connection ─► migrations go on
 //! ```
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::Agent;
-use super::limits::LimitsSet;
-use super::registry::Entry;
-use crate::migrate::frozen::{Descriptors, FrozenMigrations, ThawedStreams};
+use super::state::{FORMATS, HandoffState};
+use crate::agent::registry::Entry;
+use crate::agent::running::Agent;
+use crate::migrate::frozen::{Descriptors, ThawedStreams};
 use crate::migrate::{self, TakenUp};
-use crate::net::frozen::FrozenSession;
 use crate::net::session::{IncomingStream, Session};
-
-/// The newest format of what is left that this version writes, and the formats that it reads.
-/// 2: streams may be compressed.
-pub(super) const FORMATS: [u32; 2] = [2, 1];
 
 /// How long migrations may take to stop. One that has not by then is left to its journal.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a session may take to stop.
 const SESSION_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Everything but the descriptors.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Estate {
-    format: u32,
-    /// The version that wrote it, for people.
-    pub(super) version: String,
-    /// Whose it is.
-    identity: String,
-    /// The name of the process to its peers: the successor is the same agent to them.
-    pub(super) instance: [u8; 16],
-    sessions: Vec<FrozenSession>,
-    migrations: FrozenMigrations,
-    /// Peers' limits that operators have set.
-    #[serde(default)]
-    limits: LimitsSet,
-}
-
-impl Estate {
-    pub(super) fn encode(&self) -> anyhow::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        ciborium::into_writer(self, &mut bytes).context("what is left cannot be encoded")?;
-        Ok(bytes)
-    }
-
-    /// Reads what an earlier process has left.
-    ///
-    /// # Errors
-    /// It is damaged, of a format that this version does not know, or of another host.
-    pub(super) fn decode(bytes: &[u8], identity: &str) -> anyhow::Result<Self> {
-        /// What every format has.
-        #[derive(Deserialize)]
-        struct Head {
-            format: u32,
-            version: String,
-        }
-        let head: Head = ciborium::from_reader(bytes).context("what the process before left is damaged")?;
-        if !FORMATS.contains(&head.format) {
-            let (format, version) = (head.format, head.version);
-            bail!("version {version} left it in format {format}, this one reads {FORMATS:?}");
-        }
-        let estate: Self = ciborium::from_reader(bytes).context("what the process before left is damaged")?;
-        ensure!(estate.identity == identity, "it is {}'s, this is {identity}", estate.identity);
-        Ok(estate)
-    }
-
-    /// In words.
-    pub(super) fn summary(&self) -> String {
-        format!("{} migrations in {} sessions", self.migrations.len(), self.sessions.len())
-    }
-}
-
 impl Agent {
     /// Stops everything where it is. The agent does nothing more until it ends, or
-    /// [`Agent::take_up`] gives everything back to it.
-    pub(super) async fn leave(&self) -> (Estate, Descriptors) {
+    /// [`Agent::thaw`] gives everything back to it.
+    pub(crate) async fn freeze(&self) -> (HandoffState, Descriptors) {
         self.host.freeze(true);
         self.sources.close();
         self.served.close();
@@ -105,29 +46,29 @@ impl Agent {
         }
         let mut fds = Descriptors::default();
         let migrations = migrate::settle_stopped(&self.host, &mut fds);
-        let estate = Estate {
+        let state = HandoffState {
             format: FORMATS[0],
             version: env!("CARGO_PKG_VERSION").into(),
             identity: self.host.identity.to_string(),
             instance: self.host.pool.endpoint().instance(),
             sessions,
             migrations,
-            limits: self.limits_set(),
+            limits: self.peer_limits.set(),
         };
-        tracing::info!(left = estate.summary(), "everything has stopped for the next process");
-        (estate, fds)
+        tracing::info!(left = state.summary(), "everything has stopped for the next process");
+        (state, fds)
     }
 
     /// Goes on with what a process has left, perhaps this one. Returns its migrations, to be run.
-    pub(super) fn take_up(
+    pub(crate) fn thaw(
         &self,
-        estate: Estate,
+        state: HandoffState,
         fds: &mut Descriptors,
         incoming: &mpsc::Sender<IncomingStream>,
     ) -> Vec<TakenUp> {
-        let Estate { sessions, mut migrations, limits, .. } = estate;
+        let HandoffState { sessions, mut migrations, limits, .. } = state;
         // Before there is a session.
-        self.set_limits_again(limits);
+        self.peer_limits.restore(&self.host, limits);
         self.host.freeze(false);
         self.sources.reopen();
         self.served.reopen();
@@ -150,7 +91,7 @@ impl Agent {
     }
 
     /// Runs a migration that was taken up.
-    pub(super) fn go_on(self: &Arc<Self>, taken: TakenUp) {
+    pub(crate) fn resume(self: &Arc<Self>, taken: TakenUp) {
         let (progress, cancel) = (taken.progress.clone(), taken.cancel.clone());
         self.registry.insert(Entry { progress, cancel, share: taken.share.clone() });
         let agent = Arc::clone(self);

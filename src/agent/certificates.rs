@@ -1,14 +1,24 @@
-//! New certificates without a restart (SIGHUP, `systemctl reload vmferry`): read and checked as at
+//! Certificates: read at the start, and new ones without a restart (SIGHUP, `systemctl reload vmferry`): read and checked as at
 //! the start, then used for every new connection. Sessions go on, unless their peer would not be
 //! accepted any more.
 
 use anyhow::{bail, ensure};
 use sd_notify::NotifyState;
 
-use super::{Agent, start};
+use super::running::Agent;
+use crate::config::TlsConfig;
 use crate::mux::{Code, Role};
 use crate::net::session::Session;
-use crate::net::tls::{Aead, PeerRole, Tls};
+use crate::net::tls::{Aead, PeerRole, Tls, TlsError, TlsPaths};
+
+/// The certificates that the configuration names.
+///
+/// # Errors
+/// They cannot be read, or do not fit together.
+pub(super) fn load(tls: &TlsConfig) -> Result<Tls, TlsError> {
+    let TlsConfig { ca, cert, key, crl } = tls.clone();
+    Tls::load(&TlsPaths { ca, cert, key, crl }, Aead::Auto)
+}
 
 /// Reloads; whatever is wrong with the new files, the agent goes on with the old ones.
 pub(super) fn reload(agent: &Agent) {
@@ -16,7 +26,7 @@ pub(super) fn reload(agent: &Agent) {
         Ok(now) => drop(sd_notify::notify(&[NotifyState::Reloading, now])),
         Err(error) => tracing::debug!(%error, "no clock for systemd"),
     }
-    match load(agent) {
+    match load_again(agent) {
         Ok(tls) => {
             agent.metrics.certificate_expires(tls.not_after.unix_timestamp());
             tracing::info!(not_after = %tls.not_after, "certificates reloaded");
@@ -31,8 +41,8 @@ pub(super) fn reload(agent: &Agent) {
     let _ = sd_notify::notify(&[NotifyState::Ready]);
 }
 
-fn load(agent: &Agent) -> anyhow::Result<Tls> {
-    let tls = Tls::load(&start::tls_paths(&agent.host.config.tls), Aead::Auto)?;
+fn load_again(agent: &Agent) -> anyhow::Result<Tls> {
+    let tls = load(&agent.host.config.tls)?;
     let ours = &agent.host.identity;
     // Journals and peers' grants are bound to it.
     ensure!(

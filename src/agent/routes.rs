@@ -17,9 +17,9 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::Agent;
-use super::limits::NoShare;
+use super::limits::{self, NoShare};
 use super::registry::NoCancel;
+use super::running::Agent;
 use crate::api::{
     CheckReport, CheckRequest, ErrorBody, ForceRequest, Limits, MigrateRequest, MigrationLimit, PeerLimit,
     PeerLimitRequest, RecoverQuery, Recovery, ShareRequest, unknown_remedy,
@@ -32,7 +32,7 @@ use crate::migrate::recover::{self as recovery, Asked, NotForced};
 
 /// Who calls: the kernel's word for the other end of the socket.
 #[derive(Debug, Clone)]
-pub(crate) struct Caller {
+pub(super) struct Caller {
     uid: Option<u32>,
     pid: Option<i32>,
 }
@@ -48,7 +48,7 @@ impl Connected<IncomingStream<'_, UnixListener>> for Caller {
 const OPENAPI: &str = include_str!("openapi.json");
 
 /// The routes.
-pub(crate) fn router(agent: Arc<Agent>) -> Router {
+pub(super) fn router(agent: Arc<Agent>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
@@ -58,7 +58,7 @@ pub(crate) fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/migrations/{id}/events", get(events))
         .route("/v1/migrations/{id}/cancel", post(cancel))
         .route("/v1/migrations/{id}/limit", post(share))
-        .route("/v1/limits", get(limits))
+        .route("/v1/limits", get(all_limits))
         .route("/v1/peers/{name}/limit", post(limit_peer))
         .route("/v1/recover", get(look).post(recover))
         .route("/v1/recover/{id}", post(force))
@@ -196,8 +196,8 @@ async fn cancel(
     })
 }
 
-async fn limits(State(agent): Agents) -> Json<Limits> {
-    Json(agent.limits())
+async fn all_limits(State(agent): Agents) -> Json<Limits> {
+    Json(limits::all(&agent.host, &agent.registry))
 }
 
 async fn limit_peer(
@@ -209,7 +209,7 @@ async fn limit_peer(
     let Json(request) = body?;
     let limit = request.limit_bytes_per_s.map(u64::from);
     tracing::info!(uid = caller.uid, pid = caller.pid, peer = name, limit, "limit asked for");
-    let limited = agent.limit_peer(&name, request.limit_bytes_per_s);
+    let limited = agent.peer_limits.limit(&agent.host, &name, request.limit_bytes_per_s);
     limited.map(Json).map_err(|p| Problem::new(StatusCode::NOT_FOUND, p.text, p.remedy))
 }
 
@@ -222,7 +222,7 @@ async fn share(
     let Path(id) = id?;
     let Json(request) = body?;
     tracing::info!(uid = caller.uid, pid = caller.pid, migration = %id, ?request, "limit asked for");
-    agent.share(id, request).map(Json).map_err(|no| match no {
+    limits::share(&agent.registry, id, request).map(Json).map_err(|no| match no {
         NoShare::Unknown => Problem::unknown(id),
         NoShare::NotSource => Problem::new(
             StatusCode::CONFLICT,

@@ -1,0 +1,64 @@
+//! What a process leaves to the next, as data: sessions, migrations, and what operators have set. The
+//! descriptors go beside it. Knows neither how it is taken nor how it travels.
+
+use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::agent::limits::LimitsSet;
+use crate::migrate::frozen::FrozenMigrations;
+use crate::net::frozen::FrozenSession;
+
+/// The newest format of what is left that this version writes, and the formats that it reads.
+/// 2: streams may be compressed.
+pub(super) const FORMATS: [u32; 2] = [2, 1];
+
+/// Everything but the descriptors.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HandoffState {
+    pub(super) format: u32,
+    /// The version that wrote it, for people.
+    pub(crate) version: String,
+    /// Whose it is.
+    pub(super) identity: String,
+    /// The name of the process to its peers: the successor is the same agent to them.
+    pub(crate) instance: [u8; 16],
+    pub(super) sessions: Vec<FrozenSession>,
+    pub(super) migrations: FrozenMigrations,
+    /// Peers' limits that operators have set.
+    #[serde(default)]
+    pub(super) limits: LimitsSet,
+}
+
+impl HandoffState {
+    pub(super) fn encode(&self) -> anyhow::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(self, &mut bytes).context("what is left cannot be encoded")?;
+        Ok(bytes)
+    }
+
+    /// Reads what an earlier process has left.
+    ///
+    /// # Errors
+    /// It is damaged, of a format that this version does not know, or of another host.
+    pub(super) fn decode(bytes: &[u8], identity: &str) -> anyhow::Result<Self> {
+        /// What every format has.
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+            version: String,
+        }
+        let head: Head = ciborium::from_reader(bytes).context("what the process before left is damaged")?;
+        if !FORMATS.contains(&head.format) {
+            let (format, version) = (head.format, head.version);
+            bail!("version {version} left it in format {format}, this one reads {FORMATS:?}");
+        }
+        let state: Self = ciborium::from_reader(bytes).context("what the process before left is damaged")?;
+        ensure!(state.identity == identity, "it is {}'s, this is {identity}", state.identity);
+        Ok(state)
+    }
+
+    /// In words.
+    pub(crate) fn summary(&self) -> String {
+        format!("{} migrations in {} sessions", self.migrations.len(), self.sessions.len())
+    }
+}

@@ -1,0 +1,58 @@
+//! What every way to the next process has in common: the package, its limits, and how a version says
+//! what it can take over. Whoever leaves asks that first, and gives up nothing before.
+
+use std::os::fd::OwnedFd;
+
+use anyhow::{bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::state::FORMATS;
+
+/// Longest state that is read: replay logs and queues of all sessions.
+pub(super) const STATE_BYTES_MAX: u64 = 1 << 31;
+/// Most descriptors that are read.
+pub(super) const FDS_MAX: u32 = 16_384;
+
+/// All that a process leaves, as it travels.
+pub(crate) struct Package {
+    /// A [`super::state::HandoffState`].
+    pub(super) state: Vec<u8>,
+    /// By number. One is missing only where the service manager lost it.
+    pub(super) fds: Vec<Option<OwnedFd>>,
+}
+
+/// What a version can take over.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Offer {
+    /// The version, for people.
+    version: String,
+    /// Formats of the state that it reads.
+    formats: Vec<u32>,
+    /// Whether it finds them in the service manager's store as this version leaves them there.
+    #[serde(default, rename = "parcel")]
+    fd_queue: bool,
+}
+
+impl Offer {
+    /// Of this version.
+    pub(super) fn ours() -> Self {
+        Self { version: env!("CARGO_PKG_VERSION").into(), formats: FORMATS.to_vec(), fd_queue: true }
+    }
+
+    /// That it can take over through the service manager's store.
+    pub(super) fn check_store(&self) -> anyhow::Result<()> {
+        self.check()?;
+        ensure!(self.fd_queue, "version {} does not read what this one leaves in the store", self.version);
+        Ok(())
+    }
+
+    /// That it reads the format that this version writes.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        let ours = FORMATS[0];
+        if self.formats.contains(&ours) {
+            return Ok(());
+        }
+        let (version, formats) = (&self.version, &self.formats);
+        bail!("version {version} takes over formats {formats:?}, and this one leaves {ours}");
+    }
+}

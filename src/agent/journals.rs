@@ -1,0 +1,81 @@
+//! Journals that wait for this agent: what an earlier process left open is settled, what a full disk
+//! kept from its end is ended, old ones are thrown away.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::running::Agent;
+use crate::migrate::journal::{self, Role};
+use crate::migrate::problem::chain;
+use crate::migrate::progress::{Progress, ProgressSink};
+use crate::migrate::{Host, settle};
+
+/// Between two tries to end the journals of ended migrations whose disk was full.
+const END_LATE_EVERY: Duration = Duration::from_secs(5);
+
+/// Takes up what an earlier life of this agent left open.
+pub(super) fn settle_all(agent: &Arc<Agent>, (open, history): (Vec<settle::Open>, Vec<Progress>)) {
+    for progress in history {
+        agent.registry.add(ProgressSink::new(progress));
+    }
+    for one in open {
+        agent.registry.add(one.progress.clone());
+        settle_one(agent, one);
+    }
+}
+
+/// Takes up what was left to its journal when a process that was to take over did not: whoever
+/// follows it goes on to see it.
+pub(super) fn settle_abandoned(agent: &Arc<Agent>, taken: &BTreeSet<(Uuid, Role)>) {
+    let found = tokio::task::block_in_place(|| settle::abandoned(&agent.host, taken));
+    match found {
+        Ok(open) => {
+            for mut one in open {
+                let now = one.progress.now();
+                match agent.registry.followed(now.id, now.role) {
+                    Some(progress) => {
+                        progress.update(|p| (p.phase, p.outcome) = (now.phase, None));
+                        one.progress = progress;
+                    }
+                    None => agent.registry.add(one.progress.clone()),
+                }
+                settle_one(agent, one);
+            }
+        }
+        Err(e) => tracing::error!(error = chain(&e), "open journals cannot be read; a restart settles them"),
+    }
+}
+
+fn settle_one(agent: &Arc<Agent>, one: settle::Open) {
+    let settling = Arc::clone(agent);
+    agent.sources.spawn(async move {
+        let progress = one.progress.clone();
+        let frozen = settling.host.frozen();
+        tokio::select! {
+            () = settle::settle(Arc::clone(&settling.host), one) => settling.ended(&progress),
+            // Its journal is open, for whoever comes next.
+            () = frozen => {}
+        }
+    });
+}
+
+/// Ends journals once their disk has room again.
+pub(super) async fn end_late(agent: Arc<Agent>) {
+    loop {
+        tokio::time::sleep(END_LATE_EVERY).await;
+        if let Err(e) = agent.host.end_late() {
+            tracing::debug!(error = chain(&e), "a journal still cannot be ended");
+        }
+    }
+}
+
+/// Throws old journals away, once the agent listens: nobody waits for it.
+pub(super) fn prune(host: &Host) {
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    if let Err(e) = journal::prune(&host.journals(), host.identity.as_str(), now) {
+        tracing::warn!(error = chain(&e), "old journals are kept");
+    }
+}

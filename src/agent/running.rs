@@ -1,0 +1,123 @@
+//! A running agent: what it has, and the migrations that it begins or serves.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::limits::PeerLimits;
+use super::registry::{Entry, Registry};
+use super::vm_states::VmStates;
+use crate::api::MigrateRequest;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::migrate::journal::Role;
+use crate::migrate::progress::{Progress, ProgressSink};
+use crate::migrate::share::ShareHandle;
+use crate::migrate::{self, Host, SourceRequest};
+use crate::net::identity::Identity;
+use crate::net::pool::Pool;
+use crate::net::purposes::Purposes;
+use crate::net::session::IncomingStream;
+
+/// A running agent.
+pub(super) struct Agent {
+    pub(super) host: Arc<Host>,
+    pub(super) registry: Registry,
+    pub(super) metrics: Metrics,
+    /// Migrations of which this host is the source, and settlements.
+    pub(super) sources: TaskTracker,
+    /// Streams that peers opened: migrations of which this host is the destination.
+    pub(super) served: TaskTracker,
+    /// Everything else that belongs to peers.
+    pub(super) tasks: TaskTracker,
+    pub(super) stopping: CancellationToken,
+    pub(super) peer_limits: PeerLimits,
+    pub(super) vm_states: VmStates,
+}
+
+impl Agent {
+    /// An agent that has not begun to do anything.
+    ///
+    /// # Errors
+    /// As [`Metrics::new`].
+    pub(super) fn new(config: Config, identity: Identity, pool: Pool) -> Result<Self, prometheus::Error> {
+        let stopping = CancellationToken::new();
+        Ok(Self {
+            host: Arc::new(Host::new(config, identity, pool, stopping.clone())),
+            registry: Registry::default(),
+            metrics: Metrics::new()?,
+            sources: TaskTracker::new(),
+            served: TaskTracker::new(),
+            tasks: TaskTracker::new(),
+            stopping,
+            peer_limits: PeerLimits::default(),
+            vm_states: VmStates::default(),
+        })
+    }
+
+    /// Begins a migration; `None` when the agent is on its way out.
+    pub(super) fn migrate(self: &Arc<Self>, request: MigrateRequest) -> Option<Progress> {
+        if self.stopping.is_cancelled() || self.host.is_freezing() {
+            return None;
+        }
+        let id = Uuid::new_v4();
+        let identity =
+            self.host.config.peers.get(&request.to).map_or(request.to.as_str(), |p| p.identity.as_str());
+        let progress = ProgressSink::new(Progress::new(id, &request.vm, Role::Source, identity));
+        let MigrateRequest { vm, to: peer, options } = request;
+        let (cancel, share) = (CancellationToken::new(), ShareHandle::new(&options, progress.clone()));
+        let entry = Entry { progress: progress.clone(), cancel: cancel.clone(), share: Some(share.clone()) };
+        self.registry.insert(entry);
+        let source = SourceRequest { id, vm, peer, options, retry: None, share };
+        let (agent, sink) = (Arc::clone(self), progress.clone());
+        self.sources.spawn(async move {
+            migrate::migrate(Arc::clone(&agent.host), source, sink.clone(), cancel).await;
+            agent.ended(&sink);
+        });
+        Some(progress.now())
+    }
+
+    /// A migration as this host shows it.
+    pub(super) fn named(&self, progress: Progress) -> Progress {
+        Progress { host: self.host.identity.to_string(), ..progress }
+    }
+
+    /// Counts a migration that is at its end; one that was left to another process is not.
+    pub(super) fn ended(&self, progress: &ProgressSink) {
+        self.metrics.migration_ended(&progress.now());
+    }
+
+    /// Migrations that are not at their end.
+    pub(super) fn active(&self) -> usize {
+        self.registry.all().iter().filter(|p| p.outcome.is_none()).count()
+    }
+
+    /// Serves the streams that peers open.
+    pub(super) async fn serve_streams(self: Arc<Self>, mut incoming: mpsc::Receiver<IncomingStream>) {
+        let purposes = Arc::new(self.purposes());
+        while let Some(stream) = incoming.recv().await {
+            if self.host.is_freezing() {
+                // Whoever takes the session up hears of it again.
+                stream.leave();
+                continue;
+            }
+            let purposes = Arc::clone(&purposes);
+            self.served.spawn(async move { purposes.accept(stream).await });
+        }
+    }
+
+    /// Who takes which of these streams.
+    fn purposes(self: &Arc<Self>) -> Purposes {
+        let mut purposes = Purposes::default();
+        let agent = Arc::clone(self);
+        migrate::accept_streams(&mut purposes, &self.host, move |progress: ProgressSink| {
+            agent.registry.add(progress.clone());
+            let agent = Arc::clone(&agent);
+            move || agent.ended(&progress)
+        });
+        purposes
+    }
+}

@@ -1,0 +1,57 @@
+//! Follows each session from its start to its end: its figures for the metrics, and the log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::running::Agent;
+use crate::migrate::problem::chain;
+use crate::mux::Stats;
+use crate::net::session::Session;
+
+/// Between two looks at a session's figures.
+const SAMPLE: Duration = Duration::from_secs(1);
+
+impl Agent {
+    /// Follows each session from its start to its end.
+    pub(super) async fn serve_sessions(self: Arc<Self>, mut started: mpsc::UnboundedReceiver<Session>) {
+        while let Some(session) = started.recv().await {
+            let agent = Arc::clone(&self);
+            self.tasks.spawn(async move { agent.follow(session).await });
+        }
+    }
+
+    async fn follow(&self, session: Session) {
+        let info = session.info();
+        let peer = info.peer.as_str();
+        let connection = session.link().connection;
+        tracing::info!(peer, address = %connection.address, cipher = connection.cipher, "session begins");
+        let mut before = Stats::default();
+        let end = loop {
+            tokio::select! {
+                end = session.ended() => break end,
+                () = tokio::time::sleep(SAMPLE) => {}
+            }
+            let now = session.stats().await;
+            self.metrics.session_moved(peer, &before, &now);
+            before = now;
+            self.sample(peer).await;
+        };
+        self.metrics.session_moved(peer, &before, &end.stats);
+        self.sample(peer).await;
+        self.metrics.session_ended(peer, end.cause.label());
+        tracing::info!(peer, cause = chain(&end.cause), "session ends");
+    }
+
+    async fn sample(&self, peer: &str) {
+        let live = self.host.pool.all();
+        let mut stats = Vec::new();
+        let mut away = 0;
+        for session in live.iter().filter(|s| s.info().peer.as_str() == peer) {
+            stats.push(session.stats().await);
+            away += usize::from(session.away_since().is_some());
+        }
+        self.metrics.peer_sessions(peer, away, &stats);
+    }
+}

@@ -1,0 +1,65 @@
+//! What is asked of the agent as a whole: its status, and its metrics.
+
+use uuid::Uuid;
+
+use super::running::Agent;
+use crate::api::{SessionStatus, Status};
+use crate::migrate::journal::Role;
+use crate::migrate::progress::Reconnecting;
+use crate::migrate::vm_state::VmState;
+use crate::mux::Role as DialRole;
+
+impl Agent {
+    pub(super) async fn status(&self) -> Status {
+        let mut sessions = Vec::new();
+        for session in self.host.pool.all() {
+            let (info, link, stats) = (session.info(), session.link(), session.stats().await);
+            sessions.push(SessionStatus {
+                peer: info.peer.to_string(),
+                address: link.connection.address.to_string(),
+                dialed: info.role == DialRole::Dialer,
+                cipher: link.connection.cipher.clone(),
+                reconnecting: link.away.as_ref().map(Reconnecting::now),
+                age_s: info.since.elapsed().as_secs(),
+                streams: stats.streams as u64,
+                sent_bytes: stats.sent_data_bytes,
+                received_bytes: stats.received_data_bytes,
+            });
+        }
+        let config = &self.host.config;
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            identity: self.host.identity.to_string(),
+            certificate_not_after: self.host.pool.endpoint().tls().not_after.unix_timestamp(),
+            sessions,
+            migrations_active: self.active(),
+            vms: config.vms.keys().cloned().collect(),
+            vm_states: self.vm_states().await,
+            peers: config.peers.keys().cloned().collect(),
+        }
+    }
+
+    async fn vm_states(&self) -> Vec<VmState> {
+        let mut states = self.vm_states.look(&self.host).await;
+        // A check has no migration that anybody could ask for.
+        let is_known = |id: &Uuid| self.registry.get(*id).is_some();
+        states.iter_mut().for_each(|state| state.migration = state.migration.filter(is_known));
+        states
+    }
+
+    /// The text for Prometheus.
+    pub(super) fn metrics_text(&self) -> Result<String, prometheus::Error> {
+        let all = self.registry.all();
+        for role in [Role::Source, Role::Destination] {
+            let count = all.iter().filter(|p| p.role == role && p.outcome.is_none()).count();
+            self.metrics.active(role.name(), count);
+        }
+        let limits = all
+            .iter()
+            .filter(|p| p.outcome.is_none())
+            .filter_map(|p| Some((p.vm.as_str(), p.share?.limit_bytes_per_s?.into())));
+        self.metrics.migration_limits(limits);
+        self.metrics.dials_failed(&self.host.pool.dial_failures());
+        self.metrics.text()
+    }
+}
