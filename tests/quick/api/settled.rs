@@ -11,7 +11,7 @@ use vmferry::migrate::journal::{FORMAT, Header, Journal, Past, Record, Role};
 use vmferry::migrate::phase::Phase;
 use vmferry::migrate::progress::Outcome;
 
-use crate::{ANSWER_WITHIN, Agent};
+use super::{ANSWER_WITHIN, Agent};
 
 fn journal(folder: &Path, vm: &str, number: u128, role: Role, records: Vec<Record>) {
     let now = time::OffsetDateTime::now_utc().unix_timestamp();

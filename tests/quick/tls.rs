@@ -1,6 +1,5 @@
 //! Handshakes over real sockets, and the files behind them: what is good passes, and whatever
 //! is bad is refused for the right reason, on both sides.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod files;
 mod pki;

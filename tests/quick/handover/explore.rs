@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use crate::mutants::Mutant;
-use crate::world::{Kind, Successors, World};
+use super::mutants::Mutant;
+use super::world::{Kind, Successors, World};
 
 /// What an exploration found.
 #[derive(Debug)]

@@ -3,15 +3,9 @@
 //! never runs twice, never belongs to nobody, and can always be decided over. The exploration is
 //! proved as well: machines with a mistake each are found out.
 
-#![allow(clippy::expect_used, unreachable_pub)]
-
-#[path = "handover/explore.rs"]
 mod explore;
-#[path = "handover/mutants.rs"]
 mod mutants;
-#[path = "handover/table.rs"]
 mod table;
-#[path = "handover/world.rs"]
 mod world;
 
 use explore::explore;

@@ -8,9 +8,9 @@ use vmferry::mux::{
     Batch, Class, Code, Config, PerClass, RateLimit, Role, Session, SessionError, StreamId, StreamStats,
 };
 
+use super::hostile::{data, link, numbered, reset};
 use super::pair::{BULK, URGENT, content, drain, events, lone};
 use super::rng::{Rng, number_from_env};
-use super::{data, link, numbered, reset};
 
 /// Limits so small that they are met soon.
 pub(crate) fn small() -> Config {

@@ -1,30 +1,9 @@
 //! The session protocol against a model: what is sent arrives, in order, once, whatever the link
 //! and the users do; limits hold at every step; nothing is left at the end. Then the scheduler's
 //! promises, every cut of a short transcript, and the bytes of version 1.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failure of the test")]
 
-#[path = "mux/cuts.rs"]
-mod cuts;
-#[path = "mux/life.rs"]
-mod life;
-#[path = "mux/pair.rs"]
-#[allow(dead_code)]
-mod pair;
-#[path = "mux/path.rs"]
-mod path;
-#[path = "mux/rng.rs"]
-mod rng;
-#[path = "mux/schedule.rs"]
-mod schedule;
-#[path = "mux/shares.rs"]
-mod shares;
-#[path = "mux/wire.rs"]
-mod wire;
-#[path = "mux/world.rs"]
-mod world;
-
-use rng::number_from_env;
-use world::World;
+use super::rng::number_from_env;
+use super::world::World;
 
 const STEPS_DEFAULT: u64 = 1_000_000;
 const STEPS_PER_WORLD: u64 = 3_000;

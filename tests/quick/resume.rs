@@ -2,17 +2,12 @@
 //! the road between two agents, bytes come out as they went in; and nobody but the peer can go on
 //! with a session.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failure of the test")]
-
-#[path = "rig/mod.rs"]
-mod rig;
-
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rig::road::{Road, State};
-use rig::{PATIENCE, Pair, Side, exchange, open, pattern, soon, tls, until};
+use crate::rig::road::{Road, State};
+use crate::rig::{PATIENCE, Pair, Side, exchange, open, pattern, soon, tls, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use vmferry::mux::hello::{Hello, Mode};

@@ -1,5 +1,5 @@
 //! Every step of both machines, written out: a change of it must be meant.
-//! `VMFERRY_BLESS=1 cargo test --test handover` writes the file anew.
+//! `VMFERRY_BLESS=1 cargo test --test quick handover` writes the file anew.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -93,7 +93,7 @@ pub fn table() -> String {
 
 /// The table against the file that is checked in.
 pub fn compare() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/handover/table.txt");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/quick/handover/table.txt");
     let now = table();
     if std::env::var_os("VMFERRY_BLESS").is_some() {
         std::fs::write(&path, &now).expect("a writable table");

@@ -1,12 +1,12 @@
 //! The QMP client, the typed commands and the clean-up against QEMU itself, in two versions.
 //!
 //! `VMFERRY_QEMU72` and `VMFERRY_QEMU10` name the binaries of a QEMU 7.2 and a QEMU 10.0.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failure of the test")]
 
-mod real_qemu;
+mod machine;
+mod pair;
 
-use real_qemu::pair::{NEW_CAPABILITIES, Pair, drive};
-use real_qemu::{Machine, PATIENCE, binary, connect, image, nameless_listener, refused};
+use machine::{Machine, PATIENCE, binary, connect, image, nameless_listener, refused};
+use pair::{NEW_CAPABILITIES, Pair, drive};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use tokio::task::JoinSet;

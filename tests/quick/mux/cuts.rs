@@ -156,7 +156,7 @@ fn a_cut_at_any_byte_loses_nothing() {
 
 #[test]
 fn cuts_during_the_replay_lose_nothing() {
-    let mut rng = Rng::new(super::number_from_env("VMFERRY_SEED").unwrap_or(7));
+    let mut rng = Rng::new(super::rng::number_from_env("VMFERRY_SEED").unwrap_or(7));
     for _ in 0..2000 {
         let cuts: Vec<_> = (0..rng.range(2, 5)).map(|_| [rng.below(1500), rng.below(1500)]).collect();
         println!("cuts, the last one first: {cuts:?}");

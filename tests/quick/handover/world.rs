@@ -7,7 +7,7 @@ use vmferry::migrate::handover::{
 };
 use vmferry::migrate::message::Fate;
 
-use crate::mutants::Mutant;
+use super::mutants::Mutant;
 
 const ASKS: [Ask; 4] = [Ask::Start, Ask::Abort, Ask::Settle, Ask::Confirmed];
 const FATES: [Fate; 3] = [Fate::Runs, Fate::NeverRan, Fate::Loaded];

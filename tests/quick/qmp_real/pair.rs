@@ -1,8 +1,7 @@
 //! Two QEMUs and the steps of a migration between them, without an agent: the streams connect
 //! them directly.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 
-use super::{Machine, PATIENCE, binary, connect, image, nameless_listener};
+use super::machine::{Machine, PATIENCE, binary, connect, image, nameless_listener};
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,8 @@
 //! The QMP client against a server that misbehaves on demand.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 
-mod qmp_fake;
+mod fake;
 
-use qmp_fake::{PATIENCE, Served, serve};
+use fake::{PATIENCE, Served, serve};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::io::{Read, Seek, Write};

@@ -1,6 +1,5 @@
 //! A QMP server that does on demand what a real QEMU can't be made to do. Each test brings its
 //! script; the server runs it in a thread with blocking sockets and its own time limit.
-#![allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};

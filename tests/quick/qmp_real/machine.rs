@@ -1,9 +1,5 @@
 //! Real QEMU processes for tests: no guest, paused, a monitor and disks. The binaries come from
 //! the environment; a test without them fails, so that nobody takes it for passed.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a failure here is a failure of the test")]
-
-pub(crate) mod pair;
-
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};

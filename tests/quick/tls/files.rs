@@ -6,7 +6,7 @@ use std::path::Path;
 use rcgen::ExtendedKeyUsagePurpose as Purpose;
 use vmferry::net::tls::{Aead, Tls, TlsError, TlsPaths};
 
-use crate::pki::{self, Ca, Wish, agent_with_crl, chmod, dns, good, load};
+use super::pki::{self, Ca, Wish, agent_with_crl, chmod, dns, good, load};
 
 /// Loads after `spoil` has had its way with the files of a good host, and checks that the
 /// error names the file which it should.

@@ -1,8 +1,6 @@
 //! Journals that were torn, doubled, reordered, spliced, flipped, renamed, brought from elsewhere or
 //! from the future: refused or repaired with a clear word, never half-believed, never deleted.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 use std::error::Error;
 use std::path::{Path, PathBuf};
 

@@ -1,11 +1,6 @@
 //! Sessions over real TLS and real sockets, both ends in one process: streams, pumps, limits,
 //! and what becomes of local sockets when something breaks.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failure of the test")]
-
-#[path = "rig/mod.rs"]
-mod rig;
-
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -13,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use rig::road::State;
-use rig::{Pair, Pumped, Side, blocking, credentials, exchange, open, pattern, soon, tls, until};
+use crate::rig::road::State;
+use crate::rig::{Pair, Pumped, Side, blocking, credentials, exchange, open, pattern, soon, tls, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;

@@ -1,36 +1,24 @@
 //! A peer that means harm, or has gone mad: every input ends in a typed error or a bounded change
 //! of state, never in a panic and never in unbounded memory. And whatever the split of the bytes,
 //! the outcome is the same.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failure of the test")]
-
-#[path = "mux/attack.rs"]
-mod attack;
-#[path = "mux/pair.rs"]
-#[allow(dead_code)]
-mod pair;
-#[path = "mux/rng.rs"]
-#[allow(dead_code)]
-mod rng;
-#[path = "mux/roundtrip.rs"]
-mod roundtrip;
 
 use std::time::{Duration, Instant};
 
-use attack::{assert_bounded, local_side, small};
-use pair::{BULK, Pair, URGENT, content, drain, events, lone};
-use rng::{Rng, number_from_env};
+use super::attack::{assert_bounded, local_side, small};
+use super::pair::{BULK, Pair, URGENT, content, drain, events, lone};
+use super::rng::{Rng, number_from_env};
 use vmferry::mux::frame::{self, FLAG_ABORT, FLAG_IGNORABLE, HEADER_LEN, Header, Kind, PAYLOAD_MAX};
 use vmferry::mux::hello;
 use vmferry::mux::{Class, Code, Config, Event, Open, Role, SessionError, StreamId};
 
 const MIB: u64 = 1 << 20;
 
-fn numbered(kind: Kind, stream: u32, value: u64, payload: &[u8]) -> Vec<u8> {
+pub(super) fn numbered(kind: Kind, stream: u32, value: u64, payload: &[u8]) -> Vec<u8> {
     let header = Header::new(kind, stream, value).with_len(payload.len());
     [&header.encode()[..], payload].concat()
 }
 
-fn link(kind: Kind, value: u64) -> Vec<u8> {
+pub(super) fn link(kind: Kind, value: u64) -> Vec<u8> {
     numbered(kind, 0, value, &[])
 }
 
@@ -38,11 +26,11 @@ fn open(stream: u32) -> Vec<u8> {
     numbered(Kind::Open, stream, 64 << 10, &frame::encode_open(&BULK))
 }
 
-fn data(stream: u32, offset: u64, len: usize) -> Vec<u8> {
+pub(super) fn data(stream: u32, offset: u64, len: usize) -> Vec<u8> {
     numbered(Kind::Data, stream, offset, &vec![1; len])
 }
 
-fn reset(stream: u32, offset: u64) -> Vec<u8> {
+pub(super) fn reset(stream: u32, offset: u64) -> Vec<u8> {
     let payload = Code::Cancelled.to_wire().to_be_bytes();
     let header = Header::new(Kind::Reset, stream, offset).with_len(4).with_flags(FLAG_ABORT);
     [&header.encode()[..], &payload].concat()

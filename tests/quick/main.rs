@@ -1,0 +1,22 @@
+//! Everything that is tested without a guest: the whole program's parts, by what they promise to
+//! others. One program, so that its dependencies are linked once. Needs no root; `qmp_real` runs
+//! QEMUs of its own.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failure here is a failure of the test"
+)]
+
+mod api;
+mod certs;
+#[allow(unreachable_pub)]
+mod handover;
+mod journals;
+mod mux;
+mod qmp;
+mod qmp_real;
+mod resume;
+mod rig;
+mod sessions;
+mod tls;
