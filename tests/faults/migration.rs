@@ -1,7 +1,7 @@
 //! A migration as its operator sees it: begun by the command line, followed through the local API,
 //! judged by what it reports at its end.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,9 +14,11 @@ use crate::support::process::{LONG, wait_for};
 use crate::support::proof::field;
 
 /// For a phase to be reached, on a busy machine.
-const REACH_WITHIN: Duration = Duration::from_secs(120);
+pub const REACH_WITHIN: Duration = Duration::from_secs(120);
+/// So that who follows can be told to stop.
+const LOOK_AWAY_AFTER: Duration = Duration::from_millis(200);
 
-/// The source's phases in their order, those of failure last.
+/// The source's phases in the order in which they can come, those of failure last.
 const PHASES: [&str; 12] = [
     "begin",
     "prepare",
@@ -25,12 +27,17 @@ const PHASES: [&str; 12] = [
     "switchover",
     "device",
     "hand-over",
+    "undecided",
     "confirm",
     "done",
     "roll-back",
     "failed",
-    "undecided",
 ];
+
+/// Where a phase is among them.
+pub fn order(phase: &str) -> Option<usize> {
+    PHASES.iter().position(|p| *p == phase)
+}
 
 /// One migration, by its id.
 #[derive(Debug, Clone)]
@@ -64,16 +71,23 @@ impl Migration {
     /// # Errors
     /// It is past that phase, or has ended: the error shows its last progress.
     pub fn reach(&self, socket: &Path, phase: &str, enough: impl Fn(&Value) -> bool) -> Result<Value> {
-        let number = |name: &str| PHASES.iter().position(|p| *p == name);
-        let mut events = Events::of(socket, &self.id)?;
-        loop {
-            let progress = events.next()?;
+        let (end, mut events) = (Instant::now() + REACH_WITHIN, Events::of(socket, &self.id)?);
+        while Instant::now() < end {
+            let Some(progress) = events.next()? else { continue };
             let now = progress["phase"].as_str().unwrap_or_default();
             if now == phase && enough(&progress) {
                 return Ok(progress);
             }
-            ensure!(number(now) <= number(phase), "it never was in phase {phase}: {progress}");
+            ensure!(order(now) <= order(phase), "it never was in phase {phase}: {progress}");
         }
+        bail!("waited {} s in vain for phase {phase}", REACH_WITHIN.as_secs())
+    }
+
+    /// Waits until its source has said its end, decided or not, for so long at most. An agent that is
+    /// dead or restarts is asked again.
+    pub fn wait_end(&self, agent: &Agent, within: Duration) -> bool {
+        let ended = || self.now(agent).is_ok_and(|progress| !progress["outcome"].is_null());
+        wait_for("the migration's end", within, || Ok(ended().then_some(()))).is_ok()
     }
 
     /// Waits for its end, decided or not, and gives its last progress.
@@ -81,10 +95,8 @@ impl Migration {
     /// # Errors
     /// It does not end.
     pub fn ended(&self, agent: &Agent) -> Result<Value> {
-        let ended = wait_for("the migration's end", LONG, || {
-            Ok(self.now(agent).ok().filter(|p| !p["outcome"].is_null()))
-        });
-        ended.with_context(|| format!("{:?}", self.now(agent)))
+        ensure!(self.wait_end(agent, LONG), "it does not end: {:?}", self.now(agent));
+        self.now(agent)
     }
 
     /// Asks `vmferry cancel` for it.
@@ -98,38 +110,43 @@ impl Migration {
     }
 }
 
-/// The API's stream of changes.
-struct Events {
+/// The API's stream of a migration's changes.
+pub struct Events {
     stream: BufReader<UnixStream>,
-    end: Instant,
+    line: Vec<u8>,
 }
 
 impl Events {
-    fn of(socket: &Path, id: &str) -> Result<Self> {
+    /// Follows one migration at its source or its destination.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn of(socket: &Path, id: &str) -> Result<Self> {
         let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(LOOK_AWAY_AFTER))?;
         write!(stream, "GET /v1/migrations/{id}/events HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-        let mut events = Self { stream: BufReader::new(stream), end: Instant::now() + REACH_WITHIN };
-        let status = events.line()?;
-        ensure!(status.contains(" 200 "), "events: {status}");
-        while !events.line()?.trim().is_empty() {}
-        Ok(events)
+        Ok(Self { stream: BufReader::new(stream), line: Vec::new() })
     }
 
-    fn next(&mut self) -> Result<Value> {
-        let line = self.line()?;
-        ensure!(!line.is_empty(), "the events ended");
-        serde_json::from_str(&line).with_context(|| format!("event {line:?}"))
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let left = self.end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            bail!("waited {} s in vain for the phase", REACH_WITHIN.as_secs());
+    /// What it has become; nothing if there is no news for a moment.
+    ///
+    /// # Errors
+    /// The stream has ended.
+    pub fn next(&mut self) -> Result<Option<Value>> {
+        loop {
+            match self.stream.read_until(b'\n', &mut self.line) {
+                Ok(_) if self.line.ends_with(b"\n") => {}
+                Ok(_) => bail!("the events ended"),
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
+                Err(e) => return Err(e.into()),
+            }
+            let line = std::mem::take(&mut self.line);
+            // What is no progress belongs to the answer's head.
+            let progress = serde_json::from_slice::<Value>(&line).ok().filter(|p| p["phase"].is_string());
+            if progress.is_some() {
+                return Ok(progress);
+            }
         }
-        self.stream.get_ref().set_read_timeout(Some(left))?;
-        let mut line = String::new();
-        self.stream.read_line(&mut line).context("waiting for the phase")?;
-        Ok(line)
     }
 }
 
@@ -147,6 +164,21 @@ pub struct End {
 }
 
 impl End {
+    /// It fails in one of these phases, for this reason, and leaves nothing.
+    pub const fn failed(phases: &'static [&'static str], words: &'static [&'static str]) -> Self {
+        Self { phases, words, cancelled: false, left: None }
+    }
+
+    /// An operator cancels it.
+    pub const fn cancelled(phases: &'static [&'static str]) -> Self {
+        Self { phases, words: &["cancelled"], cancelled: true, left: None }
+    }
+
+    /// The same, but that the source may say that this is left.
+    pub const fn leaves(self, word: &'static str) -> Self {
+        Self { left: Some(word), ..self }
+    }
+
     /// That a source's last progress says so.
     ///
     /// # Errors

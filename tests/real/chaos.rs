@@ -2,7 +2,8 @@
 //! its own word, nothing that it wrote is lost, nothing is left over, and its next migration succeeds.
 //! `make chaos` plays as many as it is told and prints a table; `make test` plays a few.
 
-use crate::injection::{chaos, plan, record};
+use crate::faults::chaos::rng::number_from_env;
+use crate::faults::chaos::{self, plan, record};
 use crate::support::with_lab;
 use anyhow::{Context, Result};
 
@@ -24,9 +25,7 @@ fn faults_around_the_hand_over() -> Result<()> {
 #[test]
 #[ignore = "takes the better part of an hour: make chaos"]
 fn faults_drawn_from_a_seed() -> Result<()> {
-    let number = |name: &str| -> Result<u64> {
-        std::env::var(name).with_context(|| format!("{name} is not set"))?.parse().context(name.to_owned())
-    };
+    let number = |name| number_from_env(name).with_context(|| format!("{name} is not set"));
     let (seed, count) = (number(SEED)?, number(INJECTIONS)?);
     println!("seed {seed}, {count} injections");
     with_lab("faults_drawn_from_a_seed", |lab| {

@@ -4,6 +4,7 @@
 
 mod again;
 mod machine;
+mod many;
 mod moved;
 mod refused;
 

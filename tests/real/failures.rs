@@ -1,23 +1,13 @@
 //! Real failures of real migrations. After each one the guest runs on the source without a lost
 //! write, the cause is named, and nothing is left; at the end of each test the guest moves.
 
-use crate::faults::{Case, End, Migration, Plan, Reach, Stage, hurt, play_all};
+use crate::faults::cut::Cut;
+use crate::faults::{Case, End, Fault, Migration, Plan, Reach, Side, Stage, Who, play_all};
 use crate::support::{Version, with_lab};
 use anyhow::{Context, Result, ensure};
 
-fn failed(phases: &'static [&'static str], words: &'static [&'static str]) -> End {
-    End { phases, words, cancelled: false, left: None }
-}
-
-const CANCELLED: &[&str] = &["cancelled"];
-
-fn cancelled(phases: &'static [&'static str]) -> End {
-    End { phases, words: CANCELLED, cancelled: true, left: None }
-}
-
-fn case(name: &'static str, reach: Reach, fault: fn(&mut Stage, &Migration) -> Result<()>, end: End) -> Case {
-    Case { name, reach, fault, end }
-}
+const KILL_QEMU: Fault = Fault::Kill(Who::DestinationQemu);
+const QEMU_GONE: &[&str] = &["destination", "QEMU", "web1|RAM|gone"];
 
 fn survives(name: &str, plan: Plan, cases: &[Case]) -> Result<()> {
     with_lab(name, |lab| {
@@ -30,212 +20,129 @@ fn survives(name: &str, plan: Plan, cases: &[Case]) -> Result<()> {
 #[test]
 fn the_destinations_qemu_and_the_streams_fail() -> Result<()> {
     const A_DISK: &[&str] = &["disk0|disk1"];
-    let qemu_gone = &["destination", "QEMU", "web1|RAM|gone"];
+    let cut = |which, who| Fault::StreamCut(which, who);
+    let ram_at_source = cut(Cut::Ram, Who::SourceQemu);
+    let loads_no_more = &["RAM|load of migration|destination"];
     survives(
         "the_destinations_qemu_and_the_streams_fail",
         Plan::ORDINARY,
         &[
-            case(
-                "QEMU killed, mirror",
-                Reach::Mirror,
-                hurt::kill_destination_qemu,
-                failed(&["mirror"], qemu_gone),
-            ),
-            case(
-                "QEMU killed, RAM",
+            Case::new(KILL_QEMU, Reach::Mirror, End::failed(&["mirror"], QEMU_GONE)),
+            Case::new(KILL_QEMU, Reach::Precopy, End::failed(&["precopy"], QEMU_GONE)),
+            Case::new(KILL_QEMU, Reach::Switchover, End::failed(&["switchover", "device"], QEMU_GONE)),
+            Case::new(KILL_QEMU, Reach::Device, End::failed(&["device"], QEMU_GONE)),
+            Case::new(cut(Cut::Disk, Who::SourceQemu), Reach::Mirror, End::failed(&["mirror"], A_DISK)),
+            Case::new(
+                cut(Cut::Disk, Who::DestinationQemu),
                 Reach::Precopy,
-                hurt::kill_destination_qemu,
-                failed(&["precopy"], qemu_gone),
+                End::failed(&["precopy"], A_DISK),
             ),
-            case(
-                "QEMU killed, switchover",
-                Reach::Switchover,
-                hurt::kill_destination_qemu,
-                failed(&["switchover", "device"], qemu_gone),
-            ),
-            case(
-                "QEMU killed, device",
-                Reach::Device,
-                hurt::kill_destination_qemu,
-                failed(&["device"], qemu_gone),
-            ),
-            case(
-                "disk cut at the source, mirror",
-                Reach::Mirror,
-                hurt::cut_disk_at_source,
-                failed(&["mirror"], A_DISK),
-            ),
-            case(
-                "disk cut at the destination, RAM",
+            Case::new(ram_at_source, Reach::Precopy, End::failed(&["precopy"], &["RAM"])),
+            Case::new(
+                cut(Cut::Ram, Who::DestinationQemu),
                 Reach::Precopy,
-                hurt::cut_disk_at_destination,
-                failed(&["precopy"], A_DISK),
+                End::failed(&["precopy"], loads_no_more),
             ),
-            case(
-                "RAM cut at the source",
-                Reach::Precopy,
-                hurt::cut_ram_at_source,
-                failed(&["precopy"], &["RAM"]),
-            ),
-            case(
-                "RAM cut at the destination",
-                Reach::Precopy,
-                hurt::cut_ram_at_destination,
-                failed(&["precopy"], &["RAM|load of migration|destination"]),
-            ),
-            case(
-                "RAM cut in the device phase",
-                Reach::Device,
-                hurt::cut_ram_at_source,
-                failed(&["device"], &["RAM"]),
-            ),
+            Case::new(ram_at_source, Reach::Device, End::failed(&["device"], &["RAM"])),
         ],
     )
 }
 
 #[test]
 fn the_operator_cancels_in_every_phase() -> Result<()> {
-    with_lab("the_operator_cancels_in_every_phase", |lab| {
-        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
-        play_all(
-            &mut stage,
-            &[
-                case("prepare", Reach::Prepare, hurt::cancel_before_the_start, cancelled(&["prepare"])),
-                case("mirror", Reach::Mirror, hurt::cancel, cancelled(&["mirror"])),
-                case("precopy", Reach::Precopy, hurt::cancel, cancelled(&["precopy"])),
-                case("switchover", Reach::Switchover, hurt::cancel, cancelled(&["switchover", "device"])),
-                case("device", Reach::Device, hurt::cancel, cancelled(&["device"])),
-            ],
-        )?;
-        stage.moves()
-    })
+    let cancelled = |reach, phases| Case::new(Fault::Cancel, reach, End::cancelled(phases));
+    survives(
+        "the_operator_cancels_in_every_phase",
+        Plan::ORDINARY,
+        &[
+            // The destination's QEMU is being started, which then goes on.
+            cancelled(Reach::Prepare, &["prepare"]),
+            cancelled(Reach::Mirror, &["mirror"]),
+            cancelled(Reach::Precopy, &["precopy"]),
+            cancelled(Reach::Switchover, &["switchover", "device"]),
+            cancelled(Reach::Device, &["device"]),
+        ],
+    )
 }
 
 #[test]
 fn an_agent_is_killed_or_stopped() -> Result<()> {
     const LOST: &[&str] = &["session", "bravo"];
     const RESTARTED: &[&str] = &["agent", "restarted"];
+    let kill = |who, reach, phases, words| Case::new(Fault::Kill(who), reach, End::failed(phases, words));
+    let stop =
+        |who, reach, phases, words| Case::new(Fault::Terminate(who), reach, End::failed(phases, words));
     survives(
         "an_agent_is_killed_or_stopped",
         Plan::ORDINARY,
         &[
-            case(
-                "destination killed, mirror",
-                Reach::Mirror,
-                hurt::kill_destination_agent,
-                failed(&["mirror"], LOST),
-            ),
-            case(
-                "destination killed, RAM",
-                Reach::Precopy,
-                hurt::kill_destination_agent,
-                failed(&["precopy"], LOST),
-            ),
-            case(
-                "source killed, mirror",
-                Reach::Mirror,
-                hurt::kill_source_agent,
-                failed(&["mirror"], RESTARTED),
-            ),
-            case(
-                "source killed, RAM",
-                Reach::Precopy,
-                hurt::kill_source_agent,
-                failed(&["precopy"], RESTARTED),
-            ),
-            case(
-                "source killed, device",
-                Reach::Device,
-                hurt::kill_source_agent,
-                failed(&["precopy", "switchover", "device"], RESTARTED),
-            ),
-            case("both killed, RAM", Reach::Precopy, hurt::kill_both_agents, failed(&["precopy"], RESTARTED)),
-            case(
-                "source stopped, RAM",
-                Reach::Precopy,
-                hurt::stop_source_agent,
-                failed(&["precopy"], &["agent"]),
-            ),
-            case(
-                "destination stopped, mirror",
-                Reach::Mirror,
-                hurt::stop_destination_agent,
-                failed(&["mirror"], &["bravo|destination", "shut|stop"]),
-            ),
+            kill(Who::DestinationAgent, Reach::Mirror, &["mirror"], LOST).until_the_end(),
+            kill(Who::DestinationAgent, Reach::Precopy, &["precopy"], LOST).until_the_end(),
+            kill(Who::SourceAgent, Reach::Mirror, &["mirror"], RESTARTED),
+            kill(Who::SourceAgent, Reach::Precopy, &["precopy"], RESTARTED),
+            kill(Who::SourceAgent, Reach::Device, &["precopy", "switchover", "device"], RESTARTED),
+            kill(Who::BothAgents, Reach::Precopy, &["precopy"], RESTARTED),
+            stop(Who::SourceAgent, Reach::Precopy, &["precopy"], &["agent"]),
+            stop(Who::DestinationAgent, Reach::Mirror, &["mirror"], &["bravo|destination", "shut|stop"]),
         ],
     )
 }
 
 #[test]
 fn the_destinations_disk_is_full() -> Result<()> {
-    let plan = Plan { small_disk_mib: Some(40), ..Plan::ORDINARY };
+    let plan = Plan { disk_volume_mib: [None, Some(40)], ..Plan::ORDINARY };
     with_lab("the_destinations_disk_is_full", |lab| {
-        let mut stage = Stage::set_up(lab, plan)?;
-        case(
-            "destination's disk full",
-            Reach::Mirror,
-            hurt::nothing,
-            failed(&["mirror"], &["disk1", "No space left on device"]),
-        )
-        .play(&mut stage)
+        let full = End::failed(&["mirror"], &["disk1", "No space left on device"]);
+        Case::by_itself(Reach::Mirror, full).play(&mut Stage::set_up(lab, plan)?)
     })
 }
 
 #[test]
 fn qemu_7_2_fails_in_the_same_ways() -> Result<()> {
     let plan = Plan { version: Version::V72, dirty_mib: 0, ..Plan::ORDINARY };
-    let qemu_gone = &["destination", "QEMU", "web1|gone"];
+    let qemu_gone = End::failed(&["mirror"], &["destination", "QEMU", "web1|gone"]);
     survives(
         "qemu_7_2_fails_in_the_same_ways",
         plan,
         &[
-            case(
-                "QEMU killed, mirror",
-                Reach::Mirror,
-                hurt::kill_destination_qemu,
-                failed(&["mirror"], qemu_gone),
-            ),
-            case("cancelled, mirror", Reach::Mirror, hurt::cancel, cancelled(&["mirror"])),
+            Case::new(KILL_QEMU, Reach::Mirror, qemu_gone),
+            Case::new(Fault::Cancel, Reach::Mirror, End::cancelled(&["mirror"])),
         ],
     )
 }
 
 #[test]
 fn a_journal_cannot_be_written() -> Result<()> {
-    const FULL: &[&str] = &["journal", "No space left on device"];
-    const FROZEN: &[&str] = &["journal", "Operation not permitted"];
-    let plan = Plan { small_state_mib: Some(1), ..Plan::ORDINARY };
+    // A file's last block has room for some more records; for all those of the disks it has not.
+    let full = End::failed(&["prepare", "mirror", "precopy"], &["journal", "No space left on device"]);
+    let frozen = |phases| End::failed(phases, &["journal", "Operation not permitted"]);
+    let refused = |phases| End::failed(phases, &["destination", "journal", "Operation not permitted"]);
+    let (source, destination) =
+        (Fault::JournalFrozen(Who::SourceAgent), Fault::JournalFrozen(Who::DestinationAgent));
+    let cases = [
+        Case::new(Fault::SourceStateFull, Reach::Prepare, full.leaves("journal")),
+        // No record of the hand-over.
+        Case::new(source, Reach::Device, frozen(&["hand-over"]).leaves("journal")),
+        Case::new(destination, Reach::Mirror, refused(&["precopy"])),
+        // No record of the start.
+        Case::new(destination, Reach::Device, refused(&["hand-over"])),
+    ];
+    let plan = Plan { state_volume_mib: Some(1), ..Plan::ORDINARY };
     with_lab("a_journal_cannot_be_written", |lab| {
         let mut stage = Stage::set_up(lab, plan)?;
         refused_on_a_full_disk(&stage)?;
-        // A file's last block has room for some more records; for all those of the disks it has not.
-        let full = End { left: Some("journal"), ..failed(&["prepare", "mirror", "precopy"], FULL) };
-        case("journal's disk full, prepare", Reach::Prepare, hurt::fill_journal, full).play(&mut stage)?;
-        let frozen = End { left: Some("journal"), ..failed(&["hand-over"], FROZEN) };
-        case("no record of the hand-over", Reach::Device, hurt::freeze_source_journal, frozen)
-            .play(&mut stage)?;
-        let refused = failed(&["precopy"], &["destination", "journal", "Operation not permitted"]);
-        case(
-            "no journal at the destination, mirror",
-            Reach::Mirror,
-            hurt::freeze_destination_journal,
-            refused,
-        )
-        .play(&mut stage)?;
-        let no_start = failed(&["hand-over"], &["destination", "journal", "Operation not permitted"]);
-        case("no record of the start", Reach::Device, hurt::freeze_destination_journal, no_start)
-            .play(&mut stage)?;
+        play_all(&mut stage, &cases.map(Case::until_the_end))?;
         stage.moves()
     })
 }
 
 /// Nothing begins that could not be settled after a crash.
 fn refused_on_a_full_disk(stage: &Stage) -> Result<()> {
-    let [volume, _] = stage.state.as_ref().context("no small state folders")?;
+    let volume = stage.state_volume(Side::Alpha).context("no small state folders")?;
     volume.fill()?;
     let migration = Migration::begin(&stage.alpha, "web1", "bravo", &[])?;
     let report = migration.ended(&stage.alpha)?;
-    failed(&["begin"], &["journal", "No space left on device"]).fits(&report)?;
+    End::failed(&["begin"], &["journal", "No space left on device"]).fits(&report)?;
     ensure!(stage.destination.starts() == 0, "the destination was touched");
     volume.empty()?;
     stage.is_as_before()
@@ -249,9 +156,7 @@ fn the_sources_qemu_is_killed() -> Result<()> {
         stage.source.kill()?;
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
-        let gone =
-            End { left: Some("VM web1 runs nowhere"), ..failed(&["mirror"], &["source", "QEMU", "gone"]) };
-        gone.fits(&report)?;
+        End::failed(&["mirror"], &["source", "QEMU", "gone"]).leaves("VM web1 runs nowhere").fits(&report)?;
         stage.destination.wait_ended()?;
         stage.is_clean()?;
         stage.source.boot()?;
@@ -266,16 +171,15 @@ fn the_sources_qemu_is_killed() -> Result<()> {
 fn from_the_hand_over_on_the_guest_is_the_destinations() -> Result<()> {
     with_lab("from_the_hand_over_on_the_guest_is_the_destinations", |lab| {
         let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
-        let gone = failed(&["hand-over"], &["destination", "QEMU"]);
-        case("QEMU killed before it starts the guest", Reach::HandOver, hurt::kill_destination_qemu, gone)
-            .play(&mut stage)?;
+        let gone = End::failed(&["hand-over"], &["destination", "QEMU"]);
+        Case::new(KILL_QEMU, Reach::HandOver, gone).play(&mut stage)?;
         let migration = stage.reach(Reach::HandOver)?;
         cancel_is_refused(&stage, &migration)?;
         stage.alpha.kill()?;
         stage.alpha.restart()?;
         stage.calm()?;
         stage.has_moved(&migration)?;
-        stage.copies.same_as_source(&stage.paths, &stage.source, &stage.destination)
+        stage.copies().same_as_source(&stage.paths, &stage.source, &stage.destination)
     })
 }
 
@@ -296,7 +200,7 @@ fn a_destination_that_was_killed_at_the_hand_over_goes_on() -> Result<()> {
         stage.calm()?;
         // The command that the dead agent had begun goes on, and must not meet the next agent's.
         crate::support::process::wait_for("the first hook to end", crate::support::process::SHORT, || {
-            Ok((stage.copies.calls() > 0).then_some(()))
+            Ok((stage.copies().calls() > 0).then_some(()))
         })?;
         stage.bravo.restart()?;
         stage.has_moved(&migration)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::process::{Outcome, wait_for};
 use crate::support::{
-    Agent, AgentSpec, Credentials, DiskFormat, Guest, Pair, Qmp, Version, Vm, VmEntry, VmSpec, Way, with_lab,
+    Agent, AgentSpec, Credentials, DiskFormat, Pair, Qmp, Version, Vm, VmEntry, VmSpec, Way, with_lab,
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -111,10 +111,7 @@ fn cancel_in(pair: &Pair, phase: &str) -> Result<()> {
 
 fn settings_are_set_aside(name: &str, from: Version, to: Version) -> Result<()> {
     with_lab(name, |lab| {
-        let net = lab.two_hosts()?;
-        let guest = Guest::define(lab, &net, &spec(from), &spec(to))?;
-        guest.alpha.boot()?;
-        let pair = Pair::start(lab, net, &[&guest])?;
+        let (pair, guest) = Pair::with_guest(lab, &spec(from), &spec(to))?;
 
         check_leaves_no_trace(&pair, &guest.alpha).context("nothing was left on")?;
         guest.alpha.qmp()?.query("stop")?;
@@ -340,7 +337,6 @@ fn two_machines_are_compared_from_10_to_7_2() -> Result<()> {
 #[test]
 fn what_qemu_cannot_migrate_is_told_before_the_disks() -> Result<()> {
     with_lab("what_qemu_cannot_migrate_is_told_before_the_disks", |lab| {
-        let net = lab.two_hosts()?;
         let shared =
             ["-object", "memory-backend-ram,id=mm,size=1M,share=on", "-device", "ivshmem-plain,memdev=mm"];
         let nvme = [
@@ -351,9 +347,7 @@ fn what_qemu_cannot_migrate_is_told_before_the_disks() -> Result<()> {
         ];
         let extra: Vec<String> = shared.iter().chain(&nvme).map(|word| (*word).to_owned()).collect();
         let spec = VmSpec { extra, ..spec(Version::V10) };
-        let guest = Guest::define(lab, &net, &spec, &spec)?;
-        guest.alpha.boot()?;
-        let pair = Pair::start(lab, net, &[&guest])?;
+        let (pair, guest) = Pair::with_guest(lab, &spec, &spec)?;
         let blockers = [["web1", "'peer mode' in device 'ivshmem'"], ["non-migratable device", "nvme"]];
         let found = findings(&pair)?;
         for words in &blockers {

@@ -3,8 +3,6 @@
 
 #[path = "../faults/mod.rs"]
 mod faults;
-#[path = "../injection/mod.rs"]
-mod injection;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -19,7 +17,6 @@ mod judge;
 mod lanes;
 mod limit;
 mod machine;
-mod many_disks;
 mod meanwhile;
 mod monitor;
 mod moves;

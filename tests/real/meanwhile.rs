@@ -13,10 +13,6 @@ const POWER_DOWN: &str = "o /2h 0x604 0x2000";
 /// A panic, as the guest's kernel tells it to pvpanic.
 const PANIC: &str = "o /1b 0x505 1";
 
-fn failed(phases: &'static [&'static str], words: &'static [&'static str]) -> End {
-    End { phases, words, cancelled: false, left: None }
-}
-
 /// What the guest does to its machine, done for it over HMP.
 fn hmp(qmp: &mut Qmp, line: &str) -> Result<()> {
     qmp.execute("human-monitor-command", json!({"command-line": line})).map(drop)
@@ -56,7 +52,7 @@ fn arrived_paused(stage: &Stage, report: &Value) -> Result<()> {
     ensure!(states == ("postmigrate".to_owned(), "paused".to_owned()), "{states:?}");
     stands_still(&stage.destination)?;
     ensure!(stage.destination.console()?.counts.is_empty(), "the guest has run on the destination");
-    stage.copies.same_as_source(&stage.paths, &stage.source, &stage.destination)?;
+    stage.copies().same_as_source(&stage.paths, &stage.source, &stage.destination)?;
     stage.is_clean()?;
     stage.destination.qmp()?.query("cont")?;
     stage.destination.wait_more(20).map(drop)
@@ -78,7 +74,7 @@ fn a_guest_that_somebody_paused_stays_paused() -> Result<()> {
         migration.cancel(&stage.alpha)?;
         stage.net.no_limit()?;
         let report = migration.ended(&stage.alpha)?;
-        End { cancelled: true, ..failed(&["precopy"], &["cancelled"]) }.fits(&report)?;
+        End::cancelled(&["precopy"]).fits(&report)?;
         wait_status(&stage.source, "paused")?;
         stands_still(&stage.source)?;
         goes_on(&stage)?;
@@ -88,7 +84,7 @@ fn a_guest_that_somebody_paused_stays_paused() -> Result<()> {
         stage.source.qmp()?.query("stop")?;
         stage.alpha.restart()?;
         stage.calm()?;
-        failed(&["mirror"], &["restarted"]).fits(&migration.ended(&stage.alpha)?)?;
+        End::failed(&["mirror"], &["restarted"]).fits(&migration.ended(&stage.alpha)?)?;
         wait_status(&stage.source, "paused")?;
         stands_still(&stage.source)?;
         goes_on(&stage)?;
@@ -113,16 +109,16 @@ fn a_guest_that_somebody_paused_stays_paused() -> Result<()> {
 
 /// Paused by somebody, handed over, and given back because the destination's QEMU has died.
 fn given_back(stage: &mut Stage) -> Result<()> {
-    stage.hook.close()?;
+    stage.hook().close()?;
     let migration = stage.reach(Reach::Mirror)?;
     stage.source.qmp()?.query("stop")?;
     // Fast, but the hook stays closed.
     stage.net.limit_mbit(1000)?;
-    stage.hook.wait_reached()?;
+    stage.hook().wait_reached()?;
     stage.destination.kill()?;
     stage.calm()?;
     let report = migration.ended(&stage.alpha)?;
-    failed(&["hand-over"], &["destination"]).fits(&report)?;
+    End::failed(&["hand-over"], &["destination"]).fits(&report)?;
     ensure!(notes(&report).contains("VM web1 is paused at the source"), "{report}");
     stands_still(&stage.source)?;
     goes_on(stage)
@@ -135,7 +131,7 @@ fn on_qemu_7_2_a_paused_guest_stays_paused_and_one_that_shut_down_stays_off() ->
         let mut stage = Stage::set_up(lab, plan)?;
         // QEMU 7.2 does not say that it cannot give its disks up: that nobody ended the stream does.
         let report = without_its_image(&mut stage, Reach::Mirror, |_| Ok(()))?;
-        failed(&["device"], &["source's QEMU", "give the guest's disks up"]).fits(&report)?;
+        End::failed(&["device"], &["source's QEMU", "give the guest's disks up"]).fits(&report)?;
         not_tried_again(&report)?;
         stage.is_as_before()?;
         postmigrate(&mut stage)?;
@@ -144,7 +140,7 @@ fn on_qemu_7_2_a_paused_guest_stays_paused_and_one_that_shut_down_stays_off() ->
         let _ = hmp(&mut stage.source.qmp()?, POWER_DOWN);
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
-        failed(&["mirror"], &["the guest has shut down"]).fits(&report)?;
+        End::failed(&["mirror"], &["the guest has shut down"]).fits(&report)?;
         not_tried_again(&report)?;
         stage.source.wait_ended()?;
         stage.destination.wait_ended()?;
@@ -177,14 +173,14 @@ fn what_the_guest_and_its_operator_end_is_not_tried_again() -> Result<()> {
             not_tried_again(&report)
         };
         let cancel = |qmp: &mut Qmp| qmp.query("migrate_cancel").map(drop);
-        ends(Reach::Precopy, &cancel, failed(&["precopy"], &["somebody", "migrate_cancel", "source"]))?;
+        ends(Reach::Precopy, &cancel, End::failed(&["precopy"], &["somebody", "migrate_cancel", "source"]))?;
         let job = |qmp: &mut Qmp| {
             let jobs = qmp.query("query-block-jobs")?;
             qmp.execute("block-job-cancel", json!({"device": jobs[0]["device"], "force": true})).map(drop)
         };
-        ends(Reach::Mirror, &job, failed(&["mirror"], &["somebody else cancelled the mirror", "disk"]))?;
+        ends(Reach::Mirror, &job, End::failed(&["mirror"], &["somebody else cancelled the mirror", "disk"]))?;
         let panic = |qmp: &mut Qmp| hmp(qmp, PANIC);
-        ends(Reach::Precopy, &panic, failed(&["precopy"], &["the guest has panicked"]))?;
+        ends(Reach::Precopy, &panic, End::failed(&["precopy"], &["the guest has panicked"]))?;
         ensure!(stage.source.qmp()?.status()? == "guest-panicked", "{}", stage.source.qmp()?.status()?);
         goes_on(&stage)?;
         still_off(&mut stage)?;
@@ -205,7 +201,7 @@ fn a_mirror_that_somebody_completes_is_copied_back() -> Result<()> {
         qmp.execute("block-job-complete", json!({"device": job}))?;
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
-        failed(&["precopy"], &["somebody else ended the mirror"]).fits(&report)?;
+        End::failed(&["precopy"], &["somebody else ended the mirror"]).fits(&report)?;
         not_tried_again(&report)?;
         ensure!(notes(&report).contains("was copied back"), "{report}");
         let nodes = qmp.query("query-block")?;
@@ -230,7 +226,7 @@ fn still_off(stage: &mut Stage) -> Result<()> {
     hmp(&mut stage.source.qmp()?, POWER_DOWN)?;
     stage.calm()?;
     let report = migration.ended(&stage.alpha)?;
-    failed(&["mirror"], &["the guest has shut down"]).fits(&report)?;
+    End::failed(&["mirror"], &["the guest has shut down"]).fits(&report)?;
     not_tried_again(&report)?;
     ensure!(notes(&report).contains("VM web1 is in state shutdown"), "{report}");
     stands_still(&stage.source)?;
@@ -252,7 +248,7 @@ fn quit(stage: &mut Stage) -> Result<()> {
     stage.source.quit()?;
     stage.calm()?;
     let report = migration.ended(&stage.alpha)?;
-    failed(&["mirror"], &["somebody ended the guest's QEMU", "quit"]).fits(&report)?;
+    End::failed(&["mirror"], &["somebody ended the guest's QEMU", "quit"]).fits(&report)?;
     not_tried_again(&report)?;
     stage.destination.wait_ended()?;
     stage.is_clean()
@@ -307,7 +303,7 @@ fn a_machine_that_is_no_longer_the_planned_one_is_not_moved() -> Result<()> {
             stage.pause_at_once();
             Ok(())
         })?;
-        failed(&["device"], &["source's QEMU could not give the guest's disks up"]).fits(&report)?;
+        End::failed(&["device"], &["source's QEMU could not give the guest's disks up"]).fits(&report)?;
         not_tried_again(&report)?;
         stage.is_as_before()?;
         hot_plug(&mut stage)
@@ -324,7 +320,7 @@ fn another_medium(stage: &mut Stage) -> Result<()> {
     drop(qmp);
     stage.pause_at_once();
     let report = migration.ended(&stage.alpha)?;
-    failed(&["switchover"], &["changed since", "medium was put into drive", "cd"]).fits(&report)?;
+    End::failed(&["switchover"], &["changed since", "medium was put into drive", "cd"]).fits(&report)?;
     stage.source.qmp()?.execute("eject", json!({"id": "cd", "force": true}))?;
     stage.is_as_before()
 }
@@ -345,7 +341,7 @@ fn bitmap_in_use(stage: &mut Stage) -> Result<()> {
     drop(qmp);
     stage.pause_at_once();
     let report = migration.ended(&stage.alpha)?;
-    failed(&["switchover"], &["bitmap backup", "in use", "end the backup"]).fits(&report)?;
+    End::failed(&["switchover"], &["bitmap backup", "in use", "end the backup"]).fits(&report)?;
     let mut qmp = stage.source.qmp()?;
     qmp.query("nbd-server-stop")?;
     qmp.execute("block-dirty-bitmap-remove", json!({"node": "vdb", "name": "backup"}))?;
@@ -374,21 +370,22 @@ fn hot_plug(stage: &mut Stage) -> Result<()> {
     drop(qmp);
     stage.calm()?;
     let report = migration.ended(&stage.alpha)?;
-    failed(&["precopy"], &["changed since", "device hot0 (virtio-blk-pci) was plugged in"]).fits(&report)?;
+    End::failed(&["precopy"], &["changed since", "device hot0 (virtio-blk-pci) was plugged in"])
+        .fits(&report)?;
     stage.is_as_before()
 }
 
 #[test]
 fn an_io_error_is_named_and_what_an_operator_paused_is_no_downtime() -> Result<()> {
     // The guest goes on needing room on its second disk for as long as the test lasts.
-    let plan = Plan { blocks: 32_768, rate: 100, source_disk_mib: Some(256), ..Plan::ORDINARY };
+    let plan = Plan { blocks: 32_768, rate: 100, disk_volume_mib: [Some(256), None], ..Plan::ORDINARY };
     with_lab("an_io_error_is_named", |lab| {
         let mut stage = Stage::set_up(lab, plan)?;
         let migration = stage.reach_with(Reach::Mirror, &["--retry", "3"])?;
-        let volume = stage.source_disk.as_ref().context("no volume")?;
+        let volume = stage.disks[0].as_ref().context("no volume")?;
         volume.fill()?;
         let report = migration.ended(&stage.alpha)?;
-        failed(&["mirror"], &["I/O error", "disk disk1 (no space left)", "cont"]).fits(&report)?;
+        End::failed(&["mirror"], &["I/O error", "disk disk1 (no space left)", "cont"]).fits(&report)?;
         not_tried_again(&report)?;
         ensure!(stage.source.qmp()?.status()? == "io-error", "{}", stage.source.qmp()?.status()?);
         volume.empty()?;
@@ -408,12 +405,12 @@ fn an_io_error_is_named_and_what_an_operator_paused_is_no_downtime() -> Result<(
         drop(qmp);
         // Somebody continues the destination's QEMU, which has no guest yet.
         stage.destination.qmp()?.query("cont")?;
-        stage.hook.close()?;
+        stage.hook().close()?;
         stage.net.no_limit()?;
         stage.pause_at_once();
-        stage.hook.wait_reached()?;
+        stage.hook().wait_reached()?;
         ensure!(stage.destination.qmp()?.status()? == "paused", "it started before it was told to");
-        stage.hook.open();
+        stage.hook().open();
         let report = migration.ended(&stage.alpha)?;
         let still_ms = report["downtime"]["total_ms"].as_u64().context("no downtime")?;
         let since_ms = continued.elapsed().as_millis();

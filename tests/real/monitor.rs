@@ -163,8 +163,7 @@ fn lost_in_the_pause(stage: &mut Stage) -> Result<()> {
     proxy.end();
     stage.calm()?;
     let report = migration.ended(&stage.alpha)?;
-    let end =
-        End { phases: &["switchover"], words: &["QEMU", "reached"], cancelled: false, left: Some("web1") };
+    let end = End::failed(&["switchover"], &["QEMU", "reached"]).leaves("web1");
     end.fits(&report)?;
     let left = leftovers(&report);
     ensure!(left.contains("is not known") && !left.contains("nowhere"), "{left}");
@@ -223,7 +222,7 @@ fn a_qemu_that_stands_still_is_slow_and_not_dead() -> Result<()> {
         signal_pid(pid, Signal::SIGCONT)?;
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
-        let end = End { phases: &["mirror"], words: &["cancelled"], cancelled: true, left: None };
+        let end = End::cancelled(&["mirror"]);
         end.fits(&report)?;
         ensure!(report["slow"].is_null(), "{report}");
         stage.is_as_before()?;

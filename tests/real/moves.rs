@@ -44,12 +44,9 @@ fn json_lines(text: &str) -> Result<Vec<Value>> {
 
 fn moves(name: &str, from: Version, to: Version) -> Result<()> {
     with_lab(name, |lab| {
-        let net = lab.two_hosts()?;
         // Both disks of the guest change their format on the way.
         let on_bravo = VmSpec { disks: vec![DiskFormat::Qcow2, DiskFormat::Raw], ..spec(VM, to) };
-        let guest = Guest::define(lab, &net, &spec(VM, from), &on_bravo)?;
-        guest.alpha.boot()?;
-        let pair = Pair::start(lab, net, &[&guest])?;
+        let (pair, guest) = Pair::with_guest(lab, &spec(VM, from), &on_bravo)?;
         guest.alpha.wait_more(200)?;
         migrate(&pair, VM, Way::ToBravo, &[])?;
         pair.proves_move(&guest, Way::ToBravo)?;
@@ -84,11 +81,8 @@ fn a_guest_moves_from_qemu_7_2_to_10() -> Result<()> {
 #[test]
 fn a_guest_moves_there_and_back() -> Result<()> {
     with_lab("a_guest_moves_there_and_back", |lab| {
-        let net = lab.two_hosts()?;
         let spec = VmSpec { dirty_mib: 4, ..spec(VM, Version::V10) };
-        let guest = Guest::define(lab, &net, &spec, &spec)?;
-        guest.alpha.boot()?;
-        let pair = Pair::start(lab, net, &[&guest])?;
+        let (pair, guest) = Pair::with_guest(lab, &spec, &spec)?;
         migrate(&pair, VM, Way::ToBravo, &[])?;
         pair.proves_move(&guest, Way::ToBravo)?;
         proof::guest_continued(&guest.alpha, &guest.bravo)?;
@@ -111,11 +105,8 @@ fn a_guest_moves_there_and_back() -> Result<()> {
 #[test]
 fn a_paused_guest_is_moved_and_stays_paused() -> Result<()> {
     with_lab("a_paused_guest_is_moved_and_stays_paused", |lab| {
-        let net = lab.two_hosts()?;
-        let guest = Guest::define(lab, &net, &spec(VM, Version::V10), &spec(VM, Version::V10))?;
-        guest.alpha.boot()?;
+        let (pair, guest) = Pair::with_guest(lab, &spec(VM, Version::V10), &spec(VM, Version::V10))?;
         guest.alpha.qmp()?.query("stop")?;
-        let pair = Pair::start(lab, net, &[&guest])?;
         migrate(&pair, VM, Way::ToBravo, &[])?;
         pair.proves_move(&guest, Way::ToBravo)?;
         let state = guest.bravo.qmp()?.status()?;
@@ -245,10 +236,7 @@ fn wait_mirror(agent: &Agent, earlier: usize) -> Result<String> {
 #[test]
 fn a_migration_does_not_need_its_command_line() -> Result<()> {
     with_lab("a_migration_does_not_need_its_command_line", |lab| {
-        let net = lab.two_hosts()?;
-        let guest = Guest::define(lab, &net, &spec(VM, Version::V10), &spec(VM, Version::V10))?;
-        guest.alpha.boot()?;
-        let pair = Pair::start(lab, net, &[&guest])?;
+        let (pair, guest) = Pair::with_guest(lab, &spec(VM, Version::V10), &spec(VM, Version::V10))?;
         guest.alpha.wait_count(guest.alpha.spec.blocks)?;
 
         pair.net.limit_mbit(SLOW_MBIT)?;
@@ -316,10 +304,7 @@ fn answers_about(agent: &Agent, ids: &[&str]) -> Result<()> {
 #[test]
 fn a_failed_try_is_followed_by_a_good_one() -> Result<()> {
     with_lab("a_failed_try_is_followed_by_a_good_one", |lab| {
-        let net = lab.two_hosts()?;
-        let guest = Guest::define(lab, &net, &spec(VM, Version::V10), &spec(VM, Version::V10))?;
-        guest.alpha.boot()?;
-        let pair = Pair::start(lab, net, &[&guest])?;
+        let (pair, guest) = Pair::with_guest(lab, &spec(VM, Version::V10), &spec(VM, Version::V10))?;
         guest.alpha.wait_count(guest.alpha.spec.blocks)?;
         let descriptors = qemu_descriptors(&guest)?;
 

@@ -31,7 +31,7 @@ fn the_last_words_of_a_qemu_are_told_and_its_end_is_proved() -> Result<()> {
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
         let words = &["the destination's QEMU of VM web1 has gone: its process", "it said: ", "last words"];
-        End { phases: &["mirror"], words, cancelled: false, left: None }.fits(&report)?;
+        End::failed(&["mirror"], words).fits(&report)?;
         let cause = report["outcome"]["cause"].to_string();
         ensure!(!cause.contains("u001b") && !cause.contains('\x1b'), "{cause}");
         stage.is_as_before()?;
@@ -43,8 +43,7 @@ fn the_last_words_of_a_qemu_are_told_and_its_end_is_proved() -> Result<()> {
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
         let words = &["the source's QEMU has gone: its process", "it said: ", "alpha's last words"];
-        End { phases: &["mirror"], words, cancelled: false, left: Some("VM web1 runs nowhere") }
-            .fits(&report)?;
+        End::failed(&["mirror"], words).leaves("VM web1 runs nowhere").fits(&report)?;
         let outcome = report["outcome"].to_string();
         let proof = format!("its QEMU at the source has ended (process {pid}); start it there again");
         ensure!(outcome.contains(&proof) && !outcome.contains("of yesterday"), "{outcome}");

@@ -1,7 +1,7 @@
 //! Migrations that are begun again by themselves: what is, what is not, and what a further try
 //! copies. Real QEMU, real agents, real failures.
 
-use crate::faults::{End, Migration, Plan, Reach, Stage, hurt};
+use crate::faults::{End, Migration, Plan, Reach, Stage};
 use crate::support::process::{LONG, wait_for};
 use crate::support::{Agent, Version, with_lab};
 use anyhow::{Result, ensure};
@@ -17,10 +17,6 @@ const WHOLE_BYTES: u64 = 64 * MIB;
 /// What a calm guest changes in a test, many times over.
 const LITTLE_BYTES: u64 = 24 * MIB;
 const MIRROR: &[&str] = &["mirror"];
-
-fn failed(phases: &'static [&'static str], words: &'static [&'static str]) -> End {
-    End { phases, words, cancelled: false, left: None }
-}
 
 /// Waits until the try of that number is under way, or waited for.
 fn wait_try(agent: &Agent, migration: &Migration, number: u64, waiting: bool) -> Result<Value> {
@@ -72,7 +68,7 @@ fn only_what_changed_is_copied_again(plan: Plan, name: &str) -> Result<()> {
     with_lab(name, |lab| {
         let mut stage = Stage::set_up(lab, plan)?;
         let migration = reach_whole(&mut stage, "2")?;
-        hurt::kill_destination_qemu(&mut stage, &migration)?;
+        stage.destination.kill()?;
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
         ensure!(report["outcome"]["result"] == "moved" && report["tries"]["number"] == 2, "{report}");
@@ -99,9 +95,9 @@ fn what_changed_is_kept_through_a_further_failure() -> Result<()> {
     with_lab("what_changed_is_kept_through_a_further_failure", |lab| {
         let mut stage = Stage::set_up(lab, BUSY)?;
         let migration = reach_whole(&mut stage, "3")?;
-        hurt::kill_destination_qemu(&mut stage, &migration)?;
+        stage.destination.kill()?;
         wait_phase(&stage, &migration, 2, "precopy")?;
-        hurt::kill_destination_qemu(&mut stage, &migration)?;
+        stage.destination.kill()?;
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
         ensure!(report["outcome"]["result"] == "moved" && report["tries"]["number"] == 3, "{report}");
@@ -116,7 +112,7 @@ fn what_changed_is_kept_when_the_guest_had_been_paused() -> Result<()> {
     with_lab("what_changed_is_kept_when_the_guest_had_been_paused", |lab| {
         let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
         let migration = stage.reach_with(Reach::Device, &["--retry", "1", "--keep-source"])?;
-        hurt::kill_destination_qemu(&mut stage, &migration)?;
+        stage.destination.kill()?;
         stage.calm()?;
         wait_phase(&stage, &migration, 2, "precopy")?;
         stage.pause_at_once();
@@ -133,9 +129,9 @@ fn a_disk_in_the_place_of_another_is_copied_as_a_whole() -> Result<()> {
     with_lab("a_disk_in_the_place_of_another_is_copied_as_a_whole", |lab| {
         let mut stage = Stage::set_up(lab, CALM)?;
         let migration = reach_whole(&mut stage, "2")?;
-        stage.start.close()?;
-        hurt::kill_destination_qemu(&mut stage, &migration)?;
-        stage.start.wait_reached()?;
+        stage.start().close()?;
+        stage.destination.kill()?;
+        stage.start().wait_reached()?;
         stage.destination.create_disk(0, stage.destination.spec.disk_mib)?;
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
@@ -156,7 +152,7 @@ fn an_agent_that_is_killed_between_tries_removes_what_stayed_for_them() -> Resul
     with_lab("an_agent_that_is_killed_between_tries_removes_what_stayed_for_them", |lab| {
         let mut stage = Stage::set_up(lab, CALM)?;
         let migration = reach_whole(&mut stage, "2")?;
-        hurt::kill_destination_qemu(&mut stage, &migration)?;
+        stage.destination.kill()?;
         wait_try(&stage.alpha, &migration, 2, true)?;
         stage.alpha.kill()?;
         let left = crate::support::proof::leftovers(&mut stage.source.qmp()?)?;
@@ -164,7 +160,7 @@ fn an_agent_that_is_killed_between_tries_removes_what_stayed_for_them() -> Resul
         stage.calm()?;
         stage.alpha.restart()?;
         let report = migration.ended(&stage.alpha)?;
-        failed(&["precopy"], &["restarted"]).fits(&report)?;
+        End::failed(&["precopy"], &["restarted"]).fits(&report)?;
         stage.is_as_before()?;
         stage.moves()
     })
@@ -182,7 +178,7 @@ fn what_cannot_pass_and_what_was_cancelled_is_not_tried_again() -> Result<()> {
         // A name that the destination does not know stays unknown.
         let migration = Migration::begin(&stage.alpha, "web1", "nobody", &["--retry", "3"])?;
         let report = migration.ended(&stage.alpha)?;
-        failed(&["begin"], &["nobody"]).fits(&report)?;
+        End::failed(&["begin"], &["nobody"]).fits(&report)?;
         ensure!(report["tries"]["number"] == 1, "{report}");
         ensure!(notes(&report).contains("not tried again after try 1 of 4"), "{report}");
 
@@ -190,21 +186,21 @@ fn what_cannot_pass_and_what_was_cancelled_is_not_tried_again() -> Result<()> {
         stage.destination.create_disk(0, 100)?;
         let migration = Migration::begin(&stage.alpha, "web1", "bravo", &["--retry", "3"])?;
         let report = migration.ended(&stage.alpha)?;
-        failed(&["prepare"], &["disk0 has 104857600 bytes at the destination"]).fits(&report)?;
+        End::failed(&["prepare"], &["disk0 has 104857600 bytes at the destination"]).fits(&report)?;
         ensure!(notes(&report).contains("not tried again after try 1 of 4"), "{report}");
         stage.destination.create_disk(0, stage.destination.spec.disk_mib)?;
 
         let migration = stage.reach_with(Reach::Mirror, &["--retry", "3"])?;
-        hurt::cancel(&mut stage, &migration)?;
+        migration.cancel(&stage.alpha)?;
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
-        End { phases: MIRROR, words: &["cancelled"], cancelled: true, left: None }.fits(&report)?;
+        End::cancelled(MIRROR).fits(&report)?;
         ensure!(report["tries"]["number"] == 1, "{report}");
 
         // Cancelled while the next try is waited for: it never begins.
         let starts = stage.destination.starts();
         let migration = stage.reach_with(Reach::Mirror, &["--retry", "3"])?;
-        hurt::kill_destination_qemu(&mut stage, &migration)?;
+        stage.destination.kill()?;
         wait_try(&stage.alpha, &migration, 2, true)?;
         let shown = stage.alpha.vmferry(&["status", &migration.id])?;
         ensure!(shown.stdout.contains("try     2 of 4"), "{shown:?}");
@@ -212,7 +208,7 @@ fn what_cannot_pass_and_what_was_cancelled_is_not_tried_again() -> Result<()> {
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
         let words = &["cancelled while try 2 of 4 was waited for", "destination"];
-        End { phases: &["begin"], words, cancelled: true, left: None }.fits(&report)?;
+        End { cancelled: true, ..End::failed(&["begin"], words) }.fits(&report)?;
         ensure!(stage.destination.starts() == starts + 1, "the destination was started again");
         ensure!(retries(&stage.alpha)? == 0.0, "a try that never began was counted");
         stage.is_as_before()
@@ -222,7 +218,7 @@ fn what_cannot_pass_and_what_was_cancelled_is_not_tried_again() -> Result<()> {
 #[test]
 fn tries_run_out_and_the_last_cause_is_told() -> Result<()> {
     with_lab("tries_run_out_and_the_last_cause_is_told", |lab| {
-        let plan = Plan { small_disk_mib: Some(40), ..Plan::ORDINARY };
+        let plan = Plan { disk_volume_mib: [None, Some(40)], ..Plan::ORDINARY };
         let stage = Stage::set_up(lab, plan)?;
         let words = ["migrate", "web1", "--to", "bravo", "--retry", "1", "--accept", "no-room"];
         let outcome = stage.alpha.vmferry(&words)?;
@@ -242,7 +238,7 @@ fn a_further_try_moves_the_guest_under_the_first_ones_id() -> Result<()> {
     with_lab("a_further_try_moves_the_guest_under_the_first_ones_id", |lab| {
         let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
         let migration = stage.reach_with(Reach::Mirror, &["--retry", "2", "--keep-source"])?;
-        hurt::kill_destination_qemu(&mut stage, &migration)?;
+        stage.destination.kill()?;
         let waiting = wait_try(&stage.alpha, &migration, 2, true)?;
         ensure!(
             waiting["tries"]["last_failure"].as_str().is_some_and(|f| f.contains("destination")),

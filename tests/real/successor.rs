@@ -72,11 +72,11 @@ fn replace(stage: &mut Stage, migration: &Migration, whom: Whom, phase: &str) ->
 fn agents_are_replaced_in_every_phase_of_one_migration() -> Result<()> {
     with_lab("agents_are_replaced_in_every_phase_of_one_migration", |lab| {
         let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
-        stage.start.close()?;
+        stage.start().close()?;
         let migration = stage.begin()?;
         stage.bring_to(Reach::Prepare, &migration)?;
         replace(&mut stage, &migration, Whom::Source, "prepare")?;
-        stage.start.open();
+        stage.start().open();
         for (reach, phase, all) in [
             (Reach::Mirror, "mirror", &[Whom::Source, Whom::Destination, Whom::Both][..]),
             (Reach::Precopy, "precopy", &[Whom::Source, Whom::Destination, Whom::Both]),
@@ -103,7 +103,7 @@ fn agents_are_replaced_at_the_hand_over() -> Result<()> {
         let migration = stage.reach(Reach::HandOver)?;
         stage.alpha.take_over()?;
         // The destination's process waits until the guest runs: nothing else is safe.
-        let hook = stage.hook.clone();
+        let hook = stage.hook().clone();
         let opening = std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_secs(1));
             hook.open();
@@ -114,7 +114,7 @@ fn agents_are_replaced_at_the_hand_over() -> Result<()> {
         ensure!(field(&report, "/outcome/result")? == "moved", "{report}");
         stage.source.wait_ended()?;
         stage.destination.wait_more(50)?;
-        ensure!(stage.copies.calls() == 1, "the hook was called {} times", stage.copies.calls());
+        ensure!(stage.copies().calls() == 1, "the hook was called {} times", stage.copies().calls());
         Ok(())
     })
 }

@@ -30,10 +30,7 @@ fn spec() -> VmSpec {
 /// Moves a guest while `disturb` is at work; gives how long that took.
 fn moves_while(name: &str, disturb: impl Fn(&Pair, &Guest, &AtomicBool) -> Result<()> + Sync) -> Result<()> {
     with_lab(name, |lab| {
-        let net = lab.two_hosts()?;
-        let guest = Guest::define(lab, &net, &spec(), &spec())?;
-        guest.alpha.boot()?;
-        let pair = Pair::start(lab, net, &[&guest])?;
+        let (pair, guest) = Pair::with_guest(lab, &spec(), &spec())?;
         guest.alpha.wait_count(600)?;
         pair.net.limit_mbit(MBIT)?;
         let since = Instant::now();

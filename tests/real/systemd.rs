@@ -232,12 +232,12 @@ fn restart_in_every_phase(stage: &mut Stage, second: &Second, services: &Service
     }
     stage.bring_to(Reach::Switchover, &first)?;
     services.restart(Whom::Both, stage, &[&first, &also])?;
-    stage.hook.close()?;
+    stage.hook().close()?;
     stage.calm_network()?;
     stage.bring_to(Reach::HandOver, &first)?;
     services.restart(Whom::Source, stage, &[&first, &also])?;
     // The destination's process waits until its hook is through: nothing else is safe.
-    let hook = stage.hook.clone();
+    let hook = stage.hook().clone();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(std::time::Duration::from_secs(2));
@@ -248,9 +248,9 @@ fn restart_in_every_phase(stage: &mut Stage, second: &Second, services: &Service
     let there = first.now(&stage.bravo)?;
     ensure!(there["phase"] == "confirm" || there["phase"] == "done", "{there}");
     moved(&first, [&stage.alpha, &stage.bravo])?;
-    ensure!(stage.copies.calls() == 1, "the hook was called {} times", stage.copies.calls());
+    ensure!(stage.copies().calls() == 1, "the hook was called {} times", stage.copies().calls());
     proof::guest_continued(&stage.source, &stage.destination)?;
-    stage.copies.same_as_source(&stage.paths, &stage.source, &stage.destination)?;
+    stage.copies().same_as_source(&stage.paths, &stage.source, &stage.destination)?;
     exports_nothing(&stage.destination)?;
     proof::qemu_is_clean(&mut stage.destination.qmp()?)?;
 

@@ -312,12 +312,14 @@ impl Agent {
 
     /// Kills it as a crash would, and waits for its end.
     pub fn kill(&mut self) -> Result<()> {
-        self.end(Signal::SIGKILL, SHORT)
+        self.signal(Signal::SIGKILL)?;
+        self.wait_end(SHORT)
     }
 
     /// Asks it to end and waits for that.
     pub fn terminate(&mut self) -> Result<()> {
-        self.end(Signal::SIGTERM, LONG)
+        self.signal(Signal::SIGTERM)?;
+        self.wait_end(LONG)
     }
 
     /// Starts it again after `kill` or `terminate`, with the same configuration and state.
@@ -336,8 +338,11 @@ impl Agent {
         signal_pid(self.pid().context("the agent does not run")?, signal)
     }
 
-    fn end(&mut self, signal: Signal, within: Duration) -> Result<()> {
-        self.signal(signal)?;
+    /// Waits for its end, after a signal.
+    ///
+    /// # Errors
+    /// It does not end: it is killed then.
+    pub fn wait_end(&mut self, within: Duration) -> Result<()> {
         let Some(mut child) = self.child.take() else {
             return Ok(());
         };

@@ -61,6 +61,14 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// Boots a guest on alpha, then starts both agents.
+    pub fn with_guest(lab: &Lab, on_alpha: &VmSpec, on_bravo: &VmSpec) -> Result<(Self, Guest)> {
+        let net = lab.two_hosts()?;
+        let guest = Guest::define(lab, &net, on_alpha, on_bravo)?;
+        guest.alpha.boot()?;
+        Ok((Self::start(lab, net, &[&guest])?, guest))
+    }
+
     /// Starts both agents, which know each other and all `guests`. The wall between the hosts lets
     /// their one port through, both ways.
     pub fn start(lab: &Lab, net: Net, guests: &[&Guest]) -> Result<Self> {
@@ -138,15 +146,18 @@ pub fn journals(agent: &Agent) -> Result<Vec<Vec<Value>>> {
     Ok(found)
 }
 
+/// Those without the record of an end. It need not be the last: what the source confirms, or is cleaned
+/// late, follows.
+pub fn open_journals(agent: &Agent) -> Result<Vec<Vec<Value>>> {
+    let is_open = |lines: &Vec<Value>| lines.iter().all(|line| line["record"]["ended"].is_null());
+    Ok(journals(agent)?.into_iter().filter(is_open).collect())
+}
+
 /// That each journal of an agent has the record of its end.
 ///
 /// # Errors
 /// One stays open; the error shows it.
 pub fn journals_ended(agent: &Agent) -> Result<()> {
-    let open = || -> Result<Vec<Vec<Value>>> {
-        let is_open = |lines: &Vec<Value>| lines.iter().all(|line| line["record"]["ended"].is_null());
-        Ok(journals(agent)?.into_iter().filter(is_open).collect())
-    };
-    wait_for("the journals' ends", LONG, || Ok(open()?.is_empty().then_some(())))
-        .with_context(|| format!("open on {}: {:?}", agent.host().name, open()))
+    wait_for("the journals' ends", LONG, || Ok(open_journals(agent)?.is_empty().then_some(())))
+        .with_context(|| format!("open on {}: {:?}", agent.host().name, open_journals(agent)))
 }

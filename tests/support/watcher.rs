@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ use super::vm::Vm;
 /// How often the next block and the serial lines are looked for: also how exactly a stand-still is
 /// measured.
 const FOLLOW_EVERY: Duration = Duration::from_millis(20);
-/// How often all of both images is read. The guest must not go round in its area in that time.
+/// How often all of both images is read when nobody waits for it. The guest must not go round in its area in that time.
 const SCAN_EVERY: Duration = Duration::from_millis(400);
 /// The disk that is watched: a raw one, at the same place on both hosts.
 const DISK: usize = 0;
@@ -59,6 +59,8 @@ pub struct Watcher {
 #[derive(Debug)]
 struct Shared {
     seen: Mutex<Seen>,
+    /// Somebody waits for this scan.
+    wanted: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -98,7 +100,11 @@ impl Watcher {
         for vm in vms {
             ensure!(vm.spec.disks[DISK] == super::DiskFormat::Raw, "only a raw disk can be watched");
         }
-        let shared = Arc::new(Shared { seen: Mutex::default(), stop: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            seen: Mutex::default(),
+            wanted: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+        });
         let hosts = vms.map(Looked::new);
         let eye = Eye { blocks: vms[0].spec.blocks, hosts, scanned: Instant::now(), before: HashMap::new() };
         let thread = {
@@ -124,10 +130,12 @@ impl Watcher {
     /// # Errors
     /// Something forbidden was seen, or the guest never wrote.
     pub fn look(&self) -> Result<Life> {
-        let from = self.shared.seen().scans;
+        // The one that is being made may have begun before.
+        let wanted = self.shared.seen().scans + 3;
+        self.shared.wanted.fetch_max(wanted, Ordering::Relaxed);
         wait_for("two scans of the images", SHORT, || {
             self.check()?;
-            Ok((self.shared.seen().scans >= from + 3).then_some(()))
+            Ok((self.shared.seen().scans >= wanted).then_some(()))
         })?;
         self.now().context("the guest never wrote")
     }
@@ -307,7 +315,8 @@ impl Eye {
     fn watch(mut self, shared: &Shared) {
         while !shared.stop.load(Ordering::Relaxed) {
             self.follow(shared);
-            if self.scanned.elapsed() >= SCAN_EVERY {
+            let wanted = shared.seen().scans < shared.wanted.load(Ordering::Relaxed);
+            if wanted || self.scanned.elapsed() >= SCAN_EVERY {
                 self.scan(shared);
                 self.scanned = Instant::now();
             }

@@ -156,51 +156,6 @@ fn disks_of_each_kind_arrive_in_their_places_on_qemu_7_2() -> Result<()> {
     })
 }
 
-/// More than QEMU's NBD server takes by default.
-const MANY: usize = 104;
-
-fn many_words(place: &Place) -> Result<Vec<String>> {
-    let mut words = Vec::new();
-    add(&mut words, [device("virtio-scsi-pci,id=scsi0,addr=9")]);
-    for n in 0..MANY {
-        let file = place.create("raw", "", &format!("{n}.raw"), 1 << 20)?;
-        let plugged = format!("scsi-hd,bus=scsi0.0,scsi-id={},lun={},drive=n{n}", n / 8, n % 8);
-        add(&mut words, [blockdev(&raw(&format!("n{n}"), &file)), device(&plugged)]);
-    }
-    Ok(words)
-}
-
-fn many_disks(lab: &Lab, version: Version) -> Result<()> {
-    let stage = Stage::set_up(lab, &["many"])?;
-    let [source, target] = stage.places(lab, "many", version)?;
-    let words = many_words(&source)?;
-    for n in 0..MANY {
-        let byte = u8::try_from(n + 1)?;
-        std::fs::write(source.file(&format!("{n}.raw")), vec![byte; 1 << 20])?;
-    }
-    let at_source = source.start(&words, false)?;
-    let at_target = target.start(&many_words(&target)?, true)?;
-    let (code, found) = stage.check("many")?;
-    ensure!(code == 0, "{found:?}");
-    moves(&stage, "many", at_source, at_target, &[])?;
-    for n in 0..MANY {
-        let byte = u8::try_from(n + 1)?;
-        let bytes = std::fs::read(target.file(&format!("{n}.raw")))?;
-        ensure!(bytes.len() == 1 << 20 && bytes.iter().all(|b| *b == byte), "disk {n} did not arrive");
-    }
-    Ok(())
-}
-
-#[test]
-fn more_than_a_hundred_disks_are_moved_by_qemu_10() -> Result<()> {
-    with_lab("more_than_a_hundred_disks_are_moved_by_qemu_10", |lab| many_disks(lab, Version::V10))
-}
-
-#[test]
-fn more_than_a_hundred_disks_are_moved_by_qemu_7_2() -> Result<()> {
-    with_lab("more_than_a_hundred_disks_are_moved_by_qemu_7_2", |lab| many_disks(lab, Version::V72))
-}
-
 /// A disk on a volume of this size.
 fn on_volume(place: &Place, bytes: u64) -> Result<Vec<String>> {
     let file = place.create("raw", "", "small/disk0.raw", bytes)?;

@@ -5,7 +5,8 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::plan::{Fault, PHASES};
+use super::plan::{KINDS, PHASES};
+use crate::faults::Fault;
 
 /// What became of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,7 +53,7 @@ pub struct Record {
 pub fn table(records: &[Record]) -> String {
     let mut groups: BTreeMap<(usize, usize), Vec<&Record>> = BTreeMap::new();
     for record in records {
-        let fault = Fault::ALL.iter().position(|f| *f == record.fault).unwrap_or(usize::MAX);
+        let fault = KINDS.iter().position(|f| *f == record.fault).unwrap_or(usize::MAX);
         let phase = PHASES.iter().position(|p| *p == record.phase).unwrap_or(usize::MAX);
         groups.entry((fault, phase)).or_default().push(record);
     }

@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::Side;
-use super::inflict::Hit;
-use super::plan::{Fault, Injection, Who};
+use super::plan::Injection;
 use super::record::{Ending, Record};
 use super::run::Run;
-use super::world::{VM, World};
-use crate::support::pair::journals;
+use super::world::{Hit, World};
+use crate::faults::{Fault, Side, Who};
+use crate::support::pair::open_journals;
 use crate::support::process::{LONG, wait_for};
 use crate::support::proof;
 use crate::support::watcher::Life;
@@ -57,7 +56,7 @@ pub fn after_fault(
     if ending == Ending::GuestKilled {
         boot_again(world, run.source, report.as_ref())?;
     }
-    is_clean(world, world.at)?;
+    is_clean(world)?;
     let cli_was_killed = injection.fault == Fault::Kill(Who::CommandLine);
     let noticed = ending == Ending::Moved && (run.was_undecided() || cli_failed(run)? && !cli_was_killed);
     let ending = if noticed { Ending::MovedAfterSettling } else { ending };
@@ -81,16 +80,16 @@ pub fn after_fault(
 pub fn good_migration(world: &mut World) -> Result<Duration> {
     let since = Instant::now();
     let before = world.watcher.look()?;
-    let source = world.at;
-    let run = Run::begin(world.agent(source), VM, source)?;
+    let run = world.begin()?;
+    let source = run.source;
     let outcome = run.cli.wait(LONG)?;
     ensure!(outcome.code == 0, "the next migration failed: {outcome:?}");
-    world.vm(source).wait_ended()?;
+    world.stage.vm(source).wait_ended()?;
     let destination = source.other();
     let status = status(world, destination);
     ensure!(status == "running", "it is {status} on {}", destination.name());
     has_moved(world, source, &before)?;
-    is_clean(world, destination)?;
+    is_clean(world)?;
     Ok(since.elapsed())
 }
 
@@ -125,16 +124,14 @@ fn rest(world: &World) -> Result<(Option<Side>, String)> {
 fn open_migrations(world: &World) -> Result<Vec<String>> {
     let mut open = Vec::new();
     for side in Side::BOTH {
-        let agent = world.agent(side);
+        let agent = world.stage.agent(side);
         let list = agent.api("/v1/migrations")?;
         let is_open = |p: &&Value| p["outcome"].is_null() || p["outcome"]["result"] == "undecided";
         let said = list.as_array().into_iter().flatten().filter(is_open);
         open.extend(said.map(|p| format!("{} says {p}", side.name())));
-        match journals(agent) {
+        match open_journals(agent) {
             Ok(all) => {
-                let is_open = |lines: &Vec<Value>| lines.iter().all(|l| l["record"]["ended"].is_null());
-                let unended = all.into_iter().filter(is_open);
-                open.extend(unended.map(|lines| format!("open journal on {}: {lines:?}", side.name())));
+                open.extend(all.iter().map(|lines| format!("open journal on {}: {lines:?}", side.name())));
             }
             // A line may be half written at this moment, or torn until its agent has restarted.
             Err(error) => open.push(format!("{error:#}")),
@@ -146,7 +143,7 @@ fn open_migrations(world: &World) -> Result<Vec<String>> {
 /// QEMU's word, or "ended" where none runs. One that does not answer is about to end, or is asked
 /// again; if it stays so nobody comes to rest.
 fn status(world: &World, side: Side) -> String {
-    let vm = world.vm(side);
+    let vm = world.stage.vm(side);
     if !vm.is_running() {
         return "ended".to_owned();
     }
@@ -179,7 +176,7 @@ fn lives_on(world: &mut World, at: Side, run: &Run, before: &Life) -> Result<End
         before.stays,
         life.stays
     );
-    proof::qemu_is_clean(&mut world.vm(at).qmp()?)?;
+    proof::qemu_is_clean(&mut world.stage.vm(at).qmp()?)?;
     Ok(Ending::RolledBack)
 }
 
@@ -193,22 +190,15 @@ fn has_moved(world: &mut World, source: Side, before: &Life) -> Result<()> {
         before.stays,
         life.stays
     );
-    let (old, new, copies) = (world.vm(source), world.vm(at), copies(world, at));
-    copies.same_as_source(&world.paths, old, new)?;
+    let (old, new, copies) = (world.stage.vm(source), world.stage.vm(at), &world.stage.copies[at.index()]);
+    copies.same_as_source(&world.stage.paths, old, new)?;
     for disk in 0..new.spec.disks.len() {
         let verdict = new.verify(disk, &copies.disk(new, disk)?)?;
         ensure!(verdict.ok, "disk {disk} at the hand-over: {verdict:?}");
     }
     proof::qemu_is_clean(&mut new.qmp()?)?;
-    world.at = at;
+    world.stage.at = at;
     Ok(())
-}
-
-fn copies(world: &World, at: Side) -> &crate::support::proof::HandoverCopies {
-    match at {
-        Side::Alpha => &world.guest.alpha_copies,
-        Side::Bravo => &world.guest.bravo_copies,
-    }
 }
 
 /// That the same boot of the guest makes new blocks on that host; gives what is known then.
@@ -242,8 +232,8 @@ fn may_be_gone(world: &World, run: &Run, injection: &Injection) -> Result<()> {
 
 /// By the source's journal: the guest is the destination's.
 fn handed_over(world: &World, run: &Run) -> Result<bool> {
-    let folder = world.agent(run.source).host().dir.join("state/migrations");
-    let text = std::fs::read_to_string(folder.join(format!("{}.source.journal", run.id)))?;
+    let folder = world.stage.agent(run.source).host().dir.join("state/migrations");
+    let text = std::fs::read_to_string(folder.join(format!("{}.source.journal", run.migration.id)))?;
     Ok(text.contains("handed-over"))
 }
 
@@ -267,22 +257,20 @@ fn boot_again(world: &mut World, source: Side, report: Option<&Value>) -> Result
     let life = world.watcher.ended()?;
     let at = if moved || life.host() == source.other().letter() { source.other() } else { source };
     world.empty_disks(at)?;
-    world.vm(at).begin_boot()?;
+    world.stage.vm(at).begin_boot()?;
     // Its serial line was long there before, so the new boot is known by its blocks alone.
     wait_for("the guest to boot again", BOOT_WITHIN, || {
         world.watcher.check()?;
         let young = world.watcher.now().filter(|l| l.generation != life.generation);
         Ok(young.filter(|l| l.last >= ALIVE_BLOCKS).map(drop))
     })?;
-    world.at = at;
+    world.stage.at = at;
     Ok(())
 }
 
-fn is_clean(world: &World, at: Side) -> Result<()> {
-    world.vm(at.other()).wait_ended()?;
-    for side in Side::BOTH {
-        proof::agent_is_clean(world.agent(side), world.idle_descriptors(side))?;
-    }
+fn is_clean(world: &World) -> Result<()> {
+    world.stage.vm(world.stage.at.other()).wait_ended()?;
+    world.stage.is_clean()?;
     world.watcher.check()
 }
 

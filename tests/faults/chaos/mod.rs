@@ -1,4 +1,18 @@
-//! Injection after injection on one world, each followed by a good migration.
+//! Faults injected into migrations of one guest that goes there and back between two hosts, drawn
+//! from a seed. After each one the judge must be content, and the guest's next migration must succeed:
+//! so the two hosts change their parts all the time.
+//!
+//! `plan` draws, `judge` judges, `record` keeps what was measured; `world` is what all of it happens on,
+//! and `run` one migration as it is seen from outside.
+
+pub mod judge;
+pub mod plan;
+pub mod record;
+#[allow(clippy::expect_used, reason = "a setting that is no number ends the run")]
+#[path = "../../quick/mux/rng.rs"]
+pub mod rng;
+pub mod run;
+pub mod world;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,13 +21,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use super::inflict::inflict;
-use super::judge::{after_fault, good_migration};
-use super::plan::{self, Injection};
-use super::record::{self, Record};
-use super::world::World;
 use crate::support::Lab;
 use crate::support::process::{SHORT, wait_for};
+use judge::{after_fault, good_migration};
+use plan::Injection;
+use record::Record;
+use world::World;
 
 /// Keeps the logs also of a run without a violation.
 const KEEP_LOGS: &str = "CHAOS_KEEP_LOGS";
@@ -87,8 +100,8 @@ fn is_chosen(injection: &Injection) -> bool {
 fn one(world: &mut World, injection: &Injection) -> Result<Record> {
     let since = Instant::now();
     let before = wait_for("the guest's first block to be seen", SHORT, || Ok(world.watcher.now()))?;
-    let mut run = world.begin(injection)?;
-    let hit = inflict(world, &mut run, injection)?;
+    let run = world.begin_held(injection)?;
+    let hit = world.inflict(&run, injection)?;
     let record = after_fault(world, run, &before, injection, &hit)?;
     let good = good_migration(world).context("the next migration of the same guest")?;
     if let Some(complaint) = &record.complaint {

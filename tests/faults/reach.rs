@@ -1,0 +1,163 @@
+//! Brings a migration to a phase and holds it there: by gates before the destination's commands, by a
+//! slow link, and by a pause that QEMU never thinks short enough.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::cut::streams;
+use super::stage::VM;
+use super::{Migration, Stage};
+
+const MIB: u64 = 1 << 20;
+/// The disks take 16 s or more at this rate.
+const MIRROR_MBIT: u32 = 64;
+/// What is left to copy when the guest is paused takes some seconds at this rate.
+const PAUSE_MBIT: u32 = 24;
+const PAUSE_LAG_BYTES: u64 = 8 * MIB;
+/// QEMU never believes that the rest of the RAM fits into this pause while the guest dirties some.
+const NEVER_MS: &str = "1";
+/// QEMU pauses the guest as soon as it may.
+const AT_ONCE_MS: u64 = 600_000;
+
+/// Where a fault hits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// The destination starts its QEMU.
+    Prepare,
+    /// Every disk's copy is under way.
+    Mirror,
+    /// The RAM's copy is under way and never gets done.
+    Precopy,
+    /// The guest is paused and its disks lag seconds behind.
+    Switchover,
+    /// The guest is paused and the rest of its RAM takes seconds.
+    Device,
+    /// Handed over; the destination's `before_start` command is at work.
+    HandOver,
+}
+
+impl Stage {
+    /// Begins a migration and brings it to where a fault is to hit.
+    ///
+    /// # Errors
+    /// It does not get there.
+    pub fn reach(&mut self, reach: Reach) -> Result<Migration> {
+        self.reach_with(reach, &[])
+    }
+
+    /// The same, with further options of `vmferry migrate`.
+    ///
+    /// # Errors
+    /// It does not get there.
+    pub fn reach_with(&mut self, reach: Reach, more: &[&str]) -> Result<Migration> {
+        match reach {
+            Reach::Prepare => self.start().close()?,
+            Reach::Mirror => self.limit(MIRROR_MBIT)?,
+            Reach::HandOver => self.hook().close()?,
+            Reach::Precopy | Reach::Switchover | Reach::Device => {}
+        }
+        let options: &[&str] = match reach {
+            Reach::Precopy | Reach::Switchover | Reach::Device => &["--downtime-limit", NEVER_MS],
+            _ => &[],
+        };
+        // That its disk is too small is found beforehand.
+        let accept: &[&str] = if self.disks[1].is_some() { &["--accept", "no-room"] } else { &[] };
+        let migration = Migration::begin(&self.alpha, VM, "bravo", &[options, accept, more].concat())?;
+        self.advance(reach, &migration).with_context(|| format!("reaching {reach:?}"))?;
+        Ok(migration)
+    }
+
+    /// Begins a migration that is slow and does not pause the guest by itself.
+    ///
+    /// # Errors
+    /// The command line's.
+    pub fn begin(&mut self) -> Result<Migration> {
+        self.limit(MIRROR_MBIT)?;
+        Migration::begin(&self.alpha, VM, "bravo", &["--downtime-limit", NEVER_MS, "--keep-source"])
+    }
+
+    /// Brings a migration that was begun with [`Stage::begin`] from one phase to the next.
+    ///
+    /// # Errors
+    /// It does not get there.
+    pub fn bring_to(&mut self, reach: Reach, migration: &Migration) -> Result<()> {
+        self.step(reach, migration).with_context(|| format!("reaching {reach:?}"))
+    }
+
+    fn step(&mut self, reach: Reach, migration: &Migration) -> Result<()> {
+        match reach {
+            Reach::Prepare => self.start().wait_reached(),
+            Reach::Mirror => {
+                let flows = |p: &Value| disks(p).all(|d| number(d, "done_bytes") > MIB);
+                migration.reach(&self.alpha.socket(), "mirror", flows).map(drop)
+            }
+            Reach::Precopy => {
+                self.calm_network()?;
+                let flows = |p: &Value| number(&p["ram"], "stream_bytes") > MIB;
+                migration.reach(&self.alpha.socket(), "precopy", flows).map(drop)
+            }
+            Reach::Switchover => self.pause(migration, "switchover"),
+            Reach::Device => migration.reach(&self.alpha.socket(), "device", |_| true).map(drop),
+            Reach::HandOver => self.hook().wait_reached(),
+        }
+    }
+
+    fn advance(&mut self, reach: Reach, migration: &Migration) -> Result<()> {
+        if matches!(reach, Reach::Prepare | Reach::HandOver) {
+            return self.step(reach, migration);
+        }
+        self.step(Reach::Mirror, migration)?;
+        self.note_disk_streams()?;
+        if reach != Reach::Mirror {
+            self.step(Reach::Precopy, migration)?;
+        }
+        match reach {
+            Reach::Switchover => self.pause(migration, "switchover"),
+            Reach::Device => self.pause(migration, "device"),
+            _ => Ok(()),
+        }
+    }
+
+    /// While only disks are copied.
+    fn note_disk_streams(&mut self) -> Result<()> {
+        for (seen, (agent, vm)) in
+            self.disk_streams.iter_mut().zip([(&self.alpha, &self.source), (&self.bravo, &self.destination)])
+        {
+            *seen = streams(agent, vm)?.into_iter().map(|(inode, _)| inode).collect();
+            ensure!(seen.len() == vm.spec.disks.len(), "{seen:?} on {}", vm.host_name());
+        }
+        Ok(())
+    }
+
+    /// Pauses the guest when its disks lag far behind.
+    fn pause(&mut self, migration: &Migration, phase: &str) -> Result<()> {
+        self.limit(PAUSE_MBIT)?;
+        let alpha = self.alpha.socket();
+        migration.reach(&alpha, "precopy", |p| lag(p) > PAUSE_LAG_BYTES)?;
+        self.pause_at_once();
+        migration.reach(&alpha, phase, |_| true).map(drop)
+    }
+
+    /// Has the source's QEMU pause its guest for the rest of the RAM, however much that is.
+    /// Does not wait for QEMU's answer: its main loop may be busy with the pause before it answers.
+    pub fn pause_at_once(&self) {
+        let source = self.source.clone();
+        std::thread::spawn(move || {
+            let now = json!({"downtime-limit": AT_ONCE_MS});
+            source.qmp().and_then(|mut qmp| qmp.execute("migrate-set-parameters", now))
+        });
+    }
+}
+
+fn disks(progress: &Value) -> impl Iterator<Item = &Value> {
+    progress["disks"].as_array().into_iter().flatten()
+}
+
+fn number(value: &Value, name: &str) -> u64 {
+    value[name].as_u64().unwrap_or(0)
+}
+
+/// Bytes that the mirrors are behind.
+fn lag(progress: &Value) -> u64 {
+    disks(progress).map(|d| number(d, "total_bytes").saturating_sub(number(d, "done_bytes"))).sum()
+}
