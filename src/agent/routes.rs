@@ -21,13 +21,14 @@ use super::limits::{self, NoShare};
 use super::registry::NoCancel;
 use super::running::Agent;
 use crate::api::{
-    CheckReport, CheckRequest, ErrorBody, ForceRequest, Limits, MigrateRequest, MigrationLimit, PeerLimit,
-    PeerLimitRequest, RecoverQuery, Recovery, ShareRequest, unknown_remedy,
+    Case, CheckReport, CheckRequest, ErrorBody, ForceRequest, Limits, MigrateRequest, Migration,
+    MigrationLimit, OPENAPI, PeerLimit, PeerLimitRequest, Problem, RecoverQuery, Recovery, ShareRequest,
+    Status, unknown_remedy,
 };
 use crate::migrate::journal::JournalError;
 use crate::migrate::problem::Policy;
 use crate::migrate::problem::chain;
-use crate::migrate::progress::{Outcome, Progress};
+use crate::migrate::progress::Progress;
 use crate::migrate::recover::{self as recovery, Asked, NotForced};
 
 /// Who calls: the kernel's word for the other end of the socket.
@@ -43,9 +44,6 @@ impl Connected<IncomingStream<'_, UnixListener>> for Caller {
         Self { uid: credentials.map(|c| c.uid()), pid: credentials.and_then(|c| c.pid()) }
     }
 }
-
-/// The description of all that follows, for programs.
-const OPENAPI: &str = include_str!("openapi.json");
 
 /// The routes.
 pub(super) fn router(agent: Arc<Agent>) -> Router {
@@ -63,7 +61,7 @@ pub(super) fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/recover", get(look).post(recover))
         .route("/v1/recover/{id}", post(force))
         .fallback(|| async {
-            Problem::new(
+            Refusal::new(
                 StatusCode::NOT_FOUND,
                 "no such path",
                 "see GET /v1/openapi.json for those that there are",
@@ -73,9 +71,9 @@ pub(super) fn router(agent: Arc<Agent>) -> Router {
 }
 
 /// An answer that is not 2xx.
-struct Problem(StatusCode, ErrorBody);
+struct Refusal(StatusCode, ErrorBody);
 
-impl Problem {
+impl Refusal {
     fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self(status, ErrorBody { error: error.into(), remedy: remedy.into() })
     }
@@ -86,19 +84,19 @@ impl Problem {
     }
 }
 
-impl IntoResponse for Problem {
+impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         (self.0, Json(self.1)).into_response()
     }
 }
 
-impl From<JsonRejection> for Problem {
+impl From<JsonRejection> for Refusal {
     fn from(rejection: JsonRejection) -> Self {
         Self::new(rejection.status(), rejection.body_text(), "send JSON as the documentation shows it")
     }
 }
 
-impl From<PathRejection> for Problem {
+impl From<PathRejection> for Refusal {
     fn from(rejection: PathRejection) -> Self {
         Self::new(rejection.status(), rejection.body_text(), "see `vmferry list` for the ids of migrations")
     }
@@ -107,34 +105,34 @@ impl From<PathRejection> for Problem {
 type Agents = State<Arc<Agent>>;
 type Id = Result<Path<Uuid>, PathRejection>;
 
-async fn status(State(agent): Agents) -> impl IntoResponse {
+async fn status(State(agent): Agents) -> Json<Status> {
     Json(agent.status().await)
 }
 
 async fn check(
     State(agent): Agents,
     body: Result<Json<CheckRequest>, JsonRejection>,
-) -> Result<Json<CheckReport>, Problem> {
+) -> Result<Json<CheckReport>, Refusal> {
     let Json(request) = body?;
     let policy = Policy { strict: request.strict, accept: request.accept };
     let problems = crate::migrate::check(&agent.host, &request.vm, &request.to, &policy).await;
-    Ok(Json(CheckReport { problems }))
+    Ok(Json(CheckReport { problems: problems.into_iter().map(Problem::from).collect() }))
 }
 
-async fn list(State(agent): Agents) -> Json<Vec<Progress>> {
-    Json(agent.registry.all().into_iter().map(|p| agent.named(p)).collect())
+async fn list(State(agent): Agents) -> Json<Vec<Migration>> {
+    Json(agent.registry.all().into_iter().map(|p| agent.shown(p)).collect())
 }
 
 async fn migrate(
     State(agent): Agents,
     ConnectInfo(caller): ConnectInfo<Caller>,
     body: Result<Json<MigrateRequest>, JsonRejection>,
-) -> Result<(StatusCode, Json<Progress>), Problem> {
+) -> Result<(StatusCode, Json<Migration>), Refusal> {
     let Json(request) = body?;
     tracing::info!(uid = caller.uid, pid = caller.pid, vm = request.vm, to = request.to, "migrate asked for");
     match agent.migrate(request) {
-        Some(progress) => Ok((StatusCode::CREATED, Json(agent.named(progress)))),
-        None => Err(Problem::new(
+        Some(progress) => Ok((StatusCode::CREATED, Json(agent.shown(progress)))),
+        None => Err(Refusal::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "the agent is shutting down",
             "try again when it is back",
@@ -142,16 +140,16 @@ async fn migrate(
     }
 }
 
-async fn one(State(agent): Agents, id: Id) -> Result<Json<Progress>, Problem> {
+async fn one(State(agent): Agents, id: Id) -> Result<Json<Migration>, Refusal> {
     let Path(id) = id?;
-    let entry = agent.registry.get(id).ok_or_else(|| Problem::unknown(id))?;
-    Ok(Json(agent.named(entry.progress.now())))
+    let entry = agent.registry.get(id).ok_or_else(|| Refusal::unknown(id))?;
+    Ok(Json(agent.shown(entry.progress.now())))
 }
 
 /// One line of JSON for each change, until the migration's end.
-async fn events(State(agent): Agents, id: Id) -> Result<Response, Problem> {
+async fn events(State(agent): Agents, id: Id) -> Result<Response, Refusal> {
     let Path(id) = id?;
-    let entry = agent.registry.get(id).ok_or_else(|| Problem::unknown(id))?;
+    let entry = agent.registry.get(id).ok_or_else(|| Refusal::unknown(id))?;
     let mut watch = entry.progress.watch();
     watch.mark_changed();
     let lines = stream::unfold(Some((agent, watch)), next_line);
@@ -165,30 +163,29 @@ type Following = (Arc<Agent>, watch::Receiver<Progress>);
 async fn next_line(following: Option<Following>) -> Option<(Line, Option<Following>)> {
     let (agent, mut watch) = following?;
     watch.changed().await.ok()?;
-    let progress = agent.named(watch.borrow_and_update().clone());
-    let line = serde_json::to_vec(&progress).map(|mut line| {
+    let migration = agent.shown(watch.borrow_and_update().clone());
+    let line = serde_json::to_vec(&migration).map(|mut line| {
         line.push(b'\n');
         line
     });
-    let ended = progress.outcome.is_some_and(|o| !matches!(o, Outcome::Undecided { .. }));
-    Some((line, (!ended).then_some((agent, watch))))
+    Some((line, (!migration.is_over()).then_some((agent, watch))))
 }
 
 async fn cancel(
     State(agent): Agents,
     ConnectInfo(caller): ConnectInfo<Caller>,
     id: Id,
-) -> Result<StatusCode, Problem> {
+) -> Result<StatusCode, Refusal> {
     let Path(id) = id?;
     tracing::info!(uid = caller.uid, pid = caller.pid, migration = %id, "cancel asked for");
     agent.registry.cancel(id).map(|()| StatusCode::ACCEPTED).map_err(|no| match no {
-        NoCancel::Unknown => Problem::unknown(id),
-        NoCancel::NotSource => Problem::new(
+        NoCancel::Unknown => Refusal::unknown(id),
+        NoCancel::NotSource => Refusal::new(
             StatusCode::CONFLICT,
             "this host is the migration's destination",
             "cancel it at the source",
         ),
-        NoCancel::TooLate => Problem::new(
+        NoCancel::TooLate => Refusal::new(
             StatusCode::CONFLICT,
             "the guest is already the destination's, or the migration has ended",
             "move it back with a migration the other way",
@@ -205,12 +202,12 @@ async fn limit_peer(
     ConnectInfo(caller): ConnectInfo<Caller>,
     Path(name): Path<String>,
     body: Result<Json<PeerLimitRequest>, JsonRejection>,
-) -> Result<Json<PeerLimit>, Problem> {
+) -> Result<Json<PeerLimit>, Refusal> {
     let Json(request) = body?;
     let limit = request.limit_bytes_per_s.map(u64::from);
     tracing::info!(uid = caller.uid, pid = caller.pid, peer = name, limit, "limit asked for");
     let limited = agent.peer_limits.limit(&agent.host, &name, request.limit_bytes_per_s);
-    limited.map(Json).map_err(|p| Problem::new(StatusCode::NOT_FOUND, p.text, p.remedy))
+    limited.map(Json).map_err(|p| Refusal::new(StatusCode::NOT_FOUND, p.text, p.remedy))
 }
 
 async fn share(
@@ -218,18 +215,18 @@ async fn share(
     ConnectInfo(caller): ConnectInfo<Caller>,
     id: Id,
     body: Result<Json<ShareRequest>, JsonRejection>,
-) -> Result<Json<MigrationLimit>, Problem> {
+) -> Result<Json<MigrationLimit>, Refusal> {
     let Path(id) = id?;
     let Json(request) = body?;
     tracing::info!(uid = caller.uid, pid = caller.pid, migration = %id, ?request, "limit asked for");
     limits::share(&agent.registry, id, request).map(Json).map_err(|no| match no {
-        NoShare::Unknown => Problem::unknown(id),
-        NoShare::NotSource => Problem::new(
+        NoShare::Unknown => Refusal::unknown(id),
+        NoShare::NotSource => Refusal::new(
             StatusCode::CONFLICT,
             "this host is the migration's destination",
             "limit it at the source",
         ),
-        NoShare::Ended => Problem::new(
+        NoShare::Ended => Refusal::new(
             StatusCode::CONFLICT,
             "the migration has ended",
             "see `vmferry limit` for those that are under way",
@@ -239,7 +236,7 @@ async fn share(
 
 type Wanted = Result<Query<RecoverQuery>, QueryRejection>;
 
-async fn look(State(agent): Agents, wanted: Wanted) -> Result<Json<Recovery>, Problem> {
+async fn look(State(agent): Agents, wanted: Wanted) -> Result<Json<Recovery>, Refusal> {
     recovery_of(&agent, wanted?.0, false).await
 }
 
@@ -247,7 +244,7 @@ async fn recover(
     State(agent): Agents,
     ConnectInfo(caller): ConnectInfo<Caller>,
     wanted: Wanted,
-) -> Result<Json<Recovery>, Problem> {
+) -> Result<Json<Recovery>, Refusal> {
     tracing::info!(uid = caller.uid, pid = caller.pid, "recover asked for");
     if let Err(e) = agent.host.end_late() {
         tracing::warn!(error = chain(&e), "a journal still cannot be ended");
@@ -255,26 +252,26 @@ async fn recover(
     recovery_of(&agent, wanted?.0, true).await
 }
 
-async fn recovery_of(agent: &Agent, wanted: RecoverQuery, clean: bool) -> Result<Json<Recovery>, Problem> {
+async fn recovery_of(agent: &Agent, wanted: RecoverQuery, clean: bool) -> Result<Json<Recovery>, Refusal> {
     let asked = Asked { migration: wanted.id, clean, without_peers: wanted.peers == Some(false) };
     let cases = recovery::cases(&agent.host, asked).await?;
     match wanted.id {
-        Some(id) if cases.is_empty() => Err(Problem::new(
+        Some(id) if cases.is_empty() => Err(Refusal::new(
             StatusCode::NOT_FOUND,
             format!("this host has no journal of migration {id}"),
             "see `vmferry list` for the ids of migrations, and `vmferry recover` on the other host",
         )),
-        _ => Ok(Json(Recovery { cases })),
+        _ => Ok(Json(Recovery { cases: cases.into_iter().map(Case::from).collect() })),
     }
 }
 
-impl From<QueryRejection> for Problem {
+impl From<QueryRejection> for Refusal {
     fn from(rejection: QueryRejection) -> Self {
         Self::new(rejection.status(), rejection.body_text(), "see GET /v1/openapi.json for what may be asked")
     }
 }
 
-impl From<JournalError> for Problem {
+impl From<JournalError> for Refusal {
     fn from(error: JournalError) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(&error), "look at the agent's state folder")
     }
@@ -285,13 +282,13 @@ async fn force(
     ConnectInfo(caller): ConnectInfo<Caller>,
     id: Id,
     body: Result<Json<ForceRequest>, JsonRejection>,
-) -> Result<StatusCode, Problem> {
+) -> Result<StatusCode, Refusal> {
     let Path(id) = id?;
     let Json(request) = body?;
     tracing::warn!(uid = caller.uid, pid = caller.pid, migration = %id, force = ?request.force, "a forced decision");
     if request.until.is_some_and(|until| until < time::OffsetDateTime::now_utc().unix_timestamp()) {
         let error = "the decision was not taken: the agent did not get to it in time, and it is void";
-        return Err(Problem::new(StatusCode::CONFLICT, error, "nothing was changed; decide again"));
+        return Err(Refusal::new(StatusCode::CONFLICT, error, "nothing was changed; decide again"));
     }
     let forced = recovery::force(&agent.host, id, request.force, caller.uid).await;
     forced.map(|()| StatusCode::ACCEPTED).map_err(|e| {
@@ -304,6 +301,6 @@ async fn force(
             }
             NotForced::Unknown(_) => (StatusCode::GATEWAY_TIMEOUT, unknown_remedy(id)),
         };
-        Problem::new(status, chain(&e), remedy)
+        Refusal::new(status, chain(&e), remedy)
     })
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::limits::PeerLimits;
 use super::registry::{Entry, Registry};
 use super::vm_states::VmStates;
-use crate::api::MigrateRequest;
+use crate::api::{MigrateRequest, Migration};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::migrate::journal::Role;
@@ -68,6 +68,7 @@ impl Agent {
             self.host.config.peers.get(&request.to).map_or(request.to.as_str(), |p| p.identity.as_str());
         let progress = ProgressSink::new(Progress::new(id, &request.vm, Role::Source, identity));
         let MigrateRequest { vm, to: peer, options } = request;
+        let options = migrate::Options::from(options);
         let (cancel, share) = (CancellationToken::new(), ShareHandle::new(&options, progress.clone()));
         let entry = Entry { progress: progress.clone(), cancel: cancel.clone(), share: Some(share.clone()) };
         self.registry.insert(entry);
@@ -81,8 +82,8 @@ impl Agent {
     }
 
     /// A migration as this host shows it.
-    pub(super) fn named(&self, progress: Progress) -> Progress {
-        Progress { host: self.host.identity.to_string(), ..progress }
+    pub(super) fn shown(&self, progress: Progress) -> Migration {
+        Migration::new(progress, self.host.identity.as_str())
     }
 
     /// Counts a migration that is at its end; one that was left to another process is not.

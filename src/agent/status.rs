@@ -3,10 +3,9 @@
 use uuid::Uuid;
 
 use super::running::Agent;
-use crate::api::{SessionStatus, Status};
+use crate::api::{SessionStatus, Status, VmState};
 use crate::migrate::journal::Role;
 use crate::migrate::progress::Reconnecting;
-use crate::migrate::vm_state::VmState;
 use crate::mux::Role as DialRole;
 
 impl Agent {
@@ -19,7 +18,7 @@ impl Agent {
                 address: link.connection.address.to_string(),
                 dialed: info.role == DialRole::Dialer,
                 cipher: link.connection.cipher.clone(),
-                reconnecting: link.away.as_ref().map(Reconnecting::now),
+                reconnecting: link.away.as_ref().map(|away| Reconnecting::now(away).into()),
                 age_s: info.since.elapsed().as_secs(),
                 streams: stats.streams as u64,
                 sent_bytes: stats.sent_data_bytes,
@@ -44,7 +43,7 @@ impl Agent {
         // A check has no migration that anybody could ask for.
         let is_known = |id: &Uuid| self.registry.get(*id).is_some();
         states.iter_mut().for_each(|state| state.migration = state.migration.filter(is_known));
-        states
+        states.into_iter().map(VmState::from).collect()
     }
 
     /// The text for Prometheus.

@@ -7,11 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
 
 use super::certs::CertsArgs;
+use crate::api::{Accepted, DowntimeLimit, Retry, Side, Weight};
 use crate::config::DEFAULT_PATH;
-use crate::migrate::handover::Side;
-use crate::migrate::problem::Accepted;
-use crate::migrate::share::Weight;
-use crate::migrate::{DowntimeLimit, Retry};
 use crate::rate::{Rate, RateError};
 
 /// Moves running QEMU virtual machines with local disks between hosts, encrypted, through one

@@ -11,11 +11,9 @@ use uuid::Uuid;
 use super::args::{CheckArgs, Command, MigrateArgs};
 use super::client::Client;
 use super::{limit, pick, recover, show, vms, watch};
-use crate::api::{CheckReport, CheckRequest, MigrateRequest, Status, migration_path};
-use crate::migrate::Options;
-use crate::migrate::problem::Problem;
-use crate::migrate::progress::Progress;
-use crate::migrate::vm_state::VmState;
+use crate::api::{
+    CheckReport, CheckRequest, MigrateRequest, Migration, Options, Severity, Status, VmState, migration_path,
+};
 
 /// Failed, and the VM runs on the source.
 const EXIT_FAILED: u8 = 1;
@@ -52,7 +50,7 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
         accept: args.accept.into_iter().collect(),
     };
     let request = MigrateRequest { vm: args.vm, to: args.to, options };
-    let begun: Progress = client.call(Method::POST, "/v1/migrations", &request).await?;
+    let begun: Migration = client.call(Method::POST, "/v1/migrations", &request).await?;
     if args.detach {
         println!("{}", begun.id);
         return Ok(ExitCode::SUCCESS);
@@ -64,7 +62,7 @@ async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
     let accept = args.accept.into_iter().collect();
     let request = CheckRequest { vm: args.vm, to: args.to, strict: args.strict, accept };
     let report: CheckReport = client.call(Method::POST, "/v1/check", &request).await?;
-    let refused = report.problems.iter().any(Problem::is_refusal);
+    let refused = report.problems.iter().any(|p| p.severity == Severity::Problem);
     if args.json {
         print_json(&report)?;
     } else {
@@ -79,7 +77,7 @@ async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn list(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
-    let all: Vec<Progress> = client.get("/v1/migrations").await?;
+    let all: Vec<Migration> = client.get("/v1/migrations").await?;
     if json {
         print_json(&all)?
     } else {
@@ -104,14 +102,14 @@ async fn status(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
 #[derive(Debug, Serialize)]
 struct VmAndMigration {
     vm: VmState,
-    migration: Option<Progress>,
+    migration: Option<Migration>,
 }
 
 async fn status_of(client: &Client, wanted: &str, json: bool) -> anyhow::Result<ExitCode> {
     let status: Status = client.get("/v1/status").await?;
     let vm = status.vm_states.into_iter().find(|state| state.vm == wanted);
     let progress = match pick::migration(client, wanted).await {
-        Ok(id) => Some(client.get::<Progress>(&migration_path(id)).await?),
+        Ok(id) => Some(client.get::<Migration>(&migration_path(id)).await?),
         Err(_) if vm.is_some() => None,
         Err(e) => return Err(e),
     };

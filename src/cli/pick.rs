@@ -5,22 +5,22 @@ use anyhow::{Context, bail};
 use uuid::Uuid;
 
 use super::client::Client;
-use crate::migrate::progress::{Outcome, Progress};
+use crate::api::Migration;
 
 /// The migration that `wanted` names.
 pub(super) async fn migration(client: &Client, wanted: &str) -> anyhow::Result<Uuid> {
     if let Ok(id) = wanted.parse() {
         return Ok(id);
     }
-    let all: Vec<Progress> = client.get("/v1/migrations").await?;
+    let all: Vec<Migration> = client.get("/v1/migrations").await?;
     among(&all, wanted)
 }
 
 /// Among those that the agent knows, oldest first. Of a VM it is the one that is not at its end, else the
 /// last one.
-pub(super) fn among(all: &[Progress], wanted: &str) -> anyhow::Result<Uuid> {
-    let of_vm: Vec<&Progress> = all.iter().filter(|p| p.vm == wanted).collect();
-    let open = of_vm.iter().rev().find(|p| !is_over(p));
+pub(super) fn among(all: &[Migration], wanted: &str) -> anyhow::Result<Uuid> {
+    let of_vm: Vec<&Migration> = all.iter().filter(|p| p.vm == wanted).collect();
+    let open = of_vm.iter().rev().find(|p| !p.is_over());
     if let Some(found) = open.or(of_vm.last()) {
         return Ok(found.id);
     }
@@ -40,20 +40,17 @@ fn begins_with(id: &Uuid, wanted: &str) -> bool {
     !wanted.is_empty() && id.to_string().starts_with(&wanted.to_ascii_lowercase())
 }
 
-fn is_over(progress: &Progress) -> bool {
-    progress.outcome.as_ref().is_some_and(|outcome| !matches!(outcome, Outcome::Undecided { .. }))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::migrate::journal::Role;
+    use crate::api::Role;
+    use crate::migrate::progress::{Outcome, Progress};
 
-    fn known(id: u128, vm: &str, over: bool) -> Progress {
+    fn known(id: u128, vm: &str, over: bool) -> Migration {
         let mut progress = Progress::new(Uuid::from_u128(id << 96), vm, Role::Source, "bravo");
         progress.outcome = over.then(|| Outcome::Moved { leftovers: Vec::new() });
-        progress
+        Migration::new(progress, "alpha")
     }
 
     #[test]

@@ -11,9 +11,7 @@ use super::args::RecoverArgs;
 use super::client::{Client, NotDone};
 use super::commands::print_json;
 use super::show;
-use crate::api::{ForceRequest, Recovery, unknown_remedy};
-use crate::migrate::handover::Side;
-use crate::migrate::recover::{Case, CaseKind, Owner};
+use crate::api::{Case, CaseKind, ForceRequest, Owner, Recovery, Side, unknown_remedy};
 
 /// An agent that gets to a decision later than that does not carry it out.
 const DECISION_VALID_S: i64 = 30;

@@ -5,10 +5,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::vms;
-use crate::api::Status;
-use crate::migrate::journal::Role;
-use crate::migrate::problem::{Problem, Severity};
-use crate::migrate::progress::{DiskProgress, Outcome, Progress};
+use crate::api::{Disk, Migration, Outcome, Problem, Role, Severity, Status};
 
 pub(super) fn problems(problems: &[Problem]) {
     let mut sorted: Vec<_> = problems.iter().collect();
@@ -24,7 +21,7 @@ pub(super) fn problems(problems: &[Problem]) {
     }
 }
 
-pub(super) fn list(all: &[Progress]) {
+pub(super) fn list(all: &[Migration]) {
     if all.is_empty() {
         println!("no migrations yet");
         return;
@@ -71,7 +68,7 @@ pub(super) fn agent(status: &Status) {
     }
 }
 
-pub(super) fn migration(p: &Progress) {
+pub(super) fn migration(p: &Migration) {
     println!("{} ({})", p.id, p.role.name());
     println!("  VM      {}", p.vm);
     match p.role {
@@ -111,7 +108,7 @@ pub(super) fn migration(p: &Progress) {
 }
 
 /// A migration's VM and the other host, from where this one stands.
-pub(super) fn way(p: &Progress) -> String {
+pub(super) fn way(p: &Migration) -> String {
     match p.role {
         Role::Source => format!("{} to {}", p.vm, p.peer),
         Role::Destination => format!("{} from {}", p.vm, p.peer),
@@ -119,7 +116,7 @@ pub(super) fn way(p: &Progress) -> String {
 }
 
 /// The host to which it goes.
-fn destination(p: &Progress) -> String {
+fn destination(p: &Migration) -> String {
     match (p.role, &p.host[..]) {
         (Role::Source, _) => p.peer.clone(),
         (Role::Destination, "") => format!("this host, moved from {}", p.peer),
@@ -127,14 +124,14 @@ fn destination(p: &Progress) -> String {
     }
 }
 
-fn saved(disk: &DiskProgress) -> String {
+fn saved(disk: &Disk) -> String {
     match disk.saved_bytes {
         0 => String::new(),
         bytes => format!(", compression saved {}", HumanBytes(bytes)),
     }
 }
 
-pub(super) fn outcome(p: &Progress) {
+pub(super) fn outcome(p: &Migration) {
     for note in &p.notes {
         println!("note: {note}");
     }
@@ -172,7 +169,7 @@ pub(super) fn outcome(p: &Progress) {
     }
 }
 
-fn downtime(p: &Progress) {
+fn downtime(p: &Migration) {
     let Some(d) = &p.downtime else { return };
     let hook = d.hook_ms.map(|ms| format!(" of which before_start {ms}")).unwrap_or_default();
     println!(

@@ -1,6 +1,6 @@
 //! What each VM's QEMU has of its guest on this host, in words.
 
-use crate::migrate::vm_state::{Here, VmState};
+use crate::api::{Here, VmState};
 
 /// The columns of a table, without an end of line.
 pub(super) fn row(state: &VmState) -> String {

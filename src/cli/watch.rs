@@ -12,9 +12,7 @@ use uuid::Uuid;
 
 use super::client::{Client, Lines};
 use super::{commands, show};
-use crate::api::migration_path;
-use crate::migrate::phase::Phase;
-use crate::migrate::progress::{Outcome, Progress};
+use crate::api::{Migration, Outcome, Phase, Ram, migration_path};
 
 /// Plain lines come at a change of phase and otherwise this often.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -29,7 +27,7 @@ pub(super) async fn follow(client: &Client, id: Uuid, json: bool) -> anyhow::Res
     let mut interrupts = Interrupts::default();
     let last = loop {
         tokio::select! {
-            progress = lines.next::<Progress>() => match progress {
+            progress = lines.next::<Migration>() => match progress {
                 Ok(Some(progress)) => {
                     view.show(&progress)?;
                     if progress.outcome.is_some() {
@@ -123,7 +121,7 @@ impl View {
         Self::Bars { all, head, bars: BTreeMap::new() }
     }
 
-    fn show(&mut self, progress: &Progress) -> anyhow::Result<()> {
+    fn show(&mut self, progress: &Migration) -> anyhow::Result<()> {
         match self {
             Self::Json => println!("{}", serde_json::to_string(progress)?),
             Self::Plain { shown, at } => {
@@ -153,25 +151,25 @@ impl View {
 }
 
 /// The one thing that matters while it lasts.
-fn reconnecting(progress: &Progress) -> Option<String> {
+fn reconnecting(progress: &Migration) -> Option<String> {
     let Some(missing) = progress.reconnecting.as_ref() else { return progress.slow.clone() };
     Some(format!("reconnecting, {} s of {} ({})", missing.for_s, missing.of_s, missing.cause))
 }
 
 /// Which try it is, where there may be several.
-fn which_try(progress: &Progress) -> String {
+fn which_try(progress: &Migration) -> String {
     progress.tries.as_ref().map_or_else(String::new, |t| format!(", try {} of {}", t.number, t.of))
 }
 
 /// The wait for the next try, while there is one.
-fn waiting(progress: &Progress) -> Option<String> {
+fn waiting(progress: &Migration) -> Option<String> {
     let next_in_ms = progress.tries.as_ref()?.next_in_ms?;
     let last = progress.tries.as_ref()?.last_failure.as_deref().unwrap_or_default();
     let head = format!("{}{}", show::way(progress), which_try(progress));
     Some(format!("{head}, next in {} s: {last}", next_in_ms.div_ceil(1000)))
 }
 
-fn plain(progress: &Progress) -> String {
+fn plain(progress: &Migration) -> String {
     if let Some(waiting) = waiting(progress) {
         return waiting;
     }
@@ -190,12 +188,12 @@ fn plain(progress: &Progress) -> String {
     )
 }
 
-fn totals(progress: &Progress) -> (u64, u64) {
+fn totals(progress: &Migration) -> (u64, u64) {
     let ram = progress.ram.as_ref().map_or((0, 0), ram_done);
     progress.disks.iter().fold(ram, |(done, total), d| (done + d.done_bytes, total + d.total_bytes))
 }
 
-fn ram_done(ram: &crate::migrate::progress::RamProgress) -> (u64, u64) {
+fn ram_done(ram: &Ram) -> (u64, u64) {
     (ram.total_bytes.saturating_sub(ram.remaining_bytes), ram.total_bytes)
 }
 
@@ -203,7 +201,7 @@ fn draw(
     all: &MultiProgress,
     head: &ProgressBar,
     bars: &mut BTreeMap<String, ProgressBar>,
-    progress: &Progress,
+    progress: &Migration,
 ) {
     if let Some(waiting) = waiting(progress) {
         return head.set_message(waiting);
@@ -245,7 +243,7 @@ fn bar(
     bar.set_message(state.to_owned());
 }
 
-fn eta(progress: &Progress) -> Option<Duration> {
+fn eta(progress: &Migration) -> Option<Duration> {
     let (done, total) = totals(progress);
     let copying = matches!(progress.phase, Phase::Mirror | Phase::Precopy);
     let seconds = total.saturating_sub(done).checked_div(progress.rate_bytes_per_s)?;

@@ -368,8 +368,7 @@ mod tests {
 
     #[test]
     fn every_kind_is_described() {
-        let described: serde_json::Value =
-            serde_json::from_str(include_str!("../agent/openapi.json")).unwrap();
+        let described: serde_json::Value = serde_json::from_str(include_str!("../api/openapi.json")).unwrap();
         let schemas = &described["components"]["schemas"];
         let name = |kind: &ProblemKind| serde_json::to_value(kind).unwrap();
         let all: Vec<_> = ProblemKind::ALL.iter().map(name).collect();

@@ -1,4 +1,5 @@
-//! What is known of a migration at any moment: for `watch`, the local API and metrics.
+//! What is known of a migration at any moment: for whoever asks, for metrics, and
+//! for the next process.
 //!
 //! The migration writes it, everyone else reads copies. Knows no QEMU and no network.
 
@@ -127,17 +128,6 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The exit code of `vmferry migrate`.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Moved { leftovers } if leftovers.is_empty() => 0,
-            Self::Moved { .. } => 3,
-            Self::Failed { .. } => 1,
-            Self::Undecided { .. } => 4,
-        }
-    }
-
     /// All of [`Outcome::label`].
     pub const LABELS: [&str; 4] = ["moved", "cancelled", "failed", "undecided"];
 
@@ -164,9 +154,6 @@ pub struct Progress {
     pub role: Role,
     /// The other host, as its certificate names it.
     pub peer: String,
-    /// This host, as its certificate names it; filled in for whoever asks its agent.
-    #[serde(default)]
-    pub host: String,
     /// Where it is.
     pub phase: Phase,
     /// Seconds since the epoch.
@@ -211,7 +198,6 @@ impl Progress {
             vm: vm.into(),
             role,
             peer: peer.into(),
-            host: String::new(),
             phase: Phase::Begin,
             began_at: time::OffsetDateTime::now_utc().unix_timestamp(),
             elapsed_ms: 0,
@@ -232,7 +218,9 @@ impl Progress {
     /// Bytes on all streams of all tries, both directions.
     #[must_use]
     pub fn stream_bytes(&self) -> u64 {
-        self.tries.as_ref().map_or(0, |t| t.earlier_stream_bytes) + self.try_stream_bytes()
+        let of_this_try = self.disks.iter().map(|d| d.stream_bytes).sum::<u64>()
+            + self.ram.as_ref().map_or(0, |r| r.stream_bytes);
+        self.tries.as_ref().map_or(0, |t| t.earlier_stream_bytes) + of_this_try
     }
 
     /// Tries that were begun after the first.
@@ -240,13 +228,6 @@ impl Progress {
     pub fn retries(&self) -> u64 {
         let begun = |t: &Tries| u64::from(t.number) - 1 - u64::from(t.next_in_ms.is_some());
         self.tries.as_ref().map_or(0, begun)
-    }
-
-    /// Bytes on the streams of this try, both directions.
-    #[must_use]
-    pub fn try_stream_bytes(&self) -> u64 {
-        self.disks.iter().map(|d| d.stream_bytes).sum::<u64>()
-            + self.ram.as_ref().map_or(0, |r| r.stream_bytes)
     }
 }
 

@@ -64,7 +64,7 @@ pub enum Owner {
 }
 
 /// One migration that is not closed.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct Case {
     /// What sort.
     pub kind: CaseKind,

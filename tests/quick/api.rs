@@ -13,6 +13,7 @@ use std::time::Duration;
 use schema::Description;
 use serde_json::{Value, json};
 use uuid::Uuid;
+use vmferry::api::{MigrateRequest, Migration, Options};
 use vmferry::migrate::journal::Role;
 use vmferry::migrate::phase::Phase;
 use vmferry::migrate::problem::{Problem, ProblemKind};
@@ -259,13 +260,15 @@ fn a_whole_migration_is_as_described() {
         progress.ram = Some(RamProgress::default());
         progress.downtime = Some(Downtime { hook_ms: Some(1), ..Downtime::default() });
         progress.outcome = Some(outcome);
-        description.check("Migration", &serde_json::to_value(&progress).unwrap());
+        description.check("Migration", &serde_json::to_value(Migration::new(progress, "alpha")).unwrap());
     }
     for phase in Phase::ALL {
         let mut progress = Progress::new(Uuid::new_v4(), "web1", Role::Source, "bravo");
         progress.phase = phase;
-        description.check("Migration", &serde_json::to_value(&progress).unwrap());
+        description.check("Migration", &serde_json::to_value(Migration::new(progress, "alpha")).unwrap());
     }
+    let request = MigrateRequest { vm: "web1".into(), to: "bravo".into(), options: Options::default() };
+    description.check("MigrateRequest", &serde_json::to_value(&request).unwrap());
 }
 
 #[test]

@@ -7,7 +7,7 @@ pub(crate) struct Description(Value);
 
 impl Description {
     pub(crate) fn load() -> Self {
-        Self(serde_json::from_str(include_str!("../../../src/agent/openapi.json")).expect("JSON"))
+        Self(serde_json::from_str(include_str!("../../../src/api/openapi.json")).expect("JSON"))
     }
 
     pub(crate) fn whole(&self) -> Value {

@@ -1,0 +1,59 @@
+//! The local API's vocabulary: paths and bodies of HTTP+JSON on the agent's unix socket.
+//!
+//! Both the agent and the command line use it, and nothing else of each other. Everything is under
+//! [`VERSION`]; fields may be added, never renamed. What has fields is a type of its own, apart from
+//! those of journals and of the hand-off, and is made from the model. Words and checked numbers have one
+//! spelling everywhere and are the model's. `openapi.json` describes all of it.
+
+mod check;
+mod limits;
+mod migration;
+mod recovery;
+mod status;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use crate::migrate::handover::Side;
+pub use crate::migrate::journal::Role;
+pub use crate::migrate::phase::Phase;
+pub use crate::migrate::problem::{Accepted, ProblemKind, Severity};
+pub use crate::migrate::recover::{CaseKind, Owner};
+pub use crate::migrate::share::Weight;
+pub use crate::migrate::vm_state::Here;
+pub use crate::migrate::{DowntimeLimit, Retry};
+pub use crate::rate::Rate;
+pub use check::{CheckReport, CheckRequest, Problem};
+pub use limits::{Limits, MigrationLimit, PeerLimit, PeerLimitRequest, ShareRequest};
+pub use migration::{
+    Disk, Downtime, MigrateRequest, Migration, Options, Outcome, Ram, Reconnecting, Tries, Wish,
+};
+pub use recovery::{Case, ForceRequest, RecoverQuery, Recovery};
+pub use status::{SessionStatus, Status, VmState};
+
+/// The version that all paths begin with.
+pub const VERSION: &str = "/v1";
+
+/// All that follows, for programs.
+pub const OPENAPI: &str = include_str!("openapi.json");
+
+/// Any answer that is not 2xx.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What is wrong.
+    pub error: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// The path of one migration.
+#[must_use]
+pub fn migration_path(id: Uuid) -> String {
+    format!("{VERSION}/migrations/{id}")
+}
+
+/// What is to be done when nobody knows whether an operator's decision was taken.
+#[must_use]
+pub fn unknown_remedy(id: Uuid) -> String {
+    format!("ask again with `vmferry recover {id} --look`; do not decide the other way before you know")
+}

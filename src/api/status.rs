@@ -1,0 +1,78 @@
+//! The agent as a whole, and which VMs run on its host.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Here, Reconnecting};
+use crate::migrate::vm_state;
+
+/// `GET /v1/status`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the agent.
+    pub version: String,
+    /// Of this host.
+    pub identity: String,
+    /// When its certificate expires, in seconds since the epoch.
+    pub certificate_not_after: i64,
+    /// Live sessions with peers.
+    pub sessions: Vec<SessionStatus>,
+    /// Migrations that are not at their end.
+    pub migrations_active: usize,
+    /// Names of configured VMs.
+    pub vms: Vec<String>,
+    /// What the QEMU of each of them has of its guest on this host. The other hosts are not asked.
+    #[serde(default)]
+    pub vm_states: Vec<VmState>,
+    /// Names of configured peers.
+    pub peers: Vec<String>,
+}
+
+/// One session.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// The peer, as its certificate names it.
+    pub peer: String,
+    /// Its address.
+    pub address: String,
+    /// Whether this host dialed.
+    pub dialed: bool,
+    /// Cipher suite and key exchange.
+    pub cipher: String,
+    /// Seconds since it began.
+    pub age_s: u64,
+    /// Streams open now.
+    pub streams: u64,
+    /// Bytes of streams sent.
+    pub sent_bytes: u64,
+    /// Bytes of streams received.
+    pub received_bytes: u64,
+    /// Set while the session has no connection.
+    #[serde(default)]
+    pub reconnecting: Option<Reconnecting>,
+}
+
+/// One virtual machine on this host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VmState {
+    /// Its name in the configuration.
+    pub vm: String,
+    /// What its QEMU has of the guest.
+    pub here: Here,
+    /// QEMU's own word for its state, if it was asked.
+    #[serde(default)]
+    pub qemu_state: Option<String>,
+    /// The migration that it belongs to.
+    #[serde(default)]
+    pub migration: Option<Uuid>,
+    /// Why it could not be asked.
+    #[serde(default)]
+    pub cause: Option<String>,
+}
+
+impl From<vm_state::VmState> for VmState {
+    fn from(state: vm_state::VmState) -> Self {
+        let vm_state::VmState { vm, here, qemu_state, migration, cause } = state;
+        Self { vm, here, qemu_state, migration, cause }
+    }
+}
