@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use super::handover::Fate;
 use super::handover::Known;
 use super::phase::Phase;
 use super::problem::{Policy, Problem};
@@ -296,18 +297,4 @@ pub struct Told {
     pub phase: Phase,
     /// Its records.
     pub known: Known,
-}
-
-/// What has become of a migration at the destination. The first two are durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fate {
-    /// The guest was started here.
-    Runs,
-    /// The guest never ran here and never will under this migration.
-    NeverRan,
-    /// The guest is loaded and paused; `start` would start it.
-    Loaded,
-    /// Nothing is decided: the guest is not whole here yet, or the journal cannot be written.
-    Open,
 }

@@ -22,6 +22,7 @@ pub mod frozen;
 mod given_up;
 mod guest_watch;
 pub mod handover;
+pub mod handover_run;
 mod host;
 mod inventory;
 pub mod journal;

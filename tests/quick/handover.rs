@@ -4,6 +4,7 @@
 //! proved as well: machines with a mistake each are found out.
 
 mod explore;
+mod model;
 mod mutants;
 mod table;
 mod world;

@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ask, Ended, Illegal, Known, Mark, Side, Written};
-use crate::migrate::message::Fate;
+use super::{Ask, Ended, Fate, Illegal, Known, Mark, Side, Written};
 
 /// Who owns the guest, as the destination sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

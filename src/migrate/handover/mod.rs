@@ -42,8 +42,6 @@ pub use source::{Source, SourceEffect, SourceInput, SourceState};
 
 use serde::{Deserialize, Serialize};
 
-use super::message::Fate;
-
 /// How a write to the journal ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Written {
@@ -93,6 +91,20 @@ pub enum Ask {
     Settle,
     /// The source durably knows how it ended.
     Confirmed,
+}
+
+/// What has become of a migration at the destination. The first two are durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fate {
+    /// The guest was started here.
+    Runs,
+    /// The guest never ran here and never will under this migration.
+    NeverRan,
+    /// The guest is loaded and paused; `start` would start it.
+    Loaded,
+    /// Nothing is decided: the guest is not whole here yet, or the journal cannot be written.
+    Open,
 }
 
 /// What a journal says of the hand-over when a process reads it.

@@ -1,7 +1,6 @@
 //! The source's side of the hand-over. Pure; see the module above for the rules.
 
-use super::{Ask, Ended, Illegal, Known, Mark, Side, Written};
-use crate::migrate::message::Fate;
+use super::{Ask, Ended, Fate, Illegal, Known, Mark, Side, Written};
 
 /// Who owns the guest, as the source sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

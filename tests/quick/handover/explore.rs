@@ -71,7 +71,7 @@ pub fn explore(mutant: Mutant) -> Explored {
         steps: Vec::new(),
         transitions: 0,
     };
-    let mut wrong = graph.add(World::begin(), 0).1;
+    let mut wrong = graph.add(World::begin(mutant), 0).1;
     let mut at = 0;
     while at < graph.worlds.len() && wrong.is_none() {
         wrong = graph.expand(at as u32, mutant);

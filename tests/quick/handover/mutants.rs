@@ -1,13 +1,16 @@
-//! Machines with a mistake each, made by changing what goes in and what comes out of the right
-//! ones. The exploration has to find every one of them.
+//! Mistakes. Those of a machine change what goes in and what comes out of the right one, those of the
+//! interpreter what it does to its world and what it is told of that. The exploration has to find every
+//! one of them.
 
 use vmferry::migrate::handover::{
-    Ask, DestinationEffect, DestinationInput, Mark, Ran, SourceEffect, SourceInput, SourceState, Written,
+    Ask, Destination, DestinationEffect, DestinationInput, Illegal, Mark, Ran, Source, SourceEffect,
+    SourceInput, SourceState, Written,
 };
+use vmferry::migrate::handover_run::Machine;
 use vmferry::migrate::message::Fate;
 
 /// A mistake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mutant {
     /// None: the machines as they are.
     None,
@@ -31,11 +34,34 @@ pub enum Mutant {
     ForgetsUnconfirmed,
     /// The source never asks what became of the guest.
     NeverAsks,
+
+    /// The interpreter says what follows upon a record, and then writes it.
+    SaysFirst,
+    /// It does what follows upon a record, and then writes it.
+    DoesFirst,
+    /// It goes on after a failed write as if that were done.
+    GoesOnAfterAFailedWrite,
+    /// It does not tell the machine of a failed write.
+    IsSilentAboutAFailedWrite,
+    /// It forgets what is still to be done when a question is not answered.
+    NeedsAnAnswer,
+    /// It starts the guest again when that ended in doubt.
+    StartsTwice,
+    /// It answers by what it is about to write.
+    SaysWhatItIsAboutToProve,
+    /// After a crash it goes on with what it remembers of the machine, and not with what the journal says.
+    RemembersOverACrash,
+    /// It leaves an effect out: here and below.
+    ForgetsToResume,
+    ForgetsToRelease,
+    ForgetsToSay,
+    ForgetsToStart,
+    ForgetsToUndo,
 }
 
 impl Mutant {
     /// All mistakes.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 23] = [
         Self::StartBeforeRecord,
         Self::ResumeBeforeRecord,
         Self::SourceDoubtIsFailure,
@@ -46,9 +72,27 @@ impl Mutant {
         Self::BelievesWhatItReads,
         Self::ForgetsUnconfirmed,
         Self::NeverAsks,
+        Self::SaysFirst,
+        Self::DoesFirst,
+        Self::GoesOnAfterAFailedWrite,
+        Self::IsSilentAboutAFailedWrite,
+        Self::NeedsAnAnswer,
+        Self::StartsTwice,
+        Self::SaysWhatItIsAboutToProve,
+        Self::RemembersOverACrash,
+        Self::ForgetsToResume,
+        Self::ForgetsToRelease,
+        Self::ForgetsToSay,
+        Self::ForgetsToStart,
+        Self::ForgetsToUndo,
     ];
 
-    pub fn source_input(self, input: SourceInput) -> SourceInput {
+    /// It does not wait for its disk.
+    pub fn is_hasty(self) -> bool {
+        matches!(self, Self::SaysFirst | Self::DoesFirst)
+    }
+
+    fn source_input(self, input: SourceInput) -> SourceInput {
         match (self, input) {
             (Self::SourceDoubtIsFailure, SourceInput::Written(Written::InDoubt)) => {
                 SourceInput::Written(Written::Failed)
@@ -57,7 +101,7 @@ impl Mutant {
         }
     }
 
-    pub fn destination_input(self, input: DestinationInput) -> DestinationInput {
+    fn destination_input(self, input: DestinationInput) -> DestinationInput {
         match (self, input) {
             (Self::DestinationDoubtIsFailure, DestinationInput::Written(Written::InDoubt)) => {
                 DestinationInput::Written(Written::Failed)
@@ -67,13 +111,13 @@ impl Mutant {
         }
     }
 
-    pub fn source_effects(self, state: Option<SourceState>, effects: Vec<SourceEffect>) -> Vec<SourceEffect> {
+    fn source_effects(self, state: SourceState, effects: Vec<SourceEffect>) -> Vec<SourceEffect> {
         let first = match (self, effects.as_slice()) {
             (Self::StartBeforeRecord, [SourceEffect::Write(Mark::HandedOver)]) => {
                 SourceEffect::Ask(Ask::Start)
             }
             (Self::ResumeBeforeRecord, [SourceEffect::Write(Mark::NeverRan)])
-                if state == Some(SourceState::Doubt) =>
+                if state == SourceState::Doubt =>
             {
                 SourceEffect::Resume
             }
@@ -86,12 +130,72 @@ impl Mutant {
         [vec![first], effects].concat()
     }
 
-    pub fn destination_effects(self, effects: Vec<DestinationEffect>) -> Vec<DestinationEffect> {
+    fn destination_effects(self, effects: Vec<DestinationEffect>) -> Vec<DestinationEffect> {
         match (self, effects.as_slice()) {
             (Self::NeverRanBeforeRecord, [DestinationEffect::Write(Mark::NeverRan)]) => {
                 [vec![DestinationEffect::Say(Fate::NeverRan)], effects].concat()
             }
             _ => effects,
         }
+    }
+}
+
+/// A machine with a mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mutated<M> {
+    pub machine: M,
+    mutant: Mutant,
+}
+
+impl<M> Mutated<M> {
+    pub fn new(machine: M, mutant: Mutant) -> Self {
+        Self { machine, mutant }
+    }
+}
+
+impl<M> AsRef<M> for Mutated<M> {
+    fn as_ref(&self) -> &M {
+        &self.machine
+    }
+}
+
+impl Machine<SourceInput, SourceEffect> for Mutated<Source> {
+    fn step(&mut self, input: SourceInput) -> Result<Vec<SourceEffect>, Illegal> {
+        let effects = self.machine.step(self.mutant.source_input(input))?;
+        Ok(self.mutant.source_effects(self.machine.state(), effects))
+    }
+}
+
+impl Machine<DestinationInput, DestinationEffect> for Mutated<Destination> {
+    fn step(&mut self, input: DestinationInput) -> Result<Vec<DestinationEffect>, Illegal> {
+        let effects = self.machine.step(self.mutant.destination_input(input))?;
+        Ok(self.mutant.destination_effects(effects))
+    }
+}
+
+impl Mutated<Source> {
+    /// Of one that begins again, and what it wants done first.
+    pub fn source(
+        (mut machine, mut effects): (Source, Vec<SourceEffect>),
+        mutant: Mutant,
+    ) -> (Self, Vec<SourceEffect>) {
+        if let (Mutant::BelievesWhatItReads, [SourceEffect::Write(_)]) = (mutant, effects.as_slice()) {
+            effects = machine.step(SourceInput::Written(Written::Durable)).expect("a write ends");
+        }
+        let effects = mutant.source_effects(machine.state(), effects);
+        (Self { machine, mutant }, effects)
+    }
+}
+
+impl Mutated<Destination> {
+    /// The same.
+    pub fn destination(
+        (mut machine, mut effects): (Destination, Vec<DestinationEffect>),
+        mutant: Mutant,
+    ) -> (Self, Vec<DestinationEffect>) {
+        if let (Mutant::BelievesWhatItReads, [DestinationEffect::Write(_)]) = (mutant, effects.as_slice()) {
+            effects = machine.step(DestinationInput::Written(Written::Durable)).expect("a write ends");
+        }
+        (Self { machine, mutant }, mutant.destination_effects(effects))
     }
 }

@@ -1,19 +1,15 @@
 //! Both machines in a world where everything goes wrong: messages are lost, come twice and in any
 //! order, disks fail, agents crash between any two steps, hosts lose power, QEMUs die.
 
-use vmferry::migrate::handover::{
-    Ask, Destination, DestinationEffect, DestinationInput, DestinationState, Ended, Known, Mark, Ran, Source,
-    SourceEffect, SourceInput, SourceState, Written,
-};
+use vmferry::migrate::handover::{Ask, Destination, Ended, Known, Mark, Source, SourceState, Written};
+use vmferry::migrate::handover_run::{DestinationRun, Run, SourceRun};
 use vmferry::migrate::message::Fate;
 
-use super::mutants::Mutant;
+use super::model;
+use super::mutants::{Mutant, Mutated};
 
-const ASKS: [Ask; 4] = [Ask::Start, Ask::Abort, Ask::Settle, Ask::Confirmed];
 const FATES: [Fate; 3] = [Fate::Runs, Fate::NeverRan, Fate::Loaded];
-
-/// Longest list of effects that a step may leave.
-const QUEUE: usize = 4;
+const ASKS: [Ask; 4] = [Ask::Start, Ask::Abort, Ask::Settle, Ask::Confirmed];
 
 /// Records, as a set. Their order does not matter to the machines.
 type Records = u8;
@@ -25,7 +21,7 @@ const CONFIRMED: Records = 16;
 const MOVED: Records = 32;
 const STAYED: Records = 64;
 
-fn bit(mark: Mark) -> Records {
+pub fn bit(mark: Mark) -> Records {
     match mark {
         Mark::HandedOver => HANDED_OVER,
         Mark::Starting => STARTING,
@@ -83,7 +79,7 @@ impl Disk {
     }
 
     /// Every way in which a write can end. `None`: the agent crashes before it knows.
-    fn write(self, bit: Records) -> Vec<(Self, Option<Written>, Kind, &'static str)> {
+    pub fn write(self, bit: Records) -> Vec<(Self, Option<Written>, Kind, &'static str)> {
         let (without, with) = (self.whole, self.whole | bit);
         let [mut durable, mut failed, mut absent, mut unsynced] = [self; 4];
         durable.durable(with);
@@ -130,6 +126,8 @@ pub enum Qemu {
     Empty,
     /// The whole guest, paused.
     Paused,
+    /// The same, after QEMU has refused to run it.
+    Refused,
     /// Running.
     Running,
     /// No process.
@@ -138,42 +136,31 @@ pub enum Qemu {
 
 /// One side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Side<M, E> {
+pub struct Side<R> {
     /// `None`: the agent is down.
-    pub machine: Option<M>,
-    queue: [Option<E>; QUEUE],
+    pub run: Option<R>,
     pub disk: Disk,
     pub qemu: Qemu,
     /// The guest has run here since the source's was paused.
     pub ran: bool,
 }
 
-impl<M: Copy, E: Copy> Side<M, E> {
-    fn pop(&mut self) -> Option<E> {
-        let first = self.queue[0].take();
-        self.queue.rotate_left(1);
-        first
+impl<R: Copy> Side<R> {
+    fn new(run: R, qemu: Qemu) -> Self {
+        Self { run: Some(run), disk: Disk::EMPTY, qemu, ran: false }
     }
 
-    fn push(&mut self, effects: Vec<E>) {
-        for effect in effects {
-            let free = self.queue.iter().position(Option::is_none).expect("a short list of effects");
-            self.queue[free] = Some(effect);
-        }
+    pub fn crash(&mut self) {
+        self.run = None;
     }
 
-    fn crash(&mut self) {
-        self.machine = None;
-        self.queue = [None; QUEUE];
-    }
-
-    fn is_idle(&self) -> bool {
-        self.machine.is_some() && self.queue[0].is_none()
-    }
-
-    fn run(&mut self) {
+    pub fn start_guest(&mut self) {
         self.qemu = Qemu::Running;
         self.ran = true;
+    }
+
+    fn stands_still(&self) -> bool {
+        matches!(self.qemu, Qemu::Empty | Qemu::Paused)
     }
 
     /// Every state in which this side may be after a loss of power.
@@ -189,16 +176,42 @@ impl<M: Copy, E: Copy> Side<M, E> {
     }
 }
 
+/// Messages, as a set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Messages(u8);
+
+impl Messages {
+    pub fn ask(&mut self, ask: Ask) {
+        self.0 |= 1 << ask as u8;
+    }
+
+    pub fn asked(self) -> impl Iterator<Item = Ask> {
+        ASKS.into_iter().filter(move |ask| self.0 >> *ask as u8 & 1 != 0)
+    }
+
+    pub fn say(&mut self, fate: Fate) {
+        // `Open` changes nothing in any state of the source, so it is not kept.
+        let number = FATES.iter().position(|f| *f == fate);
+        self.0 |= number.map_or(0, |number| 1 << number);
+    }
+
+    pub fn said(self) -> impl Iterator<Item = Fate> {
+        (0..FATES.len()).filter(move |number| self.0 >> number & 1 != 0).map(|number| FATES[number])
+    }
+}
+
 /// Everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct World {
-    pub source: Side<Source, SourceEffect>,
-    pub destination: Side<Destination, DestinationEffect>,
+    pub source: Side<SourceRun<Mutated<Source>>>,
+    pub destination: Side<DestinationRun<Mutated<Destination>>>,
     /// Every message ever sent may come now, again, or never.
-    asked: u8,
-    said: u8,
+    pub asked: Messages,
+    pub said: Messages,
     /// The destination has thrown its journal away.
     forgotten: bool,
+    /// A machine was told what it has no step for.
+    pub illegal: bool,
 }
 
 /// Collects what may come next. `names` costs most of the time, so that it is left out.
@@ -212,7 +225,7 @@ impl Successors {
         Self { next: Vec::new(), names: named.then(Vec::new) }
     }
 
-    fn add(&mut self, kind: Kind, world: World, name: impl FnOnce() -> String) {
+    pub fn add(&mut self, kind: Kind, world: World, name: impl FnOnce() -> String) {
         self.next.push((kind, world));
         if let Some(names) = &mut self.names {
             names.push(name());
@@ -222,14 +235,15 @@ impl Successors {
 
 impl World {
     /// The whole guest is paused at the source and on its last way to the destination.
-    pub fn begin() -> Self {
-        let side = |qemu| (Disk::EMPTY, qemu);
-        let (disk, qemu) = side(Qemu::Paused);
-        let source = Side { machine: Some(Source::new()), queue: [None; QUEUE], disk, qemu, ran: false };
-        let (disk, qemu) = side(Qemu::Empty);
-        let destination =
-            Side { machine: Some(Destination::new()), queue: [None; QUEUE], disk, qemu, ran: false };
-        Self { source, destination, asked: 0, said: 0, forgotten: false }
+    pub fn begin(mutant: Mutant) -> Self {
+        Self {
+            source: Side::new(Run::new(Mutated::new(Source::new(), mutant)), Qemu::Paused),
+            destination: Side::new(Run::new(Mutated::new(Destination::new(), mutant)), Qemu::Empty),
+            asked: Messages::default(),
+            said: Messages::default(),
+            forgotten: false,
+            illegal: false,
+        }
     }
 
     /// What must never be, in words.
@@ -248,149 +262,78 @@ impl World {
         if source == Some(Ended::Stayed) && destination == Some(Ended::Moved) {
             return Some("both sides believe that the guest is theirs");
         }
-        None
+        self.not_done()
+    }
+
+    /// What is to be done at an end, and was not.
+    fn not_done(&self) -> Option<&'static str> {
+        if self.illegal {
+            return Some("a machine has no step for what it was told");
+        }
+        let source = self.source.run.filter(Run::is_idle).map(|run| run.machine().machine.state());
+        match source {
+            Some(SourceState::Back { .. }) if self.source.stands_still() => {
+                return Some("the guest stands still at the source, whose it is");
+            }
+            Some(SourceState::Moved) if self.source.stands_still() => {
+                return Some("the guest has moved, and could still be continued at the source");
+            }
+            _ => {}
+        }
+        let destination =
+            self.destination.run.filter(Run::is_idle).and_then(|run| run.machine().machine.ended());
+        match destination {
+            Some(Ended::Moved) if self.destination.stands_still() => {
+                Some("the guest stands still at the destination, whose it is")
+            }
+            Some(Ended::Stayed) if self.destination.stands_still() => {
+                Some("the guest never ran at the destination, and could still be continued there")
+            }
+            _ => None,
+        }
     }
 
     /// Both sides know, and know the same.
     pub fn is_decided(&self) -> bool {
         let source = self.source_end();
         let agreed = source.is_some() && (self.forgotten || source == self.destination_end());
-        agreed && self.source.is_idle() && (self.forgotten || self.destination.is_idle())
+        agreed && self.source_is_idle() && (self.forgotten || self.destination_is_idle())
     }
 
-    fn source_end(&self) -> Option<Ended> {
-        self.source.machine.and_then(|m| m.ended())
+    pub fn source_end(&self) -> Option<Ended> {
+        self.source.run.and_then(|run| run.machine().machine.ended())
     }
 
     fn destination_end(&self) -> Option<Ended> {
-        self.destination.machine.and_then(|m| m.ended())
+        self.destination.run.and_then(|run| run.machine().machine.ended())
+    }
+
+    fn source_is_idle(&self) -> bool {
+        self.source.run.is_some_and(|run| run.is_idle())
+    }
+
+    fn destination_is_idle(&self) -> bool {
+        self.destination.run.is_some_and(|run| run.is_idle())
     }
 
     /// Everything that may happen now.
     pub fn successors(&self, mutant: Mutant, out: &mut Successors) {
-        self.source_effect(mutant, out);
-        self.destination_effect(mutant, out);
-        if self.source.is_idle() {
-            self.source_inputs(mutant, out);
+        model::step_source(self, mutant, out);
+        model::step_destination(self, mutant, out);
+        if self.source_is_idle() {
+            self.source_ends(out);
         }
-        if self.destination.is_idle() {
-            self.destination_inputs(mutant, out);
+        if self.destination_is_idle() {
+            self.destination_ends(mutant, out);
         }
-        self.crashes(out);
+        self.crashes(mutant, out);
         self.restarts(mutant, out);
     }
 
-    fn source_effect(&self, mutant: Mutant, out: &mut Successors) {
-        let mut after = *self;
-        let Some(effect) = after.source.pop() else { return };
-        match effect {
-            SourceEffect::Write(mark) => {
-                for (disk, written, kind, how) in self.source.disk.write(bit(mark)) {
-                    let mut after = after;
-                    after.source.disk = disk;
-                    match written {
-                        Some(written) => after.tell_source(SourceInput::Written(written), mutant),
-                        None => after.source.crash(),
-                    }
-                    out.add(kind, after, || format!("source: record {mark:?} {how}"));
-                }
-                return;
-            }
-            SourceEffect::Ask(ask) => after.asked |= 1 << ask as u8,
-            SourceEffect::Resume if after.source.qemu != Qemu::Gone => after.source.run(),
-            SourceEffect::Resume => {}
-            SourceEffect::Release => after.source.qemu = Qemu::Gone,
-        }
-        out.add(Kind::Step, after, || format!("source: {effect:?}"));
-    }
-
-    fn destination_effect(&self, mutant: Mutant, out: &mut Successors) {
-        let mut after = *self;
-        let Some(effect) = after.destination.pop() else { return };
-        match effect {
-            DestinationEffect::Write(mark) => {
-                let early = mutant == Mutant::StartsBeforeRecord && mark == Mark::Starting;
-                if early && self.destination.qemu == Qemu::Paused {
-                    after.destination.run();
-                }
-                for (disk, written, kind, how) in self.destination.disk.write(bit(mark)) {
-                    let mut after = after;
-                    after.destination.disk = disk;
-                    match written {
-                        Some(written) => after.tell_destination(DestinationInput::Written(written), mutant),
-                        None => after.destination.crash(),
-                    }
-                    out.add(kind, after, || format!("destination: record {mark:?} {how}"));
-                }
-                return;
-            }
-            DestinationEffect::Start => return after.start(mutant, out),
-            // It changes nothing in any state of the source, so it is not kept.
-            DestinationEffect::Say(Fate::Open) => {}
-            DestinationEffect::Say(fate) => after.said |= 1 << fate_number(fate),
-            DestinationEffect::Undo => after.destination.qemu = Qemu::Gone,
-        }
-        out.add(Kind::Step, after, || format!("destination: {effect:?}"));
-    }
-
-    /// Every way in which a guest's start can end.
-    fn start(self, mutant: Mutant, out: &mut Successors) {
-        let mut end = |kind, qemu, ran: Option<Ran>, how: &str| {
-            let mut after = self;
-            match qemu {
-                Qemu::Running => after.destination.run(),
-                Qemu::Gone if ran == Some(Ran::Perhaps) => {
-                    after.destination.run();
-                    after.destination.qemu = Qemu::Gone;
-                }
-                _ => {}
-            }
-            match ran {
-                Some(ran) => after.tell_destination(DestinationInput::Ran(ran), mutant),
-                None => after.destination.crash(),
-            }
-            out.add(kind, after, || format!("destination: starts the guest: {how}"));
-        };
-        match self.destination.qemu {
-            Qemu::Gone | Qemu::Empty => end(Kind::Step, Qemu::Gone, Some(Ran::No), "its QEMU has gone"),
-            Qemu::Paused => {
-                end(Kind::Step, Qemu::Running, Some(Ran::Yes), "it runs");
-                end(Kind::Fault, Qemu::Paused, Some(Ran::No), "QEMU refuses");
-                end(Kind::Fault, Qemu::Running, Some(Ran::Perhaps), "it runs, and no answer comes");
-                end(Kind::Fault, Qemu::Gone, Some(Ran::Perhaps), "it ran, and QEMU dies");
-                end(Kind::Fault, Qemu::Running, None, "it runs, and the agent crashes");
-            }
-            Qemu::Running => end(Kind::Step, Qemu::Running, Some(Ran::Yes), "it runs already"),
-        }
-    }
-
-    fn source_inputs(&self, mutant: Mutant, out: &mut Successors) {
-        let Some(machine) = self.source.machine else { return };
-        let mut tell = |kind, input| {
-            let mut after = *self;
-            after.tell_source(input, mutant);
-            if after != *self {
-                out.add(kind, after, || format!("source: {input:?}"));
-            }
-        };
-        if machine.state() == SourceState::Ours {
-            // At the latest by a deadline; or somebody cancels it, or something fails.
-            tell(Kind::Step, SourceInput::Fail);
-            if self.said & (1 << fate_number(Fate::Loaded)) != 0 {
-                tell(Kind::Step, SourceInput::Complete);
-            }
-        }
-        for fate in FATES {
-            if self.said & (1 << fate_number(fate)) != 0 {
-                tell(Kind::Step, SourceInput::Heard(fate));
-            }
-        }
-        if machine.ended().is_none() && machine.state() != SourceState::Ours {
-            tell(Kind::Step, SourceInput::Again);
-        }
-        if let Some(ended) = machine.ended()
-            && self.source.disk.whole & end_bit(ended) == 0
-        {
+    /// The journal's end, and what an operator does then.
+    fn source_ends(&self, out: &mut Successors) {
+        let Some(ended) = self.source_end() else { return };
+        if self.source.disk.whole & end_bit(ended) == 0 {
             for (disk, written, kind, how) in self.source.disk.end(ended) {
                 let mut after = *self;
                 after.source.disk = disk;
@@ -400,50 +343,18 @@ impl World {
                 out.add(kind, after, || format!("source: the end {how}"));
             }
         }
-        if self.source.qemu == Qemu::Gone && machine.ended() == Some(Ended::Stayed) {
+        if self.source.qemu == Qemu::Gone && ended == Ended::Stayed {
             let mut after = *self;
-            after.source.run();
+            after.source.start_guest();
             out.add(Kind::Fault, after, || {
                 "source: an operator boots the VM, which is said to be here".into()
             });
         }
     }
 
-    fn destination_inputs(&self, mutant: Mutant, out: &mut Successors) {
-        let Some(machine) = self.destination.machine else { return };
-        let mut tell = |kind, input| {
-            let mut after = *self;
-            after.tell_destination(input, mutant);
-            if after != *self {
-                out.add(kind, after, || format!("destination: {input:?}"));
-            }
-        };
-        if let DestinationState::Waiting { loaded } = machine.state() {
-            if !loaded && self.destination.qemu == Qemu::Paused {
-                tell(Kind::Step, DestinationInput::Loaded);
-            }
-            // Nobody will say more, or nothing can be done: the timer must not help otherwise.
-            let alone = self.source_end() == Some(Ended::Stayed) || self.destination.qemu == Qemu::Gone;
-            tell(if alone { Kind::Step } else { Kind::Fault }, DestinationInput::Trouble);
-        }
-        for ask in ASKS {
-            if self.asked & (1 << ask as u8) != 0 {
-                tell(Kind::Step, DestinationInput::Asked(ask));
-            }
-        }
-        tell(Kind::Step, DestinationInput::Again);
-        self.destination_ends(machine, mutant, out);
-        if self.destination.qemu == Qemu::Gone && machine.ended() == Some(Ended::Moved) {
-            let mut after = *self;
-            after.destination.run();
-            let name = || "destination: an operator boots the VM, which is said to be here".into();
-            out.add(Kind::Fault, after, name);
-        }
-    }
-
-    /// The journal's end, and the end of the journal.
-    fn destination_ends(&self, machine: Destination, mutant: Mutant, out: &mut Successors) {
-        let Some(ended) = machine.ended() else { return };
+    /// The same, and the end of the journal.
+    fn destination_ends(&self, mutant: Mutant, out: &mut Successors) {
+        let Some(ended) = self.destination_end() else { return };
         let disk = self.destination.disk;
         if disk.whole & end_bit(ended) == 0 {
             for (disk, written, kind, how) in disk.end(ended) {
@@ -461,18 +372,25 @@ impl World {
             after.destination.disk.durable(0);
             out.add(Kind::Fault, after, || "destination: forgets it".into());
         }
+        if self.destination.qemu == Qemu::Gone && ended == Ended::Moved {
+            let mut after = *self;
+            after.destination.start_guest();
+            let name = || "destination: an operator boots the VM, which is said to be here".into();
+            out.add(Kind::Fault, after, name);
+        }
     }
 
-    fn crashes(&self, out: &mut Successors) {
+    fn crashes(&self, mutant: Mutant, out: &mut Successors) {
         let mut add = |after: Self, name: &'static str| out.add(Kind::Fault, after, || name.into());
-        if self.source.machine.is_some() {
+        let remembers = mutant == Mutant::RemembersOverACrash;
+        if let Some(run) = self.source.run {
             let mut after = *self;
-            after.source.crash();
+            after.source.run = remembers.then(|| Run::new(run.machine()));
             add(after, "source: the agent crashes");
         }
-        if self.destination.machine.is_some() {
+        if let Some(run) = self.destination.run {
             let mut after = *self;
-            after.destination.crash();
+            after.destination.run = remembers.then(|| Run::new(run.machine()));
             add(after, "destination: the agent crashes");
         }
         if self.source.qemu != Qemu::Gone {
@@ -486,8 +404,9 @@ impl World {
             add(after, "destination: QEMU dies");
         }
         // What is under way may be lost for good: a decision must not need it.
-        if self.asked != 0 || self.said != 0 {
-            add(Self { asked: 0, said: 0, ..*self }, "every message is lost");
+        let none = Messages::default();
+        if self.asked != none || self.said != none {
+            add(Self { asked: none, said: none, ..*self }, "every message is lost");
         }
         for source in self.source.lose_power() {
             add(Self { source, ..*self }, "source: the host loses power");
@@ -499,26 +418,18 @@ impl World {
 
     /// An agent reads what is there, which need not be on the disk. And the RAM arrives.
     fn restarts(&self, mutant: Mutant, out: &mut Successors) {
-        if self.source.machine.is_none() {
+        if self.source.run.is_none() {
             let mut after = *self;
             after.source.disk.whole = after.source.disk.cached;
-            let (machine, effects) = Source::restarted(known(after.source.disk.cached));
-            after.source.machine = Some(machine);
-            after.queue_source(effects, mutant);
-            if mutant == Mutant::BelievesWhatItReads {
-                after.believe_source(mutant);
-            }
+            let restarted = Source::restarted(known(after.source.disk.cached));
+            after.source.run = Some(Run::restarted(Mutated::source(restarted, mutant)));
             out.add(Kind::Step, after, || "source: the agent starts again".into());
         }
-        if self.destination.machine.is_none() && !self.forgotten {
+        if self.destination.run.is_none() && !self.forgotten {
             let mut after = *self;
             after.destination.disk.whole = after.destination.disk.cached;
-            let (machine, effects) = Destination::restarted(known(after.destination.disk.cached));
-            after.destination.machine = Some(machine);
-            after.queue_destination(effects, mutant);
-            if mutant == Mutant::BelievesWhatItReads {
-                after.believe_destination(mutant);
-            }
+            let restarted = Destination::restarted(known(after.destination.disk.cached));
+            after.destination.run = Some(Run::restarted(Mutated::destination(restarted, mutant)));
             out.add(Kind::Step, after, || "destination: the agent starts again".into());
         }
         if self.destination.qemu == Qemu::Empty && self.source.qemu == Qemu::Paused {
@@ -527,46 +438,4 @@ impl World {
             out.add(Kind::Step, after, || "the rest of the guest crosses".into());
         }
     }
-
-    /// A restart that takes its first write for done.
-    fn believe_source(&mut self, mutant: Mutant) {
-        if let Some(SourceEffect::Write(_)) = self.source.queue[0] {
-            self.source.pop();
-            self.tell_source(SourceInput::Written(Written::Durable), mutant);
-        }
-    }
-
-    fn believe_destination(&mut self, mutant: Mutant) {
-        if let Some(DestinationEffect::Write(_)) = self.destination.queue[0] {
-            self.destination.pop();
-            self.tell_destination(DestinationInput::Written(Written::Durable), mutant);
-        }
-    }
-
-    fn tell_source(&mut self, input: SourceInput, mutant: Mutant) {
-        let input = mutant.source_input(input);
-        let Some(machine) = &mut self.source.machine else { return };
-        let effects = machine.step(input).unwrap_or_else(|e| panic!("{e}; {self:?}"));
-        self.queue_source(effects, mutant);
-    }
-
-    fn tell_destination(&mut self, input: DestinationInput, mutant: Mutant) {
-        let input = mutant.destination_input(input);
-        let Some(machine) = &mut self.destination.machine else { return };
-        let effects = machine.step(input).unwrap_or_else(|e| panic!("{e}; {self:?}"));
-        self.queue_destination(effects, mutant);
-    }
-
-    fn queue_source(&mut self, effects: Vec<SourceEffect>, mutant: Mutant) {
-        let state = self.source.machine.map(|m| m.state());
-        self.source.push(mutant.source_effects(state, effects));
-    }
-
-    fn queue_destination(&mut self, effects: Vec<DestinationEffect>, mutant: Mutant) {
-        self.destination.push(mutant.destination_effects(effects));
-    }
-}
-
-fn fate_number(fate: Fate) -> usize {
-    FATES.iter().position(|f| *f == fate).expect("all of them")
 }

@@ -1,0 +1,316 @@
+//! The world as the interpreter sees it, one operation at a time: each can end in several ways, and each
+//! of them is one successor. The interpreter is the agent's own.
+
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use vmferry::migrate::handover::{
+    Ask, Destination, DestinationInput, DestinationState, Ended, Illegal, Mark, Ran, Source, SourceInput,
+    SourceState, Written,
+};
+use vmferry::migrate::handover_run::{DestinationWorld, Run, SourceWorld};
+use vmferry::migrate::message::Fate;
+
+use super::mutants::Mutant;
+use super::world::{Kind, Qemu, Successors, World, bit};
+
+/// The agent crashes.
+pub struct Crash;
+
+/// What the interpreter does counts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Live,
+    /// For an interpreter that does not wait for its disk: every write is done, and nothing else is.
+    Blind,
+    /// For the same: what follows upon that write is done, up to the next one.
+    Early,
+}
+
+/// One operation in one of its outcomes.
+struct Model {
+    world: World,
+    mutant: Mutant,
+    mode: Mode,
+    /// Which outcome.
+    choice: usize,
+    /// Of how many.
+    outcomes: usize,
+    kind: Kind,
+    /// A mutant drops what is to be done.
+    drops: bool,
+    /// In words, where they are asked for.
+    name: Option<String>,
+}
+
+type Done<T> = Result<T, Crash>;
+
+impl Model {
+    fn new(world: World, mutant: Mutant, choice: usize, name: Option<String>) -> Self {
+        let (mode, kind) = (Mode::Live, Kind::Step);
+        Self { world, mutant, mode, choice, outcomes: 1, kind, drops: false, name }
+    }
+
+    fn choose<T>(&mut self, mut outcomes: Vec<(Kind, T)>) -> T {
+        self.outcomes = outcomes.len();
+        let (kind, outcome) = outcomes.swap_remove(self.choice);
+        self.kind = kind;
+        outcome
+    }
+
+    fn name(&mut self, name: impl FnOnce() -> String) {
+        if let Some(into) = &mut self.name {
+            *into = name();
+        }
+    }
+
+    /// Whether an operation other than a write is done at all.
+    fn does(&self, says: bool) -> Done<bool> {
+        match self.mode {
+            Mode::Live => Ok(true),
+            Mode::Blind => Err(Crash),
+            Mode::Early => Ok(says == (self.mutant == Mutant::SaysFirst)),
+        }
+    }
+
+    /// Every way in which one write can end.
+    fn record(&mut self, mark: Mark, at_source: bool) -> Done<Written> {
+        match self.mode {
+            Mode::Live => {}
+            Mode::Blind => return Ok(Written::Durable),
+            Mode::Early => return Err(Crash),
+        }
+        let disk = if at_source { self.world.source.disk } else { self.world.destination.disk };
+        let outcomes =
+            disk.write(bit(mark)).into_iter().map(|(disk, written, kind, how)| (kind, (disk, written, how)));
+        let (disk, written, how) = self.choose(outcomes.collect());
+        match at_source {
+            true => self.world.source.disk = disk,
+            false => self.world.destination.disk = disk,
+        }
+        self.name(|| format!("record {mark:?} {how}"));
+        let written = written.ok_or(Crash)?;
+        self.drops = self.mutant == Mutant::IsSilentAboutAFailedWrite && written != Written::Durable;
+        Ok(if self.mutant == Mutant::GoesOnAfterAFailedWrite { Written::Durable } else { written })
+    }
+}
+
+impl SourceWorld for Model {
+    type Stop = Crash;
+
+    async fn wait(&mut self, machine: Source) -> Done<Option<SourceInput>> {
+        if self.mode != Mode::Live {
+            return Err(Crash);
+        }
+        let mut inputs = Vec::new();
+        if machine.state() == SourceState::Ours {
+            // At the latest by a deadline; or somebody cancels it, or something fails.
+            inputs.push(SourceInput::Fail);
+            if self.world.said.said().any(|fate| fate == Fate::Loaded) {
+                inputs.push(SourceInput::Complete);
+            }
+        }
+        inputs.extend(self.world.said.said().map(SourceInput::Heard));
+        if machine.ended().is_none() && machine.state() != SourceState::Ours {
+            inputs.push(SourceInput::Again);
+        }
+        if inputs.is_empty() {
+            return Ok(None);
+        }
+        let input = self.choose(inputs.into_iter().map(|input| (Kind::Step, input)).collect());
+        self.name(|| format!("{input:?}"));
+        Ok(Some(input))
+    }
+
+    async fn write(&mut self, mark: Mark) -> Done<Written> {
+        self.record(mark, true)
+    }
+
+    /// The answer may come at once, and be an old one.
+    async fn ask(&mut self, ask: Ask, _: Source) -> Done<Option<SourceInput>> {
+        if self.does(true)? {
+            self.world.asked.ask(ask);
+        }
+        if self.mode != Mode::Live {
+            return Ok(None);
+        }
+        let fates = self.world.said.said().map(|fate| Some(SourceInput::Heard(fate)));
+        let heard = self.choose([None].into_iter().chain(fates).map(|heard| (Kind::Step, heard)).collect());
+        self.drops = self.mutant == Mutant::NeedsAnAnswer && heard.is_none();
+        self.name(|| format!("asks {ask:?}, hears {heard:?}"));
+        Ok(heard)
+    }
+
+    /// In between the agent may crash. What the destination does in between it may as well do after.
+    async fn resume(&mut self, abort: bool) -> Done<Option<SourceInput>> {
+        let does = self.does(false)? && self.mutant != Mutant::ForgetsToResume;
+        let (mut resumes, mut tells, mut crashes) = (does, abort && self.mode == Mode::Live, false);
+        if self.mode == Mode::Live && abort {
+            let step = (Kind::Step, (true, true, false));
+            let half = [(true, false, true), (false, true, true)].map(|half| (Kind::Fault, half));
+            let (resumed, told, crashed) = self.choose(vec![step, half[0], half[1]]);
+            (resumes, tells, crashes) = (resumes && resumed, told, crashed);
+        }
+        if resumes && self.world.source.qemu != Qemu::Gone {
+            self.world.source.start_guest();
+        }
+        if tells {
+            self.world.asked.ask(Ask::Abort);
+        }
+        self.name(|| format!("lets the guest run: {resumes}, says so: {tells}, crashes: {crashes}"));
+        if crashes { Err(Crash) } else { Ok(None) }
+    }
+
+    async fn release(&mut self) -> Done<()> {
+        if self.does(false)? && self.mutant != Mutant::ForgetsToRelease {
+            self.world.source.qemu = Qemu::Gone;
+        }
+        self.name(|| "releases the guest".into());
+        Ok(())
+    }
+
+    fn answer_operator(&mut self, _: Source) {}
+
+    fn illegal(&mut self, _: Illegal) {
+        self.world.illegal = true;
+    }
+}
+
+impl DestinationWorld for Model {
+    type Stop = Crash;
+
+    async fn wait(&mut self, machine: Destination) -> Done<Option<DestinationInput>> {
+        if self.mode != Mode::Live {
+            return Err(Crash);
+        }
+        let mut inputs = vec![(Kind::Step, DestinationInput::Again)];
+        if let DestinationState::Waiting { loaded } = machine.state() {
+            if !loaded && self.world.destination.qemu == Qemu::Paused {
+                inputs.push((Kind::Step, DestinationInput::Loaded));
+            }
+            // Nobody will say more, or nothing can be done: the timer must not help otherwise.
+            let gone = self.world.destination.qemu == Qemu::Gone;
+            let alone = self.world.source_end() == Some(Ended::Stayed) || gone;
+            inputs.push((if alone { Kind::Step } else { Kind::Fault }, DestinationInput::Trouble));
+        }
+        inputs.extend(self.world.asked.asked().map(|ask| (Kind::Step, DestinationInput::Asked(ask))));
+        let input = self.choose(inputs);
+        self.name(|| format!("{input:?}"));
+        Ok(Some(input))
+    }
+
+    async fn write(&mut self, mark: Mark) -> Done<Written> {
+        let early = self.mutant == Mutant::StartsBeforeRecord && mark == Mark::Starting;
+        if early && self.world.destination.qemu == Qemu::Paused {
+            self.world.destination.start_guest();
+        }
+        self.record(mark, false)
+    }
+
+    async fn say(&mut self, fate: Fate) -> Done<()> {
+        if self.does(true)? {
+            let proving = self.world.destination.run.map(|run| run.machine().machine.state());
+            let said = match (self.mutant, proving) {
+                (Mutant::SaysWhatItIsAboutToProve, Some(DestinationState::GivingUp { .. })) => Fate::NeverRan,
+                (Mutant::ForgetsToSay, _) if fate != Fate::Loaded => Fate::Open,
+                _ => fate,
+            };
+            self.world.said.say(said);
+        }
+        self.name(|| format!("says {fate:?}"));
+        Ok(())
+    }
+
+    /// Every way in which a guest's start can end.
+    async fn start(&mut self) -> Done<Ran> {
+        if !self.does(false)? {
+            return Ok(Ran::Yes);
+        }
+        let qemu = self.world.destination.qemu;
+        let outcomes = match qemu {
+            Qemu::Gone | Qemu::Empty => {
+                vec![(Kind::Step, (Qemu::Gone, Some(Ran::No), "its QEMU has gone"))]
+            }
+            Qemu::Paused | Qemu::Refused => vec![
+                (Kind::Step, (Qemu::Running, Some(Ran::Yes), "it runs")),
+                (Kind::Fault, (Qemu::Refused, Some(Ran::No), "QEMU refuses")),
+                (Kind::Fault, (Qemu::Running, Some(Ran::Perhaps), "it runs, and no answer comes")),
+                (Kind::Fault, (Qemu::Gone, Some(Ran::Perhaps), "it ran, and QEMU dies")),
+                (Kind::Fault, (Qemu::Running, None, "it runs, and the agent crashes")),
+            ],
+            Qemu::Running => vec![(Kind::Step, (Qemu::Running, Some(Ran::Yes), "it runs already"))],
+        };
+        let (after, ran, how) = if self.mode == Mode::Live { self.choose(outcomes) } else { outcomes[0].1 };
+        if self.mutant != Mutant::ForgetsToStart {
+            if after == Qemu::Running || ran == Some(Ran::Perhaps) {
+                self.world.destination.start_guest();
+            }
+            self.world.destination.qemu = after;
+        }
+        self.name(|| format!("starts the guest: {how}"));
+        match (self.mutant, after) {
+            (Mutant::StartsTwice, Qemu::Gone) => Ok(Ran::No),
+            _ => ran.ok_or(Crash),
+        }
+    }
+
+    async fn undo(&mut self) -> Done<()> {
+        if self.does(false)? && self.mutant != Mutant::ForgetsToUndo {
+            self.world.destination.qemu = Qemu::Gone;
+        }
+        self.name(|| "undoes its part".into());
+        Ok(())
+    }
+
+    fn answer_operator(&mut self, _: Destination) {}
+
+    fn illegal(&mut self, _: Illegal) {
+        self.world.illegal = true;
+    }
+}
+
+/// What a model's future gives: it never waits.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(done) => done,
+        Poll::Pending => panic!("a model waits for nothing"),
+    }
+}
+
+/// The interpreter's next step on one side, in each of its outcomes.
+macro_rules! stepper {
+    ($name:ident, $side:ident) => {
+        pub fn $name(before: &World, mutant: Mutant, out: &mut Successors) {
+            let Some(run_before) = before.$side.run else { return };
+            let (mut choice, mut outcomes) = (0, 1);
+            while choice < outcomes {
+                let name = out.names.is_some().then(String::new);
+                let mut model = Model::new(*before, mutant, choice, name);
+                let mut run = run_before;
+                if mutant.is_hasty() {
+                    let mut ahead = run;
+                    model.mode = Mode::Blind;
+                    if now(ahead.step(&mut model)).is_ok() {
+                        model.mode = Mode::Early;
+                        while let Ok(true) = now(ahead.step(&mut model)) {}
+                    }
+                    model.mode = Mode::Live;
+                }
+                match now(run.step(&mut model)) {
+                    Ok(_) if model.drops => model.world.$side.run = Some(Run::new(run_before.machine())),
+                    Ok(_) => model.world.$side.run = Some(run),
+                    Err(Crash) => model.world.$side.crash(),
+                }
+                let Model { world, kind, name, .. } = model;
+                (choice, outcomes) = (choice + 1, model.outcomes);
+                if world != *before {
+                    let side = stringify!($side);
+                    out.add(kind, world, || format!("{side}: {}", name.unwrap_or_default()));
+                }
+            }
+        }
+    };
+}
+
+stepper!(step_source, source);
+stepper!(step_destination, destination);
