@@ -52,7 +52,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "migrate::problem",
             "migrate::progress",
             "migrate::recover",
-            "migrate::share",
+            "migrate::bandwidth",
             "migrate::vm_state",
             "rate",
         ],

@@ -6,10 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::migrate::bandwidth::ShareHandle;
 use crate::migrate::journal::Role;
 use crate::migrate::phase::Phase;
 use crate::migrate::progress::{Outcome, Progress, ProgressSink};
-use crate::migrate::share::ShareHandle;
 
 /// Ended migrations kept in memory; the journals keep more.
 const ENDED_MAX: usize = 200;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::Problem;
 use super::{Accepted, DowntimeLimit, Phase, Rate, Retry, Role, Weight};
-use crate::migrate::{progress, share};
+use crate::migrate::{bandwidth, progress};
 
 /// `POST /v1/migrations`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -231,8 +231,8 @@ pub struct Wish {
     pub weight: Weight,
 }
 
-impl From<share::Wish> for Wish {
-    fn from(share::Wish { limit_bytes_per_s, weight }: share::Wish) -> Self {
+impl From<bandwidth::Wish> for Wish {
+    fn from(bandwidth::Wish { limit_bytes_per_s, weight }: bandwidth::Wish) -> Self {
         Self { limit_bytes_per_s, weight }
     }
 }

@@ -14,12 +14,12 @@ mod status;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use crate::migrate::bandwidth::Weight;
 pub use crate::migrate::handover::Side;
 pub use crate::migrate::journal::Role;
 pub use crate::migrate::phase::Phase;
 pub use crate::migrate::problem::{Accepted, ProblemKind, Severity};
 pub use crate::migrate::recover::{CaseKind, Owner};
-pub use crate::migrate::share::Weight;
 pub use crate::migrate::vm_state::Here;
 pub use crate::migrate::{DowntimeLimit, Retry};
 pub use crate::rate::Rate;

@@ -9,32 +9,32 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::failure::Failure;
 use super::handover::{
     Ask, Destination, DestinationEffect, DestinationInput, Mark, Side, Source, SourceEffect, SourceInput,
     SourceState, Written,
 };
 use super::host::Host;
+use super::host::decisions::{Decision, Order};
 use super::journal::{Journal, JournalError, Record};
-use super::link::{Link, LinkError};
-use super::message::{Fate, Prepared, Request, Response, Started};
-use super::order::{Decision, Order};
-use super::phase::Phase;
-use super::problem::chain;
-use super::progress::{Outcome, ProgressSink};
+use super::model::phase::Phase;
+use super::model::problem::chain;
+use super::model::progress::{Outcome, ProgressSink};
+use super::protocol::client::{Link, LinkError};
+use super::protocol::message::{Fate, Prepared, Request, Response, Started};
+use super::source::failure::Failure;
 use crate::config::HOOK_S_MAX;
 
 /// Between two questions to a destination that cannot be reached, and two tries of a disk.
-pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
+pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a destination may take to answer.
-pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
 /// How long the last answer is waited for when the agent stops.
 const LAST_ANSWER: Duration = Duration::from_secs(3);
 /// How long it is waited for when nothing depends on it.
 const COURTESY_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Writes what a source's machine asks to have written, until it asks for something else.
-pub(super) fn write_source(
+pub(crate) fn write_source(
     machine: &mut Source,
     journal: &mut Journal,
     mut effects: Vec<SourceEffect>,
@@ -50,7 +50,7 @@ pub(super) fn write_source(
 }
 
 /// The same for a destination's.
-pub(super) fn write_destination(
+pub(crate) fn write_destination(
     machine: &mut Destination,
     journal: &mut Journal,
     mut effects: Vec<DestinationEffect>,
@@ -84,7 +84,7 @@ fn write(journal: &mut Journal, mark: Mark, uid: Option<u32>) -> (Written, Optio
 }
 
 /// A step that the machine does not have changes nothing, and is a mistake of ours.
-pub(super) fn source_step(machine: &mut Source, input: SourceInput) -> Vec<SourceEffect> {
+pub(crate) fn source_step(machine: &mut Source, input: SourceInput) -> Vec<SourceEffect> {
     machine.step(input).unwrap_or_else(|e| {
         tracing::error!(error = chain(&e), "please report this");
         Vec::new()
@@ -92,7 +92,7 @@ pub(super) fn source_step(machine: &mut Source, input: SourceInput) -> Vec<Sourc
 }
 
 /// The same for a destination's.
-pub(super) fn destination_step(machine: &mut Destination, input: DestinationInput) -> Vec<DestinationEffect> {
+pub(crate) fn destination_step(machine: &mut Destination, input: DestinationInput) -> Vec<DestinationEffect> {
     machine.step(input).unwrap_or_else(|e| {
         tracing::error!(error = chain(&e), "please report this");
         Vec::new()
@@ -100,19 +100,19 @@ pub(super) fn destination_step(machine: &mut Destination, input: DestinationInpu
 }
 
 /// How an open question ended: the machine says whose the guest is.
-pub(super) struct Decided {
+pub(crate) struct Decided {
     /// What is to be done about it.
-    pub(super) effects: Vec<SourceEffect>,
+    pub(crate) effects: Vec<SourceEffect>,
     /// The destination's word on the guest's start, if it came with it.
-    pub(super) started: Started,
+    pub(crate) started: Started,
     /// A control stream on which the destination has answered.
-    pub(super) link: Option<Link>,
+    pub(crate) link: Option<Link>,
     /// What an operator decided.
-    pub(super) forced: Option<Side>,
+    pub(crate) forced: Option<Side>,
 }
 
 /// A source whose guest may be either side's.
-pub(super) struct Question {
+pub(crate) struct Question {
     host: Arc<Host>,
     peer: String,
     migration: Uuid,
@@ -147,7 +147,7 @@ enum Turn {
 
 impl Question {
     /// A question to the peer of that name in the configuration.
-    pub(super) fn new(host: &Arc<Host>, peer: &str, migration: Uuid, progress: ProgressSink) -> Self {
+    pub(crate) fn new(host: &Arc<Host>, peer: &str, migration: Uuid, progress: ProgressSink) -> Self {
         let stopping = host.stopping.clone();
         Self {
             host: Arc::clone(host),
@@ -169,14 +169,14 @@ impl Question {
     }
 
     /// The destination's `before_start` may take this long.
-    pub(super) fn with_hook(mut self, hook: Duration) -> Self {
+    pub(crate) fn with_hook(mut self, hook: Duration) -> Self {
         self.hook = hook;
         self
     }
 
     /// Asks until it is decided. There is no deadline: neither side may guess. `None` when the agent
     /// stops before; the next one goes on with the journal.
-    pub(super) async fn decide(
+    pub(crate) async fn decide(
         mut self,
         machine: &mut Source,
         journal: &mut Journal,
@@ -355,7 +355,7 @@ fn obey(
 }
 
 /// What the operator is told.
-pub(super) fn decision(decided: bool, journal: &Journal, error: Option<JournalError>) -> Decision {
+pub(crate) fn decision(decided: bool, journal: &Journal, error: Option<JournalError>) -> Decision {
     let cause = error.map_or_else(|| "nothing is open any more".to_owned(), |e| chain(&e));
     match (decided, journal.is_sure()) {
         (true, _) => Decision::Taken,
@@ -365,7 +365,7 @@ pub(super) fn decision(decided: bool, journal: &Journal, error: Option<JournalEr
 }
 
 /// How long the destination's `before_start` may take.
-pub(super) fn hook(host: &Host, grant: Option<&Prepared>) -> Duration {
+pub(crate) fn hook(host: &Host, grant: Option<&Prepared>) -> Duration {
     hook_of(grant, host.config.deadlines.hook())
 }
 
@@ -388,7 +388,7 @@ fn request(ask: Ask, reason: &str) -> Request {
 ///
 /// # Errors
 /// It cannot be told; it finds out by itself when it has waited for long enough.
-pub(super) async fn call_off(
+pub(crate) async fn call_off(
     host: &Host,
     peer: &str,
     migration: Uuid,
@@ -405,7 +405,7 @@ pub(super) async fn call_off(
 }
 
 /// Tells a destination that its word is known here for good, so that it need not be kept there.
-pub(super) async fn thank(host: &Host, peer: &str, migration: Uuid) {
+pub(crate) async fn thank(host: &Host, peer: &str, migration: Uuid) {
     let said = async {
         let session = host.session(peer).await?;
         let mut link = Link::open(&session, migration).await?;

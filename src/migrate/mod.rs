@@ -1,69 +1,42 @@
-//! One migration: plan, phases, journal, undo, both roles.
+//! One migration: its plan, its phases, its journal, its hand-over, both roles.
 //!
 //! ```text
-//! source ──(control stream: message, link)──► destination
-//!   │ examine, perform, undo                     │ exports, vm
-//!   └── journal, phase, plan, progress ──────────┘
+//! router, settle, recover, handoff     what begins, ends or goes on with migrations
+//!   source, destination                the two roles
+//!   checks                             what would keep a migration from going well
+//!   host                               what all migrations of one agent share
+//!   protocol, transfer                 what agents say to each other; how bytes move
+//!   guest                              a QEMU of this host
+//!   journal, handover                  the durable record; whose the guest is
+//!   model                              plain words, no I/O
 //! ```
-//! `net` and `qemu` meet only here, through `OwnedFd`.
+//! Imports point downwards. `net` and `qemu` meet only here, through `OwnedFd`.
 
-mod admission;
-mod carried;
+mod checks;
 mod decide;
-mod delta;
-mod descriptors;
 mod destination;
-mod disks;
-mod examine;
-mod exports;
-mod failure;
-mod follow;
-pub mod frozen;
-mod given_up;
-mod guest_watch;
+mod guest;
+mod handoff;
 pub mod handover;
 pub mod handover_run;
 mod host;
-mod inventory;
 pub mod journal;
-mod last_words;
-mod life;
-mod link;
-mod machine;
-mod marked;
-mod meanwhile;
-pub mod message;
-mod order;
-mod patience;
-mod perform;
-pub mod phase;
-pub mod plan;
-pub mod problem;
-pub mod progress;
-mod reach;
-mod reception;
+mod model;
+mod protocol;
 pub mod recover;
-mod request;
-mod reserved;
-mod retry;
 mod router;
-mod settings;
 pub mod settle;
-pub mod share;
 mod source;
-mod streams;
-mod succession;
-mod trial;
-mod trouble;
-mod undo;
-mod vm;
-pub mod vm_state;
-mod witness;
+mod transfer;
 
-pub use examine::check;
-pub use failure::Failure;
+pub use guest::vm_state;
+pub use handoff::{TakenUp, settle_stopped, state as frozen, take_up};
 pub use host::Host;
-pub use request::{DowntimeLimit, DowntimeLimitError, Options, SourceRequest};
-pub use retry::{Retry, RetryTooLarge, migrate};
+pub use model::request::{DowntimeLimit, DowntimeLimitError, Options, SourceRequest};
+pub use model::{phase, plan, problem, progress};
+pub use protocol::message;
 pub use router::accept_streams;
-pub use succession::{TakenUp, settle_stopped, take_up};
+pub use source::examine::check;
+pub use source::failure::Failure;
+pub use source::retry::{Retry, RetryTooLarge, migrate};
+pub use transfer::bandwidth;

@@ -7,8 +7,8 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::host::Host;
-use super::progress::ProgressSink;
-use super::reception::{self, Control};
+use super::model::progress::ProgressSink;
+use super::protocol::server::{self, Control};
 use crate::mux::{Code, purpose};
 use crate::net::purposes::Purposes;
 use crate::net::session::IncomingStream;
@@ -46,7 +46,7 @@ async fn serve_control<E: FnOnce()>(
         Ok(stream) => {
             let mut ended = None;
             let announce = |progress| ended = Some(announce(progress));
-            reception::serve(host, peer, migration, Control::new(session, stream), announce).await;
+            server::serve(host, peer, migration, Control::new(session, stream), announce).await;
             if let Some(ended) = ended {
                 ended();
             }

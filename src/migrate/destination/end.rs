@@ -5,17 +5,19 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::Destination;
+use super::error::Trouble;
+use super::image_stamp;
+use crate::migrate::guest::process::{self, StartedQemu};
+use crate::migrate::guest::settings;
 use crate::migrate::handover::{Ask, DestinationInput};
+use crate::migrate::host::decisions::Decision;
 use crate::migrate::journal::{Past, Record, Undo};
-use crate::migrate::message::{Fate, Response};
-use crate::migrate::order::Decision;
-use crate::migrate::phase::Phase;
-use crate::migrate::problem::chain;
-use crate::migrate::progress::Outcome;
-use crate::migrate::reception::Control;
-use crate::migrate::trouble::Trouble;
-use crate::migrate::vm::{self, StartedQemu};
-use crate::migrate::{decide, settings, settle, source, witness};
+use crate::migrate::model::phase::Phase;
+use crate::migrate::model::problem::chain;
+use crate::migrate::model::progress::Outcome;
+use crate::migrate::protocol::message::{Fate, Response};
+use crate::migrate::protocol::server::Control;
+use crate::migrate::{decide, settle, source};
 use crate::qemu::{
     DestinationLeftovers, MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, destination_cleanup,
     names,
@@ -27,7 +29,7 @@ const NOTICE_POLL: Duration = Duration::from_millis(50);
 
 impl Destination {
     /// After the word to start nothing leads back: the guest is here, as well as it can be.
-    pub(super) fn go_on(mut self, trouble: &Trouble) {
+    pub(crate) fn go_on(mut self, trouble: &Trouble) {
         tracing::error!(vm = self.vm, cause = chain(trouble), "trouble after the hand-over");
         let mut leftovers = vec![chain(trouble)];
         if !self.journal.past().runs
@@ -38,7 +40,7 @@ impl Destination {
         self.end_moved(leftovers);
     }
 
-    pub(super) fn end_moved(self, leftovers: Vec<String>) {
+    pub(crate) fn end_moved(self, leftovers: Vec<String>) {
         let outcome = Outcome::Moved { leftovers };
         self.log_end(&outcome);
         self.host.end(self.journal, outcome.clone());
@@ -46,7 +48,7 @@ impl Destination {
     }
 
     /// The migration settings of a QEMU whose guest has arrived, as they were before.
-    pub(super) async fn restore_settings(&self) {
+    pub(crate) async fn restore_settings(&self) {
         let Some(before) = settings::before(self.journal.past()) else { return };
         if let Err(e) = before.restore(&self.qmp).await {
             tracing::warn!(
@@ -58,7 +60,7 @@ impl Destination {
     }
 
     /// Undoes what was prepared, once it is proved that the guest never ran here and never will.
-    pub(super) async fn give_up(mut self, trouble: &Trouble, mut control: Option<Control>) {
+    pub(crate) async fn give_up(mut self, trouble: &Trouble, mut control: Option<Control>) {
         let asked = matches!(trouble, Trouble::Aborted(_));
         let input = match asked {
             true => DestinationInput::Asked(Ask::Abort),
@@ -76,7 +78,7 @@ impl Destination {
         }
         let mut leftovers: Vec<String> = error.map(|e| chain(&e)).into_iter().collect();
         leftovers.extend(undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await);
-        witness::bear(&mut self.journal, &self.images, &leftovers);
+        image_stamp::bear(&mut self.journal, &self.images, &leftovers);
         let outcome = never_ran(trouble, leftovers);
         self.log_end(&outcome);
         self.host.end(self.journal, outcome.clone());
@@ -122,7 +124,7 @@ impl Destination {
     }
 }
 
-pub(super) fn never_ran(trouble: &Trouble, leftovers: Vec<String>) -> Outcome {
+pub(crate) fn never_ran(trouble: &Trouble, leftovers: Vec<String>) -> Outcome {
     let problems = trouble.refusal().problems;
     let cancelled = matches!(trouble, Trouble::Aborted(reason) if reason == "cancelled");
     let cause = chain(trouble);
@@ -159,16 +161,11 @@ async fn is_that_qemu(qmp: &Qmp, past: &Past) -> bool {
 }
 
 /// Undoes what `past` records: ends the QEMU that we started, or cleans the one that we found.
-pub(in crate::migrate) async fn undo(
-    name: &str,
-    qmp: &Qmp,
-    past: &Past,
-    started: Option<StartedQemu>,
-) -> Vec<String> {
+pub(crate) async fn undo(name: &str, qmp: &Qmp, past: &Past, started: Option<StartedQemu>) -> Vec<String> {
     if settle::started_qemu(past) {
         let ended = match started {
             Some(started) => started.stop(qmp).await,
-            None if is_that_qemu(qmp, past).await => vm::quit(name, qmp).await,
+            None if is_that_qemu(qmp, past).await => process::quit(name, qmp).await,
             // Somebody has started the VM since; what we had started is gone with its process.
             None => Ok(()),
         };
@@ -190,7 +187,7 @@ pub(in crate::migrate) async fn undo(
     let report = destination_cleanup(qmp, &left).await;
     if took_ram(past) && is_used_up(qmp).await {
         // It would have ended by itself, had it not been asked to stay and to tell why.
-        return vm::quit(name, qmp).await.err().map(|e| chain(&e)).into_iter().collect();
+        return process::quit(name, qmp).await.err().map(|e| chain(&e)).into_iter().collect();
     }
     let not_ours = report.left.iter().filter(|l| !l.source.is_over());
     not_ours.map(|l| format!("{} in the destination's QEMU: {}", l.what, chain(&l.source))).collect()

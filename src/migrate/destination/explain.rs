@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::Destination;
-use crate::migrate::trouble::Trouble;
+use super::error::Trouble;
 use crate::qemu::Life;
 
 /// A QEMU that cannot load a guest says so and ends a moment later.
@@ -13,7 +13,7 @@ const END_SHOWS_WITHIN: Duration = Duration::from_millis(500);
 
 impl Destination {
     /// With what QEMU said last, if that may be what it is about.
-    pub(super) async fn explained(&mut self, trouble: Trouble) -> Trouble {
+    pub(crate) async fn explained(&mut self, trouble: Trouble) -> Trouble {
         let may_be_its_end = match &trouble {
             Trouble::QemuGone { words, .. } => words.is_empty(),
             Trouble::Qmp(error) => error.is_over() || error.is_interrupted(),

@@ -2,22 +2,23 @@
 
 use tokio::time::Instant;
 
+use super::error::Trouble;
 use super::{Destination, RUNNING_DEADLINE};
+use crate::migrate::guest::process;
 use crate::migrate::handover::{Ask, DestinationEffect, DestinationInput, DestinationState, Ran};
+use crate::migrate::host::decisions::{Decision, Order};
 use crate::migrate::journal::JournalError;
-use crate::migrate::message::Started;
-use crate::migrate::order::{Decision, Order};
-use crate::migrate::phase::Phase;
-use crate::migrate::problem::chain;
-use crate::migrate::reception::Control;
-use crate::migrate::trouble::Trouble;
-use crate::migrate::{decide, source, vm};
+use crate::migrate::model::phase::Phase;
+use crate::migrate::model::problem::chain;
+use crate::migrate::protocol::message::Started;
+use crate::migrate::protocol::server::Control;
+use crate::migrate::{decide, source};
 use crate::qemu::{Cont, QmpError, QueryStatus, RunState};
 
 impl Destination {
     /// The guest is ours from the record on, unless its QEMU turns out to be gone before it was
     /// told to run it: then it surely never ran here.
-    pub(super) async fn start_guest(&mut self, control: &mut Control) -> Result<(), Trouble> {
+    pub(crate) async fn start_guest(&mut self, control: &mut Control) -> Result<(), Trouble> {
         self.qmp.execute(QueryStatus).await?;
         let effects = self.handover.step(DestinationInput::Asked(Ask::Start))?;
         if let Some(error) = self.write(effects) {
@@ -27,7 +28,7 @@ impl Destination {
     }
 
     /// An operator decides while the source is away.
-    pub(super) async fn obey(&mut self, order: Order) -> Result<(), Trouble> {
+    pub(crate) async fn obey(&mut self, order: Order) -> Result<(), Trouble> {
         let Some(order) = order.claim() else { return Ok(()) };
         tracing::warn!(vm = self.vm, uid = order.uid, side = ?order.side, "an operator decides whose the guest is");
         let effects = match self.handover.step(DestinationInput::Forced(order.side)) {
@@ -83,7 +84,7 @@ impl Destination {
 
     /// Writes the records of these effects, and of those that follow from them. The rest is done
     /// where the guest's start or end is.
-    pub(super) fn write(&mut self, effects: Vec<DestinationEffect>) -> Option<JournalError> {
+    pub(crate) fn write(&mut self, effects: Vec<DestinationEffect>) -> Option<JournalError> {
         let effects = effects.into_iter().filter(|e| matches!(e, DestinationEffect::Write(_))).collect();
         decide::write_destination(&mut self.handover, &mut self.journal, effects, None).1
     }
@@ -128,7 +129,7 @@ impl Destination {
             return None;
         }
         let since = Instant::now();
-        let ran = vm::run_hook(hook, &self.vm, self.host.config.deadlines.hook()).await;
+        let ran = process::run_hook(hook, &self.vm, self.host.config.deadlines.hook()).await;
         warnings.extend(ran.err());
         Some(since.elapsed().as_millis() as u64)
     }

@@ -4,15 +4,15 @@
 use std::time::Instant;
 
 use super::Destination;
-use crate::migrate::message::{Offer, Summary};
-use crate::migrate::phase::Phase;
-use crate::migrate::progress::{DiskProgress, Outcome, Progress, RamProgress, Reconnecting};
-use crate::migrate::reception::Control;
-use crate::migrate::streams::Label;
+use crate::migrate::model::phase::Phase;
+use crate::migrate::model::progress::{DiskProgress, Outcome, Progress, RamProgress, Reconnecting};
+use crate::migrate::protocol::message::{Offer, Summary};
+use crate::migrate::protocol::server::Control;
+use crate::migrate::transfer::streams::Label;
 
 impl Destination {
     /// Where the migration is, by what the source asks and what arrives; it never goes back.
-    pub(super) fn enter(&self, phase: Phase) {
+    pub(crate) fn enter(&self, phase: Phase) {
         let mut is_new = false;
         self.progress.update(|p| {
             is_new = phase > p.phase;
@@ -25,13 +25,13 @@ impl Destination {
     }
 
     /// For the log.
-    pub(super) fn log_end(&self, outcome: &Outcome) {
+    pub(crate) fn log_end(&self, outcome: &Outcome) {
         let (migration, phase) = (self.journal.past().header.migration, self.progress.now().phase);
         tracing::info!(%migration, vm = self.vm, phase = phase.name(), result = outcome.label(), "migration ends");
     }
 
     /// The disks that are to come.
-    pub(super) fn show_disks(&self, offer: &Offer) {
+    pub(crate) fn show_disks(&self, offer: &Offer) {
         let copied = offer.disks.iter().filter(|d| self.exports.iter().any(|e| e.disk == d.name));
         let disks = copied.map(|d| DiskProgress {
             name: d.name.clone(),
@@ -43,7 +43,7 @@ impl Destination {
     }
 
     /// The bytes that have come, and the connection by which they come.
-    pub(super) fn look_at_streams(&self, rate: &mut (Instant, u64), control: Option<&Control>) {
+    pub(crate) fn look_at_streams(&self, rate: &mut (Instant, u64), control: Option<&Control>) {
         let total = self.streams.total();
         let (since, before) = std::mem::replace(rate, (Instant::now(), total));
         let per_s = (total.saturating_sub(before)) as f64 / since.elapsed().as_secs_f64().max(0.001);
@@ -64,7 +64,7 @@ impl Destination {
     }
 
     /// At the end: what the source says of the whole.
-    pub(super) fn learn(&self, summary: Option<Summary>) {
+    pub(crate) fn learn(&self, summary: Option<Summary>) {
         let Some(summary) = summary else { return };
         self.progress.update(|p| summary.show(p));
     }
@@ -72,10 +72,13 @@ impl Destination {
 
 impl Summary {
     /// More than any disk has; sums of as many as there may be stay within 64 bits.
-    pub(super) const BYTES_MAX: u64 = 1 << 53;
+    pub(crate) const BYTES_MAX: u64 = 1 << 53;
 
     /// Of the source's progress.
-    pub(in crate::migrate) fn of(progress: &Progress, downtime: &crate::migrate::progress::Downtime) -> Self {
+    pub(in crate::migrate) fn of(
+        progress: &Progress,
+        downtime: &crate::migrate::model::progress::Downtime,
+    ) -> Self {
         Self { disks: progress.disks.clone(), ram: progress.ram.clone(), downtime: Some(downtime.clone()) }
     }
 
@@ -117,7 +120,7 @@ impl Summary {
 mod tests {
     use super::*;
     use crate::migrate::journal::Role;
-    use crate::migrate::progress::Downtime;
+    use crate::migrate::model::progress::Downtime;
 
     #[test]
     fn what_a_source_says_is_bounded_and_only_of_what_is_known() {

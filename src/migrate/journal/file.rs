@@ -16,14 +16,14 @@ use crate::qemu::Process;
 /// An open journal, appended to.
 #[derive(Debug)]
 pub struct Journal {
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     file: File,
     /// Up to here the file has records.
     whole_bytes: u64,
     /// And surely nothing else, surely on the disk.
     sure: bool,
     chain: Chain,
-    pub(super) past: Past,
+    pub(crate) past: Past,
     _writer: Writer,
 }
 
@@ -329,7 +329,7 @@ fn first_line(_path: &Path, line: &[u8]) -> Result<(Header, Chain), First> {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
-    use crate::migrate::phase::Phase;
+    use crate::migrate::model::phase::Phase;
 
     fn header() -> Header {
         Header {

@@ -41,7 +41,7 @@ pub enum Flaw {
 
 /// Where the next line belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Chain {
+pub(crate) struct Chain {
     format: u32,
     number: u64,
     sum: u32,
@@ -64,13 +64,13 @@ struct Read {
 
 impl Chain {
     /// The beginning of a journal.
-    pub(super) fn begin(format: u32, migration: Uuid, role: Role) -> Self {
+    pub(crate) fn begin(format: u32, migration: Uuid, role: Role) -> Self {
         let sum = crc(0, format!("{migration}.{}", role.name()).as_bytes());
         Self { format, number: 0, sum }
     }
 
     /// The next line with `record`, and where the one after it belongs.
-    pub(super) fn write(self, record: &Record) -> Result<(Vec<u8>, Self), serde_json::Error> {
+    pub(crate) fn write(self, record: &Record) -> Result<(Vec<u8>, Self), serde_json::Error> {
         if self.format < 2 {
             let mut line = serde_json::to_vec(record)?;
             line.push(b'\n');
@@ -84,7 +84,7 @@ impl Chain {
     }
 
     /// The record of a line without its end, and where the next one belongs.
-    pub(super) fn read(self, line: &[u8]) -> Result<(Record, Self), Flaw> {
+    pub(crate) fn read(self, line: &[u8]) -> Result<(Record, Self), Flaw> {
         if self.format < 2 {
             return Ok((serde_json::from_slice(line)?, self));
         }
@@ -103,7 +103,7 @@ impl Chain {
 
     /// How much of a last line without its end is to be kept: all of it if only the end is missing,
     /// nothing if it was torn. What has a whole record and then something else was not torn.
-    pub(super) fn torn(self, tail: &[u8]) -> Result<usize, Flaw> {
+    pub(crate) fn torn(self, tail: &[u8]) -> Result<usize, Flaw> {
         if self.format >= 2 && !tail.is_empty() && self.read(tail).is_ok() {
             return Ok(tail.len());
         }

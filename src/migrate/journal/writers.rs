@@ -12,11 +12,11 @@ static WRITTEN: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// The right to write to a journal; dropped, another may have it.
 #[derive(Debug)]
-pub(super) struct Writer(PathBuf);
+pub(crate) struct Writer(PathBuf);
 
 impl Writer {
     /// `None` while another has it.
-    pub(super) fn of(path: &Path) -> Option<Self> {
+    pub(crate) fn of(path: &Path) -> Option<Self> {
         written().insert(path.to_owned()).then(|| Self(path.to_owned()))
     }
 }
@@ -28,7 +28,7 @@ impl Drop for Writer {
 }
 
 /// Whether somebody writes to it at this moment.
-pub(in crate::migrate) fn is_written(path: &Path) -> bool {
+pub(crate) fn is_written(path: &Path) -> bool {
     written().contains(path)
 }
 

@@ -8,15 +8,15 @@ use std::sync::Arc;
 use tokio::time::timeout;
 
 use super::QEMU_DEADLINE;
+use crate::migrate::guest::process;
 use crate::migrate::host::Host;
 use crate::migrate::journal::{Past, Role, Undo};
-use crate::migrate::problem::chain;
-use crate::migrate::progress::Outcome;
-use crate::migrate::vm;
+use crate::migrate::model::problem::chain;
+use crate::migrate::model::progress::Outcome;
 use crate::qemu::{DestinationLeftovers, QueryBlockExports, destination_cleanup};
 
 /// Closes those of which the last journal of a VM tells. `pasts` are all journals, newest last.
-pub(super) async fn close_exports(host: &Arc<Host>, pasts: &[Past]) {
+pub(crate) async fn close_exports(host: &Arc<Host>, pasts: &[Past]) {
     let mut seen = BTreeSet::new();
     let newest = pasts.iter().rev().filter(|past| seen.insert(past.header.vm.as_str()));
     for past in newest.filter(|past| has_arrived(past)) {
@@ -36,7 +36,7 @@ async fn close(host: &Arc<Host>, past: &Past) -> Result<(), String> {
     let Some(config) = host.config.vms.get(&past.header.vm) else { return Ok(()) };
     // Nothing else may happen to that VM meanwhile; a migration would find them.
     let Ok(_reservation) = host.reserve(&past.header.vm, past.header.migration) else { return Ok(()) };
-    let (qmp, _events) = match timeout(QEMU_DEADLINE * 5, vm::connect(config)).await {
+    let (qmp, _events) = match timeout(QEMU_DEADLINE * 5, process::connect(config)).await {
         Ok(Ok(reached)) => reached,
         Ok(Err(e)) if e.is_not_listening() => return Ok(()),
         Ok(Err(e)) => return Err(chain(&e)),

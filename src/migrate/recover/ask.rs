@@ -3,17 +3,17 @@
 use tokio::time::timeout;
 
 use super::{QEMU_DEADLINE, records};
-use crate::migrate::failure::Failure;
+use crate::migrate::guest::life;
+use crate::migrate::guest::process;
 use crate::migrate::host::Host;
 use crate::migrate::journal::Past;
-use crate::migrate::life;
-use crate::migrate::link::{Link, LinkError};
-use crate::migrate::message::{Request, Response, Told};
-use crate::migrate::problem::chain;
-use crate::migrate::vm;
+use crate::migrate::model::problem::chain;
+use crate::migrate::protocol::client::{Link, LinkError};
+use crate::migrate::protocol::message::{Request, Response, Told};
+use crate::migrate::source::failure::Failure;
 use crate::qemu::QueryStatus;
 
-pub(super) async fn ask_peer(host: &Host, past: &Past) -> Result<Option<Told>, String> {
+pub(crate) async fn ask_peer(host: &Host, past: &Past) -> Result<Option<Told>, String> {
     let Some(peer) = host.peer_name(&past.header.peer) else {
         return Err("it is not in this host's configuration".into());
     };
@@ -34,7 +34,7 @@ pub(super) async fn ask_peer(host: &Host, past: &Past) -> Result<Option<Told>, S
     }
 }
 
-pub(super) fn peer_words(told: &Result<Option<Told>, String>) -> String {
+pub(crate) fn peer_words(told: &Result<Option<Told>, String>) -> String {
     match told {
         Err(why) => format!("cannot be reached: {why}"),
         Ok(None) => "it has no record of this migration".into(),
@@ -47,12 +47,12 @@ pub(super) fn peer_words(told: &Result<Option<Told>, String>) -> String {
     }
 }
 
-pub(super) async fn ask_qemu(host: &Host, past: &Past) -> String {
+pub(crate) async fn ask_qemu(host: &Host, past: &Past) -> String {
     let Some(config) = host.config.vms.get(&past.header.vm) else {
         return "the VM is not in this host's configuration".into();
     };
     let asked = async {
-        let (qmp, _events) = vm::connect(config).await?;
+        let (qmp, _events) = process::connect(config).await?;
         qmp.execute(QueryStatus).await
     };
     match timeout(QEMU_DEADLINE, asked).await {

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::{Open, told};
 use crate::migrate::host::Host;
 use crate::migrate::journal::{self, Journal, JournalError, Role};
-use crate::migrate::problem::chain;
-use crate::migrate::progress::ProgressSink;
+use crate::migrate::model::problem::chain;
+use crate::migrate::model::progress::ProgressSink;
 
 /// Finds it: every open journal but those `taken` up again and those that somebody still writes.
 ///

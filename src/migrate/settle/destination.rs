@@ -7,20 +7,21 @@ use tokio::time::sleep;
 
 use super::Open;
 use crate::migrate::decide::{self, ASK_AGAIN};
+use crate::migrate::destination::{self, image_stamp};
+use crate::migrate::guest::life::{self, Look};
+use crate::migrate::guest::process;
 use crate::migrate::handover::{Destination, DestinationEffect, DestinationInput, Ended, Ran};
 use crate::migrate::host::Host;
 use crate::migrate::journal::{Journal, Past};
-use crate::migrate::life::{self, Look};
-use crate::migrate::phase::Phase;
-use crate::migrate::problem::chain;
-use crate::migrate::progress::Outcome;
-use crate::migrate::{destination, vm, witness};
+use crate::migrate::model::phase::Phase;
+use crate::migrate::model::problem::chain;
+use crate::migrate::model::progress::Outcome;
 use crate::qemu::{Cont, Qmp, QmpError, QueryStatus, RunState};
 
 /// How often a QEMU that cannot be asked is tried before it is left for `recover` to clean up.
 const UNDO_TRIES: usize = 5;
 
-pub(super) async fn settle(host: Arc<Host>, open: Open) {
+pub(crate) async fn settle(host: Arc<Host>, open: Open) {
     let Open { mut journal, progress, heir, _reservation } = open;
     let past = journal.past().clone();
     let (machine, effects) = Destination::restarted(past.known());
@@ -63,14 +64,14 @@ async fn undo(host: &Host, journal: &mut Journal, past: &Past) -> Vec<String> {
         let known = match life::look(past, config).await {
             // What was made in a QEMU goes with it.
             Look::Lost(known) if known.has_ended() || past.undo.is_empty() => return Vec::new(),
-            Look::Lost(_) if vm::started_in_vain(past) => {
-                return vm::end_started(past).await.into_iter().collect();
+            Look::Lost(_) if process::started_in_vain(past) => {
+                return process::end_started(past).await.into_iter().collect();
             }
             Look::Answers(qmp) => {
                 let disks = crate::qemu::disks(&qmp).await.unwrap_or_default();
-                let images = witness::images(disks.iter().map(|disk| (disk.name.as_str(), disk)));
+                let images = image_stamp::images(disks.iter().map(|disk| (disk.name.as_str(), disk)));
                 let leftovers = destination::undo(name, &qmp, past, None).await;
-                witness::bear(journal, &images, &leftovers);
+                image_stamp::bear(journal, &images, &leftovers);
                 return leftovers;
             }
             Look::Lost(known) | Look::Silent(known) => known,
@@ -188,7 +189,7 @@ impl<'a> Hook<'a> {
             return;
         }
         let words = self.host.config.vms.get(self.vm).map(|vm| vm.before_start.clone()).unwrap_or_default();
-        let ran = vm::run_hook(&words, self.vm, self.host.config.deadlines.hook()).await;
+        let ran = process::run_hook(&words, self.vm, self.host.config.deadlines.hook()).await;
         self.trouble.extend(ran.err());
     }
 }

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use super::Source;
-use crate::migrate::failure::Failure;
-use crate::migrate::message::Notice;
-use crate::migrate::problem::chain;
+use super::failure::Failure;
+use crate::migrate::model::problem::chain;
+use crate::migrate::protocol::message::Notice;
 
 /// How long the other side's word is waited for when ours is only an echo of it, with a guest that runs:
 /// it may have to be asked of systemd.
@@ -16,7 +16,7 @@ const PAUSED_DEADLINE: Duration = Duration::from_millis(700);
 
 impl Source {
     /// The cause in words; the other side's when ours is only the echo of it.
-    pub(super) async fn explain(&mut self, failure: &Failure) -> String {
+    pub(crate) async fn explain(&mut self, failure: &Failure) -> String {
         if let Failure::Qmp(error) = failure
             && error.is_over()
         {
@@ -78,7 +78,7 @@ impl Source {
     }
 
     /// What the destination has said of its failure by the time that the guest was taken back.
-    pub(super) fn explained_late(&mut self, failure: &Failure, cause: String) -> String {
+    pub(crate) fn explained_late(&mut self, failure: &Failure, cause: String) -> String {
         match self.link.take_failure() {
             Some(text) if failure.is_echo() && !cause.contains(&text) => {
                 format!("the destination failed: {text} ({cause})")

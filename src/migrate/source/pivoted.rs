@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::Source;
-use crate::migrate::failure::Failure;
-use crate::migrate::plan::CopiedDisk;
-use crate::migrate::problem::chain;
+use super::failure::Failure;
+use crate::migrate::model::plan::CopiedDisk;
+use crate::migrate::model::problem::chain;
 use crate::qemu::{
     BlockJobComplete, BlockdevMirror, JobDismiss, MirrorSyncMode, Qmp, QmpError, QueryBlock, QueryBlockJobs,
     QueryJobs, names,
@@ -34,7 +34,7 @@ enum NotBack {
 impl Source {
     /// Takes back the guest's disks that are the destination's images by somebody's doing. What could not
     /// be taken back, in words.
-    pub(super) async fn take_disks_back(&mut self, failure: &Failure) -> Vec<String> {
+    pub(crate) async fn take_disks_back(&mut self, failure: &Failure) -> Vec<String> {
         // Nobody else's failure leaves QEMU free to answer before the streams are cut.
         if !matches!(failure, Failure::Meanwhile(_)) {
             return Vec::new();

@@ -1,0 +1,219 @@
+//! What the destination finds when it compares the offered disks with those of its QEMU.
+
+use super::{DISKS_MAX, list, pair, room, sharing, source, written};
+use crate::migrate::model::problem::{Problem, ProblemKind};
+use crate::migrate::protocol::message::{DiskSpec, Offer};
+use crate::qemu::{Disk, Encryption, Qmp, QmpError, nbd_server_runs};
+
+/// Everything that speaks against copying these disks to that QEMU.
+pub(crate) async fn destination_findings(
+    qmp: &Qmp,
+    offer: &Offer,
+    present: &[Disk],
+) -> Result<Vec<Problem>, QmpError> {
+    let mut problems = disk_problems(&offer.disks, present);
+    problems.extend(source::exported(qmp, present, "destination").await?);
+    let told = problems.iter().any(|problem| problem.kind == ProblemKind::DiskExported);
+    if !told && nbd_server_runs(qmp).await? {
+        let text = format!("the destination's QEMU of VM {} has an NBD server already", offer.vm);
+        let remedy = "end it there with `nbd-server-stop`, if nobody needs it: a QEMU has one only";
+        problems.push(Problem::new(ProblemKind::DiskExported, text, remedy));
+    }
+    Ok(problems)
+}
+
+/// The same, by what is known of both sides. Pure.
+pub(crate) fn disk_problems(offered: &[DiskSpec], present: &[Disk]) -> Vec<Problem> {
+    if offered.len() > DISKS_MAX {
+        let text = format!("{} disks are more than the {DISKS_MAX} that one migration copies", offered.len());
+        return vec![Problem::new(ProblemKind::TooManyDisks, text, "move some of them off the VM first")];
+    }
+    let paired = pair(offered, present);
+    let mut problems = sharing::between(offered, present);
+    problems.extend(paired.problems);
+    problems.extend(sharing::within(present, "destination"));
+    let pairs = paired.pairs;
+    problems.extend(pairs.iter().flat_map(|(want, have)| mismatch(want, have)));
+    problems.extend(room::problems(&pairs));
+    problems.extend(sharing::unknown(&pairs));
+    problems.extend(not_copied(&pairs));
+    problems
+}
+
+fn mismatch(want: &DiskSpec, have: &Disk) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = size(want, have).into_iter().collect();
+    if want.read_only {
+        return problems;
+    }
+    if have.read_only {
+        problems.push(Problem::new(
+            ProblemKind::DiskReadOnly,
+            format!("disk {} is read-only at the destination", want.name),
+            "remove read-only from its block device there",
+        ));
+    }
+    problems.extend(weaker(want, have));
+    problems.extend(unflushed(want, have));
+    if let Some(image) = written(have).find(|image| image.temporary) {
+        problems.push(Problem::new(
+            ProblemKind::DiskTemporary,
+            format!(
+                "what is written to disk {} at the destination goes to a temporary file ({}) and is gone when its \
+                 QEMU ends",
+                want.name, image.filename
+            ),
+            "start the destination's QEMU without `-snapshot` and `snapshot=on`, on an image that is there",
+        ));
+    }
+    problems
+}
+
+fn size(want: &DiskSpec, have: &Disk) -> Option<Problem> {
+    let (name, wanted, found) = (&want.name, want.virtual_size, have.virtual_size);
+    if found == wanted {
+        return None;
+    }
+    let kind = if found < wanted { ProblemKind::DiskTooSmall } else { ProblemKind::DiskTooLarge };
+    if want.read_only {
+        let text = format!(
+            "disk {name} is read-only and has {wanted} bytes at the source, {found} at the destination"
+        );
+        return Some(Problem::warning(kind, text, "give the destination's QEMU the same medium"));
+    }
+    Some(match kind {
+        ProblemKind::DiskTooSmall => Problem::new(
+            kind,
+            format!("disk {name} has {found} bytes at the destination and needs {wanted}"),
+            format!("`qemu-img resize` it there to {wanted} bytes"),
+        ),
+        _ => Problem::new(
+            kind,
+            format!("disk {name} has {found} bytes at the destination, the source's has {wanted}"),
+            format!(
+                "create it anew with {wanted} bytes: the guest's disk must not change its size while it runs"
+            ),
+        ),
+    })
+}
+
+/// What the guest has flushed at the source outlives a power cut; there it would not.
+fn unflushed(want: &DiskSpec, have: &Disk) -> Option<Problem> {
+    if !have.no_flush || want.place.as_ref().is_none_or(|place| place.no_flush) {
+        return None;
+    }
+    let text = format!(
+        "disk {} ignores the guest's flushes at the destination (cache=unsafe): a power cut there loses writes \
+         that the guest believes to be safe",
+        want.name
+    );
+    Some(Problem::warning(
+        ProblemKind::DiskCache,
+        text,
+        "start the destination's QEMU without `cache.no-flush`",
+    ))
+}
+
+fn weaker(want: &DiskSpec, have: &Disk) -> Option<Problem> {
+    let told = want.place.as_ref().map(|place| place.encryption).unwrap_or_default();
+    let wanted = if want.format == "luks" { Encryption::Luks } else { told };
+    if have.protection >= wanted {
+        return None;
+    }
+    let how = match have.protection {
+        Encryption::None => format!("in clear as {}", have.format),
+        weaker => format!("as {}, {}", have.format, weaker.name()),
+    };
+    Some(Problem::new(
+        ProblemKind::DiskFormat,
+        format!(
+            "disk {} is {} at the source and would lie {how} at the destination",
+            want.name,
+            wanted.name()
+        ),
+        "create it with luks at the destination (format luks, or qcow2 with encrypt.format=luks)",
+    ))
+}
+
+fn not_copied(pairs: &[(&DiskSpec, &Disk)]) -> Option<Problem> {
+    let names: Vec<&str> =
+        pairs.iter().filter(|(want, _)| want.read_only).map(|(want, _)| want.name.as_str()).collect();
+    if names.is_empty() {
+        return None;
+    }
+    let text = format!(
+        "read-only at the source, therefore neither copied nor compared with what the destination has: {}",
+        list(names)
+    );
+    Some(Problem::note(ProblemKind::NotCopied, text, "make sure that the destination has the same contents"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::migrate::checks::disks::sample::{have, image, want};
+    use crate::qemu::Image;
+
+    fn kinds(offered: &DiskSpec, present: &[Disk]) -> Vec<ProblemKind> {
+        let found = disk_problems(std::slice::from_ref(offered), present);
+        found.into_iter().filter(|p| p.kind != ProblemKind::NotSeen).map(|p| p.kind).collect()
+    }
+
+    #[test]
+    fn each_mismatch_is_found_and_a_match_is_not() {
+        let raw = want("disk0", 1024, "raw");
+        assert_eq!(kinds(&raw, &[have("disk0", 1024, "qcow2")]), []);
+        assert_eq!(kinds(&raw, &[have("disk1", 1024, "raw")]), [ProblemKind::DiskMissing]);
+        assert_eq!(kinds(&raw, &[have("disk0", 1023, "raw")]), [ProblemKind::DiskTooSmall]);
+        assert_eq!(kinds(&raw, &[have("disk0", 1025, "raw")]), [ProblemKind::DiskTooLarge]);
+        let locked = Disk { read_only: true, ..have("disk0", 1024, "raw") };
+        assert_eq!(kinds(&raw, &[locked]), [ProblemKind::DiskReadOnly]);
+        let hasty = Disk { no_flush: true, ..have("disk0", 1024, "raw") };
+        assert_eq!(kinds(&raw, std::slice::from_ref(&hasty)), [ProblemKind::DiskCache]);
+        let mut as_hasty = raw.clone();
+        as_hasty.place.as_mut().unwrap().no_flush = true;
+        assert_eq!(kinds(&as_hasty, &[hasty]), []);
+        let temporary = Image { temporary: true, ..image(&[]) };
+        let snapshot = Disk { images: vec![temporary], ..have("disk0", 1024, "raw") };
+        assert_eq!(kinds(&raw, &[snapshot]), [ProblemKind::DiskTemporary]);
+    }
+
+    #[test]
+    fn weaker_encryption_is_found_by_what_protects_and_not_by_the_top_driver() {
+        let offer = |encryption| {
+            let mut offer = want("disk0", 1, "throttle");
+            offer.place.as_mut().unwrap().encryption = encryption;
+            offer
+        };
+        let disk = |protection| Disk { protection, ..have("disk0", 1, "throttle") };
+        for (source, destination, found) in [
+            (Encryption::Luks, Encryption::None, true),
+            (Encryption::Luks, Encryption::Aes, true),
+            (Encryption::Aes, Encryption::None, true),
+            (Encryption::Luks, Encryption::Luks, false),
+            (Encryption::Aes, Encryption::Luks, false),
+            (Encryption::None, Encryption::None, false),
+        ] {
+            let expected: &[ProblemKind] = if found { &[ProblemKind::DiskFormat] } else { &[] };
+            assert_eq!(kinds(&offer(source), &[disk(destination)]), expected, "{source:?} {destination:?}");
+        }
+        let old = DiskSpec { place: None, ..want("disk0", 1, "luks") };
+        assert_eq!(kinds(&old, &[disk(Encryption::None)]), [ProblemKind::DiskFormat]);
+    }
+
+    #[test]
+    fn read_only_disks_must_be_there_and_are_said_not_to_be_compared() {
+        let iso = DiskSpec { read_only: true, ..want("cd0", 10, "raw") };
+        assert_eq!(kinds(&iso, &[]), [ProblemKind::DiskMissing]);
+        assert_eq!(kinds(&iso, &[have("cd0", 10, "raw")]), [ProblemKind::NotCopied]);
+        let other = disk_problems(std::slice::from_ref(&iso), &[have("cd0", 11, "raw")]);
+        assert!(other.iter().all(|p| !p.is_refusal()), "{other:?}");
+        assert!(other.iter().any(|p| p.kind == ProblemKind::DiskTooLarge));
+    }
+
+    #[test]
+    fn more_disks_than_can_be_copied_are_refused() {
+        let many: Vec<_> = (0..=DISKS_MAX).map(|n| want(&n.to_string(), 1, "raw")).collect();
+        assert_eq!(disk_problems(&many, &[])[0].kind, ProblemKind::TooManyDisks);
+    }
+}

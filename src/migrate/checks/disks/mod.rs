@@ -1,0 +1,81 @@
+//! The disks of both machines, compared before anything is moved: which one is which, whether what
+//! the guest has may be copied there, and whether it arrives where it should. Changes nothing.
+//!
+//! ```text
+//! source       offered, source_findings ──(Offer)──► destination  pair, destination_findings
+//! ```
+
+mod compare;
+mod offered;
+mod pairing;
+mod room;
+mod sharing;
+mod source;
+
+pub(crate) use compare::destination_findings;
+pub(crate) use offered::offered;
+pub(crate) use pairing::pair;
+pub(crate) use source::source_findings;
+
+use crate::qemu::{Disk, Image};
+
+/// Disks that one migration may copy.
+pub(crate) const DISKS_MAX: usize = 256;
+
+/// Images that the guest's writes go to.
+fn written(disk: &Disk) -> impl Iterator<Item = &Image> {
+    disk.images.iter().filter(|image| !disk.read_only && !image.backing && !image.read_only)
+}
+
+/// Drivers that keep nothing anywhere.
+fn is_nothing(image: &Image) -> bool {
+    matches!(image.driver.as_str(), "null-co" | "null-aio")
+}
+
+/// Names in a sentence.
+fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    names.into_iter().collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod sample {
+    use crate::migrate::protocol::message::{DiskPlace, DiskSpec};
+    use crate::qemu::{Disk, Image};
+
+    /// A disk of the destination with an id of its own.
+    pub(crate) fn have(name: &str, size: u64, format: &str) -> Disk {
+        Disk {
+            name: name.into(),
+            id: Some(name.into()),
+            node_name: name.into(),
+            virtual_size: size,
+            format: format.into(),
+            layers_known: true,
+            ..Disk::default()
+        }
+    }
+
+    /// The same, offered.
+    pub(crate) fn want(name: &str, size: u64, format: &str) -> DiskSpec {
+        let place = DiskPlace { id: Some(name.into()), ..DiskPlace::default() };
+        DiskSpec {
+            name: name.into(),
+            virtual_size: size,
+            format: format.into(),
+            read_only: false,
+            place: Some(place),
+        }
+    }
+
+    pub(crate) fn image(keys: &[&str]) -> Image {
+        Image {
+            filename: "/srv/disk.raw".into(),
+            driver: "file".into(),
+            backing: false,
+            read_only: false,
+            temporary: false,
+            seen: None,
+            keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+        }
+    }
+}

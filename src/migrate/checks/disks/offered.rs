@@ -1,0 +1,92 @@
+//! What the source says of its disks to the other host.
+
+use super::is_nothing;
+use crate::migrate::protocol::message::{DiskPlace, DiskSpec, Storage};
+use crate::qemu::Disk;
+
+/// Bytes that the names of all storages may take in one offer.
+const STORAGE_BYTES_MAX: usize = 96 * 1024;
+/// What one of them takes in JSON beside its name.
+const STORAGE_BYTES_BESIDES: usize = 32;
+
+/// The disks but for firmware flash, whose contents travel with the RAM.
+pub(crate) fn offered(disks: &[Disk]) -> Vec<DiskSpec> {
+    let mut room = STORAGE_BYTES_MAX;
+    disks.iter().filter(|disk| !disk.firmware).map(|disk| spec(disk, &mut room)).collect()
+}
+
+fn spec(disk: &Disk, room: &mut usize) -> DiskSpec {
+    let (storages, hides_storage) = storages(disk, room);
+    let place = DiskPlace {
+        id: disk.id.clone(),
+        address: disk.address.clone(),
+        encryption: disk.encryption,
+        no_flush: disk.no_flush,
+        allocated: allocated(disk),
+        storages,
+        hides_storage,
+    };
+    DiskSpec {
+        name: disk.name.clone(),
+        virtual_size: disk.virtual_size,
+        format: disk.format.clone(),
+        read_only: disk.read_only,
+        place: Some(place),
+    }
+}
+
+/// What the images of a disk occupy together, its backing files included; at most its size.
+fn allocated(disk: &Disk) -> Option<u64> {
+    let images = disk.layers.iter().filter(|layer| layer.is_leaf).map(|layer| layer.actual_size);
+    let sum = images.into_iter().try_fold(0_u64, |sum, size| Some(sum.saturating_add(size?)));
+    let top = if disk.layers_known && !disk.layers.is_empty() { sum } else { disk.actual_size };
+    Some(top?.min(disk.virtual_size))
+}
+
+fn storages(disk: &Disk, room: &mut usize) -> (Vec<Storage>, bool) {
+    let mut storages = Vec::new();
+    let mut hides = !disk.layers_known;
+    for image in disk.images.iter().filter(|image| !is_nothing(image)) {
+        hides |= image.keys.is_empty();
+        for key in &image.keys {
+            let Some(rest) = room.checked_sub(key.len() + STORAGE_BYTES_BESIDES) else {
+                hides = true;
+                break;
+            };
+            *room = rest;
+            let written = !disk.read_only && !image.backing && !image.read_only;
+            storages.push(Storage { key: key.clone(), written });
+        }
+    }
+    (storages, hides)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::migrate::checks::disks::sample::{have, image};
+    use crate::qemu::Image;
+
+    #[test]
+    fn an_offer_stays_small_and_says_what_it_leaves_out() {
+        let long = "x".repeat(1000);
+        let images = || (0..4).map(|_| image(&[&long])).collect::<Vec<Image>>();
+        let disks: Vec<Disk> =
+            (0..256).map(|n| Disk { images: images(), ..have(&n.to_string(), 1, "raw") }).collect();
+        let specs = offered(&disks);
+        let places: Vec<_> = specs.iter().map(|spec| spec.place.as_ref().unwrap()).collect();
+        let bytes: usize = places.iter().flat_map(|p| &p.storages).map(|s| s.key.len()).sum();
+        assert!(bytes <= STORAGE_BYTES_MAX);
+        assert!(!places[0].hides_storage && places[255].hides_storage);
+    }
+
+    #[test]
+    fn firmware_is_not_offered_and_an_unknown_image_is_hidden() {
+        let flash = Disk { firmware: true, ..have("flash", 1, "raw") };
+        let unseen = Disk { images: vec![image(&[])], ..have("disk0", 1, "raw") };
+        let specs = offered(&[flash, unseen]);
+        assert_eq!(specs.len(), 1);
+        assert!(specs[0].place.as_ref().unwrap().hides_storage);
+    }
+}

@@ -1,0 +1,157 @@
+//! What the source finds in its own QEMU: what is attached to the disks, and contents that nobody
+//! copies.
+
+use super::{list, sharing, written};
+use crate::migrate::model::problem::{Problem, ProblemKind};
+use crate::qemu::{Contents, Disk, Outside, Qmp, QmpError, QueryBlockExports, names, outside};
+
+/// Everything that speaks against moving a guest with these disks, and what will not go along.
+pub(crate) async fn source_findings(qmp: &Qmp, disks: &[Disk]) -> Result<Vec<Problem>, QmpError> {
+    let mut problems: Vec<Problem> = outside(qmp).await?.iter().map(not_moved).collect();
+    problems.extend(sharing::within(disks, "source"));
+    problems.extend(exported(qmp, disks, "source").await?);
+    problems.extend(attached(disks));
+    Ok(problems)
+}
+
+fn not_moved(device: &Outside) -> Problem {
+    let Outside { name, device, contents } = device;
+    let (kind, what, remedy) = match contents {
+        Contents::Disk => (
+            ProblemKind::DeviceData,
+            "the contents of its disk lie outside of QEMU, and nobody copies them",
+            "attach the disk as a block device of QEMU; accept it only if the destination's device has the same \
+             contents, and nobody writes to them from now on",
+        ),
+        Contents::Folder => (
+            ProblemKind::DeviceData,
+            "it shows the guest a folder of the host, which nobody copies",
+            "remove it from the guest; accept it only if the destination's folder has the same contents, and \
+             QEMU can move the device",
+        ),
+        Contents::HostDevice => (
+            ProblemKind::DiskPassthrough,
+            "the guest's writes go to a device of the host without QEMU knowing of them, so a copy would miss some",
+            "attach the disk as `scsi-hd`",
+        ),
+    };
+    Problem::new(kind, format!("device {name} ({device}) of the source cannot be moved: {what}"), remedy)
+}
+
+/// Exports of these disks that are not this migration's.
+pub(crate) async fn exported(qmp: &Qmp, disks: &[Disk], side: &str) -> Result<Vec<Problem>, QmpError> {
+    let exports = qmp.execute(QueryBlockExports).await?;
+    let mut problems = Vec::new();
+    for disk in disks {
+        let node = |name: &str| disk.layers.iter().find(|layer| layer.node_name == name);
+        let of_disk = exports.iter().filter_map(|export| Some((export, node(&export.node_name)?)));
+        for (export, layer) in of_disk {
+            let writable = layer.written_by_others || !disk.layers_known;
+            let (id, kind, name) = (&export.id, &export.kind, &disk.name);
+            let ours = if names::is_ours(id) {
+                ", a left-over of vmferry's, which the agent closes when it starts"
+            } else {
+                ""
+            };
+            let text = format!("disk {name} is exported at the {side} ({kind} export {id}{ours})");
+            problems.push(match writable || side != "source" {
+                true => Problem::new(
+                    ProblemKind::DiskExported,
+                    format!("{text}, and may be written to by others than the guest"),
+                    "end the export with `block-export-del`, once nobody uses it: QEMU does not hand over a disk \
+                     that others write to",
+                ),
+                false => Problem::warning(
+                    ProblemKind::DiskExported,
+                    format!("{text}; whoever reads it will not see the guest's writes after the move"),
+                    "let the reader finish, and end the export with `block-export-del`",
+                ),
+            });
+        }
+    }
+    Ok(problems)
+}
+
+fn attached(disks: &[Disk]) -> Vec<Problem> {
+    let copied = || disks.iter().filter(|disk| !disk.read_only && !disk.firmware);
+    let mut problems = Vec::new();
+    for disk in copied() {
+        problems.extend(bitmaps(disk));
+        problems.extend(temporary(disk));
+        problems.extend(not_carried(disk));
+    }
+    let unknown: Vec<&str> = copied().filter(|d| !d.layers_known).map(|d| d.name.as_str()).collect();
+    if !unknown.is_empty() {
+        let text = format!("the source's QEMU does not tell what lies below {}", list(unknown));
+        let remedy = "look for encryption and for data files below their formats and filters yourself";
+        problems.push(Problem::warning(ProblemKind::NotSeen, text, remedy));
+    }
+    problems
+}
+
+fn bitmaps(disk: &Disk) -> Vec<Problem> {
+    let all = || {
+        let written = disk.layers.iter().filter(|layer| !layer.backing);
+        written.flat_map(|layer| &layer.bitmaps).filter(|bitmap| !names::is_ours(&bitmap.name))
+    };
+    let mut problems = Vec::new();
+    let busy = list(all().filter(|b| b.busy && b.persistent).map(|b| b.name.as_str()));
+    if !busy.is_empty() {
+        problems.push(Problem::new(
+            ProblemKind::Busy,
+            format!("dirty bitmaps of the source's disk {} are in use: {busy}. QEMU would end itself, and with it \
+                     the guest, when it closes the image", disk.name),
+            "let the backup finish, or end its export or job",
+        ));
+    }
+    let dropped = list(all().map(|b| b.name.as_str()));
+    if !dropped.is_empty() {
+        problems.push(Problem::warning(
+            ProblemKind::BitmapsDropped,
+            format!(
+                "dirty bitmaps of the source's disk {} are not carried to the destination: {dropped}",
+                disk.name
+            ),
+            "the next backup there has to be a full one",
+        ));
+    }
+    problems
+}
+
+fn temporary(disk: &Disk) -> Option<Problem> {
+    let image = written(disk).find(|image| image.temporary)?;
+    Some(Problem::warning(
+        ProblemKind::DiskTemporary,
+        format!(
+            "what the guest has written to disk {} lies in a file at the source that is gone when QEMU ends ({}); \
+             at the destination it is kept",
+            disk.name, image.filename
+        ),
+        "with `-snapshot`, do not move the guest if its writes are to be thrown away",
+    ))
+}
+
+fn not_carried(disk: &Disk) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let snapshots = list(disk.layers.iter().flat_map(|layer| &layer.snapshots).map(String::as_str));
+    if !snapshots.is_empty() {
+        problems.push(Problem::warning(
+            ProblemKind::SnapshotsDropped,
+            format!(
+                "snapshots inside the image of the source's disk {} are not carried to the destination: {snapshots}",
+                disk.name
+            ),
+            "keep the source's image for as long as they are needed",
+        ));
+    }
+    let backing = disk.images.iter().filter(|image| image.backing && !image.temporary).count();
+    if backing > 0 {
+        let text = format!(
+            "the source's disk {} stands on backing files ({backing}): their contents become part of the \
+             destination's own image",
+            disk.name
+        );
+        problems.push(Problem::note(ProblemKind::BackingMerged, text, "nothing has to be done"));
+    }
+    problems
+}

@@ -1,0 +1,75 @@
+//! What a destination asks itself before it changes anything: may this peer send this VM here,
+//! and could the QEMU that waits for it take it? `vmferry check` ends with these answers.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::error::Trouble;
+use crate::config::glob_matches;
+use crate::migrate::checks::{descriptors, disks, machine};
+use crate::migrate::guest::{process, vm_state};
+use crate::migrate::host::Host;
+use crate::migrate::model::problem::{Problem, ProblemKind, chain};
+use crate::migrate::protocol::message::Offer;
+use crate::migrate::source::examine;
+use crate::net::identity::Identity;
+use crate::qemu::{Abilities, Qmp, QmpError, QueryMigrate, QueryStatus};
+
+/// May this peer send this VM here, and could it?
+pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Trouble> {
+    permitted(host, peer, &offer.vm)?;
+    let problem = |p| Trouble::Problems(vec![p]);
+    let config = host.vm(&offer.vm, "destination").map_err(problem)?;
+    let _not_meanwhile = host.reserve(&offer.vm, Uuid::new_v4()).map_err(problem)?;
+    match (process::connect(config).await, &config.start) {
+        (Ok((qmp, _events)), _) => Ok(target_problems(&qmp, offer).await?),
+        // Its disks are known only to a QEMU: one is started for the questions and ended again.
+        (Err(e), Some(start)) if e.is_not_listening() => {
+            let started = process::start(host, &offer.vm, config, start, Uuid::new_v4()).await;
+            let (started, qmp, _events) = started.map_err(|e| problem(unreachable(&offer.vm, &chain(&e))))?;
+            let problems = target_problems(&qmp, offer).await;
+            started.stop(&qmp).await?;
+            Ok(problems?)
+        }
+        (Err(e), _) => Err(problem(unreachable(&offer.vm, &chain(&e)))),
+    }
+}
+
+/// Whether `receive` of this peer has the VM.
+pub(crate) fn permitted(host: &Host, peer: &Identity, vm: &str) -> Result<(), Trouble> {
+    let permits = host.config.peer_by_identity(peer).map(|(_, p)| &p.receive);
+    if permits.is_some_and(|globs| globs.iter().any(|g| glob_matches(g, vm))) {
+        return Ok(());
+    }
+    let text = format!("{} does not permit {peer} to send VM {vm} there", host.identity);
+    let remedy = format!(
+        "add it to `receive` of the peer with identity \"{peer}\" in the configuration of {}",
+        host.identity
+    );
+    Err(Trouble::Problems(vec![Problem::new(ProblemKind::NotPermitted, text, remedy)]))
+}
+
+/// Nobody answers at the monitor where a waiting QEMU should be.
+pub(crate) fn unreachable(vm: &str, why: &str) -> Problem {
+    let text = format!("no QEMU waits for VM {vm} at the destination: {why}");
+    let remedy =
+        format!("start one with `-incoming defer -S`, or give [vm.{vm}] a `start` so that the agent can");
+    Problem::new(ProblemKind::TargetNotWaiting, text, remedy)
+}
+
+/// What keeps the QEMU that was found from taking this VM.
+pub(crate) async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Problem>, QmpError> {
+    let status = qmp.execute(QueryStatus).await?.status;
+    let migration = qmp.execute(QueryMigrate).await?.status;
+    if let Some(problem) = vm_state::not_waiting(&offer.vm, &status, &migration) {
+        return Ok(vec![problem]);
+    }
+    let mut problems = examine::abilities_missing(&Abilities::ask(qmp).await?, "destination");
+    problems.extend(examine::busy(qmp, &offer.vm).await?);
+    let present = crate::qemu::disks(qmp).await?;
+    problems.extend(disks::destination_findings(qmp, offer, &present).await?);
+    problems.extend(machine::findings(qmp, offer).await?);
+    problems.extend(descriptors::findings(qmp, "destination", offer.disks.len()));
+    Ok(problems)
+}

@@ -1,0 +1,67 @@
+//! Why a destination cannot go on, and how that is told to the source.
+
+use crate::migrate::guest::process;
+use crate::migrate::model::problem::{Problem, chain};
+use crate::migrate::protocol::message::Refusal;
+use crate::qemu::{MigrationStatus, Qmp, QmpError};
+
+/// Why the destination cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    #[error("{}", .0.first().map_or_else(String::new, ToString::to_string))]
+    Problems(Vec<Problem>),
+    #[error("the destination's QEMU")]
+    Qmp(#[from] QmpError),
+    #[error("the destination's QEMU of VM {vm} has gone: its process {pid} has ended{words}")]
+    QemuGone { vm: String, pid: i32, words: String },
+    #[error("the destination's QEMU of VM {vm} cannot be reached any more: {cause}")]
+    QemuUnknown { vm: String, cause: String },
+    #[error("the destination's QEMU ended the migration as {status}: {error}")]
+    Ram { status: MigrationStatus, error: String },
+    #[error(transparent)]
+    Vm(#[from] process::VmError),
+    #[error("the destination's journal cannot be written, so nothing further is done")]
+    Journal(#[from] crate::migrate::journal::JournalError),
+    #[error("no local socket at the destination")]
+    Socket(#[from] std::io::Error),
+    #[error("exports of the guest's disks are still open in the destination's QEMU: {}", .0.join(", "))]
+    ExportsOpen(Vec<String>),
+    #[error("`{0}` was asked at the wrong moment")]
+    OutOfOrder(&'static str),
+    #[error("an operator gave the VM to the source")]
+    Forced,
+    #[error(transparent)]
+    HandOver(#[from] crate::migrate::handover::Illegal),
+    #[error("the destination's agent was told to stop")]
+    Stopping,
+    #[error("it is left to another process")]
+    Frozen,
+    #[error("the source gave up: {0}")]
+    Aborted(String),
+    #[error("the guest of VM {vm} could not be started")]
+    NotStarted { vm: String, source: QmpError },
+    #[error("the source was lost")]
+    SourceLost,
+    #[error("the source did not return within {0} s")]
+    SourceStayedAway(u64),
+}
+
+impl Trouble {
+    /// Of a monitor whose connection is over.
+    pub(crate) fn of_monitor(vm: &str, qmp: &Qmp) -> Self {
+        let vm = vm.to_owned();
+        match qmp.failure() {
+            Some(QmpError::Ended { pid, .. }) => Self::QemuGone { vm, pid, words: String::new() },
+            Some(error) => Self::QemuUnknown { vm, cause: chain(&error) },
+            None => Self::QemuUnknown { vm, cause: "its monitor is over".into() },
+        }
+    }
+
+    pub(crate) fn refusal(&self) -> Refusal {
+        let problems = match self {
+            Self::Problems(problems) => problems.clone(),
+            _ => Vec::new(),
+        };
+        Refusal { problems, text: chain(self) }
+    }
+}

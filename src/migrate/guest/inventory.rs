@@ -1,0 +1,188 @@
+//! The source's inventory: which devices and drives its machine had when the migration was planned.
+//!
+//! Whatever is plugged in, pulled out or exchanged after that is in no plan, and would arrive as
+//! zeros or not at all. QEMU tells of a device that is gone and not of one that is new, so the two
+//! lists are compared: before each phase that builds on the plan, and at last with the guest at rest.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::migrate::model::meanwhile::Meanwhile;
+use crate::qemu::{BlockInfo, Qmp, QmpError, QomList, QueryBlock};
+
+/// Where QEMU keeps the devices that somebody asked for.
+const FOLDERS: [&str; 2] = ["/machine/peripheral", "/machine/peripheral-anon"];
+
+/// What a machine has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Inventory {
+    /// Devices and their types, by name.
+    devices: BTreeMap<String, String>,
+    /// Drives by the guest's device.
+    drives: BTreeMap<String, Option<Medium>>,
+}
+
+/// What is in a drive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Medium {
+    node_name: String,
+    bytes: u64,
+    read_only: bool,
+}
+
+impl Inventory {
+    /// Of the machine as it is now.
+    pub(crate) async fn of(qmp: &Qmp) -> Result<Self, QmpError> {
+        Self::with(qmp, qmp.execute(QueryBlock).await?).await
+    }
+
+    async fn with(qmp: &Qmp, blocks: Vec<BlockInfo>) -> Result<Self, QmpError> {
+        let mut devices = BTreeMap::new();
+        for folder in FOLDERS {
+            for child in qmp.execute(QomList { path: folder.to_owned() }).await? {
+                if let Some(kind) = child.kind.strip_prefix("child<").and_then(|k| k.strip_suffix('>')) {
+                    devices.insert(child.name, kind.to_owned());
+                }
+            }
+        }
+        Ok(Self { devices, drives: blocks.into_iter().map(drive).collect() })
+    }
+
+    /// What is no longer as it was, in words.
+    fn changes(&self, now: &Self) -> Vec<String> {
+        let mut changes = Vec::new();
+        for (name, kind) in &now.devices {
+            if self.devices.get(name) != Some(kind) {
+                changes.push(format!("device {name} ({kind}) was plugged in"));
+            }
+        }
+        for (name, kind) in &self.devices {
+            if !now.devices.contains_key(name) {
+                changes.push(format!("device {name} ({kind}) was pulled out"));
+            }
+        }
+        for (name, before) in &self.drives {
+            match (before, now.drives.get(name)) {
+                (_, None) => changes.push(format!("drive {name} is gone")),
+                (before, Some(after)) => changes.extend(exchanged(name, before.as_ref(), after.as_ref())),
+            }
+        }
+        let new = now.drives.keys().filter(|name| !self.drives.contains_key(*name));
+        changes.extend(new.map(|name| format!("drive {name} is new")));
+        changes
+    }
+
+    /// That the machine is still the one of the plan.
+    pub(crate) async fn unchanged(&self, qmp: &Qmp) -> Result<Option<Meanwhile>, QmpError> {
+        let changes = self.changes(&Self::of(qmp).await?);
+        Ok((!changes.is_empty()).then_some(Meanwhile::Changed { changes }))
+    }
+
+    /// The same at the switchover, with what would keep QEMU from giving its disks up: QEMU aborts,
+    /// and the guest dies, when a bitmap that it has to store is in use.
+    pub(crate) async fn may_be_given_up(&self, qmp: &Qmp) -> Result<Option<Meanwhile>, QmpError> {
+        let blocks = qmp.execute(QueryBlock).await?;
+        if let Some(meanwhile) = bitmap_in_use(&blocks) {
+            return Ok(Some(meanwhile));
+        }
+        let changes = self.changes(&Self::with(qmp, blocks).await?);
+        Ok((!changes.is_empty()).then_some(Meanwhile::Changed { changes }))
+    }
+}
+
+fn name_of(block: &BlockInfo) -> String {
+    if block.qdev.is_empty() { block.device.clone() } else { block.qdev.clone() }
+}
+
+fn drive(block: BlockInfo) -> (String, Option<Medium>) {
+    let name = name_of(&block);
+    let medium = block.inserted.map(|inserted| Medium {
+        bytes: inserted.image.map_or(0, |image| image.virtual_size),
+        node_name: inserted.node_name,
+        read_only: inserted.ro,
+    });
+    (name, medium)
+}
+
+fn exchanged(name: &str, before: Option<&Medium>, after: Option<&Medium>) -> Option<String> {
+    match (before, after) {
+        (None, None) => None,
+        (None, Some(_)) => Some(format!("a medium was put into drive {name}")),
+        (Some(_), None) => Some(format!("the medium of drive {name} was taken out")),
+        (Some(before), Some(after)) if before.node_name != after.node_name => Some(format!(
+            "drive {name} has another image: node {} instead of {}",
+            after.node_name, before.node_name
+        )),
+        (Some(before), Some(after)) if before.bytes != after.bytes => {
+            Some(format!("drive {name} has {} bytes instead of {}", after.bytes, before.bytes))
+        }
+        (Some(before), Some(after)) if before.read_only != after.read_only => Some(format!(
+            "drive {name} can {} be written to",
+            if after.read_only { "no longer" } else { "now" }
+        )),
+        _ => None,
+    }
+}
+
+fn bitmap_in_use(blocks: &[BlockInfo]) -> Option<Meanwhile> {
+    blocks.iter().find_map(|block| {
+        let inserted = block.inserted.as_ref()?;
+        let bitmap = inserted.dirty_bitmaps.iter().find(|bitmap| bitmap.busy && bitmap.persistent)?;
+        Some(Meanwhile::BitmapInUse { drive: name_of(block), bitmap: bitmap.name.clone() })
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
+mod tests {
+    use super::*;
+
+    fn blocks(text: &str) -> Vec<BlockInfo> {
+        serde_json::from_str(text).unwrap()
+    }
+
+    fn of(devices: &[(&str, &str)], text: &str) -> Inventory {
+        Inventory {
+            devices: devices.iter().map(|(name, kind)| ((*name).into(), (*kind).into())).collect(),
+            drives: blocks(text).into_iter().map(drive).collect(),
+        }
+    }
+
+    const DISK: &str = r#"[{"qdev":"disk0","inserted":{"node-name":"vda","image":{"virtual-size":64}}}]"#;
+
+    #[test]
+    fn whatever_was_plugged_pulled_or_exchanged_is_named() {
+        let blk = ("disk0", "virtio-blk-pci");
+        let before = of(&[blk], DISK);
+        assert_eq!(before.changes(&before.clone()), Vec::<String>::new());
+        let said = |devices: &[(&str, &str)], text: &str| before.changes(&of(devices, text)).join("; ");
+        assert_eq!(
+            said(&[blk, ("hot", "virtio-net-pci")], DISK),
+            "device hot (virtio-net-pci) was plugged in"
+        );
+        assert_eq!(said(&[], DISK), "device disk0 (virtio-blk-pci) was pulled out");
+        assert_eq!(said(&[("disk0", "nvme")], DISK), "device disk0 (nvme) was plugged in");
+        assert_eq!(said(&[blk], "[]"), "drive disk0 is gone");
+        let resized = DISK.replace("64", "65");
+        assert_eq!(said(&[blk], &resized), "drive disk0 has 65 bytes instead of 64");
+        let snapshot = DISK.replace("vda", "overlay");
+        assert!(said(&[blk], &snapshot).contains("node overlay instead of vda"));
+        let ejected = r#"[{"qdev":"disk0"}]"#;
+        assert_eq!(said(&[blk], ejected), "the medium of drive disk0 was taken out");
+        assert_eq!(of(&[blk], ejected).changes(&before), ["a medium was put into drive disk0"]);
+    }
+
+    #[test]
+    fn only_a_bitmap_that_is_stored_and_in_use_makes_qemu_abort() {
+        let with = |busy: bool, persistent: bool| {
+            let bitmap = format!(
+                r#"{{"name":"b","count":0,"granularity":65536,"busy":{busy},"persistent":{persistent}}}"#
+            );
+            let text =
+                format!(r#"[{{"qdev":"d","inserted":{{"node-name":"n","dirty-bitmaps":[{bitmap}]}}}}]"#);
+            bitmap_in_use(&blocks(&text)).is_some()
+        };
+        assert_eq!([with(true, true), with(true, false), with(false, true)], [true, false, false]);
+    }
+}

@@ -1,0 +1,12 @@
+//! A virtual machine's QEMU on this host: found, started, looked at, set up for a migration, cleaned up,
+//! ended.
+
+pub(crate) mod inventory;
+pub(crate) mod last_words;
+pub(crate) mod life;
+mod marked;
+pub(crate) mod nbd_server;
+pub(crate) mod process;
+pub(crate) mod settings;
+pub(crate) mod undo;
+pub mod vm_state;

@@ -1,0 +1,428 @@
+//! The journal: the durable record of one migration on one host.
+//!
+//! One file per migration and role, one JSON record per line, each synced to disk before the
+//! step that it announces is taken. Every line has a number and a checksum over all before it, so
+//! that lines which were torn, doubled, moved or taken from elsewhere are found out. A torn last
+//! line is what a crash leaves and is dropped; anything else that cannot be read is refused,
+//! never guessed at, and never deleted. A file that ends within its first line tells of nothing:
+//! nothing is done before that line is synced. A file has one writer at a time. Knows no QEMU.
+
+mod file;
+mod folder;
+mod line;
+mod writers;
+
+pub use file::{Journal, Unwritten};
+pub use folder::{
+    HISTORY_MAX, Peeked, UNCONFIRMED_DAYS_MAX, UNCONFIRMED_MAX, migration_of, peek_all, prune,
+    remove_unbegun, vm_of,
+};
+pub use line::Flaw;
+pub(crate) use writers::is_written as is_in_use;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::destination::image_stamp::Witness;
+use super::handover::{Ended, Known, Mark, Side};
+use super::model::phase::Phase;
+use super::model::problem::Accepted;
+use super::model::progress::Outcome;
+use crate::qemu::{CapabilityStatus, MigrationParameters, Process, ProcessId};
+
+/// The format that this version writes, and the newest that it reads. Format 1 had neither
+/// numbers nor checksums.
+pub const FORMAT: u32 = 2;
+const SUFFIX: &str = "journal";
+
+/// Which part this host plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The guest comes from here.
+    Source,
+    /// The guest goes here.
+    Destination,
+}
+
+impl Role {
+    /// As shown to people and in file names.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+}
+
+/// A further try of a migration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RetryOf {
+    /// The migration of the first.
+    pub first: Uuid,
+    /// Counted from one, so two at least.
+    pub number: u32,
+    /// What those before it left for it. In the header, so that there is no moment at which no
+    /// open journal tells of it.
+    #[serde(default)]
+    pub kept: Vec<Undo>,
+}
+
+/// The first record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// [`FORMAT`] when it was written.
+    pub format: u32,
+    /// The migration.
+    pub migration: Uuid,
+    /// This host's part.
+    pub role: Role,
+    /// The virtual machine.
+    pub vm: String,
+    /// This host's identity.
+    pub host: String,
+    /// The other host's identity.
+    pub peer: String,
+    /// Seconds since the epoch.
+    pub began_at: i64,
+    /// Whether the guest ran when it began.
+    pub running: bool,
+    /// Source: its QEMU is to be left, paused for ever, when the guest has moved.
+    #[serde(default)]
+    pub keep_source: bool,
+    /// Source: the migration whose further try this is, and which one; its first is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryOf>,
+    /// The kinds of problems that the source's operator has accepted by name.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub accepted: BTreeSet<Accepted>,
+}
+
+impl Header {
+    /// Tries follow each other within a second.
+    fn order(&self) -> (i64, u32) {
+        (self.began_at, self.retry.as_ref().map_or(1, |r| r.number))
+    }
+}
+
+/// What a migration tells of itself when it begins.
+#[derive(Debug)]
+pub struct Beginning<'a> {
+    /// [`Header::vm`].
+    pub vm: &'a str,
+    /// [`Header::running`].
+    pub running: bool,
+    /// [`Header::keep_source`].
+    pub keep_source: bool,
+    /// [`Header::retry`].
+    pub retry: Option<RetryOf>,
+    /// [`Header::accepted`].
+    pub accepted: BTreeSet<Accepted>,
+}
+
+impl<'a> Beginning<'a> {
+    /// At its destination.
+    #[must_use]
+    pub fn of_destination(offer: &'a super::protocol::message::Offer) -> Self {
+        let (vm, accepted) = (offer.vm.as_str(), offer.policy.accept.clone());
+        Self { vm, running: offer.running, keep_source: false, retry: None, accepted }
+    }
+}
+
+/// Something that was about to be made and has to go if the migration fails.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Undo {
+    /// A descriptor under this name in the monitor.
+    Fd(String),
+    /// A block node.
+    Node(String),
+    /// A mirror job.
+    Job(String),
+    /// A dirty bitmap.
+    Bitmap {
+        /// Its node.
+        node: String,
+        /// Its name.
+        name: String,
+    },
+    /// Migration capabilities and parameters as they were.
+    MigrationSettings {
+        /// All capabilities.
+        capabilities: Vec<CapabilityStatus>,
+        /// The parameters that we know.
+        parameters: MigrationParameters,
+    },
+    /// A QEMU process that we started.
+    Qemu,
+    /// The NBD server.
+    NbdServer,
+    /// A block export.
+    Export(String),
+}
+
+/// A line of the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Record {
+    /// The first line.
+    Begun(Header),
+    /// The next step makes this.
+    Undo(Undo),
+    /// The QEMU on this host that it is about.
+    Qemu(ProcessId),
+    /// A phase has been entered.
+    Phase(Phase),
+    /// Somebody has paused or continued the guest since it began: whether it is to run where it ends
+    /// up.
+    ToRun {
+        /// It is.
+        running: bool,
+    },
+    /// Source: the guest is the destination's from here on. Destination: never written.
+    HandedOver,
+    /// Destination: the guest is about to be started.
+    Starting,
+    /// Destination: the guest runs. Source: the destination said so.
+    Runs,
+    /// Destination: the guest never ran and never will. Source: the destination said so, or
+    /// the hand-over was never reached.
+    NeverRan,
+    /// Destination: how a try that was undone left the disks.
+    Witness(Witness),
+    /// Nothing is open any more.
+    Ended(Outcome),
+    /// Destination: the source durably knows how it ended, and never asks again.
+    Confirmed,
+    /// What was left to clean up when it ended is gone by now.
+    Cleaned,
+    /// An operator has decided whose the virtual machine is.
+    Forced {
+        /// Seen from this host.
+        side: Side,
+        /// The caller's user, by the kernel's word.
+        uid: Option<u32>,
+        /// Seconds since the epoch.
+        at: i64,
+    },
+}
+
+impl Record {
+    /// The record of a mark; `None` for one that needs more than the mark says.
+    #[must_use]
+    pub fn of(mark: Mark) -> Option<Self> {
+        Some(match mark {
+            Mark::HandedOver => Self::HandedOver,
+            Mark::Starting => Self::Starting,
+            Mark::Runs => Self::Runs,
+            Mark::NeverRan => Self::NeverRan,
+            Mark::Confirmed => Self::Confirmed,
+            Mark::Forced(_) => return None,
+        })
+    }
+}
+
+/// Why a journal cannot be written or believed.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Reading or writing failed.
+    #[error("journal {}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// A line is not what was written there.
+    #[error("journal {} is damaged in line {line}; it was left as it is", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Counted from one.
+        line: usize,
+        /// What is wrong with it.
+        source: Flaw,
+    },
+    /// The file's name is that of another migration or role.
+    #[error("journal {} is of migration {migration} and role {}; it was left as it is", path.display(), role.name())]
+    Misnamed {
+        /// The file.
+        path: PathBuf,
+        /// What its header says.
+        migration: Uuid,
+        /// What its header says.
+        role: Role,
+    },
+    /// It ends within its first line: its migration had not begun when the agent or the host ended, for
+    /// nothing is done before that line is on the disk.
+    #[error("journal {} was never begun: nothing was done under it", path.display())]
+    NotBegun {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another part of this agent writes to it.
+    #[error("journal {} is in use by another part of this agent", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The first line is not a header.
+    #[error("journal {} has no header; it was left as it is", path.display())]
+    NoHeader {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Written by a newer version.
+    #[error("journal {} has format {format}, this version reads up to {FORMAT}; it was left as it is", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        format: u32,
+    },
+    /// Written on another host.
+    #[error("journal {} is of host {host}, not of this one; it was left as it is", path.display())]
+    OtherHost {
+        /// The file.
+        path: PathBuf,
+        /// Its host.
+        host: String,
+    },
+}
+
+/// What a journal says so far.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Past {
+    /// Its first record.
+    pub header: Header,
+    /// What was about to be made, in order.
+    pub undo: Vec<Undo>,
+    /// See [`Record::Qemu`]: the last one that is known.
+    pub qemu: Option<ProcessId>,
+    /// The last phase entered.
+    pub phase: Phase,
+    /// The last one before a roll-back: what failed, if it failed.
+    pub reached: Phase,
+    /// See [`Record::ToRun`]; the last one.
+    pub to_run: Option<bool>,
+    /// See [`Record::HandedOver`].
+    pub handed_over: bool,
+    /// See [`Record::Starting`].
+    pub starting: bool,
+    /// See [`Record::Runs`].
+    pub runs: bool,
+    /// See [`Record::NeverRan`].
+    pub never_ran: bool,
+    /// See [`Record::Witness`].
+    pub witness: Option<Witness>,
+    /// See [`Record::Ended`].
+    pub ended: Option<Outcome>,
+    /// See [`Record::Confirmed`].
+    pub confirmed: bool,
+    /// See [`Record::Cleaned`].
+    pub cleaned: bool,
+    /// See [`Record::Forced`]; the last one.
+    pub forced: Option<Side>,
+}
+
+impl Past {
+    fn new(header: Header) -> Self {
+        let undo = header.retry.as_ref().map_or_else(Vec::new, |r| r.kept.clone());
+        Self {
+            header,
+            undo,
+            qemu: None,
+            phase: Phase::Begin,
+            reached: Phase::Begin,
+            to_run: None,
+            handed_over: false,
+            starting: false,
+            runs: false,
+            never_ran: false,
+            witness: None,
+            ended: None,
+            confirmed: false,
+            cleaned: false,
+            forced: None,
+        }
+    }
+
+    fn apply(&mut self, record: Record) {
+        match record {
+            Record::Begun(_) => {}
+            Record::Undo(undo) => self.undo.push(undo),
+            Record::Qemu(id) => self.qemu = Some(id),
+            Record::Phase(phase) => {
+                self.phase = phase;
+                if phase != Phase::RollBack {
+                    self.reached = phase;
+                }
+            }
+            Record::ToRun { running } => self.to_run = Some(running),
+            Record::HandedOver => self.handed_over = true,
+            Record::Starting => self.starting = true,
+            Record::Runs => self.runs = true,
+            Record::NeverRan => self.never_ran = true,
+            Record::Witness(witness) => self.witness = Some(witness),
+            Record::Ended(outcome) => self.ended = Some(outcome),
+            Record::Confirmed => self.confirmed = true,
+            Record::Cleaned => self.cleaned = true,
+            Record::Forced { side, .. } => self.forced = Some(side),
+        }
+    }
+
+    /// Whether `process` is the QEMU that it is about; so it is taken to be where one of the two is
+    /// not known.
+    #[must_use]
+    pub fn is_of(&self, process: &Process) -> bool {
+        match (&self.qemu, process.id()) {
+            (Some(then), Some(now)) => then == now,
+            _ => true,
+        }
+    }
+
+    /// Whether `process` is surely that QEMU.
+    #[must_use]
+    pub fn is_surely_of(&self, process: &Process) -> bool {
+        self.qemu.is_some() && self.qemu.as_ref() == process.id()
+    }
+
+    /// Whether the guest is to run where it ends up: nobody has paused it, or somebody continued it.
+    #[must_use]
+    pub fn running(&self) -> bool {
+        self.to_run.unwrap_or(self.header.running)
+    }
+
+    /// What the hand-over's machines need of it.
+    #[must_use]
+    pub fn known(&self) -> Known {
+        let ended = self.ended.as_ref().map(|outcome| match outcome {
+            Outcome::Moved { .. } => Ended::Moved,
+            _ => Ended::Stayed,
+        });
+        Known {
+            handed_over: self.handed_over,
+            starting: self.starting,
+            runs: self.runs,
+            never_ran: self.never_ran,
+            forced: self.forced,
+            ended,
+        }
+    }
+
+    /// What was left to clean up when it ended, and still is.
+    #[must_use]
+    pub fn left(&self) -> &[String] {
+        match &self.ended {
+            Some(Outcome::Moved { leftovers } | Outcome::Failed { leftovers, .. }) if !self.cleaned => {
+                leftovers
+            }
+            _ => &[],
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! What is known of a migration at any moment: for whoever asks, for metrics, and
+//! for the next process.
+//!
+//! The migration writes it, everyone else reads copies. Knows no QEMU and no network.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::phase::Phase;
+use crate::migrate::journal::Role;
+use crate::migrate::transfer::bandwidth::Wish;
+use crate::net::session::Away;
+
+/// One disk's copy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskProgress {
+    /// Its name on both hosts.
+    pub name: String,
+    /// Bytes to copy so far known; grows while the guest writes.
+    pub total_bytes: u64,
+    /// Bytes copied.
+    pub done_bytes: u64,
+    /// Whether the mirror follows the guest's writes.
+    pub ready: bool,
+    /// Bytes on the disk's stream, both directions.
+    pub stream_bytes: u64,
+    /// Bytes that compression has kept off it.
+    #[serde(default)]
+    pub saved_bytes: u64,
+}
+
+/// The RAM's copy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamProgress {
+    /// The guest's RAM in bytes.
+    pub total_bytes: u64,
+    /// Bytes not yet copied, or dirtied again.
+    pub remaining_bytes: u64,
+    /// Bytes on the RAM stream, both directions.
+    pub stream_bytes: u64,
+    /// Passes over the RAM.
+    pub passes: u64,
+}
+
+/// The tries of a migration that may be begun again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tries {
+    /// The try that is under way, or waited for; counted from one.
+    pub number: u32,
+    /// How many there may be.
+    pub of: u32,
+    /// What this try is called in journals and at the destination, or the last one was.
+    pub migration: Uuid,
+    /// Milliseconds until it begins; none when it has begun.
+    pub next_in_ms: Option<u64>,
+    /// Why the last one failed.
+    pub last_failure: Option<String>,
+    /// Bytes on the streams of those before this one, both directions.
+    pub earlier_stream_bytes: u64,
+}
+
+/// How long the guest stood still, and on what. Milliseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Downtime {
+    /// From the source's pause to the word that the guest runs at the destination.
+    pub total_ms: u64,
+    /// Finishing the mirrors and closing the exports.
+    pub disks_ms: u64,
+    /// The rest of the RAM and the devices' state.
+    pub device_ms: u64,
+    /// The journal, the word to the destination and the guest's start there.
+    pub start_ms: u64,
+    /// Of that, the destination's `before_start` command.
+    pub hook_ms: Option<u64>,
+}
+
+/// A connection that was lost and is waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconnecting {
+    /// For how long already, in seconds.
+    pub for_s: u64,
+    /// For how long at most.
+    pub of_s: u64,
+    /// How it was lost.
+    pub cause: String,
+}
+
+impl Reconnecting {
+    /// What is to be said now of a session without a connection.
+    #[must_use]
+    pub fn now(away: &Away) -> Self {
+        let of = away.until.saturating_duration_since(away.since);
+        Self { for_s: away.since.elapsed().as_secs(), of_s: of.as_secs(), cause: away.cause.clone() }
+    }
+}
+
+/// How a migration ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "result")]
+pub enum Outcome {
+    /// The guest is at the destination.
+    Moved {
+        /// What is left to clean up by hand; mostly nothing.
+        leftovers: Vec<String>,
+    },
+    /// The guest is where it was.
+    Failed {
+        /// The phase that failed.
+        phase: Phase,
+        /// The cause and its causes.
+        cause: String,
+        /// What would have to be mended first, each with its remedy.
+        #[serde(default)]
+        problems: Vec<super::problem::Problem>,
+        /// Whether an operator asked for it.
+        cancelled: bool,
+        /// What is left to clean up by hand; mostly nothing.
+        leftovers: Vec<String>,
+    },
+    /// Handed over, and the destination's word is missing.
+    Undecided {
+        /// What is missing and what is done about it.
+        cause: String,
+    },
+}
+
+impl Outcome {
+    /// All of [`Outcome::label`].
+    pub const LABELS: [&str; 4] = ["moved", "cancelled", "failed", "undecided"];
+
+    /// A bounded label for metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Moved { .. } => "moved",
+            Self::Failed { cancelled: true, .. } => "cancelled",
+            Self::Failed { .. } => "failed",
+            Self::Undecided { .. } => "undecided",
+        }
+    }
+}
+
+/// A migration at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The migration.
+    pub id: Uuid,
+    /// The virtual machine.
+    pub vm: String,
+    /// This host's part.
+    pub role: Role,
+    /// The other host, as its certificate names it.
+    pub peer: String,
+    /// Where it is.
+    pub phase: Phase,
+    /// Seconds since the epoch.
+    pub began_at: i64,
+    /// Milliseconds since the beginning; stands still at the end.
+    pub elapsed_ms: u64,
+    /// Its disks.
+    pub disks: Vec<DiskProgress>,
+    /// Its RAM, once that is on its way.
+    pub ram: Option<RamProgress>,
+    /// Set while the session has no connection: nothing moves, and nothing is lost.
+    #[serde(default)]
+    pub reconnecting: Option<Reconnecting>,
+    /// Set while the source's QEMU does not answer: what is waited for, in words.
+    #[serde(default)]
+    pub slow: Option<String>,
+    /// Bytes per second over all streams, over about the last second.
+    pub rate_bytes_per_s: u64,
+    /// Set when it is begun again after a failure.
+    #[serde(default)]
+    pub tries: Option<Tries>,
+    /// What it may send, where this host is its source.
+    #[serde(default)]
+    pub share: Option<Wish>,
+    /// Somebody has paused the guest: it stays so where it ends up.
+    #[serde(default)]
+    pub paused: bool,
+    /// Known at the end.
+    pub downtime: Option<Downtime>,
+    /// What an operator should know although it did not fail.
+    pub notes: Vec<String>,
+    /// Set at the end.
+    pub outcome: Option<Outcome>,
+}
+
+impl Progress {
+    /// A migration that begins now.
+    #[must_use]
+    pub fn new(id: Uuid, vm: &str, role: Role, peer: &str) -> Self {
+        Self {
+            id,
+            vm: vm.into(),
+            role,
+            peer: peer.into(),
+            phase: Phase::Begin,
+            began_at: time::OffsetDateTime::now_utc().unix_timestamp(),
+            elapsed_ms: 0,
+            disks: Vec::new(),
+            ram: None,
+            reconnecting: None,
+            slow: None,
+            rate_bytes_per_s: 0,
+            tries: None,
+            share: None,
+            paused: false,
+            downtime: None,
+            notes: Vec::new(),
+            outcome: None,
+        }
+    }
+
+    /// Bytes on all streams of all tries, both directions.
+    #[must_use]
+    pub fn stream_bytes(&self) -> u64 {
+        let of_this_try = self.disks.iter().map(|d| d.stream_bytes).sum::<u64>()
+            + self.ram.as_ref().map_or(0, |r| r.stream_bytes);
+        self.tries.as_ref().map_or(0, |t| t.earlier_stream_bytes) + of_this_try
+    }
+
+    /// Tries that were begun after the first.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        let begun = |t: &Tries| u64::from(t.number) - 1 - u64::from(t.next_in_ms.is_some());
+        self.tries.as_ref().map_or(0, begun)
+    }
+}
+
+/// Where a migration writes its progress.
+#[derive(Debug, Clone)]
+pub struct ProgressSink {
+    sender: watch::Sender<Progress>,
+    began: Instant,
+}
+
+impl ProgressSink {
+    /// A sink that starts with `progress`.
+    #[must_use]
+    pub fn new(progress: Progress) -> Self {
+        Self { sender: watch::Sender::new(progress), began: Instant::now() }
+    }
+
+    /// Changes it and tells all who watch.
+    pub fn update(&self, change: impl FnOnce(&mut Progress)) {
+        let elapsed_ms = self.began.elapsed().as_millis() as u64;
+        self.sender.send_modify(|progress| {
+            if progress.outcome.is_none() || matches!(progress.outcome, Some(Outcome::Undecided { .. })) {
+                progress.elapsed_ms = elapsed_ms;
+            }
+            change(progress);
+        });
+    }
+
+    /// As it is now.
+    #[must_use]
+    pub fn now(&self) -> Progress {
+        self.sender.borrow().clone()
+    }
+
+    /// Watches it.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Progress> {
+        self.sender.subscribe()
+    }
+}

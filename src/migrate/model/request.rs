@@ -1,0 +1,96 @@
+//! What an operator asks of a migration's source, and how it is to be done. Does nothing.
+
+use std::collections::BTreeSet;
+
+use uuid::Uuid;
+
+use super::problem::{Accepted, Policy};
+use crate::migrate::journal::RetryOf;
+use crate::migrate::source::retry::Retry;
+use crate::migrate::transfer::bandwidth::{ShareHandle, Weight};
+use crate::rate::Rate;
+
+/// What an operator asks for.
+#[derive(Debug, Clone)]
+pub struct SourceRequest {
+    /// The migration.
+    pub id: Uuid,
+    /// The virtual machine.
+    pub vm: String,
+    /// The destination's name in the configuration.
+    pub peer: String,
+    /// How.
+    pub options: Options,
+    /// The migration whose further try this is.
+    pub retry: Option<RetryOf>,
+    /// What it may send, now.
+    pub share: ShareHandle,
+}
+
+/// The longest pause that QEMU may plan for the rest of the RAM, in milliseconds: 0 to
+/// [`DowntimeLimit::MAX_MS`], which is QEMU's own limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct DowntimeLimit(u64);
+
+/// QEMU would refuse it, after the disks have been copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a downtime limit of {0} ms is beyond QEMU's limit; the longest is {max} ms", max = DowntimeLimit::MAX_MS)]
+pub struct DowntimeLimitError(u64);
+
+impl DowntimeLimit {
+    /// The longest, in milliseconds.
+    pub const MAX_MS: u64 = 2_000_000;
+}
+
+impl Default for DowntimeLimit {
+    fn default() -> Self {
+        Self(300)
+    }
+}
+
+impl TryFrom<u64> for DowntimeLimit {
+    type Error = DowntimeLimitError;
+
+    fn try_from(ms: u64) -> Result<Self, DowntimeLimitError> {
+        if ms <= Self::MAX_MS { Ok(Self(ms)) } else { Err(DowntimeLimitError(ms)) }
+    }
+}
+
+impl From<DowntimeLimit> for u64 {
+    fn from(limit: DowntimeLimit) -> Self {
+        limit.0
+    }
+}
+
+/// How a migration is to be done.
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Leave the source's QEMU, paused for ever, instead of ending it.
+    pub keep_source: bool,
+    /// Slow the guest down when its RAM changes faster than it can be sent.
+    pub auto_converge: bool,
+    /// Longest pause that QEMU plans for the rest of the RAM, in milliseconds.
+    pub downtime_limit_ms: DowntimeLimit,
+    /// How often to begin again after a failure that may pass.
+    pub retry: Retry,
+    /// Compress what is sent of the disks: for links that are slower than a core compresses.
+    pub compress: bool,
+    /// Bytes per second that it may send, RAM and disks together; none for no limit.
+    pub limit_bytes_per_s: Option<Rate>,
+    /// Its part among migrations to the same host.
+    pub weight: Weight,
+    /// Warnings are refusals.
+    pub strict: bool,
+    /// Kinds of problems that do not keep it from going on.
+    pub accept: BTreeSet<Accepted>,
+}
+
+impl Options {
+    /// What its operator has decided about findings.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        Policy { strict: self.strict, accept: self.accept.clone() }
+    }
+}

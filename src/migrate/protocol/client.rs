@@ -1,0 +1,182 @@
+//! The source's side of a migration's control stream: ask, wait for the answer, take notices.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::message::{Asked, Notice, Refusal, Reply, Request, Response, Summary};
+use crate::migrate::handoff::state::{FrozenControl, StoppedControl, ThawedStreams};
+use crate::mux::{Class, Code, Open, purpose};
+use crate::net::lanes::Lanes;
+use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
+use crate::net::session::{OpenStreamError, Session};
+use crate::net::stream::StreamEnded;
+
+/// Notices kept while an answer is awaited; a peer that sends more is not one of ours.
+const NOTICES_MAX: usize = 16;
+/// The scheduler weight of ordinary streams.
+pub(crate) const WEIGHT: u16 = 16;
+
+/// Why the destination did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The control stream did not come about.
+    #[error("no control stream")]
+    Open(#[from] OpenStreamError),
+    /// The control stream or its session ended.
+    #[error("the control stream was lost")]
+    Lost(#[source] MessageError),
+    /// The destination ended the control stream.
+    #[error("the destination's agent ended the migration's control stream")]
+    Closed,
+    /// No answer in time.
+    #[error("the destination's agent did not answer `{request}` within {} s", after.as_secs())]
+    Deadline {
+        /// What was asked.
+        request: &'static str,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// It said no.
+    #[error("the destination refused: {}", .0.text)]
+    Refused(Refusal),
+    /// An answer to something else.
+    #[error("the destination's agent gave an answer that does not fit `{request}`")]
+    Unexpected {
+        /// What was asked.
+        request: &'static str,
+    },
+}
+
+impl LinkError {
+    /// The control stream ended with its session.
+    #[must_use]
+    pub fn is_session_lost(&self) -> bool {
+        matches!(self, Self::Lost(MessageError::Ended(StreamEnded(Code::SessionLost))))
+    }
+}
+
+/// A migration's control stream.
+#[derive(Debug)]
+pub(crate) struct Link {
+    lanes: Lanes,
+    sender: MessageSender,
+    receiver: MessageReceiver,
+    notices: VecDeque<Notice>,
+    number: u64,
+    /// Goes with the next request.
+    summary: Option<Summary>,
+}
+
+impl Link {
+    /// Opens the control stream of `migration`.
+    pub(crate) async fn open(session: &Session, migration: Uuid) -> Result<Self, LinkError> {
+        let open = Open {
+            purpose: purpose::CONTROL,
+            class: Class::Urgent,
+            weight: WEIGHT,
+            migration: *migration.as_bytes(),
+            channel: 0,
+        };
+        let (sender, receiver) = message::split(session.open(open).await?);
+        let lanes = session.clone().into();
+        Ok(Self { lanes, sender, receiver, notices: VecDeque::new(), number: 0, summary: None })
+    }
+
+    /// Asks and waits for the answer. The time without a connection does not count.
+    pub(crate) async fn ask(&mut self, request: Request, deadline: Duration) -> Result<Response, LinkError> {
+        let name = request.name();
+        self.number += 1;
+        let asked = Asked { number: self.number, request, summary: self.summary.take() };
+        let lanes = self.lanes.clone();
+        let answered = async {
+            self.sender.send(&asked).await.map_err(LinkError::Lost)?;
+            loop {
+                match self.next().await? {
+                    Reply::Response { number, response } if number == asked.number => break Ok(response),
+                    // To a request that was given up; its answer came too late.
+                    Reply::Response { .. } => {}
+                    Reply::Notice(_) if self.notices.len() >= NOTICES_MAX => {
+                        break Err(LinkError::Unexpected { request: name });
+                    }
+                    Reply::Notice(notice) => self.notices.push_back(notice),
+                }
+            }
+        };
+        let answer = match lanes.within(deadline, answered).await {
+            Some(answer) => answer?,
+            None => return Err(LinkError::Deadline { request: name, after: deadline }),
+        };
+        match answer {
+            Response::Refused(refusal) => Err(LinkError::Refused(refusal)),
+            response => Ok(response),
+        }
+    }
+
+    /// Asks for something whose answer is only that it is done.
+    pub(crate) async fn demand(&mut self, request: Request, deadline: Duration) -> Result<(), LinkError> {
+        let name = request.name();
+        match self.ask(request, deadline).await? {
+            Response::Done => Ok(()),
+            _ => Err(LinkError::Unexpected { request: name }),
+        }
+    }
+
+    /// Says with the next request how it went.
+    pub(crate) fn sum_up(&mut self, summary: Summary) {
+        self.summary = Some(summary);
+    }
+
+    /// The next notice. Cancelling loses nothing.
+    pub(crate) async fn notice(&mut self) -> Result<Notice, LinkError> {
+        if let Some(notice) = self.notices.pop_front() {
+            return Ok(notice);
+        }
+        loop {
+            if let Reply::Notice(notice) = self.next().await? {
+                return Ok(notice);
+            }
+        }
+    }
+
+    /// Of the notices that have come with an answer, the one of a failure.
+    pub(crate) fn take_failure(&mut self) -> Option<String> {
+        std::mem::take(&mut self.notices).into_iter().find_map(|notice| match notice {
+            Notice::Failed { text } => Some(text),
+            Notice::Loaded => None,
+        })
+    }
+
+    /// Lets go of the control stream without ending it.
+    pub(crate) fn stop(self) -> StoppedControl {
+        StoppedControl {
+            session: self.lanes.first().id(),
+            channel: message::stop(self.sender, self.receiver),
+            number: self.number,
+            notices: self.notices.into(),
+        }
+    }
+
+    /// Takes up the control stream that an earlier process has left.
+    pub(crate) fn take_up(frozen: &FrozenControl, streams: &mut ThawedStreams) -> Option<Self> {
+        let (session, stream, buffer) = frozen.thaw(streams)?;
+        let (sender, receiver) = message::take_up(stream, &buffer);
+        let notices = frozen.notices.clone().into();
+        Some(Self { lanes: session.into(), sender, receiver, notices, number: frozen.number, summary: None })
+    }
+
+    /// The sessions of its migration, that of this stream first. What it asks for may depend on all.
+    pub(crate) fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    /// Ends the control stream in order.
+    pub(crate) fn finish(&mut self) {
+        self.sender.finish();
+    }
+
+    async fn next(&mut self) -> Result<Reply, LinkError> {
+        self.receiver.recv().await.map_err(LinkError::Lost)?.ok_or(LinkError::Closed)
+    }
+}

@@ -1,0 +1,300 @@
+//! What two agents say to each other about one migration, on its control stream.
+//!
+//! The source asks, the destination answers each request once, and sends notices in between.
+//! All of it is JSON in the frames of `net::message`; unknown fields are ignored, so that
+//! versions N and N−1 understand each other.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use crate::migrate::handover::Fate;
+use crate::migrate::handover::Known;
+use crate::migrate::model::phase::Phase;
+use crate::migrate::model::problem::{Policy, Problem};
+use crate::migrate::model::progress::{DiskProgress, Downtime, RamProgress};
+use crate::qemu::{Encryption, Machine};
+
+/// A disk as the source has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// The same on both hosts: made from the guest device.
+    pub name: String,
+    /// Bytes that the guest sees.
+    pub virtual_size: u64,
+    /// QEMU's format driver.
+    pub format: String,
+    /// The guest cannot write to it; it is not copied, but must be there.
+    pub read_only: bool,
+    /// Where it is and what it lies on. None from an agent that does not know of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<DiskPlace>,
+}
+
+/// By what a disk is paired, and what is below it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskPlace {
+    /// The id that somebody gave the guest's device.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// Where the guest's device is plugged in, as QEMU's migration stream has it.
+    #[serde(default)]
+    pub address: Option<String>,
+    /// The best encryption below it.
+    #[serde(default)]
+    pub encryption: Encryption,
+    /// The guest's flushes do not reach the image.
+    #[serde(default)]
+    pub no_flush: bool,
+    /// What it occupies, in bytes.
+    #[serde(default)]
+    pub allocated: Option<u64>,
+    /// The storages below it that have a name.
+    #[serde(default)]
+    pub storages: Vec<Storage>,
+    /// There are more of them, or some have no name.
+    #[serde(default)]
+    pub hides_storage: bool,
+}
+
+/// A storage by a name that is the same on every host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Storage {
+    /// Its name.
+    pub key: String,
+    /// The guest's writes go to it.
+    pub written: bool,
+}
+
+/// A request with its number: an answer that nobody waits for any more is told from the next.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Asked {
+    /// Rises with every request on a control stream.
+    pub number: u64,
+    /// What is asked.
+    pub request: Request,
+    /// With [`Request::Confirmed`]: how it went, for the destination's operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<Summary>,
+}
+
+/// What a source has measured of a migration that is at its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Its disks.
+    #[serde(default)]
+    pub disks: Vec<DiskProgress>,
+    /// Its RAM.
+    #[serde(default)]
+    pub ram: Option<RamProgress>,
+    /// How long the guest stood still.
+    #[serde(default)]
+    pub downtime: Option<Downtime>,
+}
+
+/// From source to destination.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// What would fail? Changes nothing.
+    Check(Offer),
+    /// Start or find the QEMU that waits, export its disks, grant the streams. Asked again, this and
+    /// what follows get the same answer again.
+    Prepare(Offer),
+    /// Attach the RAM stream.
+    Incoming,
+    /// Whether the guest is to run at its start, where that has changed since the offer: somebody has
+    /// paused or continued it. Durable before it is answered.
+    ToRun {
+        /// It is.
+        running: bool,
+    },
+    /// The mirrors are finished: close the exports, so that the disks are the guest's alone.
+    Switchover,
+    /// The source has durably handed over: start the guest.
+    Start,
+    /// The source has durably taken note that the guest runs here.
+    Confirmed,
+    /// Give up; undo what was prepared.
+    Abort {
+        /// Why, for the destination's log.
+        reason: String,
+    },
+    /// After a lost connection or a restart: what has become of this migration?
+    Settle,
+    /// For an operator, from either side: what does your journal say? Changes nothing.
+    Tell,
+}
+
+impl Request {
+    /// For logs and errors.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Check(_) => "check",
+            Self::Prepare(_) => "prepare",
+            Self::Incoming => "incoming",
+            Self::ToRun { .. } => "to-run",
+            Self::Switchover => "switchover",
+            Self::Start => "start",
+            Self::Confirmed => "confirmed",
+            Self::Abort { .. } => "abort",
+            Self::Settle => "settle",
+            Self::Tell => "tell",
+        }
+    }
+}
+
+/// A virtual machine on offer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Its name, the same on both hosts.
+    pub vm: String,
+    /// Its disks.
+    pub disks: Vec<DiskSpec>,
+    /// Whether its guest runs, and is to run at the destination.
+    pub running: bool,
+    /// The source's QEMU, for people.
+    pub qemu: String,
+    /// The try before, which copied these disks: are they still as it left them?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Uuid>,
+    /// The source would like to compress what it sends of the disks.
+    #[serde(default)]
+    pub compress: bool,
+    /// What the source's operator has decided about findings.
+    #[serde(default)]
+    pub policy: Policy,
+    /// The machine around the disks; none from an agent that does not know of it, or could not ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
+}
+
+impl Offer {
+    /// Whether it is the same offer, said again: what a disk occupies changes while the guest runs.
+    pub(crate) fn is_again(&self, before: &Self) -> bool {
+        let disk = |d: &DiskSpec| (d.name.clone(), d.virtual_size, d.read_only);
+        self.vm == before.vm
+            && (self.running, self.after, self.compress) == (before.running, before.after, before.compress)
+            && self.disks.iter().map(disk).eq(before.disks.iter().map(disk))
+    }
+}
+
+/// From destination to source.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// To a request.
+    Response {
+        /// The request's.
+        number: u64,
+        /// The answer.
+        response: Response,
+    },
+    /// Unasked.
+    Notice(Notice),
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// To [`Request::Check`].
+    Checked(Vec<Problem>),
+    /// To [`Request::Prepare`]: the grant.
+    Prepared(Prepared),
+    /// To what needs no other answer.
+    Done,
+    /// To [`Request::Start`].
+    Started(Started),
+    /// To [`Request::Settle`] and [`Request::Abort`], and to a [`Request::Start`] that comes too late.
+    Fate(Fate),
+    /// To [`Request::Tell`]; none when there is no journal.
+    Told(Option<Told>),
+    /// The request was refused or failed.
+    Refused(Refusal),
+}
+
+/// What the destination grants.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Prepared {
+    /// Names of exports by disk, in the order of the offered disks that are copied.
+    pub exports: Vec<Export>,
+    /// The destination's QEMU, for people.
+    pub qemu: String,
+    /// Whether a further try will get a fresh QEMU by itself.
+    pub restartable: bool,
+    /// The answer to [`Offer::after`].
+    #[serde(default)]
+    pub since: Vec<DiskState>,
+    /// What comes of the disks is compressed ([`Offer::compress`]); an agent that does not know of
+    /// it says no.
+    #[serde(default)]
+    pub compress: bool,
+    /// What was found, and did not keep the destination from being prepared.
+    #[serde(default)]
+    pub findings: Vec<Problem>,
+    /// How long the destination's `before_start` may take, in seconds; 0 when there is none. An agent
+    /// that does not say it is taken to wait as long as the source would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook_s: Option<u64>,
+}
+
+/// What is known of a disk since an earlier try.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskState {
+    /// The disk.
+    pub disk: String,
+    /// Why it may not be as that try left it; none when it surely is.
+    pub doubt: Option<String>,
+}
+
+/// One disk of the grant.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Export {
+    /// The disk.
+    pub disk: String,
+    /// Its NBD export name.
+    pub export: String,
+    /// The channel that its stream is opened with.
+    pub channel: u16,
+}
+
+/// The guest runs at the destination.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Started {
+    /// Time spent in the `before_start` command, in milliseconds.
+    pub hook_ms: Option<u64>,
+    /// What went wrong without keeping the guest from starting.
+    pub warnings: Vec<String>,
+}
+
+/// Why a request was refused or failed at the destination.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What would have to be mended first; empty when it was an error.
+    pub problems: Vec<Problem>,
+    /// The error and its causes, in words.
+    pub text: String,
+}
+
+/// What the destination says unasked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Notice {
+    /// The guest's whole state is here, paused, ready to start.
+    Loaded,
+    /// The destination cannot go on.
+    Failed {
+        /// Why, in words.
+        text: String,
+    },
+}
+
+/// What an agent's journal says, for the other side's operator.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Told {
+    /// The last phase entered.
+    pub phase: Phase,
+    /// Its records.
+    pub known: Known,
+}

@@ -1,0 +1,267 @@
+//! Begin: questions to the source's QEMU and to the destination. Changes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::failure::Failure;
+use super::trial;
+use crate::migrate::checks::{descriptors, disks, machine};
+use crate::migrate::guest::inventory::Inventory;
+use crate::migrate::guest::process;
+use crate::migrate::host::Host;
+use crate::migrate::model::problem::{Policy, Problem, ProblemKind, chain};
+use crate::migrate::protocol::client::{Link, LinkError};
+use crate::migrate::protocol::message::{Offer, Request, Response};
+use crate::net::session::Session;
+use crate::qemu::{
+    Abilities, Disk, Events, MigrationStatus, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate,
+    QueryStatus, RunState,
+};
+
+/// How long the destination's questions to its QEMU may take; it may have to start one first.
+const CHECK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// So many of QEMU's reasons are shown.
+const BLOCKERS_SHOWN_MAX: usize = 32;
+
+/// A source's QEMU, asked.
+pub(crate) struct Examined {
+    pub(crate) qmp: Qmp,
+    pub(crate) events: Events,
+    pub(crate) disks: Vec<Disk>,
+    /// Taken before the disks: what is plugged in between is found out.
+    pub(crate) inventory: Inventory,
+    pub(crate) running: bool,
+    pub(crate) qemu: String,
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl Examined {
+    pub(crate) fn offer(&self, vm: &str) -> Offer {
+        Offer {
+            vm: vm.into(),
+            disks: disks::offered(&self.disks),
+            running: self.running,
+            qemu: self.qemu.clone(),
+            after: None,
+            compress: false,
+            policy: Policy::default(),
+            machine: None,
+        }
+    }
+}
+
+/// Asks the source's QEMU everything that would make a migration fail.
+pub(crate) async fn source(host: &Host, name: &str) -> Result<Examined, Failure> {
+    let config = host.vm(name, "source").map_err(|p| Failure::Problems(vec![p]))?;
+    let (qmp, events) = process::connect(config).await.map_err(|e| {
+        let text = format!("the QEMU of VM {name} cannot be asked: {}", chain(&e));
+        let remedy = "check that it runs and that `qmp` names a monitor that nobody else uses";
+        Failure::Problems(vec![Problem::new(ProblemKind::QemuUnreachable, text, remedy)])
+    })?;
+    let abilities = Abilities::ask(&qmp).await?;
+    let status = qmp.execute(QueryStatus).await?.status;
+    let inventory = Inventory::of(&qmp).await?;
+    let disks = crate::qemu::disks(&qmp).await?;
+    let mut problems = abilities_missing(&abilities, "source");
+    let migration = qmp.execute(QueryMigrate).await?.status;
+    problems.extend(state_problem(name, &status, &migration));
+    problems.extend(busy(&qmp, name).await?);
+    problems.extend(left_over(&qmp, name).await?);
+    problems.extend(disks::source_findings(&qmp, &disks).await?);
+    problems.extend(descriptors::findings(&qmp, "source", disks.len()));
+    problems.extend(blocked(&qmp, name).await?);
+    let (major, minor, micro) = abilities.version;
+    let qemu = format!("QEMU {major}.{minor}.{micro}");
+    Ok(Examined { qmp, events, disks, inventory, running: status == RunState::Running, qemu, problems })
+}
+
+/// What a QEMU of either side must be able to do.
+pub(crate) fn abilities_missing(abilities: &Abilities, side: &str) -> Vec<Problem> {
+    let source = side == "source";
+    let needs = [
+        ("a mirror job that keeps its error", abilities.blockdev_mirror || !source),
+        ("pause-before-switchover", abilities.capability("pause-before-switchover") || !source),
+        ("return-path", abilities.capability("return-path")),
+        ("migration events", abilities.capability("events")),
+        ("an NBD server on a passed descriptor", abilities.nbd_server_fd || source),
+        ("block-export-add", abilities.block_export_add || source),
+        ("migrate-incoming", abilities.migrate_incoming || source),
+    ];
+    let lacking = needs.into_iter().filter(|(_, present)| !present);
+    lacking
+        .map(|(what, _)| {
+            let text = format!("the {side}'s QEMU has no {what}");
+            Problem::new(ProblemKind::QemuTooOld, text, "use QEMU 5.2 or newer on both hosts")
+        })
+        .collect()
+}
+
+fn state_problem(name: &str, status: &RunState, migration: &MigrationStatus) -> Option<Problem> {
+    let remedy = match status {
+        RunState::Running | RunState::Paused => return None,
+        RunState::InMigrate => {
+            "this is a QEMU that waits for a migration: move the VM from the host where it runs"
+        }
+        // QEMU 7.2 leaves a guest so that was paused before its migration was cancelled.
+        RunState::PostMigrate
+            if matches!(migration, MigrationStatus::Cancelled | MigrationStatus::Failed) =>
+        {
+            "it did not move and is paused here; its QEMU takes no further migration until it was continued once: \
+             `cont` it, and `stop` it again if it is to stay paused"
+        }
+        RunState::PostMigrate => {
+            "an earlier migration paused it for good: if `vmferry list` shows that it moved, end this QEMU; \
+             only if that one failed, `cont` it"
+        }
+        _ => "bring it to running or paused first",
+    };
+    let text = format!("VM {name} is in state {status} at the source");
+    Some(Problem::new(ProblemKind::SourceState, text, remedy))
+}
+
+/// What an earlier migration has left in a QEMU, and the next one would meet.
+async fn left_over(qmp: &Qmp, name: &str) -> Result<Vec<Problem>, QmpError> {
+    let nodes = crate::qemu::leftovers(qmp).await?.nodes;
+    if nodes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let text =
+        format!("an earlier migration has left block nodes in the QEMU of VM {name}: {}", nodes.join(", "));
+    let remedy = "`vmferry recover` takes away what this host's journals tell of; end the others with \
+                  `blockdev-del`";
+    Ok(vec![Problem::new(ProblemKind::Busy, text, remedy)])
+}
+
+/// Block jobs and migrations under way.
+pub(crate) async fn busy(qmp: &Qmp, name: &str) -> Result<Vec<Problem>, QmpError> {
+    let mut problems = Vec::new();
+    let block_jobs = qmp.execute(QueryBlockJobs).await?;
+    let mut jobs: Vec<String> = block_jobs.into_iter().map(|j| format!("{} {}", j.kind, j.device)).collect();
+    if jobs.is_empty() {
+        jobs.extend(qmp.execute(QueryJobs).await?.into_iter().map(|j| format!("{} {}", j.kind, j.id)));
+    }
+    if !jobs.is_empty() {
+        let text = format!("VM {name} has an active block job: {}", jobs.join(", "));
+        problems.push(Problem::new(
+            ProblemKind::Busy,
+            text,
+            "let it finish, or end it with `block-job-cancel`",
+        ));
+    }
+    let migration = qmp.execute(QueryMigrate).await?.status;
+    if migration.is_live() {
+        let text = format!("VM {name} already has a migration in state {migration}");
+        problems.push(Problem::new(
+            ProblemKind::Busy,
+            text,
+            "let it finish, or end it with `migrate_cancel`",
+        ));
+    }
+    Ok(problems)
+}
+
+/// What QEMU itself says stands in the way.
+async fn blocked(qmp: &Qmp, name: &str) -> Result<Vec<Problem>, QmpError> {
+    let reasons = qmp.execute(QueryMigrate).await?.blocked_reasons;
+    let remedy = "take what QEMU names out of the guest, or move the VM while it is shut down";
+    let problem = |reason: &String| {
+        let text = format!("the source's QEMU cannot migrate VM {name} as it is: {reason}");
+        Problem::new(ProblemKind::MigrationBlocked, text, remedy)
+    };
+    Ok(reasons.iter().take(BLOCKERS_SHOWN_MAX).map(problem).collect())
+}
+
+/// Tries whether QEMU would migrate, unless it is known already that it would not.
+async fn tried(examined: &Examined, name: &str) -> Vec<Problem> {
+    if examined.problems.iter().any(Problem::is_refusal) {
+        return Vec::new();
+    }
+    match trial::try_and_restore(&examined.qmp, name).await {
+        Ok(found) => found,
+        Err(e) => problems_of(e.into()),
+    }
+}
+
+/// `vmferry check`: everything that would fail, from both sides; changes nothing.
+pub async fn check(host: &Arc<Host>, vm: &str, peer: &str, policy: &Policy) -> Vec<Problem> {
+    policy.applied(findings(host, vm, peer).await)
+}
+
+async fn findings(host: &Arc<Host>, vm: &str, peer: &str) -> Vec<Problem> {
+    let _not_meanwhile = match host.reserve(vm, Uuid::new_v4()) {
+        Ok(reservation) => reservation,
+        Err(problem) => return vec![problem],
+    };
+    let (mut problems, offer) = match source(host, vm).await {
+        Ok(examined) => {
+            let tried = tried(&examined, vm).await;
+            let mut offer = examined.offer(vm);
+            let mut problems = examined.problems;
+            problems.extend(tried);
+            match machine::ask(&examined.qmp, "source").await {
+                Ok(machine) => offer.machine = Some(machine),
+                Err(problem) => problems.push(problem),
+            }
+            (problems, Some(offer))
+        }
+        Err(failure) => (problems_of(failure), None),
+    };
+    match host.session(peer).await {
+        Err(Failure::Connect { source, .. }) => problems.push(host.connect_problem(peer, &source)),
+        Err(failure) => problems.extend(problems_of(failure)),
+        // The destination has nothing to say to a VM that the source does not know.
+        Ok(session) => {
+            if let Some(offer) = offer {
+                problems.extend(ask(&session, offer).await);
+            }
+        }
+    }
+    problems
+}
+
+async fn ask(session: &Session, offer: Offer) -> Vec<Problem> {
+    let asked = async {
+        let mut link = Link::open(session, Uuid::new_v4()).await?;
+        let answer = link.ask(Request::Check(offer), CHECK_DEADLINE).await?;
+        link.finish();
+        match answer {
+            Response::Checked(problems) => Ok(problems),
+            _ => Err(LinkError::Unexpected { request: "check" }),
+        }
+    };
+    match asked.await {
+        Ok(problems) => problems,
+        Err(LinkError::Refused(refusal)) if !refusal.problems.is_empty() => refusal.problems,
+        Err(e) => {
+            vec![Problem::new(ProblemKind::PeerUnreachable, chain(&e), "look at the destination agent's log")]
+        }
+    }
+}
+
+fn problems_of(failure: Failure) -> Vec<Problem> {
+    match failure {
+        Failure::Problems(problems) => problems,
+        other => vec![Problem::new(ProblemKind::Other, chain(&other), "look at the agent's log")],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_did_not_move_may_be_continued_and_one_that_did_may_not() {
+        let remedy = |migration| {
+            let problem = state_problem("web1", &RunState::PostMigrate, &migration);
+            problem.map(|problem| problem.remedy).unwrap_or_default()
+        };
+        assert!(remedy(MigrationStatus::Cancelled).contains("it did not move"));
+        assert!(
+            remedy(MigrationStatus::Completed)
+                .contains("if `vmferry list` shows that it moved, end this QEMU")
+        );
+    }
+}

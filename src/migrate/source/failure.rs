@@ -1,0 +1,254 @@
+//! Why a migration failed on the source's side.
+
+use crate::mux::Code;
+use crate::net::connect::ConnectError;
+use crate::net::pump::PumpEnd;
+use crate::net::session::OpenStreamError;
+use crate::net::stream::StreamEnded;
+use crate::qemu::{MigrationStatus, Qmp, QmpError};
+
+use crate::migrate::guest::process::VmError;
+use crate::migrate::journal::JournalError;
+use crate::migrate::model::meanwhile::Meanwhile;
+use crate::migrate::model::phase::IllegalStep;
+use crate::migrate::model::problem::Problem;
+use crate::migrate::protocol::client::LinkError;
+use crate::migrate::transfer::disk::delta::DeltaError;
+
+/// Why a migration did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// An operator asked for it.
+    #[error("cancelled")]
+    Cancelled,
+    /// It is left to another process; not a failure at all.
+    #[error("it is left to another process")]
+    Frozen,
+    /// The agent was told to stop.
+    #[error("the source's agent was told to stop")]
+    Stopping,
+    /// The preflight found something.
+    #[error("{}", .0.first().map_or_else(String::new, ToString::to_string))]
+    Problems(Vec<Problem>),
+    /// QEMU refused a command or did not answer.
+    #[error("the source's QEMU")]
+    Qmp(#[from] QmpError),
+    /// QEMU has ended, by the kernel's word.
+    #[error("the source's QEMU has gone: its process {0} has ended")]
+    QemuGone(i32),
+    /// QEMU cannot be found again. It may live.
+    #[error("the source's QEMU cannot be reached any more: {0}")]
+    QemuUnknown(String),
+    /// QEMU's monitor was lost and has not come back in time.
+    #[error("the source's QEMU could not be reached for {seconds} s: {cause}")]
+    MonitorLost {
+        /// For how long.
+        seconds: u64,
+        /// How it was lost.
+        cause: String,
+    },
+    /// The monitor is lost again and again.
+    #[error("the monitor of the source's QEMU was lost {0} times")]
+    MonitorUnsteady(u32),
+    /// Events of QEMU's were missed; not a failure, the phase looks again at what is there.
+    #[error("events of the source's QEMU were missed")]
+    Missed,
+    /// No session with the peer.
+    #[error("no session with {peer}")]
+    Connect {
+        /// Its name in the configuration.
+        peer: String,
+        /// Why.
+        source: ConnectError,
+    },
+    /// The session ended.
+    #[error("the session with {peer} was lost: {cause}")]
+    SessionLost {
+        /// The peer.
+        peer: String,
+        /// Why, with its causes.
+        cause: String,
+    },
+    /// The session has had no connection for too long, and the guest stands still.
+    #[error("no connection for {seconds} s with the guest paused: {cause}")]
+    Away {
+        /// For how long.
+        seconds: u64,
+        /// How the connection was lost.
+        cause: String,
+    },
+    /// The control stream, or the destination's answer.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The destination cannot go on.
+    #[error("the destination failed: {0}")]
+    Destination(String),
+    /// A data stream was not accepted.
+    #[error("the stream of {stream} did not come about")]
+    Open {
+        /// `disk NAME` or `RAM`.
+        stream: String,
+        /// Why.
+        source: OpenStreamError,
+    },
+    /// A data stream ended before its time.
+    #[error("the stream of {stream} ended before its time")]
+    Stream {
+        /// `disk NAME` or `RAM`.
+        stream: String,
+        /// How.
+        source: PumpEnd,
+    },
+    /// A mirror job ended with an error.
+    #[error("the mirror of disk {disk} failed: {error}")]
+    Mirror {
+        /// The disk.
+        disk: String,
+        /// QEMU's words.
+        error: String,
+    },
+    /// What changed of a disk could not be copied.
+    #[error("what changed of disk {disk} could not be copied")]
+    Delta {
+        /// The disk.
+        disk: String,
+        /// Why.
+        source: DeltaError,
+    },
+    /// The guest, or somebody else at its QEMU, has decided otherwise.
+    #[error(transparent)]
+    Meanwhile(#[from] Meanwhile),
+    /// QEMU's migration ended.
+    #[error("the migration of the RAM ended as {status}{}", said(error))]
+    Ram {
+        /// Its last state.
+        status: MigrationStatus,
+        /// QEMU's words.
+        error: String,
+    },
+    /// Nothing moved for too long.
+    #[error("{what} made no progress for {seconds} s")]
+    Stalled {
+        /// What stood still.
+        what: String,
+        /// For how long.
+        seconds: u64,
+    },
+    /// The journal cannot be written.
+    #[error("the journal cannot be written, so nothing further is done")]
+    Journal(#[from] JournalError),
+    /// The operating system refused a socket.
+    #[error("no local socket")]
+    Socket(#[source] std::io::Error),
+    /// Starting or ending a QEMU.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// A mistake of our own, found before it did harm.
+    #[error(transparent)]
+    Step(#[from] IllegalStep),
+    /// Another one.
+    #[error(transparent)]
+    HandOver(#[from] crate::migrate::handover::Illegal),
+}
+
+/// QEMU does not always say why.
+fn said(error: &str) -> String {
+    if error.is_empty() { String::new() } else { format!(": {error}") }
+}
+
+impl Failure {
+    /// Of a monitor whose connection is over.
+    #[must_use]
+    pub(crate) fn of_monitor(qmp: &Qmp) -> Self {
+        match qmp.failure() {
+            Some(QmpError::Ended { pid, .. }) => Self::QemuGone(pid),
+            Some(error) => Self::QemuUnknown(crate::migrate::model::problem::chain(&error)),
+            None => Self::QemuUnknown("its monitor is over".into()),
+        }
+    }
+
+    /// Whether a command's reply was lost with the monitor, or events were.
+    #[must_use]
+    pub(crate) fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Missed) || matches!(self, Self::Qmp(error) if error.is_interrupted())
+    }
+
+    /// Whether it may be only the echo of something that the other side, or the monitor, knows better.
+    #[must_use]
+    pub fn is_echo(&self) -> bool {
+        // QEMU refuses what a dead destination has made impossible, to cancel a failed job for one.
+        if let Self::Qmp(error) = self {
+            return error.desc().is_some();
+        }
+        matches!(
+            self,
+            Self::Mirror { .. }
+                | Self::Delta { .. }
+                | Self::Ram { .. }
+                | Self::Stream { .. }
+                | Self::Link(LinkError::Lost(_) | LinkError::Closed)
+                | Self::Open {
+                    source: OpenStreamError::Refused { source: StreamEnded(Code::SessionLost), .. },
+                    ..
+                }
+        )
+    }
+
+    /// Whether it is only how the session's end looks from one of its streams.
+    #[must_use]
+    pub fn is_session_lost(&self) -> bool {
+        match self {
+            Self::Link(e) => e.is_session_lost(),
+            Self::Stream { source: PumpEnd::Remote(StreamEnded(Code::SessionLost)), .. } => true,
+            Self::Open { source: OpenStreamError::Refused { source, .. }, .. } => {
+                *source == StreamEnded(Code::SessionLost)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the same migration, begun again later, may succeed without anybody's doing: what
+    /// broke on the way and on the other host may, what the source itself lacks may not.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        let all_may = |problems: &[Problem]| problems.iter().all(|p| p.kind.may_pass());
+        match self {
+            Self::Cancelled | Self::Stopping | Self::Frozen => false,
+            Self::QemuGone(_) | Self::QemuUnknown(_) => false,
+            Self::Meanwhile(meanwhile) => meanwhile.may_pass(),
+            Self::Journal(_)
+            | Self::Vm(_)
+            | Self::Step(_)
+            | Self::HandOver(_)
+            | Self::Link(LinkError::Unexpected { .. }) => false,
+            Self::Problems(problems) => all_may(problems),
+            // Without problems it is an error at the destination, such as a full disk.
+            Self::Link(LinkError::Refused(refusal)) => all_may(&refusal.problems),
+            Self::Connect { source, .. } => source.may_pass(),
+            // A QEMU that refuses does so for what the other side made impossible.
+            Self::Qmp(error) => !error.is_over(),
+            Self::MonitorLost { .. } | Self::MonitorUnsteady(_) | Self::Missed => true,
+            Self::Link(_)
+            | Self::SessionLost { .. }
+            | Self::Destination(_)
+            | Self::Open { .. }
+            | Self::Stream { .. }
+            | Self::Mirror { .. }
+            | Self::Delta { .. }
+            | Self::Away { .. }
+            | Self::Ram { .. }
+            | Self::Stalled { .. }
+            | Self::Socket(_) => true,
+        }
+    }
+
+    /// What stands in the way and how to remove it, where that is known.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        match self {
+            Self::Problems(problems) => problems.clone(),
+            Self::Link(LinkError::Refused(refusal)) => refusal.problems.clone(),
+            _ => Vec::new(),
+        }
+    }
+}

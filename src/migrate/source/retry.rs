@@ -1,0 +1,361 @@
+//! Tries: a migration that failed for a reason that may pass is begun again, from a clean state.
+//!
+//! Each try is a migration of its own to the journals and to the destination, with an id of its
+//! own: what a destination durably says of one try can never be taken for another's. To whoever
+//! asked for it they are one migration, under the id of the first.
+//!
+//! [`verdict`] decides and is pure. The loop around it owns the VM's reservation from the first
+//! try to the last, so that nobody else migrates the VM while it waits.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::failure::Failure;
+use super::{cancelled, finish};
+use crate::migrate::guest::{life, undo};
+use crate::migrate::host::Host;
+use crate::migrate::journal::{Journal, RetryOf};
+use crate::migrate::model::phase::Phase;
+use crate::migrate::model::problem::chain;
+use crate::migrate::model::progress::{Outcome, Progress, ProgressSink, Tries};
+use crate::migrate::model::request::SourceRequest;
+use crate::migrate::source;
+use crate::migrate::transfer::disk::delta::Tracking;
+
+/// The longest wait before a try, jitter aside.
+const BACK_OFF_MAX_S: u64 = 60;
+/// How often a wait is shown to be shorter.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a migration that failed is begun again: 0 to [`Retry::MAX`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Retry(u32);
+
+/// More retries than anybody can mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} retries are too many; at most {max} are made", max = Retry::MAX)]
+pub struct RetryTooLarge(u32);
+
+impl Retry {
+    /// The most.
+    pub const MAX: u32 = 100;
+
+    /// Tries in all, the first included.
+    #[must_use]
+    pub fn tries(self) -> u32 {
+        self.0 + 1
+    }
+}
+
+impl TryFrom<u32> for Retry {
+    type Error = RetryTooLarge;
+
+    fn try_from(retries: u32) -> Result<Self, RetryTooLarge> {
+        if retries > Self::MAX { Err(RetryTooLarge(retries)) } else { Ok(Self(retries)) }
+    }
+}
+
+impl From<Retry> for u32 {
+    fn from(retry: Retry) -> Self {
+        retry.0
+    }
+}
+
+/// How a try ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Its last phase.
+    pub(crate) phase: Phase,
+    /// What became of the guest.
+    pub(crate) outcome: Outcome,
+    /// Whether the cause may be gone by itself the next time.
+    pub(crate) may_pass: bool,
+    /// The destination had the guest durably, and gave it back.
+    pub(crate) handed_over: bool,
+    /// What stays for a further try.
+    pub(crate) held: Option<Held>,
+}
+
+/// What a try that failed leaves for the next one: bitmaps that go on recording, and its journal,
+/// open because it is what a restarted agent removes them by.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) journal: Journal,
+    /// How that try ended.
+    pub(crate) outcome: Outcome,
+    pub(crate) tracking: Tracking,
+}
+
+impl Held {
+    /// To a try whose journal tells of it.
+    pub(crate) fn pass_on(self, host: &Host) -> Tracking {
+        host.end(self.journal, self.outcome);
+        self.tracking
+    }
+
+    /// There is no further try; what could not be removed.
+    async fn release(self, host: &Host, vm: &str) -> Vec<String> {
+        let left = match host.config.vms.get(vm) {
+            None => Vec::new(),
+            Some(config) => match life::reach(self.journal.past(), config).await {
+                Ok((qmp, _events)) => undo::end_following(&qmp, self.journal.past()).await,
+                // They went with it.
+                Err((known, _)) if known.has_ended() => Vec::new(),
+                Err((_, e)) => vec![format!("dirty bitmaps in the source's QEMU of VM {vm}: {}", chain(&e))],
+            },
+        };
+        let mut outcome = self.outcome;
+        add_leftovers(&mut outcome, left.clone());
+        host.end(self.journal, outcome);
+        left
+    }
+}
+
+fn add_leftovers(outcome: &mut Outcome, more: Vec<String>) {
+    match outcome {
+        Outcome::Failed { leftovers, .. } | Outcome::Moved { leftovers } => leftovers.extend(more),
+        Outcome::Undecided { .. } => {}
+    }
+}
+
+/// What follows a try.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing; and why, where a retry had been asked for and is not made.
+    Over(Option<&'static str>),
+    /// A further try, after a wait.
+    Again,
+}
+
+/// Runs a migration from Begin to its end, in as many tries as it takes and may take.
+/// Everything that becomes of it is in `progress`.
+pub async fn migrate(
+    host: Arc<Host>,
+    request: SourceRequest,
+    progress: ProgressSink,
+    cancel: CancellationToken,
+) {
+    let _reservation = match host.reserve(&request.vm, request.id) {
+        Ok(reservation) => reservation,
+        Err(problem) => {
+            let failure = Failure::Problems(vec![problem]);
+            let ended = source::not_begun(&failure);
+            return finish(&progress, ended.phase, ended.outcome);
+        }
+    };
+    begin_try(&progress, 1, request.options.retry.tries(), request.id);
+    let first = source::attempt(Arc::clone(&host), request.clone(), progress.clone(), cancel.clone(), None);
+    go_on(host, request, progress, cancel, Box::pin(first)).await;
+}
+
+/// A try under way; `None`: another process goes on with it.
+pub(crate) type Try = Pin<Box<dyn Future<Output = Option<Ended>> + Send>>;
+
+/// Goes on with the try that `request` names, and begins further ones. The caller has reserved
+/// the VM.
+pub(crate) async fn go_on(
+    host: Arc<Host>,
+    request: SourceRequest,
+    progress: ProgressSink,
+    cancel: CancellationToken,
+    mut running: Try,
+) {
+    let of = request.options.retry.tries();
+    let mut number = request.retry.as_ref().map_or(1, |retry| retry.number);
+    let first = request.retry.as_ref().map_or(request.id, |retry| retry.first);
+    loop {
+        let Some(mut ended) = running.await else { return };
+        if let Verdict::Over(why) = verdict(&ended, number, of) {
+            note_end(&progress, number, of, why);
+            if let Some(held) = ended.held {
+                add_leftovers(&mut ended.outcome, held.release(&host, &request.vm).await);
+            }
+            return finish(&progress, ended.phase, ended.outcome);
+        }
+        note_failure(&progress, number, of, &ended.outcome);
+        number += 1;
+        let waited = tokio::select! {
+            waited = wait(&progress, number, &cancel) => waited,
+            // The journal is open, and is settled by whoever comes next.
+            () = host.frozen() => return,
+        };
+        if waited.is_err() {
+            let mut outcome = given_up(&host, number, of, &ended.outcome);
+            if let Some(held) = ended.held {
+                add_leftovers(&mut outcome, held.release(&host, &request.vm).await);
+            }
+            return finish(&progress, Phase::Failed, outcome);
+        }
+        let id = Uuid::new_v4();
+        begin_try(&progress, number, of, id);
+        let retry = Some(RetryOf { first, number, kept: Vec::new() });
+        let this = SourceRequest { id, retry, ..request.clone() };
+        let (its_host, its_progress) = (Arc::clone(&host), progress.clone());
+        running = Box::pin(source::attempt(its_host, this, its_progress, cancel.clone(), ended.held));
+    }
+}
+
+/// Whether there is a further try after the `number`th of `of`.
+fn verdict(ended: &Ended, number: u32, of: u32) -> Verdict {
+    let Outcome::Failed { cancelled, leftovers, .. } = &ended.outcome else { return Verdict::Over(None) };
+    if *cancelled || number >= of {
+        return Verdict::Over(None);
+    }
+    if ended.handed_over {
+        return Verdict::Over(Some("the guest had been handed over already"));
+    }
+    if !ended.may_pass {
+        return Verdict::Over(Some("what it failed of does not pass by itself"));
+    }
+    if !leftovers.is_empty() {
+        return Verdict::Over(Some("the roll-back did not leave everything as it was"));
+    }
+    Verdict::Again
+}
+
+/// The wait after `failed` tries: 1, 2, 4 … 60 s, a quarter more or less as `random` has it, so
+/// that hosts which failed together do not come back together.
+fn back_off(failed: u32, random: u32) -> Duration {
+    let base =
+        Duration::from_secs(1_u64.checked_shl(failed - 1).map_or(BACK_OFF_MAX_S, |s| s.min(BACK_OFF_MAX_S)));
+    base.mul_f64(0.75 + 0.5 * f64::from(random) / f64::from(u32::MAX))
+}
+
+fn begin_try(progress: &ProgressSink, number: u32, of: u32, migration: Uuid) {
+    progress.update(|p| {
+        let last = p.tries.take();
+        let earlier_stream_bytes = if number > 1 { p.stream_bytes() } else { 0 };
+        if of > 1 {
+            let last_failure = last.as_ref().and_then(|t| t.last_failure.clone());
+            let before = last.map_or(0, |t| t.earlier_stream_bytes);
+            let earlier_stream_bytes = before + earlier_stream_bytes;
+            p.tries =
+                Some(Tries { number, of, migration, next_in_ms: None, last_failure, earlier_stream_bytes });
+        }
+        p.phase = Phase::Begin;
+        p.disks.clear();
+        p.ram = None;
+        p.rate_bytes_per_s = 0;
+    });
+    if number > 1 {
+        tracing::info!(number, of, %migration, "a further try");
+    }
+}
+
+/// The failure of a try that is not the last.
+fn note_failure(progress: &ProgressSink, number: u32, of: u32, outcome: &Outcome) {
+    let Outcome::Failed { phase, cause, .. } = outcome else { return };
+    tracing::warn!(number, of, phase = phase.name(), cause, "this try failed; there is a further one");
+    progress.update(|p| {
+        p.notes.push(format!("try {number} of {of} failed in phase {}: {cause}", phase.name()));
+        if let Some(tries) = &mut p.tries {
+            tries.last_failure = Some(cause.clone());
+        }
+    });
+}
+
+/// Of what the journals tell of tries, what their operator is shown: the last one of each, under
+/// the id of the first.
+pub(crate) fn only_last(told: Vec<Progress>) -> Vec<Progress> {
+    let is_last = |at: usize| told[at + 1..].iter().all(|p| (p.id, p.role) != (told[at].id, told[at].role));
+    let last: Vec<_> = (0..told.len()).map(is_last).collect();
+    told.into_iter().zip(last).filter_map(|(p, is_last)| is_last.then_some(p)).collect()
+}
+
+fn note_end(progress: &ProgressSink, number: u32, of: u32, why: Option<&str>) {
+    if let Some(why) = why {
+        progress.update(|p| p.notes.push(format!("not tried again after try {number} of {of}: {why}")));
+    }
+}
+
+/// Somebody cancelled while the next try was waited for.
+struct Interrupted;
+
+async fn wait(progress: &ProgressSink, number: u32, cancel: &CancellationToken) -> Result<(), Interrupted> {
+    let mut random = [0; 4];
+    // Without randomness all hosts wait alike, which is no reason to give up.
+    let _ = getrandom::fill(&mut random);
+    let until = Instant::now() + back_off(number - 1, u32::from_le_bytes(random));
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        progress.update(|p| {
+            p.phase = Phase::Begin;
+            if let Some(tries) = &mut p.tries {
+                (tries.number, tries.next_in_ms) = (number, Some(left.as_millis() as u64));
+            }
+        });
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(Interrupted),
+            () = sleep_until(until.min(Instant::now() + SHOW_EVERY)) => {}
+        }
+        if Instant::now() >= until {
+            return Ok(());
+        }
+    }
+}
+
+fn given_up(host: &Host, number: u32, of: u32, last: &Outcome) -> Outcome {
+    let failure = cancelled(host);
+    let before = match last {
+        Outcome::Failed { cause, .. } => cause.as_str(),
+        _ => "",
+    };
+    let cause =
+        format!("{failure} while try {number} of {of} was waited for; the one before failed: {before}");
+    source::failed(Phase::Begin, &failure, cause, Vec::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(may_pass: bool) -> Ended {
+        let outcome = Outcome::Failed {
+            phase: Phase::Mirror,
+            cause: "the destination failed: it has gone".into(),
+            problems: Vec::new(),
+            cancelled: false,
+            leftovers: Vec::new(),
+        };
+        Ended { phase: Phase::Failed, outcome, may_pass, handed_over: false, held: None }
+    }
+
+    #[test]
+    fn only_what_may_pass_from_a_clean_state_is_tried_again() {
+        assert_eq!(verdict(&ended(true), 1, 3), Verdict::Again);
+        assert_eq!(verdict(&ended(true), 2, 3), Verdict::Again);
+        assert_eq!(verdict(&ended(true), 3, 3), Verdict::Over(None), "exhausted");
+        assert_eq!(verdict(&ended(true), 1, 1), Verdict::Over(None), "none was asked for");
+        assert!(matches!(verdict(&ended(false), 1, 3), Verdict::Over(Some(_))));
+        let handed = Ended { handed_over: true, ..ended(true) };
+        assert!(matches!(verdict(&handed, 1, 3), Verdict::Over(Some(_))), "handed over");
+        let mut unclean = ended(true);
+        let mut asked = ended(true);
+        if let (Outcome::Failed { leftovers, .. }, Outcome::Failed { cancelled, .. }) =
+            (&mut unclean.outcome, &mut asked.outcome)
+        {
+            leftovers.push("job vmferry-disk0".into());
+            *cancelled = true;
+        }
+        assert!(matches!(verdict(&unclean, 1, 3), Verdict::Over(Some(_))), "something is left");
+        assert_eq!(verdict(&asked, 1, 3), Verdict::Over(None), "cancelled");
+        let moved = Ended { outcome: Outcome::Moved { leftovers: Vec::new() }, ..ended(true) };
+        assert_eq!(verdict(&moved, 1, 3), Verdict::Over(None), "moved");
+    }
+
+    #[test]
+    fn waits_double_up_to_a_minute_and_never_agree() {
+        let middle = u32::MAX / 2;
+        let seconds: Vec<_> = (1..=100).map(|n| back_off(n, middle).as_secs_f64().round() as u64).collect();
+        assert_eq!(seconds[..8], [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(seconds[99], 60);
+        assert_eq!((back_off(3, 0).as_millis(), back_off(3, u32::MAX).as_millis()), (3000, 5000));
+    }
+}

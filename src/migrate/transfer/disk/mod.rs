@@ -1,0 +1,3 @@
+//! The ways of copying a disk.
+
+pub(crate) mod delta;

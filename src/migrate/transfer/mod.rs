@@ -1,0 +1,5 @@
+//! How the bytes of a migration move: its streams, its share of the bandwidth, one file per way of copying.
+
+pub mod bandwidth;
+pub(crate) mod disk;
+pub(crate) mod streams;

@@ -1,0 +1,140 @@
+//! The data streams of one migration on one host: their pumps, and the word when one ends.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::migrate::handoff::state::{SessionId, StoppedData, ThawedData};
+use crate::mux::Code;
+use crate::net::compress::Coding;
+use crate::net::pump::{FirstEnd, Pump, PumpEnd, PumpState};
+use crate::net::session::Session;
+use crate::net::stream::{Stream, StreamEnded};
+
+/// What a stream carries.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Label {
+    /// A disk's NBD traffic.
+    Disk(String),
+    /// The RAM stream.
+    Ram,
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disk(name) => write!(f, "disk {name}"),
+            Self::Ram => f.write_str("RAM"),
+        }
+    }
+}
+
+/// Owns a migration's pumps. Dropped, all are cut.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    pumps: BTreeMap<Label, (SessionId, Pump)>,
+    sender: mpsc::UnboundedSender<(Label, PumpEnd)>,
+    ends: mpsc::UnboundedReceiver<(Label, PumpEnd)>,
+}
+
+impl Streams {
+    pub(crate) fn new() -> Self {
+        let (sender, ends) = mpsc::unbounded_channel();
+        Self { pumps: BTreeMap::new(), sender, ends }
+    }
+
+    /// Starts pumping between a local socket and a stream of `session`. An earlier pump of the
+    /// same label is cut.
+    pub(crate) fn start(&mut self, label: Label, session: &Session, local: OwnedFd, stream: Stream) {
+        self.start_coded(label, session, local, stream, Coding::Plain);
+    }
+
+    /// As [`Streams::start`], with a direction that is compressed.
+    pub(crate) fn start_coded(
+        &mut self,
+        label: Label,
+        session: &Session,
+        local: OwnedFd,
+        stream: Stream,
+        coding: Coding,
+    ) {
+        let state = PumpState::new(coding);
+        self.resume(ThawedData { label, session: session.clone(), local, stream, state });
+    }
+
+    /// Goes on with what an earlier process has left.
+    pub(crate) fn resume(&mut self, data: ThawedData) {
+        let (sender, name) = (self.sender.clone(), data.label.clone());
+        let tell = move |end| drop(sender.send((name, end)));
+        let pump = Pump::resume(data.session.runtime(), data.local, data.stream, data.state, tell);
+        self.pumps.insert(data.label, (data.session.id(), pump));
+    }
+
+    /// A stream of an earlier process had ended there.
+    pub(crate) fn has_ended(&self, label: Label) {
+        let _ = self.sender.send((label, PumpEnd::Remote(StreamEnded(Code::SessionLost))));
+    }
+
+    /// Stops all pumps between two bytes; those that have ended are told apart.
+    pub(crate) async fn freeze(&mut self) -> (Vec<StoppedData>, Vec<Label>) {
+        let (mut stopped, mut ended) = (Vec::new(), Vec::new());
+        for (label, (session, pump)) in std::mem::take(&mut self.pumps) {
+            match pump.freeze().await {
+                Some(frozen) => stopped.push((label, session, frozen)),
+                None => ended.push(label),
+            }
+        }
+        (stopped, ended)
+    }
+
+    pub(crate) fn has(&self, label: &Label) -> bool {
+        self.pumps.contains_key(label)
+    }
+
+    /// Bytes that a stream has carried, both directions.
+    pub(crate) fn bytes(&self, label: &Label) -> u64 {
+        self.pumps.get(label).map_or(0, |(_, pump)| pump.counters().total())
+    }
+
+    /// Bytes that a stream did not have to carry.
+    pub(crate) fn saved(&self, label: &Label) -> u64 {
+        self.pumps.get(label).map_or(0, |(_, pump)| pump.counters().saved_bytes.load(Relaxed))
+    }
+
+    /// Which end of a stream ended first; none while both are open.
+    pub(crate) fn first_end(&self, label: &Label) -> Option<FirstEnd> {
+        self.pumps.get(label)?.1.counters().first_end()
+    }
+
+    /// Bytes that all streams have carried, both directions.
+    pub(crate) fn total(&self) -> u64 {
+        self.pumps.values().map(|(_, pump)| pump.counters().total()).sum()
+    }
+
+    /// The next stream that ends. Cancelling loses nothing.
+    pub(crate) async fn ended(&mut self) -> (Label, PumpEnd) {
+        match self.ends.recv().await {
+            Some(end) => end,
+            // Not reached: `sender` is ours. Waiting for ever is what "none ends" means.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Cuts every stream: local sockets close, the peer sees resets. QEMU is not asked.
+    pub(crate) fn cut_all(&self) {
+        self.pumps.values().for_each(|(_, pump)| pump.cut());
+    }
+}
+
+/// A connected pair of local sockets: one end for a pump, the other for QEMU.
+pub(crate) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    Ok((ours.into(), theirs.into()))
+}
