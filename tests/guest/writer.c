@@ -1,15 +1,19 @@
 // The guest's work: writes block 1, 2, 3, ... to every disk in lock step (O_DIRECT|O_DSYNC), re-reads
 // old ones, keeps some RAM dirty if asked, and says on the serial line how far it is:
+//   READY                  once per boot: it waits for its words
 //   START nb=N disks=N generation=HEX dirty=MIB ms=MS    once per boot
 //   C <seq> <ms> [<host>]  at most every 100 ms; every disk has durably acknowledged block <seq>
 //   BAD ...          anything that is not as the guest left it
-// A `generation` drawn at boot tells a second boot from a resumed one. Nothing is read from the host
-// but one letter, before each block, when QEMU was given `-fw_cfg name=opt/vmferry/host,string=NAME`:
-// the host whose QEMU executes the guest at this very moment. Such an item is no part of a migration;
-// each QEMU answers with its own.
-// From the kernel's command line: vf_blocks (a power of two), vf_rate (blocks/s, 0 = full speed),
-// vf_disks, vf_dirty (MiB of RAM rewritten and checked in a loop), vf_dirty_rest (ms between its rounds), vf_marker (text put into every
-// block and into RAM).
+// A `generation` drawn at boot tells a second boot from a resumed one.
+// Two things are read from the host, items that QEMU was given by `-fw_cfg name=NAME,string=VALUE`. Such
+// an item is no part of a migration; each QEMU answers with its own.
+//   opt/vmferry/words    once: what to do, NAME=VALUE with blanks between. While it is `wait`, the guest
+//                        waits. A state saved then starts as any guest with these disks (saved.rs).
+//   opt/vmferry/host     before each block, one letter: the host whose QEMU executes the guest at
+//                        this very moment.
+// Words: vf_blocks (a power of two), vf_rate (blocks/s, 0 = full speed), vf_disks, vf_dirty (MiB of RAM
+// rewritten and checked in a loop), vf_dirty_rest (ms between its rounds), vf_marker (text put into
+// every block and into RAM), vf_seed (of the generation). The kernel's command line may have them, too.
 #define _GNU_SOURCE
 #include "block.h"
 #include <errno.h>
@@ -33,6 +37,8 @@
 #define FW_CFG_DATA 0x511
 #define FW_CFG_DIRECTORY 0x19
 #define FW_CFG_NAME_BYTES 56
+#define WORDS_BYTES 1024
+#define WAIT_US 20000
 
 static const char *marker = "";
 static uint64_t generation;
@@ -55,7 +61,8 @@ static uint64_t draw_generation(void) {
   if (getrandom(&drawn, sizeof drawn, GRND_INSECURE) != sizeof drawn) drawn = 0;
   struct timespec t;
   clock_gettime(CLOCK_REALTIME, &t);
-  return drawn ^ ((uint64_t)t.tv_nsec * 0x9e3779b97f4a7c15ull + (uint64_t)t.tv_sec);
+  // Two guests from one saved state differ by the seed alone.
+  return drawn ^ number("vf_seed", 0) ^ ((uint64_t)t.tv_nsec * 0x9e3779b97f4a7c15ull + (uint64_t)t.tv_sec);
 }
 
 static uint32_t fw_cfg_number(unsigned bytes) {
@@ -64,20 +71,31 @@ static uint32_t fw_cfg_number(unsigned bytes) {
   return number;
 }
 
-static void find_host_key(void) {
-  if (ioperm(FW_CFG_SELECTOR, 2, 1)) {
-    printf("BAD ioperm: %s\n", strerror(errno));
-    return;
-  }
+// The key of an item, or 0.
+static uint16_t find_key(const char *wanted) {
+  uint16_t found = 0;
   outw(FW_CFG_DIRECTORY, FW_CFG_SELECTOR);
-  for (uint32_t items = fw_cfg_number(4); items && !host_key; items--) {
-    char name[FW_CFG_NAME_BYTES];
+  for (uint32_t items = fw_cfg_number(4); items && !found; items--) {
+    char name[FW_CFG_NAME_BYTES] = "";
     fw_cfg_number(4); // its size
     uint16_t key = (uint16_t)fw_cfg_number(2);
     fw_cfg_number(2); // reserved
     insb(FW_CFG_DATA, name, sizeof name);
-    if (!strncmp(name, "opt/vmferry/host", sizeof name)) host_key = key;
+    if (!strncmp(name, wanted, sizeof name)) found = key;
   }
+  return found;
+}
+
+// Asks by one byte only: the state that is saved meanwhile goes on in a QEMU with other words.
+static void take_words(void) {
+  static char words[WORDS_BYTES];
+  uint16_t key = find_key("opt/vmferry/words");
+  if (!key) return;
+  printf("READY\n");
+  for (outw(key, FW_CFG_SELECTOR); inb(FW_CFG_DATA) == 'w'; outw(key, FW_CFG_SELECTOR)) usleep(WAIT_US);
+  outw(key, FW_CFG_SELECTOR);
+  insb(FW_CFG_DATA, words, sizeof words - 1); // zeros after its end
+  for (char *word = strtok(words, " "); word; word = strtok(0, " ")) putenv(word);
 }
 
 // One byte only, so that no migration can come between two of them.
@@ -176,9 +194,11 @@ static void write_for_ever(const int *fd, unsigned disks, uint64_t nb, uint64_t 
 
 int main(void) {
   setvbuf(stdout, 0, _IOLBF, 0);
+  if (ioperm(FW_CFG_SELECTOR, 2, 1)) printf("BAD ioperm: %s\n", strerror(errno));
+  take_words();
   if (getenv("vf_marker")) marker = getenv("vf_marker");
   generation = draw_generation();
-  find_host_key();
+  host_key = find_key("opt/vmferry/host");
   uint64_t nb = number("vf_blocks", 4096), disks = number("vf_disks", 2), dirty = number("vf_dirty", 0);
   if (!nb || nb & (nb - 1) || disks > DISKS_MAX) printf("BAD arguments\n");
   int fd[DISKS_MAX];

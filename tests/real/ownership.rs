@@ -72,7 +72,9 @@ impl Herd {
         let _state = Volume::mount(&net.alpha.dir.join("state"), 8)?;
         let alpha = Agent::start(&lab.paths, &net.alpha, &source, &on_alpha)?;
         let bravo = Agent::start(&lab.paths, &net.bravo, &destination, &on_bravo)?;
-        guests.iter().try_for_each(|(source, _)| source.begin_boot())?;
+        for (source, _) in &guests {
+            run(net.alpha.command(source.start_script()).arg("boot"), SHORT)?;
+        }
         Ok(Self { net, alpha, bravo, guests, gate, _state })
     }
 

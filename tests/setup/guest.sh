@@ -3,6 +3,7 @@
 #   DIR/vmlinuz     the kernel as an ELF file, which QEMU boots by PVH without decompressing it in the guest
 #   DIR/initrd.img  init and the writer, nothing else
 #   DIR/verify      runs on the host: checks what the writer left on a disk
+#   DIR/states      where tests keep states of booted guests (tests/support/saved.rs)
 #   usage: guest.sh [DIR]      default .lab/guest
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
@@ -84,5 +85,6 @@ elf_of "$work"/boot/vmlinuz-* "$work/vmlinuz"
 compile
 mkdir -p "$work/root"/{dev,proc,sys}
 pack_initrd
+rm -rf "$dir/states"
 mv "$work/vmlinuz" "$work/initrd.img" "$work/verify" "$dir/"
 mark_made "$dir" "$this"

@@ -88,6 +88,11 @@ impl Paths {
         self.lab.join(name).join("bin").join(program)
     }
 
+    /// Where guests' states are kept; gone when the guest is built anew.
+    pub fn states(&self) -> PathBuf {
+        self.lab.join("guest/states")
+    }
+
     /// `qemu-img` of the newer QEMU, for disks of either.
     pub fn qemu_img(&self) -> Command {
         Command::new(self.qemu(Version::V10, "qemu-img"))

@@ -22,6 +22,7 @@ pub mod plain;
 pub mod process;
 pub mod proof;
 pub mod qmp;
+pub mod saved;
 pub mod vm;
 pub mod volume;
 pub mod watcher;

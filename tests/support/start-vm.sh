@@ -1,17 +1,23 @@
 #!/bin/sh
 # Starts a fresh QEMU for @NAME@ in the background and returns when its monitors listen.
 #   start-@NAME@        waits for a guest to come in (what vmferry's configuration names)
-#   start-@NAME@ boot   boots the guest
+#   start-@NAME@ boot   boots the guest, or starts it from a saved state: more words go to QEMU
+#   start-@NAME@ ready  boots the guest up to where it waits for its words (tests/guest/writer.c)
 set -eu
 cd '@DIR@'
 # QEMU keeps the lock as long as it lives: never two of one guest on this host.
 exec 9>lock
 flock -w 10 9 || { echo '@NAME@: a QEMU of this guest is still running' >&2; exit 1; }
-[ "${1:-}" = boot ] || set -- -incoming defer -S
-[ "${1:-}" != boot ] || shift
+words="@WORDS@ vf_seed=$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')"
+starts=starts
+case "${1:-}" in
+  boot) shift ;;
+  ready) words=wait starts=/dev/null; shift ;;
+  *) set -- -incoming defer -S ;;
+esac
 rm -f agent.qmp test.qmp
-echo "$*" >>starts
-setsid @QEMU@ "$@" </dev/null >>qemu.log 2>&1 &
+echo "$*" >>$starts
+setsid @QEMU@ -fw_cfg "name=opt/vmferry/words,string=$words" "$@" </dev/null >>qemu.log 2>&1 &
 echo $! >qemu.pid
 tries=0
 until [ -S agent.qmp ] && [ -S test.qmp ]; do

@@ -16,6 +16,7 @@ use super::lab::{Paths, Version};
 use super::net::Host;
 use super::process::{LONG, SHORT, run, signal_pid, wait_for};
 use super::qmp::Qmp;
+use super::saved;
 
 /// From QEMU's start to the first completed block, on a busy machine without KVM.
 const BOOT_WITHIN: Duration = Duration::from_secs(120);
@@ -93,9 +94,9 @@ impl VmSpec {
         }
     }
 
-    fn kernel_words(&self) -> String {
+    fn words(&self) -> String {
         format!(
-            "{KERNEL_WORDS} vf_blocks={} vf_rate={} vf_disks={} vf_dirty={} vf_dirty_rest={} vf_marker={}",
+            "vf_blocks={} vf_rate={} vf_disks={} vf_dirty={} vf_dirty_rest={} vf_marker={}",
             self.blocks,
             self.rate,
             self.disks.len(),
@@ -112,7 +113,7 @@ pub struct Vm {
     /// What it is made of.
     pub spec: VmSpec,
     host: Host,
-    paths: Paths,
+    pub(super) paths: Paths,
     dir: PathBuf,
 }
 
@@ -177,9 +178,28 @@ impl Vm {
         self.wait_count_within(50, BOOT_WITHIN).map(drop)
     }
 
-    /// Starts the guest here, and does not wait for it.
+    /// Starts the guest here, from a saved state if that may be, and does not wait for it.
     pub fn begin_boot(&self) -> Result<()> {
-        run(self.host.command(self.start_script()).arg("boot"), SHORT).map(drop)
+        let mut start = self.host.command(self.start_script());
+        start.arg("boot");
+        if let Some(state) = saved::state(self)? {
+            start.arg("-incoming").arg(format!("exec:cat '{}'", state.display()));
+        }
+        run(&mut start, SHORT).map(drop)
+    }
+
+    /// Boots the guest here up to where it waits for its words: how long its serial line's file was
+    /// before. A QEMU that loads its state lets it run, whatever it did when it was saved.
+    pub(super) fn boot_until_ready(&self) -> Result<u64> {
+        let said = fs::metadata(self.serial()).map_or(0, |file| file.len());
+        let words = ["ready", "-global", "migration.store-global-state=off"];
+        run(self.host.command(self.start_script()).args(words), SHORT)?;
+        wait_for(&format!("{} to be ready", self.spec.name), BOOT_WITHIN, || {
+            ensure!(self.is_running(), "its QEMU has ended; it said: {}", self.qemu_log());
+            let lines = fs::read(self.serial())?;
+            let lines = String::from_utf8_lossy(lines.get(said as usize..).unwrap_or_default());
+            Ok(lines.contains("READY").then_some(said))
+        })
     }
 
     /// Starts a QEMU that waits for a guest, as the agent would.
@@ -290,11 +310,13 @@ impl Vm {
     fn script(&self) -> String {
         include_str!("start-vm.sh")
             .replace("@NAME@", &self.spec.name)
+            .replace("@WORDS@", &self.spec.words())
             .replace("@DIR@", &self.dir.display().to_string())
             .replace("@QEMU@", &self.arguments().iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" "))
     }
 
-    fn arguments(&self) -> Vec<String> {
+    /// QEMU's program and arguments, but for the guest's words.
+    pub(super) fn arguments(&self) -> Vec<String> {
         let spec = &self.spec;
         let dir = self.dir.display();
         let mut words = vec![self.paths.qemu(spec.version, "qemu-system-x86_64").display().to_string()];
@@ -312,7 +334,7 @@ impl Vm {
         for (option, value) in [
             ("-kernel", self.paths.kernel.display().to_string()),
             ("-initrd", self.paths.initrd.display().to_string()),
-            ("-append", spec.kernel_words()),
+            ("-append", KERNEL_WORDS.to_owned()),
         ] {
             words.extend([option.to_owned(), value]);
         }
