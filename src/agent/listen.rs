@@ -71,7 +71,7 @@ async fn accept(agent: &Agent, tcp: tokio::net::TcpStream, address: SocketAddr) 
     let config = &agent.host.config;
     let known = |peer: &crate::net::identity::Identity| config.peer_by_identity(peer).is_some();
     if let Err(e) = agent.host.pool.accept(tcp, known).await {
-        agent.metrics.connect_failed("in", e.label());
+        agent.metrics.sessions.count_connect_failure("in", e.label());
         tracing::warn!(%address, cause = chain(&e), "a connection was refused");
     }
 }

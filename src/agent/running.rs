@@ -88,7 +88,7 @@ impl Agent {
 
     /// Counts a migration that is at its end; one that was left to another process is not.
     pub(super) fn ended(&self, progress: &ProgressSink) {
-        self.metrics.migration_ended(&progress.now());
+        self.metrics.migrations.count_end(&progress.now());
     }
 
     /// Migrations that are not at their end.

@@ -34,13 +34,13 @@ impl Agent {
                 () = tokio::time::sleep(SAMPLE) => {}
             }
             let now = session.stats().await;
-            self.metrics.session_moved(peer, &before, &now);
+            self.metrics.sessions.count(peer, &before, &now);
             before = now;
             self.sample(peer).await;
         };
-        self.metrics.session_moved(peer, &before, &end.stats);
+        self.metrics.sessions.count(peer, &before, &end.stats);
         self.sample(peer).await;
-        self.metrics.session_ended(peer, end.cause.label());
+        self.metrics.sessions.count_end(peer, end.cause.label());
         tracing::info!(peer, cause = chain(&end.cause), "session ends");
     }
 
@@ -52,6 +52,6 @@ impl Agent {
             stats.push(session.stats().await);
             away += usize::from(session.away_since().is_some());
         }
-        self.metrics.peer_sessions(peer, away, &stats);
+        self.metrics.sessions.set_of_peer(peer, away, &stats);
     }
 }

@@ -51,14 +51,14 @@ impl Agent {
         let all = self.registry.all();
         for role in [Role::Source, Role::Destination] {
             let count = all.iter().filter(|p| p.role == role && p.outcome.is_none()).count();
-            self.metrics.active(role.name(), count);
+            self.metrics.migrations.set_active(role.name(), count);
         }
         let limits = all
             .iter()
             .filter(|p| p.outcome.is_none())
             .filter_map(|p| Some((p.vm.as_str(), p.share?.limit_bytes_per_s?.into())));
-        self.metrics.migration_limits(limits);
-        self.metrics.dials_failed(&self.host.pool.dial_failures());
+        self.metrics.migrations.set_limits(limits);
+        self.metrics.sessions.set_dial_failures(&self.host.pool.dial_failures());
         self.metrics.text()
     }
 }

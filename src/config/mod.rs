@@ -4,15 +4,21 @@
 //! the peers it knows and the virtual machines it may move. An error names the file, the
 //! line, the key and what was expected. Knows nothing of what the values are used for.
 
+mod deadlines;
+mod peer;
+mod vm;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::net::identity::Identity;
-use crate::rate::{self, Rate};
+
+pub use deadlines::{Deadlines, HOOK_S_MAX};
+pub use peer::{DEFAULT_PORT, LANES_MAX, PeerConfig, glob_matches};
+pub use vm::{Start, VmConfig};
 
 /// Where a configuration is looked for when none is named.
 pub const DEFAULT_PATH: &str = "/etc/vmferry/vmferry.toml";
@@ -98,157 +104,6 @@ pub struct MetricsConfig {
     pub listen: SocketAddr,
 }
 
-/// How long is waited for what. All in seconds.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Deadlines {
-    /// Nothing received on a connection for this long means that it is dead (1–600).
-    pub dead_peer_s: u64,
-    /// A session goes on without a connection for this long (1–3600); then it ends, and with it
-    /// every migration that has not been handed over.
-    pub resume_s: u64,
-    /// The same while a migration keeps its guest paused (1–3600): then it rolls back.
-    pub resume_paused_s: u64,
-    /// A fresh destination QEMU must offer its monitor within this time (1–600).
-    pub qemu_start_s: u64,
-    /// A mirror or RAM stream without any progress for this long fails the migration (5–3600).
-    pub stall_s: u64,
-    /// A `before_start` command may take this long; it is downtime (1–600).
-    pub hook_s: u64,
-    /// A destination that has loaded the guest waits this long for a lost source to return
-    /// before it declares, durably, that the guest never ran there (1–86400).
-    pub handover_s: u64,
-    /// A migration whose guest may be either side's is shown as undecided after this long (1–3600).
-    pub undecided_s: u64,
-    /// An operator's decision is void unless the migration has taken it within this time (1–600).
-    pub order_s: u64,
-    /// `recover` waits this long for what another agent knows (1–600).
-    pub recover_s: u64,
-}
-
-impl Default for Deadlines {
-    fn default() -> Self {
-        Self {
-            dead_peer_s: 5,
-            resume_s: 60,
-            resume_paused_s: 15,
-            qemu_start_s: 60,
-            stall_s: 60,
-            hook_s: 30,
-            handover_s: 120,
-            undecided_s: 30,
-            order_s: 10,
-            recover_s: 5,
-        }
-    }
-}
-
-impl Deadlines {
-    /// See [`Deadlines::dead_peer_s`].
-    #[must_use]
-    pub fn dead_peer(&self) -> Duration {
-        Duration::from_secs(self.dead_peer_s)
-    }
-    /// See [`Deadlines::resume_s`].
-    #[must_use]
-    pub fn resume(&self) -> Duration {
-        Duration::from_secs(self.resume_s)
-    }
-    /// See [`Deadlines::resume_paused_s`].
-    #[must_use]
-    pub fn resume_paused(&self) -> Duration {
-        Duration::from_secs(self.resume_paused_s)
-    }
-    /// See [`Deadlines::qemu_start_s`].
-    #[must_use]
-    pub fn qemu_start(&self) -> Duration {
-        Duration::from_secs(self.qemu_start_s)
-    }
-    /// See [`Deadlines::stall_s`].
-    #[must_use]
-    pub fn stall(&self) -> Duration {
-        Duration::from_secs(self.stall_s)
-    }
-    /// See [`Deadlines::hook_s`].
-    #[must_use]
-    pub fn hook(&self) -> Duration {
-        Duration::from_secs(self.hook_s)
-    }
-    /// See [`Deadlines::handover_s`].
-    #[must_use]
-    pub fn handover(&self) -> Duration {
-        Duration::from_secs(self.handover_s)
-    }
-    /// See [`Deadlines::undecided_s`].
-    #[must_use]
-    pub fn undecided(&self) -> Duration {
-        Duration::from_secs(self.undecided_s)
-    }
-    /// See [`Deadlines::order_s`].
-    #[must_use]
-    pub fn order(&self) -> Duration {
-        Duration::from_secs(self.order_s)
-    }
-    /// See [`Deadlines::recover_s`].
-    #[must_use]
-    pub fn recover(&self) -> Duration {
-        Duration::from_secs(self.recover_s)
-    }
-}
-
-/// Another agent.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PeerConfig {
-    /// The subject alternative name in its certificate, in whatever case. Its address proves nothing.
-    pub identity: Identity,
-    /// `host:port` to dial. A peer without one can only come to us.
-    pub address: Option<String>,
-    /// VMs that this peer may send to us: names, `*` matches any run of characters.
-    /// Empty, the default, permits none.
-    #[serde(default)]
-    pub receive: Vec<String>,
-    /// What may be sent to this peer in a second, over all migrations: `"100MiB/s"`. None for no
-    /// limit. `vmferry limit --peer` changes it until the agent stops.
-    #[serde(default, deserialize_with = "rate::from_text")]
-    pub limit: Option<Rate>,
-    /// Connections that the streams to and from this peer are spread over, 1 to 8: for links that are
-    /// faster than one core can encrypt. Both sides should have the same; a peer refuses more than
-    /// twice its own number and two, and then there are fewer.
-    #[serde(default = "one")]
-    pub lanes: usize,
-}
-
-/// One virtual machine.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VmConfig {
-    /// Unix socket of a QMP monitor that only vmferry uses (a monitor serves one client).
-    pub qmp: PathBuf,
-    /// QEMU's own log on this host, if it has one: its last lines are told when it ends of itself.
-    /// Where QEMU's standard error is a file, or its unit has a journal, that is found without.
-    pub log: Option<PathBuf>,
-    /// How to start a fresh QEMU that waits for this VM (`-incoming defer -S`).
-    pub start: Option<Start>,
-    /// Command run on the destination when the source has handed over and before the guest
-    /// starts: move an address, switch a bridge port. Its time is downtime; its failure is
-    /// reported and does not keep the guest from starting. It runs again when the agent died
-    /// while it was at work, so it must not mind that.
-    #[serde(default)]
-    pub before_start: Vec<String>,
-}
-
-/// How a destination's QEMU is started.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Start {
-    /// A systemd unit, started with `systemctl start` and stopped with `systemctl stop`.
-    Unit(String),
-    /// A command and its arguments. It may stay in the foreground or put itself in the
-    /// background; its QEMU must not end with the agent.
-    Command(Vec<String>),
-}
-
 fn default_state_dir() -> PathBuf {
     "/var/lib/vmferry".into()
 }
@@ -256,17 +111,8 @@ fn default_runtime_dir() -> PathBuf {
     "/run/vmferry".into()
 }
 fn default_listen() -> Vec<SocketAddr> {
-    vec![SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, crate::config::DEFAULT_PORT))]
+    vec![SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, DEFAULT_PORT))]
 }
-
-/// The port that agents listen on unless told otherwise.
-pub const DEFAULT_PORT: u16 = 9907;
-
-/// Longest that a `before_start` command may take.
-pub const HOOK_S_MAX: u64 = 600;
-
-/// Most lanes that a peer may have; each may hold as much memory as a session.
-pub const LANES_MAX: usize = 8;
 
 /// The longest path of a unix socket, in bytes: `sun_path` of unix(7) without its end.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -325,14 +171,14 @@ impl Config {
     fn check(&self) -> Result<(), (String, String)> {
         let mut seen = BTreeMap::new();
         for (name, peer) in &self.peers {
-            check_peer(name, peer)?;
+            peer.check(name)?;
             if let Some(other) = seen.insert(&peer.identity, name) {
                 let problem = format!("\"{}\" is already the identity of peer {other}", peer.identity);
                 return Err((format!("peer.{name}.identity"), problem));
             }
         }
         for (name, vm) in &self.vms {
-            check_vm(name, vm)?;
+            vm.check(name)?;
         }
         self.deadlines.check()
     }
@@ -367,77 +213,6 @@ impl Config {
             vm.log.as_mut().map(against);
         }
     }
-}
-
-impl Deadlines {
-    fn check(&self) -> Result<(), (String, String)> {
-        let ranges = [
-            ("dead_peer_s", self.dead_peer_s, 1, 600),
-            ("resume_s", self.resume_s, 1, 3600),
-            ("resume_paused_s", self.resume_paused_s, 1, 3600),
-            ("qemu_start_s", self.qemu_start_s, 1, 600),
-            ("stall_s", self.stall_s, 5, 3600),
-            ("hook_s", self.hook_s, 1, HOOK_S_MAX),
-            ("handover_s", self.handover_s, 1, 86_400),
-            ("undecided_s", self.undecided_s, 1, 3600),
-            ("order_s", self.order_s, 1, 600),
-            ("recover_s", self.recover_s, 1, 600),
-        ];
-        for (key, value, low, high) in ranges {
-            if value < low || value > high {
-                let problem = format!("{value} is outside {low}–{high} seconds");
-                return Err((format!("deadlines.{key}"), problem));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn one() -> usize {
-    1
-}
-
-fn check_peer(name: &str, peer: &PeerConfig) -> Result<(), (String, String)> {
-    if let Some(address) = &peer.address {
-        let port = address.rsplit_once(':').and_then(|(_, p)| p.parse::<u16>().ok());
-        if port.is_none_or(|p| p == 0) {
-            let problem = format!("\"{address}\" is not host:port, as in \"10.0.0.2:{DEFAULT_PORT}\"");
-            return Err((format!("peer.{name}.address"), problem));
-        }
-    }
-    if !(1..=LANES_MAX).contains(&peer.lanes) {
-        let problem = format!("{} is outside 1–{LANES_MAX}", peer.lanes);
-        return Err((format!("peer.{name}.lanes"), problem));
-    }
-    Ok(())
-}
-
-fn check_vm(name: &str, vm: &VmConfig) -> Result<(), (String, String)> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if name.is_empty() || name.len() > 128 || !name.chars().all(legal) {
-        let problem = "a VM's name is 1–128 letters, digits, '-', '_' or '.'";
-        return Err((format!("vm.{name}"), problem.into()));
-    }
-    match &vm.start {
-        Some(Start::Command(words)) if words.is_empty() => {
-            Err((format!("vm.{name}.start.command"), "is empty; write the program and its arguments".into()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whether `name` matches `pattern`, in which `*` stands for any run of characters.
-#[must_use]
-pub fn glob_matches(pattern: &str, name: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = name.strip_prefix(first) else { return false };
-    let Some(last) = parts.next_back() else { return rest.is_empty() };
-    for part in parts {
-        let Some(at) = rest.find(part) else { return false };
-        rest = &rest[at + part.len()..];
-    }
-    rest.len() >= last.len() && rest.ends_with(last)
 }
 
 #[cfg(test)]
@@ -508,21 +283,5 @@ start = { command = ["start", "web1"] }
         assert!(config.check_own(&"alpha".parse().unwrap(), path).is_ok());
         let own = config.check_own(&"bravo.Example".parse().unwrap(), path).unwrap_err().to_string();
         assert!(own.contains("peer.bravo.identity: \"bravo.example\" is this host's own"), "{own}");
-    }
-
-    #[test]
-    fn globs() {
-        for (pattern, name, expected) in [
-            ("web*", "web1", true),
-            ("web*", "db1", false),
-            ("*", "anything", true),
-            ("web1", "web1", true),
-            ("web1", "web10", false),
-            ("*-prod-*", "a-prod-b", true),
-            ("ab*ba", "aba", false),
-            ("", "x", false),
-        ] {
-            assert_eq!(glob_matches(pattern, name), expected, "{pattern} against {name}");
-        }
     }
 }

@@ -1,0 +1,91 @@
+//! `[peer.NAME]`: another agent, and which VMs it may send.
+
+use serde::Deserialize;
+
+use crate::net::identity::Identity;
+use crate::rate::{self, Rate};
+
+/// The port that agents listen on unless told otherwise.
+pub const DEFAULT_PORT: u16 = 9907;
+
+/// Most lanes that a peer may have; each may hold as much memory as a session.
+pub const LANES_MAX: usize = 8;
+
+/// Another agent.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerConfig {
+    /// The subject alternative name in its certificate, in whatever case. Its address proves nothing.
+    pub identity: Identity,
+    /// `host:port` to dial. A peer without one can only come to us.
+    pub address: Option<String>,
+    /// VMs that this peer may send to us: names, `*` matches any run of characters.
+    /// Empty, the default, permits none.
+    #[serde(default)]
+    pub receive: Vec<String>,
+    /// What may be sent to this peer in a second, over all migrations: `"100MiB/s"`. None for no
+    /// limit. `vmferry limit --peer` changes it until the agent stops.
+    #[serde(default, deserialize_with = "rate::from_text")]
+    pub limit: Option<Rate>,
+    /// Connections that the streams to and from this peer are spread over, 1 to 8: for links that are
+    /// faster than one core can encrypt. Both sides should have the same; a peer refuses more than
+    /// twice its own number and two, and then there are fewer.
+    #[serde(default = "one")]
+    pub lanes: usize,
+}
+
+impl PeerConfig {
+    pub(super) fn check(&self, name: &str) -> Result<(), (String, String)> {
+        if let Some(address) = &self.address {
+            let port = address.rsplit_once(':').and_then(|(_, p)| p.parse::<u16>().ok());
+            if port.is_none_or(|p| p == 0) {
+                let problem = format!("\"{address}\" is not host:port, as in \"10.0.0.2:{DEFAULT_PORT}\"");
+                return Err((format!("peer.{name}.address"), problem));
+            }
+        }
+        if !(1..=LANES_MAX).contains(&self.lanes) {
+            let problem = format!("{} is outside 1–{LANES_MAX}", self.lanes);
+            return Err((format!("peer.{name}.lanes"), problem));
+        }
+        Ok(())
+    }
+}
+
+fn one() -> usize {
+    1
+}
+
+/// Whether `name` matches `pattern`, in which `*` stands for any run of characters.
+#[must_use]
+pub fn glob_matches(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.len() >= last.len() && rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs() {
+        for (pattern, name, expected) in [
+            ("web*", "web1", true),
+            ("web*", "db1", false),
+            ("*", "anything", true),
+            ("web1", "web1", true),
+            ("web1", "web10", false),
+            ("*-prod-*", "a-prod-b", true),
+            ("ab*ba", "aba", false),
+            ("", "x", false),
+        ] {
+            assert_eq!(glob_matches(pattern, name), expected, "{pattern} against {name}");
+        }
+    }
+}

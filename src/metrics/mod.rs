@@ -1,0 +1,58 @@
+//! Metrics for Prometheus. Labels are bounded: peers and results, never ids or addresses.
+
+mod migrations;
+mod register;
+mod sessions;
+
+use prometheus::{Encoder, Error, IntGauge, TextEncoder};
+
+pub use migrations::MigrationMetrics;
+use register::Register;
+pub use sessions::SessionMetrics;
+
+/// All metrics of an agent.
+#[derive(Debug)]
+pub struct Metrics {
+    register: Register,
+    /// Of migrations.
+    pub migrations: MigrationMetrics,
+    /// Of sessions.
+    pub sessions: SessionMetrics,
+    certificate_expiry: IntGauge,
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// A name is used twice: a mistake of this build.
+    pub fn new() -> Result<Self, Error> {
+        let register = Register::default();
+        let build = register.gauge("build_info", "Version of the agent; always 1.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Self {
+            migrations: MigrationMetrics::new(&register)?,
+            sessions: SessionMetrics::new(&register)?,
+            certificate_expiry: register.single_gauge(
+                "certificate_expiry_timestamp_seconds",
+                "When this host's certificate expires, in seconds since the epoch.",
+            )?,
+            register,
+        })
+    }
+
+    /// The text that Prometheus scrapes.
+    ///
+    /// # Errors
+    /// As the encoder's.
+    pub fn text(&self) -> Result<String, Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.register.0.gather(), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// When this host's certificate expires.
+    pub fn certificate_expires(&self, at: i64) {
+        self.certificate_expiry.set(at);
+    }
+}
