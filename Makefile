@@ -6,7 +6,7 @@
 #   make test      format, lints, all tests, with both QEMUs                      T=name: only that test
 #   make lint      format and lints only
 #   make model     the session protocol against its model, many more steps        STEPS=n
-#   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n
+#   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n CHAOS_STAGES=n
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
 #   make setup     what the tests need and the machine lacks
 #   make clean-lab forgets all downloads
@@ -26,6 +26,8 @@ export VMFERRY_QEMU10 ?= $(LAB)/qemu10/bin/qemu-system-x86_64
 STEPS ?= 3000000
 # All pairs of fault and phase, those around the hand-over twice: 38 x 11.
 CHAOS_INJECTIONS ?= 418
+# Side by side: most of a fault is waited for.
+CHAOS_STAGES ?= 2
 CHAOS_SEED := $(or $(CHAOS_SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 LOCKED := --locked
 step = @printf '\n== %s\n' "$(1)"
@@ -69,7 +71,7 @@ model: fetch
 
 chaos: setup
 	$(call step,$(CHAOS_INJECTIONS) faults in real migrations, seed $(CHAOS_SEED): tests/CHAOS.md)
-	CHAOS_SEED=$(CHAOS_SEED) CHAOS_INJECTIONS=$(CHAOS_INJECTIONS) tests/setup/chaos.sh
+	CHAOS_SEED=$(CHAOS_SEED) CHAOS_INJECTIONS=$(CHAOS_INJECTIONS) CHAOS_STAGES=$(CHAOS_STAGES) tests/setup/chaos.sh
 
 bench: setup
 	$(call step,two agents against plain copies and what people use; real QEMUs against their own TLS: bench/RESULTS.md)

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use schema::Description;
 use serde_json::{Value, json};
@@ -98,6 +98,37 @@ fn configuration(tls: &Path) -> String {
          [peer.bravo]\nidentity = 'bravo'\naddress = '127.0.0.1:1'\n\
          [vm.web1]\nqmp = 'nobody.qmp'\n"
     )
+}
+
+/// Of migrations to it, over the years, whose sources never said that they know.
+#[test]
+fn an_agent_with_many_old_journals_starts_and_answers_soon() {
+    const MANY: u32 = 2_000;
+    let folder = tempfile::tempdir().unwrap();
+    let journals = folder.path().join("state/migrations");
+    std::fs::create_dir_all(&journals).unwrap();
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    for number in 1..=MANY {
+        let (id, began_at) = (Uuid::from_u128(number.into()), now - i64::from(number) * 3_600);
+        let begun = json!({"begun": {"format": 1, "migration": id, "role": "destination", "vm": "web1",
+                                     "host": "alpha", "peer": "bravo", "began_at": began_at, "running": true}});
+        let ended = json!({"ended": {"result": "moved", "leftovers": []}});
+        let text = format!("{begun}\n\"starting\"\n\"runs\"\n{ended}\n");
+        std::fs::write(journals.join(format!("{id}.destination.journal")), text).unwrap();
+    }
+    let since = Instant::now();
+    let agent = Agent::start_in(folder, "");
+    for path in ["/v1/status", "/v1/migrations", "/v1/recover"] {
+        let (status, _, body) = agent.ask("GET", path, None);
+        assert_eq!(status, 200, "{path}: {body}");
+        assert!(!body.contains("refused"), "{path}: {body}");
+    }
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?} until all was answered", since.elapsed());
+    assert_eq!(
+        std::fs::read_dir(journals).unwrap().count(),
+        MANY as usize,
+        "their sources may still come and ask"
+    );
 }
 
 #[test]

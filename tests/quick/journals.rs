@@ -278,3 +278,25 @@ fn a_journal_is_kept_until_its_source_knows() {
     let left = journal::peek_all(folder.path(), "alpha").unwrap().len();
     assert_eq!(left, journal::HISTORY_MAX + 3);
 }
+
+/// The source's word comes on two control streams at once, or twice.
+#[test]
+fn two_confirmations_at_once_leave_a_journal_that_is_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..20 {
+        let (header, records) = ended(number, Role::Destination, false, 1, &[]);
+        let path = write(folder.path(), header, records);
+        let barrier = std::sync::Barrier::new(2);
+        let confirm = || {
+            barrier.wait();
+            Journal::open(&path, "alpha").and_then(|mut journal| journal.record(Record::Confirmed))
+        };
+        let written = std::thread::scope(|scope| {
+            [scope.spawn(confirm), scope.spawn(confirm)].map(|one| one.join().unwrap())
+        });
+        assert!(written.iter().any(Result::is_ok), "{written:?}");
+        let refused = written.iter().filter_map(|one| one.as_ref().err());
+        refused.for_each(|e| assert!(matches!(e, JournalError::InUse { .. }), "{e:?}"));
+        assert!(Journal::peek(&path, "alpha").unwrap().confirmed);
+    }
+}

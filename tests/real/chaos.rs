@@ -4,7 +4,6 @@
 
 use crate::faults::chaos::rng::number_from_env;
 use crate::faults::chaos::{self, plan, record};
-use crate::support::with_lab;
 use anyhow::{Context, Result};
 
 /// `make chaos` sets it, and how many injections there are to be.
@@ -15,11 +14,9 @@ const TABLE: &str = "CHAOS_TABLE";
 
 #[test]
 fn faults_around_the_hand_over() -> Result<()> {
-    with_lab("faults_around_the_hand_over", |lab| {
-        let records = chaos::play(lab, &plan::subset())?;
-        println!("{}", record::table(&records));
-        chaos::as_promised(&records)
-    })
+    let records = chaos::play("faults_around_the_hand_over", &plan::subset())?;
+    println!("{}", record::table(&records));
+    chaos::as_promised(&records)
 }
 
 #[test]
@@ -28,13 +25,11 @@ fn faults_drawn_from_a_seed() -> Result<()> {
     let number = |name| number_from_env(name).with_context(|| format!("{name} is not set"));
     let (seed, count) = (number(SEED)?, number(INJECTIONS)?);
     println!("seed {seed}, {count} injections");
-    with_lab("faults_drawn_from_a_seed", |lab| {
-        let (records, table) =
-            chaos::drawn(lab, seed, usize::try_from(count)?).context(format!("seed {seed}"))?;
-        println!("{table}");
-        if let Some(path) = std::env::var_os(TABLE) {
-            std::fs::write(path, table)?;
-        }
-        chaos::as_promised(&records)
-    })
+    let drawn = chaos::drawn("faults_drawn_from_a_seed", seed, usize::try_from(count)?);
+    let (records, table) = drawn.context(format!("seed {seed}"))?;
+    println!("{table}");
+    if let Some(path) = std::env::var_os(TABLE) {
+        std::fs::write(path, table)?;
+    }
+    chaos::as_promised(&records)
 }

@@ -2,11 +2,12 @@
 //! operator's decision is taken and journalled, and a journal that is not believed keeps its VM.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
-use crate::faults::{Migration, Plan, Reach, Stage};
+use crate::faults::{End, Migration, Plan, Reach, Stage};
 use crate::support::pair::journals;
-use crate::support::process::{SHORT, wait_for};
+use crate::support::process::{SHORT, run_any, wait_for};
 use crate::support::{Agent, with_lab};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -63,6 +64,30 @@ fn an_operator_decides_when_the_destination_is_lost() -> Result<()> {
         let (code, text) = recover(&stage.alpha, &[])?;
         ensure!(code == 0, "{code}: {text}");
         Ok(())
+    })
+}
+
+/// The destination's agent dies while its start command waits: the next agent ends that command, before
+/// it has started a QEMU that nobody waits for any more.
+#[test]
+fn the_start_command_of_a_dead_agent_is_ended() -> Result<()> {
+    with_lab("the_start_command_of_a_dead_agent_is_ended", |lab| {
+        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        let migration = stage.reach(Reach::Prepare)?;
+        let script = stage.start().script().to_owned();
+        let waits = || anyhow::Ok(run_any(Command::new("pgrep").arg("-f").arg(&script), SHORT)?.code == 0);
+        stage.bravo.kill()?;
+        ensure!(waits()?, "its start command was to outlive it");
+        let report = migration.ended(&stage.alpha)?;
+        End::failed(&["prepare"], &["session", "bravo"]).fits(&report)?;
+        stage.bravo.restart()?;
+        wait_for("the end of the start command", SHORT, || Ok((!waits()?).then_some(())))?;
+        let (code, text) = recover(&stage.bravo, &[])?;
+        ensure!(code == 0, "{code}: {text}");
+        stage.calm()?;
+        stage.is_as_before()?;
+        ensure!(stage.destination.starts() == 0, "a QEMU was started for nobody");
+        stage.moves()
     })
 }
 

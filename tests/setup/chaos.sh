@@ -1,6 +1,6 @@
 #!/bin/bash
 # Plays `make chaos` and writes tests/CHAOS.md: what was run, where, on what, and the table.
-#   usage: CHAOS_SEED=n CHAOS_INJECTIONS=n chaos.sh [FILE]      default tests/CHAOS.md
+#   usage: CHAOS_SEED=n CHAOS_INJECTIONS=n [CHAOS_STAGES=n] chaos.sh [FILE]      default tests/CHAOS.md
 # CHAOS_ONLY=n plays one injection of that seed alone, CHAOS_FAULT="words|others" only faults whose name has one of these
 # words, CHAOS_KEEP_LOGS=1 keeps the logs of a good run.
 set -euo pipefail
@@ -22,7 +22,7 @@ qemu=$("$lab/qemu10/bin/qemu-system-x86_64" --version | awk 'NR == 1 { print $4 
   cat <<HEAD
 # Faults in real migrations, as measured
 
-\`make chaos CHAOS_SEED=$CHAOS_SEED CHAOS_INJECTIONS=$CHAOS_INJECTIONS\` on $(date -u +%F), vmferry $commit, QEMU $qemu on both hosts (TCG, no KVM), Linux $(uname -r), $(nproc) CPUs ($cpu). Two hosts in network namespaces, a guest that goes there and back with a raw and a qcow2 disk of 64 MiB and writes 60 numbered blocks a second to each.
+\`make chaos CHAOS_SEED=$CHAOS_SEED CHAOS_INJECTIONS=$CHAOS_INJECTIONS\` on $(date -u +%F), ${CHAOS_STAGES:-1} stages side by side, vmferry $commit, QEMU $qemu on both hosts (TCG, no KVM), Linux $(uname -r), $(nproc) CPUs ($cpu). Two hosts in network namespaces, a guest that goes there and back with a raw and a qcow2 disk of 64 MiB and writes 60 numbered blocks a second to each.
 
 The agents' deadlines are short, so that what lasts for ever is over in seconds: \`dead_peer_s\` 2, \`resume_s\` 6, \`resume_paused_s\` 4, \`handover_s\` 8, \`stall_s\` 15. With the defaults a longer cut is survived, and a roll-back for want of a connection comes later (tests/real/survives.rs).
 

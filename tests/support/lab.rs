@@ -196,11 +196,11 @@ impl Drop for Lab {
 ///
 /// # Errors
 /// Those of the test.
-pub fn with_lab(name: &str, test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+pub fn with_lab<T>(name: &str, test: impl FnOnce(&Lab) -> Result<T>) -> Result<T> {
     let mut lab = Lab::open(name)?;
-    test(&lab)?;
+    let passed = test(&lab)?;
     lab.pass();
-    Ok(())
+    Ok(passed)
 }
 
 fn tail_of(log: &Path) -> usize {

@@ -17,20 +17,24 @@ pub mod world;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
-use crate::support::Lab;
 use crate::support::process::{SHORT, wait_for};
+use crate::support::{Lab, with_lab};
 use judge::{after_fault, good_migration};
 use plan::Injection;
 use record::Record;
+use rng::number_from_env;
 use world::World;
 
 /// Keeps the logs also of a run without a violation.
 const KEEP_LOGS: &str = "CHAOS_KEEP_LOGS";
 
+/// How many stages there are.
+const STAGES: &str = "CHAOS_STAGES";
 /// Plays one injection of the plan alone, by its number.
 const ONLY: &str = "CHAOS_ONLY";
 /// Plays only the faults whose name contains one of these, with `|` between them.
@@ -40,9 +44,9 @@ const ONLY_FAULT: &str = "CHAOS_FAULT";
 ///
 /// # Errors
 /// Those of `play`.
-pub fn drawn(lab: &Lab, seed: u64, count: usize) -> Result<(Vec<Record>, String)> {
+pub fn drawn(name: &str, seed: u64, count: usize) -> Result<(Vec<Record>, String)> {
     let since = Instant::now();
-    let records = play(lab, &plan::draw(seed, count))?;
+    let records = play(name, &plan::draw(seed, count))?;
     let minutes = since.elapsed().as_secs_f64() / 60.0;
     let all: Vec<_> = records.iter().collect();
     let late = records.iter().filter(|r| r.complaint.is_some()).count();
@@ -67,23 +71,44 @@ pub fn as_promised(records: &[Record]) -> Result<()> {
     bail!("{} times not as promised, first at {}: {complaint}", complaints.len(), record.fault)
 }
 
-/// Plays all of them.
+/// Plays all of them, on one stage or on several side by side.
 ///
 /// # Errors
-/// The first violation, with the number of its injection; all logs are kept.
-pub fn play(lab: &Lab, plan: &[Injection]) -> Result<Vec<Record>> {
+/// The first violation, with the number of its injection; all logs are kept, and no further one is
+/// begun.
+pub fn play(name: &str, plan: &[Injection]) -> Result<Vec<Record>> {
+    let queue = Mutex::new(plan.iter().filter(|injection| is_chosen(injection)));
+    let stage = || {
+        let played = with_lab(name, |lab| play_on(lab, &queue));
+        if played.is_err() {
+            lock(&queue).by_ref().for_each(drop);
+        }
+        played
+    };
+    std::thread::scope(|scope| {
+        let stages: Vec<_> = (0..number_from_env(STAGES).unwrap_or(1)).map(|_| scope.spawn(stage)).collect();
+        let joined = stages.into_iter().map(|one| one.join().map_err(|_| anyhow!("it panicked"))?);
+        Ok(joined.collect::<Result<Vec<_>>>()?.concat())
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn play_on<'p>(lab: &Lab, queue: &Mutex<impl Iterator<Item = &'p Injection>>) -> Result<Vec<Record>> {
     let mut world = World::set_up(lab)?;
     let mut records = Vec::new();
-    for injection in plan.iter().filter(|injection| is_chosen(injection)) {
+    while let Some(injection) = { lock(queue).next() } {
         let record = one(&mut world, injection).map_err(|violation| {
-            let kept = keep_logs(lab, &format!("chaos-{}-{}", std::process::id(), injection.number));
+            let kept = keep_logs(lab, &format!("-{}", injection.number));
             let kept = kept.map_or_else(|e| format!("{e:#}"), |p| p.display().to_string());
             violation.context(format!("injection {injection}; logs kept in {kept}"))
         })?;
         records.push(record);
     }
     if std::env::var_os(KEEP_LOGS).is_some() {
-        println!("  logs kept in {}", keep_logs(lab, &format!("chaos-{}", std::process::id()))?.display());
+        println!("  logs kept in {}", keep_logs(lab, "")?.display());
     }
     let (boots, blocks) = world.watcher.totals();
     println!("  {blocks} blocks of {boots} boots were watched: each made on one host, none missing");
@@ -121,8 +146,9 @@ fn one(world: &mut World, injection: &Injection) -> Result<Record> {
 }
 
 /// Copies everything of the lab but disks to a folder that stays.
-fn keep_logs(lab: &Lab, name: &str) -> Result<PathBuf> {
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+fn keep_logs(lab: &Lab, suffix: &str) -> Result<PathBuf> {
+    let name = lab.dir().file_name().context("a lab without a name")?.to_string_lossy().into_owned();
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name + suffix);
     fs::create_dir_all(&kept)?;
     let script = "cd \"$1\" && find . -type f -size -20M \\( -name '*.log' -o -name '*.serial' -o -name '*.journal' \
                   -o -name '*.toml' -o -name starts -o -name called \\) -print0 | xargs -0 cp --parents -t \"$2\"";

@@ -79,8 +79,9 @@ pub struct Injection {
     pub link_mbit: Option<u32>,
 }
 
-/// What is broken "for ever" is repaired after this time even if the migration does not end.
-const FOR_EVER: Duration = Duration::from_secs(25);
+/// What is broken "for ever" is repaired after this time even if the migration does not end: longer than any
+/// deadline of the agents.
+const FOR_EVER: Duration = Duration::from_secs(16);
 /// The agents wait a little longer than this for a connection while the guest is paused.
 const WAITED_FOR_MS: u64 = 3_000;
 
