@@ -39,7 +39,23 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     // `vmferry certs` works on files, without an agent.
     ("cli::certs", &["cli", "net::identity", "net::tls::TlsPaths", "pki"]),
-    ("agent", &["api", "config", "metrics", "migrate", "mux", "net", "rate"]),
+    ("agent", &["api", "config", "error_chain", "metrics", "migrate", "mux", "net", "rate"]),
+    (
+        "agent::handoff",
+        &[
+            "agent::journals",
+            "agent::limits",
+            "agent::registry",
+            "agent::running",
+            "config",
+            "migrate",
+            "net",
+        ],
+    ),
+    // What the agent has, below it.
+    ("agent::limits", &["agent::registry", "api", "migrate", "rate"]),
+    ("agent::registry", &["migrate"]),
+    ("agent::vm_states", &["migrate"]),
     (
         "api",
         &[

@@ -8,8 +8,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::running::Agent;
+use crate::error_chain::chain;
 use crate::migrate::journal::{self, Role};
-use crate::migrate::problem::chain;
 use crate::migrate::progress::{Progress, ProgressSink};
 use crate::migrate::{Host, settle};
 

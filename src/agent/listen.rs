@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::routes;
 use super::running::Agent;
-use crate::migrate::problem::chain;
+use crate::error_chain::chain;
 use crate::net::connect;
 
 /// The local API's socket: root and the socket's group.

@@ -25,9 +25,9 @@ use crate::api::{
     MigrationLimit, OPENAPI, PeerLimit, PeerLimitRequest, Problem, RecoverQuery, Recovery, ShareRequest,
     Status, unknown_remedy,
 };
+use crate::error_chain::chain;
 use crate::migrate::journal::JournalError;
 use crate::migrate::problem::Policy;
-use crate::migrate::problem::chain;
 use crate::migrate::progress::Progress;
 use crate::migrate::recover::{self as recovery, Asked, NotForced};
 

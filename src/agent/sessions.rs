@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::running::Agent;
-use crate::migrate::problem::chain;
+use crate::error_chain::chain;
 use crate::mux::Stats;
 use crate::net::session::Session;
 

@@ -4,6 +4,7 @@
 mod schema;
 mod settled;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,9 @@ use std::time::{Duration, Instant};
 use schema::Description;
 use serde_json::{Value, json};
 use uuid::Uuid;
-use vmferry::api::{MigrateRequest, Migration, Options};
+use vmferry::api::{
+    CheckRequest, ForceRequest, MigrateRequest, Migration, Options, PeerLimitRequest, ShareRequest, Side,
+};
 use vmferry::migrate::journal::Role;
 use vmferry::migrate::phase::Phase;
 use vmferry::migrate::problem::{Problem, ProblemKind};
@@ -298,8 +301,27 @@ fn a_whole_migration_is_as_described() {
         progress.phase = phase;
         description.check("Migration", &serde_json::to_value(Migration::new(progress, "alpha")).unwrap());
     }
-    let request = MigrateRequest { vm: "web1".into(), to: "bravo".into(), options: Options::default() };
-    description.check("MigrateRequest", &serde_json::to_value(&request).unwrap());
+}
+
+/// What the command line asks with.
+#[test]
+fn whole_requests_are_as_described() {
+    let (vm, to) = ("web1".to_owned(), "bravo".to_owned());
+    let rate = Some("1M".parse().unwrap());
+    let accept = BTreeSet::from(["cpu".parse().unwrap()]);
+    let options = Options { limit_bytes_per_s: rate, accept: accept.clone(), ..Options::default() };
+    let share = ShareRequest { limit_bytes_per_s: Some(None), weight: Some(300.try_into().unwrap()) };
+    let requests = [
+        ("MigrateRequest", json!(MigrateRequest { vm: vm.clone(), to: to.clone(), options })),
+        ("CheckRequest", json!(CheckRequest { vm, to, strict: true, accept })),
+        ("ShareRequest", json!(share)),
+        ("PeerLimitRequest", json!(PeerLimitRequest { limit_bytes_per_s: rate })),
+        ("ForceRequest", json!(ForceRequest { force: Side::There, until: Some(1) })),
+    ];
+    let description = Description::load();
+    for (name, request) in requests {
+        description.check(name, &request);
+    }
 }
 
 #[test]
