@@ -79,7 +79,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("migrate::handover", &[]),
     ("migrate::handover_run", &["migrate::handover"]),
     ("net", &["error_chain", "mux", "printable", "rate"]),
-    ("pki", &["net::credentials", "net::identity", "net::tls"]),
+    ("pki", &["error_chain", "net::credentials", "net::identity", "net::tls", "printable"]),
     ("config", &["net::identity", "rate"]),
     ("mux", &["printable"]),
     ("qemu", &["printable"]),
@@ -93,7 +93,7 @@ const EDGES: &[(&str, &[&str])] = &[
 
 /// Where files still use each other in a circle, and how many may. There must be no other circle, and
 /// these only shrink: lower the number, and take out what has none any more.
-const KNOWN_CIRCLES: &[(&str, usize)] = &[("cli", 5), ("migrate", 57), ("net", 11), ("pki", 3), ("qemu", 3)];
+const KNOWN_CIRCLES: &[(&str, usize)] = &[("migrate", 57), ("net", 11)];
 
 /// Words of the outside world that sans-I/O code has no business with.
 const IMPURE: &[&str] = &[

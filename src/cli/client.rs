@@ -11,8 +11,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
-use crate::api::ErrorBody;
+use crate::api::{ErrorBody, migration_path};
 use crate::printable;
 
 /// Longest answer read into memory.
@@ -67,6 +68,11 @@ impl Client {
         // An answer without a body stands for `()`.
         let bytes = if bytes.is_empty() { Bytes::from_static(b"null") } else { bytes };
         printable::to_show(&bytes).context("the agent's answer could not be understood")
+    }
+
+    /// Rolls a migration back.
+    pub(super) async fn cancel(&self, migration: Uuid) -> anyhow::Result<()> {
+        self.call(Method::POST, &format!("{}/cancel", migration_path(migration)), &()).await
     }
 
     /// The lines of an answer that does not end soon.

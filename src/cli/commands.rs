@@ -3,20 +3,16 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use hyper::Method;
 use serde::Serialize;
-use uuid::Uuid;
 
 use super::args::{CheckArgs, Command, MigrateArgs};
 use super::client::Client;
+use super::exit_code::{EXIT_FAILED, EXIT_USAGE};
 use super::{limit, pick, recover, show, vms, watch};
 use crate::api::{
     CheckReport, CheckRequest, MigrateRequest, Migration, Options, Severity, Status, VmState, migration_path,
 };
-
-/// Failed, and the VM runs on the source.
-const EXIT_FAILED: u8 = 1;
 
 pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitCode> {
     let client = Client::new(socket);
@@ -33,7 +29,7 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
         Command::Cancel { migration } => cancel(&client, &migration).await,
         Command::Limit(args) => limit::run(&client, args).await,
         Command::Recover(args) => recover::run(&client, args).await,
-        Command::Agent { .. } | Command::Certs(_) => Ok(super::EXIT_USAGE.into()),
+        Command::Agent { .. } | Command::Certs(_) => Ok(EXIT_USAGE.into()),
     }
 }
 
@@ -64,7 +60,7 @@ async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
     let report: CheckReport = client.call(Method::POST, "/v1/check", &request).await?;
     let refused = report.problems.iter().any(|p| p.severity == Severity::Problem);
     if args.json {
-        print_json(&report)?;
+        show::json(&report)?;
     } else {
         let (vm, to) = (&request.vm, &request.to);
         match refused {
@@ -79,7 +75,7 @@ async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
 async fn list(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     let all: Vec<Migration> = client.get("/v1/migrations").await?;
     if json {
-        print_json(&all)?
+        show::json(&all)?
     } else {
         show::list(&all);
         let status: Status = client.get("/v1/status").await?;
@@ -91,7 +87,7 @@ async fn list(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
 async fn status(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     let status: Status = client.get("/v1/status").await?;
     if json {
-        print_json(&status)?
+        show::json(&status)?
     } else {
         show::agent(&status)
     }
@@ -114,8 +110,8 @@ async fn status_of(client: &Client, wanted: &str, json: bool) -> anyhow::Result<
         Err(e) => return Err(e),
     };
     match (vm, progress) {
-        (Some(vm), migration) if json => print_json(&VmAndMigration { vm, migration })?,
-        (None, Some(progress)) if json => print_json(&progress)?,
+        (Some(vm), migration) if json => show::json(&VmAndMigration { vm, migration })?,
+        (None, Some(progress)) if json => show::json(&progress)?,
         (vm, progress) => {
             if let Some(vm) = vm {
                 println!("{} {} ({})", vm.vm, vms::words(&vm), status.identity);
@@ -128,16 +124,7 @@ async fn status_of(client: &Client, wanted: &str, json: bool) -> anyhow::Result<
 
 async fn cancel(client: &Client, wanted: &str) -> anyhow::Result<ExitCode> {
     let id = pick::migration(client, wanted).await?;
-    cancel_migration(client, id).await?;
+    client.cancel(id).await?;
     println!("{id} is being rolled back; `vmferry watch {id}` shows its end");
     Ok(ExitCode::SUCCESS)
-}
-
-pub(super) async fn cancel_migration(client: &Client, id: Uuid) -> anyhow::Result<()> {
-    client.call(Method::POST, &format!("{}/cancel", migration_path(id)), &()).await
-}
-
-pub(super) fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value).context("no JSON")?);
-    Ok(())
 }

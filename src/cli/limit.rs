@@ -9,8 +9,7 @@ use uuid::Uuid;
 
 use super::args::{Limit, LimitArgs};
 use super::client::Client;
-use super::commands::print_json;
-use super::pick;
+use super::{pick, show};
 use crate::api::{Limits, MigrationLimit, PeerLimit, PeerLimitRequest, ShareRequest, migration_path};
 use crate::rate::Rate;
 
@@ -44,9 +43,9 @@ pub(super) async fn run(client: &Client, args: LimitArgs) -> anyhow::Result<Exit
         bail!("a limit for what? name a migration, the VM that is being moved, or --peer PEER");
     }
     if args.json {
-        print_json(&all)?
+        show::json(&all)?
     } else {
-        show(&all)
+        show_limits(&all)
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -56,7 +55,7 @@ fn find(under_way: &[MigrationLimit], wanted: &str) -> Option<Uuid> {
     under_way.iter().find(|m| m.vm == wanted).map(|m| m.id)
 }
 
-fn show(all: &Limits) {
+fn show_limits(all: &Limits) {
     for PeerLimit { peer, limit_bytes_per_s } in &all.peers {
         println!("to {peer}: {}", words(*limit_bytes_per_s));
     }

@@ -4,6 +4,7 @@ mod args;
 pub mod certs;
 mod client;
 mod commands;
+mod exit_code;
 mod limit;
 mod pick;
 mod recover;
@@ -18,9 +19,7 @@ use clap::Parser;
 
 use crate::agent::StartMode;
 use args::{Arguments, Command};
-
-/// Usage or configuration.
-pub const EXIT_USAGE: u8 = 2;
+use exit_code::EXIT_USAGE;
 
 /// Runs the command line, and says what went wrong with all its causes.
 #[must_use]

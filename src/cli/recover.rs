@@ -9,16 +9,12 @@ use uuid::Uuid;
 
 use super::args::RecoverArgs;
 use super::client::{Client, NotDone};
-use super::commands::print_json;
+use super::exit_code::{EXIT_LEFT, EXIT_UNDECIDED};
 use super::show;
 use crate::api::{Case, CaseKind, ForceRequest, Owner, Recovery, Side, unknown_remedy};
 
 /// An agent that gets to a decision later than that does not carry it out.
 const DECISION_VALID_S: i64 = 30;
-/// Something is left to clean up.
-const EXIT_LEFT: u8 = 3;
-/// Nobody knows whose a virtual machine is.
-const EXIT_UNDECIDED: u8 = 4;
 
 pub(super) async fn run(client: &Client, args: RecoverArgs) -> anyhow::Result<ExitCode> {
     if let (Some(id), Some(side)) = (args.id, args.force)
@@ -31,7 +27,7 @@ pub(super) async fn run(client: &Client, args: RecoverArgs) -> anyhow::Result<Ex
     let path = path(args.id, args.force.is_none());
     let recovery: Recovery = client.call(method, &path, &()).await?;
     if args.json {
-        print_json(&recovery)?;
+        show::json(&recovery)?;
     } else if recovery.cases.is_empty() {
         println!("nothing is open, left over or refused on this host");
     } else {

@@ -1,11 +1,18 @@
-//! Answers in words.
+//! Answers as text, for people, or as JSON.
 
+use anyhow::Context;
 use indicatif::HumanBytes;
+use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::vms;
 use crate::api::{Disk, Migration, Outcome, Problem, Role, Severity, Status};
+
+pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value).context("no JSON")?);
+    Ok(())
+}
 
 pub(super) fn problems(problems: &[Problem]) {
     let mut sorted: Vec<_> = problems.iter().collect();

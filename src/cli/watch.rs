@@ -11,7 +11,8 @@ use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressS
 use uuid::Uuid;
 
 use super::client::{Client, Lines};
-use super::{commands, show};
+use super::exit_code::EXIT_USAGE;
+use super::show;
 use crate::api::{Migration, Outcome, Phase, Ram, migration_path};
 
 /// Plain lines come at a change of phase and otherwise this often.
@@ -47,7 +48,7 @@ pub(super) async fn follow(client: &Client, id: Uuid, json: bool) -> anyhow::Res
                 interrupt?;
                 if interrupts.confirmed() {
                     view.say("cancelling…");
-                    if let Err(e) = commands::cancel_migration(client, id).await {
+                    if let Err(e) = client.cancel(id).await {
                         view.say(&format!("not cancelled: {e:#}"));
                     }
                 } else {
@@ -60,7 +61,7 @@ pub(super) async fn follow(client: &Client, id: Uuid, json: bool) -> anyhow::Res
     if !json {
         show::outcome(&last);
     }
-    let code = last.outcome.as_ref().map_or(super::EXIT_USAGE, Outcome::exit_code);
+    let code = last.outcome.as_ref().map_or(EXIT_USAGE, Outcome::exit_code);
     Ok(code.into())
 }
 

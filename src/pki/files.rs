@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use super::PkiError;
+use super::error::PkiError;
 
 /// Permission bits of a private key.
 pub(super) const PRIVATE: u32 = 0o600;

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
+use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use time::{Duration, OffsetDateTime};
@@ -12,10 +12,12 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use super::PkiError;
+use super::error::PkiError;
+use crate::error_chain::chain;
 use crate::net::credentials::{self, TlsPaths};
 use crate::net::identity::peer_identity;
 use crate::net::tls::{Aead, PeerRole, Tls};
+use crate::printable::printable;
 
 /// A certificate that ends within this time is worth a word.
 pub const SOON: Duration = Duration::days(30);
@@ -87,7 +89,7 @@ fn report(path: &Path, place: usize, der: &CertificateDer<'_>) -> Result<Certifi
         days_left: (not_after - OffsetDateTime::now_utc()).whole_days(),
         key_usage: key_usage(&cert),
         extended_key_usage: extended_key_usage(&cert),
-        fingerprint_sha256: hex(&sha256(der)),
+        fingerprint_sha256: hex(digest(&SHA256, der).as_ref()),
     })
 }
 
@@ -107,11 +109,11 @@ pub struct Findings {
 pub fn check(paths: &TlsPaths, peers: &[PathBuf]) -> Findings {
     let mut findings = Findings::default();
     let single = credentials::problems(paths, OffsetDateTime::now_utc());
-    findings.problems.extend(single.iter().map(|p| chain_of(p)));
+    findings.problems.extend(single.iter().map(|p| chain(p)));
     if findings.problems.is_empty() {
         match Tls::load(paths, Aead::Auto) {
             Ok(tls) => check_peers(&tls, peers, &mut findings),
-            Err(error) => findings.problems.push(chain_of(&error)),
+            Err(error) => findings.problems.push(chain(&error)),
         }
     }
     for path in [&paths.ca, &paths.cert].into_iter().chain(peers) {
@@ -124,14 +126,14 @@ fn check_peers(tls: &Tls, peers: &[PathBuf], findings: &mut Findings) {
     for path in peers {
         let problems = &mut findings.problems;
         match credentials::read_certificates("peer's certificate", path) {
-            Err(error) => problems.push(chain_of(&error)),
-            Ok(chain) => match peer_identity(&chain) {
+            Err(error) => problems.push(chain(&error)),
+            Ok(certificates) => match peer_identity(&certificates) {
                 Err(error) => problems.push(format!("`{}`: {}", path.display(), error)),
                 Ok(identity) => {
                     for (role, what) in
                         [(PeerRole::Server, "dialling it"), (PeerRole::Client, "being dialled by it")]
                     {
-                        if let Err(failure) = tls.reverify(&chain, role, &identity) {
+                        if let Err(failure) = tls.reverify(&certificates, role, &identity) {
                             problems.push(format!("`{}`: {what} fails: {failure}", path.display()));
                         }
                     }
@@ -160,18 +162,6 @@ fn remark(path: &Path, remarks: &mut Vec<String>) {
             ));
         }
     }
-}
-
-/// An error and what caused it, in one line.
-fn chain_of(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
 }
 
 fn names(cert: &X509Certificate<'_>) -> Vec<String> {
@@ -237,19 +227,6 @@ fn extended_key_usage(cert: &X509Certificate<'_>) -> Vec<String> {
     known.chain(usage.other.iter().map(ToString::to_string)).collect()
 }
 
-/// The hash of TLS 1.3's mandatory cipher suite is SHA-256; no further library is needed.
-fn sha256(bytes: &[u8]) -> Vec<u8> {
-    TLS13_AES_128_GCM_SHA256
-        .tls13()
-        .map(|suite| suite.common.hash_provider.hash(bytes).as_ref().to_vec())
-        .unwrap_or_default()
-}
-
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// A certificate of unknown origin must not write to the terminal as it likes.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

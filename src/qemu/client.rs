@@ -1,21 +1,20 @@
 //! The handle to a monitor: connect, execute, hand over a descriptor. The socket itself belongs
 //! to the task in `connection.rs`, which lives as long as a handle does.
 
-use super::connection::{Answer, Connection, Link, Lost, Request, SharedView, Ticket};
+use super::connection::{Answer, Connection, Request, SharedView, Ticket};
 use super::error::QmpError;
 use super::event_queue::{EventSink, Events, event_queue};
+use super::monitor_socket::{Lost, MonitorSocket};
 use super::process::Process;
-use super::wire::{Message, Outcome, command_line};
+use super::wire::{Outcome, command_line};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -84,19 +83,19 @@ impl Qmp {
     pub async fn connect(path: &Path, deadline: Duration) -> Result<(Self, Events), QmpError> {
         let begun = Instant::now();
         let busy = || QmpError::Busy { path: path.to_owned(), after: deadline };
-        let link = timeout(deadline, greeted(path)).await.map_err(|_| busy())??;
+        let monitor = timeout(deadline, MonitorSocket::connect(path)).await.map_err(|_| busy())??;
         let (sink, events) = event_queue();
-        let qmp = Self::start(path, link, sink);
+        let qmp = Self::start(path, monitor, sink);
         let rest = deadline.saturating_sub(begun.elapsed());
         qmp.round_trip("qmp_capabilities", Value::Null, None, rest).await?;
         Ok((qmp, events))
     }
 
-    fn start(path: &Path, link: Link, events: EventSink) -> Self {
+    fn start(path: &Path, monitor: MonitorSocket, events: EventSink) -> Self {
         let (requests, queue) = mpsc::channel(COMMAND_QUEUE_MAX);
         let (announce, over) = watch::channel(None);
         let (path, view) = (path.to_owned(), SharedView::default());
-        let connection = Connection::new(path.clone(), link, queue, events, view.clone(), announce);
+        let connection = Connection::new(path.clone(), monitor, queue, events, view.clone(), announce);
         let process = connection.process().clone();
         let task = tokio::spawn(connection.run());
         let ids = AtomicU64::new(1);
@@ -249,24 +248,4 @@ impl Drop for Withdrawal {
 /// Commands that change nothing, and may be repeated, go by QEMU's own custom of naming them.
 fn only_asks(name: &str) -> bool {
     name.starts_with("query-")
-}
-
-/// Connects and waits for the greeting.
-pub(super) async fn greeted(path: &Path) -> Result<Link, QmpError> {
-    let fail = |source| QmpError::Connect { path: path.to_owned(), source };
-    let socket = match UnixStream::connect(path).await {
-        // The monitor's backlog is full of clients that wait for their turn, as we would.
-        Err(error) if error.kind() == ErrorKind::WouldBlock => std::future::pending().await,
-        other => other.map_err(fail)?,
-    };
-    let mut link = Link::new(socket);
-    let reason = match link.first_message().await {
-        Ok(Message::Greeting) => return Ok(link),
-        Ok(_) => "its first message is another one",
-        Err(Lost::Closed) => "it closed the connection",
-        Err(Lost::LineTooLong) => "its first line is too long",
-        Err(Lost::Garbage(_)) => "its first line is not JSON",
-        Err(_) => "reading from it failed",
-    };
-    Err(QmpError::Greeting { path: path.to_owned(), reason: reason.to_owned() })
 }

@@ -18,16 +18,16 @@
 //! keeps two descriptors from being in the socket together: QEMU's character device holds only
 //! the ones of its last read.
 
-use super::error::QmpError;
 use super::event_queue::EventSink;
+use super::monitor_socket::{Lost, MonitorSocket, is_passing};
 use super::process::Process;
 use super::reconnect;
-use super::wire::{LINE_MAX_BYTES, LineBuffer, Message, Outcome};
+use super::wire::{Message, Outcome};
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, Shutdown, sendmsg, shutdown};
-use std::io::{self, ErrorKind, IoSlice};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::Interest;
@@ -35,60 +35,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-/// So much is read from the socket at once.
-const READ_BYTES: usize = 64 << 10;
-
 /// A process that ends closes its sockets a moment before its end can be seen.
 const END_SHOWS_WITHIN: Duration = Duration::from_millis(500);
-
-/// Why a connection was lost, or is over.
-#[derive(Debug, Clone)]
-pub(super) enum Lost {
-    /// The other end was closed.
-    Closed,
-    Io(Arc<io::Error>),
-    Garbage(Arc<serde_json::Error>),
-    LineTooLong,
-    /// Over: the process of this number has ended.
-    Ended(i32),
-    /// Over: nobody listens, and nothing is known of the process.
-    Vanished,
-    /// Over: another process listens at the monitor's socket.
-    Replaced,
-}
-
-impl Lost {
-    fn io(error: io::Error) -> Self {
-        Self::Io(Arc::new(error))
-    }
-
-    /// What the caller of command `name` is told.
-    pub(super) fn error(self, name: &'static str, path: &Path) -> QmpError {
-        let path = path.to_owned();
-        match self {
-            Self::Closed => QmpError::Disconnected { name, path, source: None },
-            Self::Io(error) => QmpError::Disconnected { name, path, source: Some(error) },
-            Self::Garbage(source) => QmpError::Malformed { name, path, source },
-            Self::LineTooLong => QmpError::LineTooLong { name, path, limit: LINE_MAX_BYTES },
-            Self::Ended(pid) => QmpError::Ended { name, path, pid },
-            Self::Vanished => QmpError::Vanished { name, path },
-            Self::Replaced => QmpError::Replaced { name, path },
-        }
-    }
-
-    /// In a few words.
-    pub(super) fn words(&self) -> String {
-        match self {
-            Self::Closed => "its monitor was closed".into(),
-            Self::Io(error) => format!("its monitor was lost: {error}"),
-            Self::Garbage(error) => format!("its monitor sent something that is not QMP: {error}"),
-            Self::LineTooLong => format!("its monitor sent a line of more than {LINE_MAX_BYTES} bytes"),
-            Self::Ended(pid) => format!("its process {pid} has ended"),
-            Self::Vanished => "nobody listens at its monitor any more".into(),
-            Self::Replaced => "another process listens at its monitor".into(),
-        }
-    }
-}
 
 /// Since when QEMU has not answered, for who waits for it.
 #[derive(Debug, Default)]
@@ -170,84 +118,11 @@ impl UnderWay {
     }
 }
 
-/// A socket and the lines that have come from it.
-pub(super) struct Link {
-    socket: UnixStream,
-    lines: LineBuffer,
-    chunk: Box<[u8]>,
-}
-
-impl Link {
-    pub(super) fn new(socket: UnixStream) -> Self {
-        let chunk = vec![0; READ_BYTES].into_boxed_slice();
-        Self { socket, lines: LineBuffer::default(), chunk }
-    }
-
-    /// The first message. Nothing else may be using the link yet.
-    pub(super) async fn first_message(&mut self) -> Result<Message, Lost> {
-        loop {
-            if let Some(line) = self.lines.next_line() {
-                return parse(&line);
-            }
-            self.socket.readable().await.map_err(Lost::io)?;
-            self.read()?;
-        }
-    }
-
-    /// Who listens at the other end.
-    pub(super) fn process(&self) -> Process {
-        Process::behind(&self.socket)
-    }
-
-    /// Lets QEMU have another client: its monitor serves one at a time.
-    fn hang_up(&self) {
-        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
-    }
-
-    /// Sends a line that has no descriptor. Nothing else may be using the link yet.
-    pub(super) async fn send(&mut self, line: &[u8]) -> Result<(), Lost> {
-        let mut rest = line;
-        while !rest.is_empty() {
-            self.socket.writable().await.map_err(Lost::io)?;
-            match self.socket.try_write(rest) {
-                Ok(count) => rest = &rest[count..],
-                Err(error) if is_passing(&error) => {}
-                Err(error) => return Err(Lost::io(error)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads once. `false`: there was nothing to read.
-    fn read(&mut self) -> Result<bool, Lost> {
-        match self.socket.try_read(&mut self.chunk) {
-            Ok(0) => Err(Lost::Closed),
-            Ok(count) => {
-                let pushed = self.lines.push(&self.chunk[..count]);
-                pushed.map_err(|_| Lost::LineTooLong).map(|()| true)
-            }
-            Err(error) if is_passing(&error) => Ok(false),
-            Err(error) => Err(Lost::io(error)),
-        }
-    }
-}
-
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
-}
-
-fn parse(line: &[u8]) -> Result<Message, Lost> {
-    Message::parse(line).map_err(|error| {
-        tracing::warn!(%error, bytes = line.len(), "a line from the monitor is not QMP");
-        Lost::Garbage(Arc::new(error))
-    })
-}
-
 /// The state of the task.
 pub(super) struct Connection {
     path: PathBuf,
     process: Process,
-    link: Link,
+    monitor: MonitorSocket,
     requests: mpsc::Receiver<Request>,
     under_way: Option<UnderWay>,
     events: EventSink,
@@ -258,14 +133,14 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(
         path: PathBuf,
-        link: Link,
+        monitor: MonitorSocket,
         requests: mpsc::Receiver<Request>,
         events: EventSink,
         view: SharedView,
         over: watch::Sender<Option<Lost>>,
     ) -> Self {
-        let process = link.process();
-        Self { path, process, link, requests, under_way: None, events, view, over }
+        let process = monitor.process();
+        Self { path, process, monitor, requests, under_way: None, events, view, over }
     }
 
     /// Who is at the other end.
@@ -292,7 +167,7 @@ impl Connection {
         loop {
             let connected = Instant::now();
             let cause = self.serve_one().await;
-            self.link.hang_up();
+            self.monitor.hang_up();
             if self.requests.is_closed() {
                 return cause;
             }
@@ -301,14 +176,14 @@ impl Connection {
             }
             self.fail_under_way(&cause);
             let since = Instant::now();
-            self.look(|view| view.away = Some((since, cause.words())));
+            self.look(|view| view.away = Some((since, cause.text())));
             tracing::warn!(
-                monitor = %self.path.display(), process = ?self.process.pid(), cause = cause.words(),
+                monitor = %self.path.display(), process = ?self.process.pid(), cause = cause.text(),
                 "the connection to QEMU's monitor was lost: connecting again"
             );
             back_off.lived(connected.elapsed());
             match reconnect::reconnect(&self.path, &self.process, &mut back_off).await {
-                Ok(link) => self.link = link,
+                Ok(monitor) => self.monitor = monitor,
                 Err(over) => return over,
             }
             let seconds = since.elapsed().as_secs();
@@ -349,11 +224,11 @@ impl Connection {
         self.handle_lines()?;
         let idle = self.under_way.is_none();
         let writing = self.under_way.as_ref().is_some_and(UnderWay::is_unwritten);
-        let socket = &self.link.socket;
+        let socket = &self.monitor.socket;
         tokio::select! {
             ready = socket.readable() => {
                 ready.map_err(Lost::io)?;
-                self.link.read().map(drop)
+                self.monitor.read().map(drop)
             }
             ready = socket.writable(), if writing => {
                 ready.map_err(Lost::io)?;
@@ -377,7 +252,7 @@ impl Connection {
         let Some(mut current) = self.under_way.take() else {
             return Ok(());
         };
-        match current.write(&self.link.socket) {
+        match current.write(&self.monitor.socket) {
             Err(error) if is_passing(&error) => {}
             Err(error) if current.written > 0 || is_broken(&error) => {
                 self.under_way = Some(current);
@@ -397,7 +272,7 @@ impl Connection {
     /// QEMU reads no more, but may have said something before it went: that is still taken.
     fn last_words(&mut self, error: io::Error) -> Lost {
         loop {
-            match self.link.read().and_then(|more| self.handle_lines().map(|()| more)) {
+            match self.monitor.read().and_then(|more| self.handle_lines().map(|()| more)) {
                 Ok(true) => {}
                 Ok(false) => return Lost::io(error),
                 Err(cause) => return cause,
@@ -406,9 +281,9 @@ impl Connection {
     }
 
     fn handle_lines(&mut self) -> Result<(), Lost> {
-        while let Some(line) = self.link.lines.next_line() {
-            match parse(&line)? {
-                Message::Event(event) => self.events.put(event, line.len()),
+        while let Some((message, bytes)) = self.monitor.next_message()? {
+            match message {
+                Message::Event(event) => self.events.put(event, bytes),
                 Message::Reply { id, outcome } => self.on_reply(id, outcome),
                 Message::Greeting | Message::Unknown => {
                     tracing::warn!("the monitor sent a message of an unknown kind");

@@ -20,6 +20,7 @@ mod graph;
 mod image;
 mod leftovers;
 mod machine;
+mod monitor_socket;
 pub mod names;
 mod nbd;
 mod process;

@@ -1,9 +1,8 @@
 //! A lost monitor is reached again: the same one, of the same process, however long its main loop
 //! takes to greet. Gives up only where waiting cannot help.
 
-use super::client::greeted;
-use super::connection::{Link, Lost};
 use super::error::QmpError;
+use super::monitor_socket::{Lost, MonitorSocket};
 use super::process::{Life, Process};
 use super::wire::{Message, command_line};
 use serde_json::Value;
@@ -48,7 +47,11 @@ impl BackOff {
 }
 
 /// Reaches the monitor again; why that is impossible.
-pub(super) async fn reconnect(path: &Path, process: &Process, back_off: &mut BackOff) -> Result<Link, Lost> {
+pub(super) async fn reconnect(
+    path: &Path,
+    process: &Process,
+    back_off: &mut BackOff,
+) -> Result<MonitorSocket, Lost> {
     let mut nobody_since = None;
     loop {
         tokio::select! {
@@ -57,13 +60,13 @@ pub(super) async fn reconnect(path: &Path, process: &Process, back_off: &mut Bac
             () = sleep(back_off.take()) => {}
         }
         // There is no deadline for the greeting: QEMU's main loop may be busy.
-        let link = tokio::select! {
+        let monitor = tokio::select! {
             biased;
             () = process.ended() => return Err(ended(process)),
-            link = command_mode(path) => link,
+            monitor = command_mode(path) => monitor,
         };
-        match link {
-            Ok(link) => return is_same(process, &link.process()).map(|()| link),
+        match monitor {
+            Ok(monitor) => return is_same(process, &monitor.process()).map(|()| monitor),
             Err(error) if error.is_not_listening() && process.life() == Life::Unknown => {
                 let since = *nobody_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= VANISHED_AFTER {
@@ -91,14 +94,14 @@ fn is_same(before: &Process, now: &Process) -> Result<(), Lost> {
     }
 }
 
-async fn command_mode(path: &Path) -> Result<Link, QmpError> {
+async fn command_mode(path: &Path) -> Result<MonitorSocket, QmpError> {
     let name = "qmp_capabilities";
-    let mut link = greeted(path).await?;
+    let mut monitor = MonitorSocket::connect(path).await?;
     let lost = |cause: Lost| cause.error(name, path);
-    link.send(&command_line(name, 0, Value::Null)).await.map_err(lost)?;
+    monitor.send(&command_line(name, 0, Value::Null)).await.map_err(lost)?;
     loop {
-        if let Message::Reply { .. } = link.first_message().await.map_err(lost)? {
-            return Ok(link);
+        if let Message::Reply { .. } = monitor.first_message().await.map_err(lost)? {
+            return Ok(monitor);
         }
     }
 }
