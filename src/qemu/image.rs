@@ -10,6 +10,8 @@ use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nix::sys::statvfs::statvfs;
+
 use super::graph::Layer;
 use super::storage;
 
@@ -162,14 +164,14 @@ fn is_named_temporary(path: &str) -> bool {
 
 fn seen(open: &OpenFile, files: &OpenFiles) -> Seen {
     let is_file = open.metadata.is_file();
-    let free = is_file.then(|| rustix::fs::statvfs(&open.fd_path).ok()).flatten();
+    let free = is_file.then(|| statvfs(&open.fd_path).ok()).flatten();
     Seen {
         path: files.path_of(open),
         device: open.metadata.dev(),
         inode: open.metadata.ino(),
         is_file,
         allocated: open.metadata.blocks().saturating_mul(512),
-        free: free.map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize)),
+        free: free.map(|fs| fs.blocks_available().saturating_mul(fs.fragment_size())),
     }
 }
 

@@ -15,7 +15,7 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{major, minor};
+use nix::sys::stat::{major, minor};
 use serde_json::Value;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -317,10 +317,10 @@ mod tests {
     #[test]
     fn a_file_of_a_network_file_system_is_known_by_its_export_and_inode() {
         let line = "36 28 0:45 / /srv/vm rw,relatime shared:1 - nfs4 Store:/export rw,vers=4.2,addr=10.0.0.9";
-        assert_eq!(shared_file(line, rustix::fs::makedev(0, 45), 7).unwrap(), "nfs:store:/export:7");
-        assert_eq!(shared_file(line, rustix::fs::makedev(0, 46), 7), None);
+        assert_eq!(shared_file(line, nix::sys::stat::makedev(0, 45), 7).unwrap(), "nfs:store:/export:7");
+        assert_eq!(shared_file(line, nix::sys::stat::makedev(0, 46), 7), None);
         let line = "29 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw";
-        assert_eq!(shared_file(line, rustix::fs::makedev(254, 1), 7), None);
+        assert_eq!(shared_file(line, nix::sys::stat::makedev(254, 1), 7), None);
         assert_eq!(shared_file("nonsense", 0, 7), None);
     }
 

@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, ensure};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -40,8 +41,8 @@ pub(super) struct FdQueue {
 /// # Errors
 /// The kernel does not take it, for want of room or descriptors.
 pub(super) fn fill(package: &Package) -> anyhow::Result<FdQueue> {
-    let state = rustix::fs::memfd_create("vmferry-state", rustix::fs::MemfdFlags::CLOEXEC)
-        .context("no memory file for what is left")?;
+    let state =
+        memfd_create("vmferry-state", MFdFlags::MFD_CLOEXEC).context("no memory file for what is left")?;
     let mut state = File::from(state);
     state.write_all(&package.state).context("what is left cannot be written")?;
     let (sender, receiver) = UnixStream::pair().context("no sockets for what is left")?;

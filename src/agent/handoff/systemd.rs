@@ -12,6 +12,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
 
@@ -65,7 +66,7 @@ fn one_by_one(kept: Vec<(String, OwnedFd)>) -> anyhow::Result<Option<Package>> {
         } else if let Some(number) = name.strip_prefix(FD_PREFIX).and_then(|n| n.parse::<usize>().ok()) {
             ensure!(number < FDS_MAX as usize, "the service manager kept too many descriptors");
             // Children must not hold QEMU's sockets.
-            rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).context("an inherited descriptor")?;
+            fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).context("an inherited descriptor")?;
             fds.resize_with(fds.len().max(number + 1), || None);
             fds[number] = Some(fd);
         }

@@ -115,16 +115,11 @@ impl Chain {
     }
 }
 
-/// CRC-32 as in Ethernet and gzip, bit by bit: journals are short.
-fn crc(seed: u32, bytes: &[u8]) -> u32 {
-    let mut crc = !seed;
-    for byte in bytes {
-        crc ^= u32::from(*byte);
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(crc & 1));
-        }
-    }
-    !crc
+/// CRC-32 as in Ethernet and gzip, going on from the sum of what is before.
+fn crc(before: u32, bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(before);
+    hasher.update(bytes);
+    hasher.finalize()
 }
 
 #[cfg(test)]
