@@ -4,7 +4,7 @@
 #   make demo      two hosts, a real guest moved between them, and the proofs     KEEP=1 leaves it up
 #   make demo-end  ends what KEEP=1 left
 #   make test      format, lints, all tests, with both QEMUs                      T=name: only that test
-#   make lint      format and lints only
+#   make lint      format, lints, and what deny.toml says of dependencies
 #   make model     the session protocol against its model, many more steps        STEPS=n
 #   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n CHAOS_STAGES=n
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
@@ -51,6 +51,14 @@ test: setup format
 lint: format
 	$(call step,lints)
 	cargo clippy $(LOCKED) --all-targets -- -D warnings
+	$(call step,dependencies: deny.toml)
+	if ! cargo deny --version >/dev/null 2>&1; then
+	  echo "NOT CHECKED: cargo-deny is not here (cargo install --locked cargo-deny)"
+	else
+	  cargo deny --locked check licenses bans sources
+	  if cargo deny fetch db; then cargo deny --locked check advisories
+	  else echo "NOT CHECKED: the list of advisories cannot be fetched"; fi
+	fi
 
 format: fetch
 	$(call step,format)
