@@ -11,7 +11,7 @@ use super::stream::{Phase, RecvState, SendState, Stream};
 use super::{Class, Code, Open, SessionError, StreamId, WEIGHT_DEFAULT};
 
 /// Streams refused without asking whose end the peer has not confirmed yet.
-const TURNED_MAX: usize = 1024;
+const REFUSED_UNASKED_MAX: usize = 1024;
 
 type Judged = Result<(), SessionError>;
 
@@ -169,7 +169,7 @@ impl Session {
         };
         match (open, refusal) {
             (Some(open), None) => self.offer(now, id, open, limit),
-            (open, code) => self.turn_away(now, id, open, code.unwrap_or(Code::Limit))?,
+            (open, code) => self.refuse_unasked(now, id, open, code.unwrap_or(Code::Limit))?,
         }
         Ok(())
     }
@@ -187,17 +187,17 @@ impl Session {
     }
 
     /// Refuses without asking. What the peer has sent already is dropped as it comes.
-    fn turn_away(&mut self, now: Instant, id: StreamId, open: Option<Open>, code: Code) -> Judged {
-        self.turned += 1;
+    fn refuse_unasked(&mut self, now: Instant, id: StreamId, open: Option<Open>, code: Code) -> Judged {
+        self.refused_unasked += 1;
         self.stats.streams_refused += 1;
-        if self.turned > TURNED_MAX {
+        if self.refused_unasked > REFUSED_UNASKED_MAX {
             return Err(SessionError::Abuse { what: "too many refused streams without confirmation" });
         }
         let initial = open.map_or(self.config.credit_floor(), |o| self.config.initial_credit.of(o.class));
         let unknown =
             Open { purpose: 0, class: Class::Bulk, weight: WEIGHT_DEFAULT, migration: [0; 16], channel: 0 };
         let credit = RecvCredit::refused(initial, now);
-        let mut stream = Stream::new(id, open.unwrap_or(unknown), Phase::Turned, 0, credit);
+        let mut stream = Stream::new(id, open.unwrap_or(unknown), Phase::RefusedUnasked, 0, credit);
         stream.recv.given_up = true;
         stream.local_reset = true;
         stream.reset_send(code, true);
@@ -353,7 +353,7 @@ impl Session {
         let Some(stream) = self.streams.0.get_mut(&id) else { return };
         stream.send.ended.get_or_insert(code);
         stream.reset_send(Code::Cancelled, false);
-        if stream.phase != Phase::Offered && stream.phase != Phase::Turned {
+        if stream.phase != Phase::Offered && stream.phase != Phase::RefusedUnasked {
             stream.phase = Phase::Established;
         }
         let told = !stream.local_reset;

@@ -151,7 +151,7 @@ pub struct Session {
     /// Streams that the local side has not answered.
     pub(super) offered: usize,
     /// Streams refused without asking, until the peer has taken note.
-    pub(super) turned: usize,
+    pub(super) refused_unasked: usize,
     pub(super) own_opens: TokenBucket,
     pub(super) guards: Guards,
     pub(super) next_local: Option<u32>,
@@ -182,7 +182,7 @@ impl Session {
             control: VecDeque::new(),
             opening: VecDeque::new(),
             offered: 0,
-            turned: 0,
+            refused_unasked: 0,
             own_opens: TokenBucket::new(config.own_opens(), now),
             guards: Guards::new(&config, now),
             next_local: Some(role.first_id()),
@@ -433,8 +433,8 @@ impl Session {
         self.scheduler.forget(id, &mut stream.turn);
         self.budget.retire(&stream.recv.credit, stream.slot, stream.local);
         self.opening.retain(|other| *other != id);
-        if stream.phase == Phase::Turned {
-            self.turned -= 1;
+        if stream.phase == Phase::RefusedUnasked {
+            self.refused_unasked -= 1;
         } else {
             self.push_event(Event::Closed { id });
         }

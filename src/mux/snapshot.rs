@@ -64,7 +64,8 @@ enum PhaseSnapshot {
     Opening,
     Offered,
     Established,
-    Turned,
+    #[serde(rename = "Turned")]
+    RefusedUnasked,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,10 +209,10 @@ impl Session {
             PhaseSnapshot::Opening => Phase::Opening { deadline: now + self.config.open_deadline },
             PhaseSnapshot::Offered => Phase::Offered,
             PhaseSnapshot::Established => Phase::Established,
-            PhaseSnapshot::Turned => Phase::Turned,
+            PhaseSnapshot::RefusedUnasked => Phase::RefusedUnasked,
         };
         self.offered += usize::from(phase == Phase::Offered);
-        self.turned += usize::from(phase == Phase::Turned);
+        self.refused_unasked += usize::from(phase == Phase::RefusedUnasked);
         let stream = one.restore(open, phase, credit);
         self.streams.0.insert(id, stream);
         if phase == Phase::Offered {
@@ -235,7 +236,7 @@ impl StreamSnapshot {
                 Phase::Opening { .. } => PhaseSnapshot::Opening,
                 Phase::Offered => PhaseSnapshot::Offered,
                 Phase::Established => PhaseSnapshot::Established,
-                Phase::Turned => PhaseSnapshot::Turned,
+                Phase::RefusedUnasked => PhaseSnapshot::RefusedUnasked,
             },
             send: match stream.send.state {
                 SendState::Open => SendSnapshot::Open,

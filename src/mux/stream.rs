@@ -21,7 +21,7 @@ pub(super) enum Phase {
     /// Both want it.
     Established,
     /// The peer opened it and was refused without asking; the local side never hears of it.
-    Turned,
+    RefusedUnasked,
 }
 
 /// What becomes of the direction that we send.
