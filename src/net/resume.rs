@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
+use backon::{BackoffBuilder, ExponentialBuilder};
 
 use super::connect::{ConnectError, Connection, Endpoint};
 use super::identity::Identity;
@@ -19,10 +20,15 @@ use crate::mux::{Code, Role};
 
 /// Label of the exported keying material (RFC 5705 §4).
 pub(super) const EXPORTER_LABEL: &[u8] = b"EXPORTER-vmferry-resume";
-/// First pause between two attempts of the dialer (WIRE §4); doubles with each.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-/// Longest pause between two attempts: a link that is back is to be noticed soon.
+/// Longest pause between two attempts of the dialer: a link that is back is to be noticed soon.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The pauses (WIRE §4): each is half of its length and a random part of the other half, so that
+/// agents of one switch do not come back in step. The first is of 50 ms, each further one twice as long.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(25))
+    .with_max_delay(Duration::from_millis(500))
+    .without_max_times()
+    .with_jitter();
 
 /// Keying material of one TLS connection, the same at both ends and nowhere else.
 pub(super) type Exported = [u8; 32];
@@ -123,7 +129,7 @@ impl Redial {
         newest: &AtomicU64,
         rx_seq: u64,
     ) -> Result<Resumed, ConnectError> {
-        let mut pause = PAUSE_MIN;
+        let mut pauses = PAUSES.build();
         loop {
             let generation = newest.fetch_add(1, Relaxed) + 1;
             match self.endpoint.resume(self, key, generation, rx_seq).await {
@@ -133,17 +139,9 @@ impl Redial {
                     peer = %self.peer, attempt = generation, error = %e, "the session cannot be resumed yet"
                 ),
             }
-            tokio::time::sleep(jittered(pause)).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+            tokio::time::sleep(pauses.next().unwrap_or(PAUSE_MAX)).await;
         }
     }
-}
-
-/// Half of the pause and a random part of the other half: agents of one switch do not come back
-/// in step.
-fn jittered(pause: Duration) -> Duration {
-    let random = getrandom::u32().map_or(0.5, |r| f64::from(r) / f64::from(u32::MAX));
-    pause.mul_f64(0.5 + random / 2.0)
 }
 
 /// Whether asking again cannot help. A certificate that is refused may be renewed meanwhile.

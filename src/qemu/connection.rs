@@ -23,6 +23,7 @@ use super::monitor_socket::{Lost, MonitorSocket, is_passing};
 use super::process::Process;
 use super::reconnect;
 use super::wire::{Message, Outcome};
+use backon::BackoffBuilder;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use std::io::{self, IoSlice};
@@ -163,7 +164,7 @@ impl Connection {
 
     /// Serves one connection after the other; why there can be no further one.
     async fn serve(&mut self) -> Lost {
-        let mut back_off = reconnect::BackOff::default();
+        let mut waits = reconnect::WAITS.build();
         loop {
             let connected = Instant::now();
             let cause = self.serve_one().await;
@@ -181,8 +182,10 @@ impl Connection {
                 monitor = %self.path.display(), process = ?self.process.pid(), cause = cause.text(),
                 "the connection to QEMU's monitor was lost: connecting again"
             );
-            back_off.lived(connected.elapsed());
-            match reconnect::reconnect(&self.path, &self.process, &mut back_off).await {
+            if connected.elapsed() >= reconnect::GOOD_AFTER {
+                waits = reconnect::WAITS.build();
+            }
+            match reconnect::reconnect(&self.path, &self.process, &mut waits).await {
                 Ok(monitor) => self.monitor = monitor,
                 Err(over) => return over,
             }

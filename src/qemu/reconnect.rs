@@ -5,59 +5,39 @@ use super::error::QmpError;
 use super::monitor_socket::{Lost, MonitorSocket};
 use super::process::{Life, Process};
 use super::wire::{Message, command_line};
+use backon::{ExponentialBackoff, ExponentialBuilder};
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// The first wait before another try, and the longest.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// The longest wait before another try.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
+/// Waits that grow while connections are lost again at once.
+pub(super) const WAITS: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(50))
+    .with_max_delay(LONGEST_WAIT)
+    .without_max_times();
+
 /// A connection that lived for this long was a good one.
-const GOOD_AFTER: Duration = Duration::from_secs(10);
+pub(super) const GOOD_AFTER: Duration = Duration::from_secs(10);
 
 /// Nobody has listened for this long and nothing is known of the process: nobody will.
 const VANISHED_AFTER: Duration = Duration::from_secs(10);
-
-/// Waits that grow while connections are lost again at once.
-pub(super) struct BackOff {
-    next: Duration,
-}
-
-impl Default for BackOff {
-    fn default() -> Self {
-        Self { next: FIRST_WAIT }
-    }
-}
-
-impl BackOff {
-    /// A connection was lost after this time.
-    pub(super) fn lived(&mut self, time: Duration) {
-        if time >= GOOD_AFTER {
-            self.next = FIRST_WAIT;
-        }
-    }
-
-    fn take(&mut self) -> Duration {
-        let wait = self.next;
-        self.next = (self.next * 2).min(LONGEST_WAIT);
-        wait
-    }
-}
 
 /// Reaches the monitor again; why that is impossible.
 pub(super) async fn reconnect(
     path: &Path,
     process: &Process,
-    back_off: &mut BackOff,
+    waits: &mut ExponentialBackoff,
 ) -> Result<MonitorSocket, Lost> {
     let mut nobody_since = None;
     loop {
         tokio::select! {
             biased;
             () = process.ended() => return Err(ended(process)),
-            () = sleep(back_off.take()) => {}
+            () = sleep(waits.next().unwrap_or(LONGEST_WAIT)) => {}
         }
         // There is no deadline for the greeting: QEMU's main loop may be busy.
         let monitor = tokio::select! {
