@@ -44,6 +44,10 @@ impl Modules {
         all
     }
 
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, &Module)> {
+        self.0.iter().map(|(path, module)| (path.as_str(), module))
+    }
+
     /// What `code`, being that of `module`, says of others.
     pub(crate) fn module(&self, module: &str, code: &str) -> Module {
         let (imports, code) = imports_of(code);
