@@ -114,7 +114,7 @@ async fn status_of(client: &Client, wanted: &str, json: bool) -> anyhow::Result<
         (None, Some(progress)) if json => show::json(&progress)?,
         (vm, progress) => {
             if let Some(vm) = vm {
-                println!("{} {} ({})", vm.vm, vms::words(&vm), status.identity);
+                println!("{} {} ({})", vm.vm, vms::state_text(&vm), status.identity);
             }
             progress.iter().for_each(show::migration);
         }

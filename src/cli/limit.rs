@@ -57,7 +57,7 @@ fn find(under_way: &[MigrationLimit], wanted: &str) -> Option<Uuid> {
 
 fn show_limits(all: &Limits) {
     for PeerLimit { peer, limit_bytes_per_s } in &all.peers {
-        println!("to {peer}: {}", words(*limit_bytes_per_s));
+        println!("to {peer}: {}", limit_text(*limit_bytes_per_s));
     }
     for m in &all.migrations {
         println!(
@@ -65,7 +65,7 @@ fn show_limits(all: &Limits) {
             m.id,
             m.vm,
             m.peer,
-            words(m.limit_bytes_per_s),
+            limit_text(m.limit_bytes_per_s),
             u16::from(m.weight),
             HumanBytes(m.rate_bytes_per_s)
         );
@@ -75,6 +75,6 @@ fn show_limits(all: &Limits) {
     }
 }
 
-fn words(limit: Option<Rate>) -> String {
+fn limit_text(limit: Option<Rate>) -> String {
     limit.map_or_else(|| "no limit".into(), |limit| limit.to_string())
 }

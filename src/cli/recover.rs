@@ -66,7 +66,7 @@ fn show_case(case: &Case) {
         let began = case.began_at.map(show::when).unwrap_or_default();
         println!("  migration  {id}, {} (the other side is {peer}), began {began}", role.name());
     }
-    println!("  journal    {}: {}", case.file.display(), words(case));
+    println!("  journal    {}: {}", case.file.display(), journal_text(case));
     for (name, said) in [("the peer   ", &case.peer_says), ("QEMU here  ", &case.qemu_says)] {
         if let Some(said) = said {
             println!("  {name}{said}");
@@ -89,7 +89,7 @@ fn show_case(case: &Case) {
     }
 }
 
-fn words(case: &Case) -> String {
+fn journal_text(case: &Case) -> String {
     if case.journal.is_empty() { "nothing that decides it".into() } else { case.journal.join(", ") }
 }
 

@@ -1,13 +1,13 @@
-//! What each VM's QEMU has of its guest on this host, in words.
+//! What each VM's QEMU has of its guest on this host, as text.
 
 use crate::api::{Here, VmState};
 
 /// The columns of a table, without an end of line.
 pub(super) fn row(state: &VmState) -> String {
-    format!("{:16} {}", state.vm, words(state))
+    format!("{:16} {}", state.vm, state_text(state))
 }
 
-pub(super) fn words(state: &VmState) -> String {
+pub(super) fn state_text(state: &VmState) -> String {
     let qemu = state.qemu_state.as_deref().unwrap_or("unknown");
     match state.here {
         Here::Runs => "runs here".into(),
