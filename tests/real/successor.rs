@@ -21,8 +21,9 @@ enum Whom {
     Both,
 }
 
+/// Nothing while a process that has just begun has not looked at its sessions yet.
 fn away(agent: &Agent) -> Result<f64> {
-    agent.metrics()?.sum("vmferry_session_away_seconds_total", &[])
+    Ok(agent.metrics()?.find("vmferry_session_away_seconds_total", &[]).unwrap_or_default())
 }
 
 /// Waits until the session of both agents has a connection again.
