@@ -211,6 +211,17 @@ fn impure_core(path: &Path, text: &str) -> Vec<String> {
     found.map(|word| format!("the pure code names {word}")).collect()
 }
 
+/// What a machine of the hand-over wants done is done by its interpreter, which names every effect.
+fn other_interpreters(path: &Path, text: &str) -> Vec<String> {
+    let room = ["src/migrate/handover", "src/migrate/handover_run.rs"];
+    if !path.starts_with("src") || room.iter().any(|place| path.starts_with(place)) {
+        return Vec::new();
+    }
+    let code = code_of(text);
+    let found = ["SourceEffect", "DestinationEffect"].into_iter().filter(|e| source::has_word(&code, e));
+    found.map(|effect| format!("{effect} is carried out beside the interpreter")).collect()
+}
+
 fn panics(path: &Path, text: &str) -> Vec<String> {
     if !path.starts_with("src") {
         return Vec::new();
@@ -259,6 +270,7 @@ type Rule = fn(&Path, &str) -> Vec<String>;
 const RULES: &[(&str, Rule)] = &[
     ("upward import", upward_imports),
     ("impure core", impure_core),
+    ("other interpreter", other_interpreters),
     ("panic", panics),
     ("length", too_long),
     ("workplace", workplaces),
@@ -374,6 +386,7 @@ fn each_rule_can_fail() {
         (impure_core, "src/mux/link.rs", "async fn f() { tokio::task::yield_now().await }"),
         (impure_core, "src/migrate/handover/source.rs", "std::fs::remove_file(p);"),
         (impure_core, "src/migrate/handover_run.rs", "tokio::select! {}"),
+        (other_interpreters, "src/migrate/settle/mod.rs", "if effects == [SourceEffect::Resume] {}"),
         (panics, "src/net/pool.rs", "x.unwrap();"),
         (panics, "src/net/pool.rs", "x\n.expect(\"\");\n#[cfg(test)]\nmod tests {}"),
         (too_long, "src/net/pool.rs", &long),

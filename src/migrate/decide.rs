@@ -1,7 +1,6 @@
-//! Does what the hand-over's machines say: writes their records, and for a source that has handed
-//! over and heard no more, asks until it is decided.
+//! What both roles do for the hand-over's interpreter: records, and for a source that has handed over and
+//! heard no more, the question to its destination.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,12 +8,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::handover::{
-    Ask, Destination, DestinationEffect, DestinationInput, Mark, Side, Source, SourceEffect, SourceInput,
-    SourceState, Written,
-};
+use super::handover::{Ask, Illegal, Mark, Side, Source, SourceInput, SourceState, Written};
 use super::host::Host;
-use super::host::decisions::{Decision, Order};
+use super::host::decisions::{Claimed, Decision, Order};
 use super::journal::{Journal, JournalError, Record};
 use super::model::phase::Phase;
 use super::model::problem::chain;
@@ -33,39 +29,8 @@ const LAST_ANSWER: Duration = Duration::from_secs(3);
 /// How long it is waited for when nothing depends on it.
 const COURTESY_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Writes what a source's machine asks to have written, until it asks for something else.
-pub(crate) fn write_source(
-    machine: &mut Source,
-    journal: &mut Journal,
-    mut effects: Vec<SourceEffect>,
-    uid: Option<u32>,
-) -> (Vec<SourceEffect>, Option<JournalError>) {
-    let mut first_error = None;
-    while let [SourceEffect::Write(mark)] = effects[..] {
-        let (written, error) = write(journal, mark, uid);
-        first_error = first_error.or(error);
-        effects = source_step(machine, SourceInput::Written(written));
-    }
-    (effects, first_error)
-}
-
-/// The same for a destination's.
-pub(crate) fn write_destination(
-    machine: &mut Destination,
-    journal: &mut Journal,
-    mut effects: Vec<DestinationEffect>,
-    uid: Option<u32>,
-) -> (Vec<DestinationEffect>, Option<JournalError>) {
-    let mut first_error = None;
-    while let [DestinationEffect::Write(mark)] = effects[..] {
-        let (written, error) = write(journal, mark, uid);
-        first_error = first_error.or(error);
-        effects = destination_step(machine, DestinationInput::Written(written));
-    }
-    (effects, first_error)
-}
-
-fn write(journal: &mut Journal, mark: Mark, uid: Option<u32>) -> (Written, Option<JournalError>) {
+/// Writes a record of the hand-over; `uid`: the operator's whose decision it is.
+pub(crate) fn write(journal: &mut Journal, mark: Mark, uid: Option<u32>) -> (Written, Option<JournalError>) {
     let record = match mark {
         Mark::Forced(side) => {
             Record::Forced { side, uid, at: time::OffsetDateTime::now_utc().unix_timestamp() }
@@ -84,31 +49,8 @@ fn write(journal: &mut Journal, mark: Mark, uid: Option<u32>) -> (Written, Optio
 }
 
 /// A step that the machine does not have changes nothing, and is a mistake of ours.
-pub(crate) fn source_step(machine: &mut Source, input: SourceInput) -> Vec<SourceEffect> {
-    machine.step(input).unwrap_or_else(|e| {
-        tracing::error!(error = chain(&e), "please report this");
-        Vec::new()
-    })
-}
-
-/// The same for a destination's.
-pub(crate) fn destination_step(machine: &mut Destination, input: DestinationInput) -> Vec<DestinationEffect> {
-    machine.step(input).unwrap_or_else(|e| {
-        tracing::error!(error = chain(&e), "please report this");
-        Vec::new()
-    })
-}
-
-/// How an open question ended: the machine says whose the guest is.
-pub(crate) struct Decided {
-    /// What is to be done about it.
-    pub(crate) effects: Vec<SourceEffect>,
-    /// The destination's word on the guest's start, if it came with it.
-    pub(crate) started: Started,
-    /// A control stream on which the destination has answered.
-    pub(crate) link: Option<Link>,
-    /// What an operator decided.
-    pub(crate) forced: Option<Side>,
+pub(crate) fn report(error: &Illegal) {
+    tracing::error!(error = chain(error), "please report this");
 }
 
 /// A source whose guest may be either side's.
@@ -118,8 +60,10 @@ pub(crate) struct Question {
     migration: Uuid,
     progress: ProgressSink,
     orders: mpsc::Receiver<Order>,
-    link: Option<Link>,
-    started: Option<Started>,
+    found: Decided,
+    /// The operator whose decision is being written, and why it was not.
+    order: Option<Claimed>,
+    unwritten: Option<JournalError>,
     /// How long the destination's `before_start` may take.
     hook: Duration,
     /// When the migration is shown as undecided.
@@ -127,44 +71,47 @@ pub(crate) struct Question {
     shown: bool,
     /// What went wrong last, in words.
     last: String,
-    /// Resolves when the agent stops and the last answer was waited for.
-    leaving: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// When the agent stops: until then the last answer is waited for.
+    leave_at: Option<Instant>,
 }
 
-/// What ends a turn of the loop that asks.
-enum Turn {
-    /// The destination has answered.
-    Heard(Fate),
-    /// It has not.
-    Missed,
-    /// It is time to ask again.
-    Again,
-    /// An operator decides.
-    Order(Order),
-    /// The agent stops.
-    Leave,
+/// The agent stops with a question open: the next one asks on.
+pub(crate) struct Leaving;
+
+/// What is known once it is decided whose the guest is.
+#[derive(Default)]
+pub(crate) struct Decided {
+    /// The destination's word on the guest's start, if it came with its answer.
+    pub(crate) started: Option<Started>,
+    /// A control stream on which the destination has answered.
+    pub(crate) link: Option<Link>,
+    /// What an operator decided.
+    pub(crate) forced: Option<Side>,
 }
 
 impl Question {
-    /// A question to the peer of that name in the configuration.
-    pub(crate) fn new(host: &Arc<Host>, peer: &str, migration: Uuid, progress: ProgressSink) -> Self {
-        let stopping = host.stopping.clone();
+    /// A question to the peer of that name in the configuration, open because of `cause`.
+    pub(crate) fn new(
+        host: &Arc<Host>,
+        peer: &str,
+        migration: Uuid,
+        progress: ProgressSink,
+        cause: String,
+    ) -> Self {
         Self {
             host: Arc::clone(host),
             peer: peer.to_owned(),
             migration,
             progress,
             orders: host.take_orders(migration),
-            link: None,
-            started: None,
+            found: Decided::default(),
+            order: None,
+            unwritten: None,
             hook: host.config.deadlines.hook(),
             show_at: Instant::now() + host.config.deadlines.undecided(),
             shown: false,
-            last: String::new(),
-            leaving: Box::pin(async move {
-                stopping.cancelled().await;
-                sleep(LAST_ANSWER).await;
-            }),
+            last: cause,
+            leave_at: None,
         }
     }
 
@@ -174,94 +121,119 @@ impl Question {
         self
     }
 
-    /// Asks until it is decided. There is no deadline: neither side may guess. `None` when the agent
-    /// stops before; the next one goes on with the journal.
-    pub(crate) async fn decide(
-        mut self,
-        machine: &mut Source,
-        journal: &mut Journal,
-        effects: Vec<SourceEffect>,
-        cause: String,
-    ) -> Option<Decided> {
-        let (mut effects, mut forced) = (effects, None);
-        self.last = cause;
-        loop {
-            let (next, error) = write_source(machine, journal, effects, None);
-            effects = next;
-            if let Some(error) = error {
-                self.last = chain(&error);
-            }
-            if machine.ended().is_some() {
-                break;
-            }
-            if self.shown || machine.state() == SourceState::Doubt || Instant::now() >= self.show_at {
-                self.show(machine.state());
-            }
-            let ask = effects.iter().find_map(|effect| match effect {
-                SourceEffect::Ask(ask) => Some(*ask),
-                _ => None,
-            });
-            effects = match self.turn(ask, machine.state()).await {
-                Turn::Heard(fate) => source_step(machine, SourceInput::Heard(fate)),
-                Turn::Missed => Vec::new(),
-                Turn::Again => {
-                    // A decision that was refused in doubt must not wait on the disk for a restart.
-                    let _ = journal.settle_doubt();
-                    source_step(machine, SourceInput::Again)
-                }
-                Turn::Order(order) => obey(machine, journal, order, &mut forced),
-                Turn::Leave => {
-                    tracing::warn!(
-                        peer = self.peer,
-                        "the agent stops with the hand-over undecided; the next one asks on"
-                    );
-                    return None;
-                }
-            };
-        }
-        self.progress.update(|p| p.outcome = None);
-        let started = self.started.take().unwrap_or(Started { hook_ms: None, warnings: Vec::new() });
-        Some(Decided { effects, started, link: self.link.take(), forced })
-    }
-
-    /// Asks, or waits a little; an operator's decision interrupts either.
-    async fn turn(&mut self, ask: Option<Ask>, state: SourceState) -> Turn {
+    /// Asks the destination. Its answer, an operator's decision, or nothing.
+    pub(crate) async fn ask(&mut self, ask: Ask, machine: Source) -> Result<Option<SourceInput>, Leaving> {
         let asking = Asking {
             host: Arc::clone(&self.host),
             peer: self.peer.clone(),
             migration: self.migration,
             hook: self.hook,
-            link: ask.and_then(|_| self.link.take()),
+            link: self.found.link.take(),
         };
         let cause = self.last.clone();
-        let asked = async move {
-            match ask {
-                Some(ask) => Some(asking.ask(ask, &cause).await),
-                None => {
-                    sleep(ASK_AGAIN).await;
-                    None
-                }
-            }
-        };
-        tokio::pin!(asked);
+        match self.unless_ordered(machine, async move { asking.ask(ask, &cause).await }).await? {
+            Ok(answer) => Ok(self.answered(answer)),
+            Err(order) => Ok(self.claim(order)),
+        }
+    }
+
+    /// Waits until it is time to ask again, or an operator decides. There is no deadline: neither side
+    /// may guess.
+    pub(crate) async fn wait(
+        &mut self,
+        journal: &mut Journal,
+        machine: Source,
+    ) -> Result<Option<SourceInput>, Leaving> {
         loop {
+            match self.unless_ordered(machine, sleep(ASK_AGAIN)).await? {
+                Ok(()) => break,
+                Err(order) => match self.claim(order) {
+                    None => {}
+                    forced => return Ok(forced),
+                },
+            }
+        }
+        // A decision that was refused in doubt must not wait on the disk for a restart.
+        let _ = journal.settle_doubt();
+        Ok(Some(SourceInput::Again))
+    }
+
+    /// Writes a record.
+    pub(crate) fn write(&mut self, journal: &mut Journal, mark: Mark) -> Written {
+        let uid = self.order.as_ref().and_then(|order| order.uid);
+        let (written, error) = write(journal, mark, uid);
+        match error {
+            Some(error) if self.order.is_some() => self.unwritten = self.unwritten.take().or(Some(error)),
+            Some(error) => self.last = chain(&error),
+            None => {}
+        }
+        written
+    }
+
+    /// An operator's decision is on the disk before it counts.
+    pub(crate) fn answer_operator(&mut self, journal: &Journal, machine: Source) {
+        let (order, error) = (self.order.take(), self.unwritten.take());
+        let Some(order) = order else { return };
+        let decided = machine.ended().is_some();
+        self.found.forced = decided.then_some(order.side);
+        order.answer(decision(decided, journal, error.as_ref()));
+    }
+
+    /// It is decided.
+    pub(crate) fn close(mut self) -> Decided {
+        self.progress.update(|p| p.outcome = None);
+        std::mem::take(&mut self.found)
+    }
+
+    /// `work`, unless an operator's decision interrupts it.
+    async fn unless_ordered<T>(
+        &mut self,
+        machine: Source,
+        work: impl Future<Output = T>,
+    ) -> Result<Result<T, Order>, Leaving> {
+        let state = machine.state();
+        if self.shown || state == SourceState::Doubt || Instant::now() >= self.show_at {
+            self.show(state);
+        }
+        tokio::pin!(work);
+        let stopping = self.host.stopping.clone();
+        loop {
+            let leave_at = self.leave_at;
             tokio::select! {
                 biased;
-                answer = &mut asked => return answer.map_or(Turn::Again, |answer| self.answered(answer)),
-                Some(order) = self.orders.recv() => return Turn::Order(order),
-                () = &mut self.leaving => return Turn::Leave,
+                done = &mut work => return Ok(Ok(done)),
+                Some(order) = self.orders.recv() => return Ok(Err(order)),
+                () = stopping.cancelled(), if leave_at.is_none() => {
+                    self.leave_at = Some(Instant::now() + LAST_ANSWER);
+                }
+                () = sleep_until(leave_at.unwrap_or(self.show_at)), if leave_at.is_some() => {
+                    tracing::warn!(
+                        peer = self.peer,
+                        "the agent stops with the hand-over undecided; the next one asks on"
+                    );
+                    return Err(Leaving);
+                }
                 // Also while a peer is dialed that does not answer.
                 () = sleep_until(self.show_at), if !self.shown => self.show(state),
             }
         }
     }
 
-    fn answered(&mut self, answer: Result<Answer, Failure>) -> Turn {
+    /// Takes a decision, if whoever made it still waits.
+    fn claim(&mut self, order: Order) -> Option<SourceInput> {
+        let order = order.claim()?;
+        let side = order.side;
+        tracing::warn!(uid = order.uid, ?side, "an operator decides whose the guest is");
+        self.order = Some(order);
+        Some(SourceInput::Forced(side))
+    }
+
+    fn answered(&mut self, answer: Result<Answer, Failure>) -> Option<SourceInput> {
         match answer {
             Ok(Answer { link, fate, started }) => {
-                self.link = Some(link);
-                self.started = started.or(self.started.take());
-                Turn::Heard(fate)
+                self.found.link = Some(link);
+                self.found.started = started.or(self.found.started.take());
+                Some(SourceInput::Heard(fate))
             }
             Err(e) => {
                 let now = chain(&e);
@@ -269,7 +241,7 @@ impl Question {
                     tracing::warn!(cause = now, "the destination has not said what became of the guest");
                     self.last = now;
                 }
-                Turn::Missed
+                None
             }
         }
     }
@@ -335,28 +307,9 @@ impl Asking {
     }
 }
 
-/// An operator's decision goes through the machine, and is on the disk before it counts.
-fn obey(
-    machine: &mut Source,
-    journal: &mut Journal,
-    order: Order,
-    forced: &mut Option<Side>,
-) -> Vec<SourceEffect> {
-    let Some(order) = order.claim() else { return Vec::new() };
-    tracing::warn!(uid = order.uid, side = ?order.side, "an operator decides whose the guest is");
-    let effects = source_step(machine, SourceInput::Forced(order.side));
-    let (effects, error) = write_source(machine, journal, effects, order.uid);
-    let decided = machine.ended().is_some();
-    if decided {
-        *forced = Some(order.side);
-    }
-    order.answer(decision(decided, journal, error));
-    effects
-}
-
 /// What the operator is told.
-pub(crate) fn decision(decided: bool, journal: &Journal, error: Option<JournalError>) -> Decision {
-    let cause = error.map_or_else(|| "nothing is open any more".to_owned(), |e| chain(&e));
+pub(crate) fn decision(decided: bool, journal: &Journal, error: Option<&JournalError>) -> Decision {
+    let cause = error.map_or_else(|| "nothing is open any more".to_owned(), |e| chain(e));
     match (decided, journal.is_sure()) {
         (true, _) => Decision::Taken,
         (false, true) => Decision::Refused(cause),

@@ -30,8 +30,6 @@ pub(crate) enum Trouble {
     OutOfOrder(&'static str),
     #[error("an operator gave the VM to the source")]
     Forced,
-    #[error(transparent)]
-    HandOver(#[from] crate::migrate::handover::Illegal),
     #[error("the destination's agent was told to stop")]
     Stopping,
     #[error("it is left to another process")]

@@ -9,17 +9,19 @@ mod end;
 pub(crate) mod error;
 mod explain;
 pub(crate) mod image_stamp;
+mod ownership;
 mod start;
 mod view;
 
 use end::never_ran;
 pub(crate) use end::undo;
+pub(crate) use ownership::Serving;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::checks::disks;
@@ -27,7 +29,7 @@ use super::guest::last_words::LastWords;
 use super::guest::nbd_server::NbdServer;
 use super::guest::process::{self, StartedQemu};
 use super::guest::{nbd_server, settings};
-use super::handover::{self, DestinationEffect, DestinationInput, DestinationState, Ended};
+use super::handover::{self, Ask, DestinationInput, DestinationState, Ended};
 use super::host::decisions::Order;
 use super::host::{Host, Registration, Reservation};
 use super::journal::{Beginning, Journal, Record, Role, Undo};
@@ -35,8 +37,9 @@ use super::model::phase::Phase;
 use super::model::plan;
 use super::model::problem::chain;
 use super::model::progress::{Progress, ProgressSink};
-use super::protocol::message::{Fate, Notice, Offer, Prepared, Reply, Request, Response, Started};
+use super::protocol::message::{Fate, Offer, Prepared, Request, Response, Started};
 use super::protocol::server::{Control, Incoming};
+use super::settle;
 use super::source::phases::RAM_CHANNEL;
 use super::transfer::streams::{Label, Streams, socket_pair};
 use crate::mux::{Code, purpose};
@@ -44,7 +47,8 @@ use crate::net::compress::{Coding, Undelivered};
 use crate::net::identity::Identity;
 use crate::net::session::IncomingStream;
 use crate::qemu::{
-    Abilities, EventKind, Events, MigrateIncoming, MigrationStatus, Qmp, QueryMigrate, Stop, names,
+    Abilities, EventKind, Events, MigrateIncoming, MigrationStatus, Qmp, QueryMigrate, QueryStatus, Stop,
+    names,
 };
 use admission::{permitted, target_problems, unreachable};
 use error::Trouble;
@@ -78,8 +82,9 @@ pub(crate) struct Destination {
     pub(crate) controls: mpsc::Receiver<(Control, Request)>,
     pub(crate) ram: Option<std::os::fd::OwnedFd>,
     pub(crate) incoming: bool,
-    /// Whose the guest is.
+    /// Whose the guest is, while it is not run.
     pub(crate) handover: handover::Destination,
+    pub(crate) serving: Serving,
     /// What was granted for which offer, and how the guest started: to be said again.
     pub(crate) granted: Option<(Offer, Prepared)>,
     pub(crate) said_started: Option<Started>,
@@ -106,13 +111,6 @@ impl Served {
     }
 }
 
-/// What the loop does next.
-enum Next {
-    GoOn,
-    /// The guest runs here and the source knows.
-    Confirmed,
-}
-
 impl Destination {
     /// Finds or starts the QEMU and makes it ready for `offer`; undone again if that fails.
     pub(crate) async fn prepare(
@@ -130,9 +128,9 @@ impl Destination {
         let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {
             Ok(found) => found,
             Err(trouble) => {
-                let word = journal.record(Record::NeverRan).err().map(|e| chain(&e));
-                let left = if let Trouble::Vm(error) = &trouble { error.leftover() } else { None };
-                host.end(journal, never_ran(&trouble, word.into_iter().chain(left).collect()));
+                let mut left = settle::never_begun(&host, &mut journal).await;
+                left.extend(if let Trouble::Vm(error) = &trouble { error.leftover() } else { None });
+                host.end(journal, never_ran(&trouble, left));
                 return Err(trouble);
             }
         };
@@ -164,6 +162,7 @@ impl Destination {
             ram: None,
             incoming: false,
             handover: handover::Destination::new(),
+            serving: Serving::new(None),
             granted: None,
             said_started: None,
             orders,
@@ -180,11 +179,7 @@ impl Destination {
                 destination.granted = Some((offer.clone(), prepared.clone()));
                 Ok((destination, prepared))
             }
-            Err(trouble) => {
-                let trouble = destination.explained(trouble).await;
-                destination.give_up(&trouble, None).await;
-                Err(trouble)
-            }
+            Err(trouble) => Err(destination.give_up(trouble).await),
         }
     }
 
@@ -225,207 +220,190 @@ impl Destination {
         if hook.unwrap_or(true) { 0 } else { self.host.config.deadlines.hook_s }
     }
 
-    /// Serves the source until the guest runs here, or never will.
-    pub(crate) async fn run(mut self, mut control: Option<Control>) {
-        match self.work(&mut control).await {
-            Ok(()) => {
-                self.restore_settings().await;
-                self.end_moved(Vec::new());
-            }
-            Err(Trouble::Frozen) => self.stop(control).await,
-            Err(trouble) if self.handover.ended() == Some(Ended::Moved) => self.go_on(&trouble),
-            Err(trouble) => {
-                let trouble = self.explained(trouble).await;
-                tracing::warn!(vm = self.vm, cause = chain(&trouble), "the destination gives up");
-                // A source that gave up knows why.
-                if let Some(control) = &mut control
-                    && !matches!(trouble, Trouble::Aborted(_))
-                {
-                    let text = chain(&trouble);
-                    control.say(Reply::Notice(Notice::Failed { text })).await;
-                }
-                self.give_up(&trouble, control).await;
-            }
+    /// Serves the source until something happens that its machine is to know; `None`: until the guest runs
+    /// here and the source knows, or stays away.
+    async fn work(&mut self, machine: handover::Destination) -> Result<Option<DestinationInput>, Trouble> {
+        if self.serving.confirmed {
+            self.answer_confirmed().await;
+            return Ok(None);
         }
-    }
-
-    async fn work(&mut self, control: &mut Option<Control>) -> Result<(), Trouble> {
-        let mut alone_until = if control.is_none() { Some(self.on_source_lost()?) } else { None };
-        if std::mem::take(&mut self.missed_events) {
-            self.catch_up(control).await?;
+        let runs = machine.ended() == Some(Ended::Moved);
+        if let Some(happened) = self.begin(machine).await? {
+            return Ok(Some(happened));
         }
-        let (mut tick, mut rate) = (interval(TICK), (std::time::Instant::now(), 0));
         loop {
             let frozen = self.host.frozen();
+            let alone_until = self.serving.alone_until;
             let request = async {
-                match control.as_mut() {
+                match self.serving.control.as_mut() {
                     Some(control) => control.request().await,
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
+            let happened = tokio::select! {
                 biased;
-                event = self.events.recv() => {
-                    if event.as_ref().is_some_and(|e| e.kind == EventKind::Missed) {
-                        self.catch_up(control).await?;
-                        continue;
-                    }
-                    let loaded = self.on_event(event.map(|e| e.kind)).await?;
-                    if let (true, Some(control)) = (loaded, control.as_mut()) {
-                        control.say(Reply::Notice(Notice::Loaded)).await;
-                    }
-                }
+                event = self.events.recv() => match event.map(|e| e.kind) {
+                    Some(EventKind::Missed) => self.catch_up(machine).await?,
+                    event => self.on_event(event).await?,
+                },
                 request = request => match request {
-                    Ok(Some(request)) => {
-                        let Some(control) = control.as_mut() else { continue };
-                        if matches!(self.on_request(request, control).await?, Next::Confirmed) {
-                            return Ok(());
-                        }
-                    }
+                    Ok(Some(request)) => self.on_request(request, machine).await?,
                     Ok(None) | Err(_) => {
-                        *control = None;
-                        alone_until = Some(self.on_source_lost()?);
+                        self.serving.control = None;
+                        self.on_source_lost(machine)?;
+                        None
                     }
                 },
                 Some((again, request)) = self.controls.recv() => {
-                    let again = control.insert(again);
-                    alone_until = None;
+                    (self.serving.control, self.serving.alone_until) = (Some(again), None);
                     self.host.answered(self.journal.past().header.migration);
-                    if matches!(self.on_request(request, again).await?, Next::Confirmed) {
-                        return Ok(());
-                    }
+                    self.on_request(request, machine).await?
                 }
-                Some(order) = self.orders.recv() => self.obey(order).await?,
-                Some(stream) = self.offered.recv() => self.attach(stream).await,
+                Some(order) = self.orders.recv() => self.claim(order),
+                Some(stream) = self.offered.recv() => {
+                    self.attach(stream).await;
+                    None
+                }
                 (label, end) = self.streams.ended() => {
                     tracing::debug!(stream = %label, end = chain(&end), "a stream ended");
+                    None
                 }
                 () = frozen => return Err(Trouble::Frozen),
-                _ = tick.tick() => self.look_at_streams(&mut rate, control.as_ref()),
+                _ = self.serving.tick.tick() => {
+                    self.look_at_streams();
+                    None
+                }
                 // A guest that is here whole may be handed over at any moment: that is waited for, unless
                 // its source is away.
-                () = self.host.stopping.cancelled(), if alone_until.is_some() || !(self.handover.is_loaded() || self.runs()) => {
-                    return if self.runs() { Ok(()) } else { Err(Trouble::Stopping) };
+                () = self.host.stopping.cancelled(), if alone_until.is_some() || !(machine.is_loaded() || runs) => {
+                    return if runs { Ok(None) } else { Err(Trouble::Stopping) };
                 }
                 () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() => {
-                    if self.runs() {
-                        return Ok(());
+                    if runs {
+                        return Ok(None);
                     }
                     return Err(Trouble::SourceStayedAway(self.host.config.deadlines.handover_s));
                 }
+            };
+            if happened.is_some() {
+                return Ok(happened);
             }
         }
-    }
-
-    fn runs(&self) -> bool {
-        self.handover.ended() == Some(Ended::Moved)
     }
 
     /// Asks QEMU what has happened while nobody listened.
-    async fn catch_up(&mut self, control: &mut Option<Control>) -> Result<(), Trouble> {
-        if !self.incoming || !matches!(self.handover.state(), DestinationState::Waiting { loaded: false }) {
-            return Ok(());
+    async fn catch_up(
+        &mut self,
+        machine: handover::Destination,
+    ) -> Result<Option<DestinationInput>, Trouble> {
+        if !self.incoming || machine.state() != (DestinationState::Waiting { loaded: false }) {
+            return Ok(None);
         }
         let status = self.qmp.execute(QueryMigrate).await?.status;
-        let loaded = self.on_event(Some(EventKind::Migration { status })).await?;
-        if let (true, Some(control)) = (loaded, control.as_mut()) {
-            control.say(Reply::Notice(Notice::Loaded)).await;
-        }
-        Ok(())
+        self.on_event(Some(EventKind::Migration { status })).await
     }
 
     /// How long to wait for a source that was lost; an error when there is nothing to wait for.
-    fn on_source_lost(&self) -> Result<Instant, Trouble> {
-        if self.runs() {
-            return Ok(Instant::now() + CONFIRM_DEADLINE);
-        }
-        if !self.handover.is_loaded() {
+    fn on_source_lost(&mut self, machine: handover::Destination) -> Result<(), Trouble> {
+        let wait = if machine.ended() == Some(Ended::Moved) {
+            CONFIRM_DEADLINE
+        } else if machine.is_loaded() {
+            tracing::warn!(vm = self.vm, "the source was lost with the guest loaded; waiting for it");
+            let words = format!(
+                "the whole guest is here, paused, and {} was lost before it said whether it hands it over. It is \
+                 waited for, {} s in all; then the guest is given up here, for good",
+                self.peer, self.host.config.deadlines.handover_s
+            );
+            self.host.open_question(self.journal.past().header.migration, words);
+            self.host.config.deadlines.handover()
+        } else {
             return Err(Trouble::SourceLost);
-        }
-        tracing::warn!(vm = self.vm, "the source was lost with the guest loaded; waiting for it");
-        let words = format!(
-            "the whole guest is here, paused, and {} was lost before it said whether it hands it over. It is \
-             waited for, {} s in all; then the guest is given up here, for good",
-            self.peer, self.host.config.deadlines.handover_s
-        );
-        self.host.open_question(self.journal.past().header.migration, words);
-        Ok(Instant::now() + self.host.config.deadlines.handover())
+        };
+        self.serving.alone_until = Some(Instant::now() + wait);
+        Ok(())
     }
 
-    /// Whether the guest has just been loaded.
-    async fn on_event(&mut self, event: Option<EventKind>) -> Result<bool, Trouble> {
+    async fn on_event(&mut self, event: Option<EventKind>) -> Result<Option<DestinationInput>, Trouble> {
         let Some(event) = event else {
             return Err(Trouble::of_monitor(&self.vm, &self.qmp));
         };
-        let EventKind::Migration { status } = event else { return Ok(false) };
+        let EventKind::Migration { status } = event else { return Ok(None) };
         match status {
-            MigrationStatus::Completed => {
-                let says = self.handover.step(DestinationInput::Loaded)?;
-                Ok(says.contains(&DestinationEffect::Say(Fate::Loaded)))
-            }
+            MigrationStatus::Completed => Ok(Some(DestinationInput::Loaded)),
             MigrationStatus::Failed | MigrationStatus::Cancelled => {
                 let error = self.qmp.execute(QueryMigrate).await?.error_desc.unwrap_or_default();
                 Err(Trouble::Ram { status, error })
             }
             MigrationStatus::Active => {
                 self.enter(Phase::Precopy);
-                Ok(false)
+                Ok(None)
             }
-            _ => Ok(false),
+            _ => Ok(None),
         }
     }
 
-    /// Whatever is asked may be asked again, and gets the same answer again.
-    async fn on_request(&mut self, request: Request, control: &mut Control) -> Result<Next, Trouble> {
-        let open = matches!(self.handover.state(), DestinationState::Waiting { .. });
+    /// Whatever is asked may be asked again, and gets the same answer again. What is the machine's to
+    /// answer is told to it.
+    async fn on_request(
+        &mut self,
+        request: Request,
+        machine: handover::Destination,
+    ) -> Result<Option<DestinationInput>, Trouble> {
+        self.serving.asked = true;
+        let open = matches!(machine.state(), DestinationState::Waiting { .. });
         let done = match request {
             Request::Prepare(offer) => {
-                control.answer(self.grant_again(&offer)).await;
-                return Ok(Next::GoOn);
+                let answer = self.grant_again(&offer);
+                self.answer(answer).await;
+                return Ok(None);
             }
             Request::Incoming if self.incoming => Ok(()),
             Request::Incoming if open => self.accept_ram().await,
             Request::ToRun { running } if open => self.note_to_run(running),
             Request::Switchover if self.incoming => {
                 self.enter(Phase::Switchover);
-                let closed = self.close_exports().await;
+                let closed = self.close_exports(machine).await;
                 if closed.is_ok() {
                     self.enter(Phase::Device);
                 }
                 closed
             }
-            Request::Start if self.handover.is_loaded() => match self.start_guest(control).await {
-                Ok(()) => return Ok(Next::GoOn),
-                Err(trouble) => Err(trouble),
+            Request::Start if machine.is_loaded() => match self.qmp.execute(QueryStatus).await {
+                Ok(_) => return Ok(Some(DestinationInput::Asked(Ask::Start))),
+                Err(e) => Err(e.into()),
             },
-            Request::Confirmed if self.runs() => {
-                if let Err(e) = self.journal.record(Record::Confirmed) {
-                    tracing::info!(error = chain(&e), "the journal is kept for longer");
-                }
-                self.look_at_streams(&mut (std::time::Instant::now(), self.streams.total()), None);
-                self.learn(control.take_summary());
-                control.answer(Response::Done).await;
-                control.finish();
-                return Ok(Next::Confirmed);
+            Request::Confirmed if machine.ended() == Some(Ended::Moved) => {
+                self.serving.confirmed = true;
+                return Ok(Some(DestinationInput::Asked(Ask::Confirmed)));
             }
             Request::Abort { reason } if open => return Err(Trouble::Aborted(reason)),
-            Request::Start | Request::Settle | Request::Abort { .. } => {
-                control.answer(self.word()).await;
-                return Ok(Next::GoOn);
-            }
+            Request::Abort { .. } => return Ok(Some(DestinationInput::Asked(Ask::Abort))),
+            Request::Start => return Ok(Some(DestinationInput::Asked(Ask::Start))),
+            Request::Settle => return Ok(Some(DestinationInput::Asked(Ask::Settle))),
             other => Err(Trouble::OutOfOrder(other.name())),
         };
-        match done {
-            Ok(()) => {
-                control.answer(Response::Done).await;
-                Ok(Next::GoOn)
-            }
-            Err(trouble) => {
-                let trouble = self.explained(trouble).await;
-                control.answer(Response::Refused(trouble.refusal())).await;
-                Err(trouble)
-            }
+        if done.is_ok() {
+            self.answer(Response::Done).await;
         }
+        done.map(|()| None)
+    }
+
+    /// Answers the source's last request, if it has not been.
+    async fn answer(&mut self, response: Response) {
+        if let (true, Some(control)) = (std::mem::take(&mut self.serving.asked), &mut self.serving.control) {
+            control.answer(response).await;
+        }
+    }
+
+    /// The source knows that the guest runs here, and how it went.
+    async fn answer_confirmed(&mut self) {
+        self.serving.rate = (std::time::Instant::now(), self.streams.total());
+        let control = self.serving.control.take();
+        self.look_at_streams();
+        let Some(mut control) = control else { return };
+        self.learn(control.take_summary());
+        control.answer(Response::Done).await;
+        control.finish();
     }
 
     fn grant_again(&self, offer: &Offer) -> Response {
@@ -436,10 +414,10 @@ impl Destination {
     }
 
     /// What the source is told of the guest.
-    fn word(&self) -> Response {
+    fn word(&self, fate: Fate) -> Response {
         match &self.said_started {
             Some(started) => Response::Started(started.clone()),
-            None => Response::Fate(self.handover.fate()),
+            None => Response::Fate(fate),
         }
     }
 
@@ -515,9 +493,9 @@ impl Destination {
     }
 
     /// The disks become the guest's alone.
-    async fn close_exports(&mut self) -> Result<(), Trouble> {
+    async fn close_exports(&mut self, machine: handover::Destination) -> Result<(), Trouble> {
         // Somebody's `cont` meanwhile would have QEMU start the guest when it is loaded, unasked.
-        if matches!(self.handover.state(), DestinationState::Waiting { loaded: false }) {
+        if machine.state() == (DestinationState::Waiting { loaded: false }) {
             self.qmp.execute(Stop).await?;
         }
         self.nbd = None;

@@ -43,11 +43,11 @@ impl Destination {
     }
 
     /// The bytes that have come, and the connection by which they come.
-    pub(crate) fn look_at_streams(&self, rate: &mut (Instant, u64), control: Option<&Control>) {
+    pub(crate) fn look_at_streams(&mut self) {
         let total = self.streams.total();
-        let (since, before) = std::mem::replace(rate, (Instant::now(), total));
+        let (since, before) = std::mem::replace(&mut self.serving.rate, (Instant::now(), total));
         let per_s = (total.saturating_sub(before)) as f64 / since.elapsed().as_secs_f64().max(0.001);
-        let away = control.and_then(Control::away).map(|away| Reconnecting::now(&away));
+        let away = self.serving.control.as_ref().and_then(Control::away).map(|away| Reconnecting::now(&away));
         self.progress.update(|p| {
             for disk in &mut p.disks {
                 let label = Label::Disk(disk.name.clone());

@@ -17,12 +17,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::destination::{Destination, Served};
+use super::destination::{Destination, Served, Serving};
 use super::guest::last_words::LastWords;
 use super::guest::life;
 use super::guest::nbd_server::NbdServer;
 use super::guest::process::{self, StartedQemu};
-use super::handover;
 use super::host::{Host, Reservation};
 use super::journal::{Journal, Past, Role};
 use super::model::progress::ProgressSink;
@@ -31,7 +30,7 @@ use super::protocol::client::Link;
 use super::protocol::server::{Control, Incoming};
 use super::settle;
 use super::source::retry::{self, Try};
-use super::source::{Source, TICK};
+use super::source::{End, Source, TICK};
 use super::transfer::bandwidth::{ShareHandle, Wish};
 use super::transfer::disk::delta::Delta;
 use super::transfer::streams::{Label, Streams};
@@ -239,8 +238,7 @@ impl Source {
             link,
             journal,
             // Only what is the source's without a question is left to another process.
-            handover: handover::Source::new(),
-            effects: Vec::new(),
+            end: End::default(),
             streams: pumps,
             disks: left.disks,
             inventory: left.inventory,
@@ -294,7 +292,7 @@ async fn reach(past: &Past, config: &VmConfig) -> Result<(Qmp, Events), QmpError
 
 impl Destination {
     /// Stops, as [`Source::stop`].
-    pub(crate) async fn stop(mut self, control: Option<Control>) {
+    pub(crate) async fn stop(mut self) {
         // Whoever takes the sessions up hears of these streams again.
         self.offered.close();
         while let Some(offered) = self.offered.recv().await {
@@ -320,7 +318,7 @@ impl Destination {
             said_started: self.said_started,
             started: self.started.map(StartedQemu::into_unit),
         };
-        let (nbd, ram, control) = (self.nbd, self.ram, control.map(Control::stop));
+        let (nbd, ram, control) = (self.nbd, self.ram, self.serving.control.map(Control::stop));
         let stopped = StoppedDestination { frozen, control, data, nbd, ram };
         host.stopped(Stopped::Destination(Box::new(stopped)));
     }
@@ -374,6 +372,7 @@ impl Destination {
             ram,
             incoming: left.incoming,
             handover: left.handover,
+            serving: Serving::new(control),
             granted: left.granted,
             said_started: left.said_started,
             missed_events: true,
@@ -383,7 +382,7 @@ impl Destination {
         };
         let running = async move {
             if let Ok((qmp, events)) = reach(&past, &config).await {
-                destination(qmp, events).run(control).await;
+                destination(qmp, events).run().await;
             }
         };
         Ok(TakenUp {

@@ -9,9 +9,9 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::message::{Asked, Refusal, Reply, Request, Response, Summary};
-use crate::migrate::destination::Destination;
 use crate::migrate::destination::admission;
 use crate::migrate::destination::error::Trouble;
+use crate::migrate::destination::{Destination, Serving};
 use crate::migrate::handoff::state::{FrozenControl, StoppedControl, ThawedStreams};
 use crate::migrate::host::Host;
 use crate::migrate::model::problem::{Problem, ProblemKind, chain};
@@ -168,10 +168,11 @@ pub(crate) async fn serve(
             control.answer_last(answer).await;
         }
         Request::Prepare(offer) => match Destination::prepare(host, peer, migration, &offer).await {
-            Ok((destination, prepared)) => {
+            Ok((mut destination, prepared)) => {
                 announce(destination.progress.clone());
                 control.answer(Response::Prepared(prepared)).await;
-                destination.run(Some(control)).await;
+                destination.serving = Serving::new(Some(control));
+                destination.run().await;
             }
             Err(trouble) => {
                 tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");

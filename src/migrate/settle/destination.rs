@@ -10,9 +10,10 @@ use crate::migrate::decide::{self, ASK_AGAIN};
 use crate::migrate::destination::{self, image_stamp};
 use crate::migrate::guest::life::{self, Look};
 use crate::migrate::guest::process;
-use crate::migrate::handover::{Destination, DestinationEffect, DestinationInput, Ended, Ran};
+use crate::migrate::handover::{Destination, DestinationInput, Ended, Fate, Illegal, Mark, Ran, Written};
+use crate::migrate::handover_run::{DestinationRun, DestinationWorld};
 use crate::migrate::host::Host;
-use crate::migrate::journal::{Journal, Past};
+use crate::migrate::journal::{Journal, JournalError, Past};
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
@@ -24,27 +25,36 @@ const UNDO_TRIES: usize = 5;
 pub(crate) async fn settle(host: Arc<Host>, open: Open) {
     let Open { mut journal, progress, heir, _reservation } = open;
     let past = journal.past().clone();
-    let (machine, effects) = Destination::restarted(past.known());
-    let going = Going { host: &host, heir };
-    let Some((ended, mut leftovers)) = going.on(machine, &mut journal, effects).await else {
+    let mut handover = DestinationRun::restarted(Destination::restarted(past.known()));
+    let mut settling = Settling::new(&host, heir, &mut journal);
+    if handover.run(&mut settling).await.is_err() {
         tracing::warn!(vm = past.header.vm, "the agent stops before that is settled; the next one goes on");
         return;
-    };
+    }
+    let mut leftovers = settling.leftovers();
     host.answered(past.header.migration);
-    if ended == Ended::Moved {
+    if handover.machine().ended() == Some(Ended::Moved) {
         // Else it was looked at when the guest was started.
         if heir && past.runs {
             leftovers.extend(unreachable(&host, &past).await);
         }
         return super::end(&host, journal, &progress, Phase::Done, Outcome::Moved { leftovers });
     }
-    if heir {
-        leftovers.extend(undo(&host, &mut journal, &past).await);
-    }
     let cause = super::cause(heir, "the destination's agent was restarted during the migration");
     let outcome =
         Outcome::Failed { phase: past.reached, cause, problems: Vec::new(), cancelled: false, leftovers };
     super::end(&host, journal, &progress, Phase::Failed, outcome);
+}
+
+/// Proves of a migration that has made nothing that its guest never runs here; what keeps that from the
+/// disk.
+pub(crate) async fn never_begun(host: &Host, journal: &mut Journal) -> Vec<String> {
+    let mut handover = DestinationRun::new(Destination::new());
+    let mut settling = Settling::new(host, false, journal);
+    let given = handover.give(DestinationInput::Trouble);
+    given.unwrap_or_else(|e| settling.illegal(e));
+    let _ = handover.run(&mut settling).await;
+    settling.leftovers()
 }
 
 /// What is known of the QEMU of a guest that was started before.
@@ -88,64 +98,98 @@ async fn undo(host: &Host, journal: &mut Journal, past: &Past) -> Vec<String> {
     Vec::new()
 }
 
-struct Going<'a> {
+/// The agent stops.
+struct Stops;
+
+/// A destination that is settled by its journal. Nobody listens: whoever asks is answered by that.
+struct Settling<'a> {
     host: &'a Host,
     /// The virtual machine's QEMU is this migration's to touch.
     heir: bool,
+    journal: &'a mut Journal,
+    leftovers: Vec<String>,
+    /// Why the last record was not written.
+    unwritten: Option<JournalError>,
 }
 
-impl Going<'_> {
-    /// Follows the machine until it is decided; `None` when the agent stops before.
-    async fn on(
-        &self,
-        mut machine: Destination,
-        journal: &mut Journal,
-        mut effects: Vec<DestinationEffect>,
-    ) -> Option<(Ended, Vec<String>)> {
-        let mut leftovers = Vec::new();
-        loop {
-            let (next, error) = decide::write_destination(&mut machine, journal, effects, None);
-            effects = next;
-            if effects == [DestinationEffect::Start] {
-                let (ran, trouble) = self.run_at_last(journal.past()).await?;
-                leftovers.extend(trouble);
-                effects = decide::destination_step(&mut machine, DestinationInput::Ran(ran));
-                effects.retain(|e| matches!(e, DestinationEffect::Write(_)));
-                continue;
-            }
-            if let Some(ended) = machine.ended() {
-                leftovers.extend(error.map(|e| chain(&e)));
-                return Some((ended, leftovers));
-            }
-            self.wait().await?;
-            effects = decide::destination_step(&mut machine, DestinationInput::Again);
+impl DestinationWorld for Settling<'_> {
+    type Stop = Stops;
+
+    async fn wait(&mut self, machine: Destination) -> Result<Option<DestinationInput>, Stops> {
+        if machine.ended().is_some() {
+            return Ok(None);
         }
+        self.pause().await?;
+        Ok(Some(DestinationInput::Again))
+    }
+
+    async fn write(&mut self, mark: Mark) -> Result<Written, Stops> {
+        let (written, error) = decide::write(self.journal, mark, None);
+        self.unwritten = error;
+        Ok(written)
+    }
+
+    async fn say(&mut self, _: Fate) -> Result<(), Stops> {
+        Ok(())
+    }
+
+    async fn start(&mut self) -> Result<Ran, Stops> {
+        let past = self.journal.past().clone();
+        let (ran, trouble) = self.run_at_last(&past).await?;
+        self.leftovers.extend(trouble);
+        Ok(ran)
+    }
+
+    async fn undo(&mut self) -> Result<(), Stops> {
+        if self.heir {
+            self.host.answered(self.journal.past().header.migration);
+            let past = self.journal.past().clone();
+            let left = undo(self.host, self.journal, &past).await;
+            self.leftovers.extend(left);
+        }
+        Ok(())
+    }
+
+    fn answer_operator(&mut self, _: Destination) {}
+
+    fn illegal(&mut self, error: Illegal) {
+        decide::report(&error);
+    }
+}
+
+impl<'a> Settling<'a> {
+    fn new(host: &'a Host, heir: bool, journal: &'a mut Journal) -> Self {
+        Self { host, heir, journal, leftovers: Vec::new(), unwritten: None }
+    }
+
+    fn leftovers(self) -> Vec<String> {
+        self.unwritten.iter().map(|e| chain(e)).chain(self.leftovers).collect()
     }
 
     /// Starts a guest that an earlier life of this agent was about to start. Whether its command had
     /// done its work by then is not known, so that runs again.
-    async fn run_at_last(&self, past: &Past) -> Option<(Ran, Vec<String>)> {
+    async fn run_at_last(&self, past: &Past) -> Result<(Ran, Vec<String>), Stops> {
         let name = &past.header.vm;
         // A later migration has taken it from here, or brings it here anew.
         if !self.heir {
-            return Some((Ran::Perhaps, Vec::new()));
+            return Ok((Ran::Perhaps, Vec::new()));
         }
         let Ok(config) = self.host.vm(name, "destination") else {
             let left = format!(
                 "VM {name}, which was handed over to this host, is not in its configuration: whether it runs \
                  here is not known"
             );
-            return Some((Ran::Perhaps, vec![left]));
+            return Ok((Ran::Perhaps, vec![left]));
         };
         let mut hook = Hook::new(self.host, name);
         loop {
             let why = match life::look(past, config).await {
-                Look::Lost(known) => return Some((Ran::No, vec![known.of_destination(name)])),
+                Look::Lost(known) => return Ok((Ran::No, vec![known.of_destination(name)])),
                 Look::Answers(qmp) => match start(&qmp, past, &mut hook).await {
-                    Ok(()) => return Some((Ran::Yes, hook.trouble)),
+                    Ok(()) => return Ok((Ran::Yes, hook.trouble)),
                     Err(e) if e.desc().is_some() => {
                         hook.trouble.push(format!("VM {name} could not be continued: {}", chain(&e)));
-                        return Some((Ran::Perhaps, hook.trouble));
+                        return Ok((Ran::Perhaps, hook.trouble));
                     }
                     Err(e) => chain(&e),
                 },
@@ -158,15 +202,14 @@ impl Going<'_> {
                      It is asked again every second, and the guest is continued if it stands still"
                 ),
             );
-            self.wait().await?;
+            self.pause().await?;
         }
     }
 
-    /// `None` when the agent stops.
-    async fn wait(&self) -> Option<()> {
+    async fn pause(&self) -> Result<(), Stops> {
         tokio::select! {
-            () = sleep(ASK_AGAIN) => Some(()),
-            () = self.host.stopping.cancelled() => None,
+            () = sleep(ASK_AGAIN) => Ok(()),
+            () = self.host.stopping.cancelled() => Err(Stops),
         }
     }
 }

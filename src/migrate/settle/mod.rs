@@ -10,29 +10,25 @@
 
 mod abandoned;
 mod destination;
+mod source;
 
 pub use abandoned::abandoned;
+pub(super) use destination::never_begun;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::decide::{self, ANSWER_DEADLINE, ASK_AGAIN, Decided, Question};
-use super::guest::life::{self, Look};
-use super::guest::undo::RolledBack;
-use super::guest::{process, undo};
-use super::handover::{Ask, Ended, Side, Source, SourceEffect, SourceInput};
+use super::handover::{Ended, Side};
 use super::host::{Host, Refused, Reservation};
 use super::journal::{self, Journal, JournalError, Past, Record, Role, Undo};
 use super::model::phase::Phase;
 use super::model::problem::chain;
 use super::model::progress::{Outcome, Progress, ProgressSink};
-use super::protocol::message::{Fate, Request};
-use super::source::{self, retry};
+use super::protocol::message::Fate;
+use super::source::{self as sources, retry};
 use crate::net::identity::Identity;
-use crate::qemu::{QueryStatus, RunState};
 
 /// A journal that an earlier life of this agent left open, and where to report on it.
 pub struct Open {
@@ -177,151 +173,15 @@ pub async fn settle(host: Arc<Host>, open: Open) {
         phase = past.phase.name(), "settling a migration that an earlier agent left open"
     );
     match past.header.role {
-        Role::Source => settle_source(host, open).await,
+        Role::Source => source::settle(host, open).await,
         Role::Destination => destination::settle(host, open).await,
-    }
-}
-
-async fn settle_source(host: Arc<Host>, open: Open) {
-    // The guest must not be moved again while this is open.
-    let Open { mut journal, progress, heir, _reservation } = open;
-    let past = journal.past().clone();
-    let peer = host.peer_name(&past.header.peer).unwrap_or_else(|| past.header.peer.clone());
-    let (mut machine, effects) = Source::restarted(past.known());
-    let question = Question::new(&host, &peer, past.header.migration, progress.clone());
-    let why = "the agent was restarted after the hand-over".into();
-    // The agent stops: its journal stays open, for the next one.
-    let Some(decided) = question.decide(&mut machine, &mut journal, effects, why).await else { return };
-    let settling = Settling { host: &host, peer: &peer, heir, progress: &progress };
-    match machine.ended() {
-        Some(Ended::Moved) => settling.moved(machine, journal, decided).await,
-        _ => settling.stayed(machine, journal, decided).await,
-    }
-}
-
-/// A source whose guest's owner is known.
-struct Settling<'a> {
-    host: &'a Host,
-    peer: &'a str,
-    heir: bool,
-    progress: &'a ProgressSink,
-}
-
-impl Settling<'_> {
-    async fn stayed(&self, mut machine: Source, journal: Journal, decided: Decided) {
-        let (host, peer, past) = (self.host, self.peer, journal.past().clone());
-        let Some(leftovers) = self.take_back(&past).await else {
-            tracing::warn!(
-                vm = past.header.vm,
-                "the agent stops before the guest is taken back; the next one goes on"
-            );
-            return;
-        };
-        let why = "the source's agent was restarted during the migration; it was rolled back";
-        let cause = cause(self.heir, why);
-        let mut thanks = decided.effects;
-        if thanks.contains(&SourceEffect::Ask(Ask::Abort)) && past.reached >= Phase::Precopy {
-            match decide::call_off(host, peer, past.header.migration, &cause).await {
-                Ok(fate) => thanks.extend(
-                    fate.iter().flat_map(|f| decide::source_step(&mut machine, SourceInput::Heard(*f))),
-                ),
-                Err(e) => tracing::info!(error = chain(&e), "the destination undoes its part by itself"),
-            }
-        }
-        if thanks.contains(&SourceEffect::Ask(Ask::Confirmed)) {
-            decide::thank(host, peer, past.header.migration).await;
-        }
-        let outcome =
-            Outcome::Failed { phase: past.reached, cause, problems: Vec::new(), cancelled: false, leftovers };
-        end(host, journal, self.progress, Phase::Failed, outcome);
-    }
-
-    /// However long the QEMU cannot be asked; `None` when the agent stops before.
-    async fn take_back(&self, past: &Past) -> Option<Vec<String>> {
-        if !self.heir {
-            return Some(Vec::new());
-        }
-        let (id, name) = (past.header.migration, &past.header.vm);
-        loop {
-            let why = match take_back(self.host, past).await {
-                Ok(undone) => {
-                    self.host.answered(id);
-                    self.progress.update(|p| p.notes.extend(undone.standing));
-                    return Some(undone.leftovers);
-                }
-                Err(why) => why,
-            };
-            let words = format!(
-                "VM {name} is this host's, and its guest cannot be taken back yet: {why}. That is tried again every \
-                 second"
-            );
-            self.host.open_question(id, words);
-            tokio::select! {
-                () = sleep(ASK_AGAIN) => {}
-                () = self.host.stopping.cancelled() => return None,
-            }
-        }
-    }
-
-    async fn moved(&self, mut machine: Source, mut journal: Journal, decided: Decided) {
-        let Decided { effects, link, forced, .. } = decided;
-        let (effects, error) = decide::write_source(&mut machine, &mut journal, effects, None);
-        let mut leftovers: Vec<String> = error.iter().map(|e| chain(e)).collect();
-        if effects.contains(&SourceEffect::Ask(Ask::Confirmed))
-            && let Some(mut link) = link
-        {
-            let _ = link.demand(Request::Confirmed, ANSWER_DEADLINE).await;
-            link.finish();
-        }
-        let past = journal.past();
-        if forced.is_some() || past.forced.is_some() {
-            leftovers.push(source::kept_by_force(&past.header.vm));
-        } else if self.heir {
-            leftovers.extend(release(self.host, past).await);
-        }
-        end(self.host, journal, self.progress, Phase::Done, Outcome::Moved { leftovers });
-    }
-}
-
-/// Ends the old QEMU, or leaves it as was asked for. One that somebody has started since is left alone.
-async fn release(host: &Host, past: &Past) -> Vec<String> {
-    let name = &past.header.vm;
-    let Some(config) = host.config.vms.get(name) else {
-        return vec![format!(
-            "VM {name}, which was handed over, is not in this host's configuration: if its old QEMU lives, end \
-             it, and never continue it"
-        )];
-    };
-    let qmp = match life::reach(past, config).await {
-        Ok((qmp, _events)) => qmp,
-        Err((known, _)) => return known.of_the_old(name).into_iter().collect(),
-    };
-    match qmp.execute(QueryStatus).await {
-        Err(_) => life::Known::of(qmp.process(), qmp.path()).await.of_the_old(name).into_iter().collect(),
-        Ok(info) if info.status != RunState::PostMigrate => Vec::new(),
-        Ok(_) if past.header.keep_source => undo::clean_kept(&qmp, past).await,
-        Ok(_) => process::end_the_old(name, &qmp).await.into_iter().collect(),
-    }
-}
-
-/// Undoes what was made in the source's QEMU, and lets the guest run; why that QEMU cannot be asked.
-async fn take_back(host: &Host, past: &Past) -> Result<RolledBack, String> {
-    let name = &past.header.vm;
-    let config = match host.vm(name, "source") {
-        Err(problem) => return Ok(RolledBack::not(problem.to_string())),
-        Ok(config) => config,
-    };
-    match life::look(past, config).await {
-        Look::Answers(qmp) => Ok(undo::roll_back(&qmp, past, undo::Bitmaps::Go).await),
-        Look::Lost(known) => Ok(RolledBack::not(known.of_source(name))),
-        Look::Silent(known) => Err(known.in_words()),
     }
 }
 
 fn end(host: &Host, journal: Journal, progress: &ProgressSink, phase: Phase, outcome: Outcome) {
     tracing::info!(vm = journal.past().header.vm, result = outcome.label(), "settled");
     host.end(journal, outcome.clone());
-    source::finish(progress, phase, outcome);
+    sources::finish(progress, phase, outcome);
 }
 
 /// What this host says of a migration that `peer` sent, and that nobody serves any more; `None` when

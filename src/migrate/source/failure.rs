@@ -146,9 +146,6 @@ pub enum Failure {
     /// A mistake of our own, found before it did harm.
     #[error(transparent)]
     Step(#[from] IllegalStep),
-    /// Another one.
-    #[error(transparent)]
-    HandOver(#[from] crate::migrate::handover::Illegal),
 }
 
 /// QEMU does not always say why.
@@ -216,11 +213,9 @@ impl Failure {
             Self::Cancelled | Self::Stopping | Self::Frozen => false,
             Self::QemuGone(_) | Self::QemuUnknown(_) => false,
             Self::Meanwhile(meanwhile) => meanwhile.may_pass(),
-            Self::Journal(_)
-            | Self::Vm(_)
-            | Self::Step(_)
-            | Self::HandOver(_)
-            | Self::Link(LinkError::Unexpected { .. }) => false,
+            Self::Journal(_) | Self::Vm(_) | Self::Step(_) | Self::Link(LinkError::Unexpected { .. }) => {
+                false
+            }
             Self::Problems(problems) => all_may(problems),
             // Without problems it is an error at the destination, such as a full disk.
             Self::Link(LinkError::Refused(refusal)) => all_may(&refusal.problems),

@@ -9,11 +9,14 @@ pub(crate) mod failure;
 mod given_up;
 mod guest_watch;
 mod look_again;
+mod ownership;
 pub(crate) mod phases;
 mod pivoted;
 pub(crate) mod reconnect_policy;
 pub(crate) mod retry;
 mod trial;
+
+pub(crate) use ownership::End;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,12 +24,8 @@ use std::time::Duration;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::decide;
 use super::guest::inventory::Inventory;
 use super::guest::last_words::LastWords;
-use super::guest::undo::Bitmaps;
-use super::guest::{process, undo};
-use super::handover::{self, Ask, Ended as Owned, SourceEffect, SourceInput, SourceState};
 use super::host::Host;
 use super::journal::{Beginning, Journal, Record, Role};
 use super::model::phase::{Phase, Step};
@@ -35,7 +34,7 @@ use super::model::problem::{self, chain};
 use super::model::progress::{DiskProgress, Downtime, Outcome, ProgressSink};
 use super::model::request::SourceRequest;
 use super::protocol::client::{Link, LinkError};
-use super::protocol::message::{Fate, Notice, Prepared, Request, Response, Started, Summary};
+use super::protocol::message::{Notice, Prepared, Request, Response};
 use super::transfer::bandwidth::Attached;
 use super::transfer::disk::delta::{Delta, DeltaError, Tracking};
 use super::transfer::streams::{Label, Streams};
@@ -50,8 +49,6 @@ use retry::{Ended, Held};
 
 /// Between two looks at how far QEMU is.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
-/// How long the destination may take to undo what it prepared.
-const ABORT_DEADLINE: Duration = Duration::from_secs(45);
 
 /// Something that happened while a phase waits.
 pub(crate) enum Happening {
@@ -74,10 +71,8 @@ pub(crate) struct Source {
     pub(crate) lanes: Lanes,
     pub(crate) link: Link,
     pub(crate) journal: Journal,
-    /// Whose the guest is.
-    pub(crate) handover: handover::Source,
-    /// What the machine wants done and has not been done yet.
-    pub(crate) effects: Vec<SourceEffect>,
+    /// What becomes of it from its hand-over, or its failure, on.
+    pub(crate) end: End,
     pub(crate) streams: Streams,
     pub(crate) disks: Vec<CopiedDisk>,
     /// The machine that the disks were planned for.
@@ -184,8 +179,7 @@ impl Source {
             lanes,
             link,
             journal,
-            handover: handover::Source::new(),
-            effects: Vec::new(),
+            end: End::default(),
             streams: Streams::new(),
             disks,
             inventory: Some(inventory),
@@ -205,42 +199,8 @@ impl Source {
         })
     }
 
-    /// Runs it to its end; `None`: it is left to another process.
-    pub(crate) async fn run(mut self) -> Option<Ended> {
-        tracing::info!(
-            migration = %self.request.id,
-            vm = self.request.vm,
-            peer = self.request.peer,
-            phase = self.phase.name(),
-            "migration begins"
-        );
-        match self.perform().await {
-            Ok(started) => Some(self.confirm(started, true).await),
-            Err(Failure::Frozen) if self.handover.state() == SourceState::Ours => {
-                match self.delta.disks.is_empty() {
-                    true => {
-                        self.stop().await;
-                        None
-                    }
-                    // What this very process reads and writes cannot be left to another.
-                    false => Some(self.roll_back(Failure::Stopping).await),
-                }
-            }
-            // From the hand-over on the journal says all that there is to know.
-            Err(Failure::Frozen) => None,
-            Err(failure) if self.handover.is_open_question() => {
-                let frozen = self.host.frozen();
-                tokio::select! {
-                    ended = self.resolve(failure) => ended,
-                    () = frozen => None,
-                }
-            }
-            Err(failure) => Some(self.roll_back(failure).await),
-        }
-    }
-
-    /// Everything from where it is up to the destination's word that the guest runs there.
-    async fn perform(&mut self) -> Result<Started, Failure> {
+    /// Everything from where it is up to the hand-over.
+    async fn perform(&mut self) -> Result<(), Failure> {
         loop {
             let looked = self.look_if_missed().await;
             let done = match self.phase {
@@ -250,7 +210,7 @@ impl Source {
                 Phase::Precopy => self.precopy().await,
                 Phase::Switchover => self.switchover().await,
                 Phase::Device => self.device().await,
-                Phase::HandOver => return self.hand_over().await,
+                Phase::HandOver => return Ok(()),
                 _ => Ok(()),
             };
             match done {
@@ -356,188 +316,7 @@ impl Source {
         }
     }
 
-    /// The source's last word: durable before the destination hears it.
-    async fn hand_over(&mut self) -> Result<Started, Failure> {
-        let since = Instant::now();
-        let effects = self.handover.step(SourceInput::Complete)?;
-        let (effects, error) = decide::write_source(&mut self.handover, &mut self.journal, effects, None);
-        self.effects = effects;
-        if let Some(error) = error {
-            return Err(error.into());
-        }
-        self.effects.retain(|e| *e != SourceEffect::Ask(Ask::Start));
-        // An answer that comes later is not a failure: the destination is asked what became of it.
-        let deadline = decide::hook(&self.host, self.grant.as_ref()) + Duration::from_secs(30);
-        let answer = tokio::select! {
-            answer = self.link.ask(Request::Start, deadline) => answer?,
-            () = self.host.frozen() => return Err(Failure::Frozen),
-        };
-        let (fate, started) = match answer {
-            Response::Started(started) => (Fate::Runs, Some(started)),
-            Response::Fate(fate) => (fate, None),
-            _ => return Err(LinkError::Unexpected { request: "start" }.into()),
-        };
-        self.effects = self.handover.step(SourceInput::Heard(fate))?;
-        if fate != Fate::Runs {
-            return Err(LinkError::Unexpected { request: "start" }.into());
-        }
-        let started = started.unwrap_or(Started { hook_ms: None, warnings: Vec::new() });
-        self.downtime.start_ms = millis(since);
-        self.downtime.total_ms = self.paused_at.map_or(0, millis);
-        self.downtime.hook_ms = started.hook_ms;
-        Ok(started)
-    }
-
-    /// The guest runs at the destination: take note, tidy up.
-    async fn confirm(mut self, started: Started, release: bool) -> Ended {
-        let mut leftovers = Vec::new();
-        if let Err(e) = self.enter(Step::Done) {
-            leftovers.push(chain(&e));
-        }
-        let effects = std::mem::take(&mut self.effects);
-        let (effects, error) = decide::write_source(&mut self.handover, &mut self.journal, effects, None);
-        leftovers.extend(error.map(|e| chain(&e)));
-        self.count_bytes();
-        self.link.sum_up(Summary::of(&self.progress.now(), &self.downtime));
-        if effects.contains(&SourceEffect::Ask(Ask::Confirmed))
-            && let Err(e) = self.link.demand(Request::Confirmed, Duration::from_secs(10)).await
-        {
-            tracing::info!(error = chain(&e), "the destination ends its part without our thanks");
-        }
-        if !release {
-            leftovers.push(kept_by_force(&self.request.vm));
-        } else if self.request.options.keep_source {
-            leftovers.extend(undo::clean_kept(&self.qmp, self.journal.past()).await);
-        } else {
-            leftovers.extend(process::end_the_old(&self.request.vm, &self.qmp).await);
-        }
-        self.link.finish();
-        let downtime = self.downtime.clone();
-        self.progress.update(|p| {
-            p.downtime = Some(downtime);
-            p.notes.extend(started.warnings);
-        });
-        self.count_bytes();
-        self.end(Phase::Done, Outcome::Moved { leftovers }, false)
-    }
-
-    async fn roll_back(mut self, failure: Failure) -> Ended {
-        let phase = self.phase;
-        let cause = self.explain(&failure).await;
-        let (failure, cause) = self.overruled(failure, cause).await;
-        tracing::warn!(phase = phase.name(), cause, "migration fails; rolling back");
-        self.count_bytes();
-        self.phase = Phase::RollBack;
-        self.progress.update(|p| p.phase = Phase::RollBack);
-        if let Err(e) = self.journal.record(Record::Phase(Phase::RollBack)) {
-            tracing::error!(error = chain(&e), "the roll-back goes on without the journal");
-        }
-        let not_back = self.take_disks_back(&failure).await;
-        // Before anything else, so that neither QEMU hangs on a stream that no longer moves.
-        self.streams.cut_all();
-        self.delta.abort().await;
-        if self.handover.ended().is_none() {
-            self.effects = decide::source_step(&mut self.handover, SourceInput::Fail);
-        }
-        let keeps = self.has_successor()
-            && failure.may_pass()
-            && !self.journal.past().handed_over
-            && self.tracking.is_worth_keeping();
-        let bitmaps = if keeps { Bitmaps::StayForTheNextTry } else { Bitmaps::Go };
-        let is_off = matches!(&failure, Failure::Meanwhile(meanwhile) if meanwhile.is_off());
-        let mut undone = self.take_back(phase, &cause, bitmaps, is_off).await;
-        undone.extend(not_back);
-        let cause = self.explained_late(&failure, cause);
-        let outcome = failed(phase, &failure, cause, undone);
-        let may_pass = failure.may_pass();
-        if keeps { self.hold(outcome) } else { self.end(Phase::Failed, outcome, may_pass) }
-    }
-
-    /// Does what the machine wants done about a guest that is ours.
-    /// `is_off`: the guest was shut down, which is nothing to mend.
-    async fn take_back(&mut self, phase: Phase, cause: &str, bitmaps: Bitmaps, is_off: bool) -> Vec<String> {
-        let effects = std::mem::take(&mut self.effects);
-        let wants = |effect| effects.contains(&effect);
-        let (reason, link) = (cause.to_owned(), &mut self.link);
-        let told = async {
-            match wants(SourceEffect::Ask(Ask::Abort)) {
-                true => Some(link.ask(Request::Abort { reason }, ABORT_DEADLINE).await),
-                false => None,
-            }
-        };
-        let undoing = undo::roll_back(&self.qmp, self.journal.past(), bitmaps);
-        let telling = Patience::new(&self.host, &self.lanes, &self.progress, None);
-        let telling = telling.for_monitor(&self.qmp, Duration::MAX);
-        let (told, mut undone) = telling.tell_while(async { tokio::join!(told, undoing) }).await;
-        self.progress.update(|p| p.notes.extend(undone.standing.take()));
-        if undone.gone && is_off {
-            undone.leftovers.clear();
-        }
-        let mut fate = None;
-        match told {
-            Some(Ok(Response::Fate(heard))) => fate = Some(heard),
-            Some(Err(e)) => {
-                tracing::info!(error = chain(&e), "the destination could not be told");
-                fate = self.call_off(phase, cause).await;
-            }
-            _ => {}
-        }
-        let writes = effects.iter().filter(|e| matches!(e, SourceEffect::Write(_))).copied().collect();
-        let (_, error) = decide::write_source(&mut self.handover, &mut self.journal, writes, None);
-        undone.leftovers.extend(error.map(|e| chain(&e)));
-        let mut thanks = effects;
-        if let Some(fate) = fate {
-            thanks.extend(decide::source_step(&mut self.handover, SourceInput::Heard(fate)));
-        }
-        if thanks.contains(&SourceEffect::Ask(Ask::Confirmed)) {
-            decide::thank(&self.host, &self.request.peer, self.request.id).await;
-        }
-        undone.leftovers
-    }
-
-    /// A destination that lost us undoes its part by itself, at once; but one that has the whole
-    /// guest waits for our word for long, and nothing could be tried again meanwhile.
-    async fn call_off(&self, phase: Phase, cause: &str) -> Option<Fate> {
-        if phase < Phase::Switchover {
-            return None;
-        }
-        let told = decide::call_off(&self.host, &self.request.peer, self.request.id, cause).await;
-        told.unwrap_or_else(|e| {
-            tracing::info!(
-                error = chain(&e),
-                "the destination undoes its part when it misses us for too long"
-            );
-            None
-        })
-    }
-
-    /// The guest may be either side's: asks until that is decided, or the agent stops.
-    async fn resolve(mut self, failure: Failure) -> Option<Ended> {
-        tracing::error!(cause = chain(&failure), "the hand-over is open: the destination is asked");
-        self.streams.cut_all();
-        let (host, progress) = (&self.host, self.progress.clone());
-        let question = decide::Question::new(host, &self.request.peer, self.request.id, progress);
-        let question = question.with_hook(decide::hook(host, self.grant.as_ref()));
-        let mut effects = std::mem::take(&mut self.effects);
-        if effects.is_empty() {
-            effects = decide::source_step(&mut self.handover, SourceInput::Again);
-        }
-        let cause = chain(&failure);
-        let decided = question.decide(&mut self.handover, &mut self.journal, effects, cause).await?;
-        self.effects = decided.effects;
-        if let Some(link) = decided.link {
-            self.link = link;
-        }
-        if self.handover.ended() == Some(Owned::Moved) {
-            self.phase = Phase::Undecided;
-            self.downtime.total_ms = self.paused_at.map_or(0, millis);
-            return Some(self.confirm(decided.started, decided.forced.is_none()).await);
-        }
-        self.phase = Phase::HandOver;
-        Some(self.roll_back(failure).await)
-    }
-
-    fn end(self, phase: Phase, outcome: Outcome, may_pass: bool) -> Ended {
+    fn close(self, phase: Phase, outcome: Outcome, may_pass: bool) -> Ended {
         let handed_over = self.journal.past().handed_over;
         let Self { request: SourceRequest { id, vm, .. }, .. } = self;
         self.host.end(self.journal, outcome.clone());

@@ -1,0 +1,328 @@
+//! The hand-over at a live destination: what its machine decides over. The journal, the source behind the
+//! control stream, an operator, and the guest in its QEMU.
+
+use tokio::time::{Instant, Interval, interval, sleep};
+
+use super::{Destination, TICK, never_ran, undo};
+use crate::migrate::destination::error::Trouble;
+use crate::migrate::destination::image_stamp;
+use crate::migrate::handover::{
+    self, Ask, DestinationInput, DestinationState, Ended, Fate, Illegal, Mark, Ran, Side, Written,
+};
+use crate::migrate::handover_run::{DestinationRun, DestinationWorld};
+use crate::migrate::host::decisions::{Claimed, Decision, Order};
+use crate::migrate::journal::JournalError;
+use crate::migrate::model::phase::Phase;
+use crate::migrate::model::problem::chain;
+use crate::migrate::model::progress::Outcome;
+use crate::migrate::protocol::message::{Notice, Reply, Response};
+use crate::migrate::protocol::server::Control;
+use crate::migrate::{decide, source};
+
+/// What passes between a destination and whoever it serves.
+pub(crate) struct Serving {
+    /// `None`: the source was lost.
+    pub(crate) control: Option<Control>,
+    /// It has asked, and waits for an answer.
+    pub(super) asked: bool,
+    /// It durably knows that the guest runs here.
+    pub(super) confirmed: bool,
+    /// Until when a source that was lost is waited for.
+    pub(super) alone_until: Option<Instant>,
+    pub(super) tick: Interval,
+    pub(super) rate: (std::time::Instant, u64),
+    /// What was lost of what happened before has been asked for.
+    begun: bool,
+    /// Why it does not go on.
+    trouble: Option<Trouble>,
+    /// In QEMU's last words, too.
+    explained: bool,
+    /// The source was told of it, and nothing more is served.
+    told: bool,
+    /// The operator whose decision is being written.
+    order: Option<Claimed>,
+    /// Why a record was not written.
+    unwritten: Option<JournalError>,
+    /// What could not be undone.
+    leftovers: Vec<String>,
+}
+
+impl Serving {
+    /// A source that speaks on `control`.
+    pub(crate) fn new(control: Option<Control>) -> Self {
+        Self {
+            control,
+            asked: false,
+            confirmed: false,
+            alone_until: None,
+            tick: interval(TICK),
+            rate: (std::time::Instant::now(), 0),
+            begun: false,
+            trouble: None,
+            explained: false,
+            told: false,
+            order: None,
+            unwritten: None,
+            leftovers: Vec::new(),
+        }
+    }
+}
+
+/// Why the run of the hand-over ends before its time.
+pub(crate) enum Leave {
+    /// Everything is left to another process as it is.
+    Frozen,
+    /// The agent stops before its disk has taken a record. The journal says how it goes on.
+    ToTheJournal,
+}
+
+type Happened = Result<Option<DestinationInput>, Leave>;
+
+impl DestinationWorld for Destination {
+    type Stop = Leave;
+
+    async fn wait(&mut self, machine: handover::Destination) -> Happened {
+        match machine.state() {
+            DestinationState::NeverRan => return Ok(None),
+            DestinationState::Runs if self.serving.trouble.is_some() => return Ok(None),
+            DestinationState::GivingUp { .. } => return self.try_again().await,
+            _ => {}
+        }
+        let trouble = match self.work(machine).await {
+            Ok(happened) => return Ok(happened),
+            Err(Trouble::Frozen) => return Err(Leave::Frozen),
+            Err(trouble) => trouble,
+        };
+        let asked = matches!(trouble, Trouble::Aborted(_));
+        self.serving.trouble = Some(trouble);
+        if machine.ended().is_some() {
+            self.refuse().await;
+            return Ok(None);
+        }
+        self.tell_trouble().await;
+        Ok(Some(if asked { DestinationInput::Asked(Ask::Abort) } else { DestinationInput::Trouble }))
+    }
+
+    async fn write(&mut self, mark: Mark) -> Result<Written, Leave> {
+        let uid = self.serving.order.as_ref().and_then(|order| order.uid);
+        let (written, error) = decide::write(&mut self.journal, mark, uid);
+        match (error, &self.serving.trouble) {
+            (Some(error), None) if mark == Mark::Starting && self.serving.order.is_none() => {
+                self.serving.trouble = Some(error.into());
+            }
+            (None, _) | (_, Some(Trouble::Journal(_))) => {}
+            (error, _) => self.serving.unwritten = self.serving.unwritten.take().or(error),
+        }
+        Ok(written)
+    }
+
+    async fn say(&mut self, fate: Fate) -> Result<(), Leave> {
+        // It is said once the journal has ended: what comes after is answered by that.
+        if fate == Fate::NeverRan && self.serving.told {
+            return Ok(());
+        }
+        match (self.serving.asked, fate, &mut self.serving.control) {
+            // The source asks again, and then hears what is in the journal.
+            (true, ..) if self.serving.trouble.is_some() && !self.serving.told => self.refuse().await,
+            (true, ..) => self.answer(self.word(fate)).await,
+            (false, Fate::Loaded, Some(control)) => control.say(Reply::Notice(Notice::Loaded)).await,
+            (false, ..) => {}
+        }
+        Ok(())
+    }
+
+    async fn start(&mut self) -> Result<Ran, Leave> {
+        let (ran, trouble) = self.start_guest().await;
+        self.serving.trouble = trouble;
+        Ok(ran)
+    }
+
+    async fn undo(&mut self) -> Result<(), Leave> {
+        self.tell_trouble().await;
+        let left = undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await;
+        let leftovers: Vec<_> = self.serving.unwritten.take().iter().map(|e| chain(e)).chain(left).collect();
+        image_stamp::bear(&mut self.journal, &self.images, &leftovers);
+        self.serving.leftovers = leftovers;
+        Ok(())
+    }
+
+    fn answer_operator(&mut self, machine: handover::Destination) {
+        let Some(order) = self.serving.order.take() else { return };
+        let (state, side, error) = (machine.state(), order.side, self.serving.unwritten.take());
+        let gives_up = matches!(state, DestinationState::GivingUp { .. });
+        let decided = match side {
+            Side::Here => matches!(state, DestinationState::Starting { .. }),
+            Side::There => state == DestinationState::NeverRan,
+        };
+        order.answer(match gives_up {
+            // Nothing leads back from here, and a restart goes on with it.
+            true => Decision::Unknown(
+                "the guest is being given up here; the disk has not taken the record of it yet, which is \
+                 tried every second"
+                    .into(),
+            ),
+            false => decide::decision(decided, &self.journal, error.as_ref()),
+        });
+        if gives_up || state == DestinationState::NeverRan {
+            let error = error.filter(|_| side == Side::Here);
+            self.serving.trouble = Some(error.map_or(Trouble::Forced, Trouble::from));
+        }
+    }
+
+    fn illegal(&mut self, error: Illegal) {
+        match self.serving.order.take() {
+            Some(order) => order.answer(Decision::Refused(chain(&error))),
+            None => decide::report(&error),
+        }
+    }
+}
+
+impl Destination {
+    /// Serves the source until the guest runs here, or never will.
+    pub(crate) async fn run(mut self) {
+        let mut handover = DestinationRun::new(self.handover);
+        let ran = handover.run(&mut self).await;
+        self.handover = handover.machine();
+        match ran {
+            Ok(()) if self.handover.ended() == Some(Ended::Moved) => self.end_moved().await,
+            Ok(()) => drop(self.end_given_up().await),
+            Err(Leave::Frozen) => self.stop().await,
+            Err(Leave::ToTheJournal) => {
+                tracing::warn!(vm = self.vm, "the agent stops before its disk has taken a record");
+            }
+        }
+    }
+
+    /// Undoes what was prepared, for a source that has not been granted anything.
+    pub(super) async fn give_up(mut self, trouble: Trouble) -> Trouble {
+        self.serving.trouble = Some(trouble);
+        self.tell_trouble().await;
+        let mut handover = DestinationRun::new(self.handover);
+        if let Err(e) = handover.give(DestinationInput::Trouble) {
+            self.illegal(e);
+        }
+        // Stopped before, its journal is open, and says as much.
+        let _ = handover.run(&mut self).await;
+        self.end_given_up().await
+    }
+
+    /// An operator decides while the source is away.
+    pub(super) fn claim(&mut self, order: Order) -> Option<DestinationInput> {
+        let order = order.claim()?;
+        let side = order.side;
+        tracing::warn!(vm = self.vm, uid = order.uid, ?side, "an operator decides whose the guest is");
+        (self.serving.order, self.serving.unwritten) = (Some(order), None);
+        Some(DestinationInput::Forced(side))
+    }
+
+    /// What is only waited for once.
+    pub(super) async fn begin(
+        &mut self,
+        machine: handover::Destination,
+    ) -> Result<Option<DestinationInput>, Trouble> {
+        if std::mem::replace(&mut self.serving.begun, true) {
+            return Ok(None);
+        }
+        if self.serving.control.is_none() {
+            self.on_source_lost(machine)?;
+        }
+        match std::mem::take(&mut self.missed_events) {
+            true => self.catch_up(machine).await,
+            false => Ok(None),
+        }
+    }
+
+    /// Tells the source why the destination does not go on, once, and cuts all streams.
+    async fn tell_trouble(&mut self) {
+        if std::mem::replace(&mut self.serving.told, true) {
+            return;
+        }
+        self.refuse().await;
+        if let Some(trouble) = &self.serving.trouble {
+            tracing::warn!(vm = self.vm, cause = chain(trouble), "the destination gives up");
+            // A source that gave up knows why.
+            if let Some(control) = &mut self.serving.control
+                && !matches!(trouble, Trouble::Aborted(_))
+            {
+                let text = chain(trouble);
+                control.say(Reply::Notice(Notice::Failed { text })).await;
+            }
+        }
+        // Streams first: an NBD client in its handshake would hang QEMU 7.2's server stop.
+        self.streams.cut_all();
+        self.ram = None;
+        self.nbd = None;
+    }
+
+    /// Answers what the source has asked by why that is not done.
+    async fn refuse(&mut self) {
+        let Some(mut trouble) = self.serving.trouble.take() else { return };
+        if !std::mem::replace(&mut self.serving.explained, true) {
+            trouble = self.explained(trouble).await;
+        }
+        if !matches!(trouble, Trouble::Aborted(_)) {
+            self.answer(Response::Refused(trouble.refusal())).await;
+        }
+        self.serving.trouble = Some(trouble);
+    }
+
+    /// Until the journal proves that the guest never will run; not when the agent stops before.
+    async fn try_again(&mut self) -> Happened {
+        self.tell_trouble().await;
+        let words = "the guest never ran here, and never shall; but the disk does not take the record that \
+                     proves it, which is tried every second";
+        self.host.open_question(self.journal.past().header.migration, words.to_owned());
+        loop {
+            tokio::select! {
+                () = sleep(decide::ASK_AGAIN) => return Ok(Some(DestinationInput::Again)),
+                Some(order) = self.orders.recv() => {
+                    let cause = "the guest is being given up here, which needs the disk and nobody's word";
+                    if let Some(order) = order.claim() {
+                        order.answer(Decision::Refused(cause.into()));
+                    }
+                }
+                Some((again, _)) = self.controls.recv() => {
+                    (self.serving.control, self.serving.asked) = (Some(again), true);
+                    return Ok(Some(DestinationInput::Asked(Ask::Settle)));
+                }
+                () = self.host.stopping.cancelled() => return Err(Leave::ToTheJournal),
+                () = self.host.frozen() => return Err(Leave::ToTheJournal),
+            }
+        }
+    }
+
+    /// After the word to start nothing leads back: the guest is here, as well as it can be.
+    async fn end_moved(mut self) {
+        let mut leftovers = Vec::new();
+        match self.serving.trouble.take() {
+            None => self.restore_settings().await,
+            Some(trouble) => {
+                tracing::error!(vm = self.vm, cause = chain(&trouble), "trouble after the hand-over");
+                leftovers.push(chain(&trouble));
+                leftovers.extend(self.serving.unwritten.take().map(|e| chain(&e)));
+            }
+        }
+        let outcome = Outcome::Moved { leftovers };
+        self.log_end(&outcome);
+        self.host.end(self.journal, outcome.clone());
+        source::finish(&self.progress, Phase::Done, outcome);
+    }
+
+    /// The guest never ran here, and everything is undone.
+    async fn end_given_up(mut self) -> Trouble {
+        let trouble = self.serving.trouble.take().unwrap_or(Trouble::Stopping);
+        let outcome = never_ran(&trouble, std::mem::take(&mut self.serving.leftovers));
+        self.log_end(&outcome);
+        self.host.end(self.journal, outcome.clone());
+        tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");
+        source::finish(&self.progress, Phase::Failed, outcome);
+        // Whatever the source says next is answered by the journal.
+        if let Some(mut control) = self.serving.control {
+            if matches!(trouble, Trouble::Aborted(_)) {
+                control.answer(Response::Fate(Fate::NeverRan)).await;
+            }
+            control.finish();
+        }
+        trouble
+    }
+}

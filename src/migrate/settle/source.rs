@@ -1,0 +1,225 @@
+//! Settling at the source. The destination is asked until it is decided whose the guest is; then the guest
+//! is taken back, or the old QEMU ended, however long that cannot be asked.
+
+use std::sync::Arc;
+
+use tokio::time::sleep;
+
+use super::Open;
+use crate::migrate::decide::{self, ANSWER_DEADLINE, ASK_AGAIN, Decided, Leaving, Question};
+use crate::migrate::guest::life::{self, Look};
+use crate::migrate::guest::process;
+use crate::migrate::guest::undo::{self, RolledBack};
+use crate::migrate::handover::{Ask, Ended, Illegal, Mark, Source, SourceInput, Written};
+use crate::migrate::handover_run::{SourceRun, SourceWorld};
+use crate::migrate::host::Host;
+use crate::migrate::journal::{Journal, Past};
+use crate::migrate::model::phase::Phase;
+use crate::migrate::model::problem::chain;
+use crate::migrate::model::progress::{Outcome, ProgressSink};
+use crate::migrate::protocol::message::Request;
+use crate::migrate::source;
+use crate::qemu::{QueryStatus, RunState};
+
+pub(super) async fn settle(host: Arc<Host>, open: Open) {
+    // The guest must not be moved again while this is open.
+    let Open { journal, progress, heir, _reservation } = open;
+    let past = journal.past().clone();
+    let peer = host.peer_name(&past.header.peer).unwrap_or_else(|| past.header.peer.clone());
+    let why = "the agent was restarted after the hand-over".into();
+    let question = Question::new(&host, &peer, past.header.migration, progress.clone(), why);
+    let mut handover = SourceRun::restarted(Source::restarted(past.known()));
+    let (question, found, leftovers) = (Some(question), Decided::default(), Vec::new());
+    let mut settling =
+        Settling { host: &host, peer: &peer, heir, progress: &progress, journal, question, found, leftovers };
+    // Else the agent stops: its journal stays open, for the next one.
+    if handover.run(&mut settling).await.is_ok() {
+        settling.end(handover.machine());
+    }
+}
+
+/// A source that is settled by its journal.
+struct Settling<'a> {
+    host: &'a Host,
+    peer: &'a str,
+    heir: bool,
+    progress: &'a ProgressSink,
+    journal: Journal,
+    /// Until it is decided whose the guest is.
+    question: Option<Question>,
+    found: Decided,
+    leftovers: Vec<String>,
+}
+
+impl SourceWorld for Settling<'_> {
+    type Stop = Leaving;
+
+    async fn wait(&mut self, machine: Source) -> Result<Option<SourceInput>, Leaving> {
+        match &mut self.question {
+            Some(question) if machine.ended().is_none() => question.wait(&mut self.journal, machine).await,
+            _ => Ok(None),
+        }
+    }
+
+    async fn write(&mut self, mark: Mark) -> Result<Written, Leaving> {
+        Ok(match &mut self.question {
+            Some(question) => question.write(&mut self.journal, mark),
+            None => decide::write(&mut self.journal, mark, None).0,
+        })
+    }
+
+    async fn ask(&mut self, ask: Ask, machine: Source) -> Result<Option<SourceInput>, Leaving> {
+        match (ask, machine.ended(), &mut self.question) {
+            (Ask::Confirmed, Some(Ended::Stayed), _) => {
+                decide::thank(self.host, self.peer, self.journal.past().header.migration).await;
+            }
+            (Ask::Confirmed, ..) => {
+                self.decided();
+                if let Some(link) = &mut self.found.link {
+                    let _ = link.demand(Request::Confirmed, ANSWER_DEADLINE).await;
+                    link.finish();
+                }
+            }
+            (ask, _, Some(question)) => return question.ask(ask, machine).await,
+            (_, _, None) => {}
+        }
+        Ok(None)
+    }
+
+    async fn resume(&mut self, abort: bool) -> Result<Option<SourceInput>, Leaving> {
+        self.decided();
+        self.take_back().await?;
+        let past = self.journal.past();
+        if !abort || past.reached < Phase::Precopy {
+            return Ok(None);
+        }
+        match decide::call_off(self.host, self.peer, past.header.migration, &self.cause()).await {
+            Ok(fate) => Ok(fate.map(SourceInput::Heard)),
+            Err(e) => {
+                tracing::info!(error = chain(&e), "the destination undoes its part by itself");
+                Ok(None)
+            }
+        }
+    }
+
+    async fn release(&mut self) -> Result<(), Leaving> {
+        self.decided();
+        let past = self.journal.past();
+        if self.found.forced.is_some() || past.forced.is_some() {
+            self.leftovers.push(source::kept_by_force(&past.header.vm));
+        } else if self.heir {
+            self.leftovers.extend(release(self.host, past).await);
+        }
+        Ok(())
+    }
+
+    fn answer_operator(&mut self, machine: Source) {
+        if let Some(question) = &mut self.question {
+            question.answer_operator(&self.journal, machine);
+        }
+    }
+
+    fn illegal(&mut self, error: Illegal) {
+        decide::report(&error);
+    }
+}
+
+impl Settling<'_> {
+    /// Nothing is asked any more.
+    fn decided(&mut self) {
+        if let Some(question) = self.question.take() {
+            self.found = question.close();
+        }
+    }
+
+    fn cause(&self) -> String {
+        super::cause(self.heir, "the source's agent was restarted during the migration; it was rolled back")
+    }
+
+    /// However long the QEMU cannot be asked.
+    async fn take_back(&mut self) -> Result<(), Leaving> {
+        if !self.heir {
+            return Ok(());
+        }
+        let past = self.journal.past();
+        let (id, name) = (past.header.migration, &past.header.vm);
+        loop {
+            let why = match take_back(self.host, past).await {
+                Ok(undone) => {
+                    self.host.answered(id);
+                    self.progress.update(|p| p.notes.extend(undone.standing));
+                    self.leftovers.extend(undone.leftovers);
+                    return Ok(());
+                }
+                Err(why) => why,
+            };
+            let words = format!(
+                "VM {name} is this host's, and its guest cannot be taken back yet: {why}. That is tried again every \
+                 second"
+            );
+            self.host.open_question(id, words);
+            tokio::select! {
+                () = sleep(ASK_AGAIN) => {}
+                () = self.host.stopping.cancelled() => {
+                    tracing::warn!(
+                        vm = name,
+                        "the agent stops before the guest is taken back; the next one goes on"
+                    );
+                    return Err(Leaving);
+                }
+            }
+        }
+    }
+
+    fn end(mut self, machine: Source) {
+        self.decided();
+        let phase = self.journal.past().reached;
+        let cause = self.cause();
+        let Self { host, progress, journal, leftovers, .. } = self;
+        match machine.ended() {
+            Some(Ended::Moved) => {
+                super::end(host, journal, progress, Phase::Done, Outcome::Moved { leftovers })
+            }
+            _ => {
+                let problems = Vec::new();
+                let outcome = Outcome::Failed { phase, cause, problems, cancelled: false, leftovers };
+                super::end(host, journal, progress, Phase::Failed, outcome);
+            }
+        }
+    }
+}
+
+/// Ends the old QEMU, or leaves it as was asked for. One that somebody has started since is left alone.
+async fn release(host: &Host, past: &Past) -> Vec<String> {
+    let name = &past.header.vm;
+    let Some(config) = host.config.vms.get(name) else {
+        return vec![format!(
+            "VM {name}, which was handed over, is not in this host's configuration: if its old QEMU lives, end \
+             it, and never continue it"
+        )];
+    };
+    let qmp = match life::reach(past, config).await {
+        Ok((qmp, _events)) => qmp,
+        Err((known, _)) => return known.of_the_old(name).into_iter().collect(),
+    };
+    match qmp.execute(QueryStatus).await {
+        Err(_) => life::Known::of(qmp.process(), qmp.path()).await.of_the_old(name).into_iter().collect(),
+        Ok(info) if info.status != RunState::PostMigrate => Vec::new(),
+        Ok(_) if past.header.keep_source => undo::clean_kept(&qmp, past).await,
+        Ok(_) => process::end_the_old(name, &qmp).await.into_iter().collect(),
+    }
+}
+
+/// Undoes what was made in the source's QEMU, and lets the guest run; why that QEMU cannot be asked.
+async fn take_back(host: &Host, past: &Past) -> Result<RolledBack, String> {
+    let name = &past.header.vm;
+    let config = match host.vm(name, "source") {
+        Err(problem) => return Ok(RolledBack::not(problem.to_string())),
+        Ok(config) => config,
+    };
+    match life::look(past, config).await {
+        Look::Answers(qmp) => Ok(undo::roll_back(&qmp, past, undo::Bitmaps::Go).await),
+        Look::Lost(known) => Ok(RolledBack::not(known.of_source(name))),
+        Look::Silent(known) => Err(known.in_words()),
+    }
+}

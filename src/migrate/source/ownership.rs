@@ -1,0 +1,375 @@
+//! The hand-over at a live source: what its machine decides over. The journal, the destination behind the
+//! control stream, and the guest in its QEMU.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Source, cancelled, failed, kept_by_force, millis};
+use crate::migrate::decide::{self, Decided, Leaving, Question};
+use crate::migrate::guest::process;
+use crate::migrate::guest::undo::{self, Bitmaps};
+use crate::migrate::handover::{self, Ask, Illegal, Mark, SourceInput, SourceState, Written};
+use crate::migrate::handover_run::{SourceRun, SourceWorld};
+use crate::migrate::journal::Record;
+use crate::migrate::model::phase::{Phase, Step};
+use crate::migrate::model::problem::chain;
+use crate::migrate::model::progress::Outcome;
+use crate::migrate::protocol::client::LinkError;
+use crate::migrate::protocol::message::{Fate, Request, Response, Started, Summary};
+use crate::migrate::source::failure::Failure;
+use crate::migrate::source::reconnect_policy::Patience;
+use crate::migrate::source::retry::Ended;
+
+/// How long the destination may take to undo what it prepared.
+const ABORT_DEADLINE: Duration = Duration::from_secs(45);
+/// How long the destination may take to note that its word is known here.
+const CONFIRM_DEADLINE: Duration = Duration::from_secs(10);
+/// How long its guest's start may take, its `before_start` aside.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What becomes of a migration from its hand-over, or its failure, on.
+#[derive(Default)]
+pub(crate) struct End {
+    /// Why it is not a plain success.
+    failure: Option<Failure>,
+    /// When the guest was handed over.
+    since: Option<Instant>,
+    /// Open: the destination is asked what became of the guest.
+    question: Option<Question>,
+    /// The destination's word on the guest's start.
+    started: Option<Started>,
+    /// An operator gave the guest to the destination.
+    forced: bool,
+    /// The guest was taken back.
+    back: Option<Back>,
+    leftovers: Vec<String>,
+}
+
+/// A roll-back.
+struct Back {
+    /// In which phase it failed.
+    phase: Phase,
+    cause: String,
+    /// Bitmaps stay for a further try.
+    keeps: bool,
+}
+
+/// Why the run of the hand-over ends before its time.
+pub(crate) enum Leave {
+    /// Nothing is handed over: everything is left to another process as it is.
+    Frozen,
+    /// The journal says all that there is to know.
+    ToTheJournal,
+}
+
+impl From<Leaving> for Leave {
+    fn from(_: Leaving) -> Self {
+        Self::ToTheJournal
+    }
+}
+
+type Happened = Result<Option<SourceInput>, Leave>;
+
+impl SourceWorld for Source {
+    type Stop = Leave;
+
+    async fn wait(&mut self, machine: handover::Source) -> Happened {
+        match machine.state() {
+            SourceState::Ours => self.until_handed_over().await.map(Some),
+            _ if machine.ended().is_some() => Ok(None),
+            _ => {
+                let frozen = self.host.frozen();
+                self.open_question();
+                let Some(question) = &mut self.end.question else { return Ok(None) };
+                tokio::select! {
+                    happened = question.wait(&mut self.journal, machine) => Ok(happened?),
+                    () = frozen => Err(Leave::ToTheJournal),
+                }
+            }
+        }
+    }
+
+    async fn write(&mut self, mark: Mark) -> Result<Written, Leave> {
+        // The guest runs at the destination.
+        if mark == Mark::Runs
+            && let Err(e) = self.enter(Step::Done)
+        {
+            self.end.leftovers.push(chain(&e));
+        }
+        if let Some(question) = &mut self.end.question {
+            return Ok(question.write(&mut self.journal, mark));
+        }
+        let (written, error) = decide::write(&mut self.journal, mark, None);
+        match error {
+            Some(error) if self.end.back.is_some() || mark == Mark::Runs => {
+                self.end.leftovers.push(chain(&error));
+            }
+            Some(error) => self.end.failure = self.end.failure.take().or(Some(error.into())),
+            None => {}
+        }
+        Ok(written)
+    }
+
+    async fn ask(&mut self, ask: Ask, machine: handover::Source) -> Happened {
+        match ask {
+            Ask::Confirmed => {
+                self.confirm().await;
+                Ok(None)
+            }
+            Ask::Start if self.end.question.is_none() => self.ask_to_start().await,
+            Ask::Start | Ask::Abort | Ask::Settle => {
+                let frozen = self.host.frozen();
+                self.open_question();
+                let Some(question) = &mut self.end.question else { return Ok(None) };
+                tokio::select! {
+                    happened = question.ask(ask, machine) => Ok(happened?),
+                    () = frozen => Err(Leave::ToTheJournal),
+                }
+            }
+        }
+    }
+
+    async fn resume(&mut self, abort: bool) -> Happened {
+        self.close_question();
+        Ok(self.roll_back(abort).await.map(SourceInput::Heard))
+    }
+
+    async fn release(&mut self) -> Result<(), Leave> {
+        self.close_question();
+        let left = if self.end.forced {
+            vec![kept_by_force(&self.request.vm)]
+        } else if self.request.options.keep_source {
+            undo::clean_kept(&self.qmp, self.journal.past()).await
+        } else {
+            process::end_the_old(&self.request.vm, &self.qmp).await.into_iter().collect()
+        };
+        self.end.leftovers.extend(left);
+        Ok(())
+    }
+
+    fn answer_operator(&mut self, machine: handover::Source) {
+        if let Some(question) = &mut self.end.question {
+            question.answer_operator(&self.journal, machine);
+        }
+    }
+
+    fn illegal(&mut self, error: Illegal) {
+        decide::report(&error);
+    }
+}
+
+impl Source {
+    /// Runs it to its end; `None`: it is left to another process.
+    pub(crate) async fn run(mut self) -> Option<Ended> {
+        tracing::info!(
+            migration = %self.request.id,
+            vm = self.request.vm,
+            peer = self.request.peer,
+            phase = self.phase.name(),
+            "migration begins"
+        );
+        let mut handover = SourceRun::new(handover::Source::new());
+        match handover.run(&mut self).await {
+            Ok(()) => Some(self.end()),
+            Err(Leave::Frozen) => {
+                self.stop().await;
+                None
+            }
+            Err(Leave::ToTheJournal) => None,
+        }
+    }
+
+    /// All phases before the hand-over.
+    async fn until_handed_over(&mut self) -> Result<SourceInput, Leave> {
+        match self.perform().await {
+            Ok(()) => {
+                self.end.since = Some(Instant::now());
+                return Ok(SourceInput::Complete);
+            }
+            Err(Failure::Frozen) if self.delta.disks.is_empty() => return Err(Leave::Frozen),
+            // What this very process reads and writes cannot be left to another.
+            Err(Failure::Frozen) => self.end.failure = Some(Failure::Stopping),
+            Err(failure) => self.end.failure = Some(failure),
+        }
+        Ok(SourceInput::Fail)
+    }
+
+    /// The source's last word. An answer that comes later is not a failure: the destination is asked what
+    /// became of it.
+    async fn ask_to_start(&mut self) -> Happened {
+        let deadline = decide::hook(&self.host, self.grant.as_ref()) + START_DEADLINE;
+        let answer = tokio::select! {
+            answer = self.link.ask(Request::Start, deadline) => answer,
+            () = self.host.frozen() => return Err(Leave::ToTheJournal),
+        };
+        let (fate, started) = match answer {
+            Ok(Response::Started(started)) => (Fate::Runs, Some(started)),
+            Ok(Response::Fate(fate)) => (fate, None),
+            Ok(_) => return Ok(self.ask_again(LinkError::Unexpected { request: "start" })),
+            Err(e) => return Ok(self.ask_again(e)),
+        };
+        if fate == Fate::Runs {
+            self.downtime.start_ms = self.end.since.map_or(0, millis);
+            self.downtime.total_ms = self.paused_at.map_or(0, millis);
+            self.downtime.hook_ms = started.as_ref().and_then(|started| started.hook_ms);
+            self.end.started = started;
+        } else {
+            self.ask_again(LinkError::Unexpected { request: "start" });
+        }
+        Ok(Some(SourceInput::Heard(fate)))
+    }
+
+    fn ask_again(&mut self, error: LinkError) -> Option<SourceInput> {
+        self.end.failure = Some(error.into());
+        self.open_question();
+        Some(SourceInput::Again)
+    }
+
+    /// The guest may be either side's: that is asked until it is decided, or the agent stops.
+    fn open_question(&mut self) {
+        if self.end.question.is_some() {
+            return;
+        }
+        let cause = self.end.failure.as_ref().map_or_else(String::new, |failure| chain(failure));
+        tracing::error!(cause, "the hand-over is open: the destination is asked");
+        self.streams.cut_all();
+        let (id, progress) = (self.request.id, self.progress.clone());
+        let question = Question::new(&self.host, &self.request.peer, id, progress, cause);
+        self.end.question = Some(question.with_hook(decide::hook(&self.host, self.grant.as_ref())));
+        self.phase = Phase::Undecided;
+    }
+
+    fn close_question(&mut self) {
+        let Some(question) = self.end.question.take() else { return };
+        let Decided { started, link, forced } = question.close();
+        self.end.started = started;
+        self.end.forced = forced.is_some();
+        if let Some(link) = link {
+            self.link = link;
+        }
+        self.downtime.total_ms = self.paused_at.map_or(0, millis);
+    }
+
+    /// Says that the destination's word is known here for good.
+    async fn confirm(&mut self) {
+        self.close_question();
+        if self.end.back.is_some() {
+            return decide::thank(&self.host, &self.request.peer, self.request.id).await;
+        }
+        self.count_bytes();
+        self.link.sum_up(Summary::of(&self.progress.now(), &self.downtime));
+        if let Err(e) = self.link.demand(Request::Confirmed, CONFIRM_DEADLINE).await {
+            tracing::info!(error = chain(&e), "the destination ends its part without our thanks");
+        }
+    }
+
+    /// The guest is this host's: it runs again here. What the destination says, if it was told.
+    async fn roll_back(&mut self, abort: bool) -> Option<Fate> {
+        let failure = self.end.failure.take().unwrap_or_else(|| cancelled(&self.host));
+        if self.phase == Phase::Undecided {
+            self.phase = Phase::HandOver;
+        }
+        let phase = self.phase;
+        let cause = self.explain(&failure).await;
+        let (failure, cause) = self.overruled(failure, cause).await;
+        tracing::warn!(phase = phase.name(), cause, "migration fails; rolling back");
+        self.count_bytes();
+        self.phase = Phase::RollBack;
+        self.progress.update(|p| p.phase = Phase::RollBack);
+        if let Err(e) = self.journal.record(Record::Phase(Phase::RollBack)) {
+            tracing::error!(error = chain(&e), "the roll-back goes on without the journal");
+        }
+        let not_back = self.take_disks_back(&failure).await;
+        // Before anything else, so that neither QEMU hangs on a stream that no longer moves.
+        self.streams.cut_all();
+        self.delta.abort().await;
+        let keeps = self.has_successor()
+            && failure.may_pass()
+            && !self.journal.past().handed_over
+            && self.tracking.is_worth_keeping();
+        let bitmaps = if keeps { Bitmaps::StayForTheNextTry } else { Bitmaps::Go };
+        let is_off = matches!(&failure, Failure::Meanwhile(meanwhile) if meanwhile.is_off());
+        let fate = self.take_back(abort, phase, &cause, bitmaps, is_off).await;
+        self.end.leftovers.extend(not_back);
+        self.end.failure = Some(failure);
+        self.end.back = Some(Back { phase, cause, keeps });
+        fate
+    }
+
+    /// Undoes what was made, and tells the destination meanwhile.
+    /// `is_off`: the guest was shut down, which is nothing to mend.
+    async fn take_back(
+        &mut self,
+        abort: bool,
+        phase: Phase,
+        cause: &str,
+        bitmaps: Bitmaps,
+        is_off: bool,
+    ) -> Option<Fate> {
+        let (reason, link) = (cause.to_owned(), &mut self.link);
+        let told = async {
+            match abort {
+                true => Some(link.ask(Request::Abort { reason }, ABORT_DEADLINE).await),
+                false => None,
+            }
+        };
+        let undoing = undo::roll_back(&self.qmp, self.journal.past(), bitmaps);
+        let telling = Patience::new(&self.host, &self.lanes, &self.progress, None);
+        let telling = telling.for_monitor(&self.qmp, Duration::MAX);
+        let (told, mut undone) = telling.tell_while(async { tokio::join!(told, undoing) }).await;
+        self.progress.update(|p| p.notes.extend(undone.standing.take()));
+        if !(undone.gone && is_off) {
+            self.end.leftovers.extend(undone.leftovers);
+        }
+        match told {
+            Some(Ok(Response::Fate(heard))) => Some(heard),
+            Some(Err(e)) => {
+                tracing::info!(error = chain(&e), "the destination could not be told");
+                self.call_off(phase, cause).await
+            }
+            _ => None,
+        }
+    }
+
+    /// A destination that lost us undoes its part by itself, at once; but one that has the whole
+    /// guest waits for our word for long, and nothing could be tried again meanwhile.
+    async fn call_off(&self, phase: Phase, cause: &str) -> Option<Fate> {
+        if phase < Phase::Switchover {
+            return None;
+        }
+        let told = decide::call_off(&self.host, &self.request.peer, self.request.id, cause).await;
+        told.unwrap_or_else(|e| {
+            tracing::info!(
+                error = chain(&e),
+                "the destination undoes its part when it misses us for too long"
+            );
+            None
+        })
+    }
+
+    /// It is decided, and everything is done about it.
+    fn end(mut self) -> Ended {
+        self.close_question();
+        let leftovers = std::mem::take(&mut self.end.leftovers);
+        let Some(Back { phase, cause, keeps }) = self.end.back.take() else {
+            return self.end_moved(leftovers);
+        };
+        let failure = self.end.failure.take().unwrap_or_else(|| cancelled(&self.host));
+        let cause = self.explained_late(&failure, cause);
+        let outcome = failed(phase, &failure, cause, leftovers);
+        if keeps { self.hold(outcome) } else { self.close(Phase::Failed, outcome, failure.may_pass()) }
+    }
+
+    fn end_moved(mut self, leftovers: Vec<String>) -> Ended {
+        self.link.finish();
+        let downtime = self.downtime.clone();
+        let warnings = self.end.started.take().map_or_else(Vec::new, |started| started.warnings);
+        self.progress.update(|p| {
+            p.downtime = Some(downtime);
+            p.notes.extend(warnings);
+        });
+        self.count_bytes();
+        self.close(Phase::Done, Outcome::Moved { leftovers }, false)
+    }
+}
