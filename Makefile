@@ -36,21 +36,22 @@ step = @printf '\n== %s\n' "$(1)"
 # their own. It leaves out optimisations that the tests' profile does not ask for either.
 test: export RUSTC_WORKSPACE_WRAPPER := clippy-driver
 test: export CLIPPY_ARGS := -D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__
-# Tests that run real QEMUs in network namespaces run one at a time: they share two cores and one
-# machine. They are all in tests/real.
+# Tests that run real QEMUs in network namespaces are all in tests/real. They wait more than they work:
+# two at a time fill two cores.
+REAL_THREADS ?= 2
 test: setup format
 	$(call step,build and lints)
-	cargo test $(LOCKED) --all-targets --no-run
+	cargo test $(LOCKED) --workspace --all-targets --no-run
 	printf '\n== unit tests\n'
-	cargo test $(LOCKED) --lib --bins -- $(T)
+	cargo test $(LOCKED) --workspace --lib --bins -- $(T)
 	printf '\n== quick tests\n'
-	cargo test $(LOCKED) --no-fail-fast --test quick --test tidy -- $(T)
+	cargo test $(LOCKED) --no-fail-fast --workspace --test mux --test quick --test tidy -- $(T)
 	printf '\n== tests with real QEMUs\n'
-	cargo test $(LOCKED) --test real -- --test-threads=1 $(T)
+	cargo test $(LOCKED) --workspace --test real -- --test-threads=$(REAL_THREADS) $(T)
 
 lint: format
 	$(call step,lints)
-	cargo clippy $(LOCKED) --all-targets -- -D warnings
+	cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
 	$(call step,dependencies: deny.toml)
 	if ! cargo deny --version >/dev/null 2>&1; then
 	  echo "NOT CHECKED: cargo-deny is not here (cargo install --locked cargo-deny)"
@@ -75,7 +76,7 @@ demo-end:
 
 model: fetch
 	$(call step,session protocol against its model: $(STEPS) steps)
-	VMFERRY_MODEL_STEPS=$(STEPS) cargo test $(LOCKED) --release --test quick -- mux::
+	VMFERRY_MODEL_STEPS=$(STEPS) cargo test $(LOCKED) --release -p vmferry-mux
 
 chaos: setup
 	$(call step,$(CHAOS_INJECTIONS) faults in real migrations, seed $(CHAOS_SEED): tests/CHAOS.md)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::support::process::{SHORT, wait_for};
+use crate::support::process::{LONG, wait_for};
 use crate::support::vm::{quoted, write_script};
 
 /// A script that stands before another one.
@@ -61,7 +61,7 @@ impl Gate {
     /// # Errors
     /// Nobody came.
     pub fn wait_reached(&self) -> Result<()> {
-        wait_for(&format!("{} to be run", self.script.display()), SHORT * 2, || {
+        wait_for(&format!("{} to be run", self.script.display()), LONG, || {
             Ok(self.reached.exists().then_some(()))
         })
     }

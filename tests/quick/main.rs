@@ -13,7 +13,6 @@ mod certs;
 #[allow(unreachable_pub)]
 mod handover;
 mod journals;
-mod mux;
 mod qmp;
 mod qmp_real;
 mod resume;

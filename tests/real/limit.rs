@@ -1,5 +1,5 @@
 //! Limits on a real migration: kept while it runs, changed while it runs, kept over a planned
-//! restart, shown to whoever asks. How exactly they are kept is in `quick/mux`, on a clock of its
+//! restart, shown to whoever asks. How exactly they are kept is in `tests/mux`, on a clock of its
 //! own.
 
 use std::time::{Duration, Instant};

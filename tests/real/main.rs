@@ -1,5 +1,5 @@
 //! Everything that is tested with real QEMUs, in network namespaces as hosts. One program, so that
-//! the bed is compiled once. Tests run one at a time: they share two cores.
+//! the bed is compiled once. Tests share two cores, and each has hosts of its own.
 
 #[path = "../faults/mod.rs"]
 mod faults;

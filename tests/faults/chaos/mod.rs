@@ -9,7 +9,7 @@ pub mod judge;
 pub mod plan;
 pub mod record;
 #[allow(clippy::expect_used, reason = "a setting that is no number ends the run")]
-#[path = "../../quick/mux/rng.rs"]
+#[path = "../../mux/rng.rs"]
 pub mod rng;
 pub mod run;
 pub mod world;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use vmferry::mux::frame::{HEADER_LEN, Header, Kind};
-use vmferry::mux::{Batch, Class, Config, MigrationId, Open, Share, SharedLimit, StreamId, purpose};
+use vmferry_mux::mux::frame::{HEADER_LEN, Header, Kind};
+use vmferry_mux::mux::{Batch, Class, Config, MigrationId, Open, Share, SharedLimit, StreamId, purpose};
 
 use super::pair::{BULK, Pair, URGENT, content, wide};
 

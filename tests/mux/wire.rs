@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use vmferry::mux::frame::{HEADER_LEN, Header};
-use vmferry::mux::hello::{Hello, Mode, encode_goaway};
-use vmferry::mux::{Class, Code, Config};
+use vmferry_mux::mux::frame::{HEADER_LEN, Header};
+use vmferry_mux::mux::hello::{Hello, Mode, encode_goaway};
+use vmferry_mux::mux::{Class, Code, Config};
 
 use super::pair::{BULK, Pair, URGENT, drain, take};
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use vmferry::mux::frame::{HEADER_LEN, Header, Kind, OPEN_LEN, RECORD_LEN};
-use vmferry::mux::{Batch, Class, Config, Event, Open, PerClass, RateLimit, StreamId};
+use vmferry_mux::mux::frame::{HEADER_LEN, Header, Kind, OPEN_LEN, RECORD_LEN};
+use vmferry_mux::mux::{Batch, Class, Config, Event, Open, PerClass, RateLimit, StreamId};
 
 use super::pair::{BULK, Pair, URGENT, content, events, take, wide};
 use super::rng::Rng;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::attack::{assert_bounded, local_side, small};
 use super::pair::{BULK, Pair, URGENT, content, drain, events, lone};
 use super::rng::{Rng, number_from_env};
-use vmferry::mux::frame::{self, FLAG_ABORT, FLAG_IGNORABLE, HEADER_LEN, Header, Kind, PAYLOAD_MAX};
-use vmferry::mux::hello;
-use vmferry::mux::{Class, Code, Config, Event, Open, Role, SessionError, StreamId};
+use vmferry_mux::mux::frame::{self, FLAG_ABORT, FLAG_IGNORABLE, HEADER_LEN, Header, Kind, PAYLOAD_MAX};
+use vmferry_mux::mux::hello;
+use vmferry_mux::mux::{Class, Code, Config, Event, Open, Role, SessionError, StreamId};
 
 const MIB: u64 = 1 << 20;
 

@@ -1,9 +1,9 @@
 //! HELLO, headers and payloads: what is encoded is decoded, anything else is parsed or refused.
 
 use proptest::prelude::*;
-use vmferry::mux::frame::{self, HEADER_LEN, Header};
-use vmferry::mux::hello::{self, FirstFrame, Hello, HelloError, Mode, PeerLimits};
-use vmferry::mux::{Class, Code, Config, Open, PerClass};
+use vmferry_mux::mux::frame::{self, HEADER_LEN, Header};
+use vmferry_mux::mux::hello::{self, FirstFrame, Hello, HelloError, Mode, PeerLimits};
+use vmferry_mux::mux::{Class, Code, Config, Open, PerClass};
 
 fn any_limits() -> impl Strategy<Value = PeerLimits> {
     any::<(u32, u64, u64, u64, u64)>().prop_map(|(max_streams, urgent, bulk, replay_cap, budget)| {

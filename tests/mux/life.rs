@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use vmferry::mux::{
+use vmferry_mux::mux::{
     Code, Config, Event, OpenError, PerClass, Role, Session, SessionError, StreamError, StreamId,
 };
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use vmferry::mux::frame::{self, HEADER_LEN, Kind, PAYLOAD_MAX};
-use vmferry::mux::{
+use vmferry_mux::mux::frame::{self, HEADER_LEN, Kind, PAYLOAD_MAX};
+use vmferry_mux::mux::{
     Batch, Class, Code, Config, PerClass, RateLimit, Role, Session, SessionError, StreamId, StreamStats,
 };
 

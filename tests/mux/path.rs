@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use vmferry::mux::{Batch, Config, Event, Open, StreamId, purpose};
+use vmferry_mux::mux::{Batch, Config, Event, Open, StreamId, purpose};
 
 use super::pair::{BULK, Pair, bytes_of, content, events, take};
 

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use vmferry::mux::hello::{self, Hello, Mode, Negotiated};
-use vmferry::mux::{
+use vmferry_mux::mux::hello::{self, Hello, Mode, Negotiated};
+use vmferry_mux::mux::{
     Batch, Class, Config, Event, Open, PerClass, Role, Session, StreamId, WEIGHT_DEFAULT, purpose,
 };
 

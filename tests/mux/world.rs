@@ -6,13 +6,13 @@ use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use vmferry::mux::{
+use vmferry_mux::mux::{
     Batch, Class, Code, Config, Event, Open, PerClass, Role, Session, SessionError, Share, SharedLimit,
     Snapshot, StreamId, purpose,
 };
 
-use vmferry::mux::frame::FRAME_LEN_MAX;
-use vmferry::mux::hello::Negotiated;
+use vmferry_mux::mux::frame::FRAME_LEN_MAX;
+use vmferry_mux::mux::hello::Negotiated;
 
 use super::pair::{agree, bytes_of, content};
 use super::rng::Rng;

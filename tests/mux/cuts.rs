@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use vmferry::mux::{Code, Config, Event, Session, StreamId};
+use vmferry_mux::mux::{Code, Config, Event, Session, StreamId};
 
 use super::pair::{BULK, Pair, URGENT, content, drain, events, take};
 use super::rng::Rng;
