@@ -15,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-end test lint format model chaos bench setup fetch tools clean-lab
+.PHONY: demo demo-end test lint format dependencies model chaos bench setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -33,13 +33,13 @@ LOCKED := --locked
 step = @printf '\n== %s\n' "$(1)"
 
 # The tests are compiled by Clippy's compiler, which lints what it compiles: lints cost no build of
-# their own. It leaves out optimisations that the tests' profile does not ask for either.
+# their own. It leaves out the optimisations of MIR, which these builds can do without.
 test: export RUSTC_WORKSPACE_WRAPPER := clippy-driver
 test: export CLIPPY_ARGS := -D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__
 # Tests that run real QEMUs in network namespaces are all in tests/real. They wait more than they work:
 # two at a time fill two cores.
 REAL_THREADS ?= 2
-test: setup format
+test: setup format dependencies
 	$(call step,build and lints)
 	cargo test $(LOCKED) --workspace --all-targets --no-run
 	printf '\n== unit tests\n'
@@ -49,9 +49,11 @@ test: setup format
 	printf '\n== tests with real QEMUs\n'
 	cargo test $(LOCKED) --workspace --test real -- --test-threads=$(REAL_THREADS) $(T)
 
-lint: format
+lint: format dependencies
 	$(call step,lints)
 	cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
+
+dependencies: fetch
 	$(call step,dependencies: deny.toml)
 	if ! cargo deny --version >/dev/null 2>&1; then
 	  echo "NOT CHECKED: cargo-deny is not here (cargo install --locked cargo-deny)"
