@@ -4,6 +4,7 @@
 
 #[path = "other/config.rs"]
 mod config;
+mod ends;
 #[path = "other/ssh.rs"]
 mod ssh;
 
@@ -16,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 
 /// The identity of the far relay; the driver has issued it.
 const FAR: &str = "far";
@@ -24,32 +25,6 @@ const FAR: &str = "far";
 const READY_DEADLINE: Duration = Duration::from_secs(15);
 /// Between two looks at whether it listens.
 const LOOK: Duration = Duration::from_millis(10);
-
-#[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    face: Face,
-}
-
-#[derive(Subcommand)]
-enum Face {
-    Near {
-        #[arg(long)]
-        local: PathBuf,
-        #[arg(long)]
-        peer: SocketAddr,
-        #[command(flatten)]
-        how: How,
-    },
-    Far {
-        #[arg(long)]
-        remote: PathBuf,
-        #[arg(long)]
-        listen: SocketAddr,
-        #[command(flatten)]
-        how: How,
-    },
-}
 
 #[derive(Args)]
 struct How {
@@ -79,9 +54,9 @@ enum End {
 }
 
 fn main() -> anyhow::Result<()> {
-    let (end, how) = match Cli::parse().face {
-        Face::Near { local, peer, how } => (End::Near { local, peer }, how),
-        Face::Far { remote, listen, how } => (End::Far { at: free_port(listen)?, remote }, how),
+    let (end, how) = match ends::Cli::<How>::parse().end {
+        ends::End::Near { local, peer, how } => (End::Near { local, peer }, how),
+        ends::End::Far { remote, listen, how } => (End::Far { at: free_port(listen)?, remote }, how),
     };
     let mut command = match how.which {
         Which::Ssh => ssh::command(&how, &end)?,

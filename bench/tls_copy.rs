@@ -9,13 +9,15 @@
 //!
 //! Every contender of the benchmark is a program with these two faces.
 
+mod ends;
 mod relay;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser};
+use ends::{Cli, End};
 use relay::{CONGESTION, Credentials, FAR, ready, report};
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -23,32 +25,6 @@ use tokio::task::JoinSet;
 use vmferry::net::handshake::{HANDSHAKE_DEADLINE, accept, connect};
 use vmferry::net::identity::Identity;
 use vmferry::net::tls::Tls;
-
-#[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    end: End,
-}
-
-#[derive(Subcommand)]
-enum End {
-    Near {
-        #[arg(long)]
-        local: PathBuf,
-        #[arg(long)]
-        peer: SocketAddr,
-        #[command(flatten)]
-        how: How,
-    },
-    Far {
-        #[arg(long)]
-        remote: PathBuf,
-        #[arg(long, default_value = "127.0.0.1:0")]
-        listen: SocketAddr,
-        #[command(flatten)]
-        how: How,
-    },
-}
 
 #[derive(Args, Clone)]
 struct How {
@@ -75,7 +51,7 @@ impl How {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    match Cli::parse().end {
+    match Cli::<How>::parse().end {
         End::Near { local, peer, how } => near(local, peer, how).await,
         End::Far { remote, listen, how } => far(remote, listen, how).await,
     }

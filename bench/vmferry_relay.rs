@@ -2,6 +2,7 @@
 //! connection, a stream and a pump for each local connection. What an agent does with QEMU's
 //! sockets, without QEMU.
 
+mod ends;
 mod relay;
 
 use std::net::SocketAddr;
@@ -10,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser};
+use ends::{Cli, End};
 use relay::{CONGESTION, Credentials, FAR, ready, report};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
@@ -29,32 +31,12 @@ const INCOMING_MAX: usize = 64;
 /// Between two attempts to open a stream.
 const OPEN_PAUSE: Duration = Duration::from_millis(20);
 
-#[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    end: End,
-}
-
-#[derive(Subcommand)]
-enum End {
-    Near {
-        #[arg(long)]
-        local: PathBuf,
-        #[arg(long)]
-        peer: SocketAddr,
-        #[command(flatten)]
-        kind: Kind,
-        #[command(flatten)]
-        credentials: Credentials,
-    },
-    Far {
-        #[arg(long)]
-        remote: PathBuf,
-        #[arg(long, default_value = "127.0.0.1:0")]
-        listen: SocketAddr,
-        #[command(flatten)]
-        credentials: Credentials,
-    },
+#[derive(Args)]
+struct How {
+    #[command(flatten)]
+    kind: Kind,
+    #[command(flatten)]
+    credentials: Credentials,
 }
 
 /// What streams are opened for: disks, unless told otherwise.
@@ -80,9 +62,9 @@ impl Kind {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    match Cli::parse().end {
-        End::Near { local, peer, kind, credentials } => near(local, peer, kind, &credentials).await,
-        End::Far { remote, listen, credentials } => far(remote, listen, &credentials).await,
+    match Cli::<How>::parse().end {
+        End::Near { local, peer, how } => near(local, peer, how.kind, &how.credentials).await,
+        End::Far { remote, listen, how } => far(remote, listen, &how.credentials).await,
     }
 }
 

@@ -138,7 +138,9 @@ fn confirm(vm: &str, side: Side) -> anyhow::Result<()> {
         Side::Here => ("will run here", "must never run on the other host"),
         Side::There => ("will never run here again", "runs, or is to be started, on the other host"),
     };
-    println!("{vm} {ours}, and {theirs}. Nobody checks that: if it is not so, it runs twice or is lost.");
+    println!(
+        "{vm} {ours}, and {theirs}. Nobody but the other agent is asked, if it can be: if it is not so, it runs twice or is lost."
+    );
     print!("Type the VM's name to go on: ");
     std::io::stdout().flush()?;
     let mut typed = String::new();

@@ -30,7 +30,7 @@ fn undecided(stage: &Stage, migration: &Migration) -> Result<()> {
 #[test]
 fn an_operator_decides_when_the_destination_is_lost() -> Result<()> {
     with_lab("an_operator_decides_when_the_destination_is_lost", |lab| {
-        let mut stage = Stage::set_up(lab, Plan { undecided_s: 3, ..Plan::ORDINARY })?;
+        let mut stage = Stage::set_up(lab, Plan { undecided_s: 3, rate: 60, ..Plan::ORDINARY })?;
         let (code, text) = recover(&stage.alpha, &[])?;
         ensure!(code == 0 && text.contains("nothing is open"), "{code}: {text}");
         let migration = stage.reach(Reach::HandOver)?;
@@ -72,7 +72,7 @@ fn an_operator_decides_when_the_destination_is_lost() -> Result<()> {
 #[test]
 fn the_start_command_of_a_dead_agent_is_ended() -> Result<()> {
     with_lab("the_start_command_of_a_dead_agent_is_ended", |lab| {
-        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        let mut stage = Stage::set_up(lab, Plan { rate: 60, ..Plan::ORDINARY })?;
         let migration = stage.reach(Reach::Prepare)?;
         let script = stage.start().script().to_owned();
         let waits = || anyhow::Ok(run_any(Command::new("pgrep").arg("-f").arg(&script), SHORT)?.code == 0);

@@ -21,7 +21,7 @@ use super::guest::{process, undo};
 use super::handover::{Ended, Known, Side};
 use super::host::Host;
 use super::host::decisions::{Decision, Order};
-use super::journal::{self, Journal, JournalError, Past, Peeked, Record, Role};
+use super::journal::{self, Header, Journal, JournalError, Past, Peeked, Record, Role};
 use super::model::phase::Phase;
 use super::model::problem::chain;
 use super::model::progress::Outcome;
@@ -33,6 +33,8 @@ use ask::{ask_peer, ask_qemu, peer_words};
 
 /// How long a monitor may take. One that the migration itself is using does not answer.
 const QEMU_DEADLINE: Duration = Duration::from_secs(2);
+/// How long the other host is asked before a decision is taken. One that is lost does not answer.
+const CONTRADICTED_WITHIN: Duration = Duration::from_secs(3);
 /// Most virtual machines that are asked about at the same time.
 const AT_ONCE: usize = 64;
 
@@ -216,7 +218,7 @@ pub async fn clean_at_start(host: Arc<Host>) {
 }
 
 /// An operator decides whose the virtual machine is. Cancelled before the migration has taken it, the
-/// decision is void.
+/// decision is void. It is not taken against the word of the other host.
 ///
 /// # Errors
 /// [`NotForced`]
@@ -225,6 +227,9 @@ pub async fn force(host: &Host, migration: Uuid, side: Side, uid: Option<u32>) -
     let (true, Some(orders)) = (host.question(migration).is_some(), host.orders(migration)) else {
         return Err(nothing);
     };
+    if let (Side::Here, Some(why)) = (side, contradiction(host, migration).await) {
+        return Err(NotForced::Refused(why));
+    }
     let deadline = host.config.deadlines.order();
     let (order, asker) = Order::new(side, uid);
     match timeout(deadline, orders.send(order)).await {
@@ -238,6 +243,31 @@ pub async fn force(host: &Host, migration: Uuid, side: Side, uid: Option<u32>) -
         Decision::Taken => Ok(()),
         Decision::Refused(why) => Err(NotForced::Refused(why)),
         Decision::Unknown(why) => Err(NotForced::Unknown(why)),
+    }
+}
+
+/// What the other host says against a decision for this one: nothing if it cannot be asked.
+async fn contradiction(host: &Host, migration: Uuid) -> Option<String> {
+    let peek =
+        |role| Journal::peek(&Journal::path(&host.journals(), migration, role), host.identity.as_str());
+    let past = [Role::Source, Role::Destination].into_iter().find_map(|role| peek(role).ok())?;
+    let told = timeout(CONTRADICTED_WITHIN, ask_peer(host, &past)).await.ok()?.ok()??;
+    let Header { vm, peer, role, .. } = &past.header;
+    is_theirs(*role, told.known).then(|| {
+        format!(
+            "{peer} says of VM {vm}: {}. Here it would run twice; what its QEMU does there, `vmferry recover` at {peer} \
+             shows",
+            records(&told.known).join(", ")
+        )
+    })
+}
+
+/// Whether the other host has begun to start the guest and not said that it never ran, or it is that host's.
+fn is_theirs(role: Role, theirs: Known) -> bool {
+    match owner(role, Known::default(), Some(theirs)) {
+        Owner::There => true,
+        Owner::Here => false,
+        Owner::Unknown => role == Role::Source && theirs.starting,
     }
 }
 
@@ -538,6 +568,28 @@ fn moved_since(host: &Host, before: &Past) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_decision_for_this_host_is_contradicted_by_who_may_run_the_guest() {
+        let none = Known::default();
+        let starting = Known { starting: true, ..none };
+        let runs = Known { runs: true, ..starting };
+        let moved = Known { ended: Some(Ended::Moved), ..runs };
+        let never = Known { never_ran: true, ..starting };
+        let handed = Known { handed_over: true, ..none };
+        let given_back = Known { never_ran: true, ..handed };
+        for (role, theirs, against) in [
+            (Role::Source, none, false),
+            (Role::Source, starting, true),
+            (Role::Source, runs, true),
+            (Role::Source, moved, true),
+            (Role::Source, never, false),
+            (Role::Destination, handed, false),
+            (Role::Destination, given_back, true),
+        ] {
+            assert_eq!(is_theirs(role, theirs), against, "{role:?}: {theirs:?}");
+        }
+    }
 
     #[test]
     fn who_owns_it_is_said_only_when_somebody_knows() {
