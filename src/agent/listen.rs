@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::routes;
 use super::running::Agent;
 use crate::error_chain::chain;
-use crate::net::connect;
+use crate::net::accept::listen;
 
 /// The local API's socket: root and the socket's group.
 const API_SOCKET_MODE: u32 = 0o660;
@@ -34,7 +34,7 @@ pub(super) async fn peers(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpLis
     let mut open = Vec::new();
     for address in addresses {
         let listener = loop {
-            match connect::listen(*address) {
+            match listen(*address) {
                 Err(e) if e.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
                     tokio::time::sleep(PORT_POLL).await;
                 }
@@ -115,7 +115,7 @@ pub(super) async fn serve_api(agent: Arc<Agent>, listener: UnixListener) {
 
 /// Opens the Prometheus listener.
 pub(super) fn metrics(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    connect::listen(address)
+    listen(address)
         .with_context(|| format!("cannot listen on {address} (`metrics.listen` in the configuration)"))
 }
 

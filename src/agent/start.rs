@@ -21,7 +21,7 @@ use super::{certificates, journals, listen};
 use crate::config::Config;
 use crate::migrate::{recover, settle};
 use crate::mux;
-use crate::net::connect::Endpoint;
+use crate::net::endpoint::Endpoint;
 use crate::net::pool::Pool;
 use crate::net::session::{IncomingStream, Session};
 use crate::net::tls::Tls;
@@ -82,11 +82,11 @@ async fn serve(config: Config, tls: Tls, kept: Kept, mode: StartMode) -> anyhow:
     let (incoming, streams) = mpsc::channel(INCOMING_MAX);
     let (started, sessions) = mpsc::unbounded_channel();
     let instance = state.as_ref().map(|(state, _)| state.instance);
-    let agent = Arc::new(new_agent(config, tls, instance, incoming.clone(), started)?);
+    let agent = Arc::new(new_agent(config, tls, instance, incoming, started)?);
     let taken = match state {
         Some((state, mut fds)) => {
             tracing::info!(from = state.version, left = state.summary(), "taking up what was left");
-            agent.thaw(state, &mut fds, &incoming)
+            agent.thaw(state, &mut fds)
         }
         None => Vec::new(),
     };
@@ -108,7 +108,7 @@ async fn serve(config: Config, tls: Tls, kept: Kept, mode: StartMode) -> anyhow:
     agent.tasks.spawn(recover::clean_at_start(Arc::clone(&agent.host)));
     let host = Arc::clone(&agent.host);
     agent.tasks.spawn_blocking(move || journals::prune(&host));
-    run_to_the_end(&agent, signals, successors, &incoming).await;
+    run_to_the_end(&agent, signals, successors).await;
     Ok(())
 }
 
@@ -139,12 +139,7 @@ fn new_agent(
 }
 
 /// Until a signal ends the agent, or another process takes over.
-async fn run_to_the_end(
-    agent: &Arc<Agent>,
-    mut signals: Signals,
-    successors: UnixListener,
-    incoming: &mpsc::Sender<IncomingStream>,
-) {
+async fn run_to_the_end(agent: &Arc<Agent>, mut signals: Signals, successors: UnixListener) {
     loop {
         tokio::select! {
             asked = signals.next() => match asked {
@@ -152,14 +147,14 @@ async fn run_to_the_end(
                 Asked::Stop => break,
             },
             successor = successors.accept() => {
-                if let Ok((stream, _)) = successor && handoff::give_way(agent, stream, incoming).await {
+                if let Ok((stream, _)) = successor && handoff::give_way(agent, stream).await {
                     return;
                 }
             }
         }
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    if !handoff::leave_to_systemd(agent, incoming).await {
+    if !handoff::leave_to_systemd(agent).await {
         agent.stop().await;
     }
 }

@@ -10,7 +10,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use super::connect::ConnectError;
+use super::connect_error::ConnectError;
 use crate::error_chain::chain;
 
 /// How long the resolver may take.

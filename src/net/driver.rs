@@ -1,30 +1,38 @@
 //! The driver: one task that owns a session and nothing else.
 //!
-//! While there is a connection it reads, opens and feeds the session; asks the session what to
+//! While there is a connection the driver reads, opens and feeds the session; asks the session what to
 //! send, seals it late and writes it; hands received chunks to stream handles. Reading never
 //! waits for writing and never for a stream: what a stream may hold is bounded by its credit.
 //! When the connection is lost the session goes on without one until it is resumed, or for too
 //! long: the dialer dials again, the acceptor waits for it. Knows no QEMU.
+//!
+//! ```text
+//! run ─► drive ─┬─► connected: commands ─► events ─► transmit ─► wait ──┐ until the connection is lost
+//!               │        └───────────────◄────────────────────────────┘
+//!               └─► away: commands, redialing, the deadline ─────────────► until there is another
+//! then: close (says goodbye), or freeze (leaves everything to another process)
+//! ```
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 
-use super::carrier::{Carrier, Ready};
-use super::connect::{ConnectError, Connection};
-use super::edge::{Answer, Edge, Edges};
-use super::frozen::{FrozenSession, Left};
-use super::resume::{Redial, Resumed, SessionKey};
-use super::session::{Away, EndCause, IncomingStream, Lines, LinkState, Session, SessionEnd};
-use super::stream::{ChunkPermit, Crowd, Inbound, Shared, Stream, StreamEnded};
-use super::stuck::Stuck;
+use super::black_hole::BlackHole;
+use super::connect_error::ConnectError;
+use super::connection::{Connection, Resumed};
+use super::frozen::{Backlog, FrozenConnection, FrozenSession};
+use super::link::{Away, EndCause, LinkState, SessionEnd};
+use super::resume::Redial;
+use super::session::{IncomingStream, Session};
+use super::session_key::SessionKey;
+use super::stream::{Command, Stream};
+use super::stream_port::{Answer, Inbound, Ports, StreamEnded};
+use super::tls_socket::{Ready, TlsSocket};
 use crate::error_chain::chain;
-use crate::mux::{self, Batch, Code, Event, MigrationId, Open, Share, SharedLimit, StreamId};
+use crate::mux::{self, Batch, Code, Event, Open, Role, StreamId};
 
 /// Bytes asked of the socket at once; smaller reads cost a system call per record.
 const RECEIVE_BYTES: usize = 256 * 1024;
@@ -38,33 +46,6 @@ const COMMANDS_PER_TURN: usize = 256;
 /// Batches sent before the sockets are looked at again: something urgent may have come.
 const BATCHES_PER_TURN: usize = 4;
 
-/// What handles ask of the driver.
-pub(crate) enum Command {
-    Open(Open, oneshot::Sender<Result<Stream, mux::OpenError>>),
-    Accept(StreamId, oneshot::Sender<Result<Stream, StreamEnded>>),
-    Refuse(StreamId, Code),
-    Data {
-        id: StreamId,
-        data: Bytes,
-        permit: ChunkPermit,
-    },
-    Finish(StreamId),
-    Reset(StreamId, Code),
-    Stop(StreamId, Code),
-    Consumed(StreamId, u64),
-    Limit(Option<SharedLimit>),
-    Share(MigrationId, Share),
-    Stats(oneshot::Sender<mux::Stats>),
-    /// Let go of the connection for the attempt of this number, and tell what was received; no
-    /// answer if a later attempt has come first.
-    Fence(u64, oneshot::Sender<u64>),
-    /// Go on over this connection, unless a later attempt has come.
-    Rejoin(u64, Box<Resumed>),
-    Close(Code, String),
-    /// Stop, and leave everything to another process.
-    Freeze(oneshot::Sender<FrozenSession>),
-}
-
 /// How a turn of sending ended.
 #[derive(PartialEq, Eq)]
 enum Sent {
@@ -74,14 +55,30 @@ enum Sent {
     More,
 }
 
+/// What a session begins with.
+pub(super) struct Beginning {
+    /// None when it waits for one.
+    pub(super) connection: Option<Connection>,
+    pub(super) core: mux::Session,
+    pub(super) ports: Ports,
+    /// How to come back, on the side that dials.
+    pub(super) redial: Option<Redial>,
+    /// Of the last attempt to resume.
+    pub(super) generation: u64,
+    /// How long the session goes on without a connection.
+    pub(super) resume_within: Duration,
+    /// Where the streams go that the peer opens.
+    pub(super) incoming: mpsc::Sender<IncomingStream>,
+}
+
 /// Owns a session until it ends.
-pub(crate) struct Driver {
-    carrier: Option<Carrier>,
+pub(super) struct Driver {
+    socket: Option<TlsSocket>,
     session: mux::Session,
     key: SessionKey,
     redial: Option<Redial>,
     resume_within: Duration,
-    stuck: Stuck,
+    black_hole: BlackHole,
     /// Of the newest attempt to resume. It counts when it is begun: whoever takes the session up must
     /// not use its number again, for the peer may have let it in by then.
     generation: Arc<AtomicU64>,
@@ -89,8 +86,7 @@ pub(crate) struct Driver {
     commands: mpsc::UnboundedReceiver<Command>,
     handle: Session,
     incoming: mpsc::Sender<IncomingStream>,
-    edges: BTreeMap<StreamId, Edge>,
-    crowd: Crowd,
+    ports: Ports,
     closing: Option<(Code, String)>,
     freezing: Option<oneshot::Sender<FrozenSession>>,
     input: Box<[u8]>,
@@ -99,28 +95,25 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// Must be called on the runtime that will run it.
-    pub(crate) fn new(
-        connection: Option<Connection>,
-        session: mux::Session,
-        (edges, crowd): Edges,
+    pub(super) fn new(
+        beginning: Beginning,
         (handle, commands): (Session, mpsc::UnboundedReceiver<Command>),
         link: watch::Sender<LinkState>,
-        lines: Lines,
     ) -> std::io::Result<Self> {
+        let Beginning { connection, core, ports, redial, generation, resume_within, incoming } = beginning;
         Ok(Self {
-            carrier: connection.map(Carrier::adopt).transpose()?.map(|(carrier, _)| carrier),
-            session,
+            socket: connection.map(TlsSocket::adopt).transpose()?.map(|(socket, _)| socket),
+            session: core,
             key: handle.key().clone(),
-            redial: lines.redial,
-            resume_within: lines.resume_within,
-            stuck: Stuck::default(),
-            generation: Arc::new(AtomicU64::new(lines.generation)),
+            redial,
+            resume_within,
+            black_hole: BlackHole::default(),
+            generation: Arc::new(AtomicU64::new(generation)),
             link,
             commands,
             handle,
-            incoming: lines.incoming,
-            edges: edges.into_iter().collect(),
-            crowd,
+            incoming,
+            ports,
             closing: None,
             freezing: None,
             input: vec![0; RECEIVE_BYTES].into_boxed_slice(),
@@ -129,7 +122,7 @@ impl Driver {
     }
 
     /// Runs until the session or its users end it, then tells every stream.
-    pub(crate) async fn run(mut self) -> SessionEnd {
+    pub(super) async fn run(mut self) -> SessionEnd {
         let cause = match self.drive().await {
             Ok(()) => {
                 let (code, text) = self.closing.take().unwrap_or((Code::Shutdown, String::new()));
@@ -143,9 +136,7 @@ impl Driver {
             Err(EndCause::Frozen) => return self.freeze().await,
             Err(cause) => cause,
         };
-        for edge in self.edges.values_mut() {
-            edge.end(Code::SessionLost);
-        }
+        self.ports.end(Code::SessionLost);
         SessionEnd { cause, stats: self.session.stats() }
     }
 
@@ -158,26 +149,26 @@ impl Driver {
         }
         self.dispatch();
         self.session.detach();
-        if let Some(carrier) = self.carrier.take() {
-            carrier.close(FAREWELL_DEADLINE, |batch| self.session.poll_transmit(Instant::now(), batch)).await;
+        if let Some(socket) = self.socket.take() {
+            socket.close(FAREWELL_DEADLINE, |batch| self.session.poll_transmit(Instant::now(), batch)).await;
         }
         self.dispatch();
         let stats = self.session.stats();
-        let (info, link) = (self.handle.info(), self.link.borrow().connection.clone());
-        let left = Left {
-            peer: &info.peer,
-            role: info.role,
-            key: &self.key,
+        let (info, key) = (self.handle.info(), self.key);
+        let frozen = FrozenSession {
+            peer: info.peer.clone(),
+            is_dialer: info.role == Role::Dialer,
+            id: key.id,
+            secret: key.secret,
+            peer_instance: key.peer_instance,
+            version: key.version,
             generation: self.generation.load(Relaxed),
-            redial: self.redial.as_ref(),
-            connection: &link,
-            since: info.since,
+            address: self.redial.map(|redial| redial.address),
+            connection: FrozenConnection::new(&self.link.borrow().connection),
+            age_s: info.since.elapsed().as_secs(),
+            core: self.session.into_snapshot(Instant::now()),
+            backlogs: self.ports.into_ports().filter_map(|(id, port)| Backlog::of(id, port)).collect(),
         };
-        let frozen = FrozenSession::new(
-            left,
-            self.session.into_snapshot(Instant::now()),
-            std::mem::take(&mut self.edges).into_iter(),
-        );
         if let Some(reply) = self.freezing.take() {
             let _ = reply.send(frozen);
         }
@@ -185,9 +176,8 @@ impl Driver {
     }
 
     async fn drive(&mut self) -> Result<(), EndCause> {
-        let taken_up: Vec<StreamId> = self.edges.keys().copied().collect();
-        taken_up.into_iter().for_each(|id| self.feed(id));
-        if self.carrier.is_none() {
+        self.ports.ids().into_iter().for_each(|id| self.feed(id));
+        if self.socket.is_none() {
             self.away(EndCause::Frozen).await?;
         }
         while self.closing.is_none() {
@@ -211,7 +201,7 @@ impl Driver {
             self.dispatch();
             let write_more = self.transmit()? == Sent::More;
             self.dispatch();
-            self.stuck.look(self.session.unacknowledged());
+            self.black_hole.look(self.session.unacknowledged());
             if self.closing.is_some() {
                 return Ok(());
             }
@@ -224,17 +214,17 @@ impl Driver {
     /// the cache still has it, and what waits at a local socket is not held up by a connection
     /// that never pauses.
     async fn wait(&mut self, write_more: bool) -> Result<(), EndCause> {
-        let Some(carrier) = &mut self.carrier else { return Err(EndCause::Replaced) };
-        let busy = write_more || carrier.has_more();
+        let Some(socket) = &mut self.socket else { return Err(EndCause::Replaced) };
+        let busy = write_more || socket.has_more();
         if busy {
             tokio::task::yield_now().await;
         }
-        carrier.rested();
+        socket.rested();
         let deadline = self.session.poll_timeout();
         let mut received = 0;
         tokio::select! {
             biased;
-            ready = carrier.ready(&mut self.input) => if let Ready::Received(n) = ready? {
+            ready = socket.ready(&mut self.input) => if let Ready::Received(n) = ready? {
                 received = n;
             },
             command = self.commands.recv() => {
@@ -252,39 +242,39 @@ impl Driver {
     }
 
     fn open_input(&mut self, received: usize) -> Result<(), EndCause> {
-        let Some(carrier) = &mut self.carrier else { return Err(EndCause::Replaced) };
+        let Some(socket) = &mut self.socket else { return Err(EndCause::Replaced) };
         let (session, now) = (&mut self.session, Instant::now());
-        carrier.open(&self.input[..received], |plain| session.handle_input(now, plain))
+        socket.open(&self.input[..received], |plain| session.handle_input(now, plain))
     }
 
     /// Seals a batch only when the one before has left for the kernel.
     fn transmit(&mut self) -> Result<Sent, EndCause> {
         for _ in 0..BATCHES_PER_TURN {
-            let Some(carrier) = &mut self.carrier else { return Err(EndCause::Replaced) };
-            if !carrier.flush()? || !self.session.poll_transmit(Instant::now(), &mut self.batch) {
+            let Some(socket) = &mut self.socket else { return Err(EndCause::Replaced) };
+            if !socket.flush()? || !self.session.poll_transmit(Instant::now(), &mut self.batch) {
                 return Ok(Sent::AllThatCould);
             }
-            carrier.seal(&self.batch)?;
-            // What was framed has left its queue: the edges may follow up within this turn.
+            socket.seal(&self.batch)?;
+            // What was framed has left its queue: the ports may follow up within this turn.
             self.dispatch();
         }
-        let Some(carrier) = &mut self.carrier else { return Err(EndCause::Replaced) };
-        Ok(if carrier.flush()? { Sent::More } else { Sent::AllThatCould })
+        let Some(socket) = &mut self.socket else { return Err(EndCause::Replaced) };
+        Ok(if socket.flush()? { Sent::More } else { Sent::AllThatCould })
     }
 
     /// The connection is gone; nothing of it is read any more.
     fn suspend(&mut self) {
-        self.carrier = None;
+        self.socket = None;
         self.session.handle_disconnected(Instant::now());
     }
 
     /// Goes on without a connection until there is one again. Local sockets are read until the
     /// queues are full, and then no more: QEMU sees a pause.
     async fn away(&mut self, lost: EndCause) -> Result<(), EndCause> {
-        let since = self.stuck.lost(Instant::now(), self.session.unacknowledged());
+        let since = self.black_hole.lost(Instant::now(), self.session.unacknowledged());
         let until = since + self.resume_within;
         let peer = self.handle.info().peer.clone();
-        let cause = match self.stuck.words() {
+        let cause = match self.black_hole.words() {
             Some(words) => format!("{}; {words}", chain(&lost)),
             None => chain(&lost),
         };
@@ -303,7 +293,7 @@ impl Driver {
         tokio::pin!(redialing);
         loop {
             self.dispatch();
-            if self.closing.is_some() || self.carrier.is_some() {
+            if self.closing.is_some() || self.socket.is_some() {
                 break;
             }
             tokio::select! {
@@ -316,7 +306,7 @@ impl Driver {
                     Err(e) => return Err(lost_for_good(lost, since.elapsed(), Some(e))),
                 },
                 () = sleep_until(until.into()) => {
-                    let lost = match self.stuck.words() {
+                    let lost = match self.black_hole.words() {
                         Some(words) => EndCause::Stuck { words, source: Box::new(lost) },
                         None => lost,
                     };
@@ -324,7 +314,7 @@ impl Driver {
                 }
             }
         }
-        if self.carrier.is_some() {
+        if self.socket.is_some() {
             let after_ms = since.elapsed().as_millis() as u64;
             let replay_bytes = self.session.stats().log_bytes;
             tracing::info!(%peer, after_ms, replay_bytes, "session resumed over another connection");
@@ -338,7 +328,7 @@ impl Driver {
             return Ok(());
         }
         self.generation.store(generation, Relaxed);
-        let was_connected = self.carrier.is_some();
+        let was_connected = self.socket.is_some();
         self.suspend();
         let _ = reply.send(self.session.rx_seq());
         // Whoever waits on the old connection is told that there is none.
@@ -346,9 +336,9 @@ impl Driver {
     }
 
     fn rejoin(&mut self, resumed: Resumed) -> Result<(), EndCause> {
-        let (carrier, info) = Carrier::adopt(resumed.connection).map_err(EndCause::Io)?;
+        let (socket, info) = TlsSocket::adopt(resumed.connection).map_err(EndCause::Io)?;
         self.session.handle_reconnected(Instant::now(), resumed.peer_rx_seq).map_err(EndCause::Session)?;
-        self.carrier = Some(carrier);
+        self.socket = Some(socket);
         self.link.send_modify(|link| {
             link.away = None;
             link.connection = Arc::new(info);
@@ -372,25 +362,25 @@ impl Driver {
             Command::Accept(id, reply) => self.accept(id, reply),
             Command::Refuse(id, code) => self.session.refuse(id, code),
             Command::Data { id, data, permit } => {
-                if let Some(edge) = self.edges.get_mut(&id) {
-                    edge.backlog.push_back((data, Some(permit)));
+                if let Some(port) = self.ports.get_mut(id) {
+                    port.backlog.push_back((data, Some(permit)));
                 }
                 self.feed(id);
             }
             Command::Finish(id) => {
-                if let Some(edge) = self.edges.get_mut(&id) {
-                    edge.finish_after_backlog = true;
+                if let Some(port) = self.ports.get_mut(id) {
+                    port.finish_after_backlog = true;
                 }
                 self.feed(id);
             }
             Command::Reset(id, code) => {
-                if let Some(edge) = self.edges.get_mut(&id) {
+                if let Some(port) = self.ports.get_mut(id) {
                     self.session.reset(id, code);
-                    edge.end(code);
+                    port.end(code);
                 }
             }
             Command::Stop(id, code) => {
-                if self.edges.contains_key(&id) {
+                if self.ports.get(id).is_some() {
                     self.session.stop(id, code);
                 }
             }
@@ -400,7 +390,7 @@ impl Driver {
             Command::Stats(reply) => drop(reply.send(self.session.stats())),
             Command::Fence(generation, reply) => self.fence(generation, reply)?,
             Command::Rejoin(generation, resumed) => {
-                if generation == self.generation.load(Relaxed) && self.carrier.is_none() {
+                if generation == self.generation.load(Relaxed) && self.socket.is_none() {
                     self.rejoin(*resumed)?;
                 }
             }
@@ -416,7 +406,7 @@ impl Driver {
     fn open(&mut self, open: Open, reply: oneshot::Sender<Result<Stream, mux::OpenError>>) {
         let opened = self.session.open(Instant::now(), open).map(|id| {
             let (sender, receiver) = oneshot::channel();
-            self.add_edge(id, Some(sender), Some(receiver))
+            self.add_stream(id, Some(sender), Some(receiver))
         });
         // A caller that is gone drops the stream, which resets it.
         let _ = reply.send(opened);
@@ -424,45 +414,42 @@ impl Driver {
 
     fn accept(&mut self, id: StreamId, reply: oneshot::Sender<Result<Stream, StreamEnded>>) {
         let accepted = match self.session.accept(id) {
-            Ok(()) => Ok(self.add_edge(id, None, None)),
+            Ok(()) => Ok(self.add_stream(id, None, None)),
             Err(_) => Err(StreamEnded(Code::Cancelled)),
         };
         let _ = reply.send(accepted);
         self.deliver(id);
     }
 
-    fn add_edge(
+    fn add_stream(
         &mut self,
         id: StreamId,
         tell_accepted: Option<oneshot::Sender<Answer>>,
         accepted: Option<oneshot::Receiver<Answer>>,
     ) -> Stream {
-        let (inbox, receiver) = mpsc::unbounded_channel();
-        let shared = Shared::new(self.crowd.clone());
-        self.edges.insert(id, Edge::new(inbox, Arc::clone(&shared), tell_accepted));
-        self.crowd.set_for(self.edges.len());
-        Stream::new(id, self.handle.commands().clone(), receiver, shared, accepted)
+        let (inbox, shared) = self.ports.open(id, tell_accepted);
+        Stream::new(id, self.handle.commands().clone(), inbox, shared, accepted)
     }
 
-    /// Moves chunks from the edge into the session while it has room for them.
+    /// Moves chunks from the port into the session while it has room for them.
     fn feed(&mut self, id: StreamId) {
-        let Some(edge) = self.edges.get_mut(&id) else { return };
+        let Some(port) = self.ports.get_mut(id) else { return };
         while self.session.send_capacity(id) > 0 {
-            let Some((data, permit)) = edge.backlog.pop_front() else { break };
+            let Some((data, permit)) = port.backlog.pop_front() else { break };
             if let Err(e) = self.session.send(Instant::now(), id, data) {
                 tracing::debug!(stream = ?id, error = %e, "chunk dropped: the stream has ended");
             }
             drop(permit);
         }
-        if edge.backlog.is_empty() && std::mem::take(&mut edge.finish_after_backlog) {
+        if port.backlog.is_empty() && std::mem::take(&mut port.finish_after_backlog) {
             self.session.finish(id);
         }
     }
 
     fn deliver(&mut self, id: StreamId) {
-        let Some(edge) = self.edges.get(&id) else { return };
+        let Some(port) = self.ports.get(id) else { return };
         while let Some(data) = self.session.recv(id) {
-            if edge.inbox.send(Inbound::Data(data)).is_err() {
+            if port.inbox.send(Inbound::Data(data)).is_err() {
                 self.session.stop(id, Code::Cancelled);
                 return;
             }
@@ -481,16 +468,13 @@ impl Driver {
                     self.tell(id, Inbound::Finished);
                 }
                 Event::Stopped { id, code } => {
-                    if let Some(edge) = self.edges.get_mut(&id) {
-                        edge.backlog.clear();
-                        edge.shared.end(code);
+                    if let Some(port) = self.ports.get_mut(id) {
+                        port.backlog.clear();
+                        port.shared.end(code);
                     }
                 }
                 Event::Reset { id, code } => self.on_reset(id, code),
-                Event::Closed { id } => {
-                    self.edges.remove(&id);
-                    self.crowd.set_for(self.edges.len());
-                }
+                Event::Closed { id } => self.ports.close(id),
                 Event::GoAway { code, text } => {
                     tracing::info!(code = code.name(), text, "the peer ends the session");
                     self.closing.get_or_insert((Code::Shutdown, String::new()));
@@ -500,8 +484,8 @@ impl Driver {
     }
 
     fn on_reset(&mut self, id: StreamId, code: Code) {
-        if let Some(edge) = self.edges.get_mut(&id) {
-            edge.end(code);
+        if let Some(port) = self.ports.get_mut(id) {
+            port.end(code);
         }
     }
 
@@ -517,22 +501,22 @@ impl Driver {
     }
 
     fn answer(&mut self, id: StreamId, answer: Answer) {
-        if let Some(edge) = self.edges.get_mut(&id) {
-            edge.answer(answer);
+        if let Some(port) = self.ports.get_mut(id) {
+            port.answer(answer);
         }
     }
 
     fn tell(&self, id: StreamId, inbound: Inbound) {
-        if let Some(edge) = self.edges.get(&id) {
-            let _ = edge.inbox.send(inbound);
+        if let Some(port) = self.ports.get(id) {
+            let _ = port.inbox.send(inbound);
         }
     }
 
     /// Says goodbye, if there is anybody to hear it.
     async fn close(&mut self, code: Code, text: &str) {
         self.session.go_away(code, text);
-        let Some(carrier) = self.carrier.take() else { return };
-        carrier.close(CLOSE_DEADLINE, |batch| self.session.poll_transmit(Instant::now(), batch)).await;
+        let Some(socket) = self.socket.take() else { return };
+        socket.close(CLOSE_DEADLINE, |batch| self.session.poll_transmit(Instant::now(), batch)).await;
     }
 }
 

@@ -1,27 +1,24 @@
-//! Sessions and streams at rest: what one process of an agent leaves to the next. Plain data, with
-//! local sockets beside it as descriptors. Knows no encoding, no QEMU.
+//! Sessions and streams at rest: what one process of an agent leaves to the next. Plain data. Knows no
+//! encoding, no QEMU.
 //!
 //! ```text
-//! 1. pumps stop       Pump::freeze       what they hold goes back into their stream's two ends
-//! 2. sessions stop    Session::freeze    the driver ends; core, backlogs and key are left
-//! 3. ends are emptied Halves::settle     what had arrived and was not taken
+//! 1. pumps stop       Pump::freeze           what they hold goes back into their stream's two ends
+//! 2. sessions stop    Session::freeze        the driver ends; core, backlogs and key are left
+//! 3. ends are emptied StoppedStream::settle  what had arrived and was not taken
 //! ```
 //! and the other way round: a session is thawed with its streams, and then their pumps begin.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
 
-use super::connect::{ConnectionInfo, Endpoint};
-use super::edge::{Edge, Edges};
+use super::connection::ConnectionInfo;
 use super::identity::Identity;
-use super::resume::{Redial, SessionKey};
-use super::stream::{Crowd, Inbound, RecvHalf, SendHalf, Shared, Stream};
-use crate::mux::{self, Code, Role, Snapshot, StreamId};
+use super::session_key::SessionKey;
+use super::stream_port::{Inbound, Port, Ports};
+use crate::mux::{Code, Snapshot, StreamId};
 
 /// A session that a driver has left.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,22 +26,22 @@ pub struct FrozenSession {
     /// The peer.
     pub peer: Identity,
     pub(super) is_dialer: bool,
-    id: [u8; 16],
-    secret: [u8; 32],
-    peer_instance: [u8; 16],
-    version: u16,
-    generation: u64,
+    pub(super) id: [u8; 16],
+    pub(super) secret: [u8; 32],
+    pub(super) peer_instance: [u8; 16],
+    pub(super) version: u16,
+    pub(super) generation: u64,
     /// Where the dialer dials.
-    address: Option<String>,
-    connection: FrozenConnection,
-    age_s: u64,
-    core: Snapshot,
-    backlogs: Vec<Backlog>,
+    pub(super) address: Option<String>,
+    pub(super) connection: FrozenConnection,
+    pub(super) age_s: u64,
+    pub(super) core: Snapshot,
+    pub(super) backlogs: Vec<Backlog>,
 }
 
 /// What was known of the last connection.
 #[derive(Debug, Serialize, Deserialize)]
-struct FrozenConnection {
+pub(super) struct FrozenConnection {
     address: String,
     cipher: String,
     chain: Vec<Bytes>,
@@ -52,7 +49,7 @@ struct FrozenConnection {
 
 /// Chunks that had no room in the session yet.
 #[derive(Debug, Serialize, Deserialize)]
-struct Backlog {
+pub(super) struct Backlog {
     stream: u32,
     chunks: Vec<Bytes>,
     finish: bool,
@@ -63,6 +60,13 @@ struct Backlog {
 enum FrozenEnd {
     Finished,
     Reset(u32),
+}
+
+/// Which directions of a stream have ended, and were known to have ended by the stream's owner.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Ended {
+    pub(super) recv: bool,
+    pub(super) send: bool,
 }
 
 /// A stream whose owner has let go of it.
@@ -77,86 +81,7 @@ pub struct FrozenStream {
     send_finished: bool,
 }
 
-impl FrozenStream {
-    /// Its number in its session.
-    #[must_use]
-    pub fn id(&self) -> u32 {
-        self.id
-    }
-}
-
-/// A stream's two ends between its owner's stop and its session's.
-#[derive(Debug)]
-pub struct Halves {
-    send: SendHalf,
-    recv: RecvHalf,
-    untaken: Vec<Bytes>,
-}
-
-impl Halves {
-    /// `untaken` was received and not delivered, in order.
-    pub(crate) fn new(send: SendHalf, recv: RecvHalf, untaken: Vec<Bytes>) -> Self {
-        Self { send, recv, untaken }
-    }
-
-    /// The session that it belongs to has stopped: takes what else has arrived.
-    #[must_use]
-    pub fn settle(self) -> FrozenStream {
-        let Self { send, recv, untaken } = self;
-        let (id, send_finished) = send.let_go();
-        let (recv_ended, rest) = recv.let_go();
-        let (mut pending, mut end) = (untaken, None);
-        for inbound in rest {
-            match inbound {
-                Inbound::Data(data) => pending.push(data),
-                Inbound::Finished => end = Some(FrozenEnd::Finished),
-                Inbound::Reset(code) => end = Some(FrozenEnd::Reset(code.to_wire())),
-            }
-        }
-        FrozenStream { id: id.0, pending, end, recv_ended, send_finished }
-    }
-}
-
-/// What a driver leaves.
-pub(super) struct Left<'a> {
-    pub(super) peer: &'a Identity,
-    pub(super) role: Role,
-    pub(super) key: &'a SessionKey,
-    pub(super) generation: u64,
-    pub(super) redial: Option<&'a Redial>,
-    pub(super) connection: &'a ConnectionInfo,
-    pub(super) since: Instant,
-}
-
 impl FrozenSession {
-    pub(super) fn new(left: Left<'_>, core: Snapshot, edges: impl Iterator<Item = (StreamId, Edge)>) -> Self {
-        let backlogs = edges.filter(|(_, edge)| !edge.backlog.is_empty() || edge.finish_after_backlog);
-        Self {
-            peer: left.peer.clone(),
-            is_dialer: left.role == Role::Dialer,
-            id: left.key.id,
-            secret: left.key.secret,
-            peer_instance: left.key.peer_instance,
-            version: left.key.version,
-            generation: left.generation,
-            address: left.redial.map(|redial| redial.address.clone()),
-            connection: FrozenConnection {
-                address: left.connection.address.to_string(),
-                cipher: left.connection.cipher.clone(),
-                chain: left.connection.chain.iter().map(|c| Bytes::copy_from_slice(c)).collect(),
-            },
-            age_s: left.since.elapsed().as_secs(),
-            core,
-            backlogs: backlogs
-                .map(|(id, edge)| Backlog {
-                    stream: id.0,
-                    chunks: edge.backlog.into_iter().map(|(chunk, _)| chunk).collect(),
-                    finish: edge.finish_after_backlog,
-                })
-                .collect(),
-        }
-    }
-
     /// The session's name.
     #[must_use]
     pub fn id(&self) -> [u8; 16] {
@@ -176,66 +101,78 @@ impl FrozenSession {
         let now = Instant::now();
         now.checked_sub(std::time::Duration::from_secs(self.age_s)).unwrap_or(now)
     }
+}
 
-    pub(super) fn connection(&self) -> ConnectionInfo {
+impl FrozenConnection {
+    pub(super) fn new(connection: &ConnectionInfo) -> Self {
+        Self {
+            address: connection.address.to_string(),
+            cipher: connection.cipher.clone(),
+            chain: connection.chain.iter().map(|c| Bytes::copy_from_slice(c)).collect(),
+        }
+    }
+
+    pub(super) fn thaw(&self) -> ConnectionInfo {
         let unknown = || std::net::SocketAddr::from(([0, 0, 0, 0], 0));
         ConnectionInfo {
-            address: self.connection.address.parse().unwrap_or_else(|_| unknown()),
-            cipher: self.connection.cipher.clone(),
-            chain: self.connection.chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect(),
+            address: self.address.parse().unwrap_or_else(|_| unknown()),
+            cipher: self.cipher.clone(),
+            chain: self.chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect(),
             since: Instant::now(),
         }
     }
+}
 
-    pub(super) fn redial(&self, endpoint: &Arc<Endpoint>) -> Option<Redial> {
-        let address = self.address.clone()?;
-        Some(Redial { endpoint: Arc::clone(endpoint), address, peer: self.peer.clone() })
+impl Backlog {
+    /// What waits at a port; none if nothing does.
+    pub(super) fn of(id: StreamId, port: Port) -> Option<Self> {
+        let chunks: Vec<Bytes> = port.backlog.into_iter().map(|(chunk, _)| chunk).collect();
+        let finish = port.finish_after_backlog;
+        (finish || !chunks.is_empty()).then_some(Self { stream: id.0, chunks, finish })
     }
 
-    pub(super) fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// The core, with every stream that is in use but has no owner ended, and edges with their
-    /// streams for those that have one.
-    pub(super) fn thaw(
-        self,
-        config: mux::Config,
-        owned: Vec<FrozenStream>,
-        commands: &mpsc::UnboundedSender<super::driver::Command>,
-    ) -> (mux::Session, Edges, Vec<Stream>) {
-        let orphans: Vec<StreamId> =
-            self.core.established().filter(|id| !owned.iter().any(|stream| stream.id == id.0)).collect();
-        let mut core = mux::Session::from_snapshot(config, self.core, Instant::now());
-        for id in orphans {
-            core.reset(id, Code::Cancelled);
+    /// Puts it into the new port of its stream.
+    pub(super) fn thaw(self, ports: &mut Ports) {
+        // A stream without an owner has no port.
+        if let Some(port) = ports.get_mut(StreamId(self.stream)) {
+            port.backlog = self.chunks.into_iter().map(|chunk| (chunk, None)).collect();
+            port.finish_after_backlog = self.finish;
         }
-        let mut backlogs = self.backlogs;
-        let crowd = Crowd::default();
-        crowd.set_for(owned.len());
-        let (mut edges, mut streams) = (Vec::new(), Vec::new());
-        for one in owned {
-            let id = StreamId(one.id);
-            let (inbox, receiver) = mpsc::unbounded_channel();
-            let shared = Shared::new(crowd.clone());
-            let mut edge = Edge::new(inbox, Arc::clone(&shared), None);
-            if let Some(at) = backlogs.iter().position(|b| b.stream == one.id) {
-                let backlog = backlogs.swap_remove(at);
-                edge.backlog = backlog.chunks.into_iter().map(|chunk| (chunk, None)).collect();
-                edge.finish_after_backlog = backlog.finish;
+    }
+}
+
+impl FrozenStream {
+    /// `untaken` had been taken and not delivered, `rest` was still on its way to the owner.
+    pub(super) fn new(id: StreamId, untaken: Vec<Bytes>, rest: Vec<Inbound>, ended: Ended) -> Self {
+        let (mut pending, mut end) = (untaken, None);
+        for inbound in rest {
+            match inbound {
+                Inbound::Data(data) => pending.push(data),
+                Inbound::Finished => end = Some(FrozenEnd::Finished),
+                Inbound::Reset(code) => end = Some(FrozenEnd::Reset(code.to_wire())),
             }
-            for chunk in one.pending {
-                let _ = edge.inbox.send(Inbound::Data(chunk));
+        }
+        Self { id: id.0, pending, end, recv_ended: ended.recv, send_finished: ended.send }
+    }
+
+    /// Its number in its session.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Puts what was not taken into the stream's new port. Which directions had ended.
+    pub(super) fn thaw(self, ports: &mut Ports) -> Ended {
+        if let Some(port) = ports.get_mut(StreamId(self.id)) {
+            for chunk in self.pending {
+                let _ = port.inbox.send(Inbound::Data(chunk));
             }
-            match one.end {
-                Some(FrozenEnd::Finished) => drop(edge.inbox.send(Inbound::Finished)),
-                Some(FrozenEnd::Reset(code)) => edge.end(Code::from_wire(code)),
+            match self.end {
+                Some(FrozenEnd::Finished) => drop(port.inbox.send(Inbound::Finished)),
+                Some(FrozenEnd::Reset(code)) => port.end(Code::from_wire(code)),
                 None => {}
             }
-            let stream = Stream::new(id, commands.clone(), receiver, shared, None);
-            streams.push(stream.taken_up(one.send_finished, one.recv_ended));
-            edges.push((id, edge));
         }
-        (core, (edges, crowd), streams)
+        Ended { recv: self.recv_ended, send: self.send_finished }
     }
 }

@@ -7,8 +7,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::frozen::{FrozenStream, Halves};
-use super::stream::{RecvHalf, SendHalf, Stream, StreamEnded};
+use super::frozen::FrozenStream;
+use super::stream::{RecvHalf, SendHalf, StoppedStream, Stream, StreamEnded};
 use crate::printable;
 
 /// Longest message, without its length.
@@ -45,7 +45,7 @@ pub struct MessageReceiver {
 /// A channel whose owner has stopped, between two messages or within one.
 #[derive(Debug)]
 pub struct StoppedChannel {
-    halves: Halves,
+    stream: StoppedStream,
     buffer: BytesMut,
 }
 
@@ -61,14 +61,17 @@ pub struct FrozenChannel {
 /// Stops a channel.
 #[must_use]
 pub fn stop(sender: MessageSender, receiver: MessageReceiver) -> StoppedChannel {
-    StoppedChannel { halves: Halves::new(sender.0, receiver.recv, Vec::new()), buffer: receiver.buffer }
+    StoppedChannel {
+        stream: StoppedStream::new(sender.0, receiver.recv, Vec::new()),
+        buffer: receiver.buffer,
+    }
 }
 
 impl StoppedChannel {
     /// The session has stopped as well.
     #[must_use]
     pub fn settle(self) -> FrozenChannel {
-        FrozenChannel { stream: self.halves.settle(), buffer: self.buffer.freeze() }
+        FrozenChannel { stream: self.stream.settle(), buffer: self.buffer.freeze() }
     }
 }
 

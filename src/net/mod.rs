@@ -1,34 +1,56 @@
 //! TLS, connections, the driver that owns a session, stream handles and pumps. Knows no QEMU.
 //!
 //! ```text
-//! connect ──► Established ──► Session::start ──► driver (owns mux::Session and the socket)
-//!                                                  ▲ commands          │ chunks, ends
-//!                                                  └── Stream handles ◄┘
-//!                                   local socket ◄──► Pump ◄──► Stream
+//! dial, accept ──► Established ──► session_thread ──► driver (owns mux::Session and the socket)
+//!                                                       ▲ commands          │ chunks, ends
+//!                                                       └── Stream handles ◄┘
+//!                                        local socket ◄──► Pump ◄──► Stream
+//! ```
+//!
+//! The layers; each imports only from those below it:
+//!
+//! ```text
+//! sessions of a peer   pool, lanes; pending_handshakes, single_flight, duplicate_agent
+//! a session begins     accept; session_thread; driver: tls_socket, black_hole
+//! who takes a stream   pump, message, purposes
+//! handles              session; stream
+//! within a session     frozen; link, stream_port
+//! a connection begins  resume; dial; endpoint, hello_exchange, addresses
+//! a connection         connection; session_key; connect_error; record
+//! a handshake          handshake; tls; handshake_failure, certificate_dates; credentials; identity
 //! ```
 
+pub mod accept;
 mod addresses;
-mod carrier;
-mod clocks;
-mod clones;
+mod black_hole;
+mod certificate_dates;
 pub mod compress;
-pub mod connect;
+pub mod connect_error;
+mod connection;
 pub mod credentials;
-mod dialing;
+mod dial;
 mod driver;
-mod edge;
+mod duplicate_agent;
+pub mod endpoint;
 pub mod frozen;
 pub mod handshake;
+pub mod handshake_failure;
+mod hello_exchange;
 pub mod identity;
 pub mod lanes;
-mod lobby;
+mod link;
 pub mod message;
+mod pending_handshakes;
 pub mod pool;
 pub mod pump;
 pub mod purposes;
 mod record;
 mod resume;
 pub mod session;
+mod session_key;
+mod session_thread;
+mod single_flight;
 pub mod stream;
-mod stuck;
+mod stream_port;
 pub mod tls;
+mod tls_socket;

@@ -11,12 +11,20 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use super::clones;
-use super::connect::{Accepted, ConnectError, Denial, Endpoint, Established, LEAVING};
-use super::dialing::Dialing;
+use super::accept::{self, Accepted, LEAVING};
+use super::connect_error::ConnectError;
+use super::connection::Established;
+use super::dial;
+use super::duplicate_agent;
+use super::endpoint::Endpoint;
+use super::frozen::{FrozenSession, FrozenStream};
+use super::hello_exchange::Denial;
 use super::identity::Identity;
-use super::lobby::Lobby;
+use super::pending_handshakes::PendingHandshakes;
 use super::session::{IncomingStream, Session};
+use super::session_thread;
+use super::single_flight::SingleFlight;
+use super::stream::Stream;
 use crate::error_chain::chain;
 use crate::mux::hello::{Hello, Mode};
 use crate::mux::{Code, Role, SharedLimit};
@@ -65,8 +73,8 @@ impl Default for Terms {
 pub struct Pool {
     endpoint: Arc<Endpoint>,
     sessions: Mutex<BTreeMap<Identity, Vec<Session>>>,
-    dialing: Dialing,
-    lobby: Arc<Lobby>,
+    dialing: SingleFlight,
+    pending: Arc<PendingHandshakes>,
     incoming: mpsc::Sender<IncomingStream>,
     started: mpsc::UnboundedSender<Session>,
     dial_failures: Mutex<BTreeMap<&'static str, u64>>,
@@ -88,8 +96,8 @@ impl Pool {
         Self {
             endpoint: Arc::new(endpoint),
             sessions: Mutex::default(),
-            dialing: Dialing::default(),
-            lobby: Lobby::new(UNAUTHENTICATED_MAX, UNAUTHENTICATED_OF_ONE_MAX),
+            dialing: SingleFlight::default(),
+            pending: PendingHandshakes::new(UNAUTHENTICATED_MAX, UNAUTHENTICATED_OF_ONE_MAX),
             incoming,
             started,
             dial_failures: Mutex::default(),
@@ -152,7 +160,7 @@ impl Pool {
         known: impl FnOnce(&Identity) -> bool,
     ) -> Result<Session, ConnectError> {
         let address = tcp.peer_addr().map_err(ConnectError::BeforeHello)?;
-        let place = self.lobby.enter(address.ip());
+        let place = self.pending.enter(address.ip());
         let admit = |peer: Identity, hello: Hello| {
             let is_known = known(&peer);
             if is_known {
@@ -161,7 +169,7 @@ impl Pool {
             async move { self.admit(&peer, is_known, &hello).await }
         };
         tokio::select! {
-            accepted = self.endpoint.accept(tcp, address, admit) => match accepted? {
+            accepted = accept::accept(&self.endpoint, tcp, address, admit) => match accepted? {
                 Accepted::New(established) => self.adopt(*established),
                 Accepted::Resumed(session) => Ok(session),
             },
@@ -186,7 +194,7 @@ impl Pool {
         }
         let others = self.connected(peer);
         if let Some(other) = others.iter().find(|s| s.info().key.peer_instance != hello.agent_instance)
-            && clones::speaks(other).await
+            && duplicate_agent::speaks(other).await
         {
             let (address, message) =
                 (other.link().connection.address, "one of them needs another certificate");
@@ -295,7 +303,7 @@ impl Pool {
     }
 
     async fn dial_another(&self, peer: &Identity, address: &str) -> Result<Session, ConnectError> {
-        let dialed = self.endpoint.dial(address, peer).await;
+        let dialed = dial::dial(&self.endpoint, address, peer).await;
         self.adopt(dialed.inspect_err(|e| self.count_dial_failure(e))?)
     }
 
@@ -311,18 +319,27 @@ impl Pool {
         self.leaving.store(leaving, Relaxed);
     }
 
-    /// Adds a session that an earlier process has left.
-    pub fn take_up(&self, session: Session) {
+    /// Takes up a session that an earlier process has left, with those of its streams that have an
+    /// owner, in the order of `owned`.
+    ///
+    /// # Errors
+    /// The operating system gives no further thread or descriptor.
+    pub fn thaw(
+        &self,
+        frozen: FrozenSession,
+        owned: Vec<FrozenStream>,
+    ) -> std::io::Result<(Session, Vec<Stream>)> {
+        let (session, streams) = session_thread::thaw(frozen, owned, &self.endpoint, self.incoming.clone())?;
         let _ = self.started.send(session.clone());
         let terms = self.locked_terms();
         session.limit(terms.get(&session.info().peer).and_then(Terms::shared_limit));
-        self.locked().entry(session.info().peer.clone()).or_default().push(session);
+        self.locked().entry(session.info().peer.clone()).or_default().push(session.clone());
+        Ok((session, streams))
     }
 
     fn adopt(&self, established: Established) -> Result<Session, ConnectError> {
-        let config = self.endpoint.config().clone();
-        let session =
-            Session::start(established, config, self.incoming.clone()).map_err(ConnectError::Start)?;
+        let session = session_thread::start(established, &self.endpoint, self.incoming.clone())
+            .map_err(ConnectError::Start)?;
         let _ = self.started.send(session.clone());
         let terms = self.locked_terms();
         session.limit(terms.get(&session.info().peer).and_then(Terms::shared_limit));

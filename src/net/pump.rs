@@ -23,8 +23,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::compress::{self, Coding, DecodeError, Decoder, Encoder, Undelivered};
-use super::frozen::Halves;
-use super::stream::{RecvHalf, SendHalf, Stream, StreamEnded};
+use super::stream::{RecvHalf, SendHalf, StoppedStream, Stream, StreamEnded};
 use crate::mux::Code;
 use crate::mux::frame::PAYLOAD_MAX;
 
@@ -120,8 +119,8 @@ pub struct Pump {
 pub struct FrozenPump {
     /// The local socket.
     pub local: OwnedFd,
-    /// What it had of the stream.
-    pub halves: Halves,
+    /// Its stream.
+    pub stream: StoppedStream,
     /// What it had moved, and how.
     pub state: PumpState,
 }
@@ -260,7 +259,7 @@ async fn run(
                 };
                 Outcome::Frozen(FrozenPump {
                     local: local.into(),
-                    halves: Halves::new(send, recv, untaken),
+                    stream: StoppedStream::new(send, recv, untaken),
                     state: PumpState {
                         moved: (counters.sent_bytes.load(Relaxed), counters.received_bytes.load(Relaxed)),
                         saved_bytes: counters.saved_bytes.load(Relaxed),

@@ -1,75 +1,45 @@
-//! Stream handles: what the rest of the agent holds of a stream.
+//! Stream handles: what the rest of the agent holds of a stream, and the commands with which every
+//! handle, of a stream or of a session, talks to the driver.
 //!
-//! A handle talks to the driver that owns the session over channels. What may wait in them is
-//! bounded: outgoing chunks by a few permits per stream, incoming ones by the stream's credit.
-//! Dropping a half tells the peer. Knows no socket.
+//! What may wait in the channels is bounded: outgoing chunks by a few permits per stream, incoming ones by
+//! the stream's credit. Dropping a half tells the peer. Knows no socket.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
-use crate::mux::{Code, StreamId};
-use crate::net::driver::Command;
+use super::connection::Resumed;
+use super::frozen::{Ended, FrozenSession, FrozenStream};
+pub use super::stream_port::StreamEnded;
+use super::stream_port::{Answer, ChunkPermit, Inbound, Shared};
+use crate::mux::{self, Code, MigrationId, Open, Share, SharedLimit, StreamId};
 
-/// Chunks that may be on their way from one stream's handle to the driver: together a batch on a
-/// fast connection.
-const CHUNKS_IN_FLIGHT: usize = 4;
-
-/// Why a stream cannot go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the stream was ended: {}", .0.name())]
-pub struct StreamEnded(pub Code);
-
-/// What the driver tells a stream's receiving half.
-#[derive(Debug)]
-pub(crate) enum Inbound {
-    Data(Bytes),
-    Finished,
-    Reset(Code),
-}
-
-/// Whether the streams of a session are many: then one chunk of each may be on its way. Set by the
-/// driver, read by the streams' owners.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Crowd(Arc<AtomicBool>);
-
-impl Crowd {
-    const STREAMS_FEW: usize = 32;
-
-    pub(crate) fn set_for(&self, streams: usize) {
-        self.0.store(streams > Self::STREAMS_FEW, Relaxed);
-    }
-
-    fn permits_per_chunk(&self) -> u32 {
-        if self.0.load(Relaxed) { CHUNKS_IN_FLIGHT as u32 } else { 1 }
-    }
-}
-
-/// State that the driver and both halves of a stream share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) permits: Arc<Semaphore>,
-    ended: OnceLock<Code>,
-    crowd: Crowd,
-}
-
-impl Shared {
-    pub(crate) fn new(crowd: Crowd) -> Arc<Self> {
-        let permits = Arc::new(Semaphore::new(CHUNKS_IN_FLIGHT));
-        Arc::new(Self { permits, ended: OnceLock::new(), crowd })
-    }
-
-    /// Ends sending: waiting and later sends fail with `code`.
-    pub(crate) fn end(&self, code: Code) {
-        let _ = self.ended.set(code);
-        self.permits.close();
-    }
-
-    fn ended(&self) -> StreamEnded {
-        StreamEnded(self.ended.get().copied().unwrap_or(Code::SessionLost))
-    }
+/// What handles ask of the driver.
+pub(super) enum Command {
+    Open(Open, oneshot::Sender<Result<Stream, mux::OpenError>>),
+    Accept(StreamId, oneshot::Sender<Result<Stream, StreamEnded>>),
+    Refuse(StreamId, Code),
+    Data {
+        id: StreamId,
+        data: Bytes,
+        permit: ChunkPermit,
+    },
+    Finish(StreamId),
+    Reset(StreamId, Code),
+    Stop(StreamId, Code),
+    Consumed(StreamId, u64),
+    Limit(Option<SharedLimit>),
+    Share(MigrationId, Share),
+    Stats(oneshot::Sender<mux::Stats>),
+    /// Let go of the connection for the attempt of this number, and tell what was received; no
+    /// answer if a later attempt has come first.
+    Fence(u64, oneshot::Sender<u64>),
+    /// Go on over this connection, unless a later attempt has come.
+    Rejoin(u64, Box<Resumed>),
+    Close(Code, String),
+    /// Stop, and leave everything to another process.
+    Freeze(oneshot::Sender<FrozenSession>),
 }
 
 /// One byte channel of a session.
@@ -79,16 +49,16 @@ pub struct Stream {
     pub send: SendHalf,
     /// The half that receives.
     pub recv: RecvHalf,
-    accepted: Option<oneshot::Receiver<Result<(), StreamEnded>>>,
+    accepted: Option<oneshot::Receiver<Answer>>,
 }
 
 impl Stream {
-    pub(crate) fn new(
+    pub(super) fn new(
         id: StreamId,
         commands: mpsc::UnboundedSender<Command>,
         inbox: mpsc::UnboundedReceiver<Inbound>,
         shared: Arc<Shared>,
-        accepted: Option<oneshot::Receiver<Result<(), StreamEnded>>>,
+        accepted: Option<oneshot::Receiver<Answer>>,
     ) -> Self {
         let send = SendHalf { id, commands: commands.clone(), shared, finished: false };
         let recv = RecvHalf { id, commands, inbox, pending_end: None, ended: false };
@@ -107,9 +77,9 @@ impl Stream {
     }
 
     /// A stream whose directions have ended as far as said, in an earlier process.
-    pub(super) fn taken_up(mut self, send_finished: bool, recv_ended: bool) -> Self {
-        self.send.finished = send_finished;
-        self.recv.ended = recv_ended;
+    pub(super) fn taken_up(mut self, ended: Ended) -> Self {
+        self.send.finished = ended.send;
+        self.recv.ended = ended.recv;
         self
     }
 
@@ -144,11 +114,7 @@ impl SendHalf {
     /// # Errors
     /// As [`SendHalf::send`].
     pub(super) async fn reserve(&self) -> Result<ChunkPermit, StreamEnded> {
-        let permits = Arc::clone(&self.shared.permits);
-        permits
-            .acquire_many_owned(self.shared.crowd.permits_per_chunk())
-            .await
-            .map_err(|_| self.shared.ended())
+        self.shared.reserve().await
     }
 
     /// Queues the chunk that room was reserved for.
@@ -225,7 +191,7 @@ impl RecvHalf {
     }
 
     /// A chunk that is already there; `None` sends the caller to [`RecvHalf::recv`].
-    pub(crate) fn try_recv(&mut self) -> Option<Bytes> {
+    pub(super) fn try_recv(&mut self) -> Option<Bytes> {
         if self.pending_end.is_some() {
             return None;
         }
@@ -283,5 +249,26 @@ impl Drop for RecvHalf {
     }
 }
 
-/// The permit for one chunk, held until the session has taken the chunk.
-pub(crate) type ChunkPermit = OwnedSemaphorePermit;
+/// A stream's two ends between its owner's stop and its session's.
+#[derive(Debug)]
+pub struct StoppedStream {
+    send: SendHalf,
+    recv: RecvHalf,
+    untaken: Vec<Bytes>,
+}
+
+impl StoppedStream {
+    /// `untaken` was received and not delivered, in order.
+    pub(super) fn new(send: SendHalf, recv: RecvHalf, untaken: Vec<Bytes>) -> Self {
+        Self { send, recv, untaken }
+    }
+
+    /// The session that it belongs to has stopped: takes what else has arrived.
+    #[must_use]
+    pub fn settle(self) -> FrozenStream {
+        let Self { send, recv, untaken } = self;
+        let (id, send) = send.let_go();
+        let (recv, rest) = recv.let_go();
+        FrozenStream::new(id, untaken, rest, Ended { recv, send })
+    }
+}

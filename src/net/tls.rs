@@ -22,7 +22,7 @@ use time::OffsetDateTime;
 
 use super::credentials::Credentials;
 pub use super::credentials::{TlsError, TlsPaths};
-use super::handshake::{HandshakeFailure, classify_tls_error};
+use super::handshake_failure::{HandshakeFailure, classify_tls_error};
 use super::identity::{Identity, peer_identity};
 
 /// The only application protocol: version 1 of the session protocol.

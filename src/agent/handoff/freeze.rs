@@ -8,14 +8,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
-
 use super::state::{FORMATS, HandoffState};
 use crate::agent::registry::Entry;
 use crate::agent::running::Agent;
 use crate::migrate::frozen::{Descriptors, ThawedStreams};
 use crate::migrate::{self, TakenUp};
-use crate::net::session::{IncomingStream, Session};
 
 /// How long migrations may take to stop. One that has not by then is left to its journal.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
@@ -60,12 +57,7 @@ impl Agent {
     }
 
     /// Goes on with what a process has left, perhaps this one. Returns its migrations, to be run.
-    pub(crate) fn thaw(
-        &self,
-        state: HandoffState,
-        fds: &mut Descriptors,
-        incoming: &mpsc::Sender<IncomingStream>,
-    ) -> Vec<TakenUp> {
+    pub(crate) fn thaw(&self, state: HandoffState, fds: &mut Descriptors) -> Vec<TakenUp> {
         let HandoffState { sessions, mut migrations, limits, .. } = state;
         // Before there is a session.
         self.peer_limits.restore(&self.host, limits);
@@ -76,9 +68,8 @@ impl Agent {
         for frozen in sessions {
             let (id, peer) = (frozen.id(), frozen.peer.clone());
             let owned = migrations.take_streams(id);
-            match Session::thaw(frozen, owned, self.host.pool.endpoint(), incoming.clone()) {
+            match self.host.pool.thaw(frozen, owned) {
                 Ok((session, thawed)) => {
-                    self.host.pool.take_up(session.clone());
                     for stream in thawed {
                         streams.insert((id, stream.id().0), (session.clone(), stream));
                     }

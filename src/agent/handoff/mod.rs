@@ -13,13 +13,10 @@ mod transport;
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
-
 use super::journals::settle_abandoned;
 use super::running::Agent;
 use crate::config::Config;
 use crate::migrate::frozen::Descriptors;
-use crate::net::session::IncomingStream;
 use socket::Successor;
 use state::HandoffState;
 use transport::{Offer, Package};
@@ -91,7 +88,7 @@ impl Inherited {
 
 /// Leaves everything to the process that the service manager is about to start; false if there
 /// will be none, or it could not take over: then this one has everything as before.
-pub(super) async fn leave_to_systemd(agent: &Arc<Agent>, incoming: &mpsc::Sender<IncomingStream>) -> bool {
+pub(super) async fn leave_to_systemd(agent: &Arc<Agent>) -> bool {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return false;
     }
@@ -112,15 +109,11 @@ pub(super) async fn leave_to_systemd(agent: &Arc<Agent>, incoming: &mpsc::Sender
         );
         return false;
     }
-    hand_off(agent, incoming, async |package| systemd::to_store(package).await).await
+    hand_off(agent, async |package| systemd::to_store(package).await).await
 }
 
 /// Lets another process take over; false if it did not, and everything goes on here.
-pub(super) async fn give_way(
-    agent: &Arc<Agent>,
-    stream: tokio::net::UnixStream,
-    incoming: &mpsc::Sender<IncomingStream>,
-) -> bool {
+pub(super) async fn give_way(agent: &Arc<Agent>, stream: tokio::net::UnixStream) -> bool {
     let mut successor = match tokio::task::block_in_place(|| Successor::hear(stream)) {
         Ok(successor) => successor,
         Err(e) => {
@@ -129,7 +122,7 @@ pub(super) async fn give_way(
         }
     };
     let give = async |package: &Package| tokio::task::block_in_place(|| successor.give(package));
-    let handed_off = hand_off(agent, incoming, give).await;
+    let handed_off = hand_off(agent, give).await;
     if handed_off {
         tracing::info!("another process has taken over");
         // It waits for the end of this process, with which this is closed, and the port and the lock.
@@ -139,11 +132,7 @@ pub(super) async fn give_way(
 }
 
 /// Stops everything and sends it; takes everything back when that fails.
-async fn hand_off(
-    agent: &Arc<Agent>,
-    incoming: &mpsc::Sender<IncomingStream>,
-    send: impl AsyncFnOnce(&Package) -> anyhow::Result<()>,
-) -> bool {
+async fn hand_off(agent: &Arc<Agent>, send: impl AsyncFnOnce(&Package) -> anyhow::Result<()>) -> bool {
     let (state, fds) = agent.freeze().await;
     let mut package = Package { state: Vec::new(), fds: fds.into_fds() };
     let sent = match tokio::task::block_in_place(|| state.encode()) {
@@ -156,7 +145,7 @@ async fn hand_off(
     let Err(e) = sent else { return true };
     tracing::error!(cause = format!("{e:#}"), "nothing could be passed on; going on here");
     let mut fds = Descriptors::new(package.fds);
-    let taken = agent.thaw(state, &mut fds, incoming);
+    let taken = agent.thaw(state, &mut fds);
     let taken_up = taken.iter().map(|taken| taken.journal).collect();
     taken.into_iter().for_each(|taken| agent.resume(taken));
     settle_abandoned(agent, &taken_up);

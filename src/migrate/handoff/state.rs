@@ -170,8 +170,8 @@ impl StoppedControl {
 /// The sessions have stopped as well.
 pub(crate) fn settle_data(stopped: Vec<StoppedData>, fds: &mut Descriptors) -> Vec<FrozenData> {
     let settle = |(label, session, pump): StoppedData| {
-        let FrozenPump { local, halves, state } = pump;
-        let stream = halves.settle();
+        let FrozenPump { local, stream, state } = pump;
+        let stream = stream.settle();
         let place = Place { session, id: stream.id(), stream: Some(stream) };
         FrozenData { label, place, fd: fds.add(local), state }
     };

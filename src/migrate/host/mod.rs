@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::{Config, PeerConfig, VmConfig};
-use crate::net::connect::ConnectError;
+use crate::net::connect_error::ConnectError;
 use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 use crate::net::session::Session;

@@ -1,7 +1,7 @@
 //! Why a migration failed on the source's side.
 
 use crate::mux::Code;
-use crate::net::connect::ConnectError;
+use crate::net::connect_error::ConnectError;
 use crate::net::pump::PumpEnd;
 use crate::net::session::OpenStreamError;
 use crate::net::stream::StreamEnded;

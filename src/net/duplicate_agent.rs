@@ -1,4 +1,4 @@
-//! Two agents with one certificate. A peer's agent that has been started anew takes the old one's
+//! Two agents with one identity. A peer's agent that has been started anew takes the old one's
 //! place: the old one is gone, and with it whoever could end its sessions. A copy of a host, or of
 //! its certificate, is another case: both live, and each would end the migrations of the other. What
 //! tells them apart is whether the old one still speaks.

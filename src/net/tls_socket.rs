@@ -1,5 +1,5 @@
-//! The carrier: one connection's socket and record layer, as the driver uses them. Batches in,
-//! plaintext out; never waits but where it says so. Knows no session.
+//! One connection's socket with its record layer, as the driver uses them. Batches in, plaintext out;
+//! never waits but where it says so. Knows no session.
 
 use std::io::{self, IoSlice};
 use std::time::Duration;
@@ -7,13 +7,13 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use super::connect::{Connection, ConnectionInfo};
+use super::connection::{Connection, ConnectionInfo};
+use super::link::EndCause;
 use super::record::{OpenError, Record};
-use super::session::EndCause;
 use crate::mux::{Batch, SessionError};
 
 /// A connection at work, on the runtime that it was adopted on.
-pub(super) struct Carrier {
+pub(super) struct TlsSocket {
     tcp: TcpStream,
     record: Record,
     /// A read filled the buffer: there is probably more.
@@ -28,7 +28,7 @@ pub(super) enum Ready {
     Writable,
 }
 
-impl Carrier {
+impl TlsSocket {
     pub(super) fn adopt(connection: Connection) -> io::Result<(Self, ConnectionInfo)> {
         let Connection { tcp, record, info } = connection;
         Ok((Self { tcp: TcpStream::from_std(tcp)?, record, read_more: false }, info))
@@ -88,7 +88,7 @@ impl Carrier {
     /// Writes what is sealed; whether nothing of it is left.
     pub(super) fn flush(&mut self) -> Result<bool, EndCause> {
         while self.record.wants_write() {
-            match self.record.write_to(&mut Socket(&self.tcp)) {
+            match self.record.write_to(&mut Unwaiting(&self.tcp)) {
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(e) => return Err(EndCause::Io(e)),
@@ -126,9 +126,9 @@ impl Carrier {
 }
 
 /// The socket as rustls wants to write to it: vectored, never waiting.
-struct Socket<'a>(&'a TcpStream);
+struct Unwaiting<'a>(&'a TcpStream);
 
-impl io::Write for Socket<'_> {
+impl io::Write for Unwaiting<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.try_write(bytes)
     }

@@ -1,8 +1,8 @@
-//! The lobby: connections whose peer has not proved its identity yet. Their number is bounded, and so
-//! is that of those which come from one network, so that whoever floods us pushes out itself first.
-//! When all places are taken, those lose one who hold the most, and among them the one that has
-//! waited longest; networks from which somebody has proved an identity lately come last. Peers prove
-//! themselves in milliseconds. Knows no TLS.
+//! Connections whose peer has not proved its identity yet. Their number is bounded, in all and for each
+//! network, so that a flood pushes out itself first. Knows no TLS.
+//!
+//! When all places are taken, the network with the most places loses its oldest one. A network from which
+//! somebody has proved an identity lately comes last. Peers prove themselves in milliseconds.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr};
@@ -65,7 +65,7 @@ impl Places {
 
 /// All places.
 #[derive(Debug)]
-pub(super) struct Lobby {
+pub(super) struct PendingHandshakes {
     places: Mutex<Places>,
     places_max: usize,
     of_one_max: usize,
@@ -74,13 +74,13 @@ pub(super) struct Lobby {
 /// A place, held until it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
-    lobby: Arc<Lobby>,
+    pending: Arc<PendingHandshakes>,
     number: u64,
     from: Network,
     taken: CancellationToken,
 }
 
-impl Lobby {
+impl PendingHandshakes {
     /// With so many places, and so many of them for one network.
     pub(super) fn new(places_max: usize, of_one_max: usize) -> Arc<Self> {
         Arc::new(Self { places: Mutex::default(), places_max, of_one_max })
@@ -102,7 +102,7 @@ impl Lobby {
         places.entered = number.wrapping_add(1);
         let taken = CancellationToken::new();
         places.waiting.push_back(Waiting { number, from, taken: taken.clone() });
-        Place { lobby: Arc::clone(self), number, from, taken }
+        Place { pending: Arc::clone(self), number, from, taken }
     }
 
     fn locked(&self) -> MutexGuard<'_, Places> {
@@ -118,7 +118,7 @@ impl Place {
 
     /// Whoever came has proved to be somebody that is known here.
     pub(super) fn proved(&self) {
-        let mut places = self.lobby.locked();
+        let mut places = self.pending.locked();
         places.proved.retain(|network| *network != self.from);
         places.proved.push_back(self.from);
         if places.proved.len() > PROVED_MAX {
@@ -131,7 +131,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         // Who lost its place has nothing to give back.
         if !self.taken.is_cancelled() {
-            self.lobby.locked().waiting.retain(|w| w.number != self.number);
+            self.pending.locked().waiting.retain(|w| w.number != self.number);
         }
     }
 }
@@ -147,49 +147,49 @@ mod tests {
 
     #[test]
     fn the_oldest_makes_room_and_who_leaves_frees_a_place() {
-        let lobby = Lobby::new(2, 2);
+        let pending = PendingHandshakes::new(2, 2);
         let ip = "10.0.0.1".parse().unwrap();
-        let (first, second) = (lobby.enter(ip), lobby.enter(ip));
-        let third = lobby.enter(ip);
+        let (first, second) = (pending.enter(ip), pending.enter(ip));
+        let third = pending.enter(ip);
         assert_eq!(lost(&[&first, &second, &third]), [true, false, false]);
         drop(first);
-        assert_eq!(lobby.locked().waiting.len(), 2);
+        assert_eq!(pending.locked().waiting.len(), 2);
         drop(third);
-        let fourth = lobby.enter(ip);
+        let fourth = pending.enter(ip);
         assert_eq!(lost(&[&second, &fourth]), [false, false]);
-        assert_eq!(lobby.locked().waiting.len(), 2);
+        assert_eq!(pending.locked().waiting.len(), 2);
         drop((second, fourth));
-        assert!(lobby.locked().waiting.is_empty());
+        assert!(pending.locked().waiting.is_empty());
     }
 
     #[test]
     fn a_flood_from_one_network_pushes_out_only_itself() {
-        let lobby = Lobby::new(8, 4);
-        let honest = lobby.enter("10.0.0.1".parse().unwrap());
+        let pending = PendingHandshakes::new(8, 4);
+        let honest = pending.enter("10.0.0.1".parse().unwrap());
         let stranger: Vec<IpAddr> = (0..500).map(|n| format!("2001:db8::{n:x}").parse().unwrap()).collect();
-        let flood: Vec<Place> = stranger.iter().map(|ip| lobby.enter(*ip)).collect();
+        let flood: Vec<Place> = stranger.iter().map(|ip| pending.enter(*ip)).collect();
         assert!(!honest.taken.is_cancelled());
         assert_eq!(flood.iter().filter(|p| !p.taken.is_cancelled()).count(), 4, "one network's share");
         // IPv4 that comes over an IPv6 listener is IPv4.
-        let flood: Vec<Place> = (0..500).map(|_| lobby.enter("::ffff:10.0.0.9".parse().unwrap())).collect();
+        let flood: Vec<Place> = (0..500).map(|_| pending.enter("::ffff:10.0.0.9".parse().unwrap())).collect();
         assert!(!honest.taken.is_cancelled());
         assert!(flood.iter().filter(|p| !p.taken.is_cancelled()).count() <= 4);
-        assert_eq!(lobby.locked().waiting.len(), 8);
+        assert_eq!(pending.locked().waiting.len(), 8);
     }
 
     #[test]
     fn a_flood_from_everywhere_spares_where_peers_have_proved_themselves() {
-        let lobby = Lobby::new(8, 4);
+        let pending = PendingHandshakes::new(8, 4);
         let peer: IpAddr = "10.0.0.1".parse().unwrap();
-        lobby.enter(peer).proved();
-        let honest = lobby.enter(peer);
+        pending.enter(peer).proved();
+        let honest = pending.enter(peer);
         let flood: Vec<Place> =
-            (0..500u32).map(|n| lobby.enter(IpAddr::from((0x0b00_0000 + n).to_be_bytes()))).collect();
+            (0..500u32).map(|n| pending.enter(IpAddr::from((0x0b00_0000 + n).to_be_bytes()))).collect();
         assert!(!honest.taken.is_cancelled());
         assert_eq!(flood.iter().filter(|p| !p.taken.is_cancelled()).count(), 7);
         for n in 0..1000u32 {
-            lobby.enter(IpAddr::from((0x0c00_0000 + n).to_be_bytes())).proved();
+            pending.enter(IpAddr::from((0x0c00_0000 + n).to_be_bytes())).proved();
         }
-        assert_eq!(lobby.locked().proved.len(), PROVED_MAX);
+        assert_eq!(pending.locked().proved.len(), PROVED_MAX);
     }
 }

@@ -1,13 +1,13 @@
 //! Dials that are under way: one at a time to each peer, so that two migrations which begin together
 //! share a session; none waits for a dial to another peer. Who has waited for a dial that failed
-//! has its failure, and does not dial in turn. Knows no sockets.
+//! shares its failure, and does not dial in turn. Knows no socket.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::connect::ConnectError;
+use super::connect_error::ConnectError;
 use super::identity::Identity;
 
 /// How the dials to one peer have ended.
@@ -30,9 +30,9 @@ impl Slot {
     }
 }
 
-/// All of them. Identities come from the configuration, which bounds their number.
+/// The dials to all peers. Identities come from the configuration, which bounds their number.
 #[derive(Debug, Default)]
-pub(super) struct Dialing(Mutex<BTreeMap<Identity, Arc<Slot>>>);
+pub(super) struct SingleFlight(Mutex<BTreeMap<Identity, Arc<Slot>>>);
 
 /// The right to dial a peer, until it is dropped.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub(super) struct Turn {
     _alone: OwnedMutexGuard<()>,
 }
 
-impl Dialing {
+impl SingleFlight {
     /// Waits until nobody else dials `peer`.
     ///
     /// # Errors
@@ -90,14 +90,14 @@ mod tests {
 
     #[tokio::test]
     async fn peers_do_not_wait_for_each_other_and_who_waited_shares_a_failure() {
-        let dialing = Arc::new(Dialing::default());
+        let dials = Arc::new(SingleFlight::default());
         let (bravo, charlie): (Identity, Identity) = ("bravo".parse().unwrap(), "charlie".parse().unwrap());
-        let first = dialing.turn(&bravo).await.unwrap();
+        let first = dials.turn(&bravo).await.unwrap();
         // Would wait for ever if turns were shared.
-        let other = dialing.turn(&charlie).await.unwrap();
+        let other = dials.turn(&charlie).await.unwrap();
         let waiting = tokio::spawn({
-            let (dialing, bravo) = (Arc::clone(&dialing), bravo.clone());
-            async move { dialing.turn(&bravo).await.map(drop) }
+            let (dials, bravo) = (Arc::clone(&dials), bravo.clone());
+            async move { dials.turn(&bravo).await.map(drop) }
         });
         tokio::task::yield_now().await;
         let own = first.end(Err::<(), _>(ConnectError::Gone)).unwrap_err();
@@ -107,7 +107,7 @@ mod tests {
             assert_eq!(e.label(), "gone");
         }
         // Who comes later dials anew.
-        dialing.turn(&bravo).await.unwrap().end(Ok(())).unwrap();
+        dials.turn(&bravo).await.unwrap().end(Ok(())).unwrap();
         drop(other);
     }
 }

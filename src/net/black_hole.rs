@@ -1,12 +1,12 @@
-//! Connections that come back and move nothing: a path that passes small packets and swallows full
-//! ones (an MTU black hole) lets every handshake through and no data. To the time that a session may be
-//! without a connection counts what such connections last. Knows no socket and no clock.
+//! Path MTU black holes: a path that passes small packets and swallows full-size ones lets every handshake
+//! through and no data. Connections over it come back and move nothing. What they last counts to the time
+//! that a session may be without a connection. Knows no socket and no clock.
 
 use std::time::Instant;
 
 /// Since when nothing has been acknowledged, over however many connections.
 #[derive(Debug, Default)]
-pub(super) struct Stuck(Option<At>);
+pub(super) struct BlackHole(Option<At>);
 
 #[derive(Debug)]
 struct At {
@@ -17,7 +17,7 @@ struct At {
     losses: u32,
 }
 
-impl Stuck {
+impl BlackHole {
     /// A connection is lost, and `frame` is the first that is not acknowledged; none when all are.
     /// Since when the session counts as without one.
     pub(super) fn lost(&mut self, now: Instant, frame: Option<u64>) -> Instant {
@@ -54,18 +54,18 @@ mod tests {
     fn only_what_moves_nothing_counts_together() {
         let began = Instant::now();
         let at = |s| began + Duration::from_secs(s);
-        let mut stuck = Stuck::default();
-        assert_eq!(stuck.lost(at(0), Some(7)), at(0));
-        assert!(stuck.words().is_none(), "once is no pattern");
-        assert_eq!(stuck.lost(at(5), Some(7)), at(0));
-        assert!(stuck.words().is_some_and(|words| words.starts_with("2 connections")));
+        let mut path = BlackHole::default();
+        assert_eq!(path.lost(at(0), Some(7)), at(0));
+        assert!(path.words().is_none(), "once is no pattern");
+        assert_eq!(path.lost(at(5), Some(7)), at(0));
+        assert!(path.words().is_some_and(|words| words.starts_with("2 connections")));
         // Something was acknowledged in between.
-        assert_eq!(stuck.lost(at(9), Some(8)), at(9));
+        assert_eq!(path.lost(at(9), Some(8)), at(9));
         // All was acknowledged at some time since, though the same frame is the first again.
-        stuck.look(None);
-        assert_eq!(stuck.lost(at(20), Some(8)), at(20));
+        path.look(None);
+        assert_eq!(path.lost(at(20), Some(8)), at(20));
         // Nothing waits to be sent: nothing is stuck.
-        assert_eq!(stuck.lost(at(30), None), at(30));
-        assert_eq!(stuck.lost(at(40), None), at(40));
+        assert_eq!(path.lost(at(30), None), at(30));
+        assert_eq!(path.lost(at(40), None), at(40));
     }
 }

@@ -1,12 +1,12 @@
-//! Both times of a certificate that is refused for its dates: what it says, and what this host's
-//! clock says. Which of the two is wrong only a person can tell. Knows no socket.
+//! A certificate that is refused for its dates: what the certificate says, and what this host's clock
+//! says. Which of the two is wrong only a person can tell. Knows no socket.
 
 use rustls::{CertificateError, Error as RustlsError};
 use rustls_pki_types::UnixTime;
 use time::OffsetDateTime;
 
-/// The two times in words; `None` for a refusal that has to do with no date.
-pub(super) fn both_times(error: &RustlsError) -> Option<String> {
+/// Both dates in words; `None` for a refusal that has to do with no date.
+pub(super) fn both_dates(error: &RustlsError) -> Option<String> {
     let RustlsError::InvalidCertificate(error) = error else { return None };
     let (now, words, date) = match error {
         CertificateError::NotValidYetContext { time, not_before } => {
@@ -40,8 +40,8 @@ mod tests {
     }
 
     #[test]
-    fn both_times_are_named_however_odd() {
-        let words = |error| both_times(&RustlsError::InvalidCertificate(error)).unwrap_or_default();
+    fn both_dates_are_named_however_odd() {
+        let words = |error| both_dates(&RustlsError::InvalidCertificate(error)).unwrap_or_default();
         let early = CertificateError::NotValidYetContext { time: at(0), not_before: at(86_400) };
         let said = words(early);
         assert!(said.contains("from 1970-01-02") && said.contains("clock says 1970-01-01"), "{said}");

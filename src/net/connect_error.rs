@@ -1,0 +1,143 @@
+//! Why no session came about, whichever side asked for it: the cause, whether it may pass by itself, and
+//! a metric's label.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::handshake::HandshakeError;
+use super::handshake_failure::{HandshakeFailure, classify_handshake_error};
+use super::identity::Identity;
+use crate::mux::Code;
+use crate::mux::hello::HelloError;
+
+/// Why no session came about.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The peer's name has no address.
+    #[error("cannot resolve {address}; check the peer's `address` in the configuration")]
+    Resolve {
+        /// As configured.
+        address: String,
+        /// The resolver's answer.
+        source: io::Error,
+    },
+    /// TCP did not come about.
+    #[error("cannot connect to {address}; is its agent running, and does the firewall pass this port?")]
+    Connect {
+        /// As configured.
+        address: String,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// TLS refused, on either side.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    /// The peer went away before its HELLO.
+    #[error("the connection ended before the peer said HELLO: {}", classify_handshake_error(.0))]
+    BeforeHello(#[source] io::Error),
+    /// The peer's first frame is not one.
+    #[error("the peer's first frame is not a HELLO of this protocol")]
+    Hello(#[source] HelloError),
+    /// The peer said no.
+    #[error("the peer refused the session ({}){}{text}", code.name(), if text.is_empty() { "" } else { ": " })]
+    Refused {
+        /// Why.
+        code: Code,
+        /// In its words.
+        text: String,
+    },
+    /// We said no.
+    #[error("the peer's HELLO was refused ({})", .0.name())]
+    Incompatible(Code),
+    /// A deadline passed.
+    #[error("no answer from the peer within {} s", .0.as_secs())]
+    Deadline(Duration),
+    /// The operating system gave no randomness.
+    #[error("no randomness")]
+    Random(#[source] getrandom::Error),
+    /// TLS gave no keying material.
+    #[error("the TLS connection gives no keying material to bind the session to")]
+    Exporter(#[source] rustls::Error),
+    /// The session that was to be resumed has ended here meanwhile.
+    #[error("the session to be resumed has ended here")]
+    Gone,
+    /// The operating system gave no thread or descriptor for the session.
+    #[error("the session could not be started")]
+    Start(#[source] io::Error),
+    /// The peer has no address and no live session.
+    #[error("{peer} is not connected, and its configuration has no `address` to dial")]
+    NoAddress {
+        /// The peer.
+        peer: Identity,
+    },
+    /// Too many connections have not proved their identity yet, and this one made room.
+    #[error(
+        "too many connections wait for their handshake, and this one has waited longest of those from there"
+    )]
+    TooManyUnauthenticated,
+    /// Somebody else has dialed the same peer at the same time, with this end.
+    #[error(transparent)]
+    Shared(Arc<Self>),
+}
+
+impl ConnectError {
+    /// Whether the peer knows nobody of this host's identity.
+    #[must_use]
+    pub fn is_stranger(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => *code == Code::Auth,
+            Self::Shared(e) => e.is_stranger(),
+            _ => false,
+        }
+    }
+
+    /// Whether one side has judged the other's certificate.
+    #[must_use]
+    pub fn is_distrust(&self) -> bool {
+        match self {
+            Self::Handshake(e) => !e.failure.may_pass(),
+            Self::BeforeHello(e) => !classify_handshake_error(e).may_pass(),
+            Self::Shared(e) => e.is_distrust(),
+            _ => false,
+        }
+    }
+
+    /// Whether dialing again later may succeed without anybody's doing.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        if let Self::Shared(e) = self {
+            return e.may_pass();
+        }
+        let decided = matches!(
+            self,
+            Self::Refused { code: Code::Auth | Code::Version | Code::Feature, .. }
+                | Self::Incompatible(_)
+                | Self::Hello(_)
+        );
+        !decided && !self.is_distrust() && !matches!(self, Self::NoAddress { .. })
+    }
+
+    /// A bounded label for metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Resolve { .. } => "resolve",
+            Self::Connect { .. } => "connect",
+            Self::Handshake(e) => e.failure.label(),
+            Self::BeforeHello(e) => classify_handshake_error(e).label(),
+            Self::Hello(_) => "hello",
+            Self::Refused { .. } => "refused",
+            Self::Incompatible(Code::Auth) => "unknown_peer",
+            Self::Incompatible(_) => "incompatible",
+            Self::Deadline(_) => HandshakeFailure::Timeout.label(),
+            Self::Random(_) => "random",
+            Self::Exporter(_) => "exporter",
+            Self::Gone => "gone",
+            Self::Start(_) => "start",
+            Self::NoAddress { .. } => "no_address",
+            Self::TooManyUnauthenticated => "too_many",
+            Self::Shared(e) => e.label(),
+        }
+    }
+}
