@@ -29,7 +29,7 @@ use super::resume::Redial;
 use super::session::{IncomingStream, Session};
 use super::session_key::SessionKey;
 use super::stream::{Command, Stream};
-use super::stream_port::{Answer, Inbound, Ports, StreamEnded};
+use super::stream_port::{Answer, Inbound, Port, Ports, StreamEnded};
 use super::tls_socket::{Ready, TlsSocket};
 use crate::error_chain::chain;
 use crate::mux::{self, Batch, Code, Event, Open, Role, StreamId};
@@ -362,15 +362,11 @@ impl Driver {
             Command::Accept(id, reply) => self.accept(id, reply),
             Command::Refuse(id, code) => self.session.refuse(id, code),
             Command::Data { id, data, permit } => {
-                if let Some(port) = self.ports.get_mut(id) {
-                    port.backlog.push_back((data, Some(permit)));
-                }
+                self.at_port(id, |port| port.backlog.push_back((data, Some(permit))));
                 self.feed(id);
             }
             Command::Finish(id) => {
-                if let Some(port) = self.ports.get_mut(id) {
-                    port.finish_after_backlog = true;
-                }
+                self.at_port(id, |port| port.finish_after_backlog = true);
                 self.feed(id);
             }
             Command::Reset(id, code) => {
@@ -460,32 +456,21 @@ impl Driver {
         while let Some(event) = self.session.poll_event() {
             match event {
                 Event::Opened { id, open } => self.offer(id, open),
-                Event::Accepted { id } => self.answer(id, Ok(())),
+                Event::Accepted { id } => self.at_port(id, |port| port.answer(Ok(()))),
                 Event::Readable { id } => self.deliver(id),
                 Event::Writable { id } => self.feed(id),
                 Event::Finished { id } => {
                     self.deliver(id);
-                    self.tell(id, Inbound::Finished);
+                    self.at_port(id, |port| drop(port.inbox.send(Inbound::Finished)));
                 }
-                Event::Stopped { id, code } => {
-                    if let Some(port) = self.ports.get_mut(id) {
-                        port.backlog.clear();
-                        port.shared.end(code);
-                    }
-                }
-                Event::Reset { id, code } => self.on_reset(id, code),
+                Event::Stopped { id, code } => self.at_port(id, |port| port.stop(code)),
+                Event::Reset { id, code } => self.at_port(id, |port| port.end(code)),
                 Event::Closed { id } => self.ports.close(id),
                 Event::GoAway { code, text } => {
                     tracing::info!(code = code.name(), text, "the peer ends the session");
                     self.closing.get_or_insert((Code::Shutdown, String::new()));
                 }
             }
-        }
-    }
-
-    fn on_reset(&mut self, id: StreamId, code: Code) {
-        if let Some(port) = self.ports.get_mut(id) {
-            port.end(code);
         }
     }
 
@@ -500,15 +485,9 @@ impl Driver {
         }
     }
 
-    fn answer(&mut self, id: StreamId, answer: Answer) {
+    fn at_port(&mut self, id: StreamId, act: impl FnOnce(&mut Port)) {
         if let Some(port) = self.ports.get_mut(id) {
-            port.answer(answer);
-        }
-    }
-
-    fn tell(&self, id: StreamId, inbound: Inbound) {
-        if let Some(port) = self.ports.get(id) {
-            let _ = port.inbox.send(inbound);
+            act(port);
         }
     }
 

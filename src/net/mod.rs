@@ -10,7 +10,7 @@
 //! The layers; each imports only from those below it:
 //!
 //! ```text
-//! sessions of a peer   pool, lanes; pending_handshakes, single_flight, duplicate_agent
+//! all sessions         pool, lanes; stream_owner; pending_handshakes, single_flight, duplicate_agent
 //! a session begins     accept; session_thread; driver: tls_socket, black_hole
 //! who takes a stream   pump, message, purposes
 //! handles              session; stream
@@ -51,6 +51,7 @@ mod session_key;
 mod session_thread;
 mod single_flight;
 pub mod stream;
+pub mod stream_owner;
 mod stream_port;
 pub mod tls;
 mod tls_socket;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::accept::{self, Accepted, LEAVING};
 use super::connect_error::ConnectError;
@@ -17,14 +18,14 @@ use super::connection::Established;
 use super::dial;
 use super::duplicate_agent;
 use super::endpoint::Endpoint;
-use super::frozen::{FrozenSession, FrozenStream};
+use super::frozen::FrozenSession;
 use super::hello_exchange::Denial;
 use super::identity::Identity;
 use super::pending_handshakes::PendingHandshakes;
 use super::session::{IncomingStream, Session};
 use super::session_thread;
 use super::single_flight::SingleFlight;
-use super::stream::Stream;
+use super::stream_owner::{self, StreamOwner, ThawedStreams};
 use crate::error_chain::chain;
 use crate::mux::hello::{Hello, Mode};
 use crate::mux::{Code, Role, SharedLimit};
@@ -44,6 +45,8 @@ const fn sessions_max(lanes: usize) -> usize {
 const TWO_AGENTS: &str = "another agent with this identity is connected and lives; one of the two needs another \
                           certificate";
 
+/// How long a session may take to stop for another process.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(3);
 /// How long there are fewer lanes before a further one is tried again.
 const LANE_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
@@ -314,27 +317,38 @@ impl Pool {
         of_peer.filter(|s| s.is_live() && s.away_since().is_none()).cloned().collect()
     }
 
-    /// While all sessions are left to another process, peers are told to come again.
-    pub fn leave(&self, leaving: bool) {
-        self.leaving.store(leaving, Relaxed);
+    /// Stops all sessions, for another process; until [`Pool::thaw`] peers are told to come again. The
+    /// owners of the streams must have stopped.
+    pub async fn freeze(&self) -> Vec<FrozenSession> {
+        self.leaving.store(true, Relaxed);
+        let mut sessions = Vec::new();
+        for session in self.all() {
+            match timeout(FREEZE_DEADLINE, session.freeze()).await {
+                Ok(Some(frozen)) => sessions.push(frozen),
+                _ => tracing::warn!(peer = %session.info().peer, "a session could not be left"),
+            }
+        }
+        sessions
     }
 
-    /// Takes up a session that an earlier process has left, with those of its streams that have an
-    /// owner, in the order of `owned`.
-    ///
-    /// # Errors
-    /// The operating system gives no further thread or descriptor.
-    pub fn thaw(
-        &self,
-        frozen: FrozenSession,
-        owned: Vec<FrozenStream>,
-    ) -> std::io::Result<(Session, Vec<Stream>)> {
-        let (session, streams) = session_thread::thaw(frozen, owned, &self.endpoint, self.incoming.clone())?;
-        let _ = self.started.send(session.clone());
-        let terms = self.locked_terms();
-        session.limit(terms.get(&session.info().peer).and_then(Terms::shared_limit));
-        self.locked().entry(session.info().peer.clone()).or_default().push(session.clone());
-        Ok((session, streams))
+    /// Takes up the sessions that a process has left, perhaps this one, with the streams of all `owners`.
+    pub fn thaw(&self, sessions: Vec<FrozenSession>, owners: &mut [&mut dyn StreamOwner]) -> ThawedStreams {
+        let mut thawed = ThawedStreams::default();
+        for frozen in sessions {
+            let (peer, owned) = (frozen.peer.clone(), stream_owner::take_streams(owners, frozen.id()));
+            match session_thread::thaw(frozen, owned, &self.endpoint, self.incoming.clone()) {
+                Ok((session, streams)) => {
+                    let _ = self.started.send(session.clone());
+                    let terms = self.locked_terms();
+                    session.limit(terms.get(&peer).and_then(Terms::shared_limit));
+                    streams.into_iter().for_each(|stream| thawed.add(&session, stream));
+                    self.locked().entry(peer).or_default().push(session);
+                }
+                Err(error) => tracing::error!(%peer, %error, "a session cannot be taken up"),
+            }
+        }
+        self.leaving.store(false, Relaxed);
+        thawed
     }
 
     fn adopt(&self, established: Established) -> Result<Session, ConnectError> {

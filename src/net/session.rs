@@ -71,9 +71,14 @@ impl Session {
     /// Ends the session here and leaves it to another process; `None` if it has ended already. The
     /// owners of its streams must have stopped.
     pub async fn freeze(&self) -> Option<FrozenSession> {
-        let (reply, frozen) = oneshot::channel();
-        let _ = self.commands.send(Command::Freeze(reply));
-        frozen.await.ok()
+        self.ask(Command::Freeze).await
+    }
+
+    /// The driver's answer to a command; none if the session has ended.
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(command(reply));
+        answer.await.ok()
     }
 
     pub(super) fn commands(&self) -> &mpsc::UnboundedSender<Command> {
@@ -99,9 +104,7 @@ impl Session {
     /// Lets go of the connection for the attempt `generation` to resume, and tells what was
     /// received; `None` if a later attempt has come first, or the session has ended.
     pub(super) async fn fence(&self, generation: u64) -> Option<u64> {
-        let (reply, answer) = oneshot::channel();
-        let _ = self.commands.send(Command::Fence(generation, reply));
-        answer.await.ok()
+        self.ask(|reply| Command::Fence(generation, reply)).await
     }
 
     /// Goes on over another connection.
@@ -146,11 +149,9 @@ impl Session {
     pub async fn open(&self, open: Open) -> Result<Stream, OpenStreamError> {
         let peer = || self.info.peer.clone();
         let refused = |source| OpenStreamError::Refused { peer: peer(), source };
-        let (reply, answer) = oneshot::channel();
-        let _ = self.commands.send(Command::Open(open, reply));
-        let mut stream = answer
-            .await
-            .map_err(|_| refused(StreamEnded(Code::SessionLost)))?
+        let opened = self.ask(|reply| Command::Open(open, reply)).await;
+        let mut stream = opened
+            .ok_or_else(|| refused(StreamEnded(Code::SessionLost)))?
             .map_err(|source| OpenStreamError::Limit { peer: peer(), source })?;
         stream.accepted().await.map_err(refused)?;
         Ok(stream)
@@ -180,11 +181,9 @@ impl Session {
 
     /// The session's figures now; its last ones when it has ended.
     pub async fn stats(&self) -> mux::Stats {
-        let (reply, answer) = oneshot::channel();
-        let _ = self.commands.send(Command::Stats(reply));
-        match answer.await {
-            Ok(stats) => stats,
-            Err(_) => self.ended.borrow().as_ref().map(|e| e.stats.clone()).unwrap_or_default(),
+        match self.ask(Command::Stats).await {
+            Some(stats) => stats,
+            None => self.ended.borrow().as_ref().map(|e| e.stats.clone()).unwrap_or_default(),
         }
     }
 
@@ -236,9 +235,8 @@ impl IncomingStream {
     /// The stream or the session has ended meanwhile.
     pub async fn accept(mut self) -> Result<Stream, StreamEnded> {
         self.answered = true;
-        let (reply, answer) = oneshot::channel();
-        let _ = self.session.commands.send(Command::Accept(self.id, reply));
-        answer.await.unwrap_or(Err(StreamEnded(Code::SessionLost)))
+        let accepted = self.session.ask(|reply| Command::Accept(self.id, reply)).await;
+        accepted.unwrap_or(Err(StreamEnded(Code::SessionLost)))
     }
 
     /// Refuses with a code that tells the peer why.

@@ -94,7 +94,7 @@ pub(super) type Answer = Result<(), StreamEnded>;
 /// One stream's port: what waits to enter the session, and where what was received goes.
 pub(super) struct Port {
     pub(super) inbox: mpsc::UnboundedSender<Inbound>,
-    pub(super) shared: Arc<Shared>,
+    shared: Arc<Shared>,
     /// Chunks that the session has no room for yet; each holds its permit. One that was handed
     /// over by an earlier process has none.
     pub(super) backlog: VecDeque<(Bytes, Option<ChunkPermit>)>,
@@ -110,10 +110,15 @@ impl Port {
         }
     }
 
-    /// The stream ends in both directions.
-    pub(super) fn end(&mut self, code: Code) {
+    /// Nothing more is sent.
+    pub(super) fn stop(&mut self, code: Code) {
         self.backlog.clear();
         self.shared.end(code);
+    }
+
+    /// The stream ends in both directions.
+    pub(super) fn end(&mut self, code: Code) {
+        self.stop(code);
         let _ = self.inbox.send(Inbound::Reset(code));
         self.answer(Err(StreamEnded(code)));
     }

@@ -11,13 +11,11 @@ use std::time::Duration;
 use super::state::{FORMATS, HandoffState};
 use crate::agent::registry::Entry;
 use crate::agent::running::Agent;
-use crate::migrate::frozen::{Descriptors, ThawedStreams};
 use crate::migrate::{self, TakenUp};
+use crate::net::stream_owner::Descriptors;
 
 /// How long migrations may take to stop. One that has not by then is left to its journal.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
-/// How long a session may take to stop.
-const SESSION_DEADLINE: Duration = Duration::from_secs(3);
 
 impl Agent {
     /// Stops everything where it is. The agent does nothing more until it ends, or
@@ -33,14 +31,7 @@ impl Agent {
         if tokio::time::timeout(STOP_DEADLINE, stopped).await.is_err() {
             tracing::warn!("not every migration could stop in time; the others are left to their journals");
         }
-        self.host.pool.leave(true);
-        let mut sessions = Vec::new();
-        for session in self.host.pool.all() {
-            match tokio::time::timeout(SESSION_DEADLINE, session.freeze()).await {
-                Ok(Some(frozen)) => sessions.push(frozen),
-                _ => tracing::warn!(peer = %session.info().peer, "a session could not be left"),
-            }
-        }
+        let sessions = self.host.pool.freeze().await;
         let mut fds = Descriptors::default();
         let migrations = migrate::settle_stopped(&self.host, &mut fds);
         let state = HandoffState {
@@ -64,20 +55,7 @@ impl Agent {
         self.host.freeze(false);
         self.sources.reopen();
         self.served.reopen();
-        let mut streams = ThawedStreams::new();
-        for frozen in sessions {
-            let (id, peer) = (frozen.id(), frozen.peer.clone());
-            let owned = migrations.take_streams(id);
-            match self.host.pool.thaw(frozen, owned) {
-                Ok((session, thawed)) => {
-                    for stream in thawed {
-                        streams.insert((id, stream.id().0), (session.clone(), stream));
-                    }
-                }
-                Err(error) => tracing::error!(%peer, %error, "a session cannot be taken up"),
-            }
-        }
-        self.host.pool.leave(false);
+        let mut streams = self.host.pool.thaw(sessions, &mut [&mut migrations]);
         migrate::take_up(&self.host, migrations, &mut streams, fds)
     }
 

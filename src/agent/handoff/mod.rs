@@ -16,7 +16,7 @@ use std::sync::Arc;
 use super::journals::settle_abandoned;
 use super::running::Agent;
 use crate::config::Config;
-use crate::migrate::frozen::Descriptors;
+use crate::net::stream_owner::Descriptors;
 use socket::Successor;
 use state::HandoffState;
 use transport::{Offer, Package};

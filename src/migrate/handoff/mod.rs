@@ -36,11 +36,9 @@ use super::transfer::disk::delta::Delta;
 use super::transfer::streams::{Label, Streams};
 use crate::config::VmConfig;
 use crate::net::identity::Identity;
+use crate::net::stream_owner::{Descriptors, ThawedStreams};
 use crate::qemu::{Events, Qmp, QmpError};
-use state::{
-    Descriptors, FrozenDestination, FrozenMigrations, FrozenSource, StoppedControl, StoppedData,
-    ThawedStreams, settle_data,
-};
+use state::{FrozenDestination, FrozenMigrations, FrozenSource, StoppedControl, StoppedData, settle_data};
 
 /// A migration that has stopped; its sessions have not.
 #[derive(Debug)]

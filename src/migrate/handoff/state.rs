@@ -1,7 +1,6 @@
 //! Migrations at rest: what one process of an agent leaves to the next. Plain data, with local
 //! sockets beside it in a list of descriptors. Knows no encoding and how nothing is done.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use bytes::Bytes;
@@ -19,14 +18,11 @@ use crate::migrate::model::request::Options;
 use crate::migrate::protocol::message::{Export, Notice, Offer, Prepared, Started};
 use crate::migrate::transfer::disk::delta::Tracking;
 use crate::migrate::transfer::streams::Label;
-use crate::net::frozen::FrozenStream;
 use crate::net::message::StoppedChannel;
 use crate::net::pump::{FrozenPump, PumpState};
 use crate::net::session::Session;
 use crate::net::stream::Stream;
-
-/// A session's name.
-pub type SessionId = [u8; 16];
+use crate::net::stream_owner::{Descriptors, OwnedStream, SessionId, StreamOwner, ThawedStreams};
 
 /// All migrations that an agent leaves.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -37,19 +33,10 @@ pub struct FrozenMigrations {
     pub(crate) destinations: Vec<FrozenDestination>,
 }
 
-/// A stream of a migration, and in which session.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Place {
-    session: SessionId,
-    id: u32,
-    /// Gone once its session has been thawed with it.
-    stream: Option<FrozenStream>,
-}
-
 /// A control stream.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct FrozenControl {
-    place: Place,
+    place: OwnedStream,
     buffer: Bytes,
     /// Of the last request.
     pub(crate) number: u64,
@@ -61,7 +48,7 @@ pub(crate) struct FrozenControl {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct FrozenData {
     pub(crate) label: Label,
-    place: Place,
+    place: OwnedStream,
     /// The socket's place in the list of descriptors.
     fd: usize,
     #[serde(flatten)]
@@ -117,36 +104,6 @@ pub(crate) struct FrozenDestination {
     pub(crate) started: Option<Option<String>>,
 }
 
-/// Descriptors by number; each is taken once.
-#[derive(Debug, Default)]
-pub struct Descriptors(Vec<Option<OwnedFd>>);
-
-impl Descriptors {
-    /// Of an earlier process, in its order; one that was lost on the way is none.
-    #[must_use]
-    pub fn new(fds: Vec<Option<OwnedFd>>) -> Self {
-        Self(fds)
-    }
-
-    pub(crate) fn add(&mut self, fd: OwnedFd) -> usize {
-        self.0.push(Some(fd));
-        self.0.len() - 1
-    }
-
-    pub(crate) fn take(&mut self, number: usize) -> Option<OwnedFd> {
-        self.0.get_mut(number)?.take()
-    }
-
-    /// All that are left, in their order.
-    #[must_use]
-    pub fn into_fds(self) -> Vec<Option<OwnedFd>> {
-        self.0
-    }
-}
-
-/// Streams of thawed sessions, by session and number.
-pub type ThawedStreams = BTreeMap<(SessionId, u32), (Session, Stream)>;
-
 /// A data stream between its migration's stop and its session's.
 pub(crate) type StoppedData = (Label, SessionId, FrozenPump);
 
@@ -162,7 +119,7 @@ pub(crate) struct StoppedControl {
 impl StoppedControl {
     pub(crate) fn settle(self) -> FrozenControl {
         let (stream, buffer) = self.channel.settle().into_parts();
-        let place = Place { session: self.session, id: stream.id(), stream: Some(stream) };
+        let place = OwnedStream::new(self.session, stream);
         FrozenControl { place, buffer, number: self.number, notices: self.notices }
     }
 }
@@ -171,8 +128,7 @@ impl StoppedControl {
 pub(crate) fn settle_data(stopped: Vec<StoppedData>, fds: &mut Descriptors) -> Vec<FrozenData> {
     let settle = |(label, session, pump): StoppedData| {
         let FrozenPump { local, stream, state } = pump;
-        let stream = stream.settle();
-        let place = Place { session, id: stream.id(), stream: Some(stream) };
+        let place = OwnedStream::new(session, stream.settle());
         FrozenData { label, place, fd: fds.add(local), state }
     };
     stopped.into_iter().map(settle).collect()
@@ -180,7 +136,7 @@ pub(crate) fn settle_data(stopped: Vec<StoppedData>, fds: &mut Descriptors) -> V
 
 impl FrozenControl {
     pub(crate) fn thaw(&self, streams: &mut ThawedStreams) -> Option<(Session, Stream, Bytes)> {
-        let (session, stream) = streams.remove(&(self.place.session, self.place.id))?;
+        let (session, stream) = streams.take(&self.place)?;
         Some((session, stream, self.buffer.clone()))
     }
 }
@@ -197,7 +153,7 @@ pub(crate) struct ThawedData {
 impl FrozenData {
     pub(crate) fn thaw(self, streams: &mut ThawedStreams, fds: &mut Descriptors) -> Option<ThawedData> {
         let local = fds.take(self.fd)?;
-        let (session, stream) = streams.remove(&(self.place.session, self.place.id))?;
+        let (session, stream) = streams.take(&self.place)?;
         Some(ThawedData { label: self.label, session, local, stream, state: self.state })
     }
 }
@@ -219,10 +175,10 @@ impl FrozenMigrations {
     pub fn ids(&self) -> impl Iterator<Item = Uuid> {
         self.sources.iter().map(|s| s.id).chain(self.destinations.iter().map(|d| d.id))
     }
+}
 
-    /// Takes the streams of one session, to thaw it with them.
-    #[must_use]
-    pub fn take_streams(&mut self, session: SessionId) -> Vec<FrozenStream> {
+impl StreamOwner for FrozenMigrations {
+    fn streams(&mut self) -> Box<dyn Iterator<Item = &mut OwnedStream> + '_> {
         let of_sources = self.sources.iter_mut().flat_map(|s| {
             let control = s.control.iter_mut().map(|c| &mut c.place);
             control.chain(s.data.iter_mut().map(|d| &mut d.place))
@@ -231,7 +187,6 @@ impl FrozenMigrations {
             let control = d.control.iter_mut().map(|c| &mut c.place);
             control.chain(d.data.iter_mut().map(|d| &mut d.place))
         });
-        let places = of_sources.chain(of_destinations).filter(|place| place.session == session);
-        places.filter_map(|place| place.stream.take()).collect()
+        Box::new(of_sources.chain(of_destinations))
     }
 }

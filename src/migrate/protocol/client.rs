@@ -6,12 +6,13 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::message::{Asked, Notice, Refusal, Reply, Request, Response, Summary};
-use crate::migrate::handoff::state::{FrozenControl, StoppedControl, ThawedStreams};
+use crate::migrate::handoff::state::{FrozenControl, StoppedControl};
 use crate::mux::{Class, Code, Open, purpose};
 use crate::net::lanes::Lanes;
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
 use crate::net::session::{OpenStreamError, Session};
 use crate::net::stream::StreamEnded;
+use crate::net::stream_owner::ThawedStreams;
 
 /// Notices kept while an answer is awaited; a peer that sends more is not one of ours.
 const NOTICES_MAX: usize = 16;

@@ -12,7 +12,7 @@ use super::message::{Asked, Refusal, Reply, Request, Response, Summary};
 use crate::migrate::destination::admission;
 use crate::migrate::destination::error::Trouble;
 use crate::migrate::destination::{Destination, Serving};
-use crate::migrate::handoff::state::{FrozenControl, StoppedControl, ThawedStreams};
+use crate::migrate::handoff::state::{FrozenControl, StoppedControl};
 use crate::migrate::host::Host;
 use crate::migrate::model::problem::{Problem, ProblemKind, chain};
 use crate::migrate::model::progress::ProgressSink;
@@ -21,6 +21,7 @@ use crate::net::identity::Identity;
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
 use crate::net::session::{Away, IncomingStream, Session};
 use crate::net::stream::Stream;
+use crate::net::stream_owner::ThawedStreams;
 
 /// How long a peer may keep a control stream without asking for anything.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);

@@ -10,12 +10,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::migrate::handoff::state::{SessionId, StoppedData, ThawedData};
+use crate::migrate::handoff::state::{StoppedData, ThawedData};
 use crate::mux::Code;
 use crate::net::compress::Coding;
 use crate::net::pump::{FirstEnd, Pump, PumpEnd, PumpState};
 use crate::net::session::Session;
 use crate::net::stream::{Stream, StreamEnded};
+use crate::net::stream_owner::SessionId;
 
 /// What a stream carries.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
