@@ -18,7 +18,7 @@ impl Agent {
                 address: link.connection.address.to_string(),
                 dialed: info.role == DialRole::Dialer,
                 cipher: link.connection.cipher.clone(),
-                reconnecting: link.away.as_ref().map(|away| Reconnecting::now(away).into()),
+                reconnecting: link.away.as_ref().map(|away| Reconnecting::from(away).into()),
                 age_s: info.since.elapsed().as_secs(),
                 streams: stats.streams as u64,
                 sent_bytes: stats.sent_data_bytes,

@@ -9,15 +9,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
 use super::handover::{Ask, Illegal, Mark, Side, Source, SourceInput, SourceState, Written};
-use super::host::Host;
 use super::host::decisions::{Claimed, Decision, Order};
+use super::host::{AskError, Host};
 use super::journal::{Journal, JournalError, Record};
 use super::model::phase::Phase;
 use super::model::problem::chain;
 use super::model::progress::{Outcome, ProgressSink};
 use super::protocol::client::{Link, LinkError};
 use super::protocol::message::{Fate, Prepared, Request, Response, Started};
-use super::source::failure::Failure;
 use crate::config::HOOK_S_MAX;
 
 /// Between two questions to a destination that cannot be reached, and two tries of a disk.
@@ -228,7 +227,7 @@ impl Question {
         Some(SourceInput::Forced(side))
     }
 
-    fn answered(&mut self, answer: Result<Answer, Failure>) -> Option<SourceInput> {
+    fn answered(&mut self, answer: Result<Answer, AskError>) -> Option<SourceInput> {
         match answer {
             Ok(Answer { link, fate, started }) => {
                 self.found.link = Some(link);
@@ -262,7 +261,7 @@ impl Question {
             ),
         };
         self.host.open_question(self.migration, cause.clone());
-        super::source::finish(&self.progress, Phase::Undecided, Outcome::Undecided { cause });
+        self.progress.end(Phase::Undecided, Outcome::Undecided { cause });
     }
 }
 
@@ -289,7 +288,7 @@ struct Answer {
 }
 
 impl Asking {
-    async fn ask(self, ask: Ask, cause: &str) -> Result<Answer, Failure> {
+    async fn ask(self, ask: Ask, cause: &str) -> Result<Answer, AskError> {
         let mut link = match self.link {
             Some(link) => link,
             None => Link::open(&self.host.session(&self.peer).await?, self.migration).await?,
@@ -346,7 +345,7 @@ pub(crate) async fn call_off(
     peer: &str,
     migration: Uuid,
     reason: &str,
-) -> Result<Option<Fate>, Failure> {
+) -> Result<Option<Fate>, AskError> {
     let session = host.session(peer).await?;
     let mut link = Link::open(&session, migration).await?;
     let answer = link.ask(Request::Abort { reason: reason.into() }, ANSWER_DEADLINE).await?;
@@ -364,7 +363,7 @@ pub(crate) async fn thank(host: &Host, peer: &str, migration: Uuid) {
         let mut link = Link::open(&session, migration).await?;
         link.demand(Request::Confirmed, COURTESY_DEADLINE).await?;
         link.finish();
-        Ok::<_, Failure>(())
+        Ok::<_, AskError>(())
     };
     if !matches!(tokio::time::timeout(COURTESY_DEADLINE, said).await, Ok(Ok(()))) {
         tracing::debug!("the destination keeps its journal for longer: it was not told that it need not");

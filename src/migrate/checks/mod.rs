@@ -4,3 +4,4 @@
 pub(crate) mod descriptors;
 pub(crate) mod disks;
 pub(crate) mod machine;
+pub(crate) mod qemu;

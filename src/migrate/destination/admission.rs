@@ -7,12 +7,11 @@ use uuid::Uuid;
 
 use super::error::Trouble;
 use crate::config::glob_matches;
-use crate::migrate::checks::{descriptors, disks, machine};
+use crate::migrate::checks::{descriptors, disks, machine, qemu};
 use crate::migrate::guest::{process, vm_state};
 use crate::migrate::host::Host;
 use crate::migrate::model::problem::{Problem, ProblemKind, chain};
 use crate::migrate::protocol::message::Offer;
-use crate::migrate::source::examine;
 use crate::net::identity::Identity;
 use crate::qemu::{Abilities, Qmp, QmpError, QueryMigrate, QueryStatus};
 
@@ -65,8 +64,8 @@ pub(crate) async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Prob
     if let Some(problem) = vm_state::not_waiting(&offer.vm, &status, &migration) {
         return Ok(vec![problem]);
     }
-    let mut problems = examine::abilities_missing(&Abilities::ask(qmp).await?, "destination");
-    problems.extend(examine::busy(qmp, &offer.vm).await?);
+    let mut problems = qemu::abilities_missing(&Abilities::ask(qmp).await?, "destination");
+    problems.extend(qemu::busy(qmp, &offer.vm).await?);
     let present = crate::qemu::disks(qmp).await?;
     problems.extend(disks::destination_findings(qmp, offer, &present).await?);
     problems.extend(machine::findings(qmp, offer).await?);

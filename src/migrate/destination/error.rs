@@ -1,5 +1,6 @@
 //! Why a destination cannot go on, and how that is told to the source.
 
+use crate::migrate::guest::nbd_server::NbdServerError;
 use crate::migrate::guest::process;
 use crate::migrate::model::problem::{Problem, chain};
 use crate::migrate::protocol::message::Refusal;
@@ -42,6 +43,17 @@ pub(crate) enum Trouble {
     SourceLost,
     #[error("the source did not return within {0} s")]
     SourceStayedAway(u64),
+}
+
+impl From<NbdServerError> for Trouble {
+    fn from(error: NbdServerError) -> Self {
+        match error {
+            NbdServerError::Qmp(error) => Self::Qmp(error),
+            NbdServerError::Journal(error) => Self::Journal(error),
+            NbdServerError::Socket(error) => Self::Socket(error),
+            NbdServerError::ExportsOpen(exports) => Self::ExportsOpen(exports),
+        }
+    }
 }
 
 impl Trouble {

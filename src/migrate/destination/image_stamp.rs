@@ -11,63 +11,17 @@
 //! not arrived here, and one whose author put the old time back.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::migrate::host::Host;
 use crate::migrate::journal::{self, Journal, Past, Record, Role};
+use crate::migrate::model::image::{FileStamp, Image, ImageFile, ImageStamp};
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
 use crate::migrate::protocol::message::DiskState;
 use crate::net::identity::Identity;
 use crate::qemu::{Disk, boot_id};
-
-/// A disk and the files of its image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Image {
-    disk: String,
-    #[serde(default)]
-    files: Vec<ImageFile>,
-    /// Why these are not all of them.
-    #[serde(default = "not_noted")]
-    doubt: Option<String>,
-}
-
-/// A file that QEMU has open.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct ImageFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-/// An image that was noted by an agent of an earlier version.
-#[allow(clippy::unnecessary_wraps, reason = "the default of an optional field")]
-fn not_noted() -> Option<String> {
-    Some("the destination's agent did not note which files its image has".into())
-}
-
-/// All of a destination's disks, when a try was over.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Witness {
-    /// Of the host, at that time.
-    boot_id: String,
-    /// The disks that could be seen.
-    files: Vec<FileSeen>,
-}
-
-/// One image file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct FileSeen {
-    disk: String,
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    written_s: i64,
-    written_ns: i64,
-}
 
 /// The images of these disks, under the names that the source knows.
 pub(crate) fn images<'a>(disks: impl IntoIterator<Item = (&'a str, &'a Disk)>) -> Vec<Image> {
@@ -97,23 +51,23 @@ fn image_file(image: &crate::qemu::Image) -> Result<ImageFile, String> {
 
 /// Writes into a try's journal how it left the images. Not if something is left of it, which might
 /// still write to them.
-pub(crate) fn bear(journal: &mut Journal, images: &[Image], leftovers: &[String]) {
+pub(crate) fn record(journal: &mut Journal, images: &[Image], leftovers: &[String]) {
     if images.is_empty() || !leftovers.is_empty() {
         return;
     }
-    if let Err(e) = journal.record(Record::Witness(take(images))) {
+    if let Err(e) = journal.record(Record::ImageStamp(take(images))) {
         tracing::info!(error = chain(&e), "a further try will copy the whole disks");
     }
 }
 
 /// Looks at the images.
-fn take(images: &[Image]) -> Witness {
+fn take(images: &[Image]) -> ImageStamp {
     let files = images.iter().filter_map(|image| see(image).ok()).flatten().collect();
-    Witness { boot_id: boot_id().unwrap_or_default(), files }
+    ImageStamp { boot_id: boot_id().unwrap_or_default(), files }
 }
 
 /// All files of an image, in an order of their own.
-fn see(image: &Image) -> Result<Vec<FileSeen>, String> {
+fn see(image: &Image) -> Result<Vec<FileStamp>, String> {
     if let Some(doubt) = &image.doubt {
         return Err(doubt.clone());
     }
@@ -125,7 +79,7 @@ fn see(image: &Image) -> Result<Vec<FileSeen>, String> {
         if (seen.dev(), seen.ino()) != (file.device, file.inode) {
             return Err(format!("{name} is another file than the one that the destination's QEMU has open"));
         }
-        files.push(FileSeen {
+        files.push(FileStamp {
             disk: image.disk.clone(),
             device: seen.dev(),
             inode: seen.ino(),
@@ -140,10 +94,10 @@ fn see(image: &Image) -> Result<Vec<FileSeen>, String> {
 
 /// What has become of each image since the try `after`, which `peer` had sent.
 pub(crate) fn since(host: &Host, peer: &Identity, vm: &str, after: Uuid, images: &[Image]) -> Vec<DiskState> {
-    let witness = testimony(host, peer, vm, after);
+    let stamp = recorded(host, peer, vm, after);
     let state = |image: &Image| {
-        let doubt = match &witness {
-            Ok(witness) => doubt(witness, image, &boot_id().unwrap_or_default()),
+        let doubt = match &stamp {
+            Ok(stamp) => doubt(stamp, image, &boot_id().unwrap_or_default()),
             Err(doubt) => Some(doubt.clone()),
         };
         DiskState { disk: image.disk.clone(), doubt }
@@ -151,9 +105,9 @@ pub(crate) fn since(host: &Host, peer: &Identity, vm: &str, after: Uuid, images:
     images.iter().map(state).collect()
 }
 
-/// The witness of a try that durably never ran its guest here, and after which it ran from nothing
+/// The stamp of a try that durably never ran its guest here, and after which it ran from nothing
 /// of ours.
-fn testimony(host: &Host, peer: &Identity, vm: &str, after: Uuid) -> Result<Witness, String> {
+fn recorded(host: &Host, peer: &Identity, vm: &str, after: Uuid) -> Result<ImageStamp, String> {
     let path = Journal::path(&host.journals(), after, Role::Destination);
     let past = Journal::peek(&path, host.identity.as_str())
         .map_err(|_| "the destination has no record of the try before".to_owned())?;
@@ -167,7 +121,8 @@ fn testimony(host: &Host, peer: &Identity, vm: &str, after: Uuid) -> Result<Witn
     if was_here_since(host, vm, &past) {
         return Err("the VM has been at the destination since".into());
     }
-    past.witness.ok_or_else(|| "the destination took no note of how the try before left its images".into())
+    past.image_stamp
+        .ok_or_else(|| "the destination took no note of how the try before left its images".into())
 }
 
 /// Whether journals tell of another migration of the VM with which its guest was on this host.
@@ -185,7 +140,7 @@ fn was_here_since(host: &Host, vm: &str, before: &Past) -> bool {
     })
 }
 
-fn doubt(then: &Witness, image: &Image, boot_id: &str) -> Option<String> {
+fn doubt(then: &ImageStamp, image: &Image, boot_id: &str) -> Option<String> {
     if then.boot_id.is_empty() || then.boot_id != boot_id {
         return Some("the destination was booted since the try before".into());
     }
@@ -193,11 +148,11 @@ fn doubt(then: &Witness, image: &Image, boot_id: &str) -> Option<String> {
         Ok(now) => now,
         Err(doubt) => return Some(doubt),
     };
-    let then: Vec<&FileSeen> = then.files.iter().filter(|f| f.disk == image.disk).collect();
+    let then: Vec<&FileStamp> = then.files.iter().filter(|f| f.disk == image.disk).collect();
     if then.is_empty() {
         return Some("the destination's agent could not see its image after the try before".into());
     }
-    let which = |file: &FileSeen| (file.device, file.inode);
+    let which = |file: &FileStamp| (file.device, file.inode);
     if !then.iter().map(|file| which(file)).eq(now.iter().map(which)) {
         return Some("there is another file in the place of its image at the destination".into());
     }
@@ -222,7 +177,7 @@ mod tests {
         Image { disk: "disk0".into(), files: paths.iter().map(file).collect(), doubt: None }
     }
 
-    fn taken(image: &Image) -> Witness {
+    fn taken(image: &Image) -> ImageStamp {
         take(std::slice::from_ref(image))
     }
 

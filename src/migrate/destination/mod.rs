@@ -8,6 +8,7 @@ pub(crate) mod admission;
 mod end;
 pub(crate) mod error;
 mod explain;
+mod exports;
 pub(crate) mod image_stamp;
 mod ownership;
 mod start;
@@ -33,14 +34,14 @@ use super::handover::{self, Ask, DestinationInput, DestinationState, Ended};
 use super::host::decisions::Order;
 use super::host::{Host, Registration, Reservation};
 use super::journal::{Beginning, Journal, Record, Role, Undo};
+use super::model::image::Image;
 use super::model::phase::Phase;
-use super::model::plan;
+use super::model::plan::RAM_CHANNEL;
 use super::model::problem::chain;
 use super::model::progress::{Progress, ProgressSink};
 use super::protocol::message::{Fate, Offer, Prepared, Request, Response, Started};
 use super::protocol::server::{Control, Incoming};
 use super::settle;
-use super::source::phases::RAM_CHANNEL;
 use super::transfer::streams::{Label, Streams, socket_pair};
 use crate::mux::{Code, purpose};
 use crate::net::compress::{Coding, Undelivered};
@@ -76,7 +77,7 @@ pub(crate) struct Destination {
     pub(crate) last_words: LastWords,
     pub(crate) nbd: Option<NbdServer>,
     pub(crate) exports: Vec<super::protocol::message::Export>,
-    pub(crate) images: Vec<image_stamp::Image>,
+    pub(crate) images: Vec<Image>,
     pub(crate) streams: Streams,
     pub(crate) offered: mpsc::Receiver<IncomingStream>,
     pub(crate) controls: mpsc::Receiver<(Control, Request)>,
@@ -154,7 +155,7 @@ impl Destination {
             started,
             last_words,
             nbd: None,
-            exports: plan::exports(&offer.disks),
+            exports: exports::exports(&offer.disks),
             images: Vec::new(),
             streams: Streams::new(),
             offered: served.offered,

@@ -17,7 +17,7 @@ use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
 use crate::migrate::protocol::message::{Notice, Reply, Response};
 use crate::migrate::protocol::server::Control;
-use crate::migrate::{decide, source};
+use crate::migrate::decide;
 
 /// What passes between a destination and whoever it serves.
 pub(crate) struct Serving {
@@ -141,7 +141,7 @@ impl DestinationWorld for Destination {
         self.tell_trouble().await;
         let left = undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await;
         let leftovers: Vec<_> = self.serving.unwritten.take().iter().map(|e| chain(e)).chain(left).collect();
-        image_stamp::bear(&mut self.journal, &self.images, &leftovers);
+        image_stamp::record(&mut self.journal, &self.images, &leftovers);
         self.serving.leftovers = leftovers;
         Ok(())
     }
@@ -305,7 +305,7 @@ impl Destination {
         let outcome = Outcome::Moved { leftovers };
         self.log_end(&outcome);
         self.host.end(self.journal, outcome.clone());
-        source::finish(&self.progress, Phase::Done, outcome);
+        self.progress.end(Phase::Done, outcome);
     }
 
     /// The guest never ran here, and everything is undone.
@@ -315,7 +315,7 @@ impl Destination {
         self.log_end(&outcome);
         self.host.end(self.journal, outcome.clone());
         tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");
-        source::finish(&self.progress, Phase::Failed, outcome);
+        self.progress.end(Phase::Failed, outcome);
         // Whatever the source says next is answered by the journal.
         if let Some(mut control) = self.serving.control {
             if matches!(trouble, Trouble::Aborted(_)) {

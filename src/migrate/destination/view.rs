@@ -47,7 +47,7 @@ impl Destination {
         let total = self.streams.total();
         let (since, before) = std::mem::replace(&mut self.serving.rate, (Instant::now(), total));
         let per_s = (total.saturating_sub(before)) as f64 / since.elapsed().as_secs_f64().max(0.001);
-        let away = self.serving.control.as_ref().and_then(Control::away).map(|away| Reconnecting::now(&away));
+        let away = self.serving.control.as_ref().and_then(Control::away).map(|away| Reconnecting::from(&away));
         self.progress.update(|p| {
             for disk in &mut p.disks {
                 let label = Label::Disk(disk.name.clone());

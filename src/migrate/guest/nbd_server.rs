@@ -13,14 +13,26 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
-use crate::migrate::destination::error::Trouble;
-use crate::migrate::journal::{Journal, Undo};
+use crate::migrate::journal::{Journal, JournalError, Undo};
 use crate::migrate::protocol::message::Export;
-use crate::qemu::{BlockExportAdd, NbdServerStart, NbdServerStop, Qmp, QueryBlockExports, names};
+use crate::qemu::{BlockExportAdd, NbdServerStart, NbdServerStop, Qmp, QmpError, QueryBlockExports, names};
 
 /// A client more would wait for its handshake, and with it the source's main loop. QEMU's default is
 /// 100; only this agent can connect, once for each disk.
 const CONNECTIONS_MAX: u32 = 1024;
+
+/// Why the server does not run, or does not end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NbdServerError {
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Socket(#[from] io::Error),
+    #[error("exports of the guest's disks are still open: {}", .0.join(", "))]
+    ExportsOpen(Vec<String>),
+}
 
 /// A running NBD server in the destination's QEMU.
 #[derive(Debug)]
@@ -36,7 +48,7 @@ impl NbdServer {
         journal: &mut Journal,
         folder: &Path,
         exports: &[(&Export, String)],
-    ) -> Result<Self, Trouble> {
+    ) -> Result<Self, NbdServerError> {
         let (listener, socket) = private_listener(folder)?;
         journal.will_make(Undo::Fd(names::NBD_LISTEN_FDNAME.into()))?;
         journal.will_make(Undo::NbdServer)?;
@@ -88,7 +100,7 @@ impl NbdServer {
 /// guest whose disks are written to by somebody else as well must not run. May be done again.
 ///
 /// Clients are past their handshakes, so no QEMU hangs on it.
-pub(crate) async fn close(qmp: &Qmp, exports: &[Export]) -> Result<(), Trouble> {
+pub(crate) async fn close(qmp: &Qmp, exports: &[Export]) -> Result<(), NbdServerError> {
     match qmp.execute(NbdServerStop).await {
         Err(e) if e.is_nbd_server_not_running() => {}
         stopped => drop(stopped?),
@@ -96,7 +108,7 @@ pub(crate) async fn close(qmp: &Qmp, exports: &[Export]) -> Result<(), Trouble> 
     let open = qmp.execute(QueryBlockExports).await?.into_iter().map(|export| export.id);
     let ours: Vec<String> = exports.iter().map(|export| names::export_id(&export.disk)).collect();
     let open: Vec<String> = open.filter(|id| ours.contains(id)).collect();
-    if open.is_empty() { Ok(()) } else { Err(Trouble::ExportsOpen(open)) }
+    if open.is_empty() { Ok(()) } else { Err(NbdServerError::ExportsOpen(open)) }
 }
 
 fn private_listener(folder: &Path) -> io::Result<(OwnedFd, File)> {

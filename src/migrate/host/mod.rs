@@ -1,6 +1,7 @@
 //! What every migration of this agent needs: configuration, sessions, journals, and the
 //! registry of migrations under way.
 
+mod ask_error;
 pub(crate) mod decisions;
 pub(crate) mod reservations;
 
@@ -23,7 +24,7 @@ use super::journal::{Beginning, Header, Journal, JournalError, Past, Record, Rol
 use super::model::problem::{Problem, ProblemKind, chain};
 use super::model::progress::Outcome;
 use super::protocol::server::Incoming;
-use super::source::failure::Failure;
+pub(crate) use ask_error::AskError;
 use decisions::Order;
 pub(crate) use reservations::Reservation;
 use reservations::{Looking, Reserved};
@@ -255,10 +256,10 @@ impl Host {
     }
 
     /// A session with the peer of that name.
-    pub(crate) async fn session(&self, name: &str) -> Result<Session, Failure> {
-        let (peer, identity) = self.peer(name).map_err(|p| Failure::Problems(vec![p]))?;
+    pub(crate) async fn session(&self, name: &str) -> Result<Session, AskError> {
+        let (peer, identity) = self.peer(name).map_err(AskError::Unknown)?;
         let connected = self.pool.session(&identity, peer.address.as_deref()).await;
-        connected.map_err(|source| Failure::Connect { peer: name.into(), source })
+        connected.map_err(|source| AskError::Connect { peer: name.into(), source })
     }
 
     /// Where the next stream to that peer goes: `first`, or another of its lanes.

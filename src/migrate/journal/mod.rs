@@ -27,8 +27,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::destination::image_stamp::Witness;
 use super::handover::{Ended, Known, Mark, Side};
+pub use super::model::role::Role;
+
+use super::model::image::ImageStamp;
 use super::model::phase::Phase;
 use super::model::problem::Accepted;
 use super::model::progress::Outcome;
@@ -38,27 +40,6 @@ use crate::qemu::{CapabilityStatus, MigrationParameters, Process, ProcessId};
 /// numbers nor checksums.
 pub const FORMAT: u32 = 2;
 const SUFFIX: &str = "journal";
-
-/// Which part this host plays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// The guest comes from here.
-    Source,
-    /// The guest goes here.
-    Destination,
-}
-
-impl Role {
-    /// As shown to people and in file names.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Source => "source",
-            Self::Destination => "destination",
-        }
-    }
-}
 
 /// A further try of a migration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -194,7 +175,8 @@ pub enum Record {
     /// the hand-over was never reached.
     NeverRan,
     /// Destination: how a try that was undone left the disks.
-    Witness(Witness),
+    #[serde(rename = "witness")]
+    ImageStamp(ImageStamp),
     /// Nothing is open any more.
     Ended(Outcome),
     /// Destination: the source durably knows how it ended, and never asks again.
@@ -318,8 +300,8 @@ pub struct Past {
     pub runs: bool,
     /// See [`Record::NeverRan`].
     pub never_ran: bool,
-    /// See [`Record::Witness`].
-    pub witness: Option<Witness>,
+    /// See [`Record::ImageStamp`].
+    pub image_stamp: Option<ImageStamp>,
     /// See [`Record::Ended`].
     pub ended: Option<Outcome>,
     /// See [`Record::Confirmed`].
@@ -344,7 +326,7 @@ impl Past {
             starting: false,
             runs: false,
             never_ran: false,
-            witness: None,
+            image_stamp: None,
             ended: None,
             confirmed: false,
             cleaned: false,
@@ -368,7 +350,7 @@ impl Past {
             Record::Starting => self.starting = true,
             Record::Runs => self.runs = true,
             Record::NeverRan => self.never_ran = true,
-            Record::Witness(witness) => self.witness = Some(witness),
+            Record::ImageStamp(stamp) => self.image_stamp = Some(stamp),
             Record::Ended(outcome) => self.ended = Some(outcome),
             Record::Confirmed => self.confirmed = true,
             Record::Cleaned => self.cleaned = true,

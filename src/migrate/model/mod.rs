@@ -1,8 +1,12 @@
 //! The words of a migration as plain values: no I/O, no clock, no QEMU.
 
+pub(crate) mod bandwidth;
+pub(crate) mod image;
+pub(crate) mod label;
 pub(crate) mod meanwhile;
+pub(crate) mod options;
 pub mod phase;
 pub mod plan;
 pub mod problem;
 pub mod progress;
-pub(crate) mod request;
+pub(crate) mod role;

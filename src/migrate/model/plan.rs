@@ -1,9 +1,10 @@
-//! The plan: which disks are copied, and where. Pure.
+//! The plan: which disks are copied. Pure.
 
-use crate::migrate::protocol::message::{DiskSpec, Export};
 use crate::qemu::Disk;
 
-/// The first channel number for disks; RAM has channel 0.
+/// The channel of the RAM stream.
+pub const RAM_CHANNEL: u16 = 0;
+/// The first channel number for disks.
 pub const FIRST_DISK_CHANNEL: u16 = 1;
 
 /// A disk that is copied.
@@ -28,33 +29,4 @@ pub fn copied(disks: &[Disk]) -> Vec<CopiedDisk> {
             virtual_size: d.virtual_size,
         })
         .collect()
-}
-
-/// Exports for the offered disks that are copied, in their order.
-#[must_use]
-pub fn exports(offered: &[DiskSpec]) -> Vec<Export> {
-    let copied = offered.iter().filter(|d| !d.read_only);
-    copied
-        .zip(FIRST_DISK_CHANNEL..)
-        .map(|(d, channel)| Export { disk: d.name.clone(), export: d.name.clone(), channel })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn read_only_disks_are_not_copied() {
-        let spec = |name: &str, read_only| DiskSpec {
-            name: name.into(),
-            virtual_size: 10,
-            format: "raw".into(),
-            read_only,
-            place: None,
-        };
-        let granted = exports(&[spec("cd0", true), spec("disk0", false)]);
-        assert_eq!(granted.len(), 1);
-        assert_eq!((granted[0].disk.as_str(), granted[0].channel), ("disk0", FIRST_DISK_CHANNEL));
-    }
 }

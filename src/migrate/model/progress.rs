@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::bandwidth::Wish;
 use super::phase::Phase;
-use crate::migrate::journal::Role;
-use crate::migrate::transfer::bandwidth::Wish;
-use crate::net::session::Away;
+use super::role::Role;
 
 /// One disk's copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,15 +85,6 @@ pub struct Reconnecting {
     pub of_s: u64,
     /// How it was lost.
     pub cause: String,
-}
-
-impl Reconnecting {
-    /// What is to be said now of a session without a connection.
-    #[must_use]
-    pub fn now(away: &Away) -> Self {
-        let of = away.until.saturating_duration_since(away.since);
-        Self { for_s: away.since.elapsed().as_secs(), of_s: of.as_secs(), cause: away.cause.clone() }
-    }
 }
 
 /// How a migration ended.
@@ -253,6 +243,15 @@ impl ProgressSink {
                 progress.elapsed_ms = elapsed_ms;
             }
             change(progress);
+        });
+    }
+
+    /// It has ended, or shows as undecided.
+    pub(crate) fn end(&self, phase: Phase, outcome: Outcome) {
+        self.update(|p| {
+            p.phase = phase;
+            p.slow = None;
+            p.outcome = Some(outcome);
         });
     }
 

@@ -5,12 +5,11 @@ use tokio::time::timeout;
 use super::{QEMU_DEADLINE, records};
 use crate::migrate::guest::life;
 use crate::migrate::guest::process;
-use crate::migrate::host::Host;
+use crate::migrate::host::{AskError, Host};
 use crate::migrate::journal::Past;
 use crate::migrate::model::problem::chain;
 use crate::migrate::protocol::client::{Link, LinkError};
 use crate::migrate::protocol::message::{Request, Response, Told};
-use crate::migrate::source::failure::Failure;
 use crate::qemu::QueryStatus;
 
 pub(crate) async fn ask_peer(host: &Host, past: &Past) -> Result<Option<Told>, String> {
@@ -25,7 +24,7 @@ pub(crate) async fn ask_peer(host: &Host, past: &Past) -> Result<Option<Told>, S
         link.finish();
         match answer {
             Response::Told(told) => Ok(told),
-            _ => Err(Failure::from(LinkError::Unexpected { request: "tell" })),
+            _ => Err(AskError::from(LinkError::Unexpected { request: "tell" })),
         }
     };
     match timeout(deadline, asked).await {

@@ -81,7 +81,7 @@ async fn undo(host: &Host, journal: &mut Journal, past: &Past) -> Vec<String> {
                 let disks = crate::qemu::disks(&qmp).await.unwrap_or_default();
                 let images = image_stamp::images(disks.iter().map(|disk| (disk.name.as_str(), disk)));
                 let leftovers = destination::undo(name, &qmp, past, None).await;
-                image_stamp::bear(journal, &images, &leftovers);
+                image_stamp::record(journal, &images, &leftovers);
                 return leftovers;
             }
             Look::Lost(known) | Look::Silent(known) => known,

@@ -27,7 +27,7 @@ use super::model::phase::Phase;
 use super::model::problem::chain;
 use super::model::progress::{Outcome, Progress, ProgressSink};
 use super::protocol::message::Fate;
-use super::source::{self as sources, retry};
+use super::source::retry;
 use crate::net::identity::Identity;
 
 /// A journal that an earlier life of this agent left open, and where to report on it.
@@ -181,7 +181,7 @@ pub async fn settle(host: Arc<Host>, open: Open) {
 fn end(host: &Host, journal: Journal, progress: &ProgressSink, phase: Phase, outcome: Outcome) {
     tracing::info!(vm = journal.past().header.vm, result = outcome.label(), "settled");
     host.end(journal, outcome.clone());
-    sources::finish(progress, phase, outcome);
+    progress.end(phase, outcome);
 }
 
 /// What this host says of a migration that `peer` sent, and that nobody serves any more; `None` when

@@ -5,8 +5,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::cancelled;
 use super::failure::Failure;
-use crate::migrate::host::Host;
-use crate::migrate::model::request::SourceRequest;
+use super::request::SourceRequest;
+use crate::migrate::host::{AskError, Host};
 use crate::migrate::protocol::client::{Link, LinkError};
 use crate::mux::Code;
 use crate::net::session::{OpenStreamError, Session};
@@ -50,10 +50,10 @@ fn is_session_lost(error: &LinkError) -> bool {
 async fn connect(host: &Host, peer: &str, cancel: &CancellationToken) -> Result<Session, Failure> {
     tokio::select! {
         session = host.session(peer) => session.map_err(|failure| match failure {
-            Failure::Connect { source, .. } => {
+            AskError::Connect { source, .. } => {
                 Failure::Problems(vec![host.connect_problem(peer, &source)])
             }
-            other => other,
+            other => other.into(),
         }),
         () = cancel.cancelled() => Err(cancelled(host)),
     }

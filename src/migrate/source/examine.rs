@@ -7,17 +7,16 @@ use uuid::Uuid;
 
 use super::failure::Failure;
 use super::trial;
-use crate::migrate::checks::{descriptors, disks, machine};
+use crate::migrate::checks::{descriptors, disks, machine, qemu};
 use crate::migrate::guest::inventory::Inventory;
 use crate::migrate::guest::process;
-use crate::migrate::host::Host;
+use crate::migrate::host::{AskError, Host};
 use crate::migrate::model::problem::{Policy, Problem, ProblemKind, chain};
 use crate::migrate::protocol::client::{Link, LinkError};
 use crate::migrate::protocol::message::{Offer, Request, Response};
 use crate::net::session::Session;
 use crate::qemu::{
-    Abilities, Disk, Events, MigrationStatus, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate,
-    QueryStatus, RunState,
+    Abilities, Disk, Events, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState,
 };
 
 /// How long the destination's questions to its QEMU may take; it may have to start one first.
@@ -65,38 +64,25 @@ pub(crate) async fn source(host: &Host, name: &str) -> Result<Examined, Failure>
     let status = qmp.execute(QueryStatus).await?.status;
     let inventory = Inventory::of(&qmp).await?;
     let disks = crate::qemu::disks(&qmp).await?;
-    let mut problems = abilities_missing(&abilities, "source");
+    let mut problems = qemu::abilities_missing(&abilities, "source");
     let migration = qmp.execute(QueryMigrate).await?.status;
     problems.extend(state_problem(name, &status, &migration));
-    problems.extend(busy(&qmp, name).await?);
+    problems.extend(qemu::busy(&qmp, name).await?);
     problems.extend(left_over(&qmp, name).await?);
     problems.extend(disks::source_findings(&qmp, &disks).await?);
     problems.extend(descriptors::findings(&qmp, "source", disks.len()));
     problems.extend(blocked(&qmp, name).await?);
     let (major, minor, micro) = abilities.version;
-    let qemu = format!("QEMU {major}.{minor}.{micro}");
-    Ok(Examined { qmp, events, disks, inventory, running: status == RunState::Running, qemu, problems })
-}
-
-/// What a QEMU of either side must be able to do.
-pub(crate) fn abilities_missing(abilities: &Abilities, side: &str) -> Vec<Problem> {
-    let source = side == "source";
-    let needs = [
-        ("a mirror job that keeps its error", abilities.blockdev_mirror || !source),
-        ("pause-before-switchover", abilities.capability("pause-before-switchover") || !source),
-        ("return-path", abilities.capability("return-path")),
-        ("migration events", abilities.capability("events")),
-        ("an NBD server on a passed descriptor", abilities.nbd_server_fd || source),
-        ("block-export-add", abilities.block_export_add || source),
-        ("migrate-incoming", abilities.migrate_incoming || source),
-    ];
-    let lacking = needs.into_iter().filter(|(_, present)| !present);
-    lacking
-        .map(|(what, _)| {
-            let text = format!("the {side}'s QEMU has no {what}");
-            Problem::new(ProblemKind::QemuTooOld, text, "use QEMU 5.2 or newer on both hosts")
-        })
-        .collect()
+    let version = format!("QEMU {major}.{minor}.{micro}");
+    Ok(Examined {
+        qmp,
+        events,
+        disks,
+        inventory,
+        running: status == RunState::Running,
+        qemu: version,
+        problems,
+    })
 }
 
 fn state_problem(name: &str, status: &RunState, migration: &MigrationStatus) -> Option<Problem> {
@@ -133,34 +119,6 @@ async fn left_over(qmp: &Qmp, name: &str) -> Result<Vec<Problem>, QmpError> {
     let remedy = "`vmferry recover` takes away what this host's journals tell of; end the others with \
                   `blockdev-del`";
     Ok(vec![Problem::new(ProblemKind::Busy, text, remedy)])
-}
-
-/// Block jobs and migrations under way.
-pub(crate) async fn busy(qmp: &Qmp, name: &str) -> Result<Vec<Problem>, QmpError> {
-    let mut problems = Vec::new();
-    let block_jobs = qmp.execute(QueryBlockJobs).await?;
-    let mut jobs: Vec<String> = block_jobs.into_iter().map(|j| format!("{} {}", j.kind, j.device)).collect();
-    if jobs.is_empty() {
-        jobs.extend(qmp.execute(QueryJobs).await?.into_iter().map(|j| format!("{} {}", j.kind, j.id)));
-    }
-    if !jobs.is_empty() {
-        let text = format!("VM {name} has an active block job: {}", jobs.join(", "));
-        problems.push(Problem::new(
-            ProblemKind::Busy,
-            text,
-            "let it finish, or end it with `block-job-cancel`",
-        ));
-    }
-    let migration = qmp.execute(QueryMigrate).await?.status;
-    if migration.is_live() {
-        let text = format!("VM {name} already has a migration in state {migration}");
-        problems.push(Problem::new(
-            ProblemKind::Busy,
-            text,
-            "let it finish, or end it with `migrate_cancel`",
-        ));
-    }
-    Ok(problems)
 }
 
 /// What QEMU itself says stands in the way.
@@ -210,8 +168,8 @@ async fn findings(host: &Arc<Host>, vm: &str, peer: &str) -> Vec<Problem> {
         Err(failure) => (problems_of(failure), None),
     };
     match host.session(peer).await {
-        Err(Failure::Connect { source, .. }) => problems.push(host.connect_problem(peer, &source)),
-        Err(failure) => problems.extend(problems_of(failure)),
+        Err(AskError::Connect { source, .. }) => problems.push(host.connect_problem(peer, &source)),
+        Err(error) => problems.extend(problems_of(error.into())),
         // The destination has nothing to say to a VM that the source does not know.
         Ok(session) => {
             if let Some(offer) = offer {

@@ -8,6 +8,7 @@ use crate::net::stream::StreamEnded;
 use crate::qemu::{MigrationStatus, Qmp, QmpError};
 
 use crate::migrate::guest::process::VmError;
+use crate::migrate::host::AskError;
 use crate::migrate::journal::JournalError;
 use crate::migrate::model::meanwhile::Meanwhile;
 use crate::migrate::model::phase::IllegalStep;
@@ -146,6 +147,16 @@ pub enum Failure {
     /// A mistake of our own, found before it did harm.
     #[error(transparent)]
     Step(#[from] IllegalStep),
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Unknown(problem) => Self::Problems(vec![problem]),
+            AskError::Connect { peer, source } => Self::Connect { peer, source },
+            AskError::Link(error) => Self::Link(error),
+        }
+    }
 }
 
 /// QEMU does not always say why.

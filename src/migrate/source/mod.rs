@@ -13,6 +13,7 @@ mod ownership;
 pub(crate) mod phases;
 mod pivoted;
 pub(crate) mod reconnect_policy;
+pub(crate) mod request;
 pub(crate) mod retry;
 mod trial;
 
@@ -24,6 +25,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::checks::machine;
 use super::guest::inventory::Inventory;
 use super::guest::last_words::LastWords;
 use super::host::Host;
@@ -32,7 +34,6 @@ use super::model::phase::{Phase, Step};
 use super::model::plan::{self, CopiedDisk};
 use super::model::problem::{self, chain};
 use super::model::progress::{DiskProgress, Downtime, Outcome, ProgressSink};
-use super::model::request::SourceRequest;
 use super::protocol::client::{Link, LinkError};
 use super::protocol::message::{Notice, Prepared, Request, Response};
 use super::transfer::bandwidth::Attached;
@@ -45,6 +46,7 @@ use connect::reach;
 use examine::Examined;
 use failure::Failure;
 use reconnect_policy::Patience;
+use request::SourceRequest;
 use retry::{Ended, Held};
 
 /// Between two looks at how far QEMU is.
@@ -265,6 +267,7 @@ impl Source {
     async fn offer(&mut self) -> Result<super::protocol::message::Offer, Failure> {
         let disks = crate::qemu::disks(&self.qmp).await?;
         let running = self.journal.past().running();
+        let unknown = |why| self.progress.update(|p| problem::note(vec![why], &mut p.notes));
         Ok(super::protocol::message::Offer {
             vm: self.request.vm.clone(),
             disks: super::checks::disks::offered(&disks),
@@ -272,7 +275,7 @@ impl Source {
             qemu: String::new(),
             compress: self.request.options.compress,
             policy: self.request.options.policy(),
-            machine: self.machine().await,
+            machine: machine::ask(&self.qmp, "source").await.map_err(unknown).ok(),
             after: self.tracking.after.filter(|_| self.tracking.is_worth_keeping()),
         })
     }
@@ -351,15 +354,6 @@ fn disk_progress(disk: &CopiedDisk) -> DiskProgress {
 pub(crate) fn failed(phase: Phase, failure: &Failure, cause: String, leftovers: Vec<String>) -> Outcome {
     let cancelled = matches!(failure, Failure::Cancelled);
     Outcome::Failed { phase, cause, problems: failure.problems(), cancelled, leftovers }
-}
-
-/// Writes the end into the progress.
-pub(crate) fn finish(progress: &ProgressSink, phase: Phase, outcome: Outcome) {
-    progress.update(|p| {
-        p.phase = phase;
-        p.slow = None;
-        p.outcome = Some(outcome);
-    });
 }
 
 pub(crate) fn millis(since: Instant) -> u64 {

@@ -18,7 +18,7 @@ use super::{Happening, Source, cancelled, millis, pause};
 use crate::migrate::guest::settings;
 use crate::migrate::journal::Undo;
 use crate::migrate::model::meanwhile::Meanwhile;
-use crate::migrate::model::plan::CopiedDisk;
+use crate::migrate::model::plan::{CopiedDisk, RAM_CHANNEL};
 use crate::migrate::model::progress::RamProgress;
 use crate::migrate::protocol::client::WEIGHT;
 use crate::migrate::protocol::message::{Export, Request};
@@ -42,8 +42,6 @@ const MIRROR_REMAINDER_BYTES: u64 = 4 * 1024 * 1024;
 const MIRROR_SETTLE: Duration = Duration::from_secs(20);
 /// How long a finished job may take to conclude.
 const CONCLUDE_DEADLINE: Duration = Duration::from_secs(10);
-/// The channel of the RAM stream.
-pub(crate) const RAM_CHANNEL: u16 = 0;
 
 impl Source {
     /// Copies the disks and keeps them in step.

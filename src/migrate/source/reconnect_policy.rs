@@ -114,7 +114,7 @@ impl Patience {
         let mut links = self.lanes.watch();
         loop {
             let away = links.away();
-            let word = away.as_ref().map(Reconnecting::now);
+            let word = away.as_ref().map(Reconnecting::from);
             if self.progress.now().reconnecting != word {
                 self.progress.update(|p| p.reconnecting = word);
             }

@@ -15,15 +15,15 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::cancelled;
 use super::failure::Failure;
-use super::{cancelled, finish};
+use super::request::SourceRequest;
 use crate::migrate::guest::{life, undo};
 use crate::migrate::host::Host;
 use crate::migrate::journal::{Journal, RetryOf};
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::{Outcome, Progress, ProgressSink, Tries};
-use crate::migrate::model::request::SourceRequest;
 use crate::migrate::source;
 use crate::migrate::transfer::disk::delta::Tracking;
 
@@ -31,41 +31,6 @@ use crate::migrate::transfer::disk::delta::Tracking;
 const BACK_OFF_MAX_S: u64 = 60;
 /// How often a wait is shown to be shorter.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
-
-/// How often a migration that failed is begun again: 0 to [`Retry::MAX`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(try_from = "u32", into = "u32")]
-pub struct Retry(u32);
-
-/// More retries than anybody can mean.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} retries are too many; at most {max} are made", max = Retry::MAX)]
-pub struct RetryTooLarge(u32);
-
-impl Retry {
-    /// The most.
-    pub const MAX: u32 = 100;
-
-    /// Tries in all, the first included.
-    #[must_use]
-    pub fn tries(self) -> u32 {
-        self.0 + 1
-    }
-}
-
-impl TryFrom<u32> for Retry {
-    type Error = RetryTooLarge;
-
-    fn try_from(retries: u32) -> Result<Self, RetryTooLarge> {
-        if retries > Self::MAX { Err(RetryTooLarge(retries)) } else { Ok(Self(retries)) }
-    }
-}
-
-impl From<Retry> for u32 {
-    fn from(retry: Retry) -> Self {
-        retry.0
-    }
-}
 
 /// How a try ended.
 #[derive(Debug)]
@@ -146,7 +111,7 @@ pub async fn migrate(
         Err(problem) => {
             let failure = Failure::Problems(vec![problem]);
             let ended = source::not_begun(&failure);
-            return finish(&progress, ended.phase, ended.outcome);
+            return progress.end(ended.phase, ended.outcome);
         }
     };
     begin_try(&progress, 1, request.options.retry.tries(), request.id);
@@ -176,7 +141,7 @@ pub(crate) async fn go_on(
             if let Some(held) = ended.held {
                 add_leftovers(&mut ended.outcome, held.release(&host, &request.vm).await);
             }
-            return finish(&progress, ended.phase, ended.outcome);
+            return progress.end(ended.phase, ended.outcome);
         }
         note_failure(&progress, number, of, &ended.outcome);
         number += 1;
@@ -190,7 +155,7 @@ pub(crate) async fn go_on(
             if let Some(held) = ended.held {
                 add_leftovers(&mut outcome, held.release(&host, &request.vm).await);
             }
-            return finish(&progress, Phase::Failed, outcome);
+            return progress.end(Phase::Failed, outcome);
         }
         let id = Uuid::new_v4();
         begin_try(&progress, number, of, id);

@@ -5,59 +5,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use crate::migrate::model::bandwidth::{Weight, WeightError, Wish};
+use crate::migrate::model::options::Options;
 use crate::migrate::model::progress::ProgressSink;
-use crate::migrate::model::request::Options;
-use crate::mux::{self, SHARE_WEIGHT_DEFAULT, SharedLimit};
+use crate::mux::{self, SharedLimit};
 use crate::net::lanes::Lanes;
 use crate::rate::Rate;
-
-/// A migration's part among those that have something to send: 1 to [`Weight::MAX`], ordinarily
-/// 100. Twice the weight is twice the bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "u16", into = "u16")]
-pub struct Weight(u16);
-
-/// No weight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is no weight; write 1 to {max}, 100 being ordinary", max = Weight::MAX)]
-pub struct WeightError(u16);
-
-impl Weight {
-    /// The largest.
-    pub const MAX: u16 = 1000;
-}
-
-impl Default for Weight {
-    fn default() -> Self {
-        Self(SHARE_WEIGHT_DEFAULT)
-    }
-}
-
-impl TryFrom<u16> for Weight {
-    type Error = WeightError;
-
-    fn try_from(weight: u16) -> Result<Self, WeightError> {
-        if (1..=Self::MAX).contains(&weight) { Ok(Self(weight)) } else { Err(WeightError(weight)) }
-    }
-}
-
-impl From<Weight> for u16 {
-    fn from(weight: Weight) -> Self {
-        weight.0
-    }
-}
-
-/// What an operator wants.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Wish {
-    /// Bytes per second over RAM and disks together; none for no limit.
-    pub limit_bytes_per_s: Option<Rate>,
-    /// Its part among others.
-    pub weight: Weight,
-}
 
 /// A migration's share, for all who may change it or depend on it.
 #[derive(Debug, Clone)]

@@ -1,41 +1,22 @@
 //! The data streams of one migration on one host: their pumps, and the word when one ends.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering::Relaxed;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::migrate::handoff::state::{StoppedData, ThawedData};
+pub(crate) use crate::migrate::model::label::Label;
+use crate::migrate::model::progress::Reconnecting;
 use crate::mux::Code;
 use crate::net::compress::Coding;
 use crate::net::pump::{FirstEnd, Pump, PumpEnd, PumpState};
-use crate::net::session::Session;
+use crate::net::session::{Away, Session};
 use crate::net::stream::{Stream, StreamEnded};
 use crate::net::stream_owner::SessionId;
-
-/// What a stream carries.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Label {
-    /// A disk's NBD traffic.
-    Disk(String),
-    /// The RAM stream.
-    Ram,
-}
-
-impl fmt::Display for Label {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Disk(name) => write!(f, "disk {name}"),
-            Self::Ram => f.write_str("RAM"),
-        }
-    }
-}
 
 /// Owns a migration's pumps. Dropped, all are cut.
 #[derive(Debug)]
@@ -138,4 +119,12 @@ impl Streams {
 pub(crate) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = UnixStream::pair()?;
     Ok((ours.into(), theirs.into()))
+}
+
+impl From<&Away> for Reconnecting {
+    /// What is to be said now of a session without a connection.
+    fn from(away: &Away) -> Self {
+        let of = away.until.saturating_duration_since(away.since);
+        Self { for_s: away.since.elapsed().as_secs(), of_s: of.as_secs(), cause: away.cause.clone() }
+    }
 }

@@ -18,7 +18,7 @@
 //!
 //! That it is still so is checked before each further try ([`Source::choose`]): B is there, so it
 //! is the same node in the same QEMU; it records, is not busy, and the disk has the same size and
-//! image; and the destination finds its image as that try left it (`witness.rs`). What is not so
+//! image; and the destination finds its image as that try left it (`image_stamp.rs`). What is not so
 //! makes a whole copy, and is said. What is not seen: a disk that somebody shrinks and grows again
 //! to its former size between two tries, and a `blockdev-reopen` that puts another image below the
 //! same node.

@@ -1,30 +1,44 @@
-//! What an operator asks of a migration's source, and how it is to be done. Does nothing.
+//! How a migration is to be done, as its operator wants it.
 
 use std::collections::BTreeSet;
 
-use uuid::Uuid;
-
+use super::bandwidth::Weight;
 use super::problem::{Accepted, Policy};
-use crate::migrate::journal::RetryOf;
-use crate::migrate::source::retry::Retry;
-use crate::migrate::transfer::bandwidth::{ShareHandle, Weight};
 use crate::rate::Rate;
 
-/// What an operator asks for.
-#[derive(Debug, Clone)]
-pub struct SourceRequest {
-    /// The migration.
-    pub id: Uuid,
-    /// The virtual machine.
-    pub vm: String,
-    /// The destination's name in the configuration.
-    pub peer: String,
-    /// How.
-    pub options: Options,
-    /// The migration whose further try this is.
-    pub retry: Option<RetryOf>,
-    /// What it may send, now.
-    pub share: ShareHandle,
+/// How often a migration that failed is begun again: 0 to [`Retry::MAX`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Retry(u32);
+
+/// More retries than anybody can mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} retries are too many; at most {max} are made", max = Retry::MAX)]
+pub struct RetryTooLarge(u32);
+
+impl Retry {
+    /// The most.
+    pub const MAX: u32 = 100;
+
+    /// Tries in all, the first included.
+    #[must_use]
+    pub fn tries(self) -> u32 {
+        self.0 + 1
+    }
+}
+
+impl TryFrom<u32> for Retry {
+    type Error = RetryTooLarge;
+
+    fn try_from(retries: u32) -> Result<Self, RetryTooLarge> {
+        if retries > Self::MAX { Err(RetryTooLarge(retries)) } else { Ok(Self(retries)) }
+    }
+}
+
+impl From<Retry> for u32 {
+    fn from(retry: Retry) -> Self {
+        retry.0
+    }
 }
 
 /// The longest pause that QEMU may plan for the rest of the RAM, in milliseconds: 0 to

@@ -1,0 +1,32 @@
+//! What a destination grants: an export and a channel for each disk that is copied.
+
+use crate::migrate::model::plan::FIRST_DISK_CHANNEL;
+use crate::migrate::protocol::message::{DiskSpec, Export};
+
+/// Exports for the offered disks that are copied, in their order.
+pub(crate) fn exports(offered: &[DiskSpec]) -> Vec<Export> {
+    let copied = offered.iter().filter(|d| !d.read_only);
+    copied
+        .zip(FIRST_DISK_CHANNEL..)
+        .map(|(d, channel)| Export { disk: d.name.clone(), export: d.name.clone(), channel })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn read_only_disks_are_not_copied() {
+        let spec = |name: &str, read_only| DiskSpec {
+            name: name.into(),
+            virtual_size: 10,
+            format: "raw".into(),
+            read_only,
+            place: None,
+        };
+        let granted = exports(&[spec("cd0", true), spec("disk0", false)]);
+        assert_eq!(granted.len(), 1);
+        assert_eq!((granted[0].disk.as_str(), granted[0].channel), ("disk0", FIRST_DISK_CHANNEL));
+    }
+}

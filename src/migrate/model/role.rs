@@ -1,0 +1,24 @@
+//! Which part a host plays in a migration.
+
+use serde::{Deserialize, Serialize};
+
+/// Which part this host plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The guest comes from here.
+    Source,
+    /// The guest goes here.
+    Destination,
+}
+
+impl Role {
+    /// As shown to people and in file names.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+}
