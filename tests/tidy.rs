@@ -74,10 +74,66 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("metrics", &["migrate::journal::Role", "migrate::progress", "mux::Stats"]),
-    ("migrate", &["config", "error_chain", "mux", "net", "printable", "qemu", "rate"]),
+    ("migrate", &["config", "error_chain", "mux", "net", "qemu", "rate"]),
     // The pure machines know nothing of those who carry out their effects, their interpreter only them.
     ("migrate::handover", &[]),
     ("migrate::handover_run", &["migrate::handover"]),
+    // What one agent's migrations share, and all that is below it, knows neither role.
+    (
+        "migrate::host",
+        &[
+            "config",
+            "error_chain",
+            "migrate::handoff::state",
+            "migrate::handover",
+            "migrate::journal",
+            "migrate::model",
+            "migrate::protocol",
+            "net",
+            "qemu",
+        ],
+    ),
+    // What is left to another process is data: it knows nobody who stops or goes on.
+    (
+        "migrate::handoff::state",
+        &[
+            "migrate::guest",
+            "migrate::handover",
+            "migrate::journal",
+            "migrate::model",
+            "migrate::protocol::message",
+            "migrate::transfer",
+            "net",
+        ],
+    ),
+    ("migrate::protocol", &["error_chain", "migrate::transfer::frozen", "mux", "net"]),
+    ("migrate::protocol::message", &["migrate::handover", "migrate::model", "qemu"]),
+    (
+        "migrate::transfer",
+        &[
+            "migrate::guest",
+            "migrate::journal",
+            "migrate::model",
+            "migrate::protocol::message",
+            "mux",
+            "net",
+            "qemu",
+            "rate",
+        ],
+    ),
+    (
+        "migrate::guest",
+        &[
+            "config",
+            "error_chain",
+            "migrate::journal",
+            "migrate::model",
+            "migrate::protocol::message",
+            "printable",
+            "qemu",
+        ],
+    ),
+    ("migrate::journal", &["migrate::handover", "migrate::model", "qemu"]),
     ("net", &["error_chain", "mux", "printable", "rate"]),
     ("pki", &["error_chain", "net::credentials", "net::identity", "net::tls", "printable"]),
     ("config", &["net::identity", "rate"]),
@@ -93,7 +149,7 @@ const EDGES: &[(&str, &[&str])] = &[
 
 /// Where files still use each other in a circle, and how many may. There must be no other circle, and
 /// these only shrink: lower the number, and take out what has none any more.
-const KNOWN_CIRCLES: &[(&str, usize)] = &[("migrate", 32)];
+const KNOWN_CIRCLES: &[(&str, usize)] = &[("migrate", 15)];
 
 /// Words of the outside world that sans-I/O code has no business with.
 const IMPURE: &[&str] = &[

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::running::Agent;
 use crate::error_chain::chain;
-use crate::migrate::journal::{self, Role};
+use crate::migrate::journal::Role;
 use crate::migrate::progress::{Progress, ProgressSink};
 use crate::migrate::{Host, settle};
 
@@ -53,7 +53,7 @@ fn settle_one(agent: &Arc<Agent>, one: settle::Open) {
     let settling = Arc::clone(agent);
     agent.sources.spawn(async move {
         let progress = one.progress.clone();
-        let frozen = settling.host.frozen();
+        let frozen = settling.host.freeze.begun();
         tokio::select! {
             () = settle::settle(Arc::clone(&settling.host), one) => settling.ended(&progress),
             // Its journal is open, for whoever comes next.
@@ -66,7 +66,7 @@ fn settle_one(agent: &Arc<Agent>, one: settle::Open) {
 pub(super) async fn end_late(agent: Arc<Agent>) {
     loop {
         tokio::time::sleep(END_LATE_EVERY).await;
-        if let Err(e) = agent.host.end_late() {
+        if let Err(e) = agent.host.journals.end_late() {
             tracing::debug!(error = chain(&e), "a journal still cannot be ended");
         }
     }
@@ -74,8 +74,7 @@ pub(super) async fn end_late(agent: Arc<Agent>) {
 
 /// Throws old journals away, once the agent listens: nobody waits for it.
 pub(super) fn prune(host: &Host) {
-    let now = time::OffsetDateTime::now_utc().unix_timestamp();
-    if let Err(e) = journal::prune(&host.journals(), host.identity.as_str(), now) {
+    if let Err(e) = host.journals.prune() {
         tracing::warn!(error = chain(&e), "old journals are kept");
     }
 }

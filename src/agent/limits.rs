@@ -34,8 +34,8 @@ pub(super) struct PeerLimits(Mutex<LimitsSet>);
 impl PeerLimits {
     /// Limits what is sent to a peer, over all migrations.
     pub(super) fn limit(&self, host: &Host, name: &str, limit: Option<Rate>) -> Result<PeerLimit, Problem> {
-        let (_, identity) = host.peer(name)?;
-        host.pool.set_limit(&identity, limit);
+        let identity = &host.peers.find(name)?.identity;
+        host.pool.set_limit(identity, limit);
         self.locked().insert(name.into(), limit);
         Ok(PeerLimit { peer: name.into(), limit_bytes_per_s: limit })
     }

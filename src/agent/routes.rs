@@ -246,7 +246,7 @@ async fn recover(
     wanted: Wanted,
 ) -> Result<Json<Recovery>, Refusal> {
     tracing::info!(uid = caller.uid, pid = caller.pid, "recover asked for");
-    if let Err(e) = agent.host.end_late() {
+    if let Err(e) = agent.host.journals.end_late() {
         tracing::warn!(error = chain(&e), "a journal still cannot be ended");
     }
     recovery_of(&agent, wanted?.0, true).await

@@ -60,7 +60,7 @@ impl Agent {
 
     /// Begins a migration; `None` when the agent is on its way out.
     pub(super) fn migrate(self: &Arc<Self>, request: MigrateRequest) -> Option<Progress> {
-        if self.stopping.is_cancelled() || self.host.is_freezing() {
+        if self.stopping.is_cancelled() || self.host.freeze.is_on() {
             return None;
         }
         let id = Uuid::new_v4();
@@ -100,7 +100,7 @@ impl Agent {
     pub(super) async fn serve_streams(self: Arc<Self>, mut incoming: mpsc::Receiver<IncomingStream>) {
         let purposes = Arc::new(self.purposes());
         while let Some(stream) = incoming.recv().await {
-            if self.host.is_freezing() {
+            if self.host.freeze.is_on() {
                 // Whoever takes the session up hears of it again.
                 stream.leave();
                 continue;

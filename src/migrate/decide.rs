@@ -4,12 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
 use super::handover::{Ask, Illegal, Mark, Side, Source, SourceInput, SourceState, Written};
-use super::host::decisions::{Claimed, Decision, Order};
+use super::host::decisions::{Claimed, Decision, Order, Orders};
 use super::host::{AskError, Host};
 use super::journal::{Journal, JournalError, Record};
 use super::model::phase::Phase;
@@ -58,7 +57,7 @@ pub(crate) struct Question {
     peer: String,
     migration: Uuid,
     progress: ProgressSink,
-    orders: mpsc::Receiver<Order>,
+    orders: Orders,
     found: Decided,
     /// The operator whose decision is being written, and why it was not.
     order: Option<Claimed>,
@@ -102,7 +101,7 @@ impl Question {
             peer: peer.to_owned(),
             migration,
             progress,
-            orders: host.take_orders(migration),
+            orders: host.decisions.take_orders(migration),
             found: Decided::default(),
             order: None,
             unwritten: None,
@@ -260,14 +259,8 @@ impl Question {
                 self.peer
             ),
         };
-        self.host.open_question(self.migration, cause.clone());
+        self.host.decisions.open_question(self.migration, cause.clone());
         self.progress.end(Phase::Undecided, Outcome::Undecided { cause });
-    }
-}
-
-impl Drop for Question {
-    fn drop(&mut self) {
-        self.host.leave_orders(self.migration);
     }
 }
 
@@ -291,7 +284,7 @@ impl Asking {
     async fn ask(self, ask: Ask, cause: &str) -> Result<Answer, AskError> {
         let mut link = match self.link {
             Some(link) => link,
-            None => Link::open(&self.host.session(&self.peer).await?, self.migration).await?,
+            None => Link::open(&self.host.peers.session(&self.peer).await?, self.migration).await?,
         };
         let deadline = match ask {
             Ask::Start => self.hook + ANSWER_DEADLINE,
@@ -346,7 +339,7 @@ pub(crate) async fn call_off(
     migration: Uuid,
     reason: &str,
 ) -> Result<Option<Fate>, AskError> {
-    let session = host.session(peer).await?;
+    let session = host.peers.session(peer).await?;
     let mut link = Link::open(&session, migration).await?;
     let answer = link.ask(Request::Abort { reason: reason.into() }, ANSWER_DEADLINE).await?;
     link.finish();
@@ -359,7 +352,7 @@ pub(crate) async fn call_off(
 /// Tells a destination that its word is known here for good, so that it need not be kept there.
 pub(crate) async fn thank(host: &Host, peer: &str, migration: Uuid) {
     let said = async {
-        let session = host.session(peer).await?;
+        let session = host.peers.session(peer).await?;
         let mut link = Link::open(&session, migration).await?;
         link.demand(Request::Confirmed, COURTESY_DEADLINE).await?;
         link.finish();

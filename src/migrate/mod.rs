@@ -1,7 +1,8 @@
 //! One migration: its plan, its phases, its journal, its hand-over, both roles.
 //!
 //! ```text
-//! router, settle, recover, handoff     what begins, ends or goes on with migrations
+//! router, serve, settle,               what begins, ends or goes on with migrations
+//! recover, handoff
 //!   source, destination                the two roles
 //!   checks                             what would keep a migration from going well
 //!   host                               what all migrations of one agent share
@@ -25,13 +26,13 @@ mod model;
 mod protocol;
 pub mod recover;
 mod router;
+mod serve;
 pub mod settle;
 mod source;
 mod transfer;
 
-pub use guest::vm_state;
-pub use handoff::{TakenUp, settle_stopped, state as frozen, take_up};
-pub use host::Host;
+pub use handoff::{FrozenMigrations, TakenUp, go_on, settle_stopped, take_up};
+pub use host::{Host, vm_state};
 pub use model::options::{DowntimeLimit, DowntimeLimitError, Options, Retry, RetryTooLarge};
 pub use model::{phase, plan, problem, progress};
 pub use protocol::message;

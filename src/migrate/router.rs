@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use super::host::Host;
 use super::model::progress::ProgressSink;
-use super::protocol::server::{self, Control};
+use super::protocol::server::Control;
+use super::serve::serve;
 use crate::mux::{Code, purpose};
 use crate::net::purposes::Purposes;
 use crate::net::session::IncomingStream;
@@ -46,7 +47,7 @@ async fn serve_control<E: FnOnce()>(
         Ok(stream) => {
             let mut ended = None;
             let announce = |progress| ended = Some(announce(progress));
-            server::serve(host, peer, migration, Control::new(session, stream), announce).await;
+            serve(host, peer, migration, Control::new(session, stream), announce).await;
             if let Some(ended) = ended {
                 ended();
             }
@@ -59,14 +60,14 @@ async fn serve_control<E: FnOnce()>(
 fn offer_data(host: &Host, stream: IncomingStream) {
     let migration = Uuid::from_bytes(stream.open.migration);
     let peer = stream.session().info().peer.clone();
-    match host.destination(migration) {
-        Some(incoming) if incoming.peer == peer => {
+    match host.destinations.of(migration, &peer) {
+        Some(incoming) => {
             // A refused offer is dropped, and dropping refuses it.
             if let Err(mpsc::error::TrySendError::Full(stream)) = incoming.streams.try_send(stream) {
                 stream.refuse(Code::Limit);
             }
         }
-        _ => {
+        None => {
             tracing::warn!(%peer, %migration, "a stream without a grant was refused");
             stream.refuse(Code::Denied);
         }

@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use vmferry::migrate::handover::Side;
 use vmferry::migrate::journal::{
-    self, FORMAT, Header, Journal, JournalError, Past, Record, Role, UNCONFIRMED_DAYS_MAX, Undo,
+    self, Ending, FORMAT, Header, Journal, JournalError, Past, Record, Role, UNCONFIRMED_DAYS_MAX, Undo,
 };
 use vmferry::migrate::phase::Phase;
-use vmferry::migrate::progress::Outcome;
 
 const BEGAN: i64 = 1_700_000_000;
 
@@ -248,7 +247,7 @@ fn format_1_is_read_and_continued() {
 fn ended(number: u128, role: Role, confirmed: bool, age_days: i64, left: &[&str]) -> (Header, Vec<Record>) {
     let header = Header { began_at: BEGAN - age_days * 24 * 3600, ..header(number, role) };
     let leftovers = left.iter().map(|l| (*l).to_owned()).collect();
-    let mut records = vec![Record::NeverRan, Record::Ended(Outcome::Moved { leftovers })];
+    let mut records = vec![Record::NeverRan, Record::Ended(Ending::Moved { leftovers })];
     records.extend(confirmed.then_some(Record::Confirmed));
     (header, records)
 }

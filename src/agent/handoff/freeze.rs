@@ -21,7 +21,7 @@ impl Agent {
     /// Stops everything where it is. The agent does nothing more until it ends, or
     /// [`Agent::thaw`] gives everything back to it.
     pub(crate) async fn freeze(&self) -> (HandoffState, Descriptors) {
-        self.host.freeze(true);
+        self.host.freeze.set(true);
         self.sources.close();
         self.served.close();
         let stopped = async {
@@ -52,7 +52,7 @@ impl Agent {
         let HandoffState { sessions, mut migrations, limits, .. } = state;
         // Before there is a session.
         self.peer_limits.restore(&self.host, limits);
-        self.host.freeze(false);
+        self.host.freeze.set(false);
         self.sources.reopen();
         self.served.reopen();
         let mut streams = self.host.pool.thaw(sessions, &mut [&mut migrations]);
@@ -66,7 +66,7 @@ impl Agent {
         let agent = Arc::clone(self);
         self.sources.spawn(async move {
             let progress = taken.progress.clone();
-            taken.run().await;
+            migrate::go_on(&agent.host, taken).await;
             agent.ended(&progress);
         });
     }

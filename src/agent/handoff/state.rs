@@ -5,7 +5,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::limits::LimitsSet;
-use crate::migrate::frozen::FrozenMigrations;
+use crate::migrate::FrozenMigrations;
 use crate::net::frozen::FrozenSession;
 
 /// The newest format of what is left that this version writes, and the formats that it reads.

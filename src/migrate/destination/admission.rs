@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::error::Trouble;
 use crate::config::glob_matches;
 use crate::migrate::checks::{descriptors, disks, machine, qemu};
-use crate::migrate::guest::{process, vm_state};
-use crate::migrate::host::Host;
+use crate::migrate::guest::process;
+use crate::migrate::host::{Host, vm_state};
 use crate::migrate::model::problem::{Problem, ProblemKind, chain};
 use crate::migrate::protocol::message::Offer;
 use crate::net::identity::Identity;
@@ -25,7 +25,7 @@ pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
         (Ok((qmp, _events)), _) => Ok(target_problems(&qmp, offer).await?),
         // Its disks are known only to a QEMU: one is started for the questions and ended again.
         (Err(e), Some(start)) if e.is_not_listening() => {
-            let started = process::start(host, &offer.vm, config, start, Uuid::new_v4()).await;
+            let started = process::start(&host.config, &offer.vm, config, start, Uuid::new_v4()).await;
             let (started, qmp, _events) = started.map_err(|e| problem(unreachable(&offer.vm, &chain(&e))))?;
             let problems = target_problems(&qmp, offer).await;
             started.stop(&qmp).await?;

@@ -12,7 +12,6 @@ use crate::migrate::journal::{Past, Undo};
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
-use crate::migrate::settle;
 use crate::qemu::{
     DestinationLeftovers, MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, destination_cleanup,
     names,
@@ -74,7 +73,7 @@ async fn is_that_qemu(qmp: &Qmp, past: &Past) -> bool {
 
 /// Undoes what `past` records: ends the QEMU that we started, or cleans the one that we found.
 pub(crate) async fn undo(name: &str, qmp: &Qmp, past: &Past, started: Option<StartedQemu>) -> Vec<String> {
-    if settle::started_qemu(past) {
+    if process::started_qemu(past) {
         let ended = match started {
             Some(started) => started.stop(qmp).await,
             None if is_that_qemu(qmp, past).await => process::quit(name, qmp).await,

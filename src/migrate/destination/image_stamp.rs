@@ -14,11 +14,10 @@ use std::os::unix::fs::MetadataExt;
 
 use uuid::Uuid;
 
-use crate::migrate::host::Host;
-use crate::migrate::journal::{self, Journal, Past, Record, Role};
+use crate::migrate::host::journals::Journals;
+use crate::migrate::journal::{self, Ending, Journal, Past, Record, Role};
 use crate::migrate::model::image::{FileStamp, Image, ImageFile, ImageStamp};
 use crate::migrate::model::problem::chain;
-use crate::migrate::model::progress::Outcome;
 use crate::migrate::protocol::message::DiskState;
 use crate::net::identity::Identity;
 use crate::qemu::{Disk, boot_id};
@@ -93,8 +92,14 @@ fn see(image: &Image) -> Result<Vec<FileStamp>, String> {
 }
 
 /// What has become of each image since the try `after`, which `peer` had sent.
-pub(crate) fn since(host: &Host, peer: &Identity, vm: &str, after: Uuid, images: &[Image]) -> Vec<DiskState> {
-    let stamp = recorded(host, peer, vm, after);
+pub(crate) fn since(
+    journals: &Journals,
+    peer: &Identity,
+    vm: &str,
+    after: Uuid,
+    images: &[Image],
+) -> Vec<DiskState> {
+    let stamp = recorded(journals, peer, vm, after);
     let state = |image: &Image| {
         let doubt = match &stamp {
             Ok(stamp) => doubt(stamp, image, &boot_id().unwrap_or_default()),
@@ -107,18 +112,18 @@ pub(crate) fn since(host: &Host, peer: &Identity, vm: &str, after: Uuid, images:
 
 /// The stamp of a try that durably never ran its guest here, and after which it ran from nothing
 /// of ours.
-fn recorded(host: &Host, peer: &Identity, vm: &str, after: Uuid) -> Result<ImageStamp, String> {
-    let path = Journal::path(&host.journals(), after, Role::Destination);
-    let past = Journal::peek(&path, host.identity.as_str())
-        .map_err(|_| "the destination has no record of the try before".to_owned())?;
+fn recorded(journals: &Journals, peer: &Identity, vm: &str, after: Uuid) -> Result<ImageStamp, String> {
+    let path = journals.path(after, Role::Destination);
+    let past =
+        journals.peek(&path).map_err(|_| "the destination has no record of the try before".to_owned())?;
     if past.header.peer != peer.as_str() || past.header.vm != vm {
         return Err("the destination's record of the try before is of another migration".into());
     }
-    let undone = matches!(&past.ended, Some(Outcome::Failed { leftovers, .. }) if leftovers.is_empty());
+    let undone = matches!(&past.ended, Some(Ending::Failed { leftovers, .. }) if leftovers.is_empty());
     if !undone || !past.never_ran || past.runs {
         return Err("the destination did not undo the try before completely".into());
     }
-    if was_here_since(host, vm, &past) {
+    if was_here_since(journals, vm, &past) {
         return Err("the VM has been at the destination since".into());
     }
     past.image_stamp
@@ -126,9 +131,9 @@ fn recorded(host: &Host, peer: &Identity, vm: &str, after: Uuid) -> Result<Image
 }
 
 /// Whether journals tell of another migration of the VM with which its guest was on this host.
-fn was_here_since(host: &Host, vm: &str, before: &Past) -> bool {
+fn was_here_since(journals: &Journals, vm: &str, before: &Past) -> bool {
     // Only looked at: others are writing to theirs.
-    let Ok(all) = journal::peek_all(&host.journals(), host.identity.as_str()) else { return true };
+    let Ok(all) = journals.peek_all() else { return true };
     all.iter().any(|(path, past)| match past {
         // Of one that is not believed nothing is known.
         Err(_) => journal::vm_of(path).is_none_or(|of| of == vm),

@@ -9,6 +9,7 @@ mod end;
 pub(crate) mod error;
 mod explain;
 mod exports;
+pub(crate) mod handoff;
 pub(crate) mod image_stamp;
 mod ownership;
 mod start;
@@ -31,18 +32,21 @@ use super::guest::nbd_server::NbdServer;
 use super::guest::process::{self, StartedQemu};
 use super::guest::{nbd_server, settings};
 use super::handover::{self, Ask, DestinationInput, DestinationState, Ended};
-use super::host::decisions::Order;
-use super::host::{Host, Registration, Reservation};
+use super::host::Host;
+use super::host::decisions::Orders;
+use super::host::destinations::{Incoming, Registration};
+use super::host::reservations::Reservation;
 use super::journal::{Beginning, Journal, Record, Role, Undo};
 use super::model::image::Image;
+use super::model::label::Label;
 use super::model::phase::Phase;
 use super::model::plan::RAM_CHANNEL;
 use super::model::problem::chain;
 use super::model::progress::{Progress, ProgressSink};
 use super::protocol::message::{Fate, Offer, Prepared, Request, Response, Started};
-use super::protocol::server::{Control, Incoming};
+use super::protocol::server::Control;
 use super::settle;
-use super::transfer::streams::{Label, Streams, socket_pair};
+use super::transfer::streams::{Streams, socket_pair};
 use crate::mux::{Code, purpose};
 use crate::net::compress::{Coding, Undelivered};
 use crate::net::identity::Identity;
@@ -90,7 +94,7 @@ pub(crate) struct Destination {
     pub(crate) granted: Option<(Offer, Prepared)>,
     pub(crate) said_started: Option<Started>,
     /// What an operator decides.
-    pub(crate) orders: mpsc::Receiver<Order>,
+    pub(crate) orders: Orders,
     /// Nobody has listened to QEMU for a while: what happened is asked for.
     pub(crate) missed_events: bool,
     pub(crate) _registration: Registration,
@@ -124,26 +128,25 @@ impl Destination {
         let problem = |p| Trouble::Problems(vec![p]);
         let config = host.vm(&offer.vm, "destination").map_err(problem)?.clone();
         let reservation = host.reserve(&offer.vm, migration).map_err(problem)?;
-        let mut journal =
-            host.journal(migration, Role::Destination, &peer, Beginning::of_destination(offer))?;
+        let mut journal = host.journals.begin(migration, Role::Destination, &peer, beginning(offer))?;
         let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {
             Ok(found) => found,
             Err(trouble) => {
                 let mut left = settle::never_begun(&host, &mut journal).await;
                 left.extend(if let Trouble::Vm(error) = &trouble { error.leftover() } else { None });
-                host.end(journal, never_ran(&trouble, left));
+                host.journals.end(journal, never_ran(&trouble, left));
                 return Err(trouble);
             }
         };
         let (served, offers, controls) = Served::new();
         let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
-        let registration = host.register(migration, incoming);
+        let registration = host.destinations.register(migration, incoming);
         let noted = journal.note_qemu(qmp.process());
-        let start_log = started.as_ref().map(|_| process::start_log(&host, &offer.vm));
+        let start_log = started.as_ref().map(|_| process::start_log(&host.config, &offer.vm));
         let last_words = LastWords::of(&config, qmp.process(), start_log.as_deref());
         let mut progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
         progress.paused = !offer.running;
-        let orders = host.take_orders(migration);
+        let orders = host.decisions.take_orders(migration);
         let mut destination = Self {
             host,
             vm: offer.vm.clone(),
@@ -193,7 +196,7 @@ impl Destination {
         let pairs = disks::pair(&offer.disks, &present);
         self.images = image_stamp::images(pairs.pairs.iter().map(|(want, have)| (want.name.as_str(), *have)));
         let since = offer.after.map_or_else(Vec::new, |after| {
-            image_stamp::since(&self.host, &self.peer, &self.vm, after, &self.images)
+            image_stamp::since(&self.host.journals, &self.peer, &self.vm, after, &self.images)
         });
         let nodes: Vec<_> =
             self.exports.iter().filter_map(|e| pairs.of(&e.disk).map(|d| (e, d.node_name.clone()))).collect();
@@ -233,7 +236,7 @@ impl Destination {
             return Ok(Some(happened));
         }
         loop {
-            let frozen = self.host.frozen();
+            let frozen = self.host.freeze.begun();
             let alone_until = self.serving.alone_until;
             let request = async {
                 match self.serving.control.as_mut() {
@@ -257,7 +260,7 @@ impl Destination {
                 },
                 Some((again, request)) = self.controls.recv() => {
                     (self.serving.control, self.serving.alone_until) = (Some(again), None);
-                    self.host.answered(self.journal.past().header.migration);
+                    self.host.decisions.answered(self.journal.past().header.migration);
                     self.on_request(request, machine).await?
                 }
                 Some(order) = self.orders.recv() => self.claim(order),
@@ -315,7 +318,7 @@ impl Destination {
                  waited for, {} s in all; then the guest is given up here, for good",
                 self.peer, self.host.config.deadlines.handover_s
             );
-            self.host.open_question(self.journal.past().header.migration, words);
+            self.host.decisions.open_question(self.journal.past().header.migration, words);
             self.host.config.deadlines.handover()
         } else {
             return Err(Trouble::SourceLost);
@@ -519,9 +522,14 @@ async fn find_or_start(
         (Err(e), Some(start)) if e.is_not_listening() => {
             journal.will_make(Undo::Qemu)?;
             let purpose = journal.past().header.migration;
-            let (started, qmp, events) = process::start(host, name, config, start, purpose).await?;
+            let (started, qmp, events) = process::start(&host.config, name, config, start, purpose).await?;
             Ok((Some(started), qmp, events))
         }
         (Err(e), _) => Err(Trouble::Problems(vec![unreachable(name, &chain(&e))])),
     }
+}
+
+fn beginning(offer: &Offer) -> Beginning<'_> {
+    let accepted = offer.policy.accept.clone();
+    Beginning { vm: &offer.vm, running: offer.running, keep_source: false, retry: None, accepted }
 }

@@ -4,6 +4,7 @@
 use tokio::time::{Instant, Interval, interval, sleep};
 
 use super::{Destination, TICK, never_ran, undo};
+use crate::migrate::decide;
 use crate::migrate::destination::error::Trouble;
 use crate::migrate::destination::image_stamp;
 use crate::migrate::handover::{
@@ -17,7 +18,6 @@ use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
 use crate::migrate::protocol::message::{Notice, Reply, Response};
 use crate::migrate::protocol::server::Control;
-use crate::migrate::decide;
 
 /// What passes between a destination and whoever it serves.
 pub(crate) struct Serving {
@@ -271,7 +271,7 @@ impl Destination {
         self.tell_trouble().await;
         let words = "the guest never ran here, and never shall; but the disk does not take the record that \
                      proves it, which is tried every second";
-        self.host.open_question(self.journal.past().header.migration, words.to_owned());
+        self.host.decisions.open_question(self.journal.past().header.migration, words.to_owned());
         loop {
             tokio::select! {
                 () = sleep(decide::ASK_AGAIN) => return Ok(Some(DestinationInput::Again)),
@@ -286,7 +286,7 @@ impl Destination {
                     return Ok(Some(DestinationInput::Asked(Ask::Settle)));
                 }
                 () = self.host.stopping.cancelled() => return Err(Leave::ToTheJournal),
-                () = self.host.frozen() => return Err(Leave::ToTheJournal),
+                () = self.host.freeze.begun() => return Err(Leave::ToTheJournal),
             }
         }
     }
@@ -304,7 +304,7 @@ impl Destination {
         }
         let outcome = Outcome::Moved { leftovers };
         self.log_end(&outcome);
-        self.host.end(self.journal, outcome.clone());
+        self.host.journals.end(self.journal, outcome.clone());
         self.progress.end(Phase::Done, outcome);
     }
 
@@ -313,7 +313,7 @@ impl Destination {
         let trouble = self.serving.trouble.take().unwrap_or(Trouble::Stopping);
         let outcome = never_ran(&trouble, std::mem::take(&mut self.serving.leftovers));
         self.log_end(&outcome);
-        self.host.end(self.journal, outcome.clone());
+        self.host.journals.end(self.journal, outcome.clone());
         tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");
         self.progress.end(Phase::Failed, outcome);
         // Whatever the source says next is answered by the journal.

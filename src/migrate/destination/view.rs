@@ -4,11 +4,11 @@
 use std::time::Instant;
 
 use super::Destination;
+use crate::migrate::model::label::Label;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::progress::{DiskProgress, Outcome, Progress, RamProgress, Reconnecting};
 use crate::migrate::protocol::message::{Offer, Summary};
 use crate::migrate::protocol::server::Control;
-use crate::migrate::transfer::streams::Label;
 
 impl Destination {
     /// Where the migration is, by what the source asks and what arrives; it never goes back.
@@ -47,7 +47,8 @@ impl Destination {
         let total = self.streams.total();
         let (since, before) = std::mem::replace(&mut self.serving.rate, (Instant::now(), total));
         let per_s = (total.saturating_sub(before)) as f64 / since.elapsed().as_secs_f64().max(0.001);
-        let away = self.serving.control.as_ref().and_then(Control::away).map(|away| Reconnecting::from(&away));
+        let away =
+            self.serving.control.as_ref().and_then(Control::away).map(|away| Reconnecting::from(&away));
         self.progress.update(|p| {
             for disk in &mut p.disks {
                 let label = Label::Disk(disk.name.clone());

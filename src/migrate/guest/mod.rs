@@ -1,4 +1,4 @@
-//! A virtual machine's QEMU on this host: found, started, looked at, set up for a migration, cleaned up,
+//! A virtual machine's QEMU on this host: found, started, set up for a migration, cleaned up,
 //! ended.
 
 pub(crate) mod inventory;
@@ -9,4 +9,3 @@ pub(crate) mod nbd_server;
 pub(crate) mod process;
 pub(crate) mod settings;
 pub(crate) mod undo;
-pub mod vm_state;

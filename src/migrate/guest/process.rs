@@ -13,8 +13,7 @@ use uuid::Uuid;
 
 use super::last_words::LastWords;
 use super::marked;
-use crate::config::{Start, VmConfig};
-use crate::migrate::host::Host;
+use crate::config::{Config, Start, VmConfig};
 use crate::migrate::journal::{Past, Undo};
 use crate::printable::printable;
 use crate::qemu::{Events, Life, Qmp, QmpError, Quit};
@@ -134,20 +133,20 @@ pub(crate) struct StartedQemu {
 }
 
 /// Where what a start command prints goes, so that it holds on to nothing of the agent's.
-pub(crate) fn start_log(host: &Host, vm: &str) -> PathBuf {
-    host.config.state_dir.join(format!("{vm}.start.log"))
+pub(crate) fn start_log(config: &Config, vm: &str) -> PathBuf {
+    config.state_dir.join(format!("{vm}.start.log"))
 }
 
 /// Starts a fresh QEMU for `purpose`, a migration or a check, and waits for its monitor. If that does
 /// not come, everything that was started is ended again.
 pub(crate) async fn start(
-    host: &Host,
+    config: &Config,
     name: &str,
     vm: &VmConfig,
     how: &Start,
     purpose: Uuid,
 ) -> Result<(StartedQemu, Qmp, Events), VmError> {
-    let (log, deadline) = (start_log(host, name), host.config.deadlines.qemu_start());
+    let (log, deadline) = (start_log(config, name), config.deadlines.qemu_start());
     let mark = purpose.to_string();
     let (mut command, unit) = command(how);
     command.env(marked::MARK, &mark);
@@ -214,9 +213,14 @@ async fn stop_unit(unit: &str) -> Option<()> {
     status.success().then_some(())
 }
 
+/// Whether the journal says that this agent started the destination's QEMU, or was about to.
+pub(crate) fn started_qemu(past: &Past) -> bool {
+    past.undo.contains(&Undo::Qemu)
+}
+
 /// Whether the start of a QEMU was begun for `past`, and no monitor of one was ever seen.
 pub(crate) fn started_in_vain(past: &Past) -> bool {
-    past.undo.contains(&Undo::Qemu) && past.qemu.is_none()
+    started_qemu(past) && past.qemu.is_none()
 }
 
 /// Ends what a start command has left for `past`; what does not end, in words.

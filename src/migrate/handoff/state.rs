@@ -3,11 +3,11 @@
 
 use std::os::fd::OwnedFd;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::migrate::guest::inventory::Inventory;
+use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::handover;
 use crate::migrate::journal::RetryOf;
 use crate::migrate::model::image::Image;
@@ -16,13 +16,10 @@ use crate::migrate::model::options::Options;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::plan::CopiedDisk;
 use crate::migrate::model::progress::{Downtime, Progress};
-use crate::migrate::protocol::message::{Export, Notice, Offer, Prepared, Started};
+use crate::migrate::protocol::message::{Export, Offer, Prepared, Started};
 use crate::migrate::transfer::disk::delta::Tracking;
-use crate::net::message::StoppedChannel;
-use crate::net::pump::{FrozenPump, PumpState};
-use crate::net::session::Session;
-use crate::net::stream::Stream;
-use crate::net::stream_owner::{Descriptors, OwnedStream, SessionId, StreamOwner, ThawedStreams};
+use crate::migrate::transfer::frozen::{FrozenControl, FrozenData, StoppedControl, StoppedData, settle_data};
+use crate::net::stream_owner::{Descriptors, OwnedStream, StreamOwner};
 
 /// All migrations that an agent leaves.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -31,28 +28,6 @@ pub struct FrozenMigrations {
     pub(crate) sources: Vec<FrozenSource>,
     /// Those that come to it.
     pub(crate) destinations: Vec<FrozenDestination>,
-}
-
-/// A control stream.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct FrozenControl {
-    place: OwnedStream,
-    buffer: Bytes,
-    /// Of the last request.
-    pub(crate) number: u64,
-    /// Taken from it and not looked at.
-    pub(crate) notices: Vec<Notice>,
-}
-
-/// A data stream with its local socket.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct FrozenData {
-    pub(crate) label: Label,
-    place: OwnedStream,
-    /// The socket's place in the list of descriptors.
-    fd: usize,
-    #[serde(flatten)]
-    state: PumpState,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -104,60 +79,6 @@ pub(crate) struct FrozenDestination {
     pub(crate) started: Option<Option<String>>,
 }
 
-/// A data stream between its migration's stop and its session's.
-pub(crate) type StoppedData = (Label, SessionId, FrozenPump);
-
-/// A control stream between its migration's stop and its session's.
-#[derive(Debug)]
-pub(crate) struct StoppedControl {
-    pub(crate) session: SessionId,
-    pub(crate) channel: StoppedChannel,
-    pub(crate) number: u64,
-    pub(crate) notices: Vec<Notice>,
-}
-
-impl StoppedControl {
-    pub(crate) fn settle(self) -> FrozenControl {
-        let (stream, buffer) = self.channel.settle().into_parts();
-        let place = OwnedStream::new(self.session, stream);
-        FrozenControl { place, buffer, number: self.number, notices: self.notices }
-    }
-}
-
-/// The sessions have stopped as well.
-pub(crate) fn settle_data(stopped: Vec<StoppedData>, fds: &mut Descriptors) -> Vec<FrozenData> {
-    let settle = |(label, session, pump): StoppedData| {
-        let FrozenPump { local, stream, state } = pump;
-        let place = OwnedStream::new(session, stream.settle());
-        FrozenData { label, place, fd: fds.add(local), state }
-    };
-    stopped.into_iter().map(settle).collect()
-}
-
-impl FrozenControl {
-    pub(crate) fn thaw(&self, streams: &mut ThawedStreams) -> Option<(Session, Stream, Bytes)> {
-        let (session, stream) = streams.take(&self.place)?;
-        Some((session, stream, self.buffer.clone()))
-    }
-}
-
-/// A data stream that can go on.
-pub(crate) struct ThawedData {
-    pub(crate) label: Label,
-    pub(crate) session: Session,
-    pub(crate) local: OwnedFd,
-    pub(crate) stream: Stream,
-    pub(crate) state: PumpState,
-}
-
-impl FrozenData {
-    pub(crate) fn thaw(self, streams: &mut ThawedStreams, fds: &mut Descriptors) -> Option<ThawedData> {
-        let local = fds.take(self.fd)?;
-        let (session, stream) = streams.take(&self.place)?;
-        Some(ThawedData { label: self.label, session, local, stream, state: self.state })
-    }
-}
-
 impl FrozenMigrations {
     /// Whether there is nothing to leave.
     #[must_use]
@@ -179,14 +100,56 @@ impl FrozenMigrations {
 
 impl StreamOwner for FrozenMigrations {
     fn streams(&mut self) -> Box<dyn Iterator<Item = &mut OwnedStream> + '_> {
-        let of_sources = self.sources.iter_mut().flat_map(|s| {
-            let control = s.control.iter_mut().map(|c| &mut c.place);
-            control.chain(s.data.iter_mut().map(|d| &mut d.place))
-        });
-        let of_destinations = self.destinations.iter_mut().flat_map(|d| {
-            let control = d.control.iter_mut().map(|c| &mut c.place);
-            control.chain(d.data.iter_mut().map(|d| &mut d.place))
-        });
-        Box::new(of_sources.chain(of_destinations))
+        let of_sources = self.sources.iter_mut().map(|s| (&mut s.control, &mut s.data));
+        let of_destinations = self.destinations.iter_mut().map(|d| (&mut d.control, &mut d.data));
+        Box::new(of_sources.chain(of_destinations).flat_map(|(control, data)| {
+            let control = control.iter_mut().map(|c| &mut c.place);
+            control.chain(data.iter_mut().map(|d| &mut d.place))
+        }))
+    }
+}
+
+/// A migration that has stopped; its sessions have not.
+#[derive(Debug)]
+pub(crate) enum Stopped {
+    Source(Box<StoppedSource>),
+    Destination(Box<StoppedDestination>),
+}
+
+#[derive(Debug)]
+pub(crate) struct StoppedSource {
+    pub(crate) frozen: FrozenSource,
+    pub(crate) control: StoppedControl,
+    pub(crate) data: Vec<StoppedData>,
+}
+
+#[derive(Debug)]
+pub(crate) struct StoppedDestination {
+    pub(crate) frozen: FrozenDestination,
+    pub(crate) control: Option<StoppedControl>,
+    pub(crate) data: Vec<StoppedData>,
+    pub(crate) nbd: Option<NbdServer>,
+    pub(crate) ram: Option<OwnedFd>,
+}
+
+impl Stopped {
+    /// Its sessions have stopped as well: leaves it with the others.
+    pub(crate) fn settle(self, left: &mut FrozenMigrations, fds: &mut Descriptors) {
+        match self {
+            Self::Source(stopped) => {
+                let StoppedSource { mut frozen, control, data } = *stopped;
+                frozen.control = Some(control.settle());
+                frozen.data = settle_data(data, fds);
+                left.sources.push(frozen);
+            }
+            Self::Destination(stopped) => {
+                let StoppedDestination { mut frozen, control, data, nbd, ram } = *stopped;
+                frozen.control = control.map(StoppedControl::settle);
+                frozen.data = settle_data(data, fds);
+                frozen.nbd = nbd.and_then(NbdServer::into_socket).map(|socket| fds.add(socket));
+                frozen.ram = ram.map(|ram| fds.add(ram));
+                left.destinations.push(frozen);
+            }
+        }
     }
 }

@@ -10,13 +10,17 @@
 //! Claiming and withdrawing are one atomic step each, and only one of them succeeds. An order that
 //! was withdrawn is never carried out. An order that was claimed may be on the disk: only the task's
 //! answer says more.
+//!
+//! [`Decisions`] has what is open on this host: where orders go, and what they would decide.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::migrate::handover::Side;
 
@@ -117,6 +121,74 @@ impl Asker {
 impl Drop for Asker {
     fn drop(&mut self) {
         self.withdraw();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Where orders go, by migration: those that may be decided by one.
+    orders: BTreeMap<Uuid, mpsc::Sender<Order>>,
+    /// What is open about migrations, in words.
+    questions: BTreeMap<Uuid, String>,
+}
+
+/// All that operators may decide on this host; clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Decisions(Arc<Mutex<Inner>>);
+
+/// Orders about one migration. Dropped, there is nothing to decide about it any more.
+#[derive(Debug)]
+pub(crate) struct Orders {
+    all: Decisions,
+    migration: Uuid,
+    receiver: mpsc::Receiver<Order>,
+}
+
+impl Decisions {
+    /// Opens `migration` to operators' decisions.
+    pub(crate) fn take_orders(&self, migration: Uuid) -> Orders {
+        let (sender, receiver) = mpsc::channel(1);
+        self.locked().orders.insert(migration, sender);
+        Orders { all: self.clone(), migration, receiver }
+    }
+
+    /// Where an order about `migration` goes; `None` when there is nothing to decide.
+    pub(crate) fn orders(&self, migration: Uuid) -> Option<mpsc::Sender<Order>> {
+        self.locked().orders.get(&migration).cloned()
+    }
+
+    /// Something is open about `migration`: what, and what is done about it.
+    pub(crate) fn open_question(&self, migration: Uuid, words: String) {
+        self.locked().questions.insert(migration, words);
+    }
+
+    /// Nothing is open about it any more.
+    pub(crate) fn answered(&self, migration: Uuid) {
+        self.locked().questions.remove(&migration);
+    }
+
+    /// What is open about `migration`.
+    pub(crate) fn question(&self, migration: Uuid) -> Option<String> {
+        self.locked().questions.get(&migration).cloned()
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Orders {
+    /// The next order. Cancelling loses nothing.
+    pub(crate) async fn recv(&mut self) -> Option<Order> {
+        self.receiver.recv().await
+    }
+}
+
+impl Drop for Orders {
+    fn drop(&mut self) {
+        let mut inner = self.all.locked();
+        inner.orders.remove(&self.migration);
+        inner.questions.remove(&self.migration);
     }
 }
 

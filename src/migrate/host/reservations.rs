@@ -18,25 +18,25 @@ struct Inner {
 
 /// All of them; clones share them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Reserved(Arc<Mutex<Inner>>);
+pub(crate) struct Reservations(Arc<Mutex<Inner>>);
 
 /// A VM's reservation; dropped, it is free.
 #[derive(Debug)]
 pub(crate) struct Reservation {
-    all: Reserved,
+    all: Reservations,
     vm: String,
 }
 
 /// A look at a VM that is in no migration; it gives way to one that begins.
 #[derive(Debug)]
 pub(crate) struct Looking {
-    all: Reserved,
+    all: Reservations,
     vm: String,
     number: u64,
     taken: watch::Receiver<Option<Uuid>>,
 }
 
-impl Reserved {
+impl Reservations {
     /// Reserves a VM, and ends the looks at it.
     ///
     /// # Errors
@@ -108,7 +108,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_look_gives_way_to_a_migration_and_never_keeps_one_out() {
-        let all = Reserved::default();
+        let all = Reservations::default();
         let id = Uuid::from_u128(7);
         let (one, two) = (all.begin_look("web1").unwrap(), all.begin_look("web1").unwrap());
         drop(two);

@@ -44,6 +44,10 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`]; the migration must not begin then.
     pub fn create(folder: &Path, header: Header) -> Result<Self, JournalError> {
+        blocking(|| Self::create_now(folder, header))
+    }
+
+    fn create_now(folder: &Path, header: Header) -> Result<Self, JournalError> {
         let path = Self::path(folder, header.migration, header.role);
         let io = |source| JournalError::Io { path: path.clone(), source };
         let writer = writer(&path)?;
@@ -55,7 +59,7 @@ impl Journal {
         let begun = journal
             .write(&Record::Begun(header))
             .map_err(|e| e.error)
-            .and_then(|()| blocking(|| File::open(folder).and_then(|f| f.sync_all())).map_err(io));
+            .and_then(|()| File::open(folder).and_then(|f| f.sync_all()).map_err(io));
         if let Err(e) = begun {
             // Nothing has been done under it, and without a header nobody could believe it.
             let _ = std::fs::remove_file(&path);
@@ -70,6 +74,10 @@ impl Journal {
     /// # Errors
     /// Any [`JournalError`]; the file is not changed then.
     pub fn open(path: &Path, host: &str) -> Result<Self, JournalError> {
+        blocking(|| Self::open_now(path, host))
+    }
+
+    fn open_now(path: &Path, host: &str) -> Result<Self, JournalError> {
         let io = |source| JournalError::Io { path: path.into(), source };
         // Before it is read: from here on nobody else adds to it.
         let writer = writer(path)?;
@@ -106,7 +114,8 @@ impl Journal {
     /// # Errors
     /// Any [`JournalError`].
     pub fn peek(path: &Path, host: &str) -> Result<Past, JournalError> {
-        let text = std::fs::read(path).map_err(|source| JournalError::Io { path: path.into(), source })?;
+        let text = blocking(|| std::fs::read(path));
+        let text = text.map_err(|source| JournalError::Io { path: path.into(), source })?;
         Ok(believe(path, &text, host)?.past)
     }
 
@@ -140,7 +149,7 @@ impl Journal {
     }
 
     fn append(&mut self, record: Record) -> Result<(), Unwritten> {
-        self.write(&record)?;
+        blocking(|| self.write(&record))?;
         self.past.apply(record);
         Ok(())
     }
@@ -189,7 +198,7 @@ impl Journal {
         }
         self.file.write_all(line).inspect_err(|_| self.sure &= self.is_whole())?;
         self.sure = false;
-        blocking(|| self.file.sync_data())
+        self.file.sync_data()
     }
 
     /// Whether the file surely has every record that was written, and surely nothing else.
@@ -203,7 +212,7 @@ impl Journal {
     /// # Errors
     /// The doubt stays.
     pub fn settle_doubt(&mut self) -> io::Result<()> {
-        self.make_sure()
+        blocking(|| self.make_sure())
     }
 
     fn is_whole(&self) -> bool {
@@ -219,7 +228,7 @@ impl Journal {
         if !self.is_whole() {
             self.file.set_len(self.whole_bytes)?;
         }
-        blocking(|| self.file.sync_all())?;
+        self.file.sync_all()?;
         self.sure = true;
         Ok(())
     }
@@ -229,9 +238,9 @@ fn writer(path: &Path) -> Result<Writer, JournalError> {
     Writer::of(path).ok_or_else(|| JournalError::InUse { path: path.into() })
 }
 
-/// Waits for a disk. The runtime's other tasks, the watchdog's among them, go on meanwhile on another
-/// thread, if it has more than one.
-fn blocking<T>(wait: impl FnOnce() -> T) -> T {
+/// Waits for a disk, off the runtime's threads: its other tasks, the watchdog's among them, go on
+/// meanwhile on another thread, if it has more than one.
+pub(super) fn blocking<T>(wait: impl FnOnce() -> T) -> T {
     use tokio::runtime::{Handle, RuntimeFlavor};
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::file::blocking;
 use super::writers::{Writer, is_written};
 use super::{Journal, JournalError, Past, Role, SUFFIX};
 
@@ -25,6 +26,10 @@ pub type Peeked = (PathBuf, Result<Past, JournalError>);
 /// # Errors
 /// [`JournalError::Io`] when the folder cannot be read.
 pub fn peek_all(folder: &Path, host: &str) -> Result<Vec<Peeked>, JournalError> {
+    blocking(|| peek_each(folder, host))
+}
+
+fn peek_each(folder: &Path, host: &str) -> Result<Vec<Peeked>, JournalError> {
     let peek = |path: PathBuf| {
         let past = Journal::peek(&path, host);
         (path, past)

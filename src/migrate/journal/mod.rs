@@ -7,11 +7,15 @@
 //! never guessed at, and never deleted. A file that ends within its first line tells of nothing:
 //! nothing is done before that line is synced. A file has one writer at a time. Knows no QEMU.
 
+mod ending;
+mod error;
 mod file;
 mod folder;
 mod line;
 mod writers;
 
+pub use ending::Ending;
+pub use error::JournalError;
 pub use file::{Journal, Unwritten};
 pub use folder::{
     HISTORY_MAX, Peeked, UNCONFIRMED_DAYS_MAX, UNCONFIRMED_MAX, migration_of, peek_all, prune,
@@ -21,19 +25,15 @@ pub use line::Flaw;
 pub(crate) use writers::is_written as is_in_use;
 
 use std::collections::BTreeSet;
-use std::io;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::handover::{Ended, Known, Mark, Side};
-pub use super::model::role::Role;
-
 use super::model::image::ImageStamp;
 use super::model::phase::Phase;
 use super::model::problem::Accepted;
-use super::model::progress::Outcome;
+pub use super::model::role::Role;
 use crate::qemu::{CapabilityStatus, MigrationParameters, Process, ProcessId};
 
 /// The format that this version writes, and the newest that it reads. Format 1 had neither
@@ -106,15 +106,6 @@ pub struct Beginning<'a> {
     pub accepted: BTreeSet<Accepted>,
 }
 
-impl<'a> Beginning<'a> {
-    /// At its destination.
-    #[must_use]
-    pub fn of_destination(offer: &'a super::protocol::message::Offer) -> Self {
-        let (vm, accepted) = (offer.vm.as_str(), offer.policy.accept.clone());
-        Self { vm, running: offer.running, keep_source: false, retry: None, accepted }
-    }
-}
-
 /// Something that was about to be made and has to go if the migration fails.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -178,7 +169,7 @@ pub enum Record {
     #[serde(rename = "witness")]
     ImageStamp(ImageStamp),
     /// Nothing is open any more.
-    Ended(Outcome),
+    Ended(Ending),
     /// Destination: the source durably knows how it ended, and never asks again.
     Confirmed,
     /// What was left to clean up when it ended is gone by now.
@@ -209,74 +200,6 @@ impl Record {
     }
 }
 
-/// Why a journal cannot be written or believed.
-#[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    /// Reading or writing failed.
-    #[error("journal {}", path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// The operating system's answer.
-        source: io::Error,
-    },
-    /// A line is not what was written there.
-    #[error("journal {} is damaged in line {line}; it was left as it is", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// Counted from one.
-        line: usize,
-        /// What is wrong with it.
-        source: Flaw,
-    },
-    /// The file's name is that of another migration or role.
-    #[error("journal {} is of migration {migration} and role {}; it was left as it is", path.display(), role.name())]
-    Misnamed {
-        /// The file.
-        path: PathBuf,
-        /// What its header says.
-        migration: Uuid,
-        /// What its header says.
-        role: Role,
-    },
-    /// It ends within its first line: its migration had not begun when the agent or the host ended, for
-    /// nothing is done before that line is on the disk.
-    #[error("journal {} was never begun: nothing was done under it", path.display())]
-    NotBegun {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Another part of this agent writes to it.
-    #[error("journal {} is in use by another part of this agent", path.display())]
-    InUse {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The first line is not a header.
-    #[error("journal {} has no header; it was left as it is", path.display())]
-    NoHeader {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Written by a newer version.
-    #[error("journal {} has format {format}, this version reads up to {FORMAT}; it was left as it is", path.display())]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its format.
-        format: u32,
-    },
-    /// Written on another host.
-    #[error("journal {} is of host {host}, not of this one; it was left as it is", path.display())]
-    OtherHost {
-        /// The file.
-        path: PathBuf,
-        /// Its host.
-        host: String,
-    },
-}
-
 /// What a journal says so far.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Past {
@@ -303,7 +226,7 @@ pub struct Past {
     /// See [`Record::ImageStamp`].
     pub image_stamp: Option<ImageStamp>,
     /// See [`Record::Ended`].
-    pub ended: Option<Outcome>,
+    pub ended: Option<Ending>,
     /// See [`Record::Confirmed`].
     pub confirmed: bool,
     /// See [`Record::Cleaned`].
@@ -351,7 +274,7 @@ impl Past {
             Record::Runs => self.runs = true,
             Record::NeverRan => self.never_ran = true,
             Record::ImageStamp(stamp) => self.image_stamp = Some(stamp),
-            Record::Ended(outcome) => self.ended = Some(outcome),
+            Record::Ended(ending) => self.ended = Some(ending),
             Record::Confirmed => self.confirmed = true,
             Record::Cleaned => self.cleaned = true,
             Record::Forced { side, .. } => self.forced = Some(side),
@@ -380,13 +303,16 @@ impl Past {
         self.to_run.unwrap_or(self.header.running)
     }
 
+    /// Whether it ended with the guest at the destination.
+    #[must_use]
+    pub fn has_moved(&self) -> bool {
+        matches!(self.ended, Some(Ending::Moved { .. }))
+    }
+
     /// What the hand-over's machines need of it.
     #[must_use]
     pub fn known(&self) -> Known {
-        let ended = self.ended.as_ref().map(|outcome| match outcome {
-            Outcome::Moved { .. } => Ended::Moved,
-            _ => Ended::Stayed,
-        });
+        let ended = self.ended.as_ref().map(|_| if self.has_moved() { Ended::Moved } else { Ended::Stayed });
         Known {
             handed_over: self.handed_over,
             starting: self.starting,
@@ -401,7 +327,7 @@ impl Past {
     #[must_use]
     pub fn left(&self) -> &[String] {
         match &self.ended {
-            Some(Outcome::Moved { leftovers } | Outcome::Failed { leftovers, .. }) if !self.cleaned => {
+            Some(Ending::Moved { leftovers } | Ending::Failed { leftovers, .. }) if !self.cleaned => {
                 leftovers
             }
             _ => &[],

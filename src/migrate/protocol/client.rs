@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::message::{Asked, Notice, Refusal, Reply, Request, Response, Summary};
-use crate::migrate::handoff::state::{FrozenControl, StoppedControl};
+use crate::migrate::transfer::frozen::{FrozenControl, StoppedControl};
 use crate::mux::{Class, Code, Open, purpose};
 use crate::net::lanes::Lanes;
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};

@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use tokio::time::timeout;
 
-use super::QEMU_DEADLINE;
+use super::ask::QEMU_DEADLINE;
 use crate::migrate::guest::process;
 use crate::migrate::host::Host;
 use crate::migrate::journal::{Past, Role, Undo};
 use crate::migrate::model::problem::chain;
-use crate::migrate::model::progress::Outcome;
 use crate::qemu::{DestinationLeftovers, QueryBlockExports, destination_cleanup};
 
 /// Closes those of which the last journal of a VM tells. `pasts` are all journals, newest last.
@@ -27,9 +26,7 @@ pub(crate) async fn close_exports(host: &Arc<Host>, pasts: &[Past]) {
 }
 
 fn has_arrived(past: &Past) -> bool {
-    past.header.role == Role::Destination
-        && matches!(past.ended, Some(Outcome::Moved { .. }))
-        && past.undo.contains(&Undo::NbdServer)
+    past.header.role == Role::Destination && past.has_moved() && past.undo.contains(&Undo::NbdServer)
 }
 
 async fn close(host: &Arc<Host>, past: &Past) -> Result<(), String> {

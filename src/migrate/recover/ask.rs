@@ -1,8 +1,10 @@
 //! What the other agent and the virtual machine's QEMU say now, or why they cannot be asked.
 
+use std::time::Duration;
+
 use tokio::time::timeout;
 
-use super::{QEMU_DEADLINE, records};
+use super::case::records;
 use crate::migrate::guest::life;
 use crate::migrate::guest::process;
 use crate::migrate::host::{AskError, Host};
@@ -12,13 +14,16 @@ use crate::migrate::protocol::client::{Link, LinkError};
 use crate::migrate::protocol::message::{Request, Response, Told};
 use crate::qemu::QueryStatus;
 
+/// How long a monitor may take. One that the migration itself is using does not answer.
+pub(super) const QEMU_DEADLINE: Duration = Duration::from_secs(2);
+
 pub(crate) async fn ask_peer(host: &Host, past: &Past) -> Result<Option<Told>, String> {
-    let Some(peer) = host.peer_name(&past.header.peer) else {
+    let Some(peer) = host.peers.name_of(&past.header.peer) else {
         return Err("it is not in this host's configuration".into());
     };
     let deadline = host.config.deadlines.recover();
     let asked = async {
-        let session = host.session(&peer).await?;
+        let session = host.peers.session(peer).await?;
         let mut link = Link::open(&session, past.header.migration).await?;
         let answer = link.ask(Request::Tell, deadline).await?;
         link.finish();

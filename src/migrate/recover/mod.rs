@@ -4,6 +4,10 @@
 
 mod arrived;
 mod ask;
+mod case;
+mod clean;
+
+pub use case::{Case, CaseKind, Owner};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,95 +15,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::destination;
-use super::guest::life;
-use super::guest::{process, undo};
-use super::handover::{Ended, Known, Side};
+use super::handover::Side;
 use super::host::Host;
 use super::host::decisions::{Decision, Order};
-use super::journal::{self, Header, Journal, JournalError, Past, Peeked, Record, Role};
-use super::model::phase::Phase;
+use super::journal::{self, Header, JournalError, Past, Peeked, Role};
 use super::model::problem::chain;
-use super::model::progress::Outcome;
 use super::protocol::message::Told;
 use super::settle;
 use crate::net::identity::Identity;
-use crate::qemu::{Qmp, QueryStatus, RunState};
 use ask::{ask_peer, ask_qemu, peer_words};
+use case::{case, is_theirs, owner, records, unreadable};
+use clean::clean_up;
 
-/// How long a monitor may take. One that the migration itself is using does not answer.
-const QEMU_DEADLINE: Duration = Duration::from_secs(2);
 /// How long the other host is asked before a decision is taken. One that is lost does not answer.
 const CONTRADICTED_WITHIN: Duration = Duration::from_secs(3);
 /// Most virtual machines that are asked about at the same time.
 const AT_ONCE: usize = 64;
-
-/// What sort of case it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CaseKind {
-    /// A migration that is under way, or is being settled, and needs nobody.
-    UnderWay,
-    /// Nobody knows yet whose the virtual machine is.
-    Undecided,
-    /// It has ended, and something is left to clean up.
-    Leftovers,
-    /// Its journal is not believed: nobody knows whose the virtual machine is.
-    Refused,
-    /// It has ended and left nothing. Shown only when it is asked for by its id.
-    Closed,
-}
-
-/// Whose the virtual machine is, by what is known here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Owner {
-    /// This host's.
-    Here,
-    /// The other host's.
-    There,
-    /// Not known.
-    Unknown,
-}
-
-/// One migration that is not closed.
-#[derive(Debug, Clone)]
-pub struct Case {
-    /// What sort.
-    pub kind: CaseKind,
-    /// The migration, or the try of one: by the file's name if the journal is not believed.
-    pub id: Option<Uuid>,
-    /// The virtual machine, where that can be read.
-    pub vm: Option<String>,
-    /// This host's part.
-    pub role: Option<Role>,
-    /// The other host, as its certificate names it.
-    pub peer: Option<String>,
-    /// Seconds since the epoch.
-    pub began_at: Option<i64>,
-    /// The journal's last phase.
-    pub phase: Option<Phase>,
-    /// What this host's journal says, in its own words.
-    pub journal: Vec<String>,
-    /// What the other host's agent says now, or why it cannot be asked.
-    pub peer_says: Option<String>,
-    /// What the virtual machine's QEMU on this host says now, or why it cannot be asked.
-    pub qemu_says: Option<String>,
-    /// Whose the virtual machine is by all that.
-    pub owner: Owner,
-    /// What is done about it, and why.
-    pub plan: String,
-    /// What is left to clean up.
-    pub left: Vec<String>,
-    /// Whether an operator may decide it.
-    pub may_force: bool,
-    /// The journal's file.
-    pub file: PathBuf,
-}
 
 /// Why an operator's decision was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -142,7 +76,7 @@ impl Asked {
 /// [`JournalError::Io`] when the journals' folder cannot be read.
 pub async fn cases(host: &Arc<Host>, asked: Asked) -> Result<Vec<Case>, JournalError> {
     let mut of_vm: BTreeMap<String, Vec<(usize, Peeked)>> = BTreeMap::new();
-    let all = journal::peek_all(&host.journals(), host.identity.as_str())?;
+    let all = host.journals.peek_all()?;
     for (place, (path, past)) in all.into_iter().enumerate() {
         if asked.wants(&path, past.as_ref()) {
             let vm = past.as_ref().map_or_else(|_| path.display().to_string(), |p| p.header.vm.clone());
@@ -179,7 +113,7 @@ async fn case_of(
             settle::refuse(host, path.clone(), &e);
             Some(refused(path, &e))
         }
-        Ok(past) if host.unended(past.header.migration, past.header.role).is_some() => {
+        Ok(past) if host.journals.unended(past.header.migration, past.header.role).is_some() => {
             let left = vec!["the journal's end, which the disk does not take".to_owned()];
             Some(leftovers(host, path, &past, left).await)
         }
@@ -202,7 +136,7 @@ async fn case_of(
 /// monitor serves one at a time.
 pub async fn clean_at_start(host: Arc<Host>) {
     let reading = Arc::clone(&host);
-    let all = move || journal::peek_all(&reading.journals(), reading.identity.as_str());
+    let all = move || reading.journals.peek_all();
     let Ok(Ok(all)) = tokio::task::spawn_blocking(all).await else { return };
     let (mut pasts, all) = (Vec::new(), all.into_iter().filter_map(|(path, past)| Some((path, past.ok()?))));
     for (path, past) in all {
@@ -224,7 +158,9 @@ pub async fn clean_at_start(host: Arc<Host>) {
 /// [`NotForced`]
 pub async fn force(host: &Host, migration: Uuid, side: Side, uid: Option<u32>) -> Result<(), NotForced> {
     let nothing = NotForced::NothingOpen(migration);
-    let (true, Some(orders)) = (host.question(migration).is_some(), host.orders(migration)) else {
+    let (true, Some(orders)) =
+        (host.decisions.question(migration).is_some(), host.decisions.orders(migration))
+    else {
         return Err(nothing);
     };
     if let (Side::Here, Some(why)) = (side, contradiction(host, migration).await) {
@@ -248,8 +184,7 @@ pub async fn force(host: &Host, migration: Uuid, side: Side, uid: Option<u32>) -
 
 /// What the other host says against a decision for this one: nothing if it cannot be asked.
 async fn contradiction(host: &Host, migration: Uuid) -> Option<String> {
-    let peek =
-        |role| Journal::peek(&Journal::path(&host.journals(), migration, role), host.identity.as_str());
+    let peek = |role| host.journals.peek(&host.journals.path(migration, role));
     let past = [Role::Source, Role::Destination].into_iter().find_map(|role| peek(role).ok())?;
     let told = timeout(CONTRADICTED_WITHIN, ask_peer(host, &past)).await.ok()?.ok()??;
     let Header { vm, peer, role, .. } = &past.header;
@@ -262,22 +197,13 @@ async fn contradiction(host: &Host, migration: Uuid) -> Option<String> {
     })
 }
 
-/// Whether the other host has begun to start the guest and not said that it never ran, or it is that host's.
-fn is_theirs(role: Role, theirs: Known) -> bool {
-    match owner(role, Known::default(), Some(theirs)) {
-        Owner::There => true,
-        Owner::Here => false,
-        Owner::Unknown => role == Role::Source && theirs.starting,
-    }
-}
-
 /// A file that ends within its first line. One that is being written at this moment is not shown.
 fn not_begun(host: &Host, file: PathBuf, asked: Asked) -> Option<Case> {
     if journal::is_in_use(&file) {
         return None;
     }
     if asked.clean {
-        match journal::remove_unbegun(&file, host.identity.as_str()) {
+        match host.journals.remove_unbegun(&file) {
             Ok(_) => return None,
             Err(e) => tracing::warn!(error = chain(&e), "a journal that was never begun stays"),
         }
@@ -300,28 +226,8 @@ fn refused(file: PathBuf, error: &JournalError) -> Case {
     Case { plan, ..unreadable(file) }
 }
 
-fn unreadable(file: PathBuf) -> Case {
-    Case {
-        kind: CaseKind::Refused,
-        id: journal::migration_of(&file),
-        vm: journal::vm_of(&file),
-        role: None,
-        peer: None,
-        began_at: None,
-        phase: None,
-        journal: Vec::new(),
-        peer_says: None,
-        qemu_says: None,
-        owner: Owner::Unknown,
-        plan: String::new(),
-        left: Vec::new(),
-        may_force: false,
-        file,
-    }
-}
-
 async fn open(host: &Host, file: PathBuf, past: &Past, asked: Asked) -> Case {
-    let question = host.question(past.header.migration);
+    let question = host.decisions.question(past.header.migration);
     let qemu_asked = async {
         match question {
             Some(_) => ask_qemu(host, past).await,
@@ -346,7 +252,7 @@ async fn open(host: &Host, file: PathBuf, past: &Past, asked: Asked) -> Case {
         qemu_says: Some(qemu),
         owner: owner(past.header.role, past.known(), told.map(|t| t.known)),
         plan,
-        may_force: question.is_some() && host.orders(past.header.migration).is_some(),
+        may_force: question.is_some() && host.decisions.orders(past.header.migration).is_some(),
         ..case(file, past)
     }
 }
@@ -373,243 +279,12 @@ fn closed(file: PathBuf, past: &Past) -> Case {
     }
 }
 
-fn case(file: PathBuf, past: &Past) -> Case {
-    let header = &past.header;
-    Case {
-        kind: CaseKind::Leftovers,
-        id: Some(header.migration),
-        vm: Some(header.vm.clone()),
-        role: Some(header.role),
-        peer: Some(header.peer.clone()),
-        began_at: Some(header.began_at),
-        phase: Some(settle::phase_of(past)),
-        journal: records(&past.known()),
-        peer_says: None,
-        qemu_says: None,
-        owner: Owner::Unknown,
-        plan: String::new(),
-        left: Vec::new(),
-        may_force: false,
-        file,
-    }
-}
-
-fn records(known: &Known) -> Vec<String> {
-    let forced = match known.forced {
-        None => "",
-        Some(Side::Here) => "forced here",
-        Some(Side::There) => "forced there",
-    };
-    let ended = match known.ended {
-        None => "",
-        Some(Ended::Moved) => "ended: moved",
-        Some(Ended::Stayed) => "ended: not moved",
-    };
-    let all = [
-        (known.handed_over, "handed-over"),
-        (known.starting, "starting"),
-        (known.runs, "runs"),
-        (known.never_ran, "never-ran"),
-        (!forced.is_empty(), forced),
-        (!ended.is_empty(), ended),
-    ];
-    all.iter().filter(|(is, _)| *is).map(|(_, word)| (*word).to_owned()).collect()
-}
-
-/// Whose the virtual machine is: what this host knows for good, and else what the other one does.
-fn owner(role: Role, ours: Known, theirs: Option<Known>) -> Owner {
-    let theirs = theirs.unwrap_or_default();
-    let by_us = match role {
-        Role::Source => at_source(ours),
-        Role::Destination => at_destination(ours),
-    };
-    let by_them = match role {
-        Role::Source => at_destination(theirs),
-        Role::Destination => at_source(theirs),
-    };
-    let is_source = role == Role::Source;
-    match by_us.or(by_them) {
-        Some(Ended::Stayed) if is_source => Owner::Here,
-        Some(Ended::Stayed) => Owner::There,
-        Some(Ended::Moved) if is_source => Owner::There,
-        Some(Ended::Moved) => Owner::Here,
-        None => Owner::Unknown,
-    }
-}
-
-fn at_source(known: Known) -> Option<Ended> {
-    match known {
-        Known { ended: Some(ended), .. } => Some(ended),
-        Known { forced: Some(Side::There), .. } | Known { runs: true, .. } => Some(Ended::Moved),
-        Known { forced: Some(Side::Here), .. } | Known { never_ran: true, .. } => Some(Ended::Stayed),
-        // Without `handed-over` it is under way, or the write of it is in doubt.
-        _ => None,
-    }
-}
-
-fn at_destination(known: Known) -> Option<Ended> {
-    match known {
-        Known { ended: Some(ended), .. } => Some(ended),
-        Known { never_ran: true, .. } => Some(Ended::Stayed),
-        Known { runs: true, .. } => Some(Ended::Moved),
-        // With `starting` alone its QEMU may yet turn out to be gone before it was told to run.
-        _ => None,
-    }
-}
-
 /// What this host's journals say of a migration of which `peer` is the other side.
 pub(crate) fn tell(host: &Host, peer: &Identity, migration: Uuid) -> Option<Told> {
     [Role::Source, Role::Destination].into_iter().find_map(|role| {
-        let path = Journal::path(&host.journals(), migration, role);
-        let past = Journal::peek(&path, host.identity.as_str()).ok()?;
+        let path = host.journals.path(migration, role);
+        let past = host.journals.peek(&path).ok()?;
         (past.header.peer == peer.as_str())
             .then(|| Told { phase: settle::phase_of(&past), known: past.known() })
     })
-}
-
-/// Tries again to clean up after a migration that has ended; what is still left.
-async fn clean_up(host: &Arc<Host>, path: &Path, past: &Past) -> Vec<String> {
-    let name = &past.header.vm;
-    // Nothing else may happen to that VM meanwhile.
-    let _reservation = match host.reserve(name, past.header.migration) {
-        Ok(reservation) => reservation,
-        Err(_) => return past.left().to_vec(),
-    };
-    // Nobody else writes to it from here on. What was read may be older than that.
-    let mut journal = match Journal::open(path, host.identity.as_str()) {
-        Ok(journal) => journal,
-        Err(e) => return vec![chain(&e)],
-    };
-    let past = &journal.past().clone();
-    let left = match host.config.vms.get(name) {
-        _ if past.left().is_empty() => return Vec::new(),
-        None => past.left().to_vec(),
-        Some(config) => match timeout(QEMU_DEADLINE * 5, process::connect(config)).await {
-            Ok(Ok((qmp, _events))) if past.is_of(qmp.process()) => clean_qemu(host, &qmp, past).await,
-            _ if past.never_ran && process::started_in_vain(past) => {
-                process::end_started(past).await.into_iter().collect()
-            }
-            _ => without_qemu(host, past, &life::Known::by_journal(past, config).await),
-        },
-    };
-    if !left.is_empty() {
-        return left;
-    }
-    match journal.record(Record::Cleaned) {
-        Ok(()) => {
-            tracing::info!(vm = name, migration = %past.header.migration, "what was left is cleaned up");
-            Vec::new()
-        }
-        Err(e) => vec![chain(&e)],
-    }
-}
-
-async fn clean_qemu(host: &Host, qmp: &Qmp, past: &Past) -> Vec<String> {
-    let name = &past.header.vm;
-    // Else somebody may have started the VM here since.
-    let same = past.is_surely_of(qmp.process());
-    let status = match qmp.execute(QueryStatus).await {
-        Ok(info) => info.status,
-        Err(e) => return vec![format!("the QEMU of VM {name} cannot be asked: {}", chain(&e))],
-    };
-    let moved = matches!(past.ended, Some(Outcome::Moved { .. }));
-    match (past.header.role, moved) {
-        // Its roll-back could not reach it. What is in it bears our names, so it is that QEMU.
-        (Role::Source, false) if !moved_since(host, past) && undo::is_under_way(qmp, past).await => {
-            undo::roll_back(qmp, past, undo::Bitmaps::Go).await.leftovers
-        }
-        (Role::Source, false) => {
-            let mut left = undo::clean_late(qmp, past).await;
-            if past.running() && status == RunState::PostMigrate {
-                left.push(format!("VM {name} stands still at the source: continue it with `cont`"));
-            }
-            left
-        }
-        (Role::Source, true) if same && status == RunState::Running => vec![format!(
-            "VM {name} runs here again, in the QEMU that it was moved away from: if it runs at {} as well, it \
-             runs twice",
-            past.header.peer
-        )],
-        (Role::Source, true) if !same && status != RunState::PostMigrate => Vec::new(),
-        (Role::Source, true) if past.header.keep_source => undo::clean_kept(qmp, past).await,
-        (Role::Source, true) if past.forced.is_some() => past.left().to_vec(),
-        (Role::Source, true) => process::end_the_old(name, qmp).await.into_iter().collect(),
-        (Role::Destination, false) => destination::undo(name, qmp, past, None).await,
-        (Role::Destination, true) if status == RunState::Running => Vec::new(),
-        (Role::Destination, true) => vec![format!("VM {name}, which is this host's, is {status}")],
-    }
-}
-
-/// What was made in a QEMU that has ended went with it; a guest that should be here did not come back
-/// by that. As long as its end is not proved, all stays as it was left.
-fn without_qemu(host: &Host, past: &Past, known: &life::Known) -> Vec<String> {
-    if !known.has_ended() {
-        return past.left().to_vec();
-    }
-    let moved = matches!(past.ended, Some(Outcome::Moved { .. }));
-    let should_run = moved == (past.header.role == Role::Destination);
-    let nowhere = should_run && past.left().iter().any(|l| l.to_lowercase().contains("start"));
-    if !nowhere || !known.is_gone() || moved_since(host, past) {
-        return Vec::new();
-    }
-    vec![match past.header.role {
-        Role::Source => known.of_source(&past.header.vm),
-        Role::Destination => known.of_destination(&past.header.vm),
-    }]
-}
-
-/// Whether a later migration tells of the VM.
-fn moved_since(host: &Host, before: &Past) -> bool {
-    let all = journal::peek_all(&host.journals(), host.identity.as_str()).unwrap_or_default();
-    let mut pasts = all.iter().filter_map(|(_, past)| past.as_ref().ok());
-    pasts.any(|p| p.header.vm == before.header.vm && p.header.began_at > before.header.began_at)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_decision_for_this_host_is_contradicted_by_who_may_run_the_guest() {
-        let none = Known::default();
-        let starting = Known { starting: true, ..none };
-        let runs = Known { runs: true, ..starting };
-        let moved = Known { ended: Some(Ended::Moved), ..runs };
-        let never = Known { never_ran: true, ..starting };
-        let handed = Known { handed_over: true, ..none };
-        let given_back = Known { never_ran: true, ..handed };
-        for (role, theirs, against) in [
-            (Role::Source, none, false),
-            (Role::Source, starting, true),
-            (Role::Source, runs, true),
-            (Role::Source, moved, true),
-            (Role::Source, never, false),
-            (Role::Destination, handed, false),
-            (Role::Destination, given_back, true),
-        ] {
-            assert_eq!(is_theirs(role, theirs), against, "{role:?}: {theirs:?}");
-        }
-    }
-
-    #[test]
-    fn who_owns_it_is_said_only_when_somebody_knows() {
-        let none = Known::default();
-        let handed = Known { handed_over: true, ..none };
-        let starting = Known { starting: true, ..none };
-        let runs = Known { runs: true, ..starting };
-        let never = Known { never_ran: true, ..none };
-        let given_back = Known { handed_over: true, never_ran: true, ..none };
-        assert_eq!(owner(Role::Source, handed, None), Owner::Unknown);
-        assert_eq!(owner(Role::Source, handed, Some(none)), Owner::Unknown);
-        assert_eq!(owner(Role::Source, handed, Some(starting)), Owner::Unknown);
-        assert_eq!(owner(Role::Source, handed, Some(runs)), Owner::There);
-        assert_eq!(owner(Role::Source, handed, Some(never)), Owner::Here);
-        assert_eq!(owner(Role::Source, given_back, None), Owner::Here);
-        assert_eq!(owner(Role::Destination, none, None), Owner::Unknown);
-        assert_eq!(owner(Role::Destination, none, Some(handed)), Owner::Unknown);
-        assert_eq!(owner(Role::Destination, none, Some(given_back)), Owner::There);
-        assert_eq!(owner(Role::Destination, starting, Some(handed)), Owner::Unknown);
-        assert_eq!(owner(Role::Destination, runs, Some(handed)), Owner::Here);
-        assert_eq!(owner(Role::Destination, never, Some(handed)), Owner::There);
-    }
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Open, told};
 use crate::migrate::host::Host;
-use crate::migrate::journal::{self, Journal, JournalError, Role};
+use crate::migrate::journal::{self, JournalError, Role};
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::ProgressSink;
 
@@ -17,13 +17,12 @@ use crate::migrate::model::progress::ProgressSink;
 /// # Errors
 /// [`JournalError`] when the folder cannot be read.
 pub fn abandoned(host: &Arc<Host>, taken: &BTreeSet<(Uuid, Role)>) -> Result<Vec<Open>, JournalError> {
-    let name = host.identity.as_str();
     let mut open = Vec::<Open>::new();
     // The newest first, as at a start.
-    for (path, past) in journal::peek_all(&host.journals(), name)?.into_iter().rev() {
+    for (path, past) in host.journals.peek_all()?.into_iter().rev() {
         let Ok(past) = past else { continue };
         let header = &past.header;
-        let is_open = past.ended.is_none() && host.unended(header.migration, header.role).is_none();
+        let is_open = past.ended.is_none() && host.journals.unended(header.migration, header.role).is_none();
         if !is_open || taken.contains(&(header.migration, header.role)) || journal::is_in_use(&path) {
             continue;
         }
@@ -39,7 +38,7 @@ pub fn abandoned(host: &Arc<Host>, taken: &BTreeSet<(Uuid, Role)>) -> Result<Vec
             },
         };
         let heir = newer.is_none();
-        match Journal::open(&path, name) {
+        match host.journals.open(&path) {
             Ok(journal) => {
                 let progress = ProgressSink::new(told(&past));
                 open.push(Open { journal, progress, heir, _reservation: reservation });

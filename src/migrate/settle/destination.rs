@@ -32,7 +32,7 @@ pub(crate) async fn settle(host: Arc<Host>, open: Open) {
         return;
     }
     let mut leftovers = settling.leftovers();
-    host.answered(past.header.migration);
+    host.decisions.answered(past.header.migration);
     if handover.machine().ended() == Some(Ended::Moved) {
         // Else it was looked at when the guest was started.
         if heir && past.runs {
@@ -142,7 +142,7 @@ impl DestinationWorld for Settling<'_> {
 
     async fn undo(&mut self) -> Result<(), Stops> {
         if self.heir {
-            self.host.answered(self.journal.past().header.migration);
+            self.host.decisions.answered(self.journal.past().header.migration);
             let past = self.journal.past().clone();
             let left = undo(self.host, self.journal, &past).await;
             self.leftovers.extend(left);
@@ -195,7 +195,7 @@ impl<'a> Settling<'a> {
                 },
                 Look::Silent(known) => known.in_words(),
             };
-            self.host.open_question(
+            self.host.decisions.open_question(
                 past.header.migration,
                 format!(
                     "VM {name} was handed over to this host, and its QEMU cannot be asked whether it runs: {why}. \

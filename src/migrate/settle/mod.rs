@@ -21,8 +21,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::handover::{Ended, Side};
-use super::host::{Host, Refused, Reservation};
-use super::journal::{self, Journal, JournalError, Past, Record, Role, Undo};
+use super::host::Host;
+use super::host::journals::Refused;
+use super::host::reservations::Reservation;
+use super::journal::{self, Ending, Journal, JournalError, Past, Record, Role};
 use super::model::phase::Phase;
 use super::model::problem::chain;
 use super::model::progress::{Outcome, Progress, ProgressSink};
@@ -44,8 +46,8 @@ pub struct Open {
 
 /// The journal of a migration that was to go on as it was, and cannot; `None` when it is closed.
 pub(crate) fn reopen(host: &Arc<Host>, (id, role): (Uuid, Role), progress: ProgressSink) -> Option<Open> {
-    let path = Journal::path(&host.journals(), id, role);
-    let journal = Journal::open(&path, host.identity.as_str());
+    let path = host.journals.path(id, role);
+    let journal = host.journals.open(&path);
     let journal =
         journal.inspect_err(|e| tracing::error!(error = chain(e), "a journal is not believed")).ok()?;
     if journal.past().ended.is_some() {
@@ -65,14 +67,13 @@ pub fn find(
     taken_up: &BTreeSet<(Uuid, Role)>,
 ) -> Result<(Vec<Open>, Vec<Progress>), journal::JournalError> {
     let (mut open, mut history, mut refused) = (Vec::<Open>::new(), Vec::new(), Vec::new());
-    let name = host.identity.as_str();
     // The newest first: if several are open for one VM, only that one touches its QEMU.
-    for (path, past) in journal::peek_all(&host.journals(), name)?.into_iter().rev() {
+    for (path, past) in host.journals.peek_all()?.into_iter().rev() {
         let past = match past {
             Ok(past) if taken_up.contains(&(past.header.migration, past.header.role)) => continue,
             Ok(past) => past,
             Err(JournalError::NotBegun { .. }) => {
-                let removed = journal::remove_unbegun(&path, name);
+                let removed = host.journals.remove_unbegun(&path);
                 let _ = removed.inspect_err(|e| tracing::warn!(error = chain(e), "it is ignored"));
                 continue;
             }
@@ -92,7 +93,7 @@ pub fn find(
             None => host.reserve(vm, past.header.migration).ok().map(Arc::new),
         };
         let heir = newer.is_none();
-        match (Journal::open(&path, name), reservation) {
+        match (host.journals.open(&path), reservation) {
             (Ok(journal), Some(_reservation)) => {
                 let progress = ProgressSink::new(told(&past));
                 open.push(Open { journal, progress, heir, _reservation });
@@ -123,7 +124,7 @@ pub(crate) fn refuse(host: &Host, path: std::path::PathBuf, error: &journal::Jou
         vm,
         "a journal is not believed; the migration it tells of needs an operator"
     );
-    host.refuse(Refused { path, vm, cause });
+    host.journals.refuse(Refused { path, vm, cause });
 }
 
 /// Why a migration that was found open was not finished.
@@ -157,11 +158,11 @@ fn told(past: &Past) -> Progress {
     let mut progress = Progress::new(id, &header.vm, header.role, &header.peer);
     progress.began_at = header.began_at;
     progress.phase = match &past.ended {
-        Some(Outcome::Moved { .. }) => Phase::Done,
+        Some(Ending::Moved { .. }) => Phase::Done,
         Some(_) => Phase::Failed,
         None => phase_of(past),
     };
-    progress.outcome.clone_from(&past.ended);
+    progress.outcome = past.ended.clone().map(Outcome::from);
     progress
 }
 
@@ -180,7 +181,7 @@ pub async fn settle(host: Arc<Host>, open: Open) {
 
 fn end(host: &Host, journal: Journal, progress: &ProgressSink, phase: Phase, outcome: Outcome) {
     tracing::info!(vm = journal.past().header.vm, result = outcome.label(), "settled");
-    host.end(journal, outcome.clone());
+    host.journals.end(journal, outcome.clone());
     progress.end(phase, outcome);
 }
 
@@ -192,15 +193,17 @@ pub(crate) fn recall(host: &Host, peer: &Identity, migration: Uuid) -> Option<Fa
         header.migration == migration && header.role == Role::Destination && header.peer == peer.as_str()
     };
     // Its machine has decided; only the journal's end is missing.
-    if let Some((_, outcome)) = host.unended(migration, Role::Destination).filter(|(past, _)| sent(past)) {
-        return Some(match outcome {
-            Outcome::Moved { .. } => Fate::Runs,
+    if let Some((_, ending)) =
+        host.journals.unended(migration, Role::Destination).filter(|(past, _)| sent(past))
+    {
+        return Some(match ending {
+            Ending::Moved { .. } => Fate::Runs,
             _ => Fate::NeverRan,
         });
     }
     // It may be written to at this moment, so it is only looked at.
-    let path = Journal::path(&host.journals(), migration, Role::Destination);
-    match Journal::peek(&path, host.identity.as_str()) {
+    let path = host.journals.path(migration, Role::Destination);
+    match host.journals.peek(&path) {
         Ok(past) if sent(&past) => Some(past.known().ended.map_or(Fate::Open, Ended::fate)),
         // Something is there, and it is not known what.
         Err(_) if path.exists() => Some(Fate::Open),
@@ -210,22 +213,17 @@ pub(crate) fn recall(host: &Host, peer: &Identity, migration: Uuid) -> Option<Fa
 
 /// The source knows how it ended, and never asks again.
 pub(crate) fn confirmed(host: &Host, peer: &Identity, migration: Uuid) {
-    let path = Journal::path(&host.journals(), migration, Role::Destination);
+    let path = host.journals.path(migration, Role::Destination);
     let ours = |past: &Past| past.header.peer == peer.as_str() && past.ended.is_some() && !past.confirmed;
     // Only looked at first: one that has not ended has somebody who writes to it.
-    if !Journal::peek(&path, host.identity.as_str()).is_ok_and(|past| ours(&past)) {
+    if !host.journals.peek(&path).is_ok_and(|past| ours(&past)) {
         return;
     }
-    let journal = Journal::open(&path, host.identity.as_str());
+    let journal = host.journals.open(&path);
     if let Err(e) = journal.and_then(|mut journal| journal.record(Record::Confirmed)) {
         tracing::info!(
             error = chain(&e),
             "that the source knows was not written; the journal is kept longer"
         );
     }
-}
-
-/// Whether the journal says that this agent started the destination's QEMU.
-pub(crate) fn started_qemu(past: &Past) -> bool {
-    past.undo.contains(&Undo::Qemu)
 }

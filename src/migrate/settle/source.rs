@@ -25,7 +25,7 @@ pub(super) async fn settle(host: Arc<Host>, open: Open) {
     // The guest must not be moved again while this is open.
     let Open { journal, progress, heir, _reservation } = open;
     let past = journal.past().clone();
-    let peer = host.peer_name(&past.header.peer).unwrap_or_else(|| past.header.peer.clone());
+    let peer = host.peers.name_of(&past.header.peer).unwrap_or(&past.header.peer).to_owned();
     let why = "the agent was restarted after the hand-over".into();
     let question = Question::new(&host, &peer, past.header.migration, progress.clone(), why);
     let mut handover = SourceRun::restarted(Source::restarted(past.known()));
@@ -146,7 +146,7 @@ impl Settling<'_> {
         loop {
             let why = match take_back(self.host, past).await {
                 Ok(undone) => {
-                    self.host.answered(id);
+                    self.host.decisions.answered(id);
                     self.progress.update(|p| p.notes.extend(undone.standing));
                     self.leftovers.extend(undone.leftovers);
                     return Ok(());
@@ -157,7 +157,7 @@ impl Settling<'_> {
                 "VM {name} is this host's, and its guest cannot be taken back yet: {why}. That is tried again every \
                  second"
             );
-            self.host.open_question(id, words);
+            self.host.decisions.open_question(id, words);
             tokio::select! {
                 () = sleep(ASK_AGAIN) => {}
                 () = self.host.stopping.cancelled() => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Source;
-use crate::migrate::transfer::streams::Label;
+use crate::migrate::model::label::Label;
 
 /// The rate is over about the last second.
 const RATE_OVER: Duration = Duration::from_millis(900);

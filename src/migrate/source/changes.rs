@@ -11,11 +11,12 @@ use super::Source;
 use super::failure::Failure;
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::journal::Undo;
+use crate::migrate::model::label::Label;
 use crate::migrate::model::plan::CopiedDisk;
 use crate::migrate::model::problem::chain;
 use crate::migrate::protocol::message::Export;
 use crate::migrate::transfer::disk::delta::{Bitmaps, Followed};
-use crate::migrate::transfer::streams::{Label, socket_pair};
+use crate::migrate::transfer::streams::socket_pair;
 use crate::mux::purpose;
 use crate::qemu::{QueryMigrateCapabilities, names, nbd_server_runs};
 

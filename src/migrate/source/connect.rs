@@ -49,9 +49,9 @@ fn is_session_lost(error: &LinkError) -> bool {
 
 async fn connect(host: &Host, peer: &str, cancel: &CancellationToken) -> Result<Session, Failure> {
     tokio::select! {
-        session = host.session(peer) => session.map_err(|failure| match failure {
+        session = host.peers.session(peer) => session.map_err(|failure| match failure {
             AskError::Connect { source, .. } => {
-                Failure::Problems(vec![host.connect_problem(peer, &source)])
+                Failure::Problems(vec![host.peers.connect_problem(peer, &source)])
             }
             other => other.into(),
         }),

@@ -167,8 +167,8 @@ async fn findings(host: &Arc<Host>, vm: &str, peer: &str) -> Vec<Problem> {
         }
         Err(failure) => (problems_of(failure), None),
     };
-    match host.session(peer).await {
-        Err(AskError::Connect { source, .. }) => problems.push(host.connect_problem(peer, &source)),
+    match host.peers.session(peer).await {
+        Err(AskError::Connect { source, .. }) => problems.push(host.peers.connect_problem(peer, &source)),
         Err(error) => problems.extend(problems_of(error.into())),
         // The destination has nothing to say to a VM that the source does not know.
         Ok(session) => {

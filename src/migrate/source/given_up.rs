@@ -13,9 +13,9 @@ use tokio::time::{Instant, timeout};
 use super::failure::Failure;
 use super::{Source, pause};
 use crate::migrate::guest::inventory::Inventory;
+use crate::migrate::model::label::Label;
 use crate::migrate::model::meanwhile::Meanwhile;
 use crate::migrate::model::phase::Phase;
-use crate::migrate::transfer::streams::Label;
 use crate::net::pump::FirstEnd;
 use crate::qemu::{EventKind, MigrationInfo, MigrationStatus, Qmp, QueryBlockExports, QueryMigrate, names};
 

@@ -8,6 +8,7 @@ mod explain;
 pub(crate) mod failure;
 mod given_up;
 mod guest_watch;
+pub(crate) mod handoff;
 mod look_again;
 mod ownership;
 pub(crate) mod phases;
@@ -30,6 +31,7 @@ use super::guest::inventory::Inventory;
 use super::guest::last_words::LastWords;
 use super::host::Host;
 use super::journal::{Beginning, Journal, Record, Role};
+use super::model::label::Label;
 use super::model::phase::{Phase, Step};
 use super::model::plan::{self, CopiedDisk};
 use super::model::problem::{self, chain};
@@ -38,7 +40,7 @@ use super::protocol::client::{Link, LinkError};
 use super::protocol::message::{Notice, Prepared, Request, Response};
 use super::transfer::bandwidth::Attached;
 use super::transfer::disk::delta::{Delta, DeltaError, Tracking};
-use super::transfer::streams::{Label, Streams};
+use super::transfer::streams::Streams;
 use crate::net::lanes::Lanes;
 use crate::net::pump::PumpEnd;
 use crate::qemu::{EventKind, Events, Qmp};
@@ -132,7 +134,7 @@ impl Source {
         held: &mut Option<Held>,
     ) -> Result<Self, Failure> {
         let problem = |p| Failure::Problems(vec![p]);
-        let (_, peer) = host.peer(&request.peer).map_err(problem)?;
+        let peer = host.peers.find(&request.peer).map_err(problem)?.identity.clone();
         let examined = examine::source(&host, &request.vm).await?;
         let Examined { qmp, events, disks, inventory, problems, running, .. } = examined;
         let findings = request.options.policy().judge(problems).map_err(Failure::Problems)?;
@@ -151,7 +153,7 @@ impl Source {
             retry,
             accepted: request.options.accept.clone(),
         };
-        let journal = host.journal(request.id, Role::Source, &peer, beginning)?;
+        let journal = host.journals.begin(request.id, Role::Source, &peer, beginning)?;
         let mut journal = journal;
         if let Err(e) = journal.note_qemu(qmp.process()) {
             tracing::error!(
@@ -322,7 +324,7 @@ impl Source {
     fn close(self, phase: Phase, outcome: Outcome, may_pass: bool) -> Ended {
         let handed_over = self.journal.past().handed_over;
         let Self { request: SourceRequest { id, vm, .. }, .. } = self;
-        self.host.end(self.journal, outcome.clone());
+        self.host.journals.end(self.journal, outcome.clone());
         tracing::info!(migration = %id, vm, phase = phase.name(), result = outcome.label(), "migration ends");
         Ended { phase, outcome, may_pass, handed_over, held: None }
     }

@@ -79,7 +79,7 @@ impl SourceWorld for Source {
             SourceState::Ours => self.until_handed_over().await.map(Some),
             _ if machine.ended().is_some() => Ok(None),
             _ => {
-                let frozen = self.host.frozen();
+                let frozen = self.host.freeze.begun();
                 self.open_question();
                 let Some(question) = &mut self.end.question else { return Ok(None) };
                 tokio::select! {
@@ -119,7 +119,7 @@ impl SourceWorld for Source {
             }
             Ask::Start if self.end.question.is_none() => self.ask_to_start().await,
             Ask::Start | Ask::Abort | Ask::Settle => {
-                let frozen = self.host.frozen();
+                let frozen = self.host.freeze.begun();
                 self.open_question();
                 let Some(question) = &mut self.end.question else { return Ok(None) };
                 tokio::select! {
@@ -201,7 +201,7 @@ impl Source {
         let deadline = decide::hook(&self.host, self.grant.as_ref()) + START_DEADLINE;
         let answer = tokio::select! {
             answer = self.link.ask(Request::Start, deadline) => answer,
-            () = self.host.frozen() => return Err(Leave::ToTheJournal),
+            () = self.host.freeze.begun() => return Err(Leave::ToTheJournal),
         };
         let (fate, started) = match answer {
             Ok(Response::Started(started)) => (Fate::Runs, Some(started)),

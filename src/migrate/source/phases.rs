@@ -17,12 +17,13 @@ use super::reconnect_policy::Patience;
 use super::{Happening, Source, cancelled, millis, pause};
 use crate::migrate::guest::settings;
 use crate::migrate::journal::Undo;
+use crate::migrate::model::label::Label;
 use crate::migrate::model::meanwhile::Meanwhile;
 use crate::migrate::model::plan::{CopiedDisk, RAM_CHANNEL};
 use crate::migrate::model::progress::RamProgress;
 use crate::migrate::protocol::client::WEIGHT;
 use crate::migrate::protocol::message::{Export, Request};
-use crate::migrate::transfer::streams::{Label, socket_pair};
+use crate::migrate::transfer::streams::socket_pair;
 use crate::mux::{Class, Open, purpose};
 use crate::net::compress::Coding;
 use crate::net::session::Session;
@@ -190,7 +191,7 @@ impl Source {
         let migration = *self.request.id.as_bytes();
         let open = Open { purpose, class: Class::Bulk, weight: WEIGHT, migration, channel };
         let opened = async {
-            let lane = self.host.lane(self.lanes.first(), &self.request.peer).await;
+            let lane = self.host.peers.lane(self.lanes.first(), &self.request.peer).await;
             self.lanes.add(&lane);
             self.share.spread();
             let stream = lane.open(open).await;

@@ -101,7 +101,7 @@ impl Patience {
 
     /// Waits until patience is at its end, or another process is to go on.
     pub(crate) async fn over(self) -> Failure {
-        let frozen = self.host.frozen();
+        let frozen = self.host.freeze.begun();
         tokio::select! {
             biased;
             () = frozen => Failure::Frozen,

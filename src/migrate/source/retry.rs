@@ -60,7 +60,7 @@ pub(crate) struct Held {
 impl Held {
     /// To a try whose journal tells of it.
     pub(crate) fn pass_on(self, host: &Host) -> Tracking {
-        host.end(self.journal, self.outcome);
+        host.journals.end(self.journal, self.outcome);
         self.tracking
     }
 
@@ -77,7 +77,7 @@ impl Held {
         };
         let mut outcome = self.outcome;
         add_leftovers(&mut outcome, left.clone());
-        host.end(self.journal, outcome);
+        host.journals.end(self.journal, outcome);
         left
     }
 }
@@ -148,7 +148,7 @@ pub(crate) async fn go_on(
         let waited = tokio::select! {
             waited = wait(&progress, number, &cancel) => waited,
             // The journal is open, and is settled by whoever comes next.
-            () = host.frozen() => return,
+            () = host.freeze.begun() => return,
         };
         if waited.is_err() {
             let mut outcome = given_up(&host, number, of, &ended.outcome);

@@ -2,4 +2,5 @@
 
 pub mod bandwidth;
 pub(crate) mod disk;
+pub(crate) mod frozen;
 pub(crate) mod streams;

@@ -8,15 +8,15 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::mpsc;
 
-use crate::migrate::handoff::state::{StoppedData, ThawedData};
-pub(crate) use crate::migrate::model::label::Label;
+use super::frozen::{FrozenData, StoppedData, StreamLost, ThawedData};
+use crate::migrate::model::label::Label;
 use crate::migrate::model::progress::Reconnecting;
 use crate::mux::Code;
 use crate::net::compress::Coding;
 use crate::net::pump::{FirstEnd, Pump, PumpEnd, PumpState};
 use crate::net::session::{Away, Session};
 use crate::net::stream::{Stream, StreamEnded};
-use crate::net::stream_owner::SessionId;
+use crate::net::stream_owner::{Descriptors, SessionId, ThawedStreams};
 
 /// Owns a migration's pumps. Dropped, all are cut.
 #[derive(Debug)]
@@ -51,8 +51,23 @@ impl Streams {
         self.resume(ThawedData { label, session: session.clone(), local, stream, state });
     }
 
-    /// Goes on with what an earlier process has left.
-    pub(crate) fn resume(&mut self, data: ThawedData) {
+    /// Goes on with what an earlier process has left; `each` gets the session of each stream.
+    pub(crate) fn thaw(
+        left: Vec<FrozenData>,
+        streams: &mut ThawedStreams,
+        fds: &mut Descriptors,
+        mut each: impl FnMut(&Session),
+    ) -> Result<Self, StreamLost> {
+        let mut all = Self::new();
+        for data in left {
+            let thawed = data.thaw(streams, fds)?;
+            each(&thawed.session);
+            all.resume(thawed);
+        }
+        Ok(all)
+    }
+
+    fn resume(&mut self, data: ThawedData) {
         let (sender, name) = (self.sender.clone(), data.label.clone());
         let tell = move |end| drop(sender.send((name, end)));
         let pump = Pump::resume(data.session.runtime(), data.local, data.stream, data.state, tell);

@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use uuid::Uuid;
-use vmferry::migrate::journal::{FORMAT, Header, Journal, Past, Record, Role};
+use vmferry::migrate::journal::{Ending, FORMAT, Header, Journal, Past, Record, Role};
 use vmferry::migrate::phase::Phase;
-use vmferry::migrate::progress::Outcome;
 
 use super::{ANSWER_WITHIN, Agent};
 
@@ -50,7 +49,7 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn ended(agent: &Agent, number: u128, role: Role) -> Outcome {
+fn ended(agent: &Agent, number: u128, role: Role) -> Ending {
     wait_for(&format!("the end of {number}"), || past(agent, number, role).ended)
 }
 
@@ -86,9 +85,9 @@ fn open_journals_are_settled_by_what_they_say() {
     let agent = Agent::start_in(temporary, vms);
     a_later_migration_does_not_decide(&agent);
     let later = ended(&agent, 4, Role::Destination);
-    assert!(matches!(later, Outcome::Failed { .. }), "{later:?}");
+    assert!(matches!(later, Ending::Failed { .. }), "{later:?}");
     let earlier = ended(&agent, 3, Role::Destination);
-    assert!(matches!(earlier, Outcome::Moved { .. }), "the guest may have run here: {earlier:?}");
+    assert!(matches!(earlier, Ending::Moved { .. }), "the guest may have run here: {earlier:?}");
     // It lives, for all that is known.
     let mute = undecided(&agent, 5);
     assert!(mute["plan"].as_str().unwrap().contains("cannot be asked"), "{mute}");
@@ -98,7 +97,7 @@ fn open_journals_are_settled_by_what_they_say() {
 
 fn a_later_migration_does_not_decide(agent: &Agent) {
     let later = ended(agent, 2, Role::Source);
-    assert!(matches!(later, Outcome::Failed { .. }), "{later:?}");
+    assert!(matches!(later, Ending::Failed { .. }), "{later:?}");
     let case = undecided(agent, 1);
     assert_eq!((&case["owner"], &case["phase"]), (&"unknown".into(), &"hand-over".into()), "{case}");
     assert!(past(agent, 1, Role::Source).ended.is_none(), "it was ended without asking");
@@ -109,7 +108,7 @@ fn a_later_migration_does_not_decide(agent: &Agent) {
     let (status, _, body) = agent.ask("POST", &format!("/v1/recover/{id}"), Some(r#"{"force":"there"}"#));
     assert_eq!(status, 202, "{body}");
     let outcome = ended(agent, 1, Role::Source);
-    assert!(matches!(outcome, Outcome::Moved { .. }), "{outcome:?}");
+    assert!(matches!(outcome, Ending::Moved { .. }), "{outcome:?}");
     let records = past(agent, 1, Role::Source);
     assert!(records.forced.is_some() && records.runs, "{records:?}");
 }

@@ -93,7 +93,7 @@ async fn look_at(host: Arc<Host>, name: String, monitor: PathBuf, until: Instant
     let state = |here| VmState { vm: name.clone(), here, qemu_state: None, migration: None, cause: None };
     let in_migration = |id| VmState { migration: Some(id), ..state(Here::InMigration) };
     let unknown = |cause: String| VmState { cause: Some(cause), ..state(Here::Unknown) };
-    let looking = match host.begin_look(&name) {
+    let looking = match host.reservations.begin_look(&name) {
         Ok(looking) => looking,
         Err(migration) => return in_migration(migration),
     };

@@ -1,0 +1,46 @@
+//! A migration that goes on in this process, and what both roles need to take one up.
+
+use std::pin::Pin;
+
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::config::VmConfig;
+use crate::migrate::guest::life;
+use crate::migrate::host::Host;
+use crate::migrate::journal::{Journal, Past, Role};
+use crate::migrate::model::problem::chain;
+use crate::migrate::model::progress::ProgressSink;
+use crate::migrate::transfer::bandwidth::ShareHandle;
+use crate::qemu::{Events, Qmp};
+
+/// A migration that goes on in this process.
+pub struct TakenUp {
+    /// Its progress.
+    pub progress: ProgressSink,
+    /// Cancels it, where this host is the source.
+    pub cancel: CancellationToken,
+    /// What it may send, where this host is the source.
+    pub share: Option<ShareHandle>,
+    /// Its journal is this one.
+    pub journal: (Uuid, Role),
+    pub(crate) running: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// Its journal, which must be open still.
+pub(crate) fn journal(host: &Host, id: Uuid, role: Role) -> Result<Journal, String> {
+    let journal = host.journals.open(&host.journals.path(id, role)).map_err(|e| chain(&e))?;
+    match journal.past().ended {
+        None => Ok(journal),
+        Some(_) => Err("its journal has ended".into()),
+    }
+}
+
+/// Reaches a monitor whose QEMU may stand still until its streams move again.
+pub(crate) async fn reach(past: &Past, config: &VmConfig) -> Option<(Qmp, Events)> {
+    let reached = life::reach(past, config).await.inspect_err(|(known, error)| {
+        let (qemu, error) = (known.in_words(), chain(error));
+        tracing::error!(qemu, error, "QEMU cannot be reached; the migration is settled by its journal");
+    });
+    reached.ok()
+}

@@ -1,0 +1,146 @@
+//! The journals of this host's migrations: where they lie, those whose disk did not take the last
+//! record, and those that are not believed.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+use crate::migrate::journal::{
+    self, Beginning, Ending, FORMAT, Header, Journal, JournalError, Past, Peeked, Record, Role,
+};
+use crate::migrate::model::problem::chain;
+use crate::migrate::model::progress::Outcome;
+use crate::net::identity::Identity;
+
+/// All journals of one host.
+#[derive(Debug)]
+pub(crate) struct Journals {
+    folder: PathBuf,
+    /// This host, as its journals name it.
+    host: Identity,
+    /// Of migrations that have ended, but whose disk did not take the last record.
+    unended: Mutex<Vec<(Journal, Ending)>>,
+    /// Those that are not believed.
+    refused: Mutex<Vec<Refused>>,
+}
+
+/// A journal that is not believed: nobody knows whose its virtual machine is.
+#[derive(Debug, Clone)]
+pub(crate) struct Refused {
+    pub(crate) path: PathBuf,
+    /// Of its header, where that can be read.
+    pub(crate) vm: Option<String>,
+    pub(crate) cause: String,
+}
+
+impl Journals {
+    pub(super) fn new(folder: PathBuf, host: Identity) -> Self {
+        Self { folder, host, unended: Mutex::default(), refused: Mutex::default() }
+    }
+
+    /// Begins a journal.
+    pub(crate) fn begin(
+        &self,
+        migration: Uuid,
+        role: Role,
+        peer: &Identity,
+        beginning: Beginning<'_>,
+    ) -> Result<Journal, JournalError> {
+        self.end_late()?;
+        let header = Header {
+            format: FORMAT,
+            migration,
+            role,
+            vm: beginning.vm.into(),
+            host: self.host.to_string(),
+            peer: peer.to_string(),
+            began_at: time::OffsetDateTime::now_utc().unix_timestamp(),
+            running: beginning.running,
+            keep_source: beginning.keep_source,
+            retry: beginning.retry,
+            accepted: beginning.accepted,
+        };
+        Journal::create(&self.folder, header)
+    }
+
+    /// Opens a journal to write to it.
+    pub(crate) fn open(&self, path: &Path) -> Result<Journal, JournalError> {
+        Journal::open(path, self.host.as_str())
+    }
+
+    /// What a journal says that somebody else may be writing.
+    pub(crate) fn peek(&self, path: &Path) -> Result<Past, JournalError> {
+        Journal::peek(path, self.host.as_str())
+    }
+
+    /// What all of them say, newest last.
+    pub(crate) fn peek_all(&self) -> Result<Vec<Peeked>, JournalError> {
+        journal::peek_all(&self.folder, self.host.as_str())
+    }
+
+    /// Takes a journal away that was never begun; whether it was one.
+    pub(crate) fn remove_unbegun(&self, path: &Path) -> Result<bool, JournalError> {
+        journal::remove_unbegun(path, self.host.as_str())
+    }
+
+    /// Throws old ones away.
+    pub(crate) fn prune(&self) -> Result<(), JournalError> {
+        journal::prune(&self.folder, self.host.as_str(), time::OffsetDateTime::now_utc().unix_timestamp())
+    }
+
+    /// Where the journal of a migration lies.
+    pub(crate) fn path(&self, migration: Uuid, role: Role) -> PathBuf {
+        Journal::path(&self.folder, migration, role)
+    }
+
+    /// Ends a journal. A disk that does not take the last record is tried again from time to time,
+    /// and before the next migration of that VM begins: two open journals of one guest would
+    /// contradict each other.
+    pub(crate) fn end(&self, mut journal: Journal, outcome: Outcome) {
+        let ending = Ending::from(outcome);
+        if let Err(e) = journal.record(Record::Ended(ending.clone())) {
+            tracing::error!(error = chain(&e), "the journal's end cannot be written; it is tried again");
+            lock(&self.unended).push((journal, ending));
+        }
+    }
+
+    /// Ends the journals that could not be ended when their migrations did.
+    ///
+    /// # Errors
+    /// [`JournalError`] of the first that still cannot be ended.
+    pub(crate) fn end_late(&self) -> Result<(), JournalError> {
+        let mut unended = lock(&self.unended);
+        while let Some((journal, ending)) = unended.last_mut() {
+            journal.record(Record::Ended(ending.clone()))?;
+            unended.pop();
+        }
+        Ok(())
+    }
+
+    /// A migration whose journal does not say yet how it ended, and how it did.
+    pub(crate) fn unended(&self, migration: Uuid, role: Role) -> Option<(Past, Ending)> {
+        let unended = lock(&self.unended);
+        let mut pasts = unended.iter().map(|(journal, ending)| (journal.past(), ending));
+        let found = pasts.find(|(p, _)| p.header.migration == migration && p.header.role == role);
+        found.map(|(past, ending)| (past.clone(), ending.clone()))
+    }
+
+    /// Takes note of a journal that is not believed.
+    pub(crate) fn refuse(&self, refused: Refused) {
+        let mut all = lock(&self.refused);
+        all.retain(|r| r.path != refused.path);
+        all.push(refused);
+    }
+
+    /// The journals that are not believed and have not been taken away.
+    pub(crate) fn refused(&self) -> Vec<Refused> {
+        let mut all = lock(&self.refused);
+        all.retain(|r| r.path.exists());
+        all.clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

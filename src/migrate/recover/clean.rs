@@ -1,0 +1,112 @@
+//! What migrations that have ended have left, cleaned up later.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::time::timeout;
+
+use super::ask::QEMU_DEADLINE;
+use crate::migrate::destination;
+use crate::migrate::guest::{life, process, undo};
+use crate::migrate::host::Host;
+use crate::migrate::journal::{Past, Record, Role};
+use crate::migrate::model::problem::chain;
+use crate::qemu::{Qmp, QueryStatus, RunState};
+
+/// Tries again to clean up after a migration that has ended; what is still left.
+pub(super) async fn clean_up(host: &Arc<Host>, path: &Path, past: &Past) -> Vec<String> {
+    let name = &past.header.vm;
+    // Nothing else may happen to that VM meanwhile.
+    let _reservation = match host.reserve(name, past.header.migration) {
+        Ok(reservation) => reservation,
+        Err(_) => return past.left().to_vec(),
+    };
+    // Nobody else writes to it from here on. What was read may be older than that.
+    let mut journal = match host.journals.open(path) {
+        Ok(journal) => journal,
+        Err(e) => return vec![chain(&e)],
+    };
+    let past = &journal.past().clone();
+    let left = match host.config.vms.get(name) {
+        _ if past.left().is_empty() => return Vec::new(),
+        None => past.left().to_vec(),
+        Some(config) => match timeout(QEMU_DEADLINE * 5, process::connect(config)).await {
+            Ok(Ok((qmp, _events))) if past.is_of(qmp.process()) => clean_qemu(host, &qmp, past).await,
+            _ if past.never_ran && process::started_in_vain(past) => {
+                process::end_started(past).await.into_iter().collect()
+            }
+            _ => without_qemu(host, past, &life::Known::by_journal(past, config).await),
+        },
+    };
+    if !left.is_empty() {
+        return left;
+    }
+    match journal.record(Record::Cleaned) {
+        Ok(()) => {
+            tracing::info!(vm = name, migration = %past.header.migration, "what was left is cleaned up");
+            Vec::new()
+        }
+        Err(e) => vec![chain(&e)],
+    }
+}
+
+async fn clean_qemu(host: &Host, qmp: &Qmp, past: &Past) -> Vec<String> {
+    let name = &past.header.vm;
+    // Else somebody may have started the VM here since.
+    let same = past.is_surely_of(qmp.process());
+    let status = match qmp.execute(QueryStatus).await {
+        Ok(info) => info.status,
+        Err(e) => return vec![format!("the QEMU of VM {name} cannot be asked: {}", chain(&e))],
+    };
+    let moved = past.has_moved();
+    match (past.header.role, moved) {
+        // Its roll-back could not reach it. What is in it bears our names, so it is that QEMU.
+        (Role::Source, false) if !moved_since(host, past) && undo::is_under_way(qmp, past).await => {
+            undo::roll_back(qmp, past, undo::Bitmaps::Go).await.leftovers
+        }
+        (Role::Source, false) => {
+            let mut left = undo::clean_late(qmp, past).await;
+            if past.running() && status == RunState::PostMigrate {
+                left.push(format!("VM {name} stands still at the source: continue it with `cont`"));
+            }
+            left
+        }
+        (Role::Source, true) if same && status == RunState::Running => vec![format!(
+            "VM {name} runs here again, in the QEMU that it was moved away from: if it runs at {} as well, it \
+             runs twice",
+            past.header.peer
+        )],
+        (Role::Source, true) if !same && status != RunState::PostMigrate => Vec::new(),
+        (Role::Source, true) if past.header.keep_source => undo::clean_kept(qmp, past).await,
+        (Role::Source, true) if past.forced.is_some() => past.left().to_vec(),
+        (Role::Source, true) => process::end_the_old(name, qmp).await.into_iter().collect(),
+        (Role::Destination, false) => destination::undo(name, qmp, past, None).await,
+        (Role::Destination, true) if status == RunState::Running => Vec::new(),
+        (Role::Destination, true) => vec![format!("VM {name}, which is this host's, is {status}")],
+    }
+}
+
+/// What was made in a QEMU that has ended went with it; a guest that should be here did not come back
+/// by that. As long as its end is not proved, all stays as it was left.
+fn without_qemu(host: &Host, past: &Past, known: &life::Known) -> Vec<String> {
+    if !known.has_ended() {
+        return past.left().to_vec();
+    }
+    let moved = past.has_moved();
+    let should_run = moved == (past.header.role == Role::Destination);
+    let nowhere = should_run && past.left().iter().any(|l| l.to_lowercase().contains("start"));
+    if !nowhere || !known.is_gone() || moved_since(host, past) {
+        return Vec::new();
+    }
+    vec![match past.header.role {
+        Role::Source => known.of_source(&past.header.vm),
+        Role::Destination => known.of_destination(&past.header.vm),
+    }]
+}
+
+/// Whether a later migration tells of the VM.
+fn moved_since(host: &Host, before: &Past) -> bool {
+    let all = host.journals.peek_all().unwrap_or_default();
+    let mut pasts = all.iter().filter_map(|(_, past)| past.as_ref().ok());
+    pasts.any(|p| p.header.vm == before.header.vm && p.header.began_at > before.header.began_at)
+}

@@ -1,0 +1,139 @@
+//! What a peer asks first on a control stream decides whether it gets an answer only (check, settle) or
+//! a destination that serves it to the end of a migration.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::destination::error::Trouble;
+use super::destination::{Destination, Serving, admission};
+use super::host::Host;
+use super::model::problem::{Problem, ProblemKind, chain};
+use super::model::progress::ProgressSink;
+use super::protocol::message::{Refusal, Request, Response};
+use super::protocol::server::Control;
+use super::{recover, settle};
+use crate::net::identity::Identity;
+
+/// How long a peer may keep a control stream without asking for anything.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a first request is still waited for when everything is about to stop.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+
+/// What a peer asks first; `None` when it asks for nothing, or everything stops before.
+async fn first_request(host: &Host, peer: &Identity, control: &mut Control) -> Option<Request> {
+    let frozen = host.freeze.begun();
+    let waited = async {
+        frozen.await;
+        // What was asked just now is still heard: it is begun, and then left with all the rest.
+        tokio::time::sleep(LAST_REQUEST).await;
+    };
+    let request = tokio::select! {
+        request = timeout(REQUEST_DEADLINE, control.request()) => request,
+        () = waited => return None,
+    };
+    match request {
+        Ok(Ok(request)) => return request,
+        Ok(Err(e)) => tracing::warn!(%peer, error = chain(&e), "a control stream without a request"),
+        Err(_) => tracing::warn!(%peer, "a control stream without a request"),
+    }
+    None
+}
+
+/// Serves a control stream that a peer opened for `migration`. Returns the progress of a
+/// migration that was prepared to `announce`.
+pub(crate) async fn serve(
+    host: Arc<Host>,
+    peer: Identity,
+    migration: Uuid,
+    mut control: Control,
+    announce: impl FnOnce(ProgressSink),
+) {
+    let Some(request) = first_request(&host, &peer, &mut control).await else { return };
+    if matches!(request, Request::Tell) {
+        let told = recover::tell(&host, &peer, migration);
+        return control.answer_last(Response::Told(told)).await;
+    }
+    // A destination that is at work answers for itself, whatever it is asked and however often.
+    let (mut control, request) = match host.destinations.of(migration, &peer) {
+        Some(destination) => match destination.control.send((control, request)).await {
+            Ok(()) => return,
+            Err(mpsc::error::SendError(back)) => back,
+        },
+        None => (control, request),
+    };
+    match request {
+        Request::Check(offer) => {
+            let answer = match admission::check(&host, &peer, &offer).await {
+                Ok(problems) => Response::Checked(problems),
+                Err(trouble) => Response::Checked(match trouble {
+                    Trouble::Problems(problems) => problems,
+                    other => vec![Problem::new(
+                        ProblemKind::Other,
+                        chain(&other),
+                        "look at the destination agent's log",
+                    )],
+                }),
+            };
+            control.answer_last(answer).await;
+        }
+        Request::Prepare(offer) => match Destination::prepare(host, peer, migration, &offer).await {
+            Ok((mut destination, prepared)) => {
+                announce(destination.progress.clone());
+                control.answer(Response::Prepared(prepared)).await;
+                destination.serving = Serving::new(Some(control));
+                destination.run().await;
+            }
+            Err(trouble) => {
+                tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");
+                control.answer_last(Response::Refused(trouble.refusal())).await;
+            }
+        },
+        Request::Settle | Request::Start | Request::Abort { .. } | Request::Confirmed => {
+            recall(&host, &peer, migration, control, request).await;
+        }
+        other => {
+            let trouble = Trouble::OutOfOrder(other.name());
+            control.answer_last(Response::Refused(trouble.refusal())).await;
+        }
+    }
+}
+
+/// Answers from the journal, for a migration that nobody serves here any more.
+async fn recall(host: &Host, peer: &Identity, migration: Uuid, mut control: Control, first: Request) {
+    let mut request = first;
+    loop {
+        let answer = recalled(host, peer, migration, &request);
+        control.answer(answer).await;
+        let next = tokio::select! {
+            next = timeout(REQUEST_DEADLINE, control.request()) => next,
+            () = host.freeze.begun() => return,
+        };
+        match next {
+            Ok(Ok(Some(next))) => request = next,
+            _ => return control.finish(),
+        }
+    }
+}
+
+fn recalled(host: &Host, peer: &Identity, migration: Uuid, request: &Request) -> Response {
+    let recalled = settle::recall(host, peer, migration);
+    match (request, recalled) {
+        (Request::Confirmed, _) => {
+            settle::confirmed(host, peer, migration);
+            Response::Done
+        }
+        (Request::Settle | Request::Start | Request::Abort { .. }, Some(fate)) => Response::Fate(fate),
+        // Nothing was ever prepared.
+        (Request::Abort { .. }, None) => Response::Done,
+        (Request::Settle | Request::Start, None) => Response::Refused(Refusal {
+            problems: Vec::new(),
+            text: format!("{} has no record of migration {migration} from {peer}", host.identity),
+        }),
+        (other, _) => Response::Refused(Trouble::OutOfOrder(other.name()).refusal()),
+    }
+}
