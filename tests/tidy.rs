@@ -74,7 +74,56 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("metrics", &["migrate::journal::Role", "migrate::progress", "mux::Stats"]),
-    ("migrate", &["config", "error_chain", "mux", "net", "qemu", "rate"]),
+    ("migrate", &["config", "error_chain", "mux", "net", "qemu"]),
+    // The two roles know all below them, and not each other.
+    (
+        "migrate::source",
+        &[
+            "error_chain",
+            "migrate::checks",
+            "migrate::decide",
+            "migrate::guest",
+            "migrate::handoff::TakenUp",
+            "migrate::handoff::state",
+            "migrate::handoff::taken_up",
+            "migrate::handover",
+            "migrate::handover_run",
+            "migrate::host",
+            "migrate::journal",
+            "migrate::model",
+            "migrate::protocol::client",
+            "migrate::protocol::message",
+            "migrate::transfer",
+            "mux",
+            "net",
+            "qemu",
+        ],
+    ),
+    (
+        "migrate::destination",
+        &[
+            "config",
+            "error_chain",
+            "migrate::checks",
+            "migrate::decide",
+            "migrate::guest",
+            "migrate::handoff::TakenUp",
+            "migrate::handoff::state",
+            "migrate::handoff::taken_up",
+            "migrate::handover",
+            "migrate::handover_run",
+            "migrate::host",
+            "migrate::journal",
+            "migrate::model",
+            "migrate::protocol",
+            "migrate::transfer",
+            "mux",
+            "net",
+            "qemu",
+        ],
+    ),
+    ("migrate::checks", &["error_chain", "migrate::model", "migrate::protocol::message", "qemu"]),
+    ("migrate::model", &["error_chain", "mux::SHARE_WEIGHT_DEFAULT", "qemu", "rate"]),
     // The pure machines know nothing of those who carry out their effects, their interpreter only them.
     ("migrate::handover", &[]),
     ("migrate::handover_run", &["migrate::handover"]),
@@ -149,7 +198,7 @@ const EDGES: &[(&str, &[&str])] = &[
 
 /// Where files still use each other in a circle, and how many may. There must be no other circle, and
 /// these only shrink: lower the number, and take out what has none any more.
-const KNOWN_CIRCLES: &[(&str, usize)] = &[("migrate", 15)];
+const KNOWN_CIRCLES: &[(&str, usize)] = &[("migrate", 2)];
 
 /// Words of the outside world that sans-I/O code has no business with.
 const IMPURE: &[&str] = &[

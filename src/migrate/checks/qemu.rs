@@ -1,11 +1,12 @@
 //! What a QEMU of either side must be able to do, and must not be doing.
 
 use crate::migrate::model::problem::{Problem, ProblemKind};
+use crate::migrate::model::role::Role;
 use crate::qemu::{Abilities, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate};
 
 /// What a QEMU of either side must be able to do.
-pub(crate) fn abilities_missing(abilities: &Abilities, side: &str) -> Vec<Problem> {
-    let source = side == "source";
+pub(crate) fn abilities_missing(abilities: &Abilities, side: Role) -> Vec<Problem> {
+    let source = side == Role::Source;
     let needs = [
         ("a mirror job that keeps its error", abilities.blockdev_mirror || !source),
         ("pause-before-switchover", abilities.capability("pause-before-switchover") || !source),
@@ -18,7 +19,7 @@ pub(crate) fn abilities_missing(abilities: &Abilities, side: &str) -> Vec<Proble
     let lacking = needs.into_iter().filter(|(_, present)| !present);
     lacking
         .map(|(what, _)| {
-            let text = format!("the {side}'s QEMU has no {what}");
+            let text = format!("the {}'s QEMU has no {what}", side.name());
             Problem::new(ProblemKind::QemuTooOld, text, "use QEMU 5.2 or newer on both hosts")
         })
         .collect()

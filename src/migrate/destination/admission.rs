@@ -11,6 +11,7 @@ use crate::migrate::checks::{descriptors, disks, machine, qemu};
 use crate::migrate::guest::process;
 use crate::migrate::host::{Host, vm_state};
 use crate::migrate::model::problem::{Problem, ProblemKind, chain};
+use crate::migrate::model::role::Role;
 use crate::migrate::protocol::message::Offer;
 use crate::net::identity::Identity;
 use crate::qemu::{Abilities, Qmp, QmpError, QueryMigrate, QueryStatus};
@@ -64,7 +65,7 @@ pub(crate) async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Prob
     if let Some(problem) = vm_state::not_waiting(&offer.vm, &status, &migration) {
         return Ok(vec![problem]);
     }
-    let mut problems = qemu::abilities_missing(&Abilities::ask(qmp).await?, "destination");
+    let mut problems = qemu::abilities_missing(&Abilities::ask(qmp).await?, Role::Destination);
     problems.extend(qemu::busy(qmp, &offer.vm).await?);
     let present = crate::qemu::disks(qmp).await?;
     problems.extend(disks::destination_findings(qmp, offer, &present).await?);

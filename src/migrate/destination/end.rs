@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::Destination;
-use super::error::Trouble;
+use super::error::{Abort, Trouble};
+use super::state::Destination;
 use crate::migrate::guest::process::{self, StartedQemu};
 use crate::migrate::guest::settings;
 use crate::migrate::journal::{Past, Undo};
@@ -37,7 +37,7 @@ impl Destination {
 
 pub(crate) fn never_ran(trouble: &Trouble, leftovers: Vec<String>) -> Outcome {
     let problems = trouble.refusal().problems;
-    let cancelled = matches!(trouble, Trouble::Aborted(reason) if reason == "cancelled");
+    let cancelled = matches!(trouble, Trouble::Aborted(Abort::Cancelled));
     let cause = chain(trouble);
     Outcome::Failed { phase: Phase::Prepare, cause, problems, cancelled, leftovers }
 }

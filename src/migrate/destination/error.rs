@@ -3,7 +3,7 @@
 use crate::migrate::guest::nbd_server::NbdServerError;
 use crate::migrate::guest::process;
 use crate::migrate::model::problem::{Problem, chain};
-use crate::migrate::protocol::message::Refusal;
+use crate::migrate::protocol::message::{CANCELLED, Refusal};
 use crate::qemu::{MigrationStatus, Qmp, QmpError};
 
 /// Why the destination cannot go on.
@@ -36,13 +36,36 @@ pub(crate) enum Trouble {
     #[error("it is left to another process")]
     Frozen,
     #[error("the source gave up: {0}")]
-    Aborted(String),
+    Aborted(Abort),
     #[error("the guest of VM {vm} could not be started")]
     NotStarted { vm: String, source: QmpError },
     #[error("the source was lost")]
     SourceLost,
     #[error("the source did not return within {0} s")]
     SourceStayedAway(u64),
+}
+
+/// Why a source gave up, by its word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Abort {
+    /// Its operator cancelled.
+    Cancelled,
+    Failed(String),
+}
+
+impl From<String> for Abort {
+    fn from(reason: String) -> Self {
+        if reason == CANCELLED { Self::Cancelled } else { Self::Failed(reason) }
+    }
+}
+
+impl std::fmt::Display for Abort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cancelled => f.write_str(CANCELLED),
+            Self::Failed(reason) => f.write_str(reason),
+        }
+    }
 }
 
 impl From<NbdServerError> for Trouble {

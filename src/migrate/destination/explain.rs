@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::Destination;
 use super::error::Trouble;
+use super::state::Destination;
 use crate::qemu::Life;
 
 /// A QEMU that cannot load a guest says so and ends a moment later.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Destination, Served, Serving};
+use super::state::{Destination, Served, Serving};
 use crate::migrate::guest::last_words::LastWords;
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::guest::process::{self, StartedQemu};
@@ -23,7 +23,7 @@ use crate::net::stream_owner::{Descriptors, ThawedStreams};
 use crate::qemu::Qmp;
 
 impl Destination {
-    /// Stops, as [`Source::stop`].
+    /// Stops, as the source does.
     pub(crate) async fn stop(mut self) {
         // Whoever takes the sessions up hears of these streams again.
         self.offered.close();

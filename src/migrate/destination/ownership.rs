@@ -1,72 +1,22 @@
 //! The hand-over at a live destination: what its machine decides over. The journal, the source behind the
 //! control stream, an operator, and the guest in its QEMU.
 
-use tokio::time::{Instant, Interval, interval, sleep};
+use tokio::time::sleep;
 
-use super::{Destination, TICK, never_ran, undo};
+use super::end::{never_ran, undo};
+use super::error::Trouble;
+use super::image_stamp;
+use super::state::Destination;
 use crate::migrate::decide;
-use crate::migrate::destination::error::Trouble;
-use crate::migrate::destination::image_stamp;
 use crate::migrate::handover::{
     self, Ask, DestinationInput, DestinationState, Ended, Fate, Illegal, Mark, Ran, Side, Written,
 };
 use crate::migrate::handover_run::{DestinationRun, DestinationWorld};
-use crate::migrate::host::decisions::{Claimed, Decision, Order};
-use crate::migrate::journal::JournalError;
+use crate::migrate::host::decisions::{Decision, Order};
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
 use crate::migrate::protocol::message::{Notice, Reply, Response};
-use crate::migrate::protocol::server::Control;
-
-/// What passes between a destination and whoever it serves.
-pub(crate) struct Serving {
-    /// `None`: the source was lost.
-    pub(crate) control: Option<Control>,
-    /// It has asked, and waits for an answer.
-    pub(super) asked: bool,
-    /// It durably knows that the guest runs here.
-    pub(super) confirmed: bool,
-    /// Until when a source that was lost is waited for.
-    pub(super) alone_until: Option<Instant>,
-    pub(super) tick: Interval,
-    pub(super) rate: (std::time::Instant, u64),
-    /// What was lost of what happened before has been asked for.
-    begun: bool,
-    /// Why it does not go on.
-    trouble: Option<Trouble>,
-    /// In QEMU's last words, too.
-    explained: bool,
-    /// The source was told of it, and nothing more is served.
-    told: bool,
-    /// The operator whose decision is being written.
-    order: Option<Claimed>,
-    /// Why a record was not written.
-    unwritten: Option<JournalError>,
-    /// What could not be undone.
-    leftovers: Vec<String>,
-}
-
-impl Serving {
-    /// A source that speaks on `control`.
-    pub(crate) fn new(control: Option<Control>) -> Self {
-        Self {
-            control,
-            asked: false,
-            confirmed: false,
-            alone_until: None,
-            tick: interval(TICK),
-            rate: (std::time::Instant::now(), 0),
-            begun: false,
-            trouble: None,
-            explained: false,
-            told: false,
-            order: None,
-            unwritten: None,
-            leftovers: Vec::new(),
-        }
-    }
-}
 
 /// Why the run of the hand-over ends before its time.
 pub(crate) enum Leave {

@@ -1,15 +1,21 @@
 //! The guest's start at its destination.
 
-use tokio::time::Instant;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use super::error::Trouble;
-use super::{Destination, RUNNING_DEADLINE};
+use super::state::Destination;
 use crate::migrate::guest::process;
 use crate::migrate::handover::Ran;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::protocol::message::Started;
-use crate::migrate::source;
 use crate::qemu::{Cont, QmpError, QueryStatus, RunState};
+
+/// How long the guest may take to run after `cont`.
+const RUNNING_DEADLINE: Duration = Duration::from_secs(15);
+/// Between two looks at a guest that was told to run.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 impl Destination {
     /// The guest's start, once `starting` is on the disk.
@@ -84,7 +90,7 @@ impl Destination {
             if Instant::now() > until {
                 return Ok(Some(format!("VM {} was started and is in state {}", self.vm, info.status)));
             }
-            source::pause().await;
+            sleep(LOOK_EVERY).await;
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::Destination;
+use super::state::Destination;
 use crate::migrate::model::label::Label;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::progress::{DiskProgress, Outcome, Progress, RamProgress, Reconnecting};
@@ -76,10 +76,7 @@ impl Summary {
     pub(crate) const BYTES_MAX: u64 = 1 << 53;
 
     /// Of the source's progress.
-    pub(in crate::migrate) fn of(
-        progress: &Progress,
-        downtime: &crate::migrate::model::progress::Downtime,
-    ) -> Self {
+    pub(crate) fn of(progress: &Progress, downtime: &crate::migrate::model::progress::Downtime) -> Self {
         Self { disks: progress.disks.clone(), ram: progress.ram.clone(), downtime: Some(downtime.clone()) }
     }
 

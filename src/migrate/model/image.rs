@@ -7,20 +7,20 @@ use serde::{Deserialize, Serialize};
 /// A disk and the files of its image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Image {
-    pub(in crate::migrate) disk: String,
+    pub(crate) disk: String,
     #[serde(default)]
-    pub(in crate::migrate) files: Vec<ImageFile>,
+    pub(crate) files: Vec<ImageFile>,
     /// Why these are not all of them.
     #[serde(default = "not_noted")]
-    pub(in crate::migrate) doubt: Option<String>,
+    pub(crate) doubt: Option<String>,
 }
 
 /// A file that QEMU has open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::migrate) struct ImageFile {
-    pub(in crate::migrate) path: PathBuf,
-    pub(in crate::migrate) device: u64,
-    pub(in crate::migrate) inode: u64,
+pub(crate) struct ImageFile {
+    pub(crate) path: PathBuf,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
 }
 
 /// An image that was noted by an agent of an earlier version.
@@ -33,18 +33,18 @@ fn not_noted() -> Option<String> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageStamp {
     /// Of the host, at that time.
-    pub(in crate::migrate) boot_id: String,
+    pub(crate) boot_id: String,
     /// The disks that could be seen.
-    pub(in crate::migrate) files: Vec<FileStamp>,
+    pub(crate) files: Vec<FileStamp>,
 }
 
 /// One image file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::migrate) struct FileStamp {
-    pub(in crate::migrate) disk: String,
-    pub(in crate::migrate) device: u64,
-    pub(in crate::migrate) inode: u64,
-    pub(in crate::migrate) bytes: u64,
-    pub(in crate::migrate) written_s: i64,
-    pub(in crate::migrate) written_ns: i64,
+pub(crate) struct FileStamp {
+    pub(crate) disk: String,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) bytes: u64,
+    pub(crate) written_s: i64,
+    pub(crate) written_ns: i64,
 }

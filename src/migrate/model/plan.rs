@@ -1,10 +1,8 @@
-//! The plan: which disks are copied. Pure.
+//! The plan: which disks are copied, and how. Pure.
 
 use crate::qemu::Disk;
 
-/// The channel of the RAM stream.
-pub const RAM_CHANNEL: u16 = 0;
-/// The first channel number for disks.
+/// The first channel number for disks; RAM has channels of its own below.
 pub const FIRST_DISK_CHANNEL: u16 = 1;
 
 /// A disk that is copied.
@@ -16,6 +14,32 @@ pub struct CopiedDisk {
     pub node_name: String,
     /// Bytes that the guest sees.
     pub virtual_size: u64,
+}
+
+/// How a disk's bytes get to the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// All of it and then what the guest writes: QEMU's `blockdev-mirror`.
+    Whole,
+    /// What changed since an earlier try had copied all of it: this agent reads it by a dirty bitmap.
+    Changes,
+}
+
+/// A disk that is copied, and how. It goes to the export that the destination grants under its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskPlan {
+    /// The disk.
+    pub disk: CopiedDisk,
+    /// How.
+    pub way: Way,
+}
+
+impl DiskPlan {
+    /// All of the disk.
+    #[must_use]
+    pub fn whole(disk: CopiedDisk) -> Self {
+        Self { disk, way: Way::Whole }
+    }
 }
 
 /// The source's disks that a migration copies: all that the guest can write to.

@@ -91,6 +91,9 @@ pub struct Summary {
     pub downtime: Option<Downtime>,
 }
 
+/// The reason of an [`Request::Abort`] that an operator asked for.
+pub const CANCELLED: &str = "cancelled";
+
 /// From source to destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

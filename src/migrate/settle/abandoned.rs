@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Open, told};
+use super::open::{Open, told};
 use crate::migrate::host::Host;
 use crate::migrate::journal::{self, JournalError, Role};
 use crate::migrate::model::problem::chain;

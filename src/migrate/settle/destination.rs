@@ -1,26 +1,16 @@
-//! Settling at the destination. A guest whose start was begun is started, however long its QEMU
-//! cannot be asked; of one whose start was not begun it is proved that it never runs here.
+//! Settling at the destination.
 
 use std::sync::Arc;
 
-use tokio::time::sleep;
-
-use super::Open;
-use crate::migrate::decide::{self, ASK_AGAIN};
-use crate::migrate::destination::{self, image_stamp};
+use super::open::{self, Open};
+use crate::migrate::destination::Settling;
 use crate::migrate::guest::life::{self, Look};
-use crate::migrate::guest::process;
-use crate::migrate::handover::{Destination, DestinationInput, Ended, Fate, Illegal, Mark, Ran, Written};
-use crate::migrate::handover_run::{DestinationRun, DestinationWorld};
+use crate::migrate::handover::{Destination, Ended};
+use crate::migrate::handover_run::DestinationRun;
 use crate::migrate::host::Host;
-use crate::migrate::journal::{Journal, JournalError, Past};
+use crate::migrate::journal::Past;
 use crate::migrate::model::phase::Phase;
-use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
-use crate::qemu::{Cont, Qmp, QmpError, QueryStatus, RunState};
-
-/// How often a QEMU that cannot be asked is tried before it is left for `recover` to clean up.
-const UNDO_TRIES: usize = 5;
 
 pub(crate) async fn settle(host: Arc<Host>, open: Open) {
     let Open { mut journal, progress, heir, _reservation } = open;
@@ -38,23 +28,12 @@ pub(crate) async fn settle(host: Arc<Host>, open: Open) {
         if heir && past.runs {
             leftovers.extend(unreachable(&host, &past).await);
         }
-        return super::end(&host, journal, &progress, Phase::Done, Outcome::Moved { leftovers });
+        return open::end(&host, journal, &progress, Phase::Done, Outcome::Moved { leftovers });
     }
-    let cause = super::cause(heir, "the destination's agent was restarted during the migration");
+    let cause = open::cause(heir, "the destination's agent was restarted during the migration");
     let outcome =
         Outcome::Failed { phase: past.reached, cause, problems: Vec::new(), cancelled: false, leftovers };
-    super::end(&host, journal, &progress, Phase::Failed, outcome);
-}
-
-/// Proves of a migration that has made nothing that its guest never runs here; what keeps that from the
-/// disk.
-pub(crate) async fn never_begun(host: &Host, journal: &mut Journal) -> Vec<String> {
-    let mut handover = DestinationRun::new(Destination::new());
-    let mut settling = Settling::new(host, false, journal);
-    let given = handover.give(DestinationInput::Trouble);
-    given.unwrap_or_else(|e| settling.illegal(e));
-    let _ = handover.run(&mut settling).await;
-    settling.leftovers()
+    open::end(&host, journal, &progress, Phase::Failed, outcome);
 }
 
 /// What is known of the QEMU of a guest that was started before.
@@ -64,186 +43,4 @@ async fn unreachable(host: &Host, past: &Past) -> Option<String> {
         Look::Answers(_) => None,
         Look::Lost(known) | Look::Silent(known) => Some(known.of_destination(&past.header.vm)),
     }
-}
-
-/// Undoes what was made in a QEMU, and notes how the images were left.
-async fn undo(host: &Host, journal: &mut Journal, past: &Past) -> Vec<String> {
-    let name = &past.header.vm;
-    let Ok(config) = host.vm(name, "destination") else { return Vec::new() };
-    for tried in 1.. {
-        let known = match life::look(past, config).await {
-            // What was made in a QEMU goes with it.
-            Look::Lost(known) if known.has_ended() || past.undo.is_empty() => return Vec::new(),
-            Look::Lost(_) if process::started_in_vain(past) => {
-                return process::end_started(past).await.into_iter().collect();
-            }
-            Look::Answers(qmp) => {
-                let disks = crate::qemu::disks(&qmp).await.unwrap_or_default();
-                let images = image_stamp::images(disks.iter().map(|disk| (disk.name.as_str(), disk)));
-                let leftovers = destination::undo(name, &qmp, past, None).await;
-                image_stamp::record(journal, &images, &leftovers);
-                return leftovers;
-            }
-            Look::Lost(known) | Look::Silent(known) => known,
-        };
-        if tried >= UNDO_TRIES || host.stopping.is_cancelled() {
-            return vec![format!(
-                "the destination's QEMU of VM {name}: {}. What the migration made is undone when `vmferry \
-                 recover` reaches it",
-                known.in_words()
-            )];
-        }
-        sleep(ASK_AGAIN).await;
-    }
-    Vec::new()
-}
-
-/// The agent stops.
-struct Stops;
-
-/// A destination that is settled by its journal. Nobody listens: whoever asks is answered by that.
-struct Settling<'a> {
-    host: &'a Host,
-    /// The virtual machine's QEMU is this migration's to touch.
-    heir: bool,
-    journal: &'a mut Journal,
-    leftovers: Vec<String>,
-    /// Why the last record was not written.
-    unwritten: Option<JournalError>,
-}
-
-impl DestinationWorld for Settling<'_> {
-    type Stop = Stops;
-
-    async fn wait(&mut self, machine: Destination) -> Result<Option<DestinationInput>, Stops> {
-        if machine.ended().is_some() {
-            return Ok(None);
-        }
-        self.pause().await?;
-        Ok(Some(DestinationInput::Again))
-    }
-
-    async fn write(&mut self, mark: Mark) -> Result<Written, Stops> {
-        let (written, error) = decide::write(self.journal, mark, None);
-        self.unwritten = error;
-        Ok(written)
-    }
-
-    async fn say(&mut self, _: Fate) -> Result<(), Stops> {
-        Ok(())
-    }
-
-    async fn start(&mut self) -> Result<Ran, Stops> {
-        let past = self.journal.past().clone();
-        let (ran, trouble) = self.run_at_last(&past).await?;
-        self.leftovers.extend(trouble);
-        Ok(ran)
-    }
-
-    async fn undo(&mut self) -> Result<(), Stops> {
-        if self.heir {
-            self.host.decisions.answered(self.journal.past().header.migration);
-            let past = self.journal.past().clone();
-            let left = undo(self.host, self.journal, &past).await;
-            self.leftovers.extend(left);
-        }
-        Ok(())
-    }
-
-    fn answer_operator(&mut self, _: Destination) {}
-
-    fn illegal(&mut self, error: Illegal) {
-        decide::report(&error);
-    }
-}
-
-impl<'a> Settling<'a> {
-    fn new(host: &'a Host, heir: bool, journal: &'a mut Journal) -> Self {
-        Self { host, heir, journal, leftovers: Vec::new(), unwritten: None }
-    }
-
-    fn leftovers(self) -> Vec<String> {
-        self.unwritten.iter().map(|e| chain(e)).chain(self.leftovers).collect()
-    }
-
-    /// Starts a guest that an earlier life of this agent was about to start. Whether its command had
-    /// done its work by then is not known, so that runs again.
-    async fn run_at_last(&self, past: &Past) -> Result<(Ran, Vec<String>), Stops> {
-        let name = &past.header.vm;
-        // A later migration has taken it from here, or brings it here anew.
-        if !self.heir {
-            return Ok((Ran::Perhaps, Vec::new()));
-        }
-        let Ok(config) = self.host.vm(name, "destination") else {
-            let left = format!(
-                "VM {name}, which was handed over to this host, is not in its configuration: whether it runs \
-                 here is not known"
-            );
-            return Ok((Ran::Perhaps, vec![left]));
-        };
-        let mut hook = Hook::new(self.host, name);
-        loop {
-            let why = match life::look(past, config).await {
-                Look::Lost(known) => return Ok((Ran::No, vec![known.of_destination(name)])),
-                Look::Answers(qmp) => match start(&qmp, past, &mut hook).await {
-                    Ok(()) => return Ok((Ran::Yes, hook.trouble)),
-                    Err(e) if e.desc().is_some() => {
-                        hook.trouble.push(format!("VM {name} could not be continued: {}", chain(&e)));
-                        return Ok((Ran::Perhaps, hook.trouble));
-                    }
-                    Err(e) => chain(&e),
-                },
-                Look::Silent(known) => known.in_words(),
-            };
-            self.host.decisions.open_question(
-                past.header.migration,
-                format!(
-                    "VM {name} was handed over to this host, and its QEMU cannot be asked whether it runs: {why}. \
-                     It is asked again every second, and the guest is continued if it stands still"
-                ),
-            );
-            self.pause().await?;
-        }
-    }
-
-    async fn pause(&self) -> Result<(), Stops> {
-        tokio::select! {
-            () = sleep(ASK_AGAIN) => Ok(()),
-            () = self.host.stopping.cancelled() => Err(Stops),
-        }
-    }
-}
-
-/// The VM's `before_start`, run once.
-struct Hook<'a> {
-    host: &'a Host,
-    vm: &'a str,
-    has_run: bool,
-    trouble: Vec<String>,
-}
-
-impl<'a> Hook<'a> {
-    fn new(host: &'a Host, vm: &'a str) -> Self {
-        Self { host, vm, has_run: false, trouble: Vec::new() }
-    }
-
-    async fn run(&mut self) {
-        if std::mem::replace(&mut self.has_run, true) {
-            return;
-        }
-        let words = self.host.config.vms.get(self.vm).map(|vm| vm.before_start.clone()).unwrap_or_default();
-        let ran = process::run_hook(&words, self.vm, self.host.config.deadlines.hook()).await;
-        self.trouble.extend(ran.err());
-    }
-}
-
-/// Continues the guest, unless it runs already or is to stay paused.
-async fn start(qmp: &Qmp, past: &Past, hook: &mut Hook<'_>) -> Result<(), QmpError> {
-    let status = qmp.execute(QueryStatus).await?.status;
-    if status != RunState::Paused || !past.running() {
-        return Ok(());
-    }
-    hook.run().await;
-    qmp.execute(Cont).await?;
-    Ok(())
 }

@@ -10,39 +10,28 @@
 
 mod abandoned;
 mod destination;
+mod open;
 mod source;
 
 pub use abandoned::abandoned;
-pub(super) use destination::never_begun;
+pub use open::Open;
+pub(crate) use open::phase_of;
+use open::told;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::handover::{Ended, Side};
+use super::handover::Ended;
 use super::host::Host;
 use super::host::journals::Refused;
-use super::host::reservations::Reservation;
-use super::journal::{self, Ending, Journal, JournalError, Past, Record, Role};
-use super::model::phase::Phase;
+use super::journal::{self, Ending, JournalError, Past, Record, Role};
 use super::model::problem::chain;
-use super::model::progress::{Outcome, Progress, ProgressSink};
+use super::model::progress::{Progress, ProgressSink};
 use super::protocol::message::Fate;
 use super::source::retry;
 use crate::net::identity::Identity;
-
-/// A journal that an earlier life of this agent left open, and where to report on it.
-pub struct Open {
-    /// The journal.
-    pub journal: Journal,
-    /// Its progress.
-    pub progress: ProgressSink,
-    /// No later migration of its VM is open: its QEMU is this one's to touch.
-    heir: bool,
-    /// Nothing else begins with this VM until all that is open of it is settled.
-    _reservation: Arc<Reservation>,
-}
 
 /// The journal of a migration that was to go on as it was, and cannot; `None` when it is closed.
 pub(crate) fn reopen(host: &Arc<Host>, (id, role): (Uuid, Role), progress: ProgressSink) -> Option<Open> {
@@ -127,45 +116,6 @@ pub(crate) fn refuse(host: &Host, path: std::path::PathBuf, error: &journal::Jou
     host.journals.refuse(Refused { path, vm, cause });
 }
 
-/// Why a migration that was found open was not finished.
-fn cause(heir: bool, why: &str) -> String {
-    match heir {
-        true => why.to_owned(),
-        false => "a later migration of the VM began before this one was settled".to_owned(),
-    }
-}
-
-/// Where an open migration is: in the pause the journal has records of whose the guest is, and no
-/// phases.
-pub(crate) fn phase_of(past: &Past) -> Phase {
-    let is_source = past.header.role == Role::Source;
-    let forced_away = past.forced.is_some_and(|side| (side == Side::There) == is_source);
-    let forced_back = past.forced.is_some() && !forced_away;
-    if past.never_ran || forced_back {
-        Phase::RollBack
-    } else if past.runs || (is_source && forced_away) {
-        Phase::Confirm
-    } else if past.handed_over || past.starting || forced_away {
-        Phase::HandOver
-    } else {
-        past.phase
-    }
-}
-
-fn told(past: &Past) -> Progress {
-    let header = &past.header;
-    let id = header.retry.as_ref().map_or(header.migration, |r| r.first);
-    let mut progress = Progress::new(id, &header.vm, header.role, &header.peer);
-    progress.began_at = header.began_at;
-    progress.phase = match &past.ended {
-        Some(Ending::Moved { .. }) => Phase::Done,
-        Some(_) => Phase::Failed,
-        None => phase_of(past),
-    };
-    progress.outcome = past.ended.clone().map(Outcome::from);
-    progress
-}
-
 /// Settles one open journal.
 pub async fn settle(host: Arc<Host>, open: Open) {
     let past = open.journal.past().clone();
@@ -177,12 +127,6 @@ pub async fn settle(host: Arc<Host>, open: Open) {
         Role::Source => source::settle(host, open).await,
         Role::Destination => destination::settle(host, open).await,
     }
-}
-
-fn end(host: &Host, journal: Journal, progress: &ProgressSink, phase: Phase, outcome: Outcome) {
-    tracing::info!(vm = journal.past().header.vm, result = outcome.label(), "settled");
-    host.journals.end(journal, outcome.clone());
-    progress.end(phase, outcome);
 }
 
 /// What this host says of a migration that `peer` sent, and that nobody serves any more; `None` when

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::time::sleep;
 
-use super::Open;
+use super::open::{self, Open};
 use crate::migrate::decide::{self, ANSWER_DEADLINE, ASK_AGAIN, Decided, Leaving, Question};
 use crate::migrate::guest::life::{self, Look};
 use crate::migrate::guest::process;
@@ -133,7 +133,7 @@ impl Settling<'_> {
     }
 
     fn cause(&self) -> String {
-        super::cause(self.heir, "the source's agent was restarted during the migration; it was rolled back")
+        open::cause(self.heir, "the source's agent was restarted during the migration; it was rolled back")
     }
 
     /// However long the QEMU cannot be asked.
@@ -178,12 +178,12 @@ impl Settling<'_> {
         let Self { host, progress, journal, leftovers, .. } = self;
         match machine.ended() {
             Some(Ended::Moved) => {
-                super::end(host, journal, progress, Phase::Done, Outcome::Moved { leftovers })
+                open::end(host, journal, progress, Phase::Done, Outcome::Moved { leftovers })
             }
             _ => {
                 let problems = Vec::new();
                 let outcome = Outcome::Failed { phase, cause, problems, cancelled: false, leftovers };
-                super::end(host, journal, progress, Phase::Failed, outcome);
+                open::end(host, journal, progress, Phase::Failed, outcome);
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::migrate::guest::inventory::Inventory;
 use crate::migrate::guest::process;
 use crate::migrate::host::{AskError, Host};
 use crate::migrate::model::problem::{Policy, Problem, ProblemKind, chain};
+use crate::migrate::model::role::Role;
 use crate::migrate::protocol::client::{Link, LinkError};
 use crate::migrate::protocol::message::{Offer, Request, Response};
 use crate::net::session::Session;
@@ -64,7 +65,7 @@ pub(crate) async fn source(host: &Host, name: &str) -> Result<Examined, Failure>
     let status = qmp.execute(QueryStatus).await?.status;
     let inventory = Inventory::of(&qmp).await?;
     let disks = crate::qemu::disks(&qmp).await?;
-    let mut problems = qemu::abilities_missing(&abilities, "source");
+    let mut problems = qemu::abilities_missing(&abilities, Role::Source);
     let migration = qmp.execute(QueryMigrate).await?.status;
     problems.extend(state_problem(name, &status, &migration));
     problems.extend(qemu::busy(&qmp, name).await?);

@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
-use super::Source;
 use super::failure::Failure;
+use super::peer::Peer;
+use super::state::Source;
 use crate::migrate::model::problem::chain;
 use crate::migrate::protocol::message::Notice;
+use crate::qemu::Qmp;
 
 /// How long the other side's word is waited for when ours is only an echo of it, with a guest that runs:
 /// it may have to be asked of systemd.
@@ -14,76 +16,63 @@ const EXPLANATION_DEADLINE: Duration = Duration::from_secs(3);
 /// The same while the guest stands still.
 const PAUSED_DEADLINE: Duration = Duration::from_millis(700);
 
-impl Source {
-    /// The cause in words; the other side's when ours is only the echo of it.
-    pub(crate) async fn explain(&mut self, failure: &Failure) -> String {
-        if let Failure::Qmp(error) = failure
-            && error.is_over()
-        {
-            return self.end_of_qemu().await;
-        }
-        if !failure.is_echo() {
-            return match failure {
-                Failure::QemuGone(_) => self.end_of_qemu().await,
-                other => chain(other),
-            };
-        }
-        let own = chain(failure);
-        let (link, lanes, peer) = (&mut self.link, &self.lanes, &self.request.peer);
-        let lost = async {
-            let end = lanes.ended().await;
-            format!("the session with {peer} was lost: {}", chain(&end.cause))
-        };
-        let heard = async {
-            loop {
-                match link.notice().await {
-                    Ok(Notice::Failed { text }) => return Some(format!("the destination failed: {text}")),
-                    Ok(Notice::Loaded) => {}
-                    // The session's end is a moment behind that of its streams.
-                    Err(e) if e.is_session_lost() || failure.is_session_lost() => {
-                        std::future::pending().await
-                    }
-                    Err(_) => return None,
-                }
-            }
-        };
-        let either = async {
-            tokio::select! {
-                biased;
-                () = self.qmp.closed() => Some(Failure::of_monitor(&self.qmp).to_string()),
-                heard = heard => heard,
-                lost = lost => Some(lost),
-            }
-        };
-        // QEMU itself lets the guest of a failed migration run again.
-        let stands = self.paused_at.is_some() && !matches!(failure, Failure::Ram { .. });
-        let deadline = if stands { PAUSED_DEADLINE } else { EXPLANATION_DEADLINE };
-        let mut told = tokio::time::timeout(deadline, either).await.ok().flatten();
-        if self.qmp.is_closed() {
-            told = Some(self.end_of_qemu().await);
-        }
-        match told {
-            Some(told) if own.contains(&told) => own,
-            Some(told) => format!("{told} ({own})"),
-            None => own,
-        }
+/// The cause in words; the other side's when ours is only the echo of it.
+pub(crate) async fn explain(source: &mut Source, failure: &Failure) -> String {
+    if matches!(failure, Failure::QemuGone(_)) || matches!(failure, Failure::Qmp(error) if error.is_over()) {
+        return source.guest.end_of_qemu().await;
     }
-
-    /// How the source's own QEMU ended, with its last words if that is proved.
-    async fn end_of_qemu(&self) -> String {
-        match Failure::of_monitor(&self.qmp) {
-            gone @ Failure::QemuGone(_) => format!("{gone}{}", self.last_words.heard(None).await),
-            other => other.to_string(),
-        }
+    let own = chain(failure);
+    if !failure.is_echo() {
+        return own;
     }
+    // QEMU itself lets the guest of a failed migration run again.
+    let stands = source.clock.paused_at.is_some() && !matches!(failure, Failure::Ram { .. });
+    let deadline = if stands { PAUSED_DEADLINE } else { EXPLANATION_DEADLINE };
+    let (qmp, name) = (&source.guest.qmp, &source.context.request.peer);
+    let told = told_by_others(&mut source.peer, name, qmp, failure);
+    let mut told = tokio::time::timeout(deadline, told).await.ok().flatten();
+    if source.guest.qmp.is_closed() {
+        told = Some(source.guest.end_of_qemu().await);
+    }
+    match told {
+        Some(told) if own.contains(&told) => own,
+        Some(told) => format!("{told} ({own})"),
+        None => own,
+    }
+}
 
-    /// What the destination has said of its failure by the time that the guest was taken back.
-    pub(crate) fn explained_late(&mut self, failure: &Failure, cause: String) -> String {
-        match self.link.take_failure() {
-            Some(text) if failure.is_echo() && !cause.contains(&text) => {
-                format!("the destination failed: {text} ({cause})")
+/// What QEMU, the destination or the session's end says first; `None`: nothing more will be said.
+async fn told_by_others(peer: &mut Peer, name: &str, qmp: &Qmp, failure: &Failure) -> Option<String> {
+    let (link, lanes) = (&mut peer.link, &peer.lanes);
+    let lost = async {
+        let end = lanes.ended().await;
+        format!("the session with {name} was lost: {}", chain(&end.cause))
+    };
+    let heard = async {
+        loop {
+            match link.notice().await {
+                Ok(Notice::Failed { text }) => return Some(format!("the destination failed: {text}")),
+                Ok(Notice::Loaded) => {}
+                // The session's end is a moment behind that of its streams.
+                Err(e) if e.is_session_lost() || failure.is_session_lost() => std::future::pending().await,
+                Err(_) => return None,
             }
-            _ => cause,
         }
+    };
+    tokio::select! {
+        biased;
+        () = qmp.closed() => Some(Failure::of_monitor(qmp).to_string()),
+        heard = heard => heard,
+        lost = lost => Some(lost),
+    }
+}
+
+/// What the destination has said of its failure by the time that the guest was taken back.
+pub(crate) fn explained_late(peer: &mut Peer, failure: &Failure, cause: String) -> String {
+    match peer.link.take_failure() {
+        Some(text) if failure.is_echo() && !cause.contains(&text) => {
+            format!("the destination failed: {text} ({cause})")
+        }
+        _ => cause,
     }
 }

@@ -1,5 +1,7 @@
 //! Why a migration failed on the source's side.
 
+use std::time::Duration;
+
 use crate::mux::Code;
 use crate::net::connect_error::ConnectError;
 use crate::net::pump::PumpEnd;
@@ -8,19 +10,22 @@ use crate::net::stream::StreamEnded;
 use crate::qemu::{MigrationStatus, Qmp, QmpError};
 
 use crate::migrate::guest::process::VmError;
-use crate::migrate::host::AskError;
+use crate::migrate::host::{AskError, Host};
 use crate::migrate::journal::JournalError;
 use crate::migrate::model::meanwhile::Meanwhile;
-use crate::migrate::model::phase::IllegalStep;
+use crate::migrate::model::phase::{IllegalStep, Phase};
 use crate::migrate::model::problem::Problem;
+use crate::migrate::model::progress::Outcome;
 use crate::migrate::protocol::client::LinkError;
+use crate::migrate::protocol::message::CANCELLED;
 use crate::migrate::transfer::disk::delta::DeltaError;
+use crate::migrate::transfer::disk::mirror::MirrorError;
 
 /// Why a migration did not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// An operator asked for it.
-    #[error("cancelled")]
+    #[error("{CANCELLED}")]
     Cancelled,
     /// It is left to another process; not a failure at all.
     #[error("it is left to another process")]
@@ -164,7 +169,35 @@ fn said(error: &str) -> String {
     if error.is_empty() { String::new() } else { format!(": {error}") }
 }
 
+impl From<MirrorError> for Failure {
+    fn from(error: MirrorError) -> Self {
+        match error {
+            MirrorError::Qmp(error) => Self::Qmp(error),
+            MirrorError::Failed { disk, error } => Self::Mirror { disk, error },
+            MirrorError::Lasts { disk, after } => {
+                Self::stalled(&format!("the end of the mirror of disk {disk}"), after)
+            }
+        }
+    }
+}
+
 impl Failure {
+    /// Who cancelled: an operator, or the agent on its way out.
+    pub(crate) fn of_cancel(host: &Host) -> Self {
+        if host.stopping.is_cancelled() { Self::Stopping } else { Self::Cancelled }
+    }
+
+    /// Nothing moved for too long.
+    pub(crate) fn stalled(what: &str, after: Duration) -> Self {
+        Self::Stalled { what: what.into(), seconds: after.as_secs() }
+    }
+
+    /// The end of a migration that failed so. `cause`: in words.
+    pub(crate) fn outcome(&self, phase: Phase, cause: String, leftovers: Vec<String>) -> Outcome {
+        let cancelled = matches!(self, Self::Cancelled);
+        Outcome::Failed { phase, cause, problems: self.problems(), cancelled, leftovers }
+    }
+
     /// Of a monitor whose connection is over.
     #[must_use]
     pub(crate) fn of_monitor(qmp: &Qmp) -> Self {

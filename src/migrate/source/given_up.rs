@@ -8,19 +8,22 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::failure::Failure;
-use super::{Source, pause};
+use super::state::Source;
 use crate::migrate::guest::inventory::Inventory;
 use crate::migrate::model::label::Label;
 use crate::migrate::model::meanwhile::Meanwhile;
 use crate::migrate::model::phase::Phase;
+use crate::migrate::transfer::streams::Streams;
 use crate::net::pump::FirstEnd;
 use crate::qemu::{EventKind, MigrationInfo, MigrationStatus, Qmp, QueryBlockExports, QueryMigrate, names};
 
 /// QEMU's word comes over another socket than the end of its stream.
 const END_SEEN_WITHIN: Duration = Duration::from_millis(700);
+/// Between two looks at the stream.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A QEMU that does not answer is not asked for long why it failed.
 const ASKED_FOR: Duration = Duration::from_secs(5);
 
@@ -32,60 +35,58 @@ pub(crate) async fn is_possible(qmp: &Qmp, planned: Option<&Inventory>) -> Resul
     }
 }
 
-impl Source {
-    /// QEMU's migration has failed: why, as far as can be told.
-    pub(crate) async fn ram_failed(&self) -> Failure {
-        let info = match timeout(ASKED_FOR, self.query(QueryMigrate)).await {
-            Ok(Ok(info)) => info,
-            Ok(Err(failure)) => return failure,
-            Err(_) => MigrationInfo::default(),
-        };
-        let told = info.could_not_inactivate();
-        let first = if told { None } else { self.first_end_of_ram().await };
-        let says_nothing = self.phase == Phase::Device && info.error_desc.is_none();
-        if told || (says_nothing && first != Some(FirstEnd::Stream)) {
-            return Meanwhile::NotGivenUp { told, exports: self.exports_of_others().await }.into();
-        }
-        if first == Some(FirstEnd::Local) {
-            return Meanwhile::MigrationCancelled { told: false }.into();
-        }
-        Failure::Ram { status: MigrationStatus::Failed, error: info.error_desc.unwrap_or_default() }
+/// QEMU's migration has failed: why, as far as can be told.
+pub(crate) async fn ram_failed(source: &Source) -> Failure {
+    let info = match timeout(ASKED_FOR, source.query(QueryMigrate)).await {
+        Ok(Ok(info)) => info,
+        Ok(Err(failure)) => return failure,
+        Err(_) => MigrationInfo::default(),
+    };
+    let told = info.could_not_inactivate();
+    let first = if told { None } else { first_end_of_ram(&source.copy.streams).await };
+    let says_nothing = source.clock.phase == Phase::Device && info.error_desc.is_none();
+    if told || (says_nothing && first != Some(FirstEnd::Stream)) {
+        return Meanwhile::NotGivenUp { told, exports: exports_of_others(source).await }.into();
     }
-
-    async fn first_end_of_ram(&self) -> Option<FirstEnd> {
-        let until = Instant::now() + END_SEEN_WITHIN;
-        loop {
-            let first = self.streams.first_end(&Label::Ram);
-            if first.is_some() || Instant::now() >= until {
-                return first;
-            }
-            pause().await;
-        }
+    if first == Some(FirstEnd::Local) {
+        return Meanwhile::MigrationCancelled { told: false }.into();
     }
+    Failure::Ram { status: MigrationStatus::Failed, error: info.error_desc.unwrap_or_default() }
+}
 
-    /// The same question, of a failure that was heard of before QEMU's word. `None`: it stands.
-    pub(crate) async fn is_our_qemus(&self, failure: &Failure) -> Option<Failure> {
-        let may_be = matches!(failure, Failure::Destination(_)) || failure.is_echo();
-        if !may_be || self.streams.first_end(&Label::Ram) != Some(FirstEnd::Local) {
-            return None;
+async fn first_end_of_ram(streams: &Streams) -> Option<FirstEnd> {
+    let until = Instant::now() + END_SEEN_WITHIN;
+    loop {
+        let first = streams.first_end(&Label::Ram);
+        if first.is_some() || Instant::now() >= until {
+            return first;
         }
-        let info = timeout(ASKED_FOR, self.query(QueryMigrate)).await.ok()?.ok()?;
-        let told = Meanwhile::told_by(&EventKind::Migration { status: info.status.clone() });
-        match (told, info.status) {
-            (Some(meanwhile), _) => Some(meanwhile.into()),
-            (None, MigrationStatus::Failed) => match self.ram_failed().await {
-                Failure::Meanwhile(meanwhile) => Some(meanwhile.into()),
-                _ => None,
-            },
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// The same question, of a failure that was heard of before QEMU's word. `None`: it stands.
+pub(crate) async fn is_our_qemus(source: &Source, failure: &Failure) -> Option<Failure> {
+    let may_be = matches!(failure, Failure::Destination(_)) || failure.is_echo();
+    if !may_be || source.copy.streams.first_end(&Label::Ram) != Some(FirstEnd::Local) {
+        return None;
+    }
+    let info = timeout(ASKED_FOR, source.query(QueryMigrate)).await.ok()?.ok()?;
+    let told = Meanwhile::told_by(&EventKind::Migration { status: info.status.clone() });
+    match (told, info.status) {
+        (Some(meanwhile), _) => Some(meanwhile.into()),
+        (None, MigrationStatus::Failed) => match ram_failed(source).await {
+            Failure::Meanwhile(meanwhile) => Some(meanwhile.into()),
             _ => None,
-        }
+        },
+        _ => None,
     }
+}
 
-    async fn exports_of_others(&self) -> Vec<String> {
-        let ours: Vec<String> = self.disks.iter().map(|disk| names::export_id(&disk.name)).collect();
-        let exports = timeout(ASKED_FOR, self.query(QueryBlockExports)).await;
-        let others = exports.ok().and_then(Result::ok).unwrap_or_default().into_iter();
-        let others = others.filter(|export| !ours.contains(&export.id));
-        others.map(|export| format!("{} of node {}", export.id, export.node_name)).collect()
-    }
+async fn exports_of_others(source: &Source) -> Vec<String> {
+    let ours: Vec<String> = source.copy.disks.iter().map(|plan| names::export_id(&plan.disk.name)).collect();
+    let exports = timeout(ASKED_FOR, source.query(QueryBlockExports)).await;
+    let others = exports.ok().and_then(Result::ok).unwrap_or_default().into_iter();
+    let others = others.filter(|export| !ours.contains(&export.id));
+    others.map(|export| format!("{} of node {}", export.id, export.node_name)).collect()
 }

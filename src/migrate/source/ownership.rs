@@ -5,7 +5,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Source, cancelled, failed, kept_by_force, millis};
+use super::clock::millis;
+use super::context::Context;
+use super::end::{Back, kept_by_force};
+use super::explain::{explain, explained_late};
+use super::failure::Failure;
+use super::further_try::{Ended, Held};
+use super::guest_watch::overruled;
+use super::perform::perform;
+use super::reconnect::ReconnectPolicy;
+use super::state::Source;
 use crate::migrate::decide::{self, Decided, Leaving, Question};
 use crate::migrate::guest::process;
 use crate::migrate::guest::undo::{self, Bitmaps};
@@ -16,10 +25,8 @@ use crate::migrate::model::phase::{Phase, Step};
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
 use crate::migrate::protocol::client::LinkError;
-use crate::migrate::protocol::message::{Fate, Request, Response, Started, Summary};
-use crate::migrate::source::failure::Failure;
-use crate::migrate::source::reconnect_policy::Patience;
-use crate::migrate::source::retry::Ended;
+use crate::migrate::protocol::message::{Fate, Request, Response, Summary};
+use crate::migrate::transfer::disk::pivoted;
 
 /// How long the destination may take to undo what it prepared.
 const ABORT_DEADLINE: Duration = Duration::from_secs(45);
@@ -27,33 +34,6 @@ const ABORT_DEADLINE: Duration = Duration::from_secs(45);
 const CONFIRM_DEADLINE: Duration = Duration::from_secs(10);
 /// How long its guest's start may take, its `before_start` aside.
 const START_DEADLINE: Duration = Duration::from_secs(30);
-
-/// What becomes of a migration from its hand-over, or its failure, on.
-#[derive(Default)]
-pub(crate) struct End {
-    /// Why it is not a plain success.
-    failure: Option<Failure>,
-    /// When the guest was handed over.
-    since: Option<Instant>,
-    /// Open: the destination is asked what became of the guest.
-    question: Option<Question>,
-    /// The destination's word on the guest's start.
-    started: Option<Started>,
-    /// An operator gave the guest to the destination.
-    forced: bool,
-    /// The guest was taken back.
-    back: Option<Back>,
-    leftovers: Vec<String>,
-}
-
-/// A roll-back.
-struct Back {
-    /// In which phase it failed.
-    phase: Phase,
-    cause: String,
-    /// Bitmaps stay for a further try.
-    keeps: bool,
-}
 
 /// Why the run of the hand-over ends before its time.
 pub(crate) enum Leave {
@@ -79,7 +59,7 @@ impl SourceWorld for Source {
             SourceState::Ours => self.until_handed_over().await.map(Some),
             _ if machine.ended().is_some() => Ok(None),
             _ => {
-                let frozen = self.host.freeze.begun();
+                let frozen = self.context.host.freeze.begun();
                 self.open_question();
                 let Some(question) = &mut self.end.question else { return Ok(None) };
                 tokio::select! {
@@ -119,7 +99,7 @@ impl SourceWorld for Source {
             }
             Ask::Start if self.end.question.is_none() => self.ask_to_start().await,
             Ask::Start | Ask::Abort | Ask::Settle => {
-                let frozen = self.host.freeze.begun();
+                let frozen = self.context.host.freeze.begun();
                 self.open_question();
                 let Some(question) = &mut self.end.question else { return Ok(None) };
                 tokio::select! {
@@ -138,11 +118,11 @@ impl SourceWorld for Source {
     async fn release(&mut self) -> Result<(), Leave> {
         self.close_question();
         let left = if self.end.forced {
-            vec![kept_by_force(&self.request.vm)]
-        } else if self.request.options.keep_source {
-            undo::clean_kept(&self.qmp, self.journal.past()).await
+            vec![kept_by_force(&self.context.request.vm)]
+        } else if self.context.request.options.keep_source {
+            undo::clean_kept(&self.guest.qmp, self.journal.past()).await
         } else {
-            process::end_the_old(&self.request.vm, &self.qmp).await.into_iter().collect()
+            process::end_the_old(&self.context.request.vm, &self.guest.qmp).await.into_iter().collect()
         };
         self.end.leftovers.extend(left);
         Ok(())
@@ -163,10 +143,10 @@ impl Source {
     /// Runs it to its end; `None`: it is left to another process.
     pub(crate) async fn run(mut self) -> Option<Ended> {
         tracing::info!(
-            migration = %self.request.id,
-            vm = self.request.vm,
-            peer = self.request.peer,
-            phase = self.phase.name(),
+            migration = %self.context.request.id,
+            vm = self.context.request.vm,
+            peer = self.context.request.peer,
+            phase = self.clock.phase.name(),
             "migration begins"
         );
         let mut handover = SourceRun::new(handover::Source::new());
@@ -182,12 +162,12 @@ impl Source {
 
     /// All phases before the hand-over.
     async fn until_handed_over(&mut self) -> Result<SourceInput, Leave> {
-        match self.perform().await {
+        match perform(self).await {
             Ok(()) => {
                 self.end.since = Some(Instant::now());
                 return Ok(SourceInput::Complete);
             }
-            Err(Failure::Frozen) if self.delta.disks.is_empty() => return Err(Leave::Frozen),
+            Err(Failure::Frozen) if self.copy.can_be_left() => return Err(Leave::Frozen),
             // What this very process reads and writes cannot be left to another.
             Err(Failure::Frozen) => self.end.failure = Some(Failure::Stopping),
             Err(failure) => self.end.failure = Some(failure),
@@ -198,10 +178,10 @@ impl Source {
     /// The source's last word. An answer that comes later is not a failure: the destination is asked what
     /// became of it.
     async fn ask_to_start(&mut self) -> Happened {
-        let deadline = decide::hook(&self.host, self.grant.as_ref()) + START_DEADLINE;
+        let deadline = decide::hook(&self.context.host, self.peer.grant.as_ref()) + START_DEADLINE;
         let answer = tokio::select! {
-            answer = self.link.ask(Request::Start, deadline) => answer,
-            () = self.host.freeze.begun() => return Err(Leave::ToTheJournal),
+            answer = self.peer.link.ask(Request::Start, deadline) => answer,
+            () = self.context.host.freeze.begun() => return Err(Leave::ToTheJournal),
         };
         let (fate, started) = match answer {
             Ok(Response::Started(started)) => (Fate::Runs, Some(started)),
@@ -210,9 +190,9 @@ impl Source {
             Err(e) => return Ok(self.ask_again(e)),
         };
         if fate == Fate::Runs {
-            self.downtime.start_ms = self.end.since.map_or(0, millis);
-            self.downtime.total_ms = self.paused_at.map_or(0, millis);
-            self.downtime.hook_ms = started.as_ref().and_then(|started| started.hook_ms);
+            self.clock.downtime.start_ms = self.end.since.map_or(0, millis);
+            self.clock.downtime.total_ms = self.clock.paused_at.map_or(0, millis);
+            self.clock.downtime.hook_ms = started.as_ref().and_then(|started| started.hook_ms);
             self.end.started = started;
         } else {
             self.ask_again(LinkError::Unexpected { request: "start" });
@@ -233,11 +213,12 @@ impl Source {
         }
         let cause = self.end.failure.as_ref().map_or_else(String::new, |failure| chain(failure));
         tracing::error!(cause, "the hand-over is open: the destination is asked");
-        self.streams.cut_all();
-        let (id, progress) = (self.request.id, self.progress.clone());
-        let question = Question::new(&self.host, &self.request.peer, id, progress, cause);
-        self.end.question = Some(question.with_hook(decide::hook(&self.host, self.grant.as_ref())));
-        self.phase = Phase::Undecided;
+        self.copy.streams.cut_all();
+        let (id, progress) = (self.context.request.id, self.context.progress.clone());
+        let question = Question::new(&self.context.host, &self.context.request.peer, id, progress, cause);
+        self.end.question =
+            Some(question.with_hook(decide::hook(&self.context.host, self.peer.grant.as_ref())));
+        self.clock.phase = Phase::Undecided;
     }
 
     fn close_question(&mut self) {
@@ -246,48 +227,55 @@ impl Source {
         self.end.started = started;
         self.end.forced = forced.is_some();
         if let Some(link) = link {
-            self.link = link;
+            self.peer.link = link;
         }
-        self.downtime.total_ms = self.paused_at.map_or(0, millis);
+        self.clock.downtime.total_ms = self.clock.paused_at.map_or(0, millis);
     }
 
     /// Says that the destination's word is known here for good.
     async fn confirm(&mut self) {
         self.close_question();
         if self.end.back.is_some() {
-            return decide::thank(&self.host, &self.request.peer, self.request.id).await;
+            return decide::thank(&self.context.host, &self.context.request.peer, self.context.request.id)
+                .await;
         }
-        self.count_bytes();
-        self.link.sum_up(Summary::of(&self.progress.now(), &self.downtime));
-        if let Err(e) = self.link.demand(Request::Confirmed, CONFIRM_DEADLINE).await {
+        self.copy.count_bytes(&self.context.progress);
+        self.peer.link.sum_up(Summary::of(&self.context.progress.now(), &self.clock.downtime));
+        if let Err(e) = self.peer.link.demand(Request::Confirmed, CONFIRM_DEADLINE).await {
             tracing::info!(error = chain(&e), "the destination ends its part without our thanks");
         }
     }
 
     /// The guest is this host's: it runs again here. What the destination says, if it was told.
     async fn roll_back(&mut self, abort: bool) -> Option<Fate> {
-        let failure = self.end.failure.take().unwrap_or_else(|| cancelled(&self.host));
-        if self.phase == Phase::Undecided {
-            self.phase = Phase::HandOver;
+        let failure = self.end.failure.take().unwrap_or_else(|| self.context.cancelled());
+        if self.clock.phase == Phase::Undecided {
+            self.clock.phase = Phase::HandOver;
         }
-        let phase = self.phase;
-        let cause = self.explain(&failure).await;
-        let (failure, cause) = self.overruled(failure, cause).await;
+        let phase = self.clock.phase;
+        let cause = explain(self, &failure).await;
+        let (failure, cause) = overruled(self, failure, cause).await;
         tracing::warn!(phase = phase.name(), cause, "migration fails; rolling back");
-        self.count_bytes();
-        self.phase = Phase::RollBack;
-        self.progress.update(|p| p.phase = Phase::RollBack);
+        self.copy.count_bytes(&self.context.progress);
+        self.clock.phase = Phase::RollBack;
+        self.context.progress.update(|p| p.phase = Phase::RollBack);
         if let Err(e) = self.journal.record(Record::Phase(Phase::RollBack)) {
             tracing::error!(error = chain(&e), "the roll-back goes on without the journal");
         }
-        let not_back = self.take_disks_back(&failure).await;
+        let not_back = match &failure {
+            // Nobody else's failure leaves QEMU free to answer before the streams are cut.
+            Failure::Meanwhile(_) => {
+                let (qmp, disks) = (&self.guest.qmp, &self.copy.disks);
+                pivoted::take_back(qmp, disks, self.context.stall(), &self.context.progress).await
+            }
+            _ => Vec::new(),
+        };
         // Before anything else, so that neither QEMU hangs on a stream that no longer moves.
-        self.streams.cut_all();
-        self.delta.abort().await;
-        let keeps = self.has_successor()
+        self.copy.abort().await;
+        let keeps = self.context.has_successor()
             && failure.may_pass()
             && !self.journal.past().handed_over
-            && self.tracking.is_worth_keeping();
+            && self.copy.tracking.is_worth_keeping();
         let bitmaps = if keeps { Bitmaps::StayForTheNextTry } else { Bitmaps::Go };
         let is_off = matches!(&failure, Failure::Meanwhile(meanwhile) if meanwhile.is_off());
         let fate = self.take_back(abort, phase, &cause, bitmaps, is_off).await;
@@ -307,18 +295,19 @@ impl Source {
         bitmaps: Bitmaps,
         is_off: bool,
     ) -> Option<Fate> {
-        let (reason, link) = (cause.to_owned(), &mut self.link);
+        let (reason, link) = (cause.to_owned(), &mut self.peer.link);
         let told = async {
             match abort {
                 true => Some(link.ask(Request::Abort { reason }, ABORT_DEADLINE).await),
                 false => None,
             }
         };
-        let undoing = undo::roll_back(&self.qmp, self.journal.past(), bitmaps);
-        let telling = Patience::new(&self.host, &self.lanes, &self.progress, None);
-        let telling = telling.for_monitor(&self.qmp, Duration::MAX);
+        let undoing = undo::roll_back(&self.guest.qmp, self.journal.past(), bitmaps);
+        let telling =
+            ReconnectPolicy::new(&self.context.host, &self.peer.lanes, &self.context.progress, None);
+        let telling = telling.for_monitor(&self.guest.qmp, Duration::MAX);
         let (told, mut undone) = telling.tell_while(async { tokio::join!(told, undoing) }).await;
-        self.progress.update(|p| p.notes.extend(undone.standing.take()));
+        self.context.progress.update(|p| p.notes.extend(undone.standing.take()));
         if !(undone.gone && is_off) {
             self.end.leftovers.extend(undone.leftovers);
         }
@@ -338,7 +327,9 @@ impl Source {
         if phase < Phase::Switchover {
             return None;
         }
-        let told = decide::call_off(&self.host, &self.request.peer, self.request.id, cause).await;
+        let told =
+            decide::call_off(&self.context.host, &self.context.request.peer, self.context.request.id, cause)
+                .await;
         told.unwrap_or_else(|e| {
             tracing::info!(
                 error = chain(&e),
@@ -355,21 +346,41 @@ impl Source {
         let Some(Back { phase, cause, keeps }) = self.end.back.take() else {
             return self.end_moved(leftovers);
         };
-        let failure = self.end.failure.take().unwrap_or_else(|| cancelled(&self.host));
-        let cause = self.explained_late(&failure, cause);
-        let outcome = failed(phase, &failure, cause, leftovers);
+        let failure = self.end.failure.take().unwrap_or_else(|| self.context.cancelled());
+        let cause = explained_late(&mut self.peer, &failure, cause);
+        let outcome = failure.outcome(phase, cause, leftovers);
         if keeps { self.hold(outcome) } else { self.close(Phase::Failed, outcome, failure.may_pass()) }
     }
 
     fn end_moved(mut self, leftovers: Vec<String>) -> Ended {
-        self.link.finish();
-        let downtime = self.downtime.clone();
+        self.peer.link.finish();
+        let downtime = self.clock.downtime.clone();
         let warnings = self.end.started.take().map_or_else(Vec::new, |started| started.warnings);
-        self.progress.update(|p| {
+        self.context.progress.update(|p| {
             p.downtime = Some(downtime);
             p.notes.extend(warnings);
         });
-        self.count_bytes();
+        self.copy.count_bytes(&self.context.progress);
         self.close(Phase::Done, Outcome::Moved { leftovers }, false)
+    }
+
+    fn close(self, phase: Phase, outcome: Outcome, may_pass: bool) -> Ended {
+        let handed_over = self.journal.past().handed_over;
+        let Context { host, request, .. } = &self.context;
+        host.journals.end(self.journal, outcome.clone());
+        tracing::info!(
+            migration = %request.id,
+            vm = request.vm,
+            phase = phase.name(),
+            result = outcome.label(),
+            "migration ends"
+        );
+        Ended { phase, outcome, may_pass, handed_over, held: None }
+    }
+
+    /// The journal stays open: it tells of the bitmaps that stay.
+    fn hold(self, outcome: Outcome) -> Ended {
+        let held = Held { journal: self.journal, outcome: outcome.clone(), tracking: self.copy.tracking };
+        Ended { phase: Phase::Failed, outcome, may_pass: true, handed_over: false, held: Some(held) }
     }
 }

@@ -15,79 +15,20 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::cancelled;
+use super::attempt::{attempt, not_begun};
+use super::context::Context;
 use super::failure::Failure;
+use super::further_try::{Ended, Held, add_leftovers};
 use super::request::SourceRequest;
-use crate::migrate::guest::{life, undo};
 use crate::migrate::host::Host;
-use crate::migrate::journal::{Journal, RetryOf};
+use crate::migrate::journal::RetryOf;
 use crate::migrate::model::phase::Phase;
-use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::{Outcome, Progress, ProgressSink, Tries};
-use crate::migrate::source;
-use crate::migrate::transfer::disk::delta::Tracking;
 
 /// The longest wait before a try, jitter aside.
 const BACK_OFF_MAX_S: u64 = 60;
 /// How often a wait is shown to be shorter.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
-
-/// How a try ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    /// Its last phase.
-    pub(crate) phase: Phase,
-    /// What became of the guest.
-    pub(crate) outcome: Outcome,
-    /// Whether the cause may be gone by itself the next time.
-    pub(crate) may_pass: bool,
-    /// The destination had the guest durably, and gave it back.
-    pub(crate) handed_over: bool,
-    /// What stays for a further try.
-    pub(crate) held: Option<Held>,
-}
-
-/// What a try that failed leaves for the next one: bitmaps that go on recording, and its journal,
-/// open because it is what a restarted agent removes them by.
-#[derive(Debug)]
-pub(crate) struct Held {
-    pub(crate) journal: Journal,
-    /// How that try ended.
-    pub(crate) outcome: Outcome,
-    pub(crate) tracking: Tracking,
-}
-
-impl Held {
-    /// To a try whose journal tells of it.
-    pub(crate) fn pass_on(self, host: &Host) -> Tracking {
-        host.journals.end(self.journal, self.outcome);
-        self.tracking
-    }
-
-    /// There is no further try; what could not be removed.
-    async fn release(self, host: &Host, vm: &str) -> Vec<String> {
-        let left = match host.config.vms.get(vm) {
-            None => Vec::new(),
-            Some(config) => match life::reach(self.journal.past(), config).await {
-                Ok((qmp, _events)) => undo::end_following(&qmp, self.journal.past()).await,
-                // They went with it.
-                Err((known, _)) if known.has_ended() => Vec::new(),
-                Err((_, e)) => vec![format!("dirty bitmaps in the source's QEMU of VM {vm}: {}", chain(&e))],
-            },
-        };
-        let mut outcome = self.outcome;
-        add_leftovers(&mut outcome, left.clone());
-        host.journals.end(self.journal, outcome);
-        left
-    }
-}
-
-fn add_leftovers(outcome: &mut Outcome, more: Vec<String>) {
-    match outcome {
-        Outcome::Failed { leftovers, .. } | Outcome::Moved { leftovers } => leftovers.extend(more),
-        Outcome::Undecided { .. } => {}
-    }
-}
 
 /// What follows a try.
 #[derive(Debug, PartialEq, Eq)]
@@ -109,60 +50,57 @@ pub async fn migrate(
     let _reservation = match host.reserve(&request.vm, request.id) {
         Ok(reservation) => reservation,
         Err(problem) => {
-            let failure = Failure::Problems(vec![problem]);
-            let ended = source::not_begun(&failure);
+            let ended = not_begun(&Failure::Problems(vec![problem]));
             return progress.end(ended.phase, ended.outcome);
         }
     };
     begin_try(&progress, 1, request.options.retry.tries(), request.id);
-    let first = source::attempt(Arc::clone(&host), request.clone(), progress.clone(), cancel.clone(), None);
-    go_on(host, request, progress, cancel, Box::pin(first)).await;
+    let context = Context { host, request, progress, cancel };
+    let first = attempt(context.clone(), None);
+    go_on(context, Box::pin(first)).await;
 }
 
 /// A try under way; `None`: another process goes on with it.
 pub(crate) type Try = Pin<Box<dyn Future<Output = Option<Ended>> + Send>>;
 
-/// Goes on with the try that `request` names, and begins further ones. The caller has reserved
+/// Goes on with the try that the request names, and begins further ones. The caller has reserved
 /// the VM.
-pub(crate) async fn go_on(
-    host: Arc<Host>,
-    request: SourceRequest,
-    progress: ProgressSink,
-    cancel: CancellationToken,
-    mut running: Try,
-) {
+pub(crate) async fn go_on(context: Context, mut running: Try) {
+    let Context { host, request, progress, cancel } = &context;
     let of = request.options.retry.tries();
     let mut number = request.retry.as_ref().map_or(1, |retry| retry.number);
     let first = request.retry.as_ref().map_or(request.id, |retry| retry.first);
     loop {
         let Some(mut ended) = running.await else { return };
         if let Verdict::Over(why) = verdict(&ended, number, of) {
-            note_end(&progress, number, of, why);
-            if let Some(held) = ended.held {
-                add_leftovers(&mut ended.outcome, held.release(&host, &request.vm).await);
-            }
+            note_end(progress, number, of, why);
+            release(&context, ended.held, &mut ended.outcome).await;
             return progress.end(ended.phase, ended.outcome);
         }
-        note_failure(&progress, number, of, &ended.outcome);
+        note_failure(progress, number, of, &ended.outcome);
         number += 1;
         let waited = tokio::select! {
-            waited = wait(&progress, number, &cancel) => waited,
+            waited = wait(progress, number, cancel) => waited,
             // The journal is open, and is settled by whoever comes next.
             () = host.freeze.begun() => return,
         };
         if waited.is_err() {
-            let mut outcome = given_up(&host, number, of, &ended.outcome);
-            if let Some(held) = ended.held {
-                add_leftovers(&mut outcome, held.release(&host, &request.vm).await);
-            }
+            let mut outcome = given_up(host, number, of, &ended.outcome);
+            release(&context, ended.held, &mut outcome).await;
             return progress.end(Phase::Failed, outcome);
         }
         let id = Uuid::new_v4();
-        begin_try(&progress, number, of, id);
+        begin_try(progress, number, of, id);
         let retry = Some(RetryOf { first, number, kept: Vec::new() });
-        let this = SourceRequest { id, retry, ..request.clone() };
-        let (its_host, its_progress) = (Arc::clone(&host), progress.clone());
-        running = Box::pin(source::attempt(its_host, this, its_progress, cancel.clone(), ended.held));
+        let request = SourceRequest { id, retry, ..request.clone() };
+        running = Box::pin(attempt(Context { request, ..context.clone() }, ended.held));
+    }
+}
+
+/// There is no further try: what was held for one goes.
+async fn release(context: &Context, held: Option<Held>, outcome: &mut Outcome) {
+    if let Some(held) = held {
+        add_leftovers(outcome, held.release(&context.host, &context.request.vm).await);
     }
 }
 
@@ -267,14 +205,14 @@ async fn wait(progress: &ProgressSink, number: u32, cancel: &CancellationToken) 
 }
 
 fn given_up(host: &Host, number: u32, of: u32, last: &Outcome) -> Outcome {
-    let failure = cancelled(host);
+    let failure = Failure::of_cancel(host);
     let before = match last {
         Outcome::Failed { cause, .. } => cause.as_str(),
         _ => "",
     };
     let cause =
         format!("{failure} while try {number} of {of} was waited for; the one before failed: {before}");
-    source::failed(Phase::Begin, &failure, cause, Vec::new())
+    failure.outcome(Phase::Begin, cause, Vec::new())
 }
 
 #[cfg(test)]

@@ -18,11 +18,11 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::Source;
+use super::context::Context;
 use super::failure::Failure;
 use crate::migrate::guest::settings::{self, Settings};
-use crate::migrate::journal::Undo;
-use crate::migrate::model::problem::{self, Problem, ProblemKind};
+use crate::migrate::journal::{Journal, Undo};
+use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::transfer::streams::socket_pair;
 use crate::qemu::{
     Closefd, Migrate, MigrateCancel, MigrationStatus, Qmp, QmpError, QomGet, QomList, QueryMigrate, names,
@@ -46,18 +46,16 @@ pub(crate) enum TrialError {
 /// What is on for a trial. Not `events`: whoever listens to this QEMU hears nothing of it.
 const CAPABILITIES: [&str; 2] = ["return-path", "pause-before-switchover"];
 
-impl Source {
-    /// Before the destination prepares anything.
-    pub(crate) async fn rehearse(&mut self) -> Result<(), Failure> {
-        let settings = settings::remember::<Failure>(&self.qmp, &mut self.journal).await?;
-        self.journal.will_make(Undo::Fd(names::TRIAL_FDNAME.into()))?;
-        settings.state(&self.qmp, &CAPABILITIES, None).await?;
-        let mut found = Vec::from_iter(trial(&self.qmp, &self.request.vm).await?);
-        found.extend(settings.note("source"));
-        let findings = self.request.options.policy().judge(found).map_err(Failure::Problems)?;
-        self.progress.update(|p| problem::note(findings, &mut p.notes));
-        Ok(())
-    }
+/// Before the destination prepares anything.
+pub(crate) async fn rehearse(context: &Context, qmp: &Qmp, journal: &mut Journal) -> Result<(), Failure> {
+    let settings = settings::remember::<Failure>(qmp, journal).await?;
+    journal.will_make(Undo::Fd(names::TRIAL_FDNAME.into()))?;
+    settings.state(qmp, &CAPABILITIES, None).await?;
+    let mut found = Vec::from_iter(trial(qmp, &context.request.vm).await?);
+    found.extend(settings.note("source"));
+    let findings = context.request.options.policy().judge(found).map_err(Failure::Problems)?;
+    context.note_findings(findings);
+    Ok(())
 }
 
 /// The same for `check`, which leaves everything as it is.

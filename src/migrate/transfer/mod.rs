@@ -3,4 +3,5 @@
 pub mod bandwidth;
 pub(crate) mod disk;
 pub(crate) mod frozen;
+pub(crate) mod ram;
 pub(crate) mod streams;

@@ -1,6 +1,7 @@
 //! What the destination finds when it compares the offered disks with those of its QEMU.
 
-use super::{DISKS_MAX, list, pair, room, sharing, source, written};
+use super::images::{list, written};
+use super::{DISKS_MAX, pair, room, sharing, source};
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::protocol::message::{DiskSpec, Offer};
 use crate::qemu::{Disk, Encryption, Qmp, QmpError, nbd_server_runs};

@@ -6,6 +6,7 @@
 //! ```
 
 mod compare;
+mod images;
 mod offered;
 mod pairing;
 mod room;
@@ -17,25 +18,8 @@ pub(crate) use offered::offered;
 pub(crate) use pairing::pair;
 pub(crate) use source::source_findings;
 
-use crate::qemu::{Disk, Image};
-
 /// Disks that one migration may copy.
 pub(crate) const DISKS_MAX: usize = 256;
-
-/// Images that the guest's writes go to.
-fn written(disk: &Disk) -> impl Iterator<Item = &Image> {
-    disk.images.iter().filter(|image| !disk.read_only && !image.backing && !image.read_only)
-}
-
-/// Drivers that keep nothing anywhere.
-fn is_nothing(image: &Image) -> bool {
-    matches!(image.driver.as_str(), "null-co" | "null-aio")
-}
-
-/// Names in a sentence.
-fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    names.into_iter().collect::<Vec<_>>().join(", ")
-}
 
 #[cfg(test)]
 mod sample {

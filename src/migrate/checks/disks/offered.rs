@@ -1,6 +1,6 @@
 //! What the source says of its disks to the other host.
 
-use super::is_nothing;
+use super::images::is_nothing;
 use crate::migrate::protocol::message::{DiskPlace, DiskSpec, Storage};
 use crate::qemu::Disk;
 

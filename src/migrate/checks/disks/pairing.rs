@@ -2,7 +2,7 @@
 //! devices, by where they are plugged in, and by their ids, which must not contradict that. Never by
 //! the order of options, nor by a name that QEMU has made of it.
 
-use super::list;
+use super::images::list;
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::protocol::message::DiskSpec;
 use crate::qemu::Disk;

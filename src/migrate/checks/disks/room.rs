@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{list, written};
+use super::images::{list, written};
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::protocol::message::DiskSpec;
 use crate::qemu::Disk;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{is_nothing, list, written};
+use super::images::{is_nothing, list, written};
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::protocol::message::DiskSpec;
 use crate::qemu::Disk;

@@ -1,7 +1,8 @@
 //! What the source finds in its own QEMU: what is attached to the disks, and contents that nobody
 //! copies.
 
-use super::{list, sharing, written};
+use super::images::{list, written};
+use super::sharing;
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::qemu::{Contents, Disk, Outside, Qmp, QmpError, QueryBlockExports, names, outside};
 

@@ -16,7 +16,7 @@
 //! all their requests, or its QEMU has ended, before it says that the earlier try is undone, and
 //! it prepares no further one before.
 //!
-//! That it is still so is checked before each further try ([`Source::choose`]): B is there, so it
+//! That it is still so is checked before each further try (`source/changes.rs`): B is there, so it
 //! is the same node in the same QEMU; it records, is not busy, and the disk has the same size and
 //! image; and the destination finds its image as that try left it (`image_stamp.rs`). What is not so
 //! makes a whole copy, and is said. What is not seen: a disk that somebody shrinks and grows again
@@ -193,6 +193,14 @@ impl Tracking {
     /// Whether a further try could copy less.
     pub(crate) fn is_worth_keeping(&self) -> bool {
         self.disks.values().any(|f| f.in_step)
+    }
+
+    /// A mirror has become ready: what is at the destination is worth keeping from now on.
+    pub(crate) fn in_step(&mut self, job: &str) {
+        let of_job = |(name, _): &(&String, &mut Followed)| names::job_id(name) == job;
+        if let Some((_, followed)) = self.disks.iter_mut().find(of_job) {
+            followed.in_step = true;
+        }
     }
 
     /// What a journal must undo.

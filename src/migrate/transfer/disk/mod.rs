@@ -1,3 +1,5 @@
-//! The ways of copying a disk.
+//! Ways of copying a disk, one file per way.
 
 pub(crate) mod delta;
+pub(crate) mod mirror;
+pub(crate) mod pivoted;

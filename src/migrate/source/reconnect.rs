@@ -1,4 +1,4 @@
-//! Patience: how long a migration waits while its session, or one of its lanes, has no connection.
+//! How long a migration waits while its session, or one of its lanes, has no connection.
 //!
 //! While the guest runs there is time: nothing is lost by waiting, and the session itself ends
 //! when it has waited for long enough. While the guest is paused the waiting is downtime, so it is
@@ -31,7 +31,7 @@ fn slow(silence: &Silence) -> String {
 
 /// What a migration's waits have in common. Borrows nothing of it.
 #[derive(Debug, Clone)]
-pub(crate) struct Patience {
+pub(crate) struct ReconnectPolicy {
     host: Arc<Host>,
     lanes: Lanes,
     progress: ProgressSink,
@@ -41,7 +41,7 @@ pub(crate) struct Patience {
     monitor: Option<(Qmp, Duration)>,
 }
 
-impl Patience {
+impl ReconnectPolicy {
     /// With a guest that stands still if `limit` is given.
     pub(crate) fn new(
         host: &Arc<Host>,
@@ -63,7 +63,7 @@ impl Patience {
         Self { monitor: Some((qmp.clone(), limit)), ..self }
     }
 
-    /// Runs `work` for as long as patience lasts.
+    /// Runs `work` for as long as it is waited for.
     pub(crate) async fn with<T, E>(self, work: impl Future<Output = Result<T, E>>) -> Result<T, Failure>
     where
         Failure: From<E>,
@@ -75,7 +75,7 @@ impl Patience {
         }
     }
 
-    /// As [`Patience::with`], for work that must not stop half way when another process is to go
+    /// As [`ReconnectPolicy::with`], for work that must not stop half way when another process is to go
     /// on: it ends soon.
     pub(crate) async fn until_done<T, E>(self, work: impl Future<Output = Result<T, E>>) -> Result<T, Failure>
     where
@@ -99,7 +99,7 @@ impl Patience {
         }
     }
 
-    /// Waits until patience is at its end, or another process is to go on.
+    /// Waits until it is waited for no longer, or another process is to go on.
     pub(crate) async fn over(self) -> Failure {
         let frozen = self.host.freeze.begun();
         tokio::select! {
@@ -109,7 +109,7 @@ impl Patience {
         }
     }
 
-    /// Waits until patience is at its end, and tells the progress of a connection that is missed.
+    /// Waits until it is waited for no longer, and tells the progress of a connection that is missed.
     async fn missed(self) -> Failure {
         let mut links = self.lanes.watch();
         loop {

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::Source;
-use super::failure::Failure;
-use crate::migrate::model::plan::CopiedDisk;
+use crate::migrate::model::plan::{CopiedDisk, DiskPlan};
 use crate::migrate::model::problem::chain;
+use crate::migrate::model::progress::ProgressSink;
 use crate::qemu::{
     BlockJobComplete, BlockdevMirror, JobDismiss, MirrorSyncMode, Qmp, QmpError, QueryBlock, QueryBlockJobs,
     QueryJobs, names,
@@ -31,42 +30,39 @@ enum NotBack {
     Stalled(Duration),
 }
 
-impl Source {
-    /// Takes back the guest's disks that are the destination's images by somebody's doing. What could not
-    /// be taken back, in words.
-    pub(crate) async fn take_disks_back(&mut self, failure: &Failure) -> Vec<String> {
-        // Nobody else's failure leaves QEMU free to answer before the streams are cut.
-        if !matches!(failure, Failure::Meanwhile(_)) {
-            return Vec::new();
-        }
-        let Ok(blocks) = self.qmp.execute_within(QueryBlock, LOOK_DEADLINE).await else { return Vec::new() };
-        let is_on = |node: &str| {
-            blocks.iter().any(|block| block.inserted.as_ref().is_some_and(|i| i.node_name == node))
-        };
-        let stall = self.host.config.deadlines.stall();
-        let mut left = Vec::new();
-        for disk in self.disks.iter().filter(|disk| is_on(&names::node_name(&disk.name))) {
-            tracing::warn!(disk = disk.name, "somebody completed its mirror: it is copied back");
-            let words = match copy_back(&self.qmp, disk, stall).await {
-                Ok(()) => {
-                    let note = format!(
-                        "somebody had completed the mirror of disk {}: what the guest wrote to the destination's \
-                         image was copied back",
-                        disk.name
-                    );
-                    self.progress.update(|p| p.notes.push(note));
-                    continue;
-                }
-                Err(e) => chain(&e),
-            };
-            left.push(format!(
+/// Takes back the guest's disks that are the destination's images by somebody's doing. What could not
+/// be taken back, in words. Nothing may move for `stall` at most.
+pub(crate) async fn take_back(
+    qmp: &Qmp,
+    disks: &[DiskPlan],
+    stall: Duration,
+    progress: &ProgressSink,
+) -> Vec<String> {
+    let Ok(blocks) = qmp.execute_within(QueryBlock, LOOK_DEADLINE).await else { return Vec::new() };
+    let is_on =
+        |node: &str| blocks.iter().any(|block| block.inserted.as_ref().is_some_and(|i| i.node_name == node));
+    let mut left = Vec::new();
+    let disks = disks.iter().map(|plan| &plan.disk);
+    for disk in disks.filter(|disk| is_on(&names::node_name(&disk.name))) {
+        tracing::warn!(disk = disk.name, "somebody completed its mirror: it is copied back");
+        match copy_back(qmp, disk, stall).await {
+            Ok(()) => {
+                let note = format!(
+                    "somebody had completed the mirror of disk {}: what the guest wrote to the destination's \
+                     image was copied back",
+                    disk.name
+                );
+                progress.update(|p| p.notes.push(note));
+            }
+            Err(e) => left.push(format!(
                 "disk {} of the guest is the destination's image, since somebody completed its mirror; what the \
-                 guest has written since is there alone, and could not be copied back: {words}",
-                disk.name
-            ));
+                 guest has written since is there alone, and could not be copied back: {}",
+                disk.name,
+                chain(&e)
+            )),
         }
-        left
     }
+    left
 }
 
 async fn copy_back(qmp: &Qmp, disk: &CopiedDisk, stall: Duration) -> Result<(), NotBack> {

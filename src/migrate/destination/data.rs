@@ -1,0 +1,105 @@
+//! The guest's data at its destination: the streams that carry it, and what they flow into.
+
+use std::io::ErrorKind;
+
+use super::error::Trouble;
+use super::state::Destination;
+use crate::migrate::guest::{nbd_server, settings};
+use crate::migrate::handover::{self, DestinationState};
+use crate::migrate::journal::{Record, Undo};
+use crate::migrate::model::label::Label;
+use crate::migrate::model::phase::Phase;
+use crate::migrate::transfer::ram::precopy::{self, RamChannel};
+use crate::migrate::transfer::streams::socket_pair;
+use crate::mux::{Code, purpose};
+use crate::net::compress::{Coding, Undelivered};
+use crate::net::session::IncomingStream;
+use crate::qemu::{Abilities, Stop};
+
+impl Destination {
+    /// Attaches a data stream that the source opened under this grant.
+    pub(crate) async fn attach(&mut self, stream: IncomingStream) {
+        let (kind, channel) = (stream.open.purpose, stream.open.channel);
+        let label = match kind {
+            purpose::RAM => RamChannel::numbered(channel).map(|channel| channel.label),
+            purpose::NBD => {
+                self.exports.iter().find(|e| e.channel == channel).map(|e| Label::Disk(e.disk.clone()))
+            }
+            _ => None,
+        };
+        let Some(label) = label.filter(|l| !self.streams.has(l)) else {
+            tracing::warn!(purpose = kind, channel, "a stream outside the grant was refused");
+            return stream.refuse(Code::Denied);
+        };
+        let local = match label {
+            Label::Ram => self.ram.take().ok_or(ErrorKind::NotConnected.into()),
+            Label::Disk(_) => match &self.nbd {
+                Some(nbd) => nbd.connect(),
+                None => Err(ErrorKind::NotConnected.into()),
+            },
+        };
+        let local = match local {
+            Ok(local) => local,
+            Err(e) => {
+                tracing::warn!(stream = %label, error = %e, "the local end cannot be connected");
+                return stream.refuse(Code::ConnectFailed);
+            }
+        };
+        let session = stream.session().clone();
+        match stream.accept().await {
+            Ok(stream) => {
+                let is_disk = matches!(label, Label::Disk(_));
+                if is_disk {
+                    self.enter(Phase::Mirror);
+                }
+                let coding = match &self.granted {
+                    Some((_, grant)) if grant.compress && is_disk => {
+                        Coding::Decompress(Undelivered::default())
+                    }
+                    _ => Coding::Plain,
+                };
+                self.streams.start_coded(label, &session, local, stream, coding);
+            }
+            Err(e) => tracing::warn!(stream = %label, error = %e, "the stream ended before it began"),
+        }
+    }
+
+    pub(crate) async fn accept_ram(&mut self) -> Result<(), Trouble> {
+        self.incoming = true;
+        let before = settings::remember::<Trouble>(&self.qmp, &mut self.journal).await?;
+        before.state(&self.qmp, &["events", "return-path"], None).await?;
+        for channel in precopy::CHANNELS {
+            let (ours, theirs) = socket_pair()?;
+            channel.give::<Trouble>(&self.qmp, &mut self.journal, theirs).await?;
+            self.ram = Some(ours);
+        }
+        let incoming = precopy::receive();
+        // A QEMU that stays tells why it failed; it is ended in `undo`.
+        let stays = Abilities::ask(&self.qmp).await?.exit_on_error;
+        self.qmp.execute(if stays { incoming.and_stay() } else { incoming }).await?;
+        Ok(())
+    }
+
+    /// On the disk before it is answered, and so before the guest can be handed over.
+    pub(crate) fn note_to_run(&mut self, running: bool) -> Result<(), Trouble> {
+        if self.journal.past().running() != running {
+            self.journal.record(Record::ToRun { running })?;
+            self.progress.update(|p| p.paused = !running);
+        }
+        Ok(())
+    }
+
+    /// The disks become the guest's alone.
+    pub(crate) async fn close_exports(&mut self, machine: handover::Destination) -> Result<(), Trouble> {
+        // Somebody's `cont` meanwhile would have QEMU start the guest when it is loaded, unasked.
+        if machine.state() == (DestinationState::Waiting { loaded: false }) {
+            self.qmp.execute(Stop).await?;
+        }
+        self.nbd = None;
+        // The journal knows of a server that an earlier process has started.
+        if self.journal.past().undo.contains(&Undo::NbdServer) {
+            nbd_server::close(&self.qmp, &self.exports).await?;
+        }
+        Ok(())
+    }
+}

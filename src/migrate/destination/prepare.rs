@@ -1,0 +1,160 @@
+//! Prepare: the QEMU that takes the guest is found or started, compared with the offer, and made ready.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::admission::{permitted, target_problems, unreachable};
+use super::end::never_ran;
+use super::error::Trouble;
+use super::settling::never_begun;
+use super::state::{Destination, Served, Serving};
+use super::{exports, image_stamp};
+use crate::config::VmConfig;
+use crate::migrate::checks::disks;
+use crate::migrate::guest::last_words::LastWords;
+use crate::migrate::guest::nbd_server::NbdServer;
+use crate::migrate::guest::process::{self, StartedQemu};
+use crate::migrate::handover;
+use crate::migrate::host::Host;
+use crate::migrate::host::destinations::Incoming;
+use crate::migrate::journal::{Beginning, Journal, Role, Undo};
+use crate::migrate::model::phase::Phase;
+use crate::migrate::model::problem::chain;
+use crate::migrate::model::progress::{Progress, ProgressSink};
+use crate::migrate::protocol::message::{Offer, Prepared};
+use crate::migrate::transfer::streams::Streams;
+use crate::net::identity::Identity;
+use crate::qemu::{Abilities, Events, Qmp, Stop};
+
+impl Destination {
+    /// Finds or starts the QEMU and makes it ready for `offer`; undone again if that fails.
+    pub(crate) async fn prepare(
+        host: Arc<Host>,
+        peer: Identity,
+        migration: Uuid,
+        offer: &Offer,
+    ) -> Result<(Self, Prepared), Trouble> {
+        permitted(&host, &peer, &offer.vm)?;
+        let problem = |p| Trouble::Problems(vec![p]);
+        let config = host.vm(&offer.vm, "destination").map_err(problem)?.clone();
+        let reservation = host.reserve(&offer.vm, migration).map_err(problem)?;
+        let mut journal = host.journals.begin(migration, Role::Destination, &peer, beginning(offer))?;
+        let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {
+            Ok(found) => found,
+            Err(trouble) => {
+                let mut left = never_begun(&host, &mut journal).await;
+                left.extend(if let Trouble::Vm(error) = &trouble { error.leftover() } else { None });
+                host.journals.end(journal, never_ran(&trouble, left));
+                return Err(trouble);
+            }
+        };
+        let (served, offers, controls) = Served::new();
+        let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
+        let registration = host.destinations.register(migration, incoming);
+        let noted = journal.note_qemu(qmp.process());
+        let start_log = started.as_ref().map(|_| process::start_log(&host.config, &offer.vm));
+        let last_words = LastWords::of(&config, qmp.process(), start_log.as_deref());
+        let mut progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
+        progress.paused = !offer.running;
+        let orders = host.decisions.take_orders(migration);
+        let mut destination = Self {
+            host,
+            vm: offer.vm.clone(),
+            peer,
+            journal,
+            progress: ProgressSink::new(progress),
+            qmp,
+            events,
+            started,
+            last_words,
+            nbd: None,
+            exports: exports::exports(&offer.disks),
+            images: Vec::new(),
+            streams: Streams::new(),
+            offered: served.offered,
+            controls: served.controls,
+            ram: None,
+            incoming: false,
+            handover: handover::Destination::new(),
+            serving: Serving::new(None),
+            granted: None,
+            said_started: None,
+            orders,
+            missed_events: false,
+            _registration: registration,
+            _reservation: reservation,
+        };
+        let ready = match noted {
+            Ok(()) => destination.make_ready(offer).await,
+            Err(e) => Err(e.into()),
+        };
+        match ready {
+            Ok(prepared) => {
+                destination.granted = Some((offer.clone(), prepared.clone()));
+                Ok((destination, prepared))
+            }
+            Err(trouble) => Err(destination.give_up(trouble).await),
+        }
+    }
+
+    async fn make_ready(&mut self, offer: &Offer) -> Result<Prepared, Trouble> {
+        let found = target_problems(&self.qmp, offer).await?;
+        let findings = offer.policy.judge(found).map_err(Trouble::Problems)?;
+        // A QEMU that was started without -S would run its guest unasked.
+        self.qmp.execute(Stop).await?;
+        let present = crate::qemu::disks(&self.qmp).await?;
+        let pairs = disks::pair(&offer.disks, &present);
+        self.images = image_stamp::images(pairs.pairs.iter().map(|(want, have)| (want.name.as_str(), *have)));
+        let since = offer.after.map_or_else(Vec::new, |after| {
+            image_stamp::since(&self.host.journals, &self.peer, &self.vm, after, &self.images)
+        });
+        let nodes: Vec<_> =
+            self.exports.iter().filter_map(|e| pairs.of(&e.disk).map(|d| (e, d.node_name.clone()))).collect();
+        if !nodes.is_empty() {
+            let folder = self.host.config.runtime_dir.join("nbd");
+            self.nbd = Some(NbdServer::start(&self.qmp, &mut self.journal, &folder, &nodes).await?);
+        }
+        let (major, minor, micro) = Abilities::ask(&self.qmp).await?.version;
+        self.enter(Phase::Prepare);
+        self.show_disks(offer);
+        Ok(Prepared {
+            exports: self.exports.clone(),
+            qemu: format!("QEMU {major}.{minor}.{micro}"),
+            restartable: self.started.is_some(),
+            since,
+            compress: offer.compress,
+            findings,
+            hook_s: Some(self.hook_s()),
+        })
+    }
+
+    /// How long `before_start` may take here.
+    fn hook_s(&self) -> u64 {
+        let hook = self.host.config.vms.get(&self.vm).map(|vm| vm.before_start.is_empty());
+        if hook.unwrap_or(true) { 0 } else { self.host.config.deadlines.hook_s }
+    }
+}
+
+fn beginning(offer: &Offer) -> Beginning<'_> {
+    let accepted = offer.policy.accept.clone();
+    Beginning { vm: &offer.vm, running: offer.running, keep_source: false, retry: None, accepted }
+}
+
+async fn find_or_start(
+    host: &Host,
+    name: &str,
+    config: &VmConfig,
+    journal: &mut Journal,
+) -> Result<(Option<StartedQemu>, Qmp, Events), Trouble> {
+    match (process::connect(config).await, &config.start) {
+        (Ok((qmp, events)), _) => Ok((None, qmp, events)),
+        (Err(e), Some(start)) if e.is_not_listening() => {
+            journal.will_make(Undo::Qemu)?;
+            let purpose = journal.past().header.migration;
+            let (started, qmp, events) = process::start(&host.config, name, config, start, purpose).await?;
+            Ok((Some(started), qmp, events))
+        }
+        (Err(e), _) => Err(Trouble::Problems(vec![unreachable(name, &chain(&e))])),
+    }
+}

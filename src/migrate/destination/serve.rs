@@ -1,0 +1,222 @@
+//! Serves the source while its guest may still go either way: requests, events, streams, an operator.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::error::Trouble;
+use super::state::Destination;
+use crate::migrate::handover::{self, Ask, DestinationInput, DestinationState, Ended, Fate};
+use crate::migrate::model::phase::Phase;
+use crate::migrate::model::problem::chain;
+use crate::migrate::protocol::message::{Offer, Request, Response};
+use crate::qemu::{EventKind, MigrationStatus, QueryMigrate, QueryStatus};
+
+/// How long a source may take to take note that its guest runs here.
+const CONFIRM_DEADLINE: Duration = Duration::from_secs(60);
+
+impl Destination {
+    /// Serves the source until something happens that its machine is to know; `None`: until the guest runs
+    /// here and the source knows, or stays away.
+    pub(crate) async fn work(
+        &mut self,
+        machine: handover::Destination,
+    ) -> Result<Option<DestinationInput>, Trouble> {
+        if self.serving.confirmed {
+            self.answer_confirmed().await;
+            return Ok(None);
+        }
+        let runs = machine.ended() == Some(Ended::Moved);
+        if let Some(happened) = self.begin(machine).await? {
+            return Ok(Some(happened));
+        }
+        loop {
+            let frozen = self.host.freeze.begun();
+            let alone_until = self.serving.alone_until;
+            let request = async {
+                match self.serving.control.as_mut() {
+                    Some(control) => control.request().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let happened = tokio::select! {
+                biased;
+                event = self.events.recv() => match event.map(|e| e.kind) {
+                    Some(EventKind::Missed) => self.catch_up(machine).await?,
+                    event => self.on_event(event).await?,
+                },
+                request = request => match request {
+                    Ok(Some(request)) => self.on_request(request, machine).await?,
+                    Ok(None) | Err(_) => {
+                        self.serving.control = None;
+                        self.on_source_lost(machine)?;
+                        None
+                    }
+                },
+                Some((again, request)) = self.controls.recv() => {
+                    (self.serving.control, self.serving.alone_until) = (Some(again), None);
+                    self.host.decisions.answered(self.journal.past().header.migration);
+                    self.on_request(request, machine).await?
+                }
+                Some(order) = self.orders.recv() => self.claim(order),
+                Some(stream) = self.offered.recv() => {
+                    self.attach(stream).await;
+                    None
+                }
+                (label, end) = self.streams.ended() => {
+                    tracing::debug!(stream = %label, end = chain(&end), "a stream ended");
+                    None
+                }
+                () = frozen => return Err(Trouble::Frozen),
+                _ = self.serving.tick.tick() => {
+                    self.look_at_streams();
+                    None
+                }
+                // A guest that is here whole may be handed over at any moment: that is waited for, unless
+                // its source is away.
+                () = self.host.stopping.cancelled(), if alone_until.is_some() || !(machine.is_loaded() || runs) => {
+                    return if runs { Ok(None) } else { Err(Trouble::Stopping) };
+                }
+                () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() => {
+                    if runs {
+                        return Ok(None);
+                    }
+                    return Err(Trouble::SourceStayedAway(self.host.config.deadlines.handover_s));
+                }
+            };
+            if happened.is_some() {
+                return Ok(happened);
+            }
+        }
+    }
+
+    /// Asks QEMU what has happened while nobody listened.
+    pub(crate) async fn catch_up(
+        &mut self,
+        machine: handover::Destination,
+    ) -> Result<Option<DestinationInput>, Trouble> {
+        if !self.incoming || machine.state() != (DestinationState::Waiting { loaded: false }) {
+            return Ok(None);
+        }
+        let status = self.qmp.execute(QueryMigrate).await?.status;
+        self.on_event(Some(EventKind::Migration { status })).await
+    }
+
+    /// How long to wait for a source that was lost; an error when there is nothing to wait for.
+    pub(crate) fn on_source_lost(&mut self, machine: handover::Destination) -> Result<(), Trouble> {
+        let wait = if machine.ended() == Some(Ended::Moved) {
+            CONFIRM_DEADLINE
+        } else if machine.is_loaded() {
+            tracing::warn!(vm = self.vm, "the source was lost with the guest loaded; waiting for it");
+            let words = format!(
+                "the whole guest is here, paused, and {} was lost before it said whether it hands it over. It is \
+                 waited for, {} s in all; then the guest is given up here, for good",
+                self.peer, self.host.config.deadlines.handover_s
+            );
+            self.host.decisions.open_question(self.journal.past().header.migration, words);
+            self.host.config.deadlines.handover()
+        } else {
+            return Err(Trouble::SourceLost);
+        };
+        self.serving.alone_until = Some(Instant::now() + wait);
+        Ok(())
+    }
+
+    async fn on_event(&mut self, event: Option<EventKind>) -> Result<Option<DestinationInput>, Trouble> {
+        let Some(event) = event else {
+            return Err(Trouble::of_monitor(&self.vm, &self.qmp));
+        };
+        let EventKind::Migration { status } = event else { return Ok(None) };
+        match status {
+            MigrationStatus::Completed => Ok(Some(DestinationInput::Loaded)),
+            MigrationStatus::Failed | MigrationStatus::Cancelled => {
+                let error = self.qmp.execute(QueryMigrate).await?.error_desc.unwrap_or_default();
+                Err(Trouble::Ram { status, error })
+            }
+            MigrationStatus::Active => {
+                self.enter(Phase::Precopy);
+                Ok(None)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whatever is asked may be asked again, and gets the same answer again. What is the machine's to
+    /// answer is told to it.
+    async fn on_request(
+        &mut self,
+        request: Request,
+        machine: handover::Destination,
+    ) -> Result<Option<DestinationInput>, Trouble> {
+        self.serving.asked = true;
+        let open = matches!(machine.state(), DestinationState::Waiting { .. });
+        let done = match request {
+            Request::Prepare(offer) => {
+                let answer = self.grant_again(&offer);
+                self.answer(answer).await;
+                return Ok(None);
+            }
+            Request::Incoming if self.incoming => Ok(()),
+            Request::Incoming if open => self.accept_ram().await,
+            Request::ToRun { running } if open => self.note_to_run(running),
+            Request::Switchover if self.incoming => {
+                self.enter(Phase::Switchover);
+                let closed = self.close_exports(machine).await;
+                if closed.is_ok() {
+                    self.enter(Phase::Device);
+                }
+                closed
+            }
+            Request::Start if machine.is_loaded() => match self.qmp.execute(QueryStatus).await {
+                Ok(_) => return Ok(Some(DestinationInput::Asked(Ask::Start))),
+                Err(e) => Err(e.into()),
+            },
+            Request::Confirmed if machine.ended() == Some(Ended::Moved) => {
+                self.serving.confirmed = true;
+                return Ok(Some(DestinationInput::Asked(Ask::Confirmed)));
+            }
+            Request::Abort { reason } if open => return Err(Trouble::Aborted(reason.into())),
+            Request::Abort { .. } => return Ok(Some(DestinationInput::Asked(Ask::Abort))),
+            Request::Start => return Ok(Some(DestinationInput::Asked(Ask::Start))),
+            Request::Settle => return Ok(Some(DestinationInput::Asked(Ask::Settle))),
+            other => Err(Trouble::OutOfOrder(other.name())),
+        };
+        if done.is_ok() {
+            self.answer(Response::Done).await;
+        }
+        done.map(|()| None)
+    }
+
+    /// Answers the source's last request, if it has not been.
+    pub(crate) async fn answer(&mut self, response: Response) {
+        if let (true, Some(control)) = (std::mem::take(&mut self.serving.asked), &mut self.serving.control) {
+            control.answer(response).await;
+        }
+    }
+
+    /// The source knows that the guest runs here, and how it went.
+    async fn answer_confirmed(&mut self) {
+        self.serving.rate = (std::time::Instant::now(), self.streams.total());
+        let control = self.serving.control.take();
+        self.look_at_streams();
+        let Some(mut control) = control else { return };
+        self.learn(control.take_summary());
+        control.answer(Response::Done).await;
+        control.finish();
+    }
+
+    fn grant_again(&self, offer: &Offer) -> Response {
+        match &self.granted {
+            Some((before, prepared)) if offer.is_again(before) => Response::Prepared(prepared.clone()),
+            _ => Response::Refused(Trouble::OutOfOrder("prepare").refusal()),
+        }
+    }
+
+    /// What the source is told of the guest.
+    pub(crate) fn word(&self, fate: Fate) -> Response {
+        match &self.said_started {
+            Some(started) => Response::Started(started.clone()),
+            None => Response::Fate(fate),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! A destination at work, and what passes between it and whoever it serves.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, interval};
+
+use super::error::Trouble;
+use crate::migrate::guest::last_words::LastWords;
+use crate::migrate::guest::nbd_server::NbdServer;
+use crate::migrate::guest::process::StartedQemu;
+use crate::migrate::handover;
+use crate::migrate::host::Host;
+use crate::migrate::host::decisions::{Claimed, Orders};
+use crate::migrate::host::destinations::Registration;
+use crate::migrate::host::reservations::Reservation;
+use crate::migrate::journal::{Journal, JournalError};
+use crate::migrate::model::image::Image;
+use crate::migrate::model::progress::ProgressSink;
+use crate::migrate::protocol::message::{Export, Offer, Prepared, Request, Started};
+use crate::migrate::protocol::server::Control;
+use crate::migrate::transfer::streams::Streams;
+use crate::net::identity::Identity;
+use crate::net::session::IncomingStream;
+use crate::qemu::{Events, Qmp};
+
+/// Streams that may wait to be attached.
+const STREAMS_WAITING_MAX: usize = 64;
+/// Between two looks at what has come.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A destination at work.
+pub(crate) struct Destination {
+    pub(crate) host: Arc<Host>,
+    pub(crate) vm: String,
+    pub(crate) peer: Identity,
+    pub(crate) journal: Journal,
+    pub(crate) progress: ProgressSink,
+    pub(crate) qmp: Qmp,
+    pub(crate) events: Events,
+    pub(crate) started: Option<StartedQemu>,
+    pub(crate) last_words: LastWords,
+    pub(crate) nbd: Option<NbdServer>,
+    pub(crate) exports: Vec<Export>,
+    pub(crate) images: Vec<Image>,
+    pub(crate) streams: Streams,
+    pub(crate) offered: mpsc::Receiver<IncomingStream>,
+    pub(crate) controls: mpsc::Receiver<(Control, Request)>,
+    pub(crate) ram: Option<OwnedFd>,
+    pub(crate) incoming: bool,
+    /// Whose the guest is, while it is not run.
+    pub(crate) handover: handover::Destination,
+    pub(crate) serving: Serving,
+    /// What was granted for which offer, and how the guest started: to be said again.
+    pub(crate) granted: Option<(Offer, Prepared)>,
+    pub(crate) said_started: Option<Started>,
+    /// What an operator decides.
+    pub(crate) orders: Orders,
+    /// Nobody has listened to QEMU for a while: what happened is asked for.
+    pub(crate) missed_events: bool,
+    pub(crate) _registration: Registration,
+    pub(crate) _reservation: Reservation,
+}
+
+/// Where a destination gets its streams.
+pub(crate) struct Served {
+    pub(crate) offered: mpsc::Receiver<IncomingStream>,
+    pub(crate) controls: mpsc::Receiver<(Control, Request)>,
+}
+
+impl Served {
+    /// With the ends that fill it.
+    pub(crate) fn new() -> (Self, mpsc::Sender<IncomingStream>, mpsc::Sender<(Control, Request)>) {
+        let (stream_sender, offered) = mpsc::channel(STREAMS_WAITING_MAX);
+        let (control_sender, controls) = mpsc::channel(1);
+        (Self { offered, controls }, stream_sender, control_sender)
+    }
+}
+
+/// What passes between a destination and whoever it serves.
+pub(crate) struct Serving {
+    /// `None`: the source was lost.
+    pub(crate) control: Option<Control>,
+    /// It has asked, and waits for an answer.
+    pub(crate) asked: bool,
+    /// It durably knows that the guest runs here.
+    pub(crate) confirmed: bool,
+    /// Until when a source that was lost is waited for.
+    pub(crate) alone_until: Option<Instant>,
+    pub(crate) tick: Interval,
+    pub(crate) rate: (std::time::Instant, u64),
+    /// What was lost of what happened before has been asked for.
+    pub(crate) begun: bool,
+    /// Why it does not go on.
+    pub(crate) trouble: Option<Trouble>,
+    /// In QEMU's last words, too.
+    pub(crate) explained: bool,
+    /// The source was told of it, and nothing more is served.
+    pub(crate) told: bool,
+    /// The operator whose decision is being written.
+    pub(crate) order: Option<Claimed>,
+    /// Why a record was not written.
+    pub(crate) unwritten: Option<JournalError>,
+    /// What could not be undone.
+    pub(crate) leftovers: Vec<String>,
+}
+
+impl Serving {
+    /// A source that speaks on `control`.
+    pub(crate) fn new(control: Option<Control>) -> Self {
+        Self {
+            control,
+            asked: false,
+            confirmed: false,
+            alone_until: None,
+            tick: interval(TICK),
+            rate: (std::time::Instant::now(), 0),
+            begun: false,
+            trouble: None,
+            explained: false,
+            told: false,
+            order: None,
+            unwritten: None,
+            leftovers: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The copy of a migration's disks and RAM: what is to be copied how, and the streams that carry it.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::context::Context;
+use crate::migrate::model::label::Label;
+use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Way};
+use crate::migrate::model::progress::ProgressSink;
+use crate::migrate::protocol::message::Prepared;
+use crate::migrate::transfer::disk::delta::{Delta, Tracking};
+use crate::migrate::transfer::streams::Streams;
+use crate::qemu::names;
+
+/// The rate is over about the last second.
+const RATE_OVER: Duration = Duration::from_millis(900);
+const MIB: u64 = 1 << 20;
+
+/// The copy of a migration's disks and RAM.
+pub(crate) struct Copying {
+    pub(crate) disks: Vec<DiskPlan>,
+    pub(crate) streams: Streams,
+    /// What a further try is to know.
+    pub(crate) tracking: Tracking,
+    /// Copies what changed since the try before.
+    pub(crate) delta: Delta,
+    rate: (Instant, u64),
+}
+
+impl Copying {
+    pub(crate) fn new(disks: Vec<CopiedDisk>, streams: Streams, tracking: Tracking) -> Self {
+        let disks = disks.into_iter().map(DiskPlan::whole).collect();
+        Self { disks, streams, tracking, delta: Delta::new(), rate: (Instant::now(), 0) }
+    }
+
+    /// Whether there is a place for each disk.
+    pub(crate) fn is_granted(&self, grant: &Prepared) -> bool {
+        self.disks.iter().all(|plan| grant.exports.iter().any(|e| e.disk == plan.disk.name))
+    }
+
+    /// Whether another process can go on with it. What this very process reads and writes cannot be left
+    /// to another.
+    pub(crate) fn can_be_left(&self) -> bool {
+        self.delta.disks.is_empty()
+    }
+
+    /// The jobs of all mirrors.
+    pub(crate) fn mirrors(&self) -> impl Iterator<Item = String> {
+        let whole = self.disks.iter().filter(|plan| plan.way == Way::Whole);
+        whole.map(|plan| names::job_id(&plan.disk.name))
+    }
+
+    /// The disk of one of our mirrors; others have jobs of their own.
+    pub(crate) fn disk_of(&self, job: &str) -> Option<String> {
+        let mut names = self.disks.iter().map(|plan| &plan.disk.name);
+        names.find(|name| names::job_id(name) == job).cloned()
+    }
+
+    /// Ends all copying at once: the streams are cut, what this agent copies is dropped.
+    pub(crate) async fn abort(&mut self) {
+        self.streams.cut_all();
+        self.delta.abort().await;
+    }
+
+    /// Brings the streams' bytes into the progress.
+    pub(crate) fn count_bytes(&mut self, progress: &ProgressSink) {
+        let total = self.streams.total();
+        let (since, before) = self.rate;
+        let elapsed = since.elapsed();
+        let rate = (elapsed >= RATE_OVER).then(|| {
+            self.rate = (Instant::now(), total);
+            ((total - before) as f64 / elapsed.as_secs_f64()) as u64
+        });
+        let streams = &self.streams;
+        progress.update(|p| {
+            for disk in &mut p.disks {
+                let label = Label::Disk(disk.name.clone());
+                (disk.stream_bytes, disk.saved_bytes) = (streams.bytes(&label), streams.saved(&label));
+            }
+            if let Some(ram) = &mut p.ram {
+                ram.stream_bytes = streams.bytes(&Label::Ram);
+            }
+            p.rate_bytes_per_s = rate.unwrap_or(p.rate_bytes_per_s);
+        });
+    }
+
+    /// Brings the copies of changes into the progress; what they still have to copy.
+    pub(crate) fn count_changes(&self, progress: &ProgressSink) -> u64 {
+        let mut remaining = 0;
+        progress.update(|p| {
+            for (name, copied) in &self.delta.disks {
+                let (done, left) = (copied.bytes.load(Relaxed), copied.left.load(Relaxed));
+                remaining += left;
+                if let Some(disk) = p.disks.iter_mut().find(|d| d.name == *name) {
+                    disk.total_bytes = done.saturating_add(left);
+                    (disk.done_bytes, disk.ready) = (done, copied.once.load(Relaxed));
+                }
+            }
+        });
+        remaining
+    }
+
+    /// Says how much was copied again.
+    pub(crate) fn note_changes(&self, context: &Context) {
+        for (name, copied) in &self.delta.disks {
+            let size = self.disks.iter().find(|p| p.disk.name == *name).map_or(0, |p| p.disk.virtual_size);
+            let bytes = copied.bytes.load(Relaxed);
+            context.note(format!("{name}: {} MiB of {} MiB copied again", bytes.div_ceil(MIB), size / MIB));
+        }
+    }
+}

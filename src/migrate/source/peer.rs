@@ -1,0 +1,86 @@
+//! A migration's destination as its source sees it: the control stream, the lanes of data, what it grants.
+
+use super::context::Context;
+use super::failure::Failure;
+use crate::migrate::model::label::Label;
+use crate::migrate::protocol::client::{Link, WEIGHT};
+use crate::migrate::protocol::message::{Export, Notice, Prepared};
+use crate::migrate::transfer::bandwidth::Attached;
+use crate::mux::{Class, Open};
+use crate::net::compress::Coding;
+use crate::net::lanes::Lanes;
+use crate::net::session::Session;
+use crate::net::stream::Stream;
+
+/// A migration's destination as its source sees it.
+pub(crate) struct Peer {
+    pub(crate) link: Link,
+    pub(crate) lanes: Lanes,
+    /// What it has prepared.
+    pub(crate) grant: Option<Prepared>,
+    /// It has the whole guest.
+    pub(crate) loaded: bool,
+    /// What may be sent to it.
+    pub(crate) share: Attached,
+}
+
+impl Peer {
+    pub(crate) fn new(context: &Context, link: Link) -> Self {
+        let lanes = link.lanes().clone();
+        let share = context.request.share.attach(&lanes, context.request.id);
+        Self { link, lanes, grant: None, loaded: false, share }
+    }
+
+    /// Whether nothing can move for want of a connection.
+    pub(crate) fn is_away(&self) -> bool {
+        self.lanes.is_away()
+    }
+
+    /// Waits for the destination to have loaded the guest, or to have failed.
+    pub(crate) async fn loaded(&mut self) -> Result<(), Failure> {
+        match self.link.notice().await? {
+            Notice::Loaded => self.loaded = true,
+            Notice::Failed { text } => return Err(Failure::Destination(text)),
+        }
+        Ok(())
+    }
+
+    /// Where a disk goes.
+    pub(crate) fn granted(&self, disk: &str) -> Result<Export, Failure> {
+        let mut exports = self.grant.iter().flat_map(|g| &g.exports);
+        let export = exports.find(|e| e.disk == disk).cloned();
+        export.ok_or_else(|| Failure::Destination(format!("disk {disk} is not part of its grant")))
+    }
+
+    /// How what is sent of disks is coded.
+    pub(crate) fn disk_coding(&self) -> Coding {
+        match &self.grant {
+            Some(grant) if grant.compress => Coding::Compress,
+            _ => Coding::Plain,
+        }
+    }
+
+    /// Opens a data stream in the next of the lanes, which is this migration's from then on.
+    pub(crate) async fn open(
+        &self,
+        context: &Context,
+        label: &Label,
+        purpose: u16,
+        channel: u16,
+    ) -> Result<(Session, Stream), Failure> {
+        let migration = *context.request.id.as_bytes();
+        let open = Open { purpose, class: Class::Bulk, weight: WEIGHT, migration, channel };
+        let opened = async {
+            let lane = context.host.peers.lane(self.lanes.first(), &context.request.peer).await;
+            self.lanes.add(&lane);
+            self.share.spread();
+            let stream = lane.open(open).await;
+            let stream = stream.map_err(|source| Failure::Open { stream: label.to_string(), source })?;
+            Ok((lane, stream))
+        };
+        tokio::select! {
+            opened = opened => opened,
+            () = context.cancel.cancelled() => Err(context.cancelled()),
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Prepare: the source's QEMU is tried, and the destination gets ready for what it is offered.
+
+use std::time::Duration;
+
+use super::failure::Failure;
+use super::state::Source;
+use super::trial;
+use crate::migrate::checks::{disks, machine};
+use crate::migrate::protocol::client::LinkError;
+use crate::migrate::protocol::message::{Offer, Prepared, Request, Response};
+
+/// How long the destination may take, the start of its QEMU aside.
+const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
+    trial::rehearse(&source.context, &source.guest.qmp, &mut source.journal).await?;
+    let offer = offer(source).await?;
+    let grant = ask(source, offer).await?;
+    tracing::info!(destination = grant.qemu, "the destination is prepared");
+    let (context, tracking) = (&source.context, &mut source.copy.tracking);
+    if context.request.options.compress && !grant.compress {
+        let text = "the destination's agent does not know compression: disks are sent as they are";
+        context.progress.update(|p| p.notes.push(text.into()));
+    }
+    context.note_findings(grant.findings.clone());
+    tracking.after = Some(context.request.id);
+    source.peer.grant = Some(grant);
+    Ok(())
+}
+
+async fn ask(source: &mut Source, offer: Offer) -> Result<Prepared, Failure> {
+    let policy = source.reconnect_policy();
+    let deadline = source.context.host.config.deadlines.qemu_start() + PREPARE_DEADLINE;
+    let answer = tokio::select! {
+        answer = policy.with(source.peer.link.ask(Request::Prepare(offer), deadline)) => answer?,
+        () = source.context.cancel.cancelled() => return Err(source.context.cancelled()),
+    };
+    match answer {
+        Response::Prepared(grant) if source.copy.is_granted(&grant) => Ok(grant),
+        _ => Err(LinkError::Unexpected { request: "prepare" }.into()),
+    }
+}
+
+/// The offer again: between Begin and Prepare the guest may have been paused.
+async fn offer(source: &Source) -> Result<Offer, Failure> {
+    let (qmp, tracking) = (&source.guest.qmp, &source.copy.tracking);
+    let request = &source.context.request;
+    let disks = disks::offered(&crate::qemu::disks(qmp).await?);
+    let running = source.journal.past().running();
+    let unknown = |why| source.context.note_findings(vec![why]);
+    Ok(Offer {
+        vm: request.vm.clone(),
+        disks,
+        running,
+        qemu: String::new(),
+        compress: request.options.compress,
+        policy: request.options.policy(),
+        machine: machine::ask(qmp, "source").await.map_err(unknown).ok(),
+        after: tracking.after.filter(|_| tracking.is_worth_keeping()),
+    })
+}

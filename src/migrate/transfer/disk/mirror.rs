@@ -1,0 +1,100 @@
+//! A whole disk by QEMU's `blockdev-mirror`, onto an export of the destination's: all of it, and from then on
+//! what the guest writes.
+//!
+//! A stream must be up end to end before `blockdev-add`, whose handshake blocks QEMU's main loop. Only a
+//! `block-job-cancel` that is not forced finishes a mirror in step, with the guest at rest.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::migrate::journal::Undo;
+use crate::migrate::model::plan::CopiedDisk;
+use crate::qemu::{
+    BlockJobCancel, BlockdevAdd, BlockdevMirror, JobDismiss, MirrorSyncMode, Qmp, QmpError, QueryJobs, names,
+};
+
+/// How long a finished job may take to conclude.
+const CONCLUDE_DEADLINE: Duration = Duration::from_secs(10);
+/// Between two looks at it.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Why a mirror did not end as it should.
+#[derive(Debug)]
+pub(crate) enum MirrorError {
+    Qmp(QmpError),
+    Failed { disk: String, error: String },
+    Lasts { disk: String, after: Duration },
+}
+
+impl From<QmpError> for MirrorError {
+    fn from(error: QmpError) -> Self {
+        Self::Qmp(error)
+    }
+}
+
+/// What QEMU has of a disk's mirror, by its names.
+pub(crate) struct Mirror<'a> {
+    disk: &'a CopiedDisk,
+    pub(crate) fd: String,
+    node: String,
+    pub(crate) job: String,
+}
+
+impl<'a> Mirror<'a> {
+    pub(crate) fn of(disk: &'a CopiedDisk) -> Self {
+        let name = &disk.name;
+        let (fd, node, job) = (names::nbd_fdname(name), names::node_name(name), names::job_id(name));
+        Self { disk, fd, node, job }
+    }
+
+    /// What a journal must undo.
+    pub(crate) fn undo(&self) -> [Undo; 3] {
+        [Undo::Fd(self.fd.clone()), Undo::Node(self.node.clone()), Undo::Job(self.job.clone())]
+    }
+
+    /// Adds the destination's export as a node, by a descriptor that QEMU has.
+    pub(crate) fn add(&self, export: &str) -> BlockdevAdd {
+        BlockdevAdd::nbd_on_fd(&self.node, &self.fd, export)
+    }
+
+    /// Begins to copy to that node.
+    pub(crate) fn begin(&self) -> BlockdevMirror {
+        BlockdevMirror::new(&self.job, &self.disk.node_name, &self.node, MirrorSyncMode::Full)
+    }
+}
+
+/// Finishes a mirror in step. May be asked for again.
+pub(crate) async fn finish(qmp: &Qmp, job: &str) -> Result<(), QmpError> {
+    match qmp.execute(BlockJobCancel { device: job.to_owned(), force: false }).await {
+        // Asked for already, by an earlier process.
+        Err(e) if e.is_job_past_that() => Ok(()),
+        done => done.map(drop),
+    }
+}
+
+/// Takes finished mirrors off QEMU's list. One that failed after all is an error.
+pub(crate) async fn dismiss(qmp: &Qmp, disks: impl Iterator<Item = String>) -> Result<(), MirrorError> {
+    let until = Instant::now() + CONCLUDE_DEADLINE;
+    for disk in disks {
+        let id = names::job_id(&disk);
+        loop {
+            let jobs = qmp.execute(QueryJobs).await?;
+            match jobs.into_iter().find(|j| j.id == id) {
+                None => break,
+                Some(job) if job.status.is_over() => {
+                    if let Some(error) = job.error {
+                        return Err(MirrorError::Failed { disk, error });
+                    }
+                    qmp.execute(JobDismiss { id }).await?;
+                    break;
+                }
+                Some(_) if Instant::now() > until => {
+                    return Err(MirrorError::Lasts { disk, after: CONCLUDE_DEADLINE });
+                }
+                Some(_) => sleep(LOOK_EVERY).await,
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! Ways of copying the RAM, one file per way.
+
+pub(crate) mod precopy;
