@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::destination::error::Trouble;
+use super::destination::error::Error;
 use super::destination::{Destination, Serving, admission};
 use super::host::Host;
 use super::model::problem::{Problem, ProblemKind, chain};
@@ -71,7 +71,7 @@ pub(crate) async fn serve(
             let answer = match admission::check(&host, &peer, &offer).await {
                 Ok(problems) => Response::Checked(problems),
                 Err(trouble) => Response::Checked(match trouble {
-                    Trouble::Problems(problems) => problems,
+                    Error::Problems(problems) => problems,
                     other => vec![Problem::new(
                         ProblemKind::Other,
                         chain(&other),
@@ -97,7 +97,7 @@ pub(crate) async fn serve(
             recall(&host, &peer, migration, control, request).await;
         }
         other => {
-            let trouble = Trouble::OutOfOrder(other.name());
+            let trouble = Error::OutOfOrder(other.name());
             control.answer_last(Response::Refused(trouble.refusal())).await;
         }
     }
@@ -134,6 +134,6 @@ fn recalled(host: &Host, peer: &Identity, migration: Uuid, request: &Request) ->
             problems: Vec::new(),
             text: format!("{} has no record of migration {migration} from {peer}", host.identity),
         }),
-        (other, _) => Response::Refused(Trouble::OutOfOrder(other.name()).refusal()),
+        (other, _) => Response::Refused(Error::OutOfOrder(other.name()).refusal()),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::error::Trouble;
+use super::error::Error;
 use crate::config::glob_matches;
 use crate::migrate::checks::{descriptors, disks, machine, qemu};
 use crate::migrate::guest::process;
@@ -17,9 +17,9 @@ use crate::net::identity::Identity;
 use crate::qemu::{Abilities, Qmp, QmpError, QueryMigrate, QueryStatus};
 
 /// May this peer send this VM here, and could it?
-pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Trouble> {
+pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Error> {
     permitted(host, peer, &offer.vm)?;
-    let problem = |p| Trouble::Problems(vec![p]);
+    let problem = |p| Error::Problems(vec![p]);
     let config = host.vm(&offer.vm, "destination").map_err(problem)?;
     let _not_meanwhile = host.reserve(&offer.vm, Uuid::new_v4()).map_err(problem)?;
     match (process::connect(config).await, &config.start) {
@@ -37,7 +37,7 @@ pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
 }
 
 /// Whether `receive` of this peer has the VM.
-pub(crate) fn permitted(host: &Host, peer: &Identity, vm: &str) -> Result<(), Trouble> {
+pub(crate) fn permitted(host: &Host, peer: &Identity, vm: &str) -> Result<(), Error> {
     let permits = host.config.peer_by_identity(peer).map(|(_, p)| &p.receive);
     if permits.is_some_and(|globs| globs.iter().any(|g| glob_matches(g, vm))) {
         return Ok(());
@@ -47,7 +47,7 @@ pub(crate) fn permitted(host: &Host, peer: &Identity, vm: &str) -> Result<(), Tr
         "add it to `receive` of the peer with identity \"{peer}\" in the configuration of {}",
         host.identity
     );
-    Err(Trouble::Problems(vec![Problem::new(ProblemKind::NotPermitted, text, remedy)]))
+    Err(Error::Problems(vec![Problem::new(ProblemKind::NotPermitted, text, remedy)]))
 }
 
 /// Nobody answers at the monitor where a waiting QEMU should be.

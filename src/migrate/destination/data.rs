@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use super::error::Trouble;
+use super::error::Error;
 use super::state::Destination;
 use crate::migrate::guest::{nbd_server, settings};
 use crate::migrate::handover::{self, DestinationState};
@@ -64,13 +64,13 @@ impl Destination {
         }
     }
 
-    pub(crate) async fn accept_ram(&mut self) -> Result<(), Trouble> {
+    pub(crate) async fn accept_ram(&mut self) -> Result<(), Error> {
         self.incoming = true;
-        let before = settings::remember::<Trouble>(&self.qmp, &mut self.journal).await?;
+        let before = settings::remember::<Error>(&self.qmp, &mut self.journal).await?;
         before.state(&self.qmp, &["events", "return-path"], None).await?;
         for channel in precopy::CHANNELS {
             let (ours, theirs) = socket_pair()?;
-            channel.give::<Trouble>(&self.qmp, &mut self.journal, theirs).await?;
+            channel.give::<Error>(&self.qmp, &mut self.journal, theirs).await?;
             self.ram = Some(ours);
         }
         let incoming = precopy::receive();
@@ -81,7 +81,7 @@ impl Destination {
     }
 
     /// On the disk before it is answered, and so before the guest can be handed over.
-    pub(crate) fn note_to_run(&mut self, running: bool) -> Result<(), Trouble> {
+    pub(crate) fn note_to_run(&mut self, running: bool) -> Result<(), Error> {
         if self.journal.past().running() != running {
             self.journal.record(Record::ToRun { running })?;
             self.progress.update(|p| p.paused = !running);
@@ -90,7 +90,7 @@ impl Destination {
     }
 
     /// The disks become the guest's alone.
-    pub(crate) async fn close_exports(&mut self, machine: handover::Destination) -> Result<(), Trouble> {
+    pub(crate) async fn close_exports(&mut self, machine: handover::Destination) -> Result<(), Error> {
         // Somebody's `cont` meanwhile would have QEMU start the guest when it is loaded, unasked.
         if machine.state() == (DestinationState::Waiting { loaded: false }) {
             self.qmp.execute(Stop).await?;

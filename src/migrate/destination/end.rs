@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::error::{Abort, Trouble};
+use super::error::{Abort, Error};
 use super::state::Destination;
 use crate::migrate::guest::process::{self, StartedQemu};
 use crate::migrate::guest::settings;
@@ -35,9 +35,9 @@ impl Destination {
     }
 }
 
-pub(crate) fn never_ran(trouble: &Trouble, leftovers: Vec<String>) -> Outcome {
+pub(crate) fn never_ran(trouble: &Error, leftovers: Vec<String>) -> Outcome {
     let problems = trouble.refusal().problems;
-    let cancelled = matches!(trouble, Trouble::Aborted(Abort::Cancelled));
+    let cancelled = matches!(trouble, Error::Aborted(Abort::Cancelled));
     let cause = chain(trouble);
     Outcome::Failed { phase: Phase::Prepare, cause, problems, cancelled, leftovers }
 }

@@ -8,7 +8,7 @@ use crate::qemu::{MigrationStatus, Qmp, QmpError};
 
 /// Why the destination cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Trouble {
+pub(crate) enum Error {
     #[error("{}", .0.first().map_or_else(String::new, ToString::to_string))]
     Problems(Vec<Problem>),
     #[error("the destination's QEMU")]
@@ -68,7 +68,7 @@ impl std::fmt::Display for Abort {
     }
 }
 
-impl From<NbdServerError> for Trouble {
+impl From<NbdServerError> for Error {
     fn from(error: NbdServerError) -> Self {
         match error {
             NbdServerError::Qmp(error) => Self::Qmp(error),
@@ -79,7 +79,7 @@ impl From<NbdServerError> for Trouble {
     }
 }
 
-impl Trouble {
+impl Error {
     /// Of a monitor whose connection is over.
     pub(crate) fn of_monitor(vm: &str, qmp: &Qmp) -> Self {
         let vm = vm.to_owned();

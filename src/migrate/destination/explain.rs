@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::error::Trouble;
+use super::error::Error;
 use super::state::Destination;
 use crate::qemu::Life;
 
@@ -13,11 +13,11 @@ const END_SHOWS_WITHIN: Duration = Duration::from_millis(500);
 
 impl Destination {
     /// With what QEMU said last, if that may be what it is about.
-    pub(crate) async fn explained(&mut self, trouble: Trouble) -> Trouble {
+    pub(crate) async fn explained(&mut self, trouble: Error) -> Error {
         let may_be_its_end = match &trouble {
-            Trouble::QemuGone { words, .. } => words.is_empty(),
-            Trouble::Qmp(error) => error.is_over() || error.is_interrupted(),
-            Trouble::Ram { .. } | Trouble::NotStarted { .. } => true,
+            Error::QemuGone { words, .. } => words.is_empty(),
+            Error::Qmp(error) => error.is_over() || error.is_interrupted(),
+            Error::Ram { .. } | Error::NotStarted { .. } => true,
             _ => false,
         };
         if !may_be_its_end {
@@ -28,11 +28,11 @@ impl Destination {
         if let (Life::Ended, Some(pid)) = (life, pid) {
             let status = self.started.as_mut().and_then(|started| started.exit_status());
             let words = self.last_words.heard(status).await;
-            return Trouble::QemuGone { vm: self.vm.clone(), pid, words };
+            return Error::QemuGone { vm: self.vm.clone(), pid, words };
         }
         match trouble {
-            Trouble::Ram { status, error } => {
-                Trouble::Ram { status, error: format!("{error}{}", self.last_words.heard(None).await) }
+            Error::Ram { status, error } => {
+                Error::Ram { status, error: format!("{error}{}", self.last_words.heard(None).await) }
             }
             other => other,
         }

@@ -4,7 +4,7 @@
 use tokio::time::sleep;
 
 use super::end::{never_ran, undo};
-use super::error::Trouble;
+use super::error::Error;
 use super::image_stamp;
 use super::state::Destination;
 use crate::migrate::decide;
@@ -40,10 +40,10 @@ impl DestinationWorld for Destination {
         }
         let trouble = match self.work(machine).await {
             Ok(happened) => return Ok(happened),
-            Err(Trouble::Frozen) => return Err(Leave::Frozen),
+            Err(Error::Frozen) => return Err(Leave::Frozen),
             Err(trouble) => trouble,
         };
-        let asked = matches!(trouble, Trouble::Aborted(_));
+        let asked = matches!(trouble, Error::Aborted(_));
         self.serving.trouble = Some(trouble);
         if machine.ended().is_some() {
             self.refuse().await;
@@ -60,7 +60,7 @@ impl DestinationWorld for Destination {
             (Some(error), None) if mark == Mark::Starting && self.serving.order.is_none() => {
                 self.serving.trouble = Some(error.into());
             }
-            (None, _) | (_, Some(Trouble::Journal(_))) => {}
+            (None, _) | (_, Some(Error::Journal(_))) => {}
             (error, _) => self.serving.unwritten = self.serving.unwritten.take().or(error),
         }
         Ok(written)
@@ -115,7 +115,7 @@ impl DestinationWorld for Destination {
         });
         if gives_up || state == DestinationState::NeverRan {
             let error = error.filter(|_| side == Side::Here);
-            self.serving.trouble = Some(error.map_or(Trouble::Forced, Trouble::from));
+            self.serving.trouble = Some(error.map_or(Error::Forced, Error::from));
         }
     }
 
@@ -144,7 +144,7 @@ impl Destination {
     }
 
     /// Undoes what was prepared, for a source that has not been granted anything.
-    pub(super) async fn give_up(mut self, trouble: Trouble) -> Trouble {
+    pub(super) async fn give_up(mut self, trouble: Error) -> Error {
         self.serving.trouble = Some(trouble);
         self.tell_trouble().await;
         let mut handover = DestinationRun::new(self.handover);
@@ -169,7 +169,7 @@ impl Destination {
     pub(super) async fn begin(
         &mut self,
         machine: handover::Destination,
-    ) -> Result<Option<DestinationInput>, Trouble> {
+    ) -> Result<Option<DestinationInput>, Error> {
         if std::mem::replace(&mut self.serving.begun, true) {
             return Ok(None);
         }
@@ -192,7 +192,7 @@ impl Destination {
             tracing::warn!(vm = self.vm, cause = chain(trouble), "the destination gives up");
             // A source that gave up knows why.
             if let Some(control) = &mut self.serving.control
-                && !matches!(trouble, Trouble::Aborted(_))
+                && !matches!(trouble, Error::Aborted(_))
             {
                 let text = chain(trouble);
                 control.say(Reply::Notice(Notice::Failed { text })).await;
@@ -210,7 +210,7 @@ impl Destination {
         if !std::mem::replace(&mut self.serving.explained, true) {
             trouble = self.explained(trouble).await;
         }
-        if !matches!(trouble, Trouble::Aborted(_)) {
+        if !matches!(trouble, Error::Aborted(_)) {
             self.answer(Response::Refused(trouble.refusal())).await;
         }
         self.serving.trouble = Some(trouble);
@@ -259,8 +259,8 @@ impl Destination {
     }
 
     /// The guest never ran here, and everything is undone.
-    async fn end_given_up(mut self) -> Trouble {
-        let trouble = self.serving.trouble.take().unwrap_or(Trouble::Stopping);
+    async fn end_given_up(mut self) -> Error {
+        let trouble = self.serving.trouble.take().unwrap_or(Error::Stopping);
         let outcome = never_ran(&trouble, std::mem::take(&mut self.serving.leftovers));
         self.log_end(&outcome);
         self.host.journals.end(self.journal, outcome.clone());
@@ -268,7 +268,7 @@ impl Destination {
         self.progress.end(Phase::Failed, outcome);
         // Whatever the source says next is answered by the journal.
         if let Some(mut control) = self.serving.control {
-            if matches!(trouble, Trouble::Aborted(_)) {
+            if matches!(trouble, Error::Aborted(_)) {
                 control.answer(Response::Fate(Fate::NeverRan)).await;
             }
             control.finish();

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::admission::{permitted, target_problems, unreachable};
 use super::end::never_ran;
-use super::error::Trouble;
+use super::error::Error;
 use super::settling::never_begun;
 use super::state::{Destination, Served, Serving};
 use super::{exports, image_stamp};
@@ -34,9 +34,9 @@ impl Destination {
         peer: Identity,
         migration: Uuid,
         offer: &Offer,
-    ) -> Result<(Self, Prepared), Trouble> {
+    ) -> Result<(Self, Prepared), Error> {
         permitted(&host, &peer, &offer.vm)?;
-        let problem = |p| Trouble::Problems(vec![p]);
+        let problem = |p| Error::Problems(vec![p]);
         let config = host.vm(&offer.vm, "destination").map_err(problem)?.clone();
         let reservation = host.reserve(&offer.vm, migration).map_err(problem)?;
         let mut journal = host.journals.begin(migration, Role::Destination, &peer, beginning(offer))?;
@@ -44,7 +44,7 @@ impl Destination {
             Ok(found) => found,
             Err(trouble) => {
                 let mut left = never_begun(&host, &mut journal).await;
-                left.extend(if let Trouble::Vm(error) = &trouble { error.leftover() } else { None });
+                left.extend(if let Error::Vm(error) = &trouble { error.leftover() } else { None });
                 host.journals.end(journal, never_ran(&trouble, left));
                 return Err(trouble);
             }
@@ -98,9 +98,9 @@ impl Destination {
         }
     }
 
-    async fn make_ready(&mut self, offer: &Offer) -> Result<Prepared, Trouble> {
+    async fn make_ready(&mut self, offer: &Offer) -> Result<Prepared, Error> {
         let found = target_problems(&self.qmp, offer).await?;
-        let findings = offer.policy.judge(found).map_err(Trouble::Problems)?;
+        let findings = offer.policy.judge(found).map_err(Error::Problems)?;
         // A QEMU that was started without -S would run its guest unasked.
         self.qmp.execute(Stop).await?;
         let present = crate::qemu::disks(&self.qmp).await?;
@@ -146,7 +146,7 @@ async fn find_or_start(
     name: &str,
     config: &VmConfig,
     journal: &mut Journal,
-) -> Result<(Option<StartedQemu>, Qmp, Events), Trouble> {
+) -> Result<(Option<StartedQemu>, Qmp, Events), Error> {
     match (process::connect(config).await, &config.start) {
         (Ok((qmp, events)), _) => Ok((None, qmp, events)),
         (Err(e), Some(start)) if e.is_not_listening() => {
@@ -155,6 +155,6 @@ async fn find_or_start(
             let (started, qmp, events) = process::start(&host.config, name, config, start, purpose).await?;
             Ok((Some(started), qmp, events))
         }
-        (Err(e), _) => Err(Trouble::Problems(vec![unreachable(name, &chain(&e))])),
+        (Err(e), _) => Err(Error::Problems(vec![unreachable(name, &chain(&e))])),
     }
 }

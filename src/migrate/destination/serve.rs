@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::error::Trouble;
+use super::error::Error;
 use super::state::Destination;
 use crate::migrate::handover::{self, Ask, DestinationInput, DestinationState, Ended, Fate};
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::protocol::message::{Offer, Request, Response};
+use crate::migrate::protocol::server::Control;
+use crate::net::message::MessageError;
 use crate::qemu::{EventKind, MigrationStatus, QueryMigrate, QueryStatus};
 
 /// How long a source may take to take note that its guest runs here.
@@ -21,7 +23,7 @@ impl Destination {
     pub(crate) async fn work(
         &mut self,
         machine: handover::Destination,
-    ) -> Result<Option<DestinationInput>, Trouble> {
+    ) -> Result<Option<DestinationInput>, Error> {
         if self.serving.confirmed {
             self.answer_confirmed().await;
             return Ok(None);
@@ -33,12 +35,7 @@ impl Destination {
         loop {
             let frozen = self.host.freeze.begun();
             let alone_until = self.serving.alone_until;
-            let request = async {
-                match self.serving.control.as_mut() {
-                    Some(control) => control.request().await,
-                    None => std::future::pending().await,
-                }
-            };
+            let request = next_request(&mut self.serving.control);
             let happened = tokio::select! {
                 biased;
                 event = self.events.recv() => match event.map(|e| e.kind) {
@@ -67,7 +64,7 @@ impl Destination {
                     tracing::debug!(stream = %label, end = chain(&end), "a stream ended");
                     None
                 }
-                () = frozen => return Err(Trouble::Frozen),
+                () = frozen => return Err(Error::Frozen),
                 _ = self.serving.tick.tick() => {
                     self.look_at_streams();
                     None
@@ -75,13 +72,13 @@ impl Destination {
                 // A guest that is here whole may be handed over at any moment: that is waited for, unless
                 // its source is away.
                 () = self.host.stopping.cancelled(), if alone_until.is_some() || !(machine.is_loaded() || runs) => {
-                    return if runs { Ok(None) } else { Err(Trouble::Stopping) };
+                    return if runs { Ok(None) } else { Err(Error::Stopping) };
                 }
                 () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() => {
                     if runs {
                         return Ok(None);
                     }
-                    return Err(Trouble::SourceStayedAway(self.host.config.deadlines.handover_s));
+                    return Err(Error::SourceStayedAway(self.host.config.deadlines.handover_s));
                 }
             };
             if happened.is_some() {
@@ -94,7 +91,7 @@ impl Destination {
     pub(crate) async fn catch_up(
         &mut self,
         machine: handover::Destination,
-    ) -> Result<Option<DestinationInput>, Trouble> {
+    ) -> Result<Option<DestinationInput>, Error> {
         if !self.incoming || machine.state() != (DestinationState::Waiting { loaded: false }) {
             return Ok(None);
         }
@@ -103,7 +100,7 @@ impl Destination {
     }
 
     /// How long to wait for a source that was lost; an error when there is nothing to wait for.
-    pub(crate) fn on_source_lost(&mut self, machine: handover::Destination) -> Result<(), Trouble> {
+    pub(crate) fn on_source_lost(&mut self, machine: handover::Destination) -> Result<(), Error> {
         let wait = if machine.ended() == Some(Ended::Moved) {
             CONFIRM_DEADLINE
         } else if machine.is_loaded() {
@@ -116,22 +113,22 @@ impl Destination {
             self.host.decisions.open_question(self.journal.past().header.migration, words);
             self.host.config.deadlines.handover()
         } else {
-            return Err(Trouble::SourceLost);
+            return Err(Error::SourceLost);
         };
         self.serving.alone_until = Some(Instant::now() + wait);
         Ok(())
     }
 
-    async fn on_event(&mut self, event: Option<EventKind>) -> Result<Option<DestinationInput>, Trouble> {
+    async fn on_event(&mut self, event: Option<EventKind>) -> Result<Option<DestinationInput>, Error> {
         let Some(event) = event else {
-            return Err(Trouble::of_monitor(&self.vm, &self.qmp));
+            return Err(Error::of_monitor(&self.vm, &self.qmp));
         };
         let EventKind::Migration { status } = event else { return Ok(None) };
         match status {
             MigrationStatus::Completed => Ok(Some(DestinationInput::Loaded)),
             MigrationStatus::Failed | MigrationStatus::Cancelled => {
                 let error = self.qmp.execute(QueryMigrate).await?.error_desc.unwrap_or_default();
-                Err(Trouble::Ram { status, error })
+                Err(Error::Ram { status, error })
             }
             MigrationStatus::Active => {
                 self.enter(Phase::Precopy);
@@ -147,7 +144,7 @@ impl Destination {
         &mut self,
         request: Request,
         machine: handover::Destination,
-    ) -> Result<Option<DestinationInput>, Trouble> {
+    ) -> Result<Option<DestinationInput>, Error> {
         self.serving.asked = true;
         let open = matches!(machine.state(), DestinationState::Waiting { .. });
         let done = match request {
@@ -175,11 +172,11 @@ impl Destination {
                 self.serving.confirmed = true;
                 return Ok(Some(DestinationInput::Asked(Ask::Confirmed)));
             }
-            Request::Abort { reason } if open => return Err(Trouble::Aborted(reason.into())),
+            Request::Abort { reason } if open => return Err(Error::Aborted(reason.into())),
             Request::Abort { .. } => return Ok(Some(DestinationInput::Asked(Ask::Abort))),
             Request::Start => return Ok(Some(DestinationInput::Asked(Ask::Start))),
             Request::Settle => return Ok(Some(DestinationInput::Asked(Ask::Settle))),
-            other => Err(Trouble::OutOfOrder(other.name())),
+            other => Err(Error::OutOfOrder(other.name())),
         };
         if done.is_ok() {
             self.answer(Response::Done).await;
@@ -208,7 +205,7 @@ impl Destination {
     fn grant_again(&self, offer: &Offer) -> Response {
         match &self.granted {
             Some((before, prepared)) if offer.is_again(before) => Response::Prepared(prepared.clone()),
-            _ => Response::Refused(Trouble::OutOfOrder("prepare").refusal()),
+            _ => Response::Refused(Error::OutOfOrder("prepare").refusal()),
         }
     }
 
@@ -218,5 +215,13 @@ impl Destination {
             Some(started) => Response::Started(started.clone()),
             None => Response::Fate(fate),
         }
+    }
+}
+
+/// What the source asks next; a source that was lost asks nothing.
+async fn next_request(control: &mut Option<Control>) -> Result<Option<Request>, MessageError> {
+    match control {
+        Some(control) => control.request().await,
+        None => std::future::pending().await,
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::error::Trouble;
+use super::error::Error;
 use super::state::Destination;
 use crate::migrate::guest::process;
 use crate::migrate::handover::Ran;
@@ -19,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 impl Destination {
     /// The guest's start, once `starting` is on the disk.
-    pub(super) async fn start_guest(&mut self) -> (Ran, Option<Trouble>) {
+    pub(super) async fn start_guest(&mut self) -> (Ran, Option<Error>) {
         self.enter(Phase::HandOver);
         let mut warnings = Vec::new();
         let hook_ms = self.run_hook(&mut warnings).await;
@@ -34,7 +34,7 @@ impl Destination {
         (ran, trouble)
     }
 
-    async fn let_run(&mut self, looked: bool, warnings: &mut Vec<String>) -> (Ran, Option<Trouble>) {
+    async fn let_run(&mut self, looked: bool, warnings: &mut Vec<String>) -> (Ran, Option<Error>) {
         // Also of a guest that stays paused: it must be there.
         if !looked && let Err(e) = self.qmp.execute(QueryStatus).await {
             return (Ran::No, Some(e.into()));
@@ -54,7 +54,7 @@ impl Destination {
         match told {
             Err(e) if e.is_interrupted() => {}
             Err(source) if source.desc().is_some() => {
-                return (Ran::No, Some(Trouble::NotStarted { vm: self.vm.clone(), source }));
+                return (Ran::No, Some(Error::NotStarted { vm: self.vm.clone(), source }));
             }
             Err(e) => return (Ran::Perhaps, Some(e.into())),
             Ok(_) => {}
@@ -80,7 +80,7 @@ impl Destination {
     }
 
     /// A warning when QEMU does not say that the guest runs.
-    async fn wait_running(&self) -> Result<Option<String>, Trouble> {
+    async fn wait_running(&self) -> Result<Option<String>, Error> {
         let until = Instant::now() + RUNNING_DEADLINE;
         loop {
             let info = self.qmp.execute(QueryStatus).await?;

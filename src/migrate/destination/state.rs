@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, interval};
 
-use super::error::Trouble;
+use super::error::Error;
 use crate::migrate::guest::last_words::LastWords;
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::guest::process::StartedQemu;
@@ -94,7 +94,7 @@ pub(crate) struct Serving {
     /// What was lost of what happened before has been asked for.
     pub(crate) begun: bool,
     /// Why it does not go on.
-    pub(crate) trouble: Option<Trouble>,
+    pub(crate) trouble: Option<Error>,
     /// In QEMU's last words, too.
     pub(crate) explained: bool,
     /// The source was told of it, and nothing more is served.
