@@ -196,10 +196,6 @@ const EDGES: &[(&str, &[&str])] = &[
     ("main", &[]),
 ];
 
-/// Where files still use each other in a circle, and how many may. There must be no other circle, and
-/// these only shrink: lower the number, and take out what has none any more.
-const KNOWN_CIRCLES: &[(&str, usize)] = &[("migrate", 2)];
-
 /// Words of the outside world that sans-I/O code has no business with.
 const IMPURE: &[&str] = &[
     "tokio",
@@ -286,24 +282,10 @@ fn imports_against(edges: &'static Edges, path: &Path, text: &str) -> Vec<String
     wrong.map(|used| format!("{module} must not use crate::{used}")).collect()
 }
 
-/// What is wrong with the circles among `modules`, going by `known`.
-fn circles(modules: &Modules, known: &[(&str, usize)]) -> Vec<String> {
-    let circles = modules.circles();
-    let within = |place: &str, circle: &[&str]| circle.iter().all(|m| starts_with_path(m, place));
-    let is_new = |circle: &&Vec<&str>| !known.iter().any(|(place, _)| within(place, circle));
-    let new = circles.iter().filter(is_new);
-    let mut found: Vec<_> =
-        new.map(|c| format!("these use each other in a circle: {}", c.join(", "))).collect();
-    for (place, files_max) in known {
-        let here: Vec<_> = circles.iter().filter(|circle| within(place, circle)).collect();
-        let files = here.iter().map(|circle| circle.len()).sum::<usize>();
-        if files == 0 {
-            found.push(format!("no circle is left in {place}: remove it from KNOWN_CIRCLES"));
-        } else if files > *files_max {
-            found.push(format!("{files} files of {place} are in circles, {files_max} were: {here:?}"));
-        }
-    }
-    found
+/// Files that use each other in a circle.
+fn circles(modules: &Modules) -> Vec<String> {
+    let circles = modules.circles().into_iter();
+    circles.map(|c| format!("these use each other in a circle: {}", c.join(", "))).collect()
 }
 
 fn impure_core(path: &Path, text: &str) -> Vec<String> {
@@ -417,39 +399,33 @@ fn every_permitted_import_is_made() {
 
 #[test]
 fn no_files_use_each_other_in_a_circle() {
-    let found = circles(&MODULES, KNOWN_CIRCLES);
+    let found = circles(&MODULES);
     assert!(found.is_empty(), "\n{}\n", found.join("\n"));
 }
 
-/// Circles of made-up sources, by what is known of them.
-fn circles_of(sources: &[(&str, &str)], known: &[(&str, usize)]) -> Vec<String> {
+/// Circles of made-up sources.
+fn circles_of(sources: &[(&str, &str)]) -> Vec<String> {
     let sources: Vec<_> = sources.iter().map(|(m, text)| ((*m).to_owned(), (*text).to_owned())).collect();
-    circles(&Modules::read(&sources), known)
+    circles(&Modules::read(&sources))
 }
 
 #[test]
 fn circles_are_found() {
-    let circles: &[(usize, &[(&str, &str)])] = &[
-        (2, &[("a::p", "use super::q::Q; struct P;"), ("a::q", "struct Q; fn f() -> crate::a::p::P {}")]),
+    let circles: &[&[(&str, &str)]] = &[
+        &[("a::p", "use super::q::Q; struct P;"), ("a::q", "struct Q; fn f() -> crate::a::p::P {}")],
         // Of three, by names that the folder's file passes on.
-        (
-            3,
-            &[
-                ("a", "mod x; mod y; mod z; pub use x::X; pub(crate) use self::{y::Y as Why, z::*};"),
-                ("a::x", "pub struct X(super::Why);"),
-                ("a::y", "use super::Z; pub struct Y(Z);"),
-                ("a::z", "use crate::a; pub struct Z(a::X);"),
-            ],
-        ),
+        &[
+            ("a", "mod x; mod y; mod z; pub use x::X; pub(crate) use self::{y::Y as Why, z::*};"),
+            ("a::x", "pub struct X(super::Why);"),
+            ("a::y", "use super::Z; pub struct Y(Z);"),
+            ("a::z", "use crate::a; pub struct Z(a::X);"),
+        ],
         // The folder's file defines something itself, and uses a child.
-        (2, &[("a", "mod x; pub struct A; fn f() { x::g() }"), ("a::x", "pub fn g(a: &super::A) {}")]),
-        (2, &[("a", "mod x; pub use x::X; pub struct A(X);"), ("a::x", "use super::*; pub struct X;")]),
+        &[("a", "mod x; pub struct A; fn f() { x::g() }"), ("a::x", "pub fn g(a: &super::A) {}")],
+        &[("a", "mod x; pub use x::X; pub struct A(X);"), ("a::x", "use super::*; pub struct X;")],
     ];
-    for (files, sources) in circles {
-        assert_eq!(circles_of(sources, &[]).len(), 1, "{sources:?}");
-        assert_eq!(circles_of(sources, &[("b", 9)]).len(), 2, "it is not there: {sources:?}");
-        assert_eq!(circles_of(sources, &[("a", *files)]), Vec::<String>::new(), "it is known: {sources:?}");
-        assert_eq!(circles_of(sources, &[("a", files - 1)]).len(), 1, "it has grown: {sources:?}");
+    for sources in circles {
+        assert_eq!(circles_of(sources).len(), 1, "{sources:?}");
     }
     let none: &[&[(&str, &str)]] = &[
         // What the folder's file only passes on is not its own.
@@ -465,8 +441,7 @@ fn circles_are_found() {
         &[("a", "#[cfg(test)]\nmod t; pub struct A;"), ("a::t", "use super::A; fn f() { crate::b::B }")],
     ];
     for sources in none {
-        assert_eq!(circles_of(sources, &[]), Vec::<String>::new(), "{sources:?}");
-        assert_eq!(circles_of(sources, &[("a", 2)]).len(), 1, "it is to be removed: {sources:?}");
+        assert_eq!(circles_of(sources), Vec::<String>::new(), "{sources:?}");
     }
 }
 
