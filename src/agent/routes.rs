@@ -286,18 +286,14 @@ async fn force(
     let Path(id) = id?;
     let Json(request) = body?;
     tracing::warn!(uid = caller.uid, pid = caller.pid, migration = %id, force = ?request.force, "a forced decision");
-    if request.until.is_some_and(|until| until < time::OffsetDateTime::now_utc().unix_timestamp()) {
-        let error = "the decision was not taken: the agent did not get to it in time, and it is void";
-        return Err(Refusal::new(StatusCode::CONFLICT, error, "nothing was changed; decide again"));
-    }
-    let forced = recovery::force(&agent.host, id, request.force, caller.uid).await;
+    let forced = recovery::force(&agent.host, id, request.force, caller.uid, request.until).await;
     forced.map(|()| StatusCode::ACCEPTED).map_err(|e| {
         let (status, remedy) = match e {
             NotForced::NothingOpen(_) => {
                 (StatusCode::CONFLICT, "see `vmferry recover` for what is undecided on this host".to_owned())
             }
             NotForced::Refused(_) => {
-                (StatusCode::CONFLICT, "nothing was changed; mend that and decide again".to_owned())
+                (StatusCode::CONFLICT, "`vmferry recover` says what each side knows by now".to_owned())
             }
             NotForced::Unknown(_) => (StatusCode::GATEWAY_TIMEOUT, unknown_remedy(id)),
         };

@@ -134,13 +134,19 @@ fn confirm(vm: &str, side: Side) -> anyhow::Result<()> {
     if !std::io::stdin().is_terminal() {
         bail!("a forced decision asks for the VM's name on a terminal, or needs --yes");
     }
-    let (ours, theirs) = match side {
-        Side::Here => ("will run here", "must never run on the other host"),
-        Side::There => ("will never run here again", "runs, or is to be started, on the other host"),
+    let (ours, theirs, checked) = match side {
+        Side::Here => (
+            "will run here",
+            "must never run on the other host",
+            "Nobody but the other agent is asked, if it answers",
+        ),
+        Side::There => (
+            "will never run here again",
+            "runs, or is to be started, on the other host",
+            "Nobody checks that",
+        ),
     };
-    println!(
-        "{vm} {ours}, and {theirs}. Nobody but the other agent is asked, if it can be: if it is not so, it runs twice or is lost."
-    );
+    println!("{vm} {ours}, and {theirs}. {checked}: if it is not so, it runs twice or is lost.");
     print!("Type the VM's name to go on: ");
     std::io::stdout().flush()?;
     let mut typed = String::new();

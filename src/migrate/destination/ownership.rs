@@ -60,7 +60,8 @@ impl DestinationWorld for Destination {
             (Some(error), None) if mark == Mark::Starting && self.serving.order.is_none() => {
                 self.serving.trouble = Some(error.into());
             }
-            (None, _) | (_, Some(Error::Journal(_))) => {}
+            (None, _) => self.serving.unwritten = None,
+            (_, Some(Error::Journal(_))) => {}
             (error, _) => self.serving.unwritten = self.serving.unwritten.take().or(error),
         }
         Ok(written)
@@ -111,6 +112,12 @@ impl DestinationWorld for Destination {
                  tried every second"
                     .into(),
             ),
+            false if side == Side::Here && state == DestinationState::NeverRan => {
+                let cause = error.as_ref().map_or_else(String::new, |e| format!(": {}", chain(e)));
+                Decision::Refused(format!(
+                    "the disk does not take the record of the guest's start, so it is given up here{cause}"
+                ))
+            }
             false => decide::decision(decided, &self.journal, error.as_ref()),
         });
         if gives_up || state == DestinationState::NeverRan {
@@ -151,8 +158,11 @@ impl Destination {
         if let Err(e) = handover.give(DestinationInput::Trouble) {
             self.illegal(e);
         }
-        // Stopped before, its journal is open, and says as much.
-        let _ = handover.run(&mut self).await;
+        let ran = handover.run(&mut self).await;
+        if ran.is_err() || handover.machine().ended() != Some(Ended::Stayed) {
+            // Its journal stays open, and is settled by what it says.
+            return self.serving.trouble.take().unwrap_or(Error::Stopping);
+        }
         self.end_given_up().await
     }
 

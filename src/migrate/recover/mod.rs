@@ -151,20 +151,32 @@ pub async fn clean_at_start(host: Arc<Host>) {
     arrived::close_exports(&host, &pasts).await;
 }
 
-/// An operator decides whose the virtual machine is. Cancelled before the migration has taken it, the
-/// decision is void. It is not taken against the word of the other host.
+/// An operator decides whose the virtual machine is. Cancelled before the migration has taken it, or not
+/// taken before `until` (seconds of the Unix epoch), the decision is void. It is not taken against the word
+/// of the other host.
 ///
 /// # Errors
 /// [`NotForced`]
-pub async fn force(host: &Host, migration: Uuid, side: Side, uid: Option<u32>) -> Result<(), NotForced> {
+pub async fn force(
+    host: &Host,
+    migration: Uuid,
+    side: Side,
+    uid: Option<u32>,
+    until: Option<i64>,
+) -> Result<(), NotForced> {
     let nothing = NotForced::NothingOpen(migration);
     let (true, Some(orders)) =
         (host.decisions.question(migration).is_some(), host.decisions.orders(migration))
     else {
         return Err(nothing);
     };
-    if let (Side::Here, Some(why)) = (side, contradiction(host, migration).await) {
+    if side == Side::Here
+        && let Some(why) = contradiction(host, migration).await
+    {
         return Err(NotForced::Refused(why));
+    }
+    if until.is_some_and(|until| until < time::OffsetDateTime::now_utc().unix_timestamp()) {
+        return Err(NotForced::Refused("the agent did not get to it in time, and it is void".into()));
     }
     let deadline = host.config.deadlines.order();
     let (order, asker) = Order::new(side, uid);

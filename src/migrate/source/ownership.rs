@@ -189,6 +189,9 @@ impl Source {
             Ok(_) => return Ok(self.ask_again(LinkError::Unexpected { request: "start" })),
             Err(e) => return Ok(self.ask_again(e)),
         };
+        if fate == Fate::Open {
+            return Ok(self.ask_again(LinkError::Unexpected { request: "start" }));
+        }
         if fate == Fate::Runs {
             self.clock.downtime.start_ms = self.end.since.map_or(0, millis);
             self.clock.downtime.total_ms = self.clock.paused_at.map_or(0, millis);
