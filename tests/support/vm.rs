@@ -178,14 +178,15 @@ impl Vm {
         self.wait_count_within(50, BOOT_WITHIN).map(drop)
     }
 
-    /// Starts the guest here, from a saved state if that may be, and does not wait for it.
+    /// Starts the guest here, from a saved state if that may be, and waits for no more than that QEMU has
+    /// loaded it: until then its QEMU is one that waits for a migration.
     pub fn begin_boot(&self) -> Result<()> {
         let mut start = self.host.command(self.start_script());
         start.arg("boot");
-        if let Some(state) = saved::state(self)? {
-            start.arg("-incoming").arg(format!("exec:cat '{}'", state.display()));
-        }
-        run(&mut start, SHORT).map(drop)
+        let Some(state) = saved::state(self)? else { return run(&mut start, SHORT).map(drop) };
+        run(start.arg("-incoming").arg(format!("exec:cat '{}'", state.display())), SHORT)?;
+        let loaded = || Ok((self.qmp()?.status()? != "inmigrate").then_some(()));
+        wait_for(&format!("{} to be loaded", self.spec.name), LONG, loaded)
     }
 
     /// Boots the guest here up to where it waits for its words: how long its serial line's file was
