@@ -36,9 +36,9 @@ step = @printf '\n== %s\n' "$(1)"
 # their own. It leaves out the optimisations of MIR, which these builds can do without.
 test: export RUSTC_WORKSPACE_WRAPPER := clippy-driver
 test: export CLIPPY_ARGS := -D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__
-# Tests that run real QEMUs in network namespaces are all in tests/real. They wait more than they work:
-# two at a time fill two cores.
-REAL_THREADS ?= 2
+# Tests that run real QEMUs in network namespaces are all in tests/real. Two at a time fill two cores;
+# one at a time leaves each the slack that its guest's pace needs.
+REAL_THREADS ?= 1
 test: setup format dependencies
 	$(call step,build and lints)
 	cargo test $(LOCKED) --workspace --all-targets --no-run
