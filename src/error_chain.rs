@@ -1,7 +1,6 @@
 //! An error with its causes as one line of text, for logs and people. Knows nobody's errors in particular.
 
 /// An error and all its causes on one line.
-#[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

@@ -52,7 +52,6 @@ pub struct CaRequest {
     /// Its name; by default one with random digits, since two CAs of the same name are hard
     /// to tell apart when a host trusts the wrong one.
     pub name: Option<String>,
-    /// Validity in days.
     pub days: u32,
     /// When not empty, the CA can vouch only for names that are or end in one of these DNS
     /// domains (RFC 5280 §4.2.1.10 name constraints).
@@ -62,7 +61,6 @@ pub struct CaRequest {
 /// What a host's certificate shall be.
 #[derive(Debug, Clone)]
 pub struct HostRequest {
-    /// The identity.
     pub name: Identity,
     /// Further names, for other programs that use the same certificate.
     pub names: Vec<ExtraName>,
@@ -81,9 +79,7 @@ pub struct ExtraName(SanType);
 pub struct Made {
     /// The folder that holds it.
     pub dir: PathBuf,
-    /// The certificate's file.
     pub cert: PathBuf,
-    /// End of its life.
     pub not_after: OffsetDateTime,
     /// True if the CA's own end of life cut it short.
     pub cut_short: bool,
@@ -117,9 +113,7 @@ impl FromStr for ExtraName {
 }
 
 /// Makes a CA in `dir`, which is created (0700) if it is not there.
-///
-/// # Errors
-/// `Exists` if any of its files is there; nothing is touched then.
+/// Errors: `Exists` if any of its files is there; nothing is touched then.
 pub fn create_ca(dir: &Path, request: &CaRequest) -> Result<Made, PkiError> {
     let (key_path, cert_path) = (dir.join("ca-key.pem"), dir.join("ca-cert.pem"));
     for path in [&cert_path, &key_path] {
@@ -159,9 +153,7 @@ pub fn create_ca(dir: &Path, request: &CaRequest) -> Result<Made, PkiError> {
 
 /// Issues a host's certificate with a new key, into `dir/hosts/NAME`. All its files appear at
 /// once, and with `force` they replace the old ones at once.
-///
-/// # Errors
-/// `Exists` without `force`; `NoCa` and its like if the CA can't sign.
+/// Errors: `Exists` without `force`; `NoCa` and its like if the CA can't sign.
 pub fn issue_host(dir: &Path, request: &HostRequest) -> Result<Made, PkiError> {
     let target = dir.join("hosts").join(request.name.as_str());
     if !request.force {

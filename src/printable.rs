@@ -9,13 +9,11 @@ use serde_json::{Map, Value};
 pub const TEXT_BYTES_MAX: usize = 8 * 1024;
 
 /// `text` on one line, without anything that a terminal would obey.
-#[must_use]
 pub fn printable(text: &str) -> String {
     text.chars().map(replaced).collect()
 }
 
 /// As [`printable`], and not longer than [`TEXT_BYTES_MAX`].
-#[must_use]
 pub fn bounded(text: &str) -> String {
     if text.len() <= TEXT_BYTES_MAX {
         return printable(text);
@@ -40,9 +38,6 @@ fn replaced(c: char) -> char {
 }
 
 /// What a peer has written, every text in it bounded and printable: also those that an error repeats.
-///
-/// # Errors
-/// It is not JSON, or not what was expected.
 pub fn of_peer<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
     let mut value: Value = serde_json::from_slice(json)?;
     clean(&mut value, bounded);
@@ -50,9 +45,6 @@ pub fn of_peer<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
 }
 
 /// What goes to a terminal, every text in it printable.
-///
-/// # Errors
-/// As [`of_peer`].
 pub fn to_show<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
     let mut value: Value = serde_json::from_slice(json)?;
     clean(&mut value, printable);

@@ -18,7 +18,6 @@ pub struct Rate(NonZeroU64);
 /// Why a rate was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RateError {
-    /// Not a rate.
     #[error("\"{0}\" is no rate; write bytes per second, as in 100MiB/s or 1G")]
     Text(String),
     /// So slow that a migration would seem to stand still.
@@ -31,7 +30,6 @@ impl Rate {
     pub const MIN: u64 = 64 * 1024;
 
     /// Bytes per second.
-    #[must_use]
     pub fn get(self) -> NonZeroU64 {
         self.0
     }
@@ -69,9 +67,6 @@ impl fmt::Display for Rate {
 }
 
 /// A rate written as text in a configuration; for `deserialize_with`.
-///
-/// # Errors
-/// As [`RateError`].
 pub fn from_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Rate>, D::Error> {
     String::deserialize(from)?.parse().map(Some).map_err(serde::de::Error::custom)
 }

@@ -12,9 +12,7 @@ use crate::net::session::Session;
 use crate::net::tls::{Aead, PeerRole, Tls, TlsError, TlsPaths};
 
 /// The certificates that the configuration names.
-///
-/// # Errors
-/// They cannot be read, or do not fit together.
+/// Errors: they cannot be read, or do not fit together.
 pub(super) fn load(tls: &TlsConfig) -> Result<Tls, TlsError> {
     let TlsConfig { ca, cert, key, crl } = tls.clone();
     Tls::load(&TlsPaths { ca, cert, key, crl }, Aead::Auto)

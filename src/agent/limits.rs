@@ -21,9 +21,7 @@ pub(super) type LimitsSet = BTreeMap<String, Option<Rate>>;
 pub(super) enum NoShare {
     /// There is none with that id.
     Unknown,
-    /// The other host sends.
     NotSource,
-    /// It has ended.
     Ended,
 }
 

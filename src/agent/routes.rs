@@ -45,7 +45,6 @@ impl Connected<IncomingStream<'_, UnixListener>> for Caller {
     }
 }
 
-/// The routes.
 pub(super) fn router(agent: Arc<Agent>) -> Router {
     Router::new()
         .route("/v1/status", get(status))

@@ -22,7 +22,6 @@ use crate::net::pool::Pool;
 use crate::net::purposes::Purposes;
 use crate::net::session::IncomingStream;
 
-/// A running agent.
 pub(super) struct Agent {
     pub(super) host: Arc<Host>,
     pub(super) registry: Registry,
@@ -40,9 +39,6 @@ pub(super) struct Agent {
 
 impl Agent {
     /// An agent that has not begun to do anything.
-    ///
-    /// # Errors
-    /// As [`Metrics::new`].
     pub(super) fn new(config: Config, identity: Identity, pool: Pool) -> Result<Self, prometheus::Error> {
         let stopping = CancellationToken::new();
         Ok(Self {

@@ -42,7 +42,6 @@ pub enum AgentError {
 
 impl AgentError {
     /// The exit code of `vmferry agent`; the unit restarts it on all but configuration errors.
-    #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Configuration(_) => 2,
@@ -52,9 +51,7 @@ impl AgentError {
 }
 
 /// Runs an agent until SIGTERM or SIGINT, or until another process takes over.
-///
-/// # Errors
-/// What keeps it from starting, with the remedy.
+/// Errors: what keeps it from starting, with the remedy.
 pub async fn run(path: &Path, mode: StartMode) -> Result<(), AgentError> {
     // Before anything else is started that could inherit them in turn.
     let kept = handoff::from_store();

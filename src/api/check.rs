@@ -11,11 +11,9 @@ use crate::migrate::problem;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckRequest {
-    /// The virtual machine.
     pub vm: String,
     /// The destination's name in the agent's configuration.
     pub to: String,
-    /// Warnings are problems.
     #[serde(default)]
     pub strict: bool,
     /// Kinds of problems that are only warnings.
@@ -33,7 +31,6 @@ pub struct CheckReport {
 /// One thing that was found.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Problem {
-    /// Its kind.
     pub kind: ProblemKind,
     /// How much it weighs. An agent that does not say knows only problems.
     #[serde(default)]

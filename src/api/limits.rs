@@ -8,7 +8,6 @@ use super::{Rate, Weight};
 /// `GET /v1/limits`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Limits {
-    /// Of each configured peer.
     pub peers: Vec<PeerLimit>,
     /// Of each migration under way of which this host is the source.
     pub migrations: Vec<MigrationLimit>,
@@ -26,9 +25,7 @@ pub struct PeerLimit {
 /// What a migration may send.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MigrationLimit {
-    /// The migration.
     pub id: Uuid,
-    /// The virtual machine.
     pub vm: String,
     /// The destination, as its certificate names it.
     pub peer: String,
@@ -44,7 +41,6 @@ pub struct MigrationLimit {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeerLimitRequest {
-    /// Null for no limit.
     pub limit_bytes_per_s: Option<Rate>,
 }
 
@@ -55,7 +51,6 @@ pub struct ShareRequest {
     /// Null for no limit; left out, it stays.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "said")]
     pub limit_bytes_per_s: Option<Option<Rate>>,
-    /// Left out, it stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<Weight>,
 }

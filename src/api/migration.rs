@@ -13,11 +13,9 @@ use crate::migrate::{bandwidth, progress};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MigrateRequest {
-    /// The virtual machine.
     pub vm: String,
     /// The destination's name in the agent's configuration.
     pub to: String,
-    /// How.
     #[serde(default)]
     pub options: Options,
 }
@@ -40,7 +38,6 @@ pub struct Options {
     pub limit_bytes_per_s: Option<Rate>,
     /// Its part among migrations to the same host.
     pub weight: Weight,
-    /// Warnings are refusals.
     pub strict: bool,
     /// Kinds of problems that do not keep it from going on.
     pub accept: BTreeSet<Accepted>,
@@ -67,22 +64,18 @@ impl From<Options> for crate::migrate::Options {
 pub struct Migration {
     /// Its identity on both hosts.
     pub id: Uuid,
-    /// The virtual machine.
     pub vm: String,
-    /// This host's part.
     pub role: Role,
     /// The other host, as its certificate names it.
     pub peer: String,
     /// This host, as its certificate names it.
     #[serde(default)]
     pub host: String,
-    /// Where it is.
     pub phase: Phase,
     /// Seconds since the epoch.
     pub began_at: i64,
     /// Milliseconds since the beginning; stands still at the end.
     pub elapsed_ms: u64,
-    /// Its disks.
     pub disks: Vec<Disk>,
     /// Its RAM, once that is on its way.
     pub ram: Option<Ram>,
@@ -113,7 +106,6 @@ pub struct Migration {
 
 impl Migration {
     /// What `host` knows of it.
-    #[must_use]
     pub fn new(known: progress::Progress, host: &str) -> Self {
         Self {
             id: known.id,
@@ -139,13 +131,11 @@ impl Migration {
     }
 
     /// Whether nothing more will be heard of it.
-    #[must_use]
     pub fn is_over(&self) -> bool {
         self.outcome.as_ref().is_some_and(|outcome| !matches!(outcome, Outcome::Undecided { .. }))
     }
 
     /// Bytes on all streams of all tries, both directions.
-    #[must_use]
     pub fn stream_bytes(&self) -> u64 {
         self.tries.as_ref().map_or(0, |t| t.earlier_stream_bytes)
             + self.disks.iter().map(|d| d.stream_bytes).sum::<u64>()
@@ -160,7 +150,6 @@ pub struct Disk {
     pub name: String,
     /// Bytes to copy so far known; grows while the guest writes.
     pub total_bytes: u64,
-    /// Bytes copied.
     pub done_bytes: u64,
     /// Whether the mirror follows the guest's writes.
     pub ready: bool,
@@ -187,7 +176,6 @@ pub struct Ram {
     pub remaining_bytes: u64,
     /// Bytes on the RAM stream, both directions.
     pub stream_bytes: u64,
-    /// Passes over the RAM.
     pub passes: u64,
 }
 
@@ -227,7 +215,6 @@ impl From<progress::Tries> for Tries {
 pub struct Wish {
     /// Bytes per second over RAM and disks together; none for no limit.
     pub limit_bytes_per_s: Option<Rate>,
-    /// Its part among others.
     pub weight: Weight,
 }
 
@@ -266,7 +253,6 @@ pub struct Reconnecting {
     pub for_s: u64,
     /// For how long at most.
     pub of_s: u64,
-    /// How it was lost.
     pub cause: String,
 }
 
@@ -287,7 +273,6 @@ pub enum Outcome {
     },
     /// The guest is where it was.
     Failed {
-        /// The phase that failed.
         phase: Phase,
         /// The cause and its causes.
         cause: String,
@@ -308,7 +293,6 @@ pub enum Outcome {
 
 impl Outcome {
     /// The exit code of `vmferry migrate`.
-    #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Moved { leftovers } if leftovers.is_empty() => 0,

@@ -40,20 +40,16 @@ pub const OPENAPI: &str = include_str!("openapi.json");
 /// Any answer that is not 2xx.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// What is wrong.
     pub error: String,
     /// What to do about it.
     pub remedy: String,
 }
 
-/// The path of one migration.
-#[must_use]
 pub fn migration_path(id: Uuid) -> String {
     format!("{VERSION}/migrations/{id}")
 }
 
 /// What is to be done when nobody knows whether an operator's decision was taken.
-#[must_use]
 pub fn unknown_remedy(id: Uuid) -> String {
     format!("ask again with `vmferry recover {id} --look`; do not decide the other way before you know")
 }

@@ -18,19 +18,16 @@ pub struct Recovery {
 /// One migration that is not closed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Case {
-    /// What sort.
     pub kind: CaseKind,
     /// The migration, or the try of one: by the file's name if the journal is not believed.
     pub id: Option<Uuid>,
     /// The virtual machine, where that can be read.
     pub vm: Option<String>,
-    /// This host's part.
     pub role: Option<Role>,
     /// The other host, as its certificate names it.
     pub peer: Option<String>,
     /// Seconds since the epoch.
     pub began_at: Option<i64>,
-    /// The journal's last phase.
     pub phase: Option<Phase>,
     /// What this host's journal says, in its own words.
     pub journal: Vec<String>,
@@ -46,7 +43,6 @@ pub struct Case {
     pub left: Vec<String>,
     /// Whether an operator may decide it.
     pub may_force: bool,
-    /// The journal's file.
     pub file: PathBuf,
 }
 

@@ -9,43 +9,32 @@ use crate::migrate::vm_state;
 /// `GET /v1/status`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
-    /// Of the agent.
     pub version: String,
-    /// Of this host.
     pub identity: String,
     /// When its certificate expires, in seconds since the epoch.
     pub certificate_not_after: i64,
-    /// Live sessions with peers.
     pub sessions: Vec<SessionStatus>,
     /// Migrations that are not at their end.
     pub migrations_active: usize,
-    /// Names of configured VMs.
     pub vms: Vec<String>,
     /// What the QEMU of each of them has of its guest on this host. The other hosts are not asked.
     #[serde(default)]
     pub vm_states: Vec<VmState>,
-    /// Names of configured peers.
     pub peers: Vec<String>,
 }
 
-/// One session.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SessionStatus {
     /// The peer, as its certificate names it.
     pub peer: String,
-    /// Its address.
     pub address: String,
-    /// Whether this host dialed.
     pub dialed: bool,
     /// Cipher suite and key exchange.
     pub cipher: String,
     /// Seconds since it began.
     pub age_s: u64,
-    /// Streams open now.
     pub streams: u64,
-    /// Bytes of streams sent.
     pub sent_bytes: u64,
-    /// Bytes of streams received.
     pub received_bytes: u64,
     /// Set while the session has no connection.
     #[serde(default)]

@@ -116,18 +116,13 @@ struct CheckArgs {
 }
 
 /// Runs `vmferry certs`. Exit code 0 if all is well, 1 if `check` has found a problem.
-///
-/// # Errors
-/// Whatever kept the command from doing its work; the caller prints the chain.
+/// Errors: whatever kept the command from doing its work; the caller prints the chain.
 pub fn run(args: CertsArgs) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     run_to(args, &mut out)
 }
 
 /// The same with the output going elsewhere.
-///
-/// # Errors
-/// As [`run`].
 pub fn run_to(args: CertsArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     match args.action {
         Action::Ca(args) => make_ca(args, out)?,

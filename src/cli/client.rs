@@ -27,20 +27,10 @@ pub(super) enum NotDone {
         "cannot reach the agent at {}; is it running (`systemctl status vmferry`), and may you use its socket",
         socket.display()
     )]
-    Unreachable {
-        /// The agent's.
-        socket: PathBuf,
-        /// The operating system's answer.
-        source: std::io::Error,
-    },
+    Unreachable { socket: PathBuf, source: std::io::Error },
     /// The agent said no.
     #[error("{error}; {remedy}")]
-    Refused {
-        /// Why.
-        error: String,
-        /// What to do about it.
-        remedy: String,
-    },
+    Refused { error: String, remedy: String },
 }
 
 /// Calls the agent behind one socket.

@@ -22,7 +22,6 @@ use args::{Arguments, Command};
 use exit_code::EXIT_USAGE;
 
 /// Runs the command line, and says what went wrong with all its causes.
-#[must_use]
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,

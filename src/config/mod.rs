@@ -26,30 +26,15 @@ pub const DEFAULT_PATH: &str = "/etc/vmferry/vmferry.toml";
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
     #[error("cannot read configuration {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The operating system's answer.
-        source: std::io::Error,
-    },
-    /// Not TOML, an unknown key, or a value of the wrong kind.
+    Read { path: PathBuf, source: std::io::Error },
     #[error("configuration {} is wrong", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Line, key and what was expected.
-        source: Box<toml::de::Error>,
-    },
-    /// Valid by itself, but not together with the rest.
+    Parse { path: PathBuf, source: Box<toml::de::Error> },
     #[error("configuration {}: {key}: {problem}", path.display())]
     Value {
-        /// The file.
         path: PathBuf,
         /// The key, in TOML's dotted form.
         key: String,
-        /// What is wrong with it and what to write instead.
         problem: String,
     },
 }
@@ -67,11 +52,9 @@ pub struct Config {
     /// Addresses of the one port that peers connect to. Empty: this agent only dials.
     #[serde(default = "default_listen")]
     pub listen: Vec<SocketAddr>,
-    /// Certificates.
     pub tls: TlsConfig,
     /// The Prometheus listener; none when the table is absent.
     pub metrics: Option<MetricsConfig>,
-    /// Deadlines.
     #[serde(default)]
     pub deadlines: Deadlines,
     /// Other agents, by the name used in `--to`.
@@ -119,9 +102,7 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 impl Config {
     /// Reads and checks a configuration file. Relative paths in it are relative to its folder.
-    ///
-    /// # Errors
-    /// [`ConfigError`], with the file, the line and the key.
+    /// Errors: [`ConfigError`], with the file, the line and the key.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.into(), source })?;
@@ -129,9 +110,6 @@ impl Config {
     }
 
     /// Checks the text of a configuration that came from `path`.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let mut config: Self = toml::from_str(text)
             .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })?;
@@ -146,22 +124,17 @@ impl Config {
     }
 
     /// The local API's socket.
-    #[must_use]
     pub fn api_socket(&self) -> PathBuf {
         self.runtime_dir.join("vmferry.sock")
     }
 
     /// The peer whose certificate names `identity`, with the name we gave it.
-    #[must_use]
     pub fn peer_by_identity(&self, identity: &Identity) -> Option<(&str, &PeerConfig)> {
         self.peers.iter().find(|(_, p)| p.identity == *identity).map(|(n, p)| (n.as_str(), p))
     }
 
     /// Checks the configuration that came from `path` against the certificate: who would be a peer of
     /// itself would move its virtual machines onto themselves.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
     pub fn check_own(&self, own: &Identity, path: &Path) -> Result<(), ConfigError> {
         let Some((name, _)) = self.peer_by_identity(own) else { return Ok(()) };
         let problem = format!("\"{own}\" is this host's own identity; write that of the other host");

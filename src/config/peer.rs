@@ -56,7 +56,6 @@ fn one() -> usize {
 }
 
 /// Whether `name` matches `pattern`, in which `*` stands for any run of characters.
-#[must_use]
 pub fn glob_matches(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();

@@ -68,7 +68,6 @@ impl MigrationMetrics {
         self.downtime.with_label_values::<&str>(&[]);
     }
 
-    /// A migration has ended.
     pub fn count_end(&self, progress: &Progress) {
         let Some(outcome) = &progress.outcome else { return };
         let role = progress.role.name();

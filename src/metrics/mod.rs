@@ -14,18 +14,13 @@ pub use sessions::SessionMetrics;
 #[derive(Debug)]
 pub struct Metrics {
     register: Register,
-    /// Of migrations.
     pub migrations: MigrationMetrics,
-    /// Of sessions.
     pub sessions: SessionMetrics,
     certificate_expiry: IntGauge,
 }
 
 impl Metrics {
     /// Registers everything.
-    ///
-    /// # Errors
-    /// A name is used twice: a mistake of this build.
     pub fn new() -> Result<Self, Error> {
         let register = Register::default();
         let build = register.gauge("build_info", "Version of the agent; always 1.", &["version"])?;
@@ -42,9 +37,6 @@ impl Metrics {
     }
 
     /// The text that Prometheus scrapes.
-    ///
-    /// # Errors
-    /// As the encoder's.
     pub fn text(&self) -> Result<String, Error> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.register.0.gather(), &mut text)?;

@@ -123,7 +123,6 @@ impl SessionMetrics {
         }
     }
 
-    /// A session has ended.
     pub fn count_end(&self, peer: &str, reason: &str) {
         self.ended.with_label_values(&[peer, reason]).inc();
     }

@@ -83,7 +83,6 @@ pub(crate) struct Decided {
     pub(crate) started: Option<Started>,
     /// A control stream on which the destination has answered.
     pub(crate) link: Option<Link>,
-    /// What an operator decided.
     pub(crate) forced: Option<Side>,
 }
 
@@ -330,9 +329,7 @@ fn request(ask: Ask, reason: &str) -> Request {
 }
 
 /// Tells a destination, over a control stream of its own, that the guest stays where it is.
-///
-/// # Errors
-/// It cannot be told; it finds out by itself when it has waited for long enough.
+/// Errors: it cannot be told; it finds out by itself when it has waited for long enough.
 pub(crate) async fn call_off(
     host: &Host,
     peer: &str,

@@ -29,12 +29,9 @@ use super::handover::{
 /// Most effects of one step.
 const EFFECTS_MAX: usize = 4;
 
-/// A machine that is run.
 pub trait Machine<I, E>: Copy {
     /// Goes on with what has happened.
-    ///
-    /// # Errors
-    /// [`Illegal`]; nothing has changed then.
+    /// Errors: [`Illegal`]; nothing has changed then.
     fn step(&mut self, input: I) -> Result<Vec<E>, Illegal>;
 }
 
@@ -138,42 +135,33 @@ pub struct Run<M, I, E> {
     forced: bool,
 }
 
-/// A source's.
 pub type SourceRun<M = Source> = Run<M, SourceInput, SourceEffect>;
-/// A destination's.
 pub type DestinationRun<M = Destination> = Run<M, DestinationInput, DestinationEffect>;
 
 impl<I: Copy, E: Copy, M: Machine<I, E>> Run<M, I, E> {
     /// Of a machine that wants nothing done.
-    #[must_use]
     pub fn new(machine: M) -> Self {
         Self { machine, effects: [None; EFFECTS_MAX], heard: None, forced: false }
     }
 
     /// Of a machine after a restart, with what it wants done first.
-    #[must_use]
     pub fn restarted((machine, effects): (M, Vec<E>)) -> Self {
         let mut run = Self::new(machine);
         run.want(effects);
         run
     }
 
-    /// The machine.
-    #[must_use]
     pub fn machine(&self) -> M {
         self.machine
     }
 
     /// Whether nothing is to be done until something happens.
-    #[must_use]
     pub fn is_idle(&self) -> bool {
         self.effects[0].is_none() && self.heard.is_none()
     }
 
     /// Tells the machine what has happened. What it wants done follows upon what it wants done already.
-    ///
-    /// # Errors
-    /// [`Illegal`] when it has no step for that.
+    /// Errors: [`Illegal`] when it has no step for that.
     pub fn give(&mut self, input: I) -> Result<(), Illegal> {
         let effects = self.machine.step(input)?;
         self.want(effects);
@@ -197,18 +185,14 @@ impl<I: Copy, E: Copy, M: Machine<I, E>> Run<M, I, E> {
 
 impl<M: Machine<SourceInput, SourceEffect> + AsRef<Source>> SourceRun<M> {
     /// Runs until nothing is to be done and nothing more happens.
-    ///
-    /// # Errors
-    /// The world's, when that ends the run before.
+    /// Errors: the world's, when that ends the run before.
     pub async fn run<W: SourceWorld>(&mut self, world: &mut W) -> Result<(), W::Stop> {
         while self.step(world).await? {}
         Ok(())
     }
 
     /// Carries out one effect, or waits for what happens next; false when nothing does.
-    ///
-    /// # Errors
-    /// The world's. The run is over then.
+    /// Errors: the world's. The run is over then.
     pub async fn step<W: SourceWorld>(&mut self, world: &mut W) -> Result<bool, W::Stop> {
         let next = self.effects[0];
         if self.forced && !matches!(next, Some(SourceEffect::Write(_))) {
@@ -255,18 +239,14 @@ impl<M: Machine<SourceInput, SourceEffect> + AsRef<Source>> SourceRun<M> {
 
 impl<M: Machine<DestinationInput, DestinationEffect> + AsRef<Destination>> DestinationRun<M> {
     /// Runs until nothing is to be done and nothing more happens.
-    ///
-    /// # Errors
-    /// The world's, when that ends the run before.
+    /// Errors: the world's, when that ends the run before.
     pub async fn run<W: DestinationWorld>(&mut self, world: &mut W) -> Result<(), W::Stop> {
         while self.step(world).await? {}
         Ok(())
     }
 
     /// Carries out one effect, or waits for what happens next; false when nothing does.
-    ///
-    /// # Errors
-    /// The world's. The run is over then.
+    /// Errors: the world's. The run is over then.
     pub async fn step<W: DestinationWorld>(&mut self, world: &mut W) -> Result<bool, W::Stop> {
         let next = self.effects[0];
         if self.forced && !matches!(next, Some(DestinationEffect::Write(_))) {

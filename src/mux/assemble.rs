@@ -47,9 +47,7 @@ impl Assembler {
     }
 
     /// The next whole frame, taken from the front of `bytes`; `None` when those are used up.
-    ///
-    /// # Errors
-    /// What a header announces is not allowed; nothing is kept of its payload.
+    /// Errors: what a header announces is not allowed; nothing is kept of its payload.
     pub(super) fn next<'a>(
         &mut self,
         bytes: &mut &'a [u8],

@@ -9,7 +9,6 @@ use super::frame::{FRAME_LEN_MAX, HEADER_LEN, Header, RECORD_LEN};
 /// One frame, as it goes out.
 #[derive(Debug, Clone)]
 pub struct Part {
-    /// Its header.
     pub header: [u8; HEADER_LEN],
     /// Its payload, perhaps empty; shared with the replay log.
     pub payload: Bytes,
@@ -25,19 +24,16 @@ pub struct Batch {
 
 impl Batch {
     /// The frames.
-    #[must_use]
     pub fn parts(&self) -> &[Part] {
         &self.parts
     }
 
     /// Bytes on the wire.
-    #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.len
     }
 
     /// Whether there is nothing to send.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }

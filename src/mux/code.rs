@@ -72,7 +72,6 @@ const KNOWN: [(u32, Code, &str); 20] = [
 
 impl Code {
     /// The number on the wire.
-    #[must_use]
     pub fn to_wire(self) -> u32 {
         match self {
             Self::Other(number) => number,
@@ -81,13 +80,11 @@ impl Code {
     }
 
     /// The code with this number on the wire.
-    #[must_use]
     pub fn from_wire(number: u32) -> Self {
         KNOWN.iter().find(|(n, ..)| *n == number).map_or(Self::Other(number), |(_, code, _)| *code)
     }
 
     /// A bounded label for logs and metrics.
-    #[must_use]
     pub fn name(self) -> &'static str {
         KNOWN.iter().find(|(_, code, _)| *code == self).map_or("other", |(.., name)| *name)
     }

@@ -15,15 +15,12 @@ const PING_INTERVAL_MIN: Duration = Duration::from_millis(200);
 /// One value for each class.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PerClass<T> {
-    /// For [`Class::Urgent`].
     pub urgent: T,
-    /// For [`Class::Bulk`].
     pub bulk: T,
 }
 
 impl<T: Copy> PerClass<T> {
     /// The value for `class`.
-    #[must_use]
     pub fn of(&self, class: Class) -> T {
         match class {
             Class::Urgent => self.urgent,
@@ -150,20 +147,17 @@ impl Default for Config {
 
 impl Config {
     /// What every stream is entitled to.
-    #[must_use]
     pub fn credit_floor(&self) -> u64 {
         self.initial_credit.urgent.max(self.initial_credit.bulk).max(1)
     }
 
     /// Streams that each side may open: no more than a quarter of the budget can back.
-    #[must_use]
     pub fn streams_max(&self) -> u32 {
         let backed = self.budget_bytes / 4 / self.credit_floor();
         self.max_streams.min(u32::try_from(backed).unwrap_or(u32::MAX))
     }
 
     /// Largest window of a stream.
-    #[must_use]
     pub fn window_max(&self, class: Class) -> u64 {
         let max = match class {
             Class::Urgent => self.window_max_urgent,
@@ -173,7 +167,6 @@ impl Config {
     }
 
     /// How fast we open streams ourselves.
-    #[must_use]
     pub fn own_opens(&self) -> RateLimit {
         RateLimit { per_second: (self.opens.per_second / 4).max(1), burst: (self.opens.burst / 4).max(1) }
     }

@@ -91,19 +91,16 @@ const KINDS: [(u8, Kind); 14] = [
 
 impl Kind {
     /// The number on the wire.
-    #[must_use]
     pub fn to_wire(self) -> u8 {
         KINDS.iter().find(|(_, kind)| *kind == self).map_or(0, |(n, _)| *n)
     }
 
     /// The type with this number.
-    #[must_use]
     pub fn from_wire(number: u8) -> Option<Self> {
         KINDS.iter().find(|(n, _)| *n == number).map(|(_, kind)| *kind)
     }
 
     /// Whether frames of this type are numbered and logged.
-    #[must_use]
     pub fn is_numbered(self) -> bool {
         self.to_wire() >= NUMBERED_FROM
     }
@@ -143,19 +140,14 @@ pub enum Content {
 /// Why a header is not one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// Unknown and not ignorable.
     #[error("unknown frame type")]
     UnknownType,
-    /// A flag that this type does not have.
     #[error("reserved flag")]
     ReservedFlag,
-    /// A payload length that this type cannot have.
     #[error("payload length not allowed")]
     Length,
-    /// A stream frame without a stream, or a connection frame with one.
     #[error("stream number not allowed")]
     Stream,
-    /// A malformed payload.
     #[error("malformed payload")]
     Payload,
 }
@@ -172,12 +164,10 @@ impl FrameError {
     }
 }
 
-/// A frame's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// Type number.
     pub kind: u8,
-    /// Flags.
     pub flags: u8,
     /// Payload bytes.
     pub len: u16,
@@ -189,26 +179,22 @@ pub struct Header {
 
 impl Header {
     /// A header without flags and payload.
-    #[must_use]
     pub fn new(kind: Kind, stream: u32, value: u64) -> Self {
         Self { kind: kind.to_wire(), flags: 0, len: 0, stream, value }
     }
 
     /// With this payload length, which must not exceed [`PAYLOAD_MAX`].
-    #[must_use]
     pub fn with_len(self, len: usize) -> Self {
         debug_assert!(len <= PAYLOAD_MAX);
         Self { len: len as u16, ..self }
     }
 
     /// With these flags in addition.
-    #[must_use]
     pub fn with_flags(self, flags: u8) -> Self {
         Self { flags: self.flags | flags, ..self }
     }
 
     /// As on the wire.
-    #[must_use]
     pub fn encode(&self) -> [u8; HEADER_LEN] {
         let mut out = [0; HEADER_LEN];
         out[0] = self.kind;
@@ -220,7 +206,6 @@ impl Header {
     }
 
     /// From the wire; any 16 bytes are a header, [`Header::content`] says whether it is allowed.
-    #[must_use]
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Self {
         let [kind, flags, l0, l1, s0, s1, s2, s3, value @ ..] = *bytes;
         Self {
@@ -233,9 +218,7 @@ impl Header {
     }
 
     /// What follows this header.
-    ///
-    /// # Errors
-    /// [`FrameError`], by the header alone.
+    /// Errors: [`FrameError`], by the header alone.
     pub fn content(&self) -> Result<Content, FrameError> {
         let Some(kind) = Kind::from_wire(self.kind) else {
             return self.unknown_content();
@@ -265,7 +248,6 @@ impl Header {
 }
 
 /// An OPEN's payload.
-#[must_use]
 pub fn encode_open(open: &Open) -> [u8; OPEN_LEN] {
     let mut out = [0; OPEN_LEN];
     out[0..2].copy_from_slice(&open.purpose.to_be_bytes());
@@ -277,9 +259,6 @@ pub fn encode_open(open: &Open) -> [u8; OPEN_LEN] {
 }
 
 /// An OPEN from its payload; `None` inside for a class that this version does not know.
-///
-/// # Errors
-/// [`FrameError::Payload`].
 pub fn decode_open(payload: &[u8]) -> Result<Option<Open>, FrameError> {
     let (fixed, extensions) = payload.split_first_chunk::<OPEN_LEN>().ok_or(FrameError::Payload)?;
     check_extensions(extensions)?;
@@ -305,47 +284,36 @@ fn check_extensions(mut rest: &[u8]) -> Result<(), FrameError> {
 }
 
 /// A PRIO's value.
-#[must_use]
 pub fn encode_prio(class: Class, weight: u16) -> u64 {
     u64::from(class.to_wire()) << 16 | u64::from(weight)
 }
 
 /// Class and weight from a PRIO's value; `None` for a class that this version does not know.
-#[must_use]
 pub fn decode_prio(value: u64) -> Option<(Class, u16)> {
     let class = Class::from_wire(u8::try_from(value >> 16).ok()?)?;
     Some((class, (value & 0xffff) as u16))
 }
 
 /// A RESET's code from its payload.
-///
-/// # Errors
-/// [`FrameError::Payload`].
 pub fn decode_reset(payload: &[u8]) -> Result<Code, FrameError> {
     let bytes = payload.try_into().map_err(|_| FrameError::Payload)?;
     Ok(Code::from_wire(u32::from_be_bytes(bytes)))
 }
 
-/// A GOAWAY's value.
-#[must_use]
 pub fn encode_goaway_value(code: Code, highest_stream: u32) -> u64 {
     u64::from(code.to_wire()) << 32 | u64::from(highest_stream)
 }
 
-/// A GOAWAY's code.
-#[must_use]
 pub fn decode_goaway_code(value: u64) -> Code {
     Code::from_wire((value >> 32) as u32)
 }
 
 /// A peer's text, safe for logs and terminals.
-#[must_use]
 pub fn clean_text(bytes: &[u8]) -> String {
     crate::printable::printable(&String::from_utf8_lossy(bytes))
 }
 
 /// `text`, cut to [`TEXT_MAX`] bytes at a character boundary.
-#[must_use]
 pub fn cut_text(text: &str) -> &str {
     let mut end = text.len().min(TEXT_MAX);
     while !text.is_char_boundary(end) {

@@ -18,22 +18,16 @@ const MAGIC: [u8; 8] = *b"vmferry\0";
 /// Why a first frame was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HelloError {
-    /// Neither HELLO nor GOAWAY, or a malformed header.
     #[error("the first frame is neither HELLO nor GOAWAY")]
     NotHello,
-    /// The header is malformed.
     #[error("the first frame's header is malformed")]
     Header(#[source] FrameError),
-    /// Shorter than its fields.
     #[error("the HELLO ends within a field")]
     Truncated,
-    /// Not this protocol.
     #[error("the HELLO does not begin with this protocol's name")]
     Magic,
-    /// A mode that this version does not know.
     #[error("the HELLO's mode {0} is not known")]
     Mode(u8),
-    /// A version range with nothing in it.
     #[error("the HELLO's version range is empty")]
     VersionRange,
 }
@@ -63,7 +57,6 @@ pub enum Mode {
     },
     /// The dialer goes on with one.
     Resume {
-        /// Which.
         session_id: [u8; 16],
         /// Raised with every attempt.
         generation: u64,
@@ -101,36 +94,27 @@ pub struct Hello {
     pub agent_instance: [u8; 16],
     /// What the receiver of this HELLO may do.
     pub limits: PeerLimits,
-    /// What it wants.
     pub mode: Mode,
 }
 
 /// What two HELLOs agree on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Negotiated {
-    /// The version to speak.
     pub version: u16,
-    /// The features in use.
     pub features: u64,
-    /// The peer's limits.
     pub peer: PeerLimits,
-    /// The peer's process.
     pub peer_instance: [u8; 16],
 }
 
 /// The first frame of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FirstFrame {
-    /// A HELLO.
     Hello {
-        /// It.
         hello: Box<Hello>,
         /// Its length, header included.
         consumed: usize,
     },
-    /// A refusal.
     GoAway {
-        /// Why.
         code: Code,
         /// In the peer's words, without control characters.
         text: String,
@@ -141,7 +125,6 @@ pub enum FirstFrame {
 
 impl Hello {
     /// A HELLO of this program with the limits of `config`.
-    #[must_use]
     pub fn new(config: &Config, agent_instance: [u8; 16], mode: Mode) -> Self {
         Self {
             version_min: VERSION_MIN,
@@ -160,7 +143,6 @@ impl Hello {
     }
 
     /// The whole frame, header included.
-    #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut payload = BytesMut::with_capacity(256);
         payload.put_slice(&MAGIC);
@@ -180,9 +162,6 @@ impl Hello {
 
     /// A HELLO from its frame's payload. Bytes after the known fields are skipped: they belong to
     /// later versions.
-    ///
-    /// # Errors
-    /// [`HelloError`].
     pub fn decode(payload: &[u8]) -> Result<Self, HelloError> {
         let mut fields = Fields(payload);
         if fields.bytes::<8>()? != MAGIC {
@@ -276,9 +255,7 @@ impl Fields<'_> {
 }
 
 /// What both sides agree on: the highest version in both ranges, the features that both offer.
-///
-/// # Errors
-/// [`Code::Version`] or [`Code::Feature`], for the GOAWAY.
+/// Errors: [`Code::Version`] or [`Code::Feature`], for the GOAWAY.
 pub fn negotiate(local: &Hello, remote: &Hello) -> Result<Negotiated, Code> {
     let version = local.version_max.min(remote.version_max);
     if version < local.version_min.max(remote.version_min) {
@@ -298,9 +275,7 @@ pub fn negotiate(local: &Hello, remote: &Hello) -> Result<Negotiated, Code> {
 }
 
 /// The first frame, if `buf` holds it whole; `None` asks for more bytes.
-///
-/// # Errors
-/// [`HelloError`], as soon as it is certain.
+/// Errors: [`HelloError`], as soon as it is certain.
 pub fn peek(buf: &[u8]) -> Result<Option<FirstFrame>, HelloError> {
     match buf.first().map(|first| Kind::from_wire(*first)) {
         None => return Ok(None),
@@ -322,9 +297,7 @@ pub fn peek(buf: &[u8]) -> Result<Option<FirstFrame>, HelloError> {
 }
 
 /// Length of the first frame, header included, from at least its header.
-///
-/// # Errors
-/// [`HelloError`]: neither HELLO nor GOAWAY, or too long for one.
+/// Errors: [`HelloError`]: neither HELLO nor GOAWAY, or too long for one.
 pub fn first_frame_len(buf: &[u8]) -> Result<usize, HelloError> {
     first_header(buf).map(|header| HEADER_LEN + usize::from(header.len))
 }
@@ -340,7 +313,6 @@ fn first_header(buf: &[u8]) -> Result<Header, HelloError> {
 
 /// A whole GOAWAY frame, for a connection without a session. The text is cut to
 /// [`frame::TEXT_MAX`] bytes.
-#[must_use]
 pub fn encode_goaway(code: Code, highest_stream: u32, text: &str) -> Bytes {
     let value = frame::encode_goaway_value(code, highest_stream);
     whole_frame(Header::new(Kind::GoAway, 0, value), frame::cut_text(text).as_bytes())

@@ -111,8 +111,7 @@ impl Liveness {
         self.pinged.map(|pinged| pinged + config.ping_interval())
     }
 
-    /// # Errors
-    /// The connection is dead, or the peer does not acknowledge.
+    /// Errors: the connection is dead, or the peer does not acknowledge.
     pub(super) fn on_timeout(
         &mut self,
         now: Instant,

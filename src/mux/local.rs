@@ -15,9 +15,7 @@ use super::{
 
 impl Session {
     /// Opens a stream. Data may be sent at once; the peer's answer is an event.
-    ///
-    /// # Errors
-    /// [`OpenError`]; nothing has happened.
+    /// Errors: [`OpenError`]; nothing has happened.
     pub fn open(&mut self, now: Instant, open: Open) -> Result<StreamId, OpenError> {
         let id = self.may_open(now)?;
         self.next_local = id.0.checked_add(2);
@@ -57,9 +55,7 @@ impl Session {
     }
 
     /// Accepts a stream that the peer opened. What it has sent since follows as events.
-    ///
-    /// # Errors
-    /// [`StreamError::Ended`]: the peer has reset it meanwhile. [`StreamError::Unknown`] or
+    /// Errors: [`StreamError::Ended`]: the peer has reset it meanwhile. [`StreamError::Unknown`] or
     /// [`StreamError::NotOffered`]: the caller is wrong.
     pub fn accept(&mut self, id: StreamId) -> Result<(), StreamError> {
         let stream = self.offered(id)?;
@@ -101,7 +97,6 @@ impl Session {
     }
 
     /// Bytes that may be queued now; 0 when the stream's queue is full or it takes no more.
-    #[must_use]
     pub fn send_capacity(&self, id: StreamId) -> usize {
         let Some(stream) = self.streams.0.get(&id) else { return 0 };
         if stream.send.state != SendState::Open || stream.phase == Phase::Offered {
@@ -112,9 +107,7 @@ impl Session {
 
     /// Queues a chunk. It may be longer than [`Session::send_capacity`], as long as that is not 0;
     /// the caller bounds its chunks.
-    ///
-    /// # Errors
-    /// [`StreamError`]; the chunk is dropped.
+    /// Errors: [`StreamError`]; the chunk is dropped.
     pub fn send(&mut self, _now: Instant, id: StreamId, data: Bytes) -> Result<(), StreamError> {
         let bound = self.config.send_queue_bound(self.streams.0.len());
         let stream = self.streams.0.get_mut(&id).ok_or(StreamError::Unknown(id))?;

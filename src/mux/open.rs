@@ -10,7 +10,6 @@ pub struct StreamId(pub u32);
 pub enum Role {
     /// Made the first connection.
     Dialer,
-    /// Accepted it.
     Acceptor,
 }
 
@@ -41,7 +40,6 @@ pub enum Class {
 
 impl Class {
     /// The number on the wire.
-    #[must_use]
     pub fn to_wire(self) -> u8 {
         match self {
             Self::Urgent => 0,
@@ -50,7 +48,6 @@ impl Class {
     }
 
     /// The class with this number on the wire.
-    #[must_use]
     pub fn from_wire(number: u8) -> Option<Self> {
         match number {
             0 => Some(Self::Urgent),

@@ -26,9 +26,7 @@ fn malformed(error: FrameError) -> SessionError {
 impl Session {
     /// Bytes that the peer sent, in any split. While suspended they are dropped: they come from a
     /// connection that is fenced off.
-    ///
-    /// # Errors
-    /// [`SessionError`]: the peer is not to be trusted any further, the session has failed.
+    /// Errors: [`SessionError`]: the peer is not to be trusted any further, the session has failed.
     pub fn handle_input(&mut self, now: Instant, bytes: &[u8]) -> Result<(), SessionError> {
         self.check()?;
         if !self.connected || bytes.is_empty() {

@@ -138,9 +138,7 @@ impl ReplayLog {
     }
 
     /// The peer has everything up to `seq`. True if that is news.
-    ///
-    /// # Errors
-    /// It cannot have that, or had more before.
+    /// Errors: it cannot have that, or had more before.
     pub(super) fn on_ack(&mut self, seq: u64) -> Result<bool, SessionError> {
         if seq < self.acked {
             return Err(SessionError::Continuity { what: "an ACK went backwards" });
@@ -152,9 +150,7 @@ impl ReplayLog {
     }
 
     /// A new connection, over which the peer says that it has everything up to `seq`.
-    ///
-    /// # Errors
-    /// It cannot have that, or had more before.
+    /// Errors: it cannot have that, or had more before.
     pub(super) fn rewind(&mut self, seq: u64) -> Result<(), SessionError> {
         if seq < self.acked || seq > self.tx_seq() {
             return Err(SessionError::Continuity { what: "the peer resumes at an impossible frame" });

@@ -20,7 +20,6 @@ const RATE_PERIOD: Duration = Duration::from_millis(100);
 pub(super) struct Scheduler {
     urgent: DeficitRoundRobin,
     bulk: FairQueue,
-    /// The session's limit.
     draw: Option<Draw>,
     /// Whether bulk waits for nothing but a limit.
     held: bool,

@@ -22,54 +22,23 @@ use super::{Code, Config, Open, Role, SessionError, Stats, StreamId, StreamStats
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The peer opened a stream; answer with [`Session::accept`] or [`Session::refuse`].
-    Opened {
-        /// The stream.
-        id: StreamId,
-        /// What it is for.
-        open: Open,
-    },
+    Opened { id: StreamId, open: Open },
     /// The peer accepted a stream.
-    Accepted {
-        /// The stream.
-        id: StreamId,
-    },
+    Accepted { id: StreamId },
     /// There is something to [`Session::recv`]; take all of it.
-    Readable {
-        /// The stream.
-        id: StreamId,
-    },
+    Readable { id: StreamId },
     /// There is room to send again after the queue was full.
-    Writable {
-        /// The stream.
-        id: StreamId,
-    },
+    Writable { id: StreamId },
     /// The peer sends no more; what it has sent is still to be received first.
-    Finished {
-        /// The stream.
-        id: StreamId,
-    },
+    Finished { id: StreamId },
     /// The peer does not want what we send; the other direction goes on.
-    Stopped {
-        /// The stream.
-        id: StreamId,
-        /// Why.
-        code: Code,
-    },
+    Stopped { id: StreamId, code: Code },
     /// Both directions ended at once: by the peer, or because it did not answer.
-    Reset {
-        /// The stream.
-        id: StreamId,
-        /// Why.
-        code: Code,
-    },
+    Reset { id: StreamId, code: Code },
     /// Both directions have ended and the stream is forgotten.
-    Closed {
-        /// The stream.
-        id: StreamId,
-    },
+    Closed { id: StreamId },
     /// The peer ends the session: no new streams.
     GoAway {
-        /// Why.
         code: Code,
         /// In its words, without control characters.
         text: String,
@@ -164,7 +133,6 @@ pub struct Session {
 impl Session {
     /// A new session on a connection whose HELLOs are exchanged. `config` must be the one that
     /// our HELLO was made from.
-    #[must_use]
     pub fn new(role: Role, config: Config, negotiated: &Negotiated, now: Instant) -> Self {
         Self {
             role,
@@ -206,9 +174,7 @@ impl Session {
     /// A new connection, over which the peer has said that it received everything up to
     /// `peer_rx_seq`, and has been told our [`Session::rx_seq`]. The old one must not be read any
     /// more when these numbers are exchanged.
-    ///
-    /// # Errors
-    /// [`SessionError::Continuity`]: the peer cannot have received that; the session is lost.
+    /// Errors: [`SessionError::Continuity`]: the peer cannot have received that; the session is lost.
     pub fn handle_reconnected(&mut self, now: Instant, peer_rx_seq: u64) -> Result<(), SessionError> {
         self.check()?;
         self.handle_disconnected(now);
@@ -239,20 +205,17 @@ impl Session {
     }
 
     /// The last frame received without a gap: what a RESUME or RESUMED says.
-    #[must_use]
     pub fn rx_seq(&self) -> u64 {
         self.ack_state.rx_seq()
     }
 
     /// The first frame sent that the peer has not acknowledged; `None` when it has all.
-    #[must_use]
     pub fn unacknowledged(&self) -> Option<u64> {
         self.log.unacknowledged()
     }
 
     /// When [`Session::handle_timeout`] is to be called at the latest; `None` while suspended.
     /// It moves on with every call of that.
-    #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         if !self.connected || self.failed.is_some() {
             return None;
@@ -264,9 +227,7 @@ impl Session {
     }
 
     /// Time has passed. May be called at any time.
-    ///
-    /// # Errors
-    /// [`SessionError::Dead`], after which the session may be suspended and resumed, or
+    /// Errors: [`SessionError::Dead`], after which the session may be suspended and resumed, or
     /// [`SessionError::AckStall`].
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), SessionError> {
         self.check()?;
@@ -351,20 +312,17 @@ impl Session {
     }
 
     /// Whether the peer has said so.
-    #[must_use]
     pub fn is_detached_by_peer(&self) -> bool {
         self.farewell.detached
     }
 
     /// Whether no stream is left and everything was sent.
-    #[must_use]
     pub fn is_drained(&self) -> bool {
         let farewell_sent = !self.farewell.due && !self.farewell.detach_due;
         self.streams.0.is_empty() && self.control.is_empty() && !self.log.is_replaying() && farewell_sent
     }
 
     /// Figures of the session.
-    #[must_use]
     pub fn stats(&self) -> Stats {
         let streams = self.streams.0.values();
         Stats {
@@ -388,7 +346,6 @@ impl Session {
     }
 
     /// Figures of a stream; `None` when it is forgotten.
-    #[must_use]
     pub fn stream_stats(&self, id: StreamId) -> Option<StreamStats> {
         self.streams.0.get(&id).map(Stream::stats)
     }

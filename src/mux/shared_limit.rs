@@ -52,14 +52,12 @@ struct Drawer {
 
 impl SharedLimit {
     /// So much per second from now on.
-    #[must_use]
     pub fn new(per_second: NonZeroU64, now: Instant) -> Self {
         let pacer = Pacer::new(per_second, now);
         Self(Arc::new(Mutex::new(Shared { pacer, drawers: BTreeMap::new(), next: 0, most: 0 })))
     }
 
     /// `before` at another rate, or a first one.
-    #[must_use]
     pub fn renewed(before: Option<Self>, per_second: NonZeroU64, now: Instant) -> Self {
         match before {
             Some(limit) => {
@@ -79,7 +77,6 @@ impl SharedLimit {
     }
 
     /// The rate now.
-    #[must_use]
     pub fn per_second(&self) -> NonZeroU64 {
         self.locked().pacer.per_second()
     }

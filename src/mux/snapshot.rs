@@ -102,7 +102,6 @@ struct StreamSnapshot {
     credit: CreditState,
     handed: u64,
     given_up: bool,
-    /// Class and weight now.
     turn: (u8, u16),
     /// OPEN, ACCEPT, CREDIT, PRIO wait to be sent.
     waits: [bool; 4],

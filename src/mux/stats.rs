@@ -14,21 +14,13 @@ pub struct Stats {
     pub sent_frames: u64,
     /// Stream bytes sent, each once.
     pub sent_data_bytes: u64,
-    /// Bytes received.
     pub received_bytes: u64,
-    /// Whole frames received.
     pub received_frames: u64,
-    /// Stream bytes received.
     pub received_data_bytes: u64,
-    /// Batches made.
     pub batches: u64,
-    /// ACKs sent.
     pub acks_sent: u64,
-    /// ACKs received.
     pub acks_received: u64,
-    /// PINGs sent.
     pub pings_sent: u64,
-    /// CREDITs sent.
     pub credits_sent: u64,
     /// Smallest round trip of the last samples on this connection.
     pub rtt_min: Option<Duration>,
@@ -38,9 +30,7 @@ pub struct Stats {
     pub reconnects: u64,
     /// Time without a connection, up to now.
     pub away: Duration,
-    /// Bytes sent again.
     pub replayed_bytes: u64,
-    /// Frames sent again.
     pub replayed_frames: u64,
     /// Memory of the replay log now.
     pub log_bytes: usize,
@@ -70,7 +60,6 @@ pub struct Stats {
     pub events_queued: usize,
     /// Streams now, refused ones included.
     pub streams: usize,
-    /// Streams opened here.
     pub streams_opened: u64,
     /// Streams opened by the peer.
     pub streams_offered: u64,
@@ -83,17 +72,13 @@ pub struct Stats {
 /// Figures of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamStats {
-    /// How it is scheduled.
     pub class: Class,
-    /// Its weight.
     pub weight: u16,
-    /// Bytes framed.
     pub sent_bytes: u64,
     /// Up to where the peer lets us send.
     pub send_limit_bytes: u64,
     /// Bytes that wait to be framed.
     pub send_queued_bytes: usize,
-    /// Bytes received.
     pub received_bytes: u64,
     /// Bytes that the local side took.
     pub consumed_bytes: u64,

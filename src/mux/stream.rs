@@ -97,7 +97,6 @@ pub(super) struct RecvSide {
     pub(super) announced: bool,
 }
 
-/// A stream.
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) id: StreamId,

@@ -33,7 +33,6 @@ pub(super) const LEAVING: Denial = (Code::Shutdown, "this agent's process change
 
 /// What an accepted connection is for.
 pub(super) enum Accepted {
-    /// A new session.
     New(Box<Established>),
     /// It has been given to this session, which goes on.
     Resumed(Session),
@@ -46,9 +45,6 @@ enum Answer {
 }
 
 /// Listens on one address; an unspecified IPv6 address takes IPv4 as well.
-///
-/// # Errors
-/// The operating system's answer.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
@@ -63,9 +59,6 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Takes a socket that a listener accepted through TLS and HELLO. `admit` decides whether the
 /// proved identity may have the session that it asks for: a new one (`None`), or which it means.
-///
-/// # Errors
-/// [`ConnectError`].
 pub(super) async fn accept<F: Future<Output = Result<Option<Session>, Denial>>>(
     endpoint: &Endpoint,
     tcp: TcpStream,

@@ -55,7 +55,6 @@ fn in_turn(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     all
 }
 
-/// TCP to one address.
 pub(super) async fn tcp(address: SocketAddr, deadline: Duration) -> Result<TcpStream, ConnectError> {
     let connected = timeout(deadline, TcpStream::connect(address)).await;
     let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
@@ -63,9 +62,7 @@ pub(super) async fn tcp(address: SocketAddr, deadline: Duration) -> Result<TcpSt
 }
 
 /// Runs `attempt` on each address until one succeeds; those that are under way then are dropped.
-///
-/// # Errors
-/// Of a single address its own error; of several the one that says most, or what became of each.
+/// Errors: of a single address its own error; of several the one that says most, or what became of each.
 pub(super) async fn first_of<T, A: Future<Output = Result<T, ConnectError>>>(
     name: &str,
     addresses: Vec<SocketAddr>,

@@ -13,7 +13,6 @@ struct At {
     since: Instant,
     /// The first frame that the peer has not acknowledged.
     frame: u64,
-    /// Connections that were lost.
     losses: u32,
 }
 

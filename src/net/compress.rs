@@ -33,12 +33,10 @@ const SKIP_MAX: u32 = 256;
 /// the other side has agreed; each direction of a stream has its own.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub enum Coding {
-    /// Nothing, in either direction.
     #[default]
     Plain,
     /// What is sent is compressed.
     Compress,
-    /// What is received was.
     Decompress(Undelivered),
 }
 
@@ -113,16 +111,12 @@ fn header(kind: u8, length: usize, plain: usize) -> [u8; HEADER_LEN] {
 /// Why blocks could not be read. The peer is not one of ours, or has a mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// A kind that this version does not know.
     #[error("a block of unknown kind {0}")]
     Kind(u8),
-    /// Too long, empty, or longer compressed than not.
     #[error("a block with impossible lengths")]
     Length,
-    /// What is in it is not what its header says.
     #[error("a compressed block is damaged")]
     Damaged,
-    /// The stream ended within a block.
     #[error("the stream ended within a block")]
     Truncated,
 }
@@ -145,9 +139,7 @@ impl Decoder {
     }
 
     /// The next block's plain bytes, and the length of the block.
-    ///
-    /// # Errors
-    /// [`DecodeError`]; nothing more is to be read.
+    /// Errors: [`DecodeError`]; nothing more is to be read.
     pub(super) fn next(&mut self) -> Result<Option<(Bytes, usize)>, DecodeError> {
         let Some(first) = self.partial.first_chunk::<HEADER_LEN>() else { return Ok(None) };
         let [kind, l0, l1, l2, plain @ ..] = *first;

@@ -14,63 +14,34 @@ use crate::mux::hello::HelloError;
 /// Why no session came about.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The peer's name has no address.
     #[error("cannot resolve {address}; check the peer's `address` in the configuration")]
-    Resolve {
-        /// As configured.
-        address: String,
-        /// The resolver's answer.
-        source: io::Error,
-    },
-    /// TCP did not come about.
+    Resolve { address: String, source: io::Error },
     #[error("cannot connect to {address}; is its agent running, and does the firewall pass this port?")]
-    Connect {
-        /// As configured.
-        address: String,
-        /// The operating system's answer.
-        source: io::Error,
-    },
+    Connect { address: String, source: io::Error },
     /// TLS refused, on either side.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    /// The peer went away before its HELLO.
     #[error("the connection ended before the peer said HELLO: {}", classify_handshake_error(.0))]
     BeforeHello(#[source] io::Error),
-    /// The peer's first frame is not one.
     #[error("the peer's first frame is not a HELLO of this protocol")]
     Hello(#[source] HelloError),
-    /// The peer said no.
     #[error("the peer refused the session ({}){}{text}", code.name(), if text.is_empty() { "" } else { ": " })]
-    Refused {
-        /// Why.
-        code: Code,
-        /// In its words.
-        text: String,
-    },
-    /// We said no.
+    Refused { code: Code, text: String },
     #[error("the peer's HELLO was refused ({})", .0.name())]
     Incompatible(Code),
-    /// A deadline passed.
     #[error("no answer from the peer within {} s", .0.as_secs())]
     Deadline(Duration),
-    /// The operating system gave no randomness.
     #[error("no randomness")]
     Random(#[source] getrandom::Error),
-    /// TLS gave no keying material.
     #[error("the TLS connection gives no keying material to bind the session to")]
     Exporter(#[source] rustls::Error),
-    /// The session that was to be resumed has ended here meanwhile.
     #[error("the session to be resumed has ended here")]
     Gone,
-    /// The operating system gave no thread or descriptor for the session.
     #[error("the session could not be started")]
     Start(#[source] io::Error),
     /// The peer has no address and no live session.
     #[error("{peer} is not connected, and its configuration has no `address` to dial")]
-    NoAddress {
-        /// The peer.
-        peer: Identity,
-    },
+    NoAddress { peer: Identity },
     /// Too many connections have not proved their identity yet, and this one made room.
     #[error(
         "too many connections wait for their handshake, and this one has waited longest of those from there"
@@ -83,7 +54,6 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// Whether the peer knows nobody of this host's identity.
-    #[must_use]
     pub fn is_stranger(&self) -> bool {
         match self {
             Self::Refused { code, .. } => *code == Code::Auth,
@@ -93,7 +63,6 @@ impl ConnectError {
     }
 
     /// Whether one side has judged the other's certificate.
-    #[must_use]
     pub fn is_distrust(&self) -> bool {
         match self {
             Self::Handshake(e) => !e.failure.may_pass(),
@@ -104,7 +73,6 @@ impl ConnectError {
     }
 
     /// Whether dialing again later may succeed without anybody's doing.
-    #[must_use]
     pub fn may_pass(&self) -> bool {
         if let Self::Shared(e) = self {
             return e.may_pass();
@@ -119,7 +87,6 @@ impl ConnectError {
     }
 
     /// A bounded label for metrics.
-    #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
             Self::Resolve { .. } => "resolve",

@@ -17,13 +17,11 @@ use crate::mux::hello::Negotiated;
 /// What is known of a session's connection. It changes with each one.
 #[derive(Debug, Clone)]
 pub struct ConnectionInfo {
-    /// The peer's address.
     pub address: SocketAddr,
     /// Cipher suite and key exchange, for people.
     pub cipher: String,
     /// The certificates with which the peer proved itself, its own first.
     pub chain: Vec<CertificateDer<'static>>,
-    /// When it was made.
     pub since: Instant,
 }
 

@@ -37,156 +37,72 @@ pub struct TlsPaths {
 /// What is wrong with this host's TLS files. Each text names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file can't be read.
     #[error("can't read the {what} `{}`; check the path and that the agent's user may read it", path.display())]
     Unreadable {
-        /// What the file is for.
         what: &'static str,
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Not a plain file, or far too large to be what it should be.
     #[error("the {what} `{}` is not a plain file of at most {FILE_BYTES_MAX} bytes; check the path", path.display())]
-    NotAFile {
-        /// What the file is for.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-    },
-    /// No PEM block of the right kind.
+    NotAFile { what: &'static str, path: PathBuf },
     #[error("`{}` holds no {what} in PEM form (a block that starts with -----BEGIN); convert it, or swap the paths if they are mixed up", path.display())]
     NotPem {
-        /// What was looked for.
         what: &'static str,
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: pem::Error,
     },
-    /// A PEM block whose content is no certificate.
     #[error("`{}` holds a certificate that can't be decoded; it is damaged, copy or issue it again", path.display())]
-    Undecodable {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Others than the owner may read the private key.
+    Undecodable { path: PathBuf },
     #[error("others may read the private key `{}` (mode {mode:04o}); run `chmod 600 {}` and, if the host has other users, issue a new key", path.display(), path.display())]
-    KeyExposed {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// The key is of a kind we can't use.
+    KeyExposed { path: PathBuf, mode: u32 },
     #[error("the private key `{}` can't be used; `vmferry certs host` makes one that can", path.display())]
     KeyUnusable {
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: rustls::Error,
     },
-    /// Key and certificate don't belong together.
     #[error("the private key `{}` does not belong to the certificate `{}`; take both from the same folder", key.display(), cert.display())]
-    KeyMismatch {
-        /// The certificate's file.
-        cert: PathBuf,
-        /// The key's file.
-        key: PathBuf,
-    },
-    /// Our certificate gives no identity.
+    KeyMismatch { cert: PathBuf, key: PathBuf },
     #[error("the certificate `{}` does not say who this host is", path.display())]
     NoIdentity {
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: IdentityError,
     },
-    /// A certificate has expired.
     #[error("the certificate `{}` expired at {not_after}, and this host's clock says {now}; renew it (`vmferry certs host NAME --force`) or set this host's clock right", path.display())]
-    Expired {
-        /// The file.
-        path: PathBuf,
-        /// End of its life.
-        not_after: OffsetDateTime,
-        /// This host's clock.
-        now: OffsetDateTime,
-    },
-    /// A certificate is not valid yet.
+    Expired { path: PathBuf, not_after: OffsetDateTime, now: OffsetDateTime },
     #[error("the certificate `{}` is not valid before {not_before}, and this host's clock says {now}; set this host's clock right", path.display())]
-    NotYetValid {
-        /// The file.
-        path: PathBuf,
-        /// Start of its life.
-        not_before: OffsetDateTime,
-        /// This host's clock.
-        now: OffsetDateTime,
-    },
+    NotYetValid { path: PathBuf, not_before: OffsetDateTime, now: OffsetDateTime },
     /// Extended key usage lacks a role; every agent both dials and is dialled.
     #[error("the certificate `{}` may not be used for {missing}; an agent needs serverAuth and clientAuth in the extended key usage", path.display())]
-    WrongPurpose {
-        /// The file.
-        path: PathBuf,
-        /// The role that is missing.
-        missing: &'static str,
-    },
-    /// The CA file holds a certificate that is not a CA's.
+    WrongPurpose { path: PathBuf, missing: &'static str },
     #[error("`{}` holds a certificate that is not a CA's; it must hold CA certificates only", path.display())]
-    NotACa {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Our own certificate does not verify under our own CA.
+    NotACa { path: PathBuf },
     #[error("the certificate `{}` does not verify under the CA `{}`, so no peer of this CA would accept it; issue it with this CA, or add the intermediate certificates to it", cert.display(), ca.display())]
     NotIssuedByCa {
-        /// The certificate's file.
         cert: PathBuf,
-        /// The CA's file.
         ca: PathBuf,
-        /// The cause.
         #[source]
         source: rustls::Error,
     },
-    /// Our own certificate is on our own revocation list.
     #[error("the certificate `{}` is revoked by `{}`; issue a new one for this host", cert.display(), crl.display())]
-    Revoked {
-        /// The certificate's file.
-        cert: PathBuf,
-        /// The revocation list's file.
-        crl: PathBuf,
-    },
-    /// The revocation list is expired or covers another CA.
+    Revoked { cert: PathBuf, crl: PathBuf },
     #[error("the revocation list `{}` has expired or does not cover the issuer of `{}`; fetch or make a current one", crl.display(), cert.display())]
-    RevocationUnknown {
-        /// The certificate's file.
-        cert: PathBuf,
-        /// The revocation list's file.
-        crl: PathBuf,
-    },
-    /// The revocation list can't be used.
+    RevocationUnknown { cert: PathBuf, crl: PathBuf },
     #[error("the revocation list `{}` can't be used", path.display())]
     BadCrl {
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: rustls::server::VerifierBuilderError,
     },
-    /// The CA certificate can't be a trust anchor.
     #[error("the CA certificate `{}` can't be used", path.display())]
     BadCa {
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The TLS library refused a setting of ours.
     #[error("the TLS library refused our settings")]
     Settings(#[source] rustls::Error),
 }
@@ -241,17 +157,13 @@ fn own_identity(chain: &[CertificateDer<'_>], path: &Path) -> Result<Identity, T
 }
 
 /// Reads the certificates of a PEM file, in their order; at least one.
-///
-/// # Errors
-/// `Unreadable`, `NotAFile` or `NotPem`, which name the file as a `what`.
+/// Errors: `Unreadable`, `NotAFile` or `NotPem`, which name the file as a `what`.
 pub fn read_certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     read_pem(what, path)
 }
 
 /// Reads a private key, after a look at who else may read it.
-///
-/// # Errors
-/// `KeyExposed`, or those of [`read_certificates`].
+/// Errors: `KeyExposed`, or those of [`read_certificates`].
 pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let (text, mode) = read_file("private key", path)?;
     if mode & 0o077 != 0 {

@@ -22,9 +22,6 @@ use crate::mux::{Code, Role};
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Dials a peer and agrees on a new session, proving that it is `peer`.
-///
-/// # Errors
-/// [`ConnectError`].
 pub(super) async fn dial(
     endpoint: &Endpoint,
     address: &str,
@@ -56,9 +53,6 @@ pub(super) async fn dial(
 }
 
 /// TLS with `peer` at one of the addresses that its name has now; TCP may take `deadline`.
-///
-/// # Errors
-/// [`ConnectError`].
 pub(super) async fn connect(
     endpoint: &Endpoint,
     name: &str,

@@ -30,9 +30,6 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// An endpoint with the given credentials; `dead_peer` bounds a silent connection.
-    ///
-    /// # Errors
-    /// [`ConnectError::Random`].
     pub fn new(tls: Tls, config: Config, dead_peer: Duration) -> Result<Self, ConnectError> {
         let instance = random()?;
         let (tls, resume_within) = (RwLock::new(Arc::new(tls)), RESUME_DEADLINE);
@@ -40,32 +37,27 @@ impl Endpoint {
     }
 
     /// Goes by the name of an earlier process, whose sessions it has taken up.
-    #[must_use]
     pub fn with_instance(self, instance: [u8; 16]) -> Self {
         Self { instance, ..self }
     }
 
     /// The name of this process to its peers.
-    #[must_use]
     pub fn instance(&self) -> [u8; 16] {
         self.instance
     }
 
     /// Sessions go on without a connection for this long instead of [`RESUME_DEADLINE`].
-    #[must_use]
     pub fn with_resume(self, resume_within: Duration) -> Self {
         Self { resume_within, ..self }
     }
 
     /// Asks for this congestion control on every connection instead of the system's default
     /// (tcp(7), TCP_CONGESTION).
-    #[must_use]
     pub fn with_congestion(self, name: &str) -> Self {
         Self { congestion: Some(name.to_owned()), ..self }
     }
 
     /// The credentials in use for new connections.
-    #[must_use]
     pub fn tls(&self) -> Arc<Tls> {
         let tls = self.tls.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         Arc::clone(&tls)
@@ -77,13 +69,11 @@ impl Endpoint {
     }
 
     /// The protocol's limits.
-    #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
     /// How long sessions go on without a connection.
-    #[must_use]
     pub fn resume_within(&self) -> Duration {
         self.resume_within
     }

@@ -23,7 +23,6 @@ use crate::mux::{Code, Snapshot, StreamId};
 /// A session that a driver has left.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct FrozenSession {
-    /// The peer.
     pub peer: Identity,
     pub(super) is_dialer: bool,
     pub(super) id: [u8; 16],
@@ -31,7 +30,6 @@ pub struct FrozenSession {
     pub(super) peer_instance: [u8; 16],
     pub(super) version: u16,
     pub(super) generation: u64,
-    /// Where the dialer dials.
     pub(super) address: Option<String>,
     pub(super) connection: FrozenConnection,
     pub(super) age_s: u64,
@@ -83,7 +81,6 @@ pub struct FrozenStream {
 
 impl FrozenSession {
     /// The session's name.
-    #[must_use]
     pub fn id(&self) -> [u8; 16] {
         self.id
     }
@@ -156,7 +153,6 @@ impl FrozenStream {
     }
 
     /// Its number in its session.
-    #[must_use]
     pub fn id(&self) -> u32 {
         self.id
     }

@@ -31,7 +31,6 @@ const LINGER_BYTES_MAX: u64 = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 #[error("TLS handshake failed: {failure}")]
 pub struct HandshakeError {
-    /// The cause.
     pub failure: HandshakeFailure,
     /// What the TLS library or the socket said.
     #[source]
@@ -40,9 +39,7 @@ pub struct HandshakeError {
 
 /// Runs the dialer's side over a connected stream, and proves within `deadline` that the
 /// other end is `peer`.
-///
-/// # Errors
-/// [`HandshakeError`]; see the module's note on refusals that arrive only later.
+/// Errors: [`HandshakeError`]; see the module's note on refusals that arrive only later.
 pub async fn connect<IO>(
     tls: &Tls,
     io: IO,
@@ -72,9 +69,7 @@ where
 
 /// Runs the acceptor's side, and returns who has proved within `deadline` to be at the other
 /// end. Whether that identity may do anything here is for the caller to decide.
-///
-/// # Errors
-/// [`HandshakeError`]. The peer has then been told why, as far as TLS has words for it.
+/// Errors: [`HandshakeError`]. The peer has then been told why, as far as TLS has words for it.
 pub async fn accept<IO>(
     tls: &Tls,
     io: IO,
@@ -98,9 +93,7 @@ where
 
 /// The checks that remain when the library is content: TLS 1.3, our protocol, one identity.
 /// For callers that drive rustls themselves.
-///
-/// # Errors
-/// `BadVersion`, `BadProtocol`, `NoIdentity` or `NoClientCertificate`.
+/// Errors: `BadVersion`, `BadProtocol`, `NoIdentity` or `NoClientCertificate`.
 pub fn verdict(state: &CommonState) -> Result<Identity, HandshakeError> {
     if state.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
         return Err(refuse(HandshakeFailure::BadVersion, "TLS 1.3 is required"));

@@ -42,7 +42,6 @@ pub enum HandshakeFailure {
     NothingInCommon,
     /// The peer refused us; the alert it sent says this much.
     RefusedByPeer(Refusal),
-    /// Deadline passed.
     Timeout,
     /// The connection ended in the middle of the handshake.
     Closed,
@@ -62,7 +61,6 @@ pub enum Refusal {
     BadSignature,
     /// Our certificate has expired or is not valid yet by the peer's clock.
     Expired,
-    /// Our certificate is revoked.
     Revoked,
     /// Our certificate is not for this purpose.
     WrongPurpose,
@@ -76,12 +74,10 @@ pub enum Refusal {
     BadProtocol,
     /// No cipher suite or key exchange in common, or it found our handshake faulty.
     HandshakeFailed,
-    /// Any other alert.
     Other,
 }
 
 /// Finds the cause in an error of a socket or of the TLS library.
-#[must_use]
 pub fn classify_handshake_error(error: &io::Error) -> HandshakeFailure {
     let inner = error.get_ref().and_then(|e| e.downcast_ref::<RustlsError>());
     if let Some(tls) = inner {
@@ -99,7 +95,6 @@ pub fn classify_handshake_error(error: &io::Error) -> HandshakeFailure {
 }
 
 /// Finds the cause in an error of the TLS library.
-#[must_use]
 pub fn classify_tls_error(error: &RustlsError) -> HandshakeFailure {
     match error {
         RustlsError::InvalidCertificate(e) => classify_certificate_error(e),
@@ -168,7 +163,6 @@ impl From<AlertDescription> for Refusal {
 
 impl HandshakeFailure {
     /// A short, fixed word for a metric's `reason` label; the set is finite.
-    #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Self::UnknownCa => "unknown_ca",
@@ -194,7 +188,6 @@ impl HandshakeFailure {
     }
 
     /// True where dialling again by itself may help: nobody has judged anybody yet.
-    #[must_use]
     pub fn may_pass(self) -> bool {
         matches!(self, Self::Timeout | Self::Closed)
     }

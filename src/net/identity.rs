@@ -36,13 +36,10 @@ pub struct Identity(String);
 /// Why a certificate or a text gives no identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
-    /// The peer's certificate list is empty.
     #[error("no certificate was presented")]
     NoCertificate,
-    /// The certificate can't be decoded.
     #[error("the certificate can't be decoded")]
     Undecodable,
-    /// No DNS name among the SANs.
     #[error(
         "the certificate has no DNS name among its subject alternative names; \
          issue one with `vmferry certs host NAME`"
@@ -53,37 +50,25 @@ pub enum IdentityError {
         "the certificate has several DNS names ({names}); keep one, \
          or add the URI name `vmferry:NAME` that says which is the host's identity"
     )]
-    Ambiguous {
-        /// The names found, shortened to a printable list.
-        names: String,
-    },
+    Ambiguous { names: String },
     /// The selector names something that is not among the DNS names, or there are several.
     #[error(
         "the certificate's URI name `vmferry:…` must occur once and repeat one of its DNS names ({names})"
     )]
-    BadSelector {
-        /// The DNS names found, shortened to a printable list.
-        names: String,
-    },
+    BadSelector { names: String },
     /// Not a name that can be an identity (wildcard, IP address, bad characters, too long).
     #[error("`{name}` can't be a host's identity: a plain DNS name is needed, no wildcard, no address")]
-    BadName {
-        /// The offending text, made printable.
-        name: String,
-    },
+    BadName { name: String },
 }
 
 impl Identity {
     /// The name, in lower case.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// The name in the form in which a TLS client says whom it wants to reach.
-    ///
-    /// # Errors
-    /// `BadName` if the TLS library disagrees with our own check, which a test excludes.
+    /// Errors: `BadName` if the TLS library disagrees with our own check, which a test excludes.
     pub fn server_name(&self) -> Result<ServerName<'static>, IdentityError> {
         ServerName::try_from(self.0.clone()).map_err(|_| bad_name(&self.0))
     }
@@ -124,9 +109,7 @@ impl fmt::Display for Identity {
 /// Reads the identity out of a peer's certificate chain by the rule of this module. Only the
 /// first certificate, the host's own, counts. The chain must already be verified: this
 /// function checks no signature, no date and no purpose.
-///
-/// # Errors
-/// One `IdentityError` for each way in which the rule is not met.
+/// Errors: one `IdentityError` for each way in which the rule is not met.
 pub fn peer_identity(certs: &[CertificateDer<'_>]) -> Result<Identity, IdentityError> {
     let leaf = certs.first().ok_or(IdentityError::NoCertificate)?;
     let cert = webpki::EndEntityCert::try_from(leaf).map_err(|_| IdentityError::Undecodable)?;

@@ -27,7 +27,6 @@ impl From<Session> for Lanes {
 
 impl Lanes {
     /// The one with the control stream.
-    #[must_use]
     pub fn first(&self) -> &Session {
         &self.first
     }
@@ -41,19 +40,16 @@ impl Lanes {
     }
 
     /// All of them.
-    #[must_use]
     pub fn all(&self) -> Vec<Session> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether one of them has no connection.
-    #[must_use]
     pub fn is_away(&self) -> bool {
         self.all().iter().any(|session| session.away_since().is_some())
     }
 
     /// Watches the connections of all that there are now.
-    #[must_use]
     pub fn watch(&self) -> LinksWatch {
         LinksWatch(self.all().iter().map(Session::watch_link).collect())
     }

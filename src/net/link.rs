@@ -17,43 +17,29 @@ use crate::mux::{self, Code};
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 pub enum EndCause {
-    /// Reading or writing the socket failed.
     #[error("the connection failed")]
     Io(#[source] std::io::Error),
-    /// TLS refused what came.
     #[error("the TLS connection failed")]
     Tls(#[source] rustls::Error),
-    /// The peer closed the connection.
     #[error("the peer closed the connection")]
     PeerClosed,
-    /// The peer broke the protocol, went silent, or a limit was passed.
     #[error("the session failed")]
     Session(#[source] mux::SessionError),
-    /// The connection has given way to a newer one of the same session.
     #[error("the peer dialed again")]
     Replaced,
-    /// The connection was lost, and no other came in time.
     #[error("the connection was lost and not replaced within {} s{}", after.as_secs(), refused(refusal))]
     Lost {
-        /// How long it was tried.
         after: Duration,
         /// Why the peer would have none.
         refusal: Option<Box<ConnectError>>,
-        /// How it was lost.
         source: Box<EndCause>,
     },
     /// The connection was lost as others before it, over which nothing had moved.
     #[error("{words}")]
-    Stuck {
-        /// What was seen of them.
-        words: String,
-        /// How the last one was lost.
-        source: Box<EndCause>,
-    },
+    Stuck { words: String, source: Box<EndCause> },
     /// It goes on in another process.
     #[error("the agent's process changed")]
     Frozen,
-    /// We ended it.
     #[error("closed here: {}", .0.name())]
     Closed(Code),
 }
@@ -64,7 +50,6 @@ fn refused(refusal: &Option<Box<ConnectError>>) -> String {
 
 impl EndCause {
     /// Whether only the connection is lost, so that the session may go on over another.
-    #[must_use]
     pub fn is_resumable(&self) -> bool {
         match self {
             Self::Io(_) | Self::Tls(_) | Self::PeerClosed | Self::Replaced => true,
@@ -74,7 +59,6 @@ impl EndCause {
     }
 
     /// A bounded label for metrics.
-    #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
             Self::Io(_) => "io",
@@ -93,7 +77,6 @@ impl EndCause {
 /// A session without a connection.
 #[derive(Debug, Clone)]
 pub struct Away {
-    /// Since when.
     pub since: Instant,
     /// When it ends if there is none by then.
     pub until: Instant,
@@ -113,8 +96,6 @@ pub struct LinkState {
 /// A session's end and its last figures.
 #[derive(Debug)]
 pub struct SessionEnd {
-    /// Why it ended.
     pub cause: EndCause,
-    /// What it had carried.
     pub stats: mux::Stats,
 }

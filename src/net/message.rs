@@ -17,25 +17,19 @@ pub const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 /// Why a message could not be sent or understood.
 #[derive(Debug, thiserror::Error)]
 pub enum MessageError {
-    /// The stream or its session ended.
     #[error(transparent)]
     Ended(#[from] StreamEnded),
-    /// The peer finished the stream within a message.
     #[error("the stream ended within a message")]
     Truncated,
-    /// Longer than allowed.
     #[error("a message of {0} bytes exceeds the limit of {MESSAGE_BYTES_MAX}")]
     TooLong(usize),
-    /// Not the JSON that was expected.
     #[error("a message could not be understood")]
     Json(#[from] serde_json::Error),
 }
 
-/// Sends messages.
 #[derive(Debug)]
 pub struct MessageSender(SendHalf);
 
-/// Receives messages.
 #[derive(Debug)]
 pub struct MessageReceiver {
     recv: RecvHalf,
@@ -52,14 +46,11 @@ pub struct StoppedChannel {
 /// A channel of messages as one process leaves it to the next.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct FrozenChannel {
-    /// Its stream.
     pub stream: FrozenStream,
     /// The beginning of a message.
     buffer: Bytes,
 }
 
-/// Stops a channel.
-#[must_use]
 pub fn stop(sender: MessageSender, receiver: MessageReceiver) -> StoppedChannel {
     StoppedChannel {
         stream: StoppedStream::new(sender.0, receiver.recv, Vec::new()),
@@ -69,14 +60,12 @@ pub fn stop(sender: MessageSender, receiver: MessageReceiver) -> StoppedChannel 
 
 impl StoppedChannel {
     /// The session has stopped as well.
-    #[must_use]
     pub fn settle(self) -> FrozenChannel {
         FrozenChannel { stream: self.stream.settle(), buffer: self.buffer.freeze() }
     }
 }
 
 /// Takes up a channel of an earlier process; `buffer` is what [`FrozenChannel::into_parts`] gave.
-#[must_use]
 pub fn take_up(stream: Stream, buffer: &Bytes) -> (MessageSender, MessageReceiver) {
     let (sender, mut receiver) = split(stream);
     receiver.buffer.extend_from_slice(buffer);
@@ -85,14 +74,12 @@ pub fn take_up(stream: Stream, buffer: &Bytes) -> (MessageSender, MessageReceive
 
 impl FrozenChannel {
     /// The stream, and what [`take_up`] needs beside it.
-    #[must_use]
     pub fn into_parts(self) -> (FrozenStream, Bytes) {
         (self.stream, self.buffer)
     }
 }
 
 /// Takes a stream as a channel of messages.
-#[must_use]
 pub fn split(stream: Stream) -> (MessageSender, MessageReceiver) {
     let Stream { send, recv, .. } = stream;
     (MessageSender(send), MessageReceiver { recv, buffer: BytesMut::new() })
@@ -100,9 +87,7 @@ pub fn split(stream: Stream) -> (MessageSender, MessageReceiver) {
 
 impl MessageSender {
     /// Sends one message.
-    ///
-    /// # Errors
-    /// [`MessageError::TooLong`] or the stream's end.
+    /// Errors: [`MessageError::TooLong`] or the stream's end.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), MessageError> {
         let json = serde_json::to_vec(message)?;
         if json.len() > MESSAGE_BYTES_MAX {
@@ -122,9 +107,7 @@ impl MessageSender {
 
 impl MessageReceiver {
     /// The next message; `None` when the peer has finished.
-    ///
-    /// # Errors
-    /// [`MessageError`]; the channel is of no use afterwards. Cancelling loses nothing.
+    /// Errors: [`MessageError`]; the channel is of no use afterwards. Cancelling loses nothing.
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<Option<T>, MessageError> {
         loop {
             if let Some(json) = self.take()? {

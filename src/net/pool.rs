@@ -90,7 +90,6 @@ pub struct Pool {
 impl Pool {
     /// A pool without sessions; streams that peers open arrive on `incoming`, each new session
     /// on `started`.
-    #[must_use]
     pub fn new(
         endpoint: Endpoint,
         incoming: mpsc::Sender<IncomingStream>,
@@ -111,15 +110,11 @@ impl Pool {
     }
 
     /// Credentials and limits.
-    #[must_use]
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
 
     /// A session with `peer` that has a connection, dialed at `address` if there is none.
-    ///
-    /// # Errors
-    /// [`ConnectError`].
     pub async fn session(&self, peer: &Identity, address: Option<&str>) -> Result<Session, ConnectError> {
         let waiting = match self.live(peer) {
             None => None,
@@ -154,9 +149,7 @@ impl Pool {
     }
 
     /// Takes a connection from a listener through handshake and HELLO.
-    ///
-    /// # Errors
-    /// [`ConnectError`]; a refused peer has been told why.
+    /// Errors: [`ConnectError`]; a refused peer has been told why.
     pub async fn accept(
         &self,
         tcp: TcpStream,
@@ -213,7 +206,6 @@ impl Pool {
     }
 
     /// Dials that became no session, by reason.
-    #[must_use]
     pub fn dial_failures(&self) -> BTreeMap<&'static str, u64> {
         self.dial_failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -224,7 +216,6 @@ impl Pool {
     }
 
     /// All live sessions. Forgets the others: each holds the descriptors of its runtime.
-    #[must_use]
     pub fn all(&self) -> Vec<Session> {
         let mut sessions = self.locked();
         sessions.values_mut().for_each(|of_peer| of_peer.retain(Session::is_live));
@@ -243,7 +234,6 @@ impl Pool {
     }
 
     /// What may be sent to `peer`.
-    #[must_use]
     pub fn limit(&self, peer: &Identity) -> Option<Rate> {
         Some(self.locked_terms().get(peer)?.limit.as_ref()?.0)
     }

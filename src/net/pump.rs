@@ -39,16 +39,13 @@ const SOCKET_BUFFER_BYTES: usize = 1024 * 1024;
 /// How a pump ended.
 #[derive(Debug, thiserror::Error)]
 pub enum PumpEnd {
-    /// Both directions ended in order.
     #[error("ended in order")]
     Finished,
     /// The local socket failed: its program is gone or cut it.
     #[error("the local socket failed")]
     Local(#[source] io::Error),
-    /// What the peer sends is not what was agreed on.
     #[error("what was received could not be decompressed")]
     Coding(#[source] DecodeError),
-    /// The stream was ended by the peer or with its session.
     #[error("cut from the other side")]
     Remote(#[source] StreamEnded),
 }
@@ -56,9 +53,7 @@ pub enum PumpEnd {
 /// Bytes that a pump has moved.
 #[derive(Debug, Default)]
 pub struct PumpCounters {
-    /// Into the stream.
     pub sent_bytes: AtomicU64,
-    /// Into the local socket.
     pub received_bytes: AtomicU64,
     /// By how much compression has made the first of these smaller.
     pub saved_bytes: AtomicU64,
@@ -69,7 +64,6 @@ pub struct PumpCounters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FirstEnd {
-    /// The local socket.
     Local = 1,
     /// The stream, by the peer or with its session.
     Stream = 2,
@@ -77,13 +71,11 @@ pub enum FirstEnd {
 
 impl PumpCounters {
     /// Both directions together.
-    #[must_use]
     pub fn total(&self) -> u64 {
         self.sent_bytes.load(Relaxed) + self.received_bytes.load(Relaxed)
     }
 
     /// Which end ended first; none while both are open.
-    #[must_use]
     pub fn first_end(&self) -> Option<FirstEnd> {
         match self.first_end.load(Relaxed) {
             1 => Some(FirstEnd::Local),
@@ -117,9 +109,7 @@ pub struct Pump {
 /// A pump that has stopped between two bytes, to begin again in another process.
 #[derive(Debug)]
 pub struct FrozenPump {
-    /// The local socket.
     pub local: OwnedFd,
-    /// Its stream.
     pub stream: StoppedStream,
     /// What it had moved, and how.
     pub state: PumpState,
@@ -140,7 +130,6 @@ pub struct PumpState {
 
 impl PumpState {
     /// One that begins.
-    #[must_use]
     pub fn new(coding: Coding) -> Self {
         Self { coding, ..Self::default() }
     }
@@ -212,7 +201,6 @@ impl Pump {
     }
 
     /// What it has moved so far.
-    #[must_use]
     pub fn counters(&self) -> &Arc<PumpCounters> {
         &self.counters
     }

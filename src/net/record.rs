@@ -77,9 +77,7 @@ impl Record {
 pub(crate) enum OpenError<E> {
     /// The peer ended the TLS connection in order.
     CloseNotify,
-    /// rustls refused the bytes.
     Tls(rustls::Error),
-    /// Reading failed.
     Io(io::Error),
     /// The consumer of the plaintext refused it.
     Sink(E),

@@ -51,9 +51,7 @@ pub(super) struct Redial {
 impl Redial {
     /// Tries until the peer takes the session up again. Each attempt has a number of its own,
     /// which `newest` holds before it begins; the newest wins.
-    ///
-    /// # Errors
-    /// The peer's final word: it has no such session any more, or does not take it up.
+    /// Errors: the peer's final word: it has no such session any more, or does not take it up.
     pub(super) async fn until_resumed(
         &self,
         key: &SessionKey,
@@ -74,7 +72,6 @@ impl Redial {
         }
     }
 
-    /// One attempt.
     async fn attempt(&self, key: &SessionKey, generation: u64, rx_seq: u64) -> Result<Resumed, ConnectError> {
         let Self { endpoint, address, peer } = self;
         let (mut tls, remote) = dial::connect(endpoint, address, peer, RECONNECT_DEADLINE).await?;

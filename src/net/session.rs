@@ -17,22 +17,11 @@ use crate::mux::{self, Code, MigrationId, Open, Role, Share, SharedLimit, Stream
 /// Why a stream could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenStreamError {
-    /// A limit of the session, ours or the peer's.
     #[error("no further stream in the session with {peer}")]
-    Limit {
-        /// The peer.
-        peer: Identity,
-        /// Which limit.
-        source: mux::OpenError,
-    },
+    Limit { peer: Identity, source: mux::OpenError },
     /// The peer answered no, or the session ended.
     #[error("{peer} did not accept the stream")]
-    Refused {
-        /// The peer.
-        peer: Identity,
-        /// With which code.
-        source: StreamEnded,
-    },
+    Refused { peer: Identity, source: StreamEnded },
 }
 
 /// What does not change while a session lives.
@@ -42,7 +31,6 @@ pub struct SessionInfo {
     pub peer: Identity,
     /// Which side dialed, and dials again.
     pub role: Role,
-    /// When it began.
     pub since: Instant,
     pub(super) key: SessionKey,
 }
@@ -86,13 +74,11 @@ impl Session {
     }
 
     /// What does not change while the session lives.
-    #[must_use]
     pub fn info(&self) -> &SessionInfo {
         &self.info
     }
 
     /// The session's name, which is no secret.
-    #[must_use]
     pub fn id(&self) -> [u8; 16] {
         self.info.key.id
     }
@@ -113,19 +99,16 @@ impl Session {
     }
 
     /// The connection, or the want of one.
-    #[must_use]
     pub fn link(&self) -> LinkState {
         self.link.borrow().clone()
     }
 
     /// Watches [`Session::link`].
-    #[must_use]
     pub fn watch_link(&self) -> watch::Receiver<LinkState> {
         self.link.clone()
     }
 
     /// Since when the session has no connection; `None` while it has one.
-    #[must_use]
     pub fn away_since(&self) -> Option<Instant> {
         self.link.borrow().away.as_ref().map(|away| away.since)
     }
@@ -143,9 +126,7 @@ impl Session {
 
     /// Opens a stream and waits until the peer's end is connected. How long that may take is in
     /// [`mux::Config::open_deadline`]; it does not run while the session has no connection.
-    ///
-    /// # Errors
-    /// [`OpenStreamError`]; nothing is left of the stream.
+    /// Errors: [`OpenStreamError`]; nothing is left of the stream.
     pub async fn open(&self, open: Open) -> Result<Stream, OpenStreamError> {
         let peer = || self.info.peer.clone();
         let refused = |source| OpenStreamError::Refused { peer: peer(), source };
@@ -158,13 +139,11 @@ impl Session {
     }
 
     /// Where the pumps of this session's streams run.
-    #[must_use]
     pub fn runtime(&self) -> &tokio::runtime::Handle {
         &self.runtime
     }
 
     /// Whether streams can still be opened.
-    #[must_use]
     pub fn is_live(&self) -> bool {
         self.ended.borrow().is_none() && !self.commands.is_closed()
     }
@@ -219,7 +198,6 @@ impl IncomingStream {
     }
 
     /// The session that it comes in.
-    #[must_use]
     pub fn session(&self) -> &Session {
         &self.session
     }
@@ -230,9 +208,7 @@ impl IncomingStream {
     }
 
     /// Accepts: the local end is connected.
-    ///
-    /// # Errors
-    /// The stream or the session has ended meanwhile.
+    /// Errors: the stream or the session has ended meanwhile.
     pub async fn accept(mut self) -> Result<Stream, StreamEnded> {
         self.answered = true;
         let accepted = self.session.ask(|reply| Command::Accept(self.id, reply)).await;

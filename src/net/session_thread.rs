@@ -27,9 +27,7 @@ const POLLS_PER_WAIT: u32 = 8;
 
 /// Starts the driver of an established connection on a thread of its own. Streams that the
 /// peer opens arrive on `incoming`; when that is full they are refused.
-///
-/// # Errors
-/// The operating system gives no further thread or descriptor.
+/// Errors: the operating system gives no further thread or descriptor.
 pub(super) fn start(
     established: Established,
     endpoint: &Arc<Endpoint>,
@@ -52,9 +50,6 @@ pub(super) fn start(
 
 /// Takes up a session that another process has left, with those of its streams that have an
 /// owner, in the order of `owned`; the others are ended. It waits for a connection at first.
-///
-/// # Errors
-/// As [`start`].
 pub(super) fn thaw(
     frozen: FrozenSession,
     owned: Vec<FrozenStream>,

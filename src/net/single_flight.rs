@@ -43,9 +43,7 @@ pub(super) struct Turn {
 
 impl SingleFlight {
     /// Waits until nobody else dials `peer`.
-    ///
-    /// # Errors
-    /// That of a dial which ended meanwhile.
+    /// Errors: that of a dial which ended meanwhile.
     pub(super) async fn turn(&self, peer: &Identity) -> Result<Turn, ConnectError> {
         let slot = {
             let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -45,9 +45,7 @@ pub(super) enum Command {
 /// One byte channel of a session.
 #[derive(Debug)]
 pub struct Stream {
-    /// The half that sends.
     pub send: SendHalf,
-    /// The half that receives.
     pub recv: RecvHalf,
     accepted: Option<oneshot::Receiver<Answer>>,
 }
@@ -66,9 +64,7 @@ impl Stream {
     }
 
     /// Waits until the peer has accepted the stream that we opened: its end is connected.
-    ///
-    /// # Errors
-    /// The code with which the peer refused it, or with which the session ended.
+    /// Errors: the code with which the peer refused it, or with which the session ended.
     pub async fn accepted(&mut self) -> Result<(), StreamEnded> {
         match self.accepted.take() {
             None => Ok(()),
@@ -84,7 +80,6 @@ impl Stream {
     }
 
     /// The stream's number in its session.
-    #[must_use]
     pub fn id(&self) -> StreamId {
         self.send.id
     }
@@ -101,34 +96,23 @@ pub struct SendHalf {
 
 impl SendHalf {
     /// Queues a chunk; waits while the stream's queue is full.
-    ///
-    /// # Errors
-    /// The code with which the peer or the session ended the stream.
+    /// Errors: the code with which the peer or the session ended the stream.
     pub async fn send(&mut self, data: Bytes) -> Result<(), StreamEnded> {
         let permit = self.reserve().await?;
         self.send_reserved(permit, data)
     }
 
     /// Waits until a chunk may be queued. Who reads the chunk only then holds none while it waits.
-    ///
-    /// # Errors
-    /// As [`SendHalf::send`].
     pub(super) async fn reserve(&self) -> Result<ChunkPermit, StreamEnded> {
         self.shared.reserve().await
     }
 
     /// Queues the chunk that room was reserved for.
-    ///
-    /// # Errors
-    /// As [`SendHalf::send`].
     pub(super) fn send_reserved(&mut self, permit: ChunkPermit, data: Bytes) -> Result<(), StreamEnded> {
         self.command(Command::Data { id: self.id, data, permit })
     }
 
     /// Ends this direction after all that was sent.
-    ///
-    /// # Errors
-    /// As [`SendHalf::send`].
     pub fn finish(&mut self) -> Result<(), StreamEnded> {
         self.finished = true;
         self.command(Command::Finish(self.id))
@@ -176,9 +160,7 @@ pub struct RecvHalf {
 
 impl RecvHalf {
     /// The next chunk; `None` after the peer's FIN.
-    ///
-    /// # Errors
-    /// The code with which the peer or the session ended the stream.
+    /// Errors: the code with which the peer or the session ended the stream.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, StreamEnded> {
         if self.ended {
             return Ok(None);
@@ -264,7 +246,6 @@ impl StoppedStream {
     }
 
     /// The session that it belongs to has stopped: takes what else has arrived.
-    #[must_use]
     pub fn settle(self) -> FrozenStream {
         let Self { send, recv, untaken } = self;
         let (id, send) = send.let_go();

@@ -40,7 +40,6 @@ pub struct OwnedStream {
 
 impl OwnedStream {
     /// A stream of `session`.
-    #[must_use]
     pub fn new(session: SessionId, stream: FrozenStream) -> Self {
         Self { session, id: stream.id(), stream: Some(stream) }
     }
@@ -73,7 +72,6 @@ pub struct Descriptors(Vec<Option<OwnedFd>>);
 
 impl Descriptors {
     /// Of an earlier process, in its order; one that was lost on the way is none.
-    #[must_use]
     pub fn new(fds: Vec<Option<OwnedFd>>) -> Self {
         Self(fds)
     }
@@ -90,7 +88,6 @@ impl Descriptors {
     }
 
     /// All that are left, in their order.
-    #[must_use]
     pub fn into_fds(self) -> Vec<Option<OwnedFd>> {
         self.0
     }

@@ -22,7 +22,6 @@ use crate::mux::{Code, StreamId};
 /// fast connection.
 const CHUNKS_IN_FLIGHT: usize = 4;
 
-/// Why a stream cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the stream was ended: {}", .0.name())]
 pub struct StreamEnded(pub Code);

@@ -46,7 +46,6 @@ impl Aead {
     /// Resolves `Auto`. On x86-64 with VAES but without AVX-512 ring is about twice as fast at
     /// AES-GCM: aws-lc 1.19 has code for AES-NI and for AVX-512 and none in between, ring
     /// 0.17.14 has it. Everywhere else aws-lc.
-    #[must_use]
     pub fn resolve(self) -> Self {
         match self {
             Self::Auto if vaes_without_avx512() => Self::Ring,
@@ -134,9 +133,7 @@ pub enum PeerRole {
 impl Tls {
     /// Reads the files and checks them as severely as a peer would: dates, purposes, identity,
     /// key, and that our own certificate verifies under our own CA and revocation list.
-    ///
-    /// # Errors
-    /// A [`TlsError`] that names the file and the remedy.
+    /// Errors: a [`TlsError`] that names the file and the remedy.
     pub fn load(paths: &TlsPaths, aead: Aead) -> Result<Self, TlsError> {
         let Credentials { cas, chain, key, crls, identity, not_after } =
             Credentials::read(paths, OffsetDateTime::now_utc())?;
@@ -176,9 +173,7 @@ impl Tls {
 
     /// Judges again, by the present CA, revocation list and clock, a peer whose chain was
     /// accepted earlier.
-    ///
-    /// # Errors
-    /// The reason for which a handshake with this peer would fail now.
+    /// Errors: the reason for which a handshake with this peer would fail now.
     pub fn reverify(
         &self,
         chain: &[CertificateDer<'_>],

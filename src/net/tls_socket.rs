@@ -24,7 +24,6 @@ pub(super) struct TlsSocket {
 pub(super) enum Ready {
     /// So many bytes were received.
     Received(usize),
-    /// The socket takes more.
     Writable,
 }
 

@@ -25,26 +25,21 @@ pub const SOON: Duration = Duration::days(30);
 /// One certificate of a file.
 #[derive(Debug, Clone, Serialize)]
 pub struct CertificateReport {
-    /// The file.
     pub path: PathBuf,
     /// Its place in the file, from 1.
     pub place: usize,
-    /// Subject.
     pub subject: String,
     /// Subject alternative names, as `DNS:…`, `IP:…`, `URI:…`.
     pub names: Vec<String>,
     /// The host's identity by vmferry's rule, or `None` (as for a CA).
     pub identity: Option<String>,
-    /// Issuer.
     pub issuer: String,
     /// True for a CA's certificate.
     pub is_ca: bool,
     /// Serial number in hexadecimal.
     pub serial: String,
-    /// Start of its life.
     #[serde(with = "time::serde::rfc3339")]
     pub not_before: OffsetDateTime,
-    /// End of its life.
     #[serde(with = "time::serde::rfc3339")]
     pub not_after: OffsetDateTime,
     /// Whole days until its end; negative when it is over.
@@ -58,9 +53,7 @@ pub struct CertificateReport {
 }
 
 /// Reads every certificate of a PEM file.
-///
-/// # Errors
-/// `Files` if it can't be read, `Damaged` if something in it is no certificate.
+/// Errors: `Files` if it can't be read, `Damaged` if something in it is no certificate.
 pub fn inspect(path: &Path) -> Result<Vec<CertificateReport>, PkiError> {
     credentials::read_certificates("certificate", path)?
         .iter()
@@ -100,12 +93,10 @@ fn report(path: &Path, place: usize, der: &CertificateDer<'_>) -> Result<Certifi
 pub struct Findings {
     /// Reasons for which connections fail.
     pub problems: Vec<String>,
-    /// Worth knowing.
     pub remarks: Vec<String>,
 }
 
 /// Judges a host's files, and certificates of its peers by the host's CA.
-#[must_use]
 pub fn check(paths: &TlsPaths, peers: &[PathBuf]) -> Findings {
     let mut findings = Findings::default();
     let single = credentials::problems(paths, OffsetDateTime::now_utc());

@@ -20,7 +20,6 @@ use super::{Authority, PkiError, files, validity};
 /// use the list refuse every peer until they have a newer one.
 pub const CRL_DAYS: u32 = 365;
 
-/// What to revoke.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Revoke {
     /// Nothing new: sign the list again, so that it lives on.
@@ -34,20 +33,15 @@ pub enum Revoke {
 /// The list as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct List {
-    /// Its file.
     pub path: PathBuf,
     /// Serial numbers that were added.
     pub added: Vec<String>,
-    /// How many it holds.
     pub total: usize,
-    /// When it ends.
     pub next_update: OffsetDateTime,
 }
 
 /// Adds to the revocation list in `dir/crl.pem` and signs it for `days`.
-///
-/// # Errors
-/// `NeverIssued` if there is nothing to revoke; `NoCa` and its like if the CA can't sign.
+/// Errors: `NeverIssued` if there is nothing to revoke; `NoCa` and its like if the CA can't sign.
 pub fn revoke(dir: &Path, what: &Revoke, days: u32) -> Result<List, PkiError> {
     let ca = Authority::open(dir)?;
     let _lock = lock(dir)?;

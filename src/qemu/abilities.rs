@@ -42,9 +42,6 @@ pub struct Abilities {
 
 impl Abilities {
     /// Asks. The schema is long, so this is for the beginning, not for a loop.
-    ///
-    /// # Errors
-    /// Those of [`Qmp::execute`].
     pub async fn ask(qmp: &Qmp) -> Result<Self, QmpError> {
         let version = qmp.execute(QueryVersion).await?;
         let capabilities = qmp.execute(QueryMigrateCapabilities).await?;

@@ -29,10 +29,15 @@ pub(super) struct Addresses<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
     /// A place on a bus of the device that owns it.
-    Place { on: String, place: String, separator: char },
+    Place {
+        on: String,
+        place: String,
+        separator: char,
+    },
     /// The same place as the device that owns the bus.
-    Same { on: String },
-    /// The machine's own bus.
+    Same {
+        on: String,
+    },
     Root(String),
     /// Nothing that would be the same on another host.
     Unknown,

@@ -97,13 +97,10 @@ pub enum Remainder {
     Bitmap(String),
 }
 
-/// One thing that could not be cleaned.
 #[derive(Debug, thiserror::Error)]
 #[error("could not clean up {what}")]
 pub struct NotCleaned {
-    /// The thing.
     pub what: Remainder,
-    /// Why.
     pub source: QmpError,
 }
 
@@ -178,9 +175,6 @@ async fn clean_tracking(qmp: &Patient<'_>, what: &SourceLeftovers, report: &mut 
 }
 
 /// Removes a dirty bitmap, if it is there.
-///
-/// # Errors
-/// Those of [`Qmp::execute`].
 pub async fn delete_bitmap(qmp: &Qmp, node: &str, name: &str) -> Result<(), QmpError> {
     end_bitmap(&Patient::new(qmp), node, name).await
 }
@@ -213,9 +207,6 @@ pub async fn destination_cleanup(qmp: &Qmp, what: &DestinationLeftovers) -> Clea
 }
 
 /// Puts migration settings back as they were; of capabilities none to leave them.
-///
-/// # Errors
-/// Those of [`Qmp::execute`].
 pub async fn restore_migration_settings(
     qmp: &Qmp,
     capabilities: &[CapabilityStatus],
@@ -395,9 +386,6 @@ async fn restore_parameters(qmp: &Patient<'_>, before: &MigrationParameters) -> 
 }
 
 /// Deletes an export, if it is there, and waits until its clients' requests are over.
-///
-/// # Errors
-/// Those of [`Qmp::execute`].
 pub async fn delete_export(qmp: &Qmp, id: &str) -> Result<(), QmpError> {
     end_export(&Patient::new(qmp), id).await
 }

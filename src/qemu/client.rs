@@ -60,7 +60,6 @@ struct Shared {
 /// QEMU does not answer at the moment.
 #[derive(Debug, Clone)]
 pub struct Silence {
-    /// Since when.
     pub since: Instant,
     /// How the connection was lost; none if it is there, and a command waits for its reply.
     pub lost: Option<String>,
@@ -75,11 +74,9 @@ impl Drop for Shared {
 impl Qmp {
     /// Connects once, waits for the greeting and enters command mode, all within the deadline.
     /// Must be called in a tokio runtime.
-    ///
-    /// # Errors
-    /// [`QmpError::Connect`] at once when nobody listens (see
-    /// [`is_not_listening`](QmpError::is_not_listening)); [`QmpError::Busy`] when another client
-    /// holds the monitor.
+    /// Errors: [`QmpError::Connect`] at once when nobody listens (see
+    /// [`is_not_listening`](QmpError::is_not_listening)); [`QmpError::Busy`] when another client holds the
+    /// monitor.
     pub async fn connect(path: &Path, deadline: Duration) -> Result<(Self, Events), QmpError> {
         let begun = Instant::now();
         let busy = || QmpError::Busy { path: path.to_owned(), after: deadline };
@@ -108,19 +105,14 @@ impl Qmp {
     }
 
     /// Executes a command within [`COMMAND_DEADLINE`].
-    ///
-    /// # Errors
-    /// See [`execute_within`](Self::execute_within).
     pub async fn execute<C: Command>(&self, command: C) -> Result<C::Return, QmpError> {
         self.execute_within(command, COMMAND_DEADLINE).await
     }
 
     /// Executes a command. The deadline covers the wait behind other commands and for the reply.
     /// Dropping the future gives up the reply, not the command, if that has been sent.
-    ///
-    /// # Errors
-    /// [`QmpError::Command`] when QEMU refuses it; [`QmpError::Deadline`], which tells whether
-    /// QEMU may still execute it; the errors of a lost connection; [`QmpError::Reply`].
+    /// Errors: [`QmpError::Command`] when QEMU refuses it; [`QmpError::Deadline`], which tells whether QEMU
+    /// may still execute it; the errors of a lost connection; [`QmpError::Reply`].
     pub async fn execute_within<C: Command>(
         &self,
         command: C,
@@ -148,9 +140,7 @@ impl Qmp {
     /// replaces one of the same name. Our side is closed as soon as it is sent, or not sent.
     ///
     /// QEMU makes the open file description non-blocking, which a duplicate kept here shares.
-    ///
-    /// # Errors
-    /// [`QmpError::FdName`], and those of [`execute_within`](Self::execute_within).
+    /// Errors: [`QmpError::FdName`], and those of [`execute_within`](Self::execute_within).
     pub async fn getfd(&self, fdname: &str, fd: OwnedFd) -> Result<(), QmpError> {
         if fdname.starts_with(|first: char| first.is_ascii_digit()) || fdname.is_empty() {
             return Err(QmpError::FdName { fdname: fdname.to_owned() });

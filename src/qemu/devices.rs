@@ -27,14 +27,10 @@ pub struct Outside {
     pub name: String,
     /// Its type, such as `vhost-user-blk-pci`.
     pub device: String,
-    /// What it is.
     pub contents: Contents,
 }
 
 /// The devices whose contents lie outside.
-///
-/// # Errors
-/// Those of [`Qmp::execute`].
 pub async fn outside(qmp: &Qmp) -> Result<Vec<Outside>, QmpError> {
     let mut found = Vec::new();
     let mut addresses = Addresses::new(qmp);

@@ -62,9 +62,6 @@ pub struct Disk {
 
 /// The guest's disks in QEMU's order, empty drives left out. Works on a running source as on a
 /// destination that waits in `inmigrate`, with `-blockdev` as with `-drive`.
-///
-/// # Errors
-/// Those of [`Qmp::execute`].
 pub async fn disks(qmp: &Qmp) -> Result<Vec<Disk>, QmpError> {
     let blocks = qmp.execute(QueryBlock).await?;
     let graph = Graph::ask(qmp).await?;

@@ -12,49 +12,27 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QmpError {
-    /// The monitor's socket could not be reached.
     #[error("cannot connect to the QEMU monitor {path}")]
-    Connect {
-        /// The monitor's socket.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Connected, but QEMU did not speak: it serves one client per monitor.
+    Connect { path: PathBuf, source: io::Error },
     #[error(
         "the QEMU monitor {path} sent no greeting within {after:?}: another client holds this monitor \
          (give vmferry one of its own), or QEMU's main loop is stuck"
     )]
-    Busy {
-        /// The monitor's socket.
-        path: PathBuf,
-        /// How long was waited.
-        after: Duration,
-    },
+    Busy { path: PathBuf, after: Duration },
     /// What answered is no QMP monitor.
     #[error("{path} did not greet as a QEMU monitor: {reason}")]
-    Greeting {
-        /// The socket.
-        path: PathBuf,
-        /// What was wrong.
-        reason: String,
-    },
-    /// QEMU refused or failed a command.
+    Greeting { path: PathBuf, reason: String },
     #[error("QEMU refused {name}: {desc} ({class})")]
     Command {
-        /// The command.
         name: &'static str,
         /// QEMU's error class, mostly `GenericError`.
         class: String,
-        /// QEMU's sentence.
         desc: String,
     },
     /// No reply in time. The connection remains usable.
     #[error("no reply to {name} within {after:?} ({})", if *.sent { "QEMU may still execute it" } else { "it was not sent" })]
     Deadline {
-        /// The command.
         name: &'static str,
-        /// How long was waited.
         after: Duration,
         /// Whether QEMU may have got it. If false it never will.
         sent: bool,
@@ -63,94 +41,43 @@ pub enum QmpError {
     /// connection is made again.
     #[error("{name}: the connection to the QEMU monitor {path} was lost")]
     Disconnected {
-        /// The command whose reply is lost.
         name: &'static str,
-        /// The monitor's socket.
         path: PathBuf,
         /// The socket's error; none when the other end was closed.
         source: Option<Arc<io::Error>>,
     },
     /// A line from the monitor is no JSON object: that connection is given up and made again.
     #[error("{name}: the QEMU monitor {path} sent something that is not QMP")]
-    Malformed {
-        /// The command that waited.
-        name: &'static str,
-        /// The monitor's socket.
-        path: PathBuf,
-        /// What the JSON reader says.
-        source: Arc<serde_json::Error>,
-    },
+    Malformed { name: &'static str, path: PathBuf, source: Arc<serde_json::Error> },
     /// QEMU has ended, by the kernel's word.
     #[error("{name}: the QEMU at the monitor {path} has ended (process {pid})")]
-    Ended {
-        /// The command.
-        name: &'static str,
-        /// The monitor's socket.
-        path: PathBuf,
-        /// The process that it was.
-        pid: i32,
-    },
+    Ended { name: &'static str, path: PathBuf, pid: i32 },
     /// Nobody listens at the monitor. Whether QEMU has ended is not known.
     #[error(
         "{name}: nobody listens at the QEMU monitor {path} any more; whether that QEMU still runs is not known"
     )]
-    Vanished {
-        /// The command.
-        name: &'static str,
-        /// The monitor's socket.
-        path: PathBuf,
-    },
+    Vanished { name: &'static str, path: PathBuf },
     /// The monitor leads to another process. Whether QEMU has ended is not known.
     #[error(
         "{name}: another process than before listens at the QEMU monitor {path}; whether the QEMU of before \
          still runs is not known"
     )]
-    Replaced {
-        /// The command.
-        name: &'static str,
-        /// The monitor's socket.
-        path: PathBuf,
-    },
+    Replaced { name: &'static str, path: PathBuf },
     /// The reply to a command is not of the expected shape. The connection remains usable.
     #[error("QEMU's reply to {name} has an unexpected shape")]
-    Reply {
-        /// The command.
-        name: &'static str,
-        /// What is wrong.
-        source: serde_json::Error,
-    },
+    Reply { name: &'static str, source: serde_json::Error },
     /// A line without end: that connection is given up and made again.
     #[error("{name}: the QEMU monitor {path} sent a line of more than {limit} bytes")]
-    LineTooLong {
-        /// The command that waited.
-        name: &'static str,
-        /// The monitor's socket.
-        path: PathBuf,
-        /// The limit, in bytes.
-        limit: usize,
-    },
+    LineTooLong { name: &'static str, path: PathBuf, limit: usize },
     /// The kernel refused to send the command or its descriptor; QEMU got nothing of it.
     #[error("{name} could not be sent to QEMU")]
-    Send {
-        /// The command.
-        name: &'static str,
-        /// Why.
-        source: io::Error,
-    },
+    Send { name: &'static str, source: io::Error },
     /// The command could not be written as JSON.
     #[error("{name} cannot be written as JSON")]
-    Encode {
-        /// The command.
-        name: &'static str,
-        /// Why.
-        source: serde_json::Error,
-    },
+    Encode { name: &'static str, source: serde_json::Error },
     /// QEMU takes no descriptor name that is empty or begins with a digit.
     #[error("{fdname:?} cannot be the name of a descriptor in QEMU")]
-    FdName {
-        /// The name.
-        fdname: String,
-    },
+    FdName { fdname: String },
 }
 
 impl QmpError {

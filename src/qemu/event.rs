@@ -23,7 +23,6 @@ pub struct Event {
     pub kind: EventKind,
     /// Everything that came with it.
     pub data: Value,
-    /// When.
     pub timestamp: Timestamp,
 }
 
@@ -33,30 +32,54 @@ pub struct Event {
 #[allow(missing_docs, reason = "the fields are QEMU's own and documented there")]
 pub enum EventKind {
     /// The mirror has copied everything once. It says nothing about how far behind it is now.
-    BlockJobReady { device: String },
+    BlockJobReady {
+        device: String,
+    },
     /// The job is over. `error` alone tells whether it went well: `len == offset` does not.
-    BlockJobCompleted { device: String, len: u64, offset: u64, error: Option<String> },
+    BlockJobCompleted {
+        device: String,
+        len: u64,
+        offset: u64,
+        error: Option<String>,
+    },
     /// The job was ended by force or before it was ready; the target is not a copy.
-    BlockJobCancelled { device: String, len: u64, offset: u64 },
+    BlockJobCancelled {
+        device: String,
+        len: u64,
+        offset: u64,
+    },
     /// One failed request of a job; comes once per request in flight.
-    BlockJobError { device: String, operation: String, action: String },
+    BlockJobError {
+        device: String,
+        operation: String,
+        action: String,
+    },
     /// A job's state; ready and standby alternate freely on QEMU 10.0.
-    JobStatusChange { id: String, status: JobStatus },
+    JobStatusChange {
+        id: String,
+        status: JobStatus,
+    },
     /// A migration's state (only with the capability `events`).
-    Migration { status: MigrationStatus },
+    Migration {
+        status: MigrationStatus,
+    },
     /// Another pass over the dirty RAM begins.
-    MigrationPass { pass: u64 },
+    MigrationPass {
+        pass: u64,
+    },
     /// The guest has been paused.
     Stop,
-    /// The guest runs again.
     Resume,
     /// The guest or somebody here asked for the end; `guest` tells which.
-    Shutdown { guest: bool, reason: String },
+    Shutdown {
+        guest: bool,
+        reason: String,
+    },
     /// The guest was reset.
-    Reset { guest: bool },
-    /// The guest sleeps.
+    Reset {
+        guest: bool,
+    },
     Suspend,
-    /// The guest has woken.
     Wakeup,
     /// The guest's kernel has given up.
     GuestPanicked,
@@ -69,7 +92,9 @@ pub enum EventKind {
         nospace: bool,
     },
     /// An export is gone, by `block-export-del` or `nbd-server-stop`.
-    BlockExportDeleted { id: String },
+    BlockExportDeleted {
+        id: String,
+    },
     /// Not QEMU's: some events did not arrive here, because the connection was lost for a while or
     /// because nobody took them in time. Whoever needs to know what happened asks QEMU.
     Missed,
@@ -85,7 +110,6 @@ impl EventKind {
     }
 }
 
-/// How a job ended.
 #[derive(Deserialize)]
 struct JobEnd {
     device: String,

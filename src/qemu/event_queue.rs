@@ -18,7 +18,6 @@ pub const EVENT_QUEUE_BYTES_MAX: usize = 8 << 20;
 struct Waiting {
     events: VecDeque<(Event, usize)>,
     bytes: usize,
-    /// The connection is over.
     closed: bool,
     /// Nobody takes events any more.
     unwanted: bool,

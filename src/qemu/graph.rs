@@ -21,7 +21,6 @@ const NODE: &str = "block-driver";
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Encryption {
-    /// Not at all.
     #[default]
     None,
     /// By QEMU's own old format, which is known to be weak.
@@ -33,7 +32,6 @@ pub enum Encryption {
 
 impl Encryption {
     /// For people.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "not encrypted",
@@ -46,19 +44,15 @@ impl Encryption {
 /// One node on the way from a guest's device down to the files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
-    /// The node.
     pub node_name: String,
     /// Its driver, such as `qcow2`, `throttle` or `file`.
     pub driver: String,
     /// It is reached through a backing file only: the guest's writes never go there.
     pub backing: bool,
-    /// Nothing is below it.
     pub is_leaf: bool,
-    /// Opened for reading only.
     pub read_only: bool,
     /// Somebody else than the guest, its formats and jobs may write to it: a writable export.
     pub written_by_others: bool,
-    /// Its own encryption.
     pub encryption: Encryption,
     /// Its image, as QEMU names it.
     pub filename: String,
@@ -73,9 +67,7 @@ pub struct Layer {
 /// A dirty bitmap of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bitmap {
-    /// Its name.
     pub name: String,
-    /// Something uses it.
     pub busy: bool,
     /// It is stored in the image.
     pub persistent: bool,

@@ -18,13 +18,11 @@ use super::storage;
 /// An image below a disk: a layer that nothing is below.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// As QEMU names it.
     pub filename: String,
     /// Its driver, such as `file`, `host_device` or `rbd`.
     pub driver: String,
     /// It is reached through a backing file only.
     pub backing: bool,
-    /// Opened for reading only.
     pub read_only: bool,
     /// QEMU has made it for itself, and removes it at its end.
     pub temporary: bool,
@@ -39,13 +37,9 @@ pub struct Image {
 pub struct Seen {
     /// Its path for this agent. None when it has none, as in another mount namespace.
     pub path: Option<PathBuf>,
-    /// The file system's device.
     pub device: u64,
-    /// The inode.
     pub inode: u64,
-    /// A regular file.
     pub is_file: bool,
-    /// Bytes that it occupies.
     pub allocated: u64,
     /// Bytes that are free on its file system for whom QEMU runs as; none for a block device.
     pub free: Option<u64>,

@@ -8,11 +8,8 @@ use super::names;
 /// The things in a QEMU that bear our names. Descriptors can't be asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Leftovers {
-    /// Jobs, also concluded ones.
     pub jobs: Vec<String>,
-    /// Block exports.
     pub exports: Vec<String>,
-    /// Block nodes.
     pub nodes: Vec<String>,
     /// Dirty bitmaps, with their nodes.
     pub bitmaps: Vec<(String, String)>,
@@ -28,9 +25,6 @@ impl Leftovers {
 }
 
 /// Asks what is left. Changes nothing.
-///
-/// # Errors
-/// Those of [`Qmp::execute`].
 pub async fn leftovers(qmp: &Qmp) -> Result<Leftovers, QmpError> {
     let ours = |name: &String| names::is_ours(name);
     let jobs = qmp.execute(QueryJobs).await?;
@@ -53,9 +47,6 @@ pub async fn leftovers(qmp: &Qmp) -> Result<Leftovers, QmpError> {
 ///
 /// QEMU has no query for this. It looks for a running server before it looks for the socket, so
 /// to start one on a descriptor that isn't there answers the question and changes nothing.
-///
-/// # Errors
-/// Those of [`Qmp::execute`].
 pub async fn nbd_server_runs(qmp: &Qmp) -> Result<bool, QmpError> {
     match qmp.execute(NbdServerStart::on_fd(names::ABSENT_FDNAME)).await {
         Err(error) if error.is_nbd_server_already_running() => Ok(true),

@@ -42,13 +42,11 @@ pub struct Machine {
     pub qemu: String,
     /// The machine's type with its version, such as `pc-q35-7.2`.
     pub kind: String,
-    /// Whether KVM runs it.
     pub kvm: Option<bool>,
     /// RAM, in bytes, that was added later included.
     pub ram_bytes: u64,
     /// The machine's properties `memory` and `smp`: sizes, slots, sockets, cores ...
     pub shape: BTreeMap<String, u64>,
-    /// Processors that are there.
     pub cpus: u32,
     /// What the processors are: type, vendor, family, model, stepping.
     pub cpu: Properties,
@@ -60,7 +58,6 @@ pub struct Machine {
     pub memory_shared: BTreeMap<String, bool>,
     /// What devices of a type have in common, by type.
     pub models: BTreeMap<String, Properties>,
-    /// The devices.
     pub devices: Vec<Device>,
     /// What could not be asked.
     pub unseen: Vec<String>,
@@ -85,8 +82,6 @@ pub struct Device {
 }
 
 impl Machine {
-    /// All properties of a device.
-    #[must_use]
     pub fn properties(&self, device: &Device) -> BTreeMap<String, String> {
         let mut all = self.models.get(&device.kind).cloned().unwrap_or_default();
         all.extend(device.differs.clone());
@@ -109,9 +104,7 @@ impl Machine {
 }
 
 /// Asks for everything.
-///
-/// # Errors
-/// Those of [`Qmp::execute`], but for what this QEMU refuses to tell.
+/// Errors: those of [`Qmp::execute`], but for what this QEMU refuses to tell.
 pub async fn machine(qmp: &Qmp) -> Result<Machine, QmpError> {
     let mut machine =
         Machine { qemu: qmp.execute(QueryVersion).await?.qemu.to_string(), ..Machine::default() };

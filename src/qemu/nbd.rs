@@ -61,25 +61,12 @@ const WRITES_MAX: u64 = 16;
 /// Why an NBD exchange did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum NbdError {
-    /// The socket failed or ended.
     #[error("the NBD connection failed")]
     Io(#[from] io::Error),
-    /// The server did not agree to something in the handshake.
     #[error("the NBD server does not give {what}: {text}")]
-    Handshake {
-        /// What was asked.
-        what: &'static str,
-        /// In its words.
-        text: String,
-    },
-    /// A request failed.
+    Handshake { what: &'static str, text: String },
     #[error("the NBD server failed a {what}")]
-    Request {
-        /// Which.
-        what: &'static str,
-        /// Why.
-        source: io::Error,
-    },
+    Request { what: &'static str, source: io::Error },
     /// What it sent is not the protocol, or not this part of it.
     #[error("the NBD server sent something unexpected: {0}")]
     Protocol(&'static str),
@@ -208,9 +195,6 @@ pub struct NbdReader {
 
 impl NbdReader {
     /// Shakes hands for an export that shows this bitmap.
-    ///
-    /// # Errors
-    /// Any [`NbdError`].
     pub async fn connect(socket: OwnedFd, export: &str, bitmap: &str) -> Result<Self, NbdError> {
         let mut connection = Connection::greeted(socket).await?;
         connection.option(OPT_STRUCTURED_REPLY, &[]).await?;
@@ -239,9 +223,6 @@ impl NbdReader {
     }
 
     /// The dirty parts from `from` on, as far as one question goes, and where the next begins.
-    ///
-    /// # Errors
-    /// Any [`NbdError`].
     pub async fn dirty(&mut self, from: u64) -> Result<(Vec<Range<u64>>, u64), NbdError> {
         let until = self.size().min(from.saturating_add(STATUS_BYTES_MAX));
         self.connection.request(CMD_BLOCK_STATUS, 0, from..until).await?;
@@ -270,9 +251,6 @@ impl NbdReader {
     }
 
     /// Reads `at` into `buffer`, which is as long.
-    ///
-    /// # Errors
-    /// Any [`NbdError`].
     pub async fn read(&mut self, at: u64, buffer: &mut [u8]) -> Result<(), NbdError> {
         let bytes = buffer.len() as u64;
         self.connection.request(CMD_READ, CMD_FLAG_DF, at..at + bytes).await?;
@@ -323,9 +301,6 @@ pub struct NbdWriter {
 
 impl NbdWriter {
     /// Shakes hands for a writable export.
-    ///
-    /// # Errors
-    /// Any [`NbdError`].
     pub async fn connect(socket: OwnedFd, export: &str) -> Result<Self, NbdError> {
         let mut connection = Connection::greeted(socket).await?;
         connection.go(export).await?;
@@ -340,9 +315,7 @@ impl NbdWriter {
 
     /// Sends data, or, if it is all zeroes, that. Whether it was written is known after
     /// [`flush`](Self::flush).
-    ///
-    /// # Errors
-    /// Any [`NbdError`], also of an earlier write.
+    /// Errors: any [`NbdError`], also of an earlier write.
     pub async fn write(&mut self, at: u64, data: &[u8]) -> Result<(), NbdError> {
         if self.pending >= WRITES_MAX {
             self.reply().await?;
@@ -359,9 +332,6 @@ impl NbdWriter {
     }
 
     /// Waits until everything sent has been written, and is on the disk.
-    ///
-    /// # Errors
-    /// Any [`NbdError`].
     pub async fn flush(&mut self) -> Result<(), NbdError> {
         // Not before: a flush covers only what has been answered when it is sent.
         self.settle().await?;

@@ -23,7 +23,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Whether a process lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Life {
-    /// It does.
     Alive,
     /// It has ended, which is proved.
     Ended,
@@ -34,7 +33,6 @@ pub enum Life {
 /// Which process it is, to be recognised by another life of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
-    /// Its number.
     pub pid: i32,
     /// When it was started, in ticks since the host was: the number is used again some day.
     pub started_ticks: u64,
@@ -69,9 +67,7 @@ impl Process {
     }
 
     /// The one that an earlier life of the agent has recorded.
-    ///
-    /// # Errors
-    /// The answer, if there is none of that identity any more ([`Life::Ended`]) or that cannot be
+    /// Errors: the answer, if there is none of that identity any more ([`Life::Ended`]) or that cannot be
     /// told ([`Life::Unknown`]).
     pub fn find(id: &ProcessId) -> Result<Self, Life> {
         if pid_namespace().as_ref() != Some(&id.pid_namespace) {
@@ -92,7 +88,6 @@ impl Process {
     }
 
     /// Whether it lives.
-    #[must_use]
     pub fn life(&self) -> Life {
         match &self.known {
             None => Life::Unknown,
@@ -102,13 +97,11 @@ impl Process {
     }
 
     /// Which one it is, if that is known.
-    #[must_use]
     pub fn id(&self) -> Option<&ProcessId> {
         self.known.as_ref().map(|known| &known.id)
     }
 
     /// Its number, if it is known.
-    #[must_use]
     pub fn pid(&self) -> Option<i32> {
         self.id().map(|id| id.pid)
     }

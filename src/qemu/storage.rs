@@ -25,7 +25,6 @@ const KEY_BYTES_MAX: usize = 200;
 const KEY_BYTES_BEGIN: usize = 48;
 
 /// Of this kernel since it was started; none where it may not be read.
-#[must_use]
 pub fn boot_id() -> Option<String> {
     let id = fs::read_to_string(BOOT_ID).ok()?;
     Some(id.trim().to_owned()).filter(|id| !id.is_empty())

@@ -37,9 +37,7 @@ pub(super) struct FdQueue {
 }
 
 /// Queues copies of everything.
-///
-/// # Errors
-/// The kernel does not take it, for want of room or descriptors.
+/// Errors: the kernel does not take it, for want of room or descriptors.
 pub(super) fn fill(package: &Package) -> anyhow::Result<FdQueue> {
     let state =
         memfd_create("vmferry-state", MFdFlags::MFD_CLOEXEC).context("no memory file for what is left")?;
@@ -69,9 +67,6 @@ fn send(sender: &UnixStream, rest: usize, fds: &[BorrowedFd<'_>]) -> anyhow::Res
 }
 
 /// Takes everything out of a receiver.
-///
-/// # Errors
-/// It is incomplete.
 pub(super) fn drain(receiver: OwnedFd) -> anyhow::Result<Package> {
     let receiver = UnixStream::from(receiver);
     receiver.set_nonblocking(true)?;

@@ -37,9 +37,6 @@ pub enum StartMode {
 }
 
 /// What this version can take over, as a line of JSON.
-///
-/// # Errors
-/// Never: the encoder's.
 pub fn handoff_formats() -> anyhow::Result<String> {
     Ok(serde_json::to_string(&Offer::ours())?)
 }

@@ -40,9 +40,6 @@ enum Answer {
 }
 
 /// Opens the socket on which a process asks to take over, for our own user alone.
-///
-/// # Errors
-/// The operating system's.
 pub(crate) fn listen(runtime_dir: &Path) -> anyhow::Result<tokio::net::UnixListener> {
     let path = &runtime_dir.join(SOCKET);
     match std::fs::remove_file(path) {
@@ -63,9 +60,7 @@ pub(super) struct Successor(UnixStream);
 
 impl Successor {
     /// Hears what it can; one that cannot take over is told so, and nothing has happened.
-    ///
-    /// # Errors
-    /// It cannot, or it is nobody who may.
+    /// Errors: it cannot, or it is nobody who may.
     pub(super) fn hear(stream: tokio::net::UnixStream) -> anyhow::Result<Self> {
         let peer = stream.peer_cred().context("who asks to take over")?;
         let own = nix::unistd::geteuid().as_raw();
@@ -84,9 +79,6 @@ impl Successor {
     }
 
     /// Gives it everything. On an error it has nothing that counts: the caller goes on.
-    ///
-    /// # Errors
-    /// It did not take it.
     pub(super) fn give(&mut self, package: &Package) -> anyhow::Result<()> {
         let head = [package.state.len() as u64, package.fds.iter().flatten().count() as u64]
             .map(u64::to_be_bytes)
@@ -111,9 +103,7 @@ impl Successor {
 pub(crate) struct Predecessor(UnixStream);
 
 /// Asks the agent with this folder of sockets for everything that it holds.
-///
-/// # Errors
-/// There is none, or it refuses: then it goes on as if nothing had been.
+/// Errors: there is none, or it refuses: then it goes on as if nothing had been.
 pub(super) fn take_over(runtime_dir: &Path) -> anyhow::Result<(Package, Predecessor)> {
     let path = runtime_dir.join(SOCKET);
     let stream = UnixStream::connect(&path)
@@ -152,9 +142,7 @@ fn receive_fd(stream: &UnixStream) -> anyhow::Result<OwnedFd> {
 
 impl Predecessor {
     /// Tells it that we go on with everything: it ends.
-    ///
-    /// # Errors
-    /// It is gone, or did not wait: then it goes on, or has ended, and we must not.
+    /// Errors: it is gone, or did not wait: then it goes on, or has ended, and we must not.
     pub(crate) fn release(mut self) -> anyhow::Result<()> {
         write_line(&mut self.0, &Answer::Yes)?;
         let mut rest = Vec::new();

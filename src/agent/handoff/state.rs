@@ -18,7 +18,6 @@ pub(crate) struct HandoffState {
     pub(super) format: u32,
     /// The version that wrote it, for people.
     pub(crate) version: String,
-    /// Whose it is.
     pub(super) identity: String,
     /// The name of the process to its peers: the successor is the same agent to them.
     pub(crate) instance: [u8; 16],
@@ -37,9 +36,7 @@ impl HandoffState {
     }
 
     /// Reads what an earlier process has left.
-    ///
-    /// # Errors
-    /// It is damaged, of a format that this version does not know, or of another host.
+    /// Errors: it is damaged, of a format that this version does not know, or of another host.
     pub(super) fn decode(bytes: &[u8], identity: &str) -> anyhow::Result<Self> {
         /// What every format has.
         #[derive(Deserialize)]

@@ -35,9 +35,7 @@ const BARRIER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What the service manager has kept for us, if anything. It keeps nothing afterwards: a
 /// descriptor that it still held would hide our end of a socket from QEMU.
-///
-/// # Errors
-/// What it kept is incomplete.
+/// Errors: what it kept is incomplete.
 pub(crate) fn from_store() -> anyhow::Result<Option<Package>> {
     let kept = sd_listen_fds::get().context("descriptors from the service manager")?;
     let (mut receiver, mut old) = (None, Vec::new());
@@ -83,9 +81,7 @@ fn one_by_one(kept: Vec<(String, OwnedFd)>) -> anyhow::Result<Option<Package>> {
 }
 
 /// Leaves everything to the service manager's descriptor store, and makes sure that it has it.
-///
-/// # Errors
-/// It has not taken everything (`FileDescriptorStoreMax=`): then it keeps nothing.
+/// Errors: it has not taken everything (`FileDescriptorStoreMax=`): then it keeps nothing.
 pub(super) async fn to_store(package: &Package) -> anyhow::Result<()> {
     let unit = own_unit().context("this process belongs to no unit")?;
     let FdQueue { sender, receiver } = fd_queue::fill(package)?;
@@ -156,9 +152,7 @@ fn own_unit() -> Option<String> {
 }
 
 /// That the program which is installed now could take over from this one.
-///
-/// # Errors
-/// It could not, and why.
+/// Errors: it could not, and why.
 pub(super) async fn can_succeed() -> anyhow::Result<()> {
     let own = std::env::current_exe().context("this program's own file")?;
     // What has replaced us has our name without this.

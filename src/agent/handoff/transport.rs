@@ -15,7 +15,6 @@ pub(super) const FDS_MAX: u32 = 16_384;
 
 /// All that a process leaves, as it travels.
 pub(crate) struct Package {
-    /// A [`super::state::HandoffState`].
     pub(super) state: Vec<u8>,
     /// By number. One is missing only where the service manager lost it.
     pub(super) fds: Vec<Option<OwnedFd>>,

@@ -48,7 +48,6 @@ pub(crate) enum Error {
 /// Why a source gave up, by its word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Abort {
-    /// Its operator cancelled.
     Cancelled,
     Failed(String),
 }

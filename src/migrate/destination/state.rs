@@ -56,7 +56,6 @@ pub(crate) struct Destination {
     /// What was granted for which offer, and how the guest started: to be said again.
     pub(crate) granted: Option<(Offer, Prepared)>,
     pub(crate) said_started: Option<Started>,
-    /// What an operator decides.
     pub(crate) orders: Orders,
     /// Nobody has listened to QEMU for a while: what happened is asked for.
     pub(crate) missed_events: bool,

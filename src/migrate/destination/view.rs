@@ -24,7 +24,6 @@ impl Destination {
         }
     }
 
-    /// For the log.
     pub(crate) fn log_end(&self, outcome: &Outcome) {
         let (migration, phase) = (self.journal.past().header.migration, self.progress.now().phase);
         tracing::info!(%migration, vm = self.vm, phase = phase.name(), result = outcome.label(), "migration ends");

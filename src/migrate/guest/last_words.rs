@@ -35,7 +35,6 @@ pub(crate) struct LastWords {
 #[derive(Debug)]
 struct Log {
     file: File,
-    /// What it had before.
     from: u64,
 }
 

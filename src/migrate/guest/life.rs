@@ -177,7 +177,6 @@ pub(crate) async fn reach(past: &Past, config: &VmConfig) -> Result<(Qmp, Events
 
 /// What came of one look at the QEMU that a journal tells of.
 pub(crate) enum Look {
-    /// Its monitor answers.
     Answers(Qmp),
     /// Nobody is there to be waited for: it has ended, or nothing is known of it and nobody listens.
     Lost(Known),

@@ -32,68 +32,31 @@ const OUTPUT_BYTES_SHOWN: usize = 600;
 /// Why no QEMU could be started or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
-    /// The program of the start command cannot be run.
     #[error("cannot run the start command {command:?} of VM {vm}")]
-    Spawn {
-        /// The virtual machine.
-        vm: String,
-        /// Its command.
-        command: String,
-        /// The operating system's answer.
-        source: io::Error,
-    },
-    /// The start command or `systemctl` failed.
+    Spawn { vm: String, command: String, source: io::Error },
     #[error("the start command of VM {vm} failed with {status}: {output}{}", left_running(left))]
     Failed {
-        /// The virtual machine.
         vm: String,
-        /// How it ended.
         status: ExitStatus,
-        /// The end of what it said.
         output: String,
         /// Processes that it has left and that did not end.
         left: Vec<i32>,
     },
-    /// The unit runs, and was not started by us.
     #[error("unit {unit} of VM {vm} is {state} already, but nobody listens at {}: is that the monitor of its QEMU?", qmp.display())]
-    Active {
-        /// The virtual machine.
-        vm: String,
-        /// Its unit.
-        unit: String,
-        /// What `systemctl` says of it.
-        state: String,
-        /// Where the monitor was expected.
-        qmp: PathBuf,
-    },
-    /// No monitor in time; what was started has been ended.
+    Active { vm: String, unit: String, state: String, qmp: PathBuf },
     #[error("the QEMU of VM {vm} was started but its monitor {} did not answer within {} s: {output}{}", qmp.display(), after.as_secs(), left_running(left))]
     NoMonitor {
-        /// The virtual machine.
         vm: String,
-        /// Where the monitor was expected.
         qmp: PathBuf,
-        /// How long it was waited for.
         after: Duration,
-        /// The end of what the start command said, or why the monitor could not be used.
         output: String,
         /// Processes that it has left and that did not end.
         left: Vec<i32>,
     },
-    /// It does not end.
     #[error("the QEMU of VM {vm} did not end within {} s after `quit`", QUIT_DEADLINE.as_secs())]
-    DoesNotEnd {
-        /// The virtual machine.
-        vm: String,
-    },
-    /// It was to end, and whether it has cannot be told.
+    DoesNotEnd { vm: String },
     #[error("whether the QEMU of VM {vm}, which was to end, has ended is not known: {cause}")]
-    NotProved {
-        /// The virtual machine.
-        vm: String,
-        /// What is to be seen of it.
-        cause: String,
-    },
+    NotProved { vm: String, cause: String },
 }
 
 /// What is said of processes that do not end; nothing of none.

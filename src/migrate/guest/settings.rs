@@ -103,9 +103,6 @@ pub(crate) fn before(past: &Past) -> Option<Settings> {
 }
 
 /// The settings as they were before this migration; on disk before any of them is changed.
-///
-/// # Errors
-/// Those of QEMU and of the journal.
 pub(crate) async fn remember<E>(qmp: &Qmp, journal: &mut Journal) -> Result<Settings, E>
 where
     E: From<QmpError> + From<JournalError>,

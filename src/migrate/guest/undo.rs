@@ -22,7 +22,6 @@ const RESUME_POLL: Duration = Duration::from_millis(50);
 /// What becomes of the dirty bitmaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bitmaps {
-    /// They go as well.
     Go,
     /// They go on recording; the journal stays open for as long.
     StayForTheNextTry,

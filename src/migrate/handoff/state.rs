@@ -81,13 +81,11 @@ pub(crate) struct FrozenDestination {
 
 impl FrozenMigrations {
     /// Whether there is nothing to leave.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sources.is_empty() && self.destinations.is_empty()
     }
 
     /// How many there are.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.sources.len() + self.destinations.len()
     }

@@ -16,7 +16,6 @@ use crate::qemu::{Events, Qmp};
 
 /// A migration that goes on in this process.
 pub struct TakenUp {
-    /// Its progress.
     pub progress: ProgressSink,
     /// Cancels it, where this host is the source.
     pub cancel: CancellationToken,

@@ -113,13 +113,11 @@ impl Default for Destination {
 
 impl Destination {
     /// At the beginning of a migration.
-    #[must_use]
     pub fn new() -> Self {
         Self { state: S::Waiting { loaded: false } }
     }
 
     /// After a restart, with what the journal says, and what to do about it first.
-    #[must_use]
     pub fn restarted(known: Known) -> (Self, Vec<DestinationEffect>) {
         let (state, effects) = match known {
             Known { ended: Some(Ended::Moved), .. } | Known { runs: true, .. } => (S::Runs, Vec::new()),
@@ -134,13 +132,11 @@ impl Destination {
     }
 
     /// Who owns the guest.
-    #[must_use]
     pub fn state(&self) -> DestinationState {
         self.state
     }
 
     /// For good: `None` while it is open.
-    #[must_use]
     pub fn ended(&self) -> Option<Ended> {
         match self.state {
             S::Runs => Some(Ended::Moved),
@@ -150,13 +146,11 @@ impl Destination {
     }
 
     /// Whether the whole guest is here and nobody has decided over it yet.
-    #[must_use]
     pub fn is_loaded(&self) -> bool {
         self.state == S::Waiting { loaded: true }
     }
 
     /// What the source is told now.
-    #[must_use]
     pub fn fate(&self) -> Fate {
         match self.state {
             S::Waiting { loaded: true } => Fate::Loaded,
@@ -167,9 +161,7 @@ impl Destination {
     }
 
     /// Goes on.
-    ///
-    /// # Errors
-    /// [`Illegal`] for an input that cannot come now; nothing has changed then.
+    /// Errors: [`Illegal`] for an input that cannot come now; nothing has changed then.
     pub fn step(&mut self, input: DestinationInput) -> Result<Vec<DestinationEffect>, Illegal> {
         let never_ran = || vec![E::Write(Mark::NeverRan)];
         let (state, effects) = match (self.state, input) {

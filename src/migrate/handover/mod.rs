@@ -137,7 +137,6 @@ pub enum Ended {
 
 impl Ended {
     /// What the destination says of it.
-    #[must_use]
     pub fn fate(self) -> Fate {
         match self {
             Self::Moved => Fate::Runs,

@@ -97,13 +97,11 @@ impl Default for Source {
 
 impl Source {
     /// At the beginning of a migration.
-    #[must_use]
     pub fn new() -> Self {
         Self { state: S::Ours }
     }
 
     /// After a restart, with what the journal says, and what to do about it first.
-    #[must_use]
     pub fn restarted(known: Known) -> (Self, Vec<SourceEffect>) {
         let (state, effects) = match known {
             Known { ended: Some(Ended::Moved), .. } => (S::Moved, Vec::new()),
@@ -123,13 +121,11 @@ impl Source {
     }
 
     /// Who owns the guest.
-    #[must_use]
     pub fn state(&self) -> SourceState {
         self.state
     }
 
     /// For good: `None` while it is open.
-    #[must_use]
     pub fn ended(&self) -> Option<Ended> {
         match self.state {
             S::Back { .. } => Some(Ended::Stayed),
@@ -139,15 +135,12 @@ impl Source {
     }
 
     /// Whether the guest may be either side's: it must neither be resumed nor ended.
-    #[must_use]
     pub fn is_open_question(&self) -> bool {
         matches!(self.state, S::Asking { .. } | S::Doubt | S::TakingBack | S::Forcing { .. })
     }
 
     /// Goes on.
-    ///
-    /// # Errors
-    /// [`Illegal`] for an input that cannot come now; nothing has changed then.
+    /// Errors: [`Illegal`] for an input that cannot come now; nothing has changed then.
     pub fn step(&mut self, input: SourceInput) -> Result<Vec<SourceEffect>, Illegal> {
         let (state, effects) = match (self.state, input) {
             (S::Ours, I::Complete) => (S::HandingOver, vec![E::Write(Mark::HandedOver)]),

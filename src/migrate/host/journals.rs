@@ -39,7 +39,6 @@ impl Journals {
         Self { folder, host, unended: Mutex::default(), refused: Mutex::default() }
     }
 
-    /// Begins a journal.
     pub(crate) fn begin(
         &self,
         migration: Uuid,
@@ -106,9 +105,7 @@ impl Journals {
     }
 
     /// Ends the journals that could not be ended when their migrations did.
-    ///
-    /// # Errors
-    /// [`JournalError`] of the first that still cannot be ended.
+    /// Errors: [`JournalError`] of the first that still cannot be ended.
     pub(crate) fn end_late(&self) -> Result<(), JournalError> {
         let mut unended = lock(&self.unended);
         while let Some((journal, ending)) = unended.last_mut() {

@@ -30,11 +30,8 @@ use crate::net::pool::Pool;
 /// One agent's host, shared by all its migrations.
 #[derive(Debug)]
 pub struct Host {
-    /// The configuration.
     pub config: Config,
-    /// This host's identity.
     pub identity: Identity,
-    /// Sessions with peers.
     pub pool: Arc<Pool>,
     /// Cancelled when the agent was told to stop.
     pub stopping: CancellationToken,
@@ -48,7 +45,6 @@ pub struct Host {
 
 impl Host {
     /// A host without migrations.
-    #[must_use]
     pub fn new(config: Config, identity: Identity, pool: Pool, stopping: CancellationToken) -> Self {
         let pool = Arc::new(pool);
         Self {

@@ -15,7 +15,6 @@ use crate::net::session::Session;
 #[derive(Debug)]
 pub(crate) struct Peers {
     configured: BTreeMap<String, PeerConfig>,
-    /// Of this host.
     identity: Identity,
     pool: Arc<Pool>,
 }
@@ -43,7 +42,6 @@ impl Peers {
         all.find(|(_, peer)| peer.identity == identity).map(|(name, _)| name.as_str())
     }
 
-    /// A session with the peer of that name.
     pub(crate) async fn session(&self, name: &str) -> Result<Session, AskError> {
         let peer = self.find(name).map_err(AskError::Unknown)?;
         let connected = self.pool.session(&peer.identity, peer.address.as_deref()).await;

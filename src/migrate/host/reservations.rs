@@ -38,9 +38,7 @@ pub(crate) struct Looking {
 
 impl Reservations {
     /// Reserves a VM, and ends the looks at it.
-    ///
-    /// # Errors
-    /// The migration that has it.
+    /// Errors: the migration that has it.
     pub(crate) fn reserve(&self, vm: &str, migration: Uuid) -> Result<Reservation, Uuid> {
         let mut inner = self.locked();
         if let Some(other) = inner.busy.get(vm) {
@@ -54,9 +52,7 @@ impl Reservations {
     }
 
     /// Begins to look at a VM.
-    ///
-    /// # Errors
-    /// The migration that has it.
+    /// Errors: the migration that has it.
     pub(crate) fn begin_look(&self, vm: &str) -> Result<Looking, Uuid> {
         let mut inner = self.locked();
         if let Some(migration) = inner.busy.get(vm) {

@@ -27,7 +27,6 @@ const AT_ONCE: usize = 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Here {
-    /// It runs the guest.
     Runs,
     /// It has the guest, which does not run: paused, shut down, stopped by an error.
     Holds,
@@ -52,7 +51,6 @@ pub enum Here {
 impl Here {
     /// What QEMU's own words mean. A state that this build does not know counts as that of a QEMU with
     /// a guest: that is the careful reading.
-    #[must_use]
     pub(crate) fn of(state: &RunState, migration: &MigrationStatus) -> Self {
         match (state, migration) {
             (RunState::InMigrate, MigrationStatus::None) => Self::Waits,

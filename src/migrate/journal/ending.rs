@@ -18,7 +18,6 @@ pub enum Ending {
     },
     /// The guest is where it was.
     Failed {
-        /// The phase that failed.
         phase: Phase,
         /// The cause and its causes.
         cause: String,
@@ -31,10 +30,7 @@ pub enum Ending {
         leftovers: Vec<String>,
     },
     /// Not written; read as it always was.
-    Undecided {
-        /// What is missing.
-        cause: String,
-    },
+    Undecided { cause: String },
 }
 
 impl From<Outcome> for Ending {

@@ -27,11 +27,9 @@ pub struct Journal {
     _writer: Writer,
 }
 
-/// A record that was not written.
 #[derive(Debug, thiserror::Error)]
 #[error("a record was not written")]
 pub struct Unwritten {
-    /// Why.
     #[source]
     pub error: JournalError,
     /// Nobody knows whether it is there after a crash; else it surely is not.
@@ -40,9 +38,7 @@ pub struct Unwritten {
 
 impl Journal {
     /// Begins a journal in `folder`.
-    ///
-    /// # Errors
-    /// [`JournalError::Io`]; the migration must not begin then.
+    /// Errors: [`JournalError::Io`]; the migration must not begin then.
     pub fn create(folder: &Path, header: Header) -> Result<Self, JournalError> {
         blocking(|| Self::create_now(folder, header))
     }
@@ -70,9 +66,7 @@ impl Journal {
 
     /// Opens a journal that an earlier process wrote on this `host`, dropping a torn last line.
     /// What it says may be in the page cache only: see [`crate::migrate::handover`].
-    ///
-    /// # Errors
-    /// Any [`JournalError`]; the file is not changed then.
+    /// Errors: any [`JournalError`]; the file is not changed then.
     pub fn open(path: &Path, host: &str) -> Result<Self, JournalError> {
         blocking(|| Self::open_now(path, host))
     }
@@ -110,9 +104,6 @@ impl Journal {
     }
 
     /// What a journal says that somebody else may be writing. Changes nothing.
-    ///
-    /// # Errors
-    /// Any [`JournalError`].
     pub fn peek(path: &Path, host: &str) -> Result<Past, JournalError> {
         let text = blocking(|| std::fs::read(path));
         let text = text.map_err(|source| JournalError::Io { path: path.into(), source })?;
@@ -120,21 +111,17 @@ impl Journal {
     }
 
     /// Where the journal of a migration lies.
-    #[must_use]
     pub fn path(folder: &Path, migration: Uuid, role: Role) -> PathBuf {
         folder.join(format!("{migration}.{}.{SUFFIX}", role.name()))
     }
 
     /// What it says so far.
-    #[must_use]
     pub fn past(&self) -> &Past {
         &self.past
     }
 
     /// Appends a record and waits until it is on the disk.
-    ///
-    /// # Errors
-    /// [`JournalError::Io`]; the step that the record announces must not be taken then.
+    /// Errors: [`JournalError::Io`]; the step that the record announces must not be taken then.
     pub fn record(&mut self, record: Record) -> Result<(), JournalError> {
         self.append(record).map_err(|e| e.error)
     }
@@ -155,17 +142,11 @@ impl Journal {
     }
 
     /// Announces something that a failure has to undo.
-    ///
-    /// # Errors
-    /// As [`Journal::record`].
     pub fn will_make(&mut self, undo: Undo) -> Result<(), JournalError> {
         self.record(Record::Undo(undo))
     }
 
     /// Takes note of the QEMU that it is about, for whoever has to say later whether it lives.
-    ///
-    /// # Errors
-    /// As [`Journal::record`].
     pub fn note_qemu(&mut self, process: &Process) -> Result<(), JournalError> {
         match process.id() {
             Some(id) if self.past.qemu.as_ref() != Some(id) => self.record(Record::Qemu(id.clone())),
@@ -202,15 +183,12 @@ impl Journal {
     }
 
     /// Whether the file surely has every record that was written, and surely nothing else.
-    #[must_use]
     pub fn is_sure(&self) -> bool {
         self.sure && self.is_whole()
     }
 
     /// Takes away what a write has left in doubt; nothing when there is no doubt.
-    ///
-    /// # Errors
-    /// The doubt stays.
+    /// Errors: the doubt stays.
     pub fn settle_doubt(&mut self) -> io::Result<()> {
         blocking(|| self.make_sure())
     }

@@ -22,9 +22,7 @@ pub type Peeked = (PathBuf, Result<Past, JournalError>);
 /// Changes nothing.
 ///
 /// Those that cannot be believed are errors, each with its file.
-///
-/// # Errors
-/// [`JournalError::Io`] when the folder cannot be read.
+/// Errors: [`JournalError::Io`] when the folder cannot be read.
 pub fn peek_all(folder: &Path, host: &str) -> Result<Vec<Peeked>, JournalError> {
     blocking(|| peek_each(folder, host))
 }
@@ -53,9 +51,6 @@ fn paths(folder: &Path) -> Result<Vec<PathBuf>, JournalError> {
 
 /// Removes the oldest finished journals beyond the limits. One that has something left to clean up,
 /// or whose source may still ask for it, counts by limits of its own, which are far away.
-///
-/// # Errors
-/// [`JournalError::Io`].
 pub fn prune(folder: &Path, host: &str, now: i64) -> Result<(), JournalError> {
     let all = peek_all(folder, host)?.into_iter().filter_map(|(path, past)| Some((path, past.ok()?)));
     let ended = all.filter(|(path, past)| past.ended.is_some() && !is_written(path));
@@ -71,9 +66,6 @@ pub fn prune(folder: &Path, host: &str, now: i64) -> Result<(), JournalError> {
 }
 
 /// Removes a file that was never begun; false when it is something else by now.
-///
-/// # Errors
-/// [`JournalError::Io`].
 pub fn remove_unbegun(path: &Path, host: &str) -> Result<bool, JournalError> {
     let Some(_nobody_else) = Writer::of(path) else { return Ok(false) };
     if !matches!(Journal::peek(path, host), Err(JournalError::NotBegun { .. })) {
@@ -89,13 +81,11 @@ fn is_wanted(past: &Past) -> bool {
 }
 
 /// The migration that a journal is about, by its file's name.
-#[must_use]
 pub fn migration_of(path: &Path) -> Option<Uuid> {
     path.file_name()?.to_str()?.split('.').next()?.parse().ok()
 }
 
 /// The virtual machine that a journal is about, though the journal cannot be believed.
-#[must_use]
 pub fn vm_of(path: &Path) -> Option<String> {
     let text = std::fs::read(path).ok()?;
     let line = text.split(|&b| b == b'\n').next()?;

@@ -17,24 +17,14 @@ const SUM_BYTES: usize = 18;
 /// What is wrong with a line.
 #[derive(Debug, thiserror::Error)]
 pub enum Flaw {
-    /// Not a record.
     #[error("it is not a record")]
     Json(#[from] serde_json::Error),
-    /// Not what was written, or not after what was written before.
     #[error("its checksum does not fit: a line was changed, removed, or brought in from elsewhere")]
     Checksum,
-    /// Twice, or in another order.
     #[error("it has number {found} where {expected} follows: lines were doubled, moved or removed")]
-    Order {
-        /// The line's.
-        found: u64,
-        /// The one after the last.
-        expected: u64,
-    },
-    /// A journal begins once.
+    Order { found: u64, expected: u64 },
     #[error("it begins another journal")]
     Begins,
-    /// The last line has more than a line.
     #[error("something follows that is not a record")]
     Tail,
 }

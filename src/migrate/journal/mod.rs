@@ -59,15 +59,10 @@ pub struct RetryOf {
 pub struct Header {
     /// [`FORMAT`] when it was written.
     pub format: u32,
-    /// The migration.
     pub migration: Uuid,
-    /// This host's part.
     pub role: Role,
-    /// The virtual machine.
     pub vm: String,
-    /// This host's identity.
     pub host: String,
-    /// The other host's identity.
     pub peer: String,
     /// Seconds since the epoch.
     pub began_at: i64,
@@ -94,15 +89,10 @@ impl Header {
 /// What a migration tells of itself when it begins.
 #[derive(Debug)]
 pub struct Beginning<'a> {
-    /// [`Header::vm`].
     pub vm: &'a str,
-    /// [`Header::running`].
     pub running: bool,
-    /// [`Header::keep_source`].
     pub keep_source: bool,
-    /// [`Header::retry`].
     pub retry: Option<RetryOf>,
-    /// [`Header::accepted`].
     pub accepted: BTreeSet<Accepted>,
 }
 
@@ -112,29 +102,21 @@ pub struct Beginning<'a> {
 pub enum Undo {
     /// A descriptor under this name in the monitor.
     Fd(String),
-    /// A block node.
     Node(String),
-    /// A mirror job.
     Job(String),
-    /// A dirty bitmap.
     Bitmap {
-        /// Its node.
         node: String,
-        /// Its name.
         name: String,
     },
     /// Migration capabilities and parameters as they were.
     MigrationSettings {
-        /// All capabilities.
         capabilities: Vec<CapabilityStatus>,
         /// The parameters that we know.
         parameters: MigrationParameters,
     },
     /// A QEMU process that we started.
     Qemu,
-    /// The NBD server.
     NbdServer,
-    /// A block export.
     Export(String),
 }
 
@@ -152,10 +134,7 @@ pub enum Record {
     Phase(Phase),
     /// Somebody has paused or continued the guest since it began: whether it is to run where it ends
     /// up.
-    ToRun {
-        /// It is.
-        running: bool,
-    },
+    ToRun { running: bool },
     /// Source: the guest is the destination's from here on. Destination: never written.
     HandedOver,
     /// Destination: the guest is about to be started.
@@ -187,7 +166,6 @@ pub enum Record {
 
 impl Record {
     /// The record of a mark; `None` for one that needs more than the mark says.
-    #[must_use]
     pub fn of(mark: Mark) -> Option<Self> {
         Some(match mark {
             Mark::HandedOver => Self::HandedOver,
@@ -209,27 +187,18 @@ pub struct Past {
     pub undo: Vec<Undo>,
     /// See [`Record::Qemu`]: the last one that is known.
     pub qemu: Option<ProcessId>,
-    /// The last phase entered.
     pub phase: Phase,
     /// The last one before a roll-back: what failed, if it failed.
     pub reached: Phase,
     /// See [`Record::ToRun`]; the last one.
     pub to_run: Option<bool>,
-    /// See [`Record::HandedOver`].
     pub handed_over: bool,
-    /// See [`Record::Starting`].
     pub starting: bool,
-    /// See [`Record::Runs`].
     pub runs: bool,
-    /// See [`Record::NeverRan`].
     pub never_ran: bool,
-    /// See [`Record::ImageStamp`].
     pub image_stamp: Option<ImageStamp>,
-    /// See [`Record::Ended`].
     pub ended: Option<Ending>,
-    /// See [`Record::Confirmed`].
     pub confirmed: bool,
-    /// See [`Record::Cleaned`].
     pub cleaned: bool,
     /// See [`Record::Forced`]; the last one.
     pub forced: Option<Side>,
@@ -283,7 +252,6 @@ impl Past {
 
     /// Whether `process` is the QEMU that it is about; so it is taken to be where one of the two is
     /// not known.
-    #[must_use]
     pub fn is_of(&self, process: &Process) -> bool {
         match (&self.qemu, process.id()) {
             (Some(then), Some(now)) => then == now,
@@ -292,25 +260,21 @@ impl Past {
     }
 
     /// Whether `process` is surely that QEMU.
-    #[must_use]
     pub fn is_surely_of(&self, process: &Process) -> bool {
         self.qemu.is_some() && self.qemu.as_ref() == process.id()
     }
 
     /// Whether the guest is to run where it ends up: nobody has paused it, or somebody continued it.
-    #[must_use]
     pub fn running(&self) -> bool {
         self.to_run.unwrap_or(self.header.running)
     }
 
     /// Whether it ended with the guest at the destination.
-    #[must_use]
     pub fn has_moved(&self) -> bool {
         matches!(self.ended, Some(Ending::Moved { .. }))
     }
 
     /// What the hand-over's machines need of it.
-    #[must_use]
     pub fn known(&self) -> Known {
         let ended = self.ended.as_ref().map(|_| if self.has_moved() { Ended::Moved } else { Ended::Stayed });
         Known {
@@ -324,7 +288,6 @@ impl Past {
     }
 
     /// What was left to clean up when it ended, and still is.
-    #[must_use]
     pub fn left(&self) -> &[String] {
         match &self.ended {
             Some(Ending::Moved { leftovers } | Ending::Failed { leftovers, .. }) if !self.cleaned => {

@@ -46,6 +46,5 @@ impl From<Weight> for u16 {
 pub struct Wish {
     /// Bytes per second over RAM and disks together; none for no limit.
     pub limit_bytes_per_s: Option<Rate>,
-    /// Its part among others.
     pub weight: Weight,
 }

@@ -38,7 +38,6 @@ pub struct ImageStamp {
     pub(crate) files: Vec<FileStamp>,
 }
 
-/// One image file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileStamp {
     pub(crate) disk: String,

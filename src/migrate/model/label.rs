@@ -8,9 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Label {
-    /// A disk's NBD traffic.
     Disk(String),
-    /// The RAM stream.
     Ram,
 }
 

@@ -9,57 +9,26 @@ use crate::qemu::{EventKind, MigrationStatus, RunState};
 pub enum Meanwhile {
     /// The guest has shut down, or its QEMU was told to end: QEMU's event `SHUTDOWN`.
     #[error("{}", shut_down(reason))]
-    ShutDown {
-        /// QEMU's word for why.
-        reason: String,
-    },
+    ShutDown { reason: String },
     /// QEMU has stopped the guest, and it cannot simply go on.
     #[error("{}", fell(state, failing))]
-    Fell {
-        /// The guest's state.
-        state: RunState,
-        /// The disks with an I/O error, in words.
-        failing: Vec<String>,
-    },
+    Fell { state: RunState, failing: Vec<String> },
     /// Somebody has cancelled QEMU's migration.
     #[error("{}", cancelled(*told))]
-    MigrationCancelled {
-        /// QEMU says so itself.
-        told: bool,
-    },
-    /// The machine is no longer the one that the migration was planned for.
+    MigrationCancelled { told: bool },
     #[error("the source's machine has changed since the migration was planned: {}", changes.join("; "))]
-    Changed {
-        /// What is different, in words.
-        changes: Vec<String>,
-    },
+    Changed { changes: Vec<String> },
     /// QEMU would abort, and the guest die.
     #[error(
         "bitmap {bitmap} of drive {drive} is in use at the source, by a backup for one: QEMU would abort at the \
          switchover; end the backup first"
     )]
-    BitmapInUse {
-        /// The guest's device.
-        drive: String,
-        /// The bitmap.
-        bitmap: String,
-    },
+    BitmapInUse { drive: String, bitmap: String },
     /// The source's QEMU could not give the guest's disks up.
     #[error("{}", not_given_up(*told, exports))]
-    NotGivenUp {
-        /// QEMU says so itself.
-        told: bool,
-        /// What somebody else exports there.
-        exports: Vec<String>,
-    },
-    /// Somebody has ended one of our mirrors.
+    NotGivenUp { told: bool, exports: Vec<String> },
     #[error("somebody else {what} the mirror of disk {disk}")]
-    MirrorEnded {
-        /// The disk.
-        disk: String,
-        /// What was done to it.
-        what: &'static str,
-    },
+    MirrorEnded { disk: String, what: &'static str },
 }
 
 impl Meanwhile {
@@ -157,7 +126,6 @@ fn fell(state: &RunState, failing: &[String]) -> String {
 /// What a state of the guest means for a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// It runs.
     Runs,
     /// Somebody has paused it, and it can be continued at any time.
     Paused,

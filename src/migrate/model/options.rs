@@ -21,7 +21,6 @@ impl Retry {
     pub const MAX: u32 = 100;
 
     /// Tries in all, the first included.
-    #[must_use]
     pub fn tries(self) -> u32 {
         self.0 + 1
     }
@@ -95,7 +94,6 @@ pub struct Options {
     pub limit_bytes_per_s: Option<Rate>,
     /// Its part among migrations to the same host.
     pub weight: Weight,
-    /// Warnings are refusals.
     pub strict: bool,
     /// Kinds of problems that do not keep it from going on.
     pub accept: BTreeSet<Accepted>,
@@ -103,7 +101,6 @@ pub struct Options {
 
 impl Options {
     /// What its operator has decided about findings.
-    #[must_use]
     pub fn policy(&self) -> Policy {
         Policy { strict: self.strict, accept: self.accept.clone() }
     }

@@ -79,9 +79,7 @@ impl Phase {
     ];
 
     /// The phase after this one.
-    ///
-    /// # Errors
-    /// [`IllegalStep`] where the table has none.
+    /// Errors: [`IllegalStep`] where the table has none.
     pub fn after(self, step: Step) -> Result<Self, IllegalStep> {
         match (self, step) {
             (Self::Begin, Step::Done) => Ok(Self::Prepare),
@@ -101,19 +99,16 @@ impl Phase {
     }
 
     /// Whether the operator may still cancel.
-    #[must_use]
     pub fn may_cancel(self) -> bool {
         self <= Self::Device
     }
 
     /// Whether nothing follows.
-    #[must_use]
     pub fn is_final(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Undecided)
     }
 
     /// As shown to people and in metrics.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Begin => "begin",

@@ -5,12 +5,10 @@ use crate::qemu::Disk;
 /// The first channel number for disks; RAM has channels of its own below.
 pub const FIRST_DISK_CHANNEL: u16 = 1;
 
-/// A disk that is copied.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CopiedDisk {
     /// Its name on both hosts.
     pub name: String,
-    /// The source's block node.
     pub node_name: String,
     /// Bytes that the guest sees.
     pub virtual_size: u64,
@@ -28,22 +26,17 @@ pub enum Way {
 /// A disk that is copied, and how. It goes to the export that the destination grants under its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskPlan {
-    /// The disk.
     pub disk: CopiedDisk,
-    /// How.
     pub way: Way,
 }
 
 impl DiskPlan {
-    /// All of the disk.
-    #[must_use]
     pub fn whole(disk: CopiedDisk) -> Self {
         Self { disk, way: Way::Whole }
     }
 }
 
 /// The source's disks that a migration copies: all that the guest can write to.
-#[must_use]
 pub fn copied(disks: &[Disk]) -> Vec<CopiedDisk> {
     let writable = disks.iter().filter(|d| !d.read_only && !d.firmware);
     writable

@@ -23,97 +23,53 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// Kinds of problems; scripts may rely on their names.
+    /// Kinds of problems; scripts may rely on their names, and `docs/check.md` says what each means.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
     #[serde(rename_all = "kebab-case")]
     pub enum ProblemKind {
-        /// No such VM in the configuration of that side.
         VmUnknown,
-        /// The VM's monitor does not answer.
         QemuUnreachable,
-        /// The source's guest is in a state that cannot be moved.
         SourceState,
-        /// A block job or migration is under way.
         Busy,
-        /// QEMU lacks something that is needed.
         QemuTooOld,
-        /// The destination's QEMU does not wait for a migration.
         TargetNotWaiting,
-        /// A disk is missing at the destination.
         DiskMissing,
-        /// A disk is smaller at the destination.
         DiskTooSmall,
-        /// A disk is larger at the destination.
         DiskTooLarge,
-        /// A disk cannot be written at the destination.
         DiskReadOnly,
-        /// A disk would lose its encryption.
         DiskFormat,
-        /// A device has its id at another place at the destination.
         DiskAddress,
-        /// It cannot be told which of the destination's disks is the source's.
         DiskUnpaired,
-        /// Two of the guest's devices write to one storage.
         DiskShared,
-        /// Both hosts have one file or block device open.
         SameImage,
-        /// Both hosts seem to use one network export, network file or block device.
         SameStorage,
-        /// What is written to a disk is gone when its QEMU ends.
         DiskTemporary,
-        /// The guest's flushes would be ignored.
         DiskCache,
-        /// Somebody else has a disk exported.
         DiskExported,
-        /// A device whose contents lie outside of QEMU.
         DeviceData,
-        /// A device whose guest writes go around QEMU.
         DiskPassthrough,
-        /// Dirty bitmaps do not go along.
         BitmapsDropped,
-        /// Snapshots inside of images do not go along.
         SnapshotsDropped,
-        /// Backing files become part of the destination's image.
         BackingMerged,
-        /// Read-only disks are not copied.
         NotCopied,
-        /// What is to be copied does not fit at the destination.
         NoRoom,
-        /// A thin disk may become a thick one, which does not fit.
         ThinBecomesThick,
-        /// More disks than can be copied.
         TooManyDisks,
-        /// The agent or a QEMU may not open as many files as the migration needs.
         TooFewDescriptors,
-        /// Something could not be looked at.
         NotSeen,
-        /// No such peer in the configuration.
         PeerUnknown,
-        /// The peer cannot be reached.
         PeerUnreachable,
-        /// The peer or we do not trust the other's certificate.
         PeerNotTrusted,
-        /// The peer does not permit us to send this VM.
         NotPermitted,
-        /// The source's QEMU says that this guest cannot be migrated.
         MigrationBlocked,
-        /// The source's QEMU refused a trial migration.
         MigrationRefused,
-        /// Migration capabilities or parameters were left on.
         MigrationSettings,
-        /// The machine types differ.
         MachineType,
-        /// One side runs by KVM, the other does not.
         Accelerator,
-        /// The RAM differs.
         Memory,
-        /// The numbers of processors differ, or how they are arranged.
         CpuCount,
-        /// The processors' models or features differ.
         Cpu,
-        /// A device is only on one side, or at another address, or another one.
         Device,
-        /// A device is set up in another way.
         DeviceSettings,
         /// Anything else, and a kind that only a newer version knows.
         #[serde(other)]
@@ -123,60 +79,20 @@ kinds! {
 
 impl ProblemKind {
     /// Whether it may be gone by itself a little later.
-    #[must_use]
     pub fn may_pass(self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::QemuUnreachable
-            | Self::Busy
-            | Self::TargetNotWaiting
-            | Self::PeerUnreachable
-            | Self::DiskExported
-            | Self::NoRoom => true,
-            Self::VmUnknown
-            | Self::SourceState
-            | Self::QemuTooOld
-            | Self::DiskMissing
-            | Self::DiskTooSmall
-            | Self::DiskTooLarge
-            | Self::DiskReadOnly
-            | Self::DiskFormat
-            | Self::DiskAddress
-            | Self::DiskUnpaired
-            | Self::DiskShared
-            | Self::SameImage
-            | Self::SameStorage
-            | Self::DiskTemporary
-            | Self::DiskCache
-            | Self::DeviceData
-            | Self::DiskPassthrough
-            | Self::BitmapsDropped
-            | Self::SnapshotsDropped
-            | Self::BackingMerged
-            | Self::NotCopied
-            | Self::ThinBecomesThick
-            | Self::TooManyDisks
-            | Self::TooFewDescriptors
-            | Self::NotSeen
-            | Self::PeerUnknown
-            | Self::PeerNotTrusted
-            | Self::NotPermitted
-            | Self::MigrationBlocked
-            | Self::MigrationRefused
-            | Self::MigrationSettings
-            | Self::MachineType
-            | Self::Accelerator
-            | Self::Memory
-            | Self::CpuCount
-            | Self::Cpu
-            | Self::Device
-            | Self::DeviceSettings
-            | Self::Other => false,
-        }
+                | Self::Busy
+                | Self::TargetNotWaiting
+                | Self::PeerUnreachable
+                | Self::DiskExported
+                | Self::NoRoom
+        )
     }
 
     /// Whether an operator may accept a problem of this kind by its name: only a human can know
     /// that it does no harm.
-    #[must_use]
     pub fn may_be_accepted(self) -> bool {
         matches!(
             self,
@@ -199,7 +115,6 @@ impl ProblemKind {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
-    /// The migration is refused.
     #[default]
     Problem,
     /// It is said, and the migration goes on.
@@ -211,7 +126,6 @@ pub enum Severity {
 /// One thing that was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// Its kind.
     pub kind: ProblemKind,
     /// How much it weighs. An agent that does not say knows only problems.
     #[serde(default)]
@@ -239,7 +153,6 @@ impl Problem {
     }
 
     /// Whether a migration is refused for it.
-    #[must_use]
     pub fn is_refusal(&self) -> bool {
         self.severity == Severity::Problem
     }
@@ -256,7 +169,6 @@ impl std::fmt::Display for Problem {
 #[serde(try_from = "ProblemKind", into = "ProblemKind")]
 pub struct Accepted(ProblemKind);
 
-/// The kind cannot be accepted, or there is none of that name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no kind of problem that can be accepted; docs/check.md lists those that can")]
 pub struct NotAcceptable;
@@ -288,7 +200,6 @@ impl FromStr for Accepted {
 /// What an operator has decided beforehand about findings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
-    /// Warnings are refusals.
     #[serde(default)]
     pub strict: bool,
     /// Problems of these kinds are warnings, also where warnings are refusals.
@@ -298,7 +209,6 @@ pub struct Policy {
 
 impl Policy {
     /// The findings as they weigh under this policy.
-    #[must_use]
     pub fn applied(&self, mut findings: Vec<Problem>) -> Vec<Problem> {
         for finding in &mut findings {
             let accepted = self.accept.contains(&Accepted(finding.kind));
@@ -312,9 +222,7 @@ impl Policy {
     }
 
     /// What is only to be said.
-    ///
-    /// # Errors
-    /// The findings for which a migration is refused, if there are any.
+    /// Errors: the findings for which a migration is refused, if there are any.
     pub fn judge(&self, findings: Vec<Problem>) -> Result<Vec<Problem>, Vec<Problem>> {
         let (refusals, others): (Vec<_>, Vec<_>) =
             self.applied(findings).into_iter().partition(Problem::is_refusal);

@@ -20,7 +20,6 @@ pub struct DiskProgress {
     pub name: String,
     /// Bytes to copy so far known; grows while the guest writes.
     pub total_bytes: u64,
-    /// Bytes copied.
     pub done_bytes: u64,
     /// Whether the mirror follows the guest's writes.
     pub ready: bool,
@@ -40,7 +39,6 @@ pub struct RamProgress {
     pub remaining_bytes: u64,
     /// Bytes on the RAM stream, both directions.
     pub stream_bytes: u64,
-    /// Passes over the RAM.
     pub passes: u64,
 }
 
@@ -83,7 +81,6 @@ pub struct Reconnecting {
     pub for_s: u64,
     /// For how long at most.
     pub of_s: u64,
-    /// How it was lost.
     pub cause: String,
 }
 
@@ -98,7 +95,6 @@ pub enum Outcome {
     },
     /// The guest is where it was.
     Failed {
-        /// The phase that failed.
         phase: Phase,
         /// The cause and its causes.
         cause: String,
@@ -118,11 +114,9 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// All of [`Outcome::label`].
     pub const LABELS: [&str; 4] = ["moved", "cancelled", "failed", "undecided"];
 
     /// A bounded label for metrics.
-    #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
             Self::Moved { .. } => "moved",
@@ -136,21 +130,16 @@ impl Outcome {
 /// A migration at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// The migration.
     pub id: Uuid,
-    /// The virtual machine.
     pub vm: String,
-    /// This host's part.
     pub role: Role,
     /// The other host, as its certificate names it.
     pub peer: String,
-    /// Where it is.
     pub phase: Phase,
     /// Seconds since the epoch.
     pub began_at: i64,
     /// Milliseconds since the beginning; stands still at the end.
     pub elapsed_ms: u64,
-    /// Its disks.
     pub disks: Vec<DiskProgress>,
     /// Its RAM, once that is on its way.
     pub ram: Option<RamProgress>,
@@ -181,7 +170,6 @@ pub struct Progress {
 
 impl Progress {
     /// A migration that begins now.
-    #[must_use]
     pub fn new(id: Uuid, vm: &str, role: Role, peer: &str) -> Self {
         Self {
             id,
@@ -206,7 +194,6 @@ impl Progress {
     }
 
     /// Bytes on all streams of all tries, both directions.
-    #[must_use]
     pub fn stream_bytes(&self) -> u64 {
         let of_this_try = self.disks.iter().map(|d| d.stream_bytes).sum::<u64>()
             + self.ram.as_ref().map_or(0, |r| r.stream_bytes);
@@ -214,7 +201,6 @@ impl Progress {
     }
 
     /// Tries that were begun after the first.
-    #[must_use]
     pub fn retries(&self) -> u64 {
         let begun = |t: &Tries| u64::from(t.number) - 1 - u64::from(t.next_in_ms.is_some());
         self.tries.as_ref().map_or(0, begun)
@@ -230,7 +216,6 @@ pub struct ProgressSink {
 
 impl ProgressSink {
     /// A sink that starts with `progress`.
-    #[must_use]
     pub fn new(progress: Progress) -> Self {
         Self { sender: watch::Sender::new(progress), began: Instant::now() }
     }
@@ -255,14 +240,10 @@ impl ProgressSink {
         });
     }
 
-    /// As it is now.
-    #[must_use]
     pub fn now(&self) -> Progress {
         self.sender.borrow().clone()
     }
 
-    /// Watches it.
-    #[must_use]
     pub fn watch(&self) -> watch::Receiver<Progress> {
         self.sender.subscribe()
     }

@@ -8,13 +8,11 @@ use serde::{Deserialize, Serialize};
 pub enum Role {
     /// The guest comes from here.
     Source,
-    /// The guest goes here.
     Destination,
 }
 
 impl Role {
     /// As shown to people and in file names.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Source => "source",

@@ -22,37 +22,22 @@ pub(crate) const WEIGHT: u16 = 16;
 /// Why the destination did not do as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The control stream did not come about.
     #[error("no control stream")]
     Open(#[from] OpenStreamError),
-    /// The control stream or its session ended.
     #[error("the control stream was lost")]
     Lost(#[source] MessageError),
-    /// The destination ended the control stream.
     #[error("the destination's agent ended the migration's control stream")]
     Closed,
-    /// No answer in time.
     #[error("the destination's agent did not answer `{request}` within {} s", after.as_secs())]
-    Deadline {
-        /// What was asked.
-        request: &'static str,
-        /// How long it was waited for.
-        after: Duration,
-    },
-    /// It said no.
+    Deadline { request: &'static str, after: Duration },
     #[error("the destination refused: {}", .0.text)]
     Refused(Refusal),
-    /// An answer to something else.
     #[error("the destination's agent gave an answer that does not fit `{request}`")]
-    Unexpected {
-        /// What was asked.
-        request: &'static str,
-    },
+    Unexpected { request: &'static str },
 }
 
 impl LinkError {
     /// The control stream ended with its session.
-    #[must_use]
     pub fn is_session_lost(&self) -> bool {
         matches!(self, Self::Lost(MessageError::Ended(StreamEnded(Code::SessionLost))))
     }

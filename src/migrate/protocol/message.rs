@@ -21,7 +21,6 @@ pub struct DiskSpec {
     pub name: String,
     /// Bytes that the guest sees.
     pub virtual_size: u64,
-    /// QEMU's format driver.
     pub format: String,
     /// The guest cannot write to it; it is not copied, but must be there.
     pub read_only: bool,
@@ -59,7 +58,6 @@ pub struct DiskPlace {
 /// A storage by a name that is the same on every host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Storage {
-    /// Its name.
     pub key: String,
     /// The guest's writes go to it.
     pub written: bool,
@@ -70,7 +68,6 @@ pub struct Storage {
 pub struct Asked {
     /// Rises with every request on a control stream.
     pub number: u64,
-    /// What is asked.
     pub request: Request,
     /// With [`Request::Confirmed`]: how it went, for the destination's operators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -80,10 +77,8 @@ pub struct Asked {
 /// What a source has measured of a migration that is at its end.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Its disks.
     #[serde(default)]
     pub disks: Vec<DiskProgress>,
-    /// Its RAM.
     #[serde(default)]
     pub ram: Option<RamProgress>,
     /// How long the guest stood still.
@@ -103,12 +98,10 @@ pub enum Request {
     /// Start or find the QEMU that waits, export its disks, grant the streams. Asked again, this and
     /// what follows get the same answer again.
     Prepare(Offer),
-    /// Attach the RAM stream.
     Incoming,
     /// Whether the guest is to run at its start, where that has changed since the offer: somebody has
     /// paused or continued it. Durable before it is answered.
     ToRun {
-        /// It is.
         running: bool,
     },
     /// The mirrors are finished: close the exports, so that the disks are the guest's alone.
@@ -130,7 +123,6 @@ pub enum Request {
 
 impl Request {
     /// For logs and errors.
-    #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Self::Check(_) => "check",
@@ -152,7 +144,6 @@ impl Request {
 pub struct Offer {
     /// Its name, the same on both hosts.
     pub vm: String,
-    /// Its disks.
     pub disks: Vec<DiskSpec>,
     /// Whether its guest runs, and is to run at the destination.
     pub running: bool,
@@ -186,11 +177,8 @@ impl Offer {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
-    /// To a request.
     Response {
-        /// The request's.
         number: u64,
-        /// The answer.
         response: Response,
     },
     /// Unasked.
@@ -201,13 +189,11 @@ pub enum Reply {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Response {
-    /// To [`Request::Check`].
     Checked(Vec<Problem>),
     /// To [`Request::Prepare`]: the grant.
     Prepared(Prepared),
     /// To what needs no other answer.
     Done,
-    /// To [`Request::Start`].
     Started(Started),
     /// To [`Request::Settle`] and [`Request::Abort`], and to a [`Request::Start`] that comes too late.
     Fate(Fate),
@@ -226,7 +212,6 @@ pub struct Prepared {
     pub qemu: String,
     /// Whether a further try will get a fresh QEMU by itself.
     pub restartable: bool,
-    /// The answer to [`Offer::after`].
     #[serde(default)]
     pub since: Vec<DiskState>,
     /// What comes of the disks is compressed ([`Offer::compress`]); an agent that does not know of
@@ -245,7 +230,6 @@ pub struct Prepared {
 /// What is known of a disk since an earlier try.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskState {
-    /// The disk.
     pub disk: String,
     /// Why it may not be as that try left it; none when it surely is.
     pub doubt: Option<String>,
@@ -254,9 +238,7 @@ pub struct DiskState {
 /// One disk of the grant.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Export {
-    /// The disk.
     pub disk: String,
-    /// Its NBD export name.
     pub export: String,
     /// The channel that its stream is opened with.
     pub channel: u16,
@@ -296,8 +278,6 @@ pub enum Notice {
 /// What an agent's journal says, for the other side's operator.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Told {
-    /// The last phase entered.
     pub phase: Phase,
-    /// Its records.
     pub known: Known,
 }

@@ -16,7 +16,6 @@ pub(crate) struct Control {
     receiver: MessageReceiver,
     /// Of the request that is answered next.
     number: u64,
-    /// What came with it.
     summary: Option<Summary>,
 }
 

@@ -31,30 +31,24 @@ pub enum CaseKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Owner {
-    /// This host's.
     Here,
-    /// The other host's.
     There,
-    /// Not known.
     Unknown,
 }
 
 /// One migration that is not closed.
 #[derive(Debug, Clone)]
 pub struct Case {
-    /// What sort.
     pub kind: CaseKind,
     /// The migration, or the try of one: by the file's name if the journal is not believed.
     pub id: Option<Uuid>,
     /// The virtual machine, where that can be read.
     pub vm: Option<String>,
-    /// This host's part.
     pub role: Option<Role>,
     /// The other host, as its certificate names it.
     pub peer: Option<String>,
     /// Seconds since the epoch.
     pub began_at: Option<i64>,
-    /// The journal's last phase.
     pub phase: Option<Phase>,
     /// What this host's journal says, in its own words.
     pub journal: Vec<String>,
@@ -70,7 +64,6 @@ pub struct Case {
     pub left: Vec<String>,
     /// Whether an operator may decide it.
     pub may_force: bool,
-    /// The journal's file.
     pub file: PathBuf,
 }
 

@@ -49,7 +49,6 @@ pub enum NotForced {
     Unknown(String),
 }
 
-/// What is asked for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Asked {
     /// Only this migration, or the try of it.
@@ -71,9 +70,7 @@ impl Asked {
 
 /// All cases of this host that are asked for. Hosts and virtual machines are asked at the same time,
 /// so that one that does not answer delays none of the others.
-///
-/// # Errors
-/// [`JournalError::Io`] when the journals' folder cannot be read.
+/// Errors: [`JournalError::Io`] when the journals' folder cannot be read.
 pub async fn cases(host: &Arc<Host>, asked: Asked) -> Result<Vec<Case>, JournalError> {
     let mut of_vm: BTreeMap<String, Vec<(usize, Peeked)>> = BTreeMap::new();
     let all = host.journals.peek_all()?;
@@ -154,9 +151,6 @@ pub async fn clean_at_start(host: Arc<Host>) {
 /// An operator decides whose the virtual machine is. Cancelled before the migration has taken it, or not
 /// taken before `until` (seconds of the Unix epoch), the decision is void. It is not taken against the word
 /// of the other host.
-///
-/// # Errors
-/// [`NotForced`]
 pub async fn force(
     host: &Host,
     migration: Uuid,

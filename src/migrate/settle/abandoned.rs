@@ -13,9 +13,7 @@ use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::ProgressSink;
 
 /// Finds it: every open journal but those `taken` up again and those that somebody still writes.
-///
-/// # Errors
-/// [`JournalError`] when the folder cannot be read.
+/// Errors: [`JournalError`] when the folder cannot be read.
 pub fn abandoned(host: &Arc<Host>, taken: &BTreeSet<(Uuid, Role)>) -> Result<Vec<Open>, JournalError> {
     let mut open = Vec::<Open>::new();
     // The newest first, as at a start.

@@ -47,10 +47,8 @@ pub(crate) fn reopen(host: &Arc<Host>, (id, role): (Uuid, Role), progress: Progr
 }
 
 /// Finds what is open on this host, and history, but for migrations that go on as they were.
-///
-/// # Errors
-/// [`journal::JournalError`] when the folder cannot be read. Journals that cannot be believed
-/// are logged and left alone.
+/// Errors: [`journal::JournalError`] when the folder cannot be read. Journals that cannot be believed are
+/// logged and left alone.
 pub fn find(
     host: &Arc<Host>,
     taken_up: &BTreeSet<(Uuid, Role)>,

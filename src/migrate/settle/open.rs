@@ -11,9 +11,7 @@ use crate::migrate::model::progress::{Outcome, Progress, ProgressSink};
 
 /// A journal that an earlier life of this agent left open, and where to report on it.
 pub struct Open {
-    /// The journal.
     pub journal: Journal,
-    /// Its progress.
     pub progress: ProgressSink,
     /// No later migration of its VM is open: its QEMU is this one's to touch.
     pub(super) heir: bool,

@@ -30,123 +30,53 @@ pub enum Failure {
     /// It is left to another process; not a failure at all.
     #[error("it is left to another process")]
     Frozen,
-    /// The agent was told to stop.
     #[error("the source's agent was told to stop")]
     Stopping,
-    /// The preflight found something.
     #[error("{}", .0.first().map_or_else(String::new, ToString::to_string))]
     Problems(Vec<Problem>),
-    /// QEMU refused a command or did not answer.
     #[error("the source's QEMU")]
     Qmp(#[from] QmpError),
-    /// QEMU has ended, by the kernel's word.
     #[error("the source's QEMU has gone: its process {0} has ended")]
     QemuGone(i32),
     /// QEMU cannot be found again. It may live.
     #[error("the source's QEMU cannot be reached any more: {0}")]
     QemuUnknown(String),
-    /// QEMU's monitor was lost and has not come back in time.
     #[error("the source's QEMU could not be reached for {seconds} s: {cause}")]
-    MonitorLost {
-        /// For how long.
-        seconds: u64,
-        /// How it was lost.
-        cause: String,
-    },
-    /// The monitor is lost again and again.
+    MonitorLost { seconds: u64, cause: String },
     #[error("the monitor of the source's QEMU was lost {0} times")]
     MonitorUnsteady(u32),
     /// Events of QEMU's were missed; not a failure, the phase looks again at what is there.
     #[error("events of the source's QEMU were missed")]
     Missed,
-    /// No session with the peer.
     #[error("no session with {peer}")]
-    Connect {
-        /// Its name in the configuration.
-        peer: String,
-        /// Why.
-        source: ConnectError,
-    },
-    /// The session ended.
+    Connect { peer: String, source: ConnectError },
     #[error("the session with {peer} was lost: {cause}")]
-    SessionLost {
-        /// The peer.
-        peer: String,
-        /// Why, with its causes.
-        cause: String,
-    },
-    /// The session has had no connection for too long, and the guest stands still.
+    SessionLost { peer: String, cause: String },
     #[error("no connection for {seconds} s with the guest paused: {cause}")]
-    Away {
-        /// For how long.
-        seconds: u64,
-        /// How the connection was lost.
-        cause: String,
-    },
-    /// The control stream, or the destination's answer.
+    Away { seconds: u64, cause: String },
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The destination cannot go on.
     #[error("the destination failed: {0}")]
     Destination(String),
-    /// A data stream was not accepted.
     #[error("the stream of {stream} did not come about")]
-    Open {
-        /// `disk NAME` or `RAM`.
-        stream: String,
-        /// Why.
-        source: OpenStreamError,
-    },
-    /// A data stream ended before its time.
+    Open { stream: String, source: OpenStreamError },
     #[error("the stream of {stream} ended before its time")]
-    Stream {
-        /// `disk NAME` or `RAM`.
-        stream: String,
-        /// How.
-        source: PumpEnd,
-    },
-    /// A mirror job ended with an error.
+    Stream { stream: String, source: PumpEnd },
     #[error("the mirror of disk {disk} failed: {error}")]
-    Mirror {
-        /// The disk.
-        disk: String,
-        /// QEMU's words.
-        error: String,
-    },
-    /// What changed of a disk could not be copied.
+    Mirror { disk: String, error: String },
     #[error("what changed of disk {disk} could not be copied")]
-    Delta {
-        /// The disk.
-        disk: String,
-        /// Why.
-        source: DeltaError,
-    },
-    /// The guest, or somebody else at its QEMU, has decided otherwise.
+    Delta { disk: String, source: DeltaError },
     #[error(transparent)]
     Meanwhile(#[from] Meanwhile),
-    /// QEMU's migration ended.
     #[error("the migration of the RAM ended as {status}{}", said(error))]
-    Ram {
-        /// Its last state.
-        status: MigrationStatus,
-        /// QEMU's words.
-        error: String,
-    },
+    Ram { status: MigrationStatus, error: String },
     /// Nothing moved for too long.
     #[error("{what} made no progress for {seconds} s")]
-    Stalled {
-        /// What stood still.
-        what: String,
-        /// For how long.
-        seconds: u64,
-    },
-    /// The journal cannot be written.
+    Stalled { what: String, seconds: u64 },
     #[error("the journal cannot be written, so nothing further is done")]
     Journal(#[from] JournalError),
-    /// The operating system refused a socket.
     #[error("no local socket")]
     Socket(#[source] std::io::Error),
-    /// Starting or ending a QEMU.
     #[error(transparent)]
     Vm(#[from] VmError),
     /// A mistake of our own, found before it did harm.
@@ -199,7 +129,6 @@ impl Failure {
     }
 
     /// Of a monitor whose connection is over.
-    #[must_use]
     pub(crate) fn of_monitor(qmp: &Qmp) -> Self {
         match qmp.failure() {
             Some(QmpError::Ended { pid, .. }) => Self::QemuGone(pid),
@@ -209,13 +138,11 @@ impl Failure {
     }
 
     /// Whether a command's reply was lost with the monitor, or events were.
-    #[must_use]
     pub(crate) fn is_interrupted(&self) -> bool {
         matches!(self, Self::Missed) || matches!(self, Self::Qmp(error) if error.is_interrupted())
     }
 
     /// Whether it may be only the echo of something that the other side, or the monitor, knows better.
-    #[must_use]
     pub fn is_echo(&self) -> bool {
         // QEMU refuses what a dead destination has made impossible, to cancel a failed job for one.
         if let Self::Qmp(error) = self {
@@ -236,7 +163,6 @@ impl Failure {
     }
 
     /// Whether it is only how the session's end looks from one of its streams.
-    #[must_use]
     pub fn is_session_lost(&self) -> bool {
         match self {
             Self::Link(e) => e.is_session_lost(),
@@ -250,7 +176,6 @@ impl Failure {
 
     /// Whether the same migration, begun again later, may succeed without anybody's doing: what
     /// broke on the way and on the other host may, what the source itself lacks may not.
-    #[must_use]
     pub fn may_pass(&self) -> bool {
         let all_may = |problems: &[Problem]| problems.iter().all(|p| p.kind.may_pass());
         match self {
@@ -282,7 +207,6 @@ impl Failure {
     }
 
     /// What stands in the way and how to remove it, where that is known.
-    #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
         match self {
             Self::Problems(problems) => problems.clone(),

@@ -8,10 +8,8 @@ use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
 use crate::migrate::transfer::disk::delta::Tracking;
 
-/// How a try ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// Its last phase.
     pub(crate) phase: Phase,
     /// What became of the guest.
     pub(crate) outcome: Outcome,
@@ -28,7 +26,6 @@ pub(crate) struct Ended {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) journal: Journal,
-    /// How that try ended.
     pub(crate) outcome: Outcome,
     pub(crate) tracking: Tracking,
 }

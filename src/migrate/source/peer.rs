@@ -16,7 +16,6 @@ use crate::net::stream::Stream;
 pub(crate) struct Peer {
     pub(crate) link: Link,
     pub(crate) lanes: Lanes,
-    /// What it has prepared.
     pub(crate) grant: Option<Prepared>,
     /// It has the whole guest.
     pub(crate) loaded: bool,

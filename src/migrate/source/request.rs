@@ -9,13 +9,10 @@ use crate::migrate::transfer::bandwidth::ShareHandle;
 /// What an operator asks for.
 #[derive(Debug, Clone)]
 pub struct SourceRequest {
-    /// The migration.
     pub id: Uuid,
-    /// The virtual machine.
     pub vm: String,
     /// The destination's name in the configuration.
     pub peer: String,
-    /// How.
     pub options: Options,
     /// The migration whose further try this is.
     pub retry: Option<RetryOf>,

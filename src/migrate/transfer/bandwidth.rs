@@ -28,7 +28,6 @@ struct State {
     shared_limit: Option<SharedLimit>,
     /// The try that is under way.
     attached: Option<(Lanes, Uuid)>,
-    /// Its guest stands still.
     ahead: bool,
 }
 
@@ -54,7 +53,6 @@ impl State {
 
 impl ShareHandle {
     /// As the migration's options have it.
-    #[must_use]
     pub fn new(options: &Options, progress: ProgressSink) -> Self {
         let wish = Wish { limit_bytes_per_s: options.limit_bytes_per_s, weight: options.weight };
         progress.update(|p| p.share = Some(wish));
@@ -63,7 +61,6 @@ impl ShareHandle {
     }
 
     /// What is wanted now.
-    #[must_use]
     pub fn wish(&self) -> Wish {
         self.locked().wish
     }

@@ -19,7 +19,6 @@ use crate::net::stream_owner::{Descriptors, OwnedStream, SessionId, ThawedStream
 pub(crate) struct FrozenControl {
     pub(crate) place: OwnedStream,
     buffer: Bytes,
-    /// Of the last request.
     pub(crate) number: u64,
     /// Taken from it and not looked at.
     pub(crate) notices: Vec<Notice>,
@@ -73,7 +72,6 @@ impl FrozenControl {
     }
 }
 
-/// A data stream that the next process does not have.
 #[derive(Debug, thiserror::Error)]
 #[error("the stream of {0} did not come along")]
 pub(crate) struct StreamLost(Label);

@@ -16,7 +16,6 @@ commands! {
 /// Adds an empty bitmap that records from now on and is never stored in the image.
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockDirtyBitmapAdd {
-    /// The node.
     pub node: String,
     /// The bitmap's name, unique on the node.
     pub name: String,
@@ -27,18 +26,14 @@ pub struct BlockDirtyBitmapAdd {
 /// Records no longer; what it holds it keeps.
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockDirtyBitmapDisable {
-    /// The node.
     pub node: String,
-    /// The bitmap.
     pub name: String,
 }
 
 /// Adds what some bitmaps of the node hold to another of them.
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockDirtyBitmapMerge {
-    /// The node.
     pub node: String,
-    /// The one added to.
     pub target: String,
     /// The others; they stay as they are.
     pub bitmaps: Vec<String>,
@@ -47,9 +42,7 @@ pub struct BlockDirtyBitmapMerge {
 /// Removes a bitmap that nothing uses.
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockDirtyBitmapRemove {
-    /// The node.
     pub node: String,
-    /// The bitmap.
     pub name: String,
 }
 
@@ -61,7 +54,6 @@ pub struct BlockDirtyInfo {
     pub name: String,
     /// Bytes that it holds dirty.
     pub count: u64,
-    /// Bytes per bit.
     pub granularity: u64,
     /// It records what the guest writes.
     #[serde(default)]

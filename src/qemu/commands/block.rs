@@ -75,10 +75,8 @@ pub struct BlockDeviceInfo {
     /// Its driver, such as `qcow2`.
     #[serde(default)]
     pub drv: String,
-    /// Opened for reading only.
     #[serde(default)]
     pub ro: bool,
-    /// How it is cached.
     #[serde(default)]
     pub cache: CacheInfo,
     /// The file as QEMU names it.
@@ -89,9 +87,7 @@ pub struct BlockDeviceInfo {
     /// How many files it stands on.
     #[serde(default)]
     pub backing_file_depth: u64,
-    /// What is in it.
     pub image: Option<ImageInfo>,
-    /// Its dirty bitmaps.
     #[serde(rename = "dirty-bitmaps", default)]
     pub dirty_bitmaps: Vec<BlockDirtyInfo>,
     /// The nodes right below it (QEMU 10.1; none says nothing).
@@ -104,7 +100,6 @@ pub struct BlockDeviceInfo {
 pub struct BlockdevChild {
     /// What it is to its parent: `file`, `backing`, `data-file`, ...
     pub child: String,
-    /// Its name.
     pub node_name: String,
 }
 
@@ -113,7 +108,6 @@ pub struct BlockdevChild {
 pub struct BlockGraph {
     /// Nodes, guest devices and jobs.
     pub nodes: Vec<BlockGraphNode>,
-    /// Who is below whom.
     pub edges: Vec<BlockGraphEdge>,
 }
 
@@ -133,9 +127,7 @@ pub struct BlockGraphNode {
 /// That one is below another.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct BlockGraphEdge {
-    /// The upper one's number.
     pub parent: u64,
-    /// The lower one's.
     pub child: u64,
     /// What it is to the upper one: `file`, `backing`, `data-file`, ...
     #[serde(default)]
@@ -149,10 +141,8 @@ pub struct BlockGraphEdge {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ImageInfo {
-    /// Its file.
     #[serde(default)]
     pub filename: String,
-    /// Its format.
     #[serde(default)]
     pub format: String,
     /// What the guest sees, in bytes.
@@ -166,7 +156,6 @@ pub struct ImageInfo {
     pub encrypted: bool,
     /// What only this format has.
     pub format_specific: Option<ImageInfoSpecific>,
-    /// Internal snapshots.
     #[serde(default)]
     pub snapshots: Vec<SnapshotInfo>,
     /// What the node stands on: its backing image, or what is below a filter.
@@ -176,7 +165,6 @@ pub struct ImageInfo {
 /// What only images of one format have.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct ImageInfoSpecific {
-    /// The format.
     #[serde(rename = "type", default)]
     pub kind: String,
     /// Looked at for the kind of encryption only.
@@ -187,7 +175,6 @@ pub struct ImageInfoSpecific {
 /// A snapshot inside an image.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct SnapshotInfo {
-    /// Its name.
     #[serde(default)]
     pub name: String,
 }
@@ -203,7 +190,6 @@ pub struct QueryNamedBlockNodes {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BlockJobInfo {
-    /// The job's id.
     pub device: String,
     /// `mirror`, `commit`, ...
     #[serde(rename = "type")]
@@ -215,10 +201,8 @@ pub struct BlockJobInfo {
     /// Everything was copied once. It may be behind again.
     #[serde(default)]
     pub ready: bool,
-    /// Paused by somebody.
     #[serde(default)]
     pub paused: bool,
-    /// Requests are in flight.
     #[serde(default)]
     pub busy: bool,
     /// Its limit in bytes per second; 0 is none.
@@ -228,7 +212,6 @@ pub struct BlockJobInfo {
     pub status: JobStatus,
     /// Whether an I/O error has stopped it.
     pub io_status: IoStatus,
-    /// What has gone wrong.
     pub error: Option<String>,
     /// A write-blocking mirror holds no difference (QEMU 10.0; 7.2 does not say).
     pub actively_synced: Option<bool>,
@@ -238,7 +221,6 @@ pub struct BlockJobInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct JobInfo {
-    /// Its id.
     pub id: String,
     /// `mirror`, `create`, ...
     #[serde(rename = "type")]
@@ -251,22 +233,17 @@ pub struct JobInfo {
     /// The whole, in the same unit.
     #[serde(default)]
     pub total_progress: u64,
-    /// What has gone wrong.
     pub error: Option<String>,
 }
 
-/// A block export.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BlockExportInfo {
-    /// Its id.
     pub id: String,
     /// `nbd`, `fuse`, ...
     #[serde(rename = "type")]
     pub kind: String,
-    /// The exported node.
     pub node_name: String,
-    /// On its way out.
     #[serde(default)]
     pub shutting_down: bool,
 }
@@ -275,7 +252,6 @@ pub struct BlockExportInfo {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct NbdServerStart {
-    /// Where it listens.
     pub addr: SocketAddressLegacy,
     /// Further clients wait; QEMU's default is 100.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -299,10 +275,7 @@ impl NbdServerStart {
 #[serde(tag = "type", content = "data", rename_all = "kebab-case")]
 pub enum SocketAddressLegacy {
     /// A descriptor by its name.
-    Fd {
-        /// The name.
-        str: String,
-    },
+    Fd { str: String },
 }
 
 /// Makes a node available to NBD clients.
@@ -325,7 +298,6 @@ pub struct BlockExportAdd {
 /// Deletes an export.
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockExportDel {
-    /// Its id.
     pub id: String,
     /// Whether clients are cut off.
     pub mode: BlockExportRemoveMode,
@@ -335,9 +307,7 @@ pub struct BlockExportDel {
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BlockExportRemoveMode {
-    /// It is refused.
     Safe,
-    /// They are cut off.
     Hard,
 }
 
@@ -349,9 +319,7 @@ pub enum BlockExportRemoveMode {
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "driver", rename = "nbd", rename_all = "kebab-case")]
 pub struct BlockdevAdd {
-    /// The new node's name.
     pub node_name: String,
-    /// The descriptor.
     pub server: SocketAddress,
     /// The export's name on the server.
     pub export: String,
@@ -379,17 +347,13 @@ impl BlockdevAdd {
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum SocketAddress {
     /// A descriptor by its name.
-    Fd {
-        /// The name.
-        str: String,
-    },
+    Fd { str: String },
 }
 
 /// Removes a node that nothing uses. Closes the NBD stream.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BlockdevDel {
-    /// The node.
     pub node_name: String,
 }
 
@@ -398,13 +362,10 @@ pub struct BlockdevDel {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BlockdevMirror {
-    /// The job's id.
     pub job_id: String,
     /// The disk: its node or `-drive` name.
     pub device: String,
-    /// The node copied to.
     pub target: String,
-    /// What is copied.
     pub sync: MirrorSyncMode,
     /// Whether the guest's writes wait for the target.
     pub copy_mode: MirrorCopyMode,
@@ -440,7 +401,6 @@ impl BlockdevMirror {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MirrorSyncMode {
-    /// Everything.
     Full,
     /// Only the top image; its backing file must be at the target already.
     Top,
@@ -476,7 +436,6 @@ pub enum BlockdevOnError {
 /// The general `job-cancel` is not this: it always forces.
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockJobCancel {
-    /// The job's id.
     pub device: String,
     /// Drop what is in flight.
     pub force: bool,
@@ -485,14 +444,12 @@ pub struct BlockJobCancel {
 /// Ends a ready mirror by putting the guest's disk onto its target.
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockJobComplete {
-    /// The job's id.
     pub device: String,
 }
 
 /// Changes a job's limit at any time.
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockJobSetSpeed {
-    /// The job's id.
     pub device: String,
     /// Bytes per second; 0 is no limit.
     pub speed: u64,
@@ -501,7 +458,6 @@ pub struct BlockJobSetSpeed {
 /// Lets a job go on that an error or somebody paused.
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockJobResume {
-    /// The job's id.
     pub device: String,
 }
 
@@ -510,15 +466,12 @@ pub struct BlockJobResume {
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "type", rename = "mirror", rename_all = "kebab-case")]
 pub struct BlockJobChange {
-    /// The job's id.
     pub id: String,
-    /// The new mode.
     pub copy_mode: MirrorCopyMode,
 }
 
 /// Forgets a concluded job.
 #[derive(Debug, Clone, Serialize)]
 pub struct JobDismiss {
-    /// The job's id.
     pub id: String,
 }

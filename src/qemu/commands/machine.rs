@@ -47,23 +47,18 @@ commands! {
 /// A property of an object: `/machine` has `type`, such as `pc-q35-7.2-machine`.
 #[derive(Debug, Clone, Serialize)]
 pub struct QomGet {
-    /// The object's path.
     pub path: String,
-    /// The property's name.
     pub property: String,
 }
 
 /// The properties of an object, its children among them.
 #[derive(Debug, Clone, Serialize)]
 pub struct QomList {
-    /// The object's path.
     pub path: String,
 }
 
-/// A property of an object.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ObjectPropertyInfo {
-    /// Its name.
     pub name: String,
     /// Its type: `child<TYPE>` for a child.
     #[serde(rename = "type")]
@@ -80,9 +75,7 @@ pub struct Closefd {
 /// The return of [`QueryVersion`].
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct VersionInfo {
-    /// The numbers.
     pub qemu: VersionTriple,
-    /// The distribution's addition.
     #[serde(default)]
     pub package: String,
 }
@@ -90,11 +83,8 @@ pub struct VersionInfo {
 /// A version in three numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct VersionTriple {
-    /// First.
     pub major: u32,
-    /// Second.
     pub minor: u32,
-    /// Third.
     pub micro: u32,
 }
 
@@ -124,7 +114,6 @@ pub struct UuidInfo {
 pub struct StatusInfo {
     /// Whether the guest's processors run.
     pub running: bool,
-    /// In which state.
     pub status: RunState,
 }
 
@@ -142,7 +131,6 @@ pub struct MemoryInfo {
 /// A back end of the guest's RAM.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Memdev {
-    /// Its id.
     #[serde(default)]
     pub id: String,
     /// Other processes may map it.
@@ -153,7 +141,6 @@ pub struct Memdev {
 /// The return of [`QueryKvm`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct KvmInfo {
-    /// KVM runs the guest.
     pub enabled: bool,
 }
 
@@ -164,7 +151,6 @@ pub struct HotpluggableCpu {
     /// The processor's type, such as `qemu64-x86_64-cpu`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Processors in this place.
     pub vcpus_count: u32,
     /// The first of them; none when the place is empty.
     #[serde(default)]
@@ -175,6 +161,5 @@ pub struct HotpluggableCpu {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HumanReadableText {
-    /// Its lines.
     pub human_readable_text: String,
 }

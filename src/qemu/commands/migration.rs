@@ -33,9 +33,7 @@ commands! {
 pub struct MigrationInfo {
     /// How far; it stays after the end until the next one.
     pub status: MigrationStatus,
-    /// Since the beginning.
     pub total_time: Option<u64>,
-    /// What the setup took.
     pub setup_time: Option<u64>,
     /// How long the guest stood still, at the end.
     pub downtime: Option<u64>,
@@ -45,7 +43,6 @@ pub struct MigrationInfo {
     pub error_desc: Option<String>,
     /// The processors' slowing down by auto-converge, in per cent.
     pub cpu_throttle_percentage: Option<u64>,
-    /// The RAM.
     pub ram: Option<MigrationStats>,
     /// The disks of an old in-band block migration (7.2).
     pub disk: Option<MigrationStats>,
@@ -65,17 +62,12 @@ impl MigrationInfo {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct MigrationStats {
-    /// The whole.
     pub total: u64,
     /// Still to be sent in this pass.
     pub remaining: u64,
-    /// Sent, repetitions included.
     pub transferred: u64,
-    /// Pages of zeroes.
     pub duplicate: u64,
-    /// Other pages.
     pub normal: u64,
-    /// The same in bytes.
     pub normal_bytes: u64,
     /// Pages per second that the guest writes.
     pub dirty_pages_rate: u64,
@@ -85,7 +77,6 @@ pub struct MigrationStats {
     pub dirty_sync_count: u64,
     /// Pages sent per second.
     pub pages_per_second: u64,
-    /// The size of a page.
     pub page_size: u64,
     /// Sent while the guest ran.
     pub precopy_bytes: u64,
@@ -98,16 +89,13 @@ pub struct MigrationStats {
 /// A capability and whether it is on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapabilityStatus {
-    /// QEMU's name of it.
     pub capability: String,
-    /// On or off.
     pub state: bool,
 }
 
 /// Turns capabilities on and off; the others remain. They outlive the migration.
 #[derive(Debug, Clone, Serialize)]
 pub struct MigrateSetCapabilities {
-    /// Which.
     pub capabilities: Vec<CapabilityStatus>,
 }
 
@@ -142,7 +130,6 @@ macro_rules! parameters {
 
         impl MigrationParameters {
             /// What must be set to come from `now` back to these.
-            #[must_use]
             pub fn differing_from(&self, now: &Self) -> Self {
                 Self {$(
                     $name: if self.$name == now.$name { None } else { self.$name.clone() },
@@ -150,7 +137,6 @@ macro_rules! parameters {
             }
 
             /// Without those that `known` does not have.
-            #[must_use]
             pub fn known_to(self, known: &Self) -> Self {
                 Self {$(
                     $name: if known.$name.is_some() { self.$name } else { None },
@@ -205,7 +191,6 @@ pub struct MigrateSetParameters(pub MigrationParameters);
 /// Starts the migration on the source.
 #[derive(Debug, Clone, Serialize)]
 pub struct Migrate {
-    /// Where to.
     pub uri: String,
     /// Take up a postcopy whose stream was lost.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -231,7 +216,6 @@ impl Migrate {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct MigrateIncoming {
-    /// Where from.
     pub uri: String,
     /// False: the process stays when the migration fails, with its error. Only if
     /// [`Abilities::exit_on_error`](crate::qemu::Abilities::exit_on_error).
@@ -246,7 +230,6 @@ impl MigrateIncoming {
     }
 
     /// The process stays when the migration fails, and tells why.
-    #[must_use]
     pub fn and_stay(self) -> Self {
         Self { exit_on_error: Some(false), ..self }
     }

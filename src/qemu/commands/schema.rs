@@ -12,7 +12,6 @@ plain_commands! {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct SchemaInfo {
-    /// Its name.
     pub name: String,
     /// `command`, `object`, `enum`, `event`, ...
     pub meta_type: String,
@@ -40,7 +39,6 @@ pub struct SchemaMember {
 /// The members that come with one value of the tag.
 #[derive(Debug, Clone, Deserialize)]
 pub struct SchemaVariant {
-    /// The tag's value.
     pub case: String,
     /// The type of the members.
     #[serde(rename = "type")]

@@ -69,26 +69,16 @@ const LITTLE_BYTES: u64 = 4 * 1024 * 1024;
 /// Why what changed could not be copied.
 #[derive(Debug, thiserror::Error)]
 pub enum DeltaError {
-    /// QEMU refused something.
     #[error(transparent)]
     Qmp(#[from] QmpError),
-    /// Reading or writing failed.
     #[error(transparent)]
     Nbd(#[from] NbdError),
-    /// The source's NBD server cannot be reached.
     #[error("the source's NBD server cannot be reached")]
     Connect(#[source] io::Error),
-    /// No bitmap knows what changed.
     #[error("the dirty bitmap that recorded its changes is gone")]
     NotRecorded,
-    /// The two sides do not fit.
     #[error("it has {source_bytes} bytes and {destination_bytes} at the destination")]
-    Size {
-        /// At the source.
-        source_bytes: u64,
-        /// At the destination.
-        destination_bytes: u64,
-    },
+    Size { source_bytes: u64, destination_bytes: u64 },
     /// The task was lost: a defect of our own.
     #[error("copying it was broken off")]
     Broken,
@@ -174,7 +164,6 @@ impl Bitmaps {
 pub(crate) struct Followed {
     /// As it was when that began.
     pub(crate) disk: CopiedDisk,
-    /// Its bitmaps.
     pub(crate) bitmaps: Bitmaps,
     /// Everything at the destination equals the source's but for what the bitmaps hold.
     pub(crate) in_step: bool,
@@ -183,7 +172,6 @@ pub(crate) struct Followed {
 /// What one try knows for the next.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Tracking {
-    /// By disk.
     pub(crate) disks: BTreeMap<String, Followed>,
     /// The last try that the destination had prepared.
     pub(crate) after: Option<Uuid>,
