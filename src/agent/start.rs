@@ -2,7 +2,7 @@
 //! found before the first socket opens, and `READY=1` is said only once all of them listen.
 
 use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -163,7 +163,8 @@ fn prepare_state(folder: &Path) -> anyhow::Result<Flock<File>> {
         format!("cannot make {} (`state_dir` in the configuration)", migrations.display())
     })?;
     let path = folder.join("agent.lock");
-    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path);
+    let file = file.with_context(|| format!("cannot write {}", path.display()))?;
     lock(file, folder)
 }
 

@@ -172,6 +172,15 @@ fn make_list(args: RevokeArgs, out: &mut impl Write) -> anyhow::Result<()> {
     for serial in &list.added {
         writeln!(out, "Revoked {serial}.")?;
     }
+    if list.unrecorded {
+        writeln!(
+            out,
+            "WARNING: {} has no record that it issued that serial number. The list has it now, and refuses a \
+             certificate of this CA that bears it; if it is mistyped, nothing is revoked that you meant. \
+             Nothing ever leaves the list.",
+            args.dir.display()
+        )?;
+    }
     if list.added.is_empty() && what != Revoke::Nothing {
         writeln!(out, "Revoked already; the list was only renewed.")?;
     }

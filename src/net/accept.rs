@@ -15,7 +15,7 @@ use super::connect_error::ConnectError;
 use super::connection::{Connection, Established, Resumed};
 use super::endpoint::Endpoint;
 use super::handshake::{self, HANDSHAKE_DEADLINE};
-use super::hello_exchange::{Denial, MISMATCH, agree, in_time, receive_hello, send};
+use super::hello_exchange::{Denial, MISMATCH, WRONG_PROOF, agree, denied, in_time, receive_hello, send};
 use super::identity::Identity;
 use super::link::EndCause;
 use super::session::Session;
@@ -82,7 +82,7 @@ pub(super) async fn accept<F: Future<Output = Result<Option<Session>, Denial>>>(
                 tls.shutdown().await.map_err(ConnectError::BeforeHello)
             })
             .await;
-            return Err(ConnectError::Incompatible(code));
+            return Err(denied(&peer, (code, text)));
         }
     };
     in_time(send(&mut tls, &ours.encode())).await?;
@@ -129,7 +129,7 @@ async fn accept_resume(
     };
     let key = session.key();
     if !key.is_proof(&proof, exported, generation, Role::Dialer) {
-        return Err((Code::Auth, "the proof for that session is wrong"));
+        return Err((Code::Auth, WRONG_PROOF));
     }
     let mut ours = endpoint.hello(Mode::Resumed { rx_seq: 0, proof: [0; 32] });
     agree(key, &ours, theirs)?;

@@ -11,6 +11,9 @@ use super::identity::Identity;
 use crate::mux::Code;
 use crate::mux::hello::HelloError;
 
+/// What a peer is told that has an identity of our authority, and is in no configuration here.
+pub(super) const UNKNOWN_PEER: &str = "no peer with this identity is configured here";
+
 /// Why no session came about.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -27,8 +30,9 @@ pub enum ConnectError {
     Hello(#[source] HelloError),
     #[error("the peer refused the session ({}){}{text}", code.name(), if text.is_empty() { "" } else { ": " })]
     Refused { code: Code, text: String },
-    #[error("the peer's HELLO was refused ({})", .0.name())]
-    Incompatible(Code),
+    /// We said no to who has proved to be `peer`.
+    #[error("{peer} was refused ({}): {why}", code.name())]
+    Incompatible { peer: Identity, code: Code, why: &'static str },
     #[error("no answer from the peer within {} s", .0.as_secs())]
     Deadline(Duration),
     #[error("no randomness")]
@@ -80,7 +84,7 @@ impl ConnectError {
         let decided = matches!(
             self,
             Self::Refused { code: Code::Auth | Code::Version | Code::Feature, .. }
-                | Self::Incompatible(_)
+                | Self::Incompatible { .. }
                 | Self::Hello(_)
         );
         !decided && !self.is_distrust() && !matches!(self, Self::NoAddress { .. })
@@ -95,8 +99,9 @@ impl ConnectError {
             Self::BeforeHello(e) => classify_handshake_error(e).label(),
             Self::Hello(_) => "hello",
             Self::Refused { .. } => "refused",
-            Self::Incompatible(Code::Auth) => "unknown_peer",
-            Self::Incompatible(_) => "incompatible",
+            Self::Incompatible { why: UNKNOWN_PEER, .. } => "unknown_peer",
+            Self::Incompatible { code: Code::Auth, .. } => "wrong_proof",
+            Self::Incompatible { .. } => "incompatible",
             Self::Deadline(_) => HandshakeFailure::Timeout.label(),
             Self::Random(_) => "random",
             Self::Exporter(_) => "exporter",

@@ -75,7 +75,7 @@ pub enum TlsError {
     Expired { path: PathBuf, not_after: OffsetDateTime, now: OffsetDateTime },
     #[error("the certificate `{}` is not valid before {not_before}, and this host's clock says {now}; set this host's clock right", path.display())]
     NotYetValid { path: PathBuf, not_before: OffsetDateTime, now: OffsetDateTime },
-    /// Extended key usage lacks a role; every agent both dials and is dialled.
+    /// Extended key usage lacks a role, or all of it is lacking; every agent both dials and is dialled.
     #[error("the certificate `{}` may not be used for {missing}; an agent needs serverAuth and clientAuth in the extended key usage", path.display())]
     WrongPurpose { path: PathBuf, missing: &'static str },
     #[error("`{}` holds a certificate that is not a CA's; it must hold CA certificates only", path.display())]
@@ -239,9 +239,9 @@ fn check_own_certificate(
     let not_after = check_dates(&leaf, path, now)?;
     let usage = leaf.extended_key_usage().map_err(|_| undecodable())?;
     let missing = match usage {
-        Some(usage) if !usage.value.server_auth => "the server's role",
-        Some(usage) if !usage.value.client_auth => "the client's role",
-        _ => return Ok(not_after),
+        Some(usage) if usage.value.server_auth && usage.value.client_auth => return Ok(not_after),
+        Some(usage) if usage.value.server_auth => "the client's role",
+        _ => "the server's role",
     };
     Err(TlsError::WrongPurpose { path: path.to_owned(), missing })
 }

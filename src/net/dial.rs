@@ -12,7 +12,7 @@ use super::connect_error::ConnectError;
 use super::connection::{Connection, Established};
 use super::endpoint::Endpoint;
 use super::handshake::{self, HANDSHAKE_DEADLINE};
-use super::hello_exchange::{in_time, receive_hello, send};
+use super::hello_exchange::{MISMATCH, OTHER_ANSWER, denied, in_time, receive_hello, send};
 use super::identity::Identity;
 use super::session_key::{SessionKey, random};
 use crate::mux::hello::{self, Mode};
@@ -34,9 +34,9 @@ pub(super) async fn dial(
         send(&mut tls, &ours.encode()).await?;
         let theirs = receive_hello(&mut tls).await?;
         let Mode::Accepted { secret_share } = theirs.mode else {
-            return Err(ConnectError::Incompatible(Code::Protocol));
+            return Err(denied(peer, (Code::Protocol, OTHER_ANSWER)));
         };
-        let negotiated = hello::negotiate(&ours, &theirs).map_err(ConnectError::Incompatible)?;
+        let negotiated = hello::negotiate(&ours, &theirs).map_err(|code| denied(peer, (code, MISMATCH)))?;
         Ok((negotiated, secret_share))
     })
     .await?;

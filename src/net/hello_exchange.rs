@@ -7,6 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::connect_error::ConnectError;
+use super::identity::Identity;
 use super::session_key::SessionKey;
 use crate::mux::Code;
 use crate::mux::hello::{self, FirstFrame, Hello};
@@ -19,6 +20,17 @@ pub(super) type Denial = (Code, &'static str);
 
 /// What a peer of another version or other features is told.
 pub(super) const MISMATCH: &str = "versions or features do not match";
+
+/// What a peer is told whose proof for the session that it resumes does not fit.
+pub(super) const WRONG_PROOF: &str = "the proof for that session is wrong";
+
+/// What is said of a peer whose HELLO answers something else.
+pub(super) const OTHER_ANSWER: &str = "its HELLO does not answer ours";
+
+/// Our refusal of what `peer` has said.
+pub(super) fn denied(peer: &Identity, (code, why): Denial) -> ConnectError {
+    ConnectError::Incompatible { peer: peer.clone(), code, why }
+}
 
 /// Checks that two HELLOs of a resumption fit the session: the same processes, the same version.
 pub(super) fn agree(key: &SessionKey, ours: &Hello, theirs: &Hello) -> Result<(), Denial> {

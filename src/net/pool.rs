@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::accept::{self, Accepted, LEAVING};
-use super::connect_error::ConnectError;
+use super::connect_error::{ConnectError, UNKNOWN_PEER};
 use super::connection::Established;
 use super::dial;
 use super::duplicate_agent;
@@ -176,7 +176,7 @@ impl Pool {
     /// Which session a proved identity may have: a new one (`None`), or the one that it resumes.
     async fn admit(&self, peer: &Identity, is_known: bool, hello: &Hello) -> Result<Option<Session>, Denial> {
         if !is_known {
-            return Err((Code::Auth, "no peer with this identity is configured here"));
+            return Err((Code::Auth, UNKNOWN_PEER));
         }
         if self.leaving.load(Relaxed) {
             return Err(LEAVING);

@@ -20,7 +20,7 @@ use super::connect_error::ConnectError;
 use super::connection::{Connection, Resumed};
 use super::dial;
 use super::endpoint::Endpoint;
-use super::hello_exchange::{agree, in_time, receive_hello, send};
+use super::hello_exchange::{OTHER_ANSWER, WRONG_PROOF, agree, denied, in_time, receive_hello, send};
 use super::identity::Identity;
 use super::session_key::{self, SessionKey};
 use crate::mux::hello::Mode;
@@ -81,11 +81,11 @@ impl Redial {
             send(&mut tls, &ours.encode()).await?;
             let theirs = receive_hello(&mut tls).await?;
             let Mode::Resumed { rx_seq, proof } = theirs.mode else {
-                return Err(ConnectError::Incompatible(Code::Protocol));
+                return Err(denied(peer, (Code::Protocol, OTHER_ANSWER)));
             };
-            agree(key, &ours, &theirs).map_err(|(code, _)| ConnectError::Incompatible(code))?;
+            agree(key, &ours, &theirs).map_err(|denial| denied(peer, denial))?;
             if !key.is_proof(&proof, &exported, generation, Role::Acceptor) {
-                return Err(ConnectError::Incompatible(Code::Auth));
+                return Err(denied(peer, (Code::Auth, WRONG_PROOF)));
             }
             Ok(rx_seq)
         })
@@ -99,7 +99,7 @@ impl Redial {
 fn is_final(error: &ConnectError) -> bool {
     match error {
         ConnectError::Refused { code, .. } => !matches!(code, Code::Limit | Code::Shutdown),
-        ConnectError::Incompatible(_) => true,
+        ConnectError::Incompatible { .. } => true,
         _ => false,
     }
 }

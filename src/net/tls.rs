@@ -19,6 +19,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::Deserialize;
 use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::credentials::Credentials;
 pub use super::credentials::{TlsError, TlsPaths};
@@ -255,8 +256,9 @@ pub(crate) fn verify_under(
     verifier.check(chain, PeerRole::Server, identity)
 }
 
-/// The library's verifiers, and after them our identity rule: the library is content with any
-/// name among several and with wildcards, and looks at no name of a client at all.
+/// The library's verifiers, and after them our rules of purpose and identity: the library is content with
+/// a certificate that names no purpose, with any name among several and with wildcards, and looks at no name
+/// of a client at all.
 #[derive(Debug)]
 struct PeerVerifier {
     clients: Arc<dyn ClientCertVerifier>,
@@ -299,6 +301,18 @@ impl PeerVerifier {
     }
 }
 
+/// The certificate says that it is for this role. The library takes one that does not say what it is for to
+/// be for everything.
+fn expect_purpose(leaf: &CertificateDer<'_>, role: PeerRole) -> Result<(), RustlsError> {
+    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
+    let usage = parsed.extended_key_usage().map_err(|_| CertificateError::BadEncoding)?;
+    let is_named = usage.is_some_and(|usage| match role {
+        PeerRole::Client => usage.value.client_auth,
+        PeerRole::Server => usage.value.server_auth,
+    });
+    if is_named { Ok(()) } else { Err(CertificateError::InvalidPurpose.into()) }
+}
+
 /// The certificate's identity is exactly `expected`.
 fn expect_identity(leaf: &CertificateDer<'_>, expected: &ServerName<'_>) -> Result<(), RustlsError> {
     let identity = peer_identity(std::slice::from_ref(leaf)).map_err(no_identity)?;
@@ -327,6 +341,7 @@ impl ServerCertVerifier for PeerVerifier {
     ) -> Result<ServerCertVerified, RustlsError> {
         let verified =
             self.servers.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        expect_purpose(end_entity, PeerRole::Server)?;
         expect_identity(end_entity, server_name)?;
         Ok(verified)
     }
@@ -366,6 +381,7 @@ impl ClientCertVerifier for PeerVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, RustlsError> {
         let verified = self.clients.verify_client_cert(end_entity, intermediates, now)?;
+        expect_purpose(end_entity, PeerRole::Client)?;
         peer_identity(std::slice::from_ref(end_entity)).map_err(no_identity)?;
         Ok(verified)
     }

@@ -35,6 +35,10 @@ pub enum PkiError {
     BadIdentity(#[from] IdentityError),
     #[error("`{}` has issued nothing for `{what}`; see the folder issued/ in it", dir.display())]
     NeverIssued { dir: PathBuf, what: String },
+    #[error(
+        "`{text}` is no certificate's serial number: up to 20 bytes in hexadecimal, colons allowed, as `vmferry certs show` has it"
+    )]
+    BadSerial { text: String },
     #[error("`{}` is damaged: {problem}; restore it from your backup", path.display())]
     Damaged { path: PathBuf, problem: &'static str },
     #[error(transparent)]

@@ -15,10 +15,14 @@ use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::report::{CertificateReport, hex, inspect};
 use super::{Authority, PkiError, files, validity};
+use crate::printable::printable;
 
 /// Validity of a revocation list unless asked otherwise, in days. When it is over, hosts that
 /// use the list refuse every peer until they have a newer one.
 pub const CRL_DAYS: u32 = 365;
+
+/// Longest serial number of a certificate (RFC 5280 §4.1.2.2).
+const SERIAL_BYTES_MAX: usize = 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Revoke {
@@ -36,12 +40,15 @@ pub struct List {
     pub path: PathBuf,
     /// Serial numbers that were added.
     pub added: Vec<String>,
+    /// The folder has no record of a certificate with the serial number that was asked for.
+    pub unrecorded: bool,
     pub total: usize,
     pub next_update: OffsetDateTime,
 }
 
 /// Adds to the revocation list in `dir/crl.pem` and signs it for `days`.
-/// Errors: `NeverIssued` if there is nothing to revoke; `NoCa` and its like if the CA can't sign.
+/// Errors: `NeverIssued` if nothing was issued to that host, `BadSerial` for what is no serial number; `NoCa`
+/// and its like if the CA can't sign.
 pub fn revoke(dir: &Path, what: &Revoke, days: u32) -> Result<List, PkiError> {
     let ca = Authority::open(dir)?;
     let _lock = lock(dir)?;
@@ -50,7 +57,8 @@ pub fn revoke(dir: &Path, what: &Revoke, days: u32) -> Result<List, PkiError> {
     let (this_update, next_update) = validity(days)?;
     let next_update = next_update.min(ca.not_after);
     let mut added = Vec::new();
-    for serial in serials_of(dir, what)? {
+    let (serials, unrecorded) = serials_of(dir, what)?;
+    for serial in serials {
         let known = revoked.iter().any(|r| r.serial_number.as_ref() == serial);
         if !known {
             added.push(hex(&serial));
@@ -70,7 +78,7 @@ pub fn revoke(dir: &Path, what: &Revoke, days: u32) -> Result<List, PkiError> {
     let list = params.signed_by(&ca.issuer).map_err(making)?;
     let pem = list.pem().map_err(making)?;
     files::replace(&path, pem.as_bytes(), files::PUBLIC)?;
-    Ok(List { path, added, total, next_update })
+    Ok(List { path, added, unrecorded, total, next_update })
 }
 
 /// Two who revoke at once must not lose one another's entry.
@@ -110,24 +118,40 @@ fn entry(serial: &[u8], revocation_time: OffsetDateTime) -> RevokedCertParams {
     }
 }
 
-fn serials_of(dir: &Path, what: &Revoke) -> Result<BTreeSet<Vec<u8>>, PkiError> {
-    let wanted = match what {
-        Revoke::Nothing => return Ok(BTreeSet::new()),
-        Revoke::Host(name) => name.clone(),
-        Revoke::Serial(text) => text.replace(':', "").to_ascii_lowercase(),
-    };
-    let found: BTreeSet<Vec<u8>> = issued(dir)?
-        .iter()
-        .filter(|cert| match what {
-            Revoke::Host(_) => is_named(cert, &wanted),
-            _ => cert.serial == wanted,
-        })
-        .filter_map(|cert| from_hex(&cert.serial))
-        .collect();
-    if found.is_empty() {
-        return Err(PkiError::NeverIssued { dir: dir.to_owned(), what: wanted });
+/// What to revoke, and whether the folder has no record of it. A serial number needs none: a certificate of
+/// this CA may have been issued elsewhere with its key, before a backup was restored or by a thief.
+fn serials_of(dir: &Path, what: &Revoke) -> Result<(BTreeSet<Vec<u8>>, bool), PkiError> {
+    match what {
+        Revoke::Nothing => Ok((BTreeSet::new(), false)),
+        Revoke::Host(name) => {
+            let of_host = issued(dir)?.into_iter().filter(|cert| is_named(cert, name));
+            let found: BTreeSet<_> = of_host.filter_map(|cert| from_hex(&cert.serial)).collect();
+            if found.is_empty() {
+                return Err(PkiError::NeverIssued { dir: dir.to_owned(), what: name.clone() });
+            }
+            Ok((found, false))
+        }
+        Revoke::Serial(text) => {
+            let serial = serial_number(text)?;
+            let mut recorded = issued(dir)?.into_iter().filter_map(|cert| from_hex(&cert.serial));
+            let unrecorded = !recorded.any(|known| known == serial);
+            Ok((BTreeSet::from([serial]), unrecorded))
+        }
     }
-    Ok(found)
+}
+
+/// A serial number as certificates have it: the bytes of a positive DER integer.
+fn serial_number(text: &str) -> Result<Vec<u8>, PkiError> {
+    let digits = text.trim().replace(':', "");
+    let digits = if digits.len() % 2 == 1 { format!("0{digits}") } else { digits };
+    let bad = || PkiError::BadSerial { text: printable(text) };
+    let bytes = from_hex(&digits).ok_or_else(bad)?;
+    let significant = bytes.iter().position(|byte| *byte != 0).ok_or_else(bad)?;
+    let mut serial = bytes[significant..].to_vec();
+    if serial[0] & 0x80 != 0 {
+        serial.insert(0, 0);
+    }
+    if serial.len() > SERIAL_BYTES_MAX { Err(bad()) } else { Ok(serial) }
 }
 
 fn is_named(cert: &CertificateReport, name: &str) -> bool {
@@ -153,6 +177,10 @@ fn issued(dir: &Path) -> Result<Vec<CertificateReport>, PkiError> {
 }
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {
+    // `from_str_radix` takes a sign as well.
+    if !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
     let pairs = text.as_bytes().chunks(2);
     pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }

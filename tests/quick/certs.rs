@@ -364,10 +364,13 @@ fn check_names_every_problem_and_its_remedy() {
     });
     assert!(!good);
     let problems = words.lines().filter(|l| l.starts_with("problem: "));
-    assert_eq!(problems.count(), 3, "{words}");
-    for needed in
-        ["chmod 600", "ca-cert.pem` holds no CA certificate in PEM form", "does not say who this host is"]
-    {
+    assert_eq!(problems.count(), 4, "{words}");
+    for needed in [
+        "chmod 600",
+        "ca-cert.pem` holds no CA certificate in PEM form",
+        "may not be used for the server's role",
+        "does not say who this host is",
+    ] {
         assert!(words.contains(needed), "{needed}: {words}");
     }
 
@@ -443,6 +446,31 @@ fn the_revoked_are_refused_and_stay_revoked() {
 
     let error = bench.fails("revoke nobody --dir DIR/ca");
     assert!(error.contains("issued nothing for `nobody`"), "{error}");
+}
+
+/// A certificate that the CA's key has signed, and of which its folder knows nothing.
+#[test]
+fn a_serial_number_without_a_record_is_revoked_with_a_warning() {
+    let bench = Bench::with_ca();
+    bench.ok("host alpha --dir DIR/ca");
+    bench.ok("host bravo --dir DIR/ca");
+    let stolen = chain(&bench, "bravo");
+    let shown = bench.ok("show --json DIR/ca/hosts/bravo/cert.pem");
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let serial = shown[0]["serial"].as_str().unwrap().to_uppercase();
+    fs::remove_file(bench.path(&format!("ca/issued/{}.pem", serial.to_lowercase()))).unwrap();
+    let said = bench.ok(&format!("revoke --serial {serial} --dir DIR/ca"));
+    assert!(said.contains("WARNING") && said.contains("no record"), "{said}");
+    assert_eq!(judge(&bench, &stolen, "bravo"), Err(HandshakeFailure::Revoked));
+    let said = bench.ok(&format!("revoke --serial {serial} --dir DIR/ca"));
+    assert!(said.contains("Revoked already"), "{said}");
+    // Whatever it is given as, it is one number, and a positive one.
+    bench.ok("revoke --serial 00:ff --dir DIR/ca");
+    assert!(bench.ok("revoke --serial FF --dir DIR/ca").contains("Revoked already"));
+    for bad in ["", "0", "xy", "+f", "-1", "12:3g", &"1".repeat(43)] {
+        let error = bench.fails(&format!("revoke --serial={bad} --dir DIR/ca"));
+        assert!(error.contains("is no certificate's serial number"), "{bad}: {error}");
+    }
 }
 
 fn chain(bench: &Bench, name: &str) -> Vec<rustls_pki_types::CertificateDer<'static>> {

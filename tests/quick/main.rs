@@ -9,6 +9,7 @@
 )]
 
 mod api;
+mod attacks;
 mod certs;
 #[allow(unreachable_pub)]
 mod handover;

@@ -158,6 +158,18 @@ async fn a_bad_client_is_refused_and_told_so() {
             Refusal::WrongPurpose,
         ),
         (
+            "no purpose",
+            ca.issue(&spoiled("alpha", |w| w.purposes.clear())),
+            F::WrongPurpose,
+            Refusal::WrongPurpose,
+        ),
+        (
+            "any purpose",
+            ca.issue(&spoiled("alpha", |w| w.purposes = vec![Purpose::Any])),
+            F::WrongPurpose,
+            Refusal::WrongPurpose,
+        ),
+        (
             "two names",
             ca.issue(&spoiled("alpha", |w| w.sans.push(dns("beta")))),
             F::NoIdentity,
@@ -236,6 +248,12 @@ async fn a_bad_server_is_refused_and_told_so() {
         (
             "client only",
             ca.issue(&spoiled("bravo", |w| w.purposes = vec![Purpose::ClientAuth])),
+            F::WrongPurpose,
+            Refusal::WrongPurpose,
+        ),
+        (
+            "no purpose",
+            ca.issue(&spoiled("bravo", |w| w.purposes.clear())),
             F::WrongPurpose,
             Refusal::WrongPurpose,
         ),

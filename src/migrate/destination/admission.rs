@@ -6,7 +6,6 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::error::Error;
-use crate::config::glob_matches;
 use crate::migrate::checks::{descriptors, disks, machine, qemu};
 use crate::migrate::guest::process;
 use crate::migrate::host::{Host, vm_state};
@@ -18,9 +17,8 @@ use crate::qemu::{Abilities, Qmp, QmpError, QueryMigrate, QueryStatus};
 
 /// May this peer send this VM here, and could it?
 pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Error> {
-    permitted(host, peer, &offer.vm)?;
     let problem = |p| Error::Problems(vec![p]);
-    let config = host.vm(&offer.vm, "destination").map_err(problem)?;
+    let config = host.vm_from(peer, &offer.vm).map_err(problem)?;
     let _not_meanwhile = host.reserve(&offer.vm, Uuid::new_v4()).map_err(problem)?;
     match (process::connect(config).await, &config.start) {
         (Ok((qmp, _events)), _) => Ok(target_problems(&qmp, offer).await?),
@@ -34,20 +32,6 @@ pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
         }
         (Err(e), _) => Err(problem(unreachable(&offer.vm, &chain(&e)))),
     }
-}
-
-/// Whether `receive` of this peer has the VM.
-pub(crate) fn permitted(host: &Host, peer: &Identity, vm: &str) -> Result<(), Error> {
-    let permits = host.config.peer_by_identity(peer).map(|(_, p)| &p.receive);
-    if permits.is_some_and(|globs| globs.iter().any(|g| glob_matches(g, vm))) {
-        return Ok(());
-    }
-    let text = format!("{} does not permit {peer} to send VM {vm} there", host.identity);
-    let remedy = format!(
-        "add it to `receive` of the peer with identity \"{peer}\" in the configuration of {}",
-        host.identity
-    );
-    Err(Error::Problems(vec![Problem::new(ProblemKind::NotPermitted, text, remedy)]))
 }
 
 /// Nobody answers at the monitor where a waiting QEMU should be.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::admission::{permitted, target_problems, unreachable};
+use super::admission::{target_problems, unreachable};
 use super::end::never_ran;
 use super::error::Error;
 use super::settling::never_begun;
@@ -35,9 +35,8 @@ impl Destination {
         migration: Uuid,
         offer: &Offer,
     ) -> Result<(Self, Prepared), Error> {
-        permitted(&host, &peer, &offer.vm)?;
         let problem = |p| Error::Problems(vec![p]);
-        let config = host.vm(&offer.vm, "destination").map_err(problem)?.clone();
+        let config = host.vm_from(&peer, &offer.vm).map_err(problem)?.clone();
         let reservation = host.reserve(&offer.vm, migration).map_err(problem)?;
         let mut journal = host.journals.begin(migration, Role::Destination, &peer, beginning(offer))?;
         let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {

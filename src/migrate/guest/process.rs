@@ -1,7 +1,8 @@
 //! A virtual machine's QEMU on this host: reach its monitor, start a fresh one, end it.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -26,6 +27,8 @@ const MONITOR_POLL: Duration = Duration::from_millis(50);
 const QUIT_DEADLINE: Duration = Duration::from_secs(60);
 /// How long systemd may take to say how a unit is.
 const ASK_UNIT_DEADLINE: Duration = Duration::from_secs(10);
+/// What start commands print may tell of a guest.
+const PRIVATE: u32 = 0o600;
 /// How much of a failed start's output is shown.
 const OUTPUT_BYTES_SHOWN: usize = 600;
 
@@ -209,10 +212,18 @@ fn command(how: &Start) -> (Command, Option<String>) {
 }
 
 fn spawn(mut command: Command, log: &Path) -> io::Result<Child> {
-    let log = File::create(log)?;
+    let log = start_log_file(log)?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     // A group of its own: what is sent to the agent's group must not reach a guest.
     command.process_group(0).kill_on_drop(false).spawn()
+}
+
+/// An empty file that the agent's user alone may read; one that an earlier version left open to others is
+/// closed to them.
+fn start_log_file(path: &Path) -> io::Result<File> {
+    let file = File::options().write(true).create(true).truncate(true).mode(PRIVATE).open(path)?;
+    file.set_permissions(Permissions::from_mode(PRIVATE))?;
+    Ok(file)
 }
 
 fn tail(log: &Path) -> String {
@@ -308,5 +319,26 @@ pub(crate) async fn run_hook(words: &[String], vm: &str, deadline: Duration) -> 
             "before_start command {program} of VM {vm} was killed after {} s",
             deadline.as_secs()
         )),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_start_command_prints_is_the_agents_alone_also_in_a_file_that_was_open_to_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let (new, old) = (folder.path().join("new"), folder.path().join("old"));
+        std::fs::write(&old, "an earlier start").unwrap();
+        std::fs::set_permissions(&old, Permissions::from_mode(0o644)).unwrap();
+        for log in [new, old] {
+            let mut command = Command::new("echo");
+            command.arg("said");
+            assert!(spawn(command, &log).unwrap().wait().await.unwrap().success());
+            assert_eq!(std::fs::metadata(&log).unwrap().permissions().mode() & 0o777, PRIVATE);
+            assert_eq!(tail(&log), "said");
+        }
     }
 }

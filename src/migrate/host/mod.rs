@@ -61,16 +61,34 @@ impl Host {
         }
     }
 
-    /// The VM's configuration.
+    /// The VM's configuration, for this host's own operators.
     pub(crate) fn vm(&self, name: &str, side: &str) -> Result<&VmConfig, Problem> {
-        self.config.vms.get(name).ok_or_else(|| {
-            let known = listed(&self.config.vms);
-            Problem::new(
-                ProblemKind::VmUnknown,
-                format!("the {side} {} knows no VM {name}; it knows {known}", self.identity),
-                format!("add [vm.{name}] with its `qmp` to the configuration of {}", self.identity),
-            )
-        })
+        self.config.vms.get(name).ok_or_else(|| self.no_vm(name, side, self.config.vms.keys()))
+    }
+
+    /// The configuration of a VM that `peer` may send here. No other VM is named to it.
+    pub(crate) fn vm_from(&self, peer: &Identity, name: &str) -> Result<&VmConfig, Problem> {
+        let Some((_, permits)) = self.config.peer_by_identity(peer).filter(|(_, p)| p.may_send(name)) else {
+            return Err(self.not_permitted(peer, name));
+        };
+        let may_be_named = |vm: &&String| permits.may_send(vm);
+        let found = self.config.vms.get(name);
+        found.ok_or_else(|| self.no_vm(name, "destination", self.config.vms.keys().filter(may_be_named)))
+    }
+
+    fn no_vm<'a>(&self, name: &str, side: &str, known: impl Iterator<Item = &'a String>) -> Problem {
+        let text = format!("the {side} {} knows no VM {name}; it knows {}", self.identity, listed(known));
+        let remedy = format!("add [vm.{name}] with its `qmp` to the configuration of {}", self.identity);
+        Problem::new(ProblemKind::VmUnknown, text, remedy)
+    }
+
+    fn not_permitted(&self, peer: &Identity, vm: &str) -> Problem {
+        let text = format!("{} does not permit {peer} to send VM {vm} there", self.identity);
+        let remedy = format!(
+            "add it to `receive` of the peer with identity \"{peer}\" in the configuration of {}",
+            self.identity
+        );
+        Problem::new(ProblemKind::NotPermitted, text, remedy)
     }
 
     /// Reserves the VM for one migration on this host; not while nobody knows whose it is.

@@ -29,7 +29,11 @@ impl Peers {
         self.configured.get(name).ok_or_else(|| {
             Problem::new(
                 ProblemKind::PeerUnknown,
-                format!("{} knows no peer {name}; it knows {}", self.identity, listed(&self.configured)),
+                format!(
+                    "{} knows no peer {name}; it knows {}",
+                    self.identity,
+                    listed(self.configured.keys())
+                ),
                 format!("add [peer.{name}] with `identity` and `address` to its configuration"),
             )
         })
@@ -74,8 +78,8 @@ impl Peers {
     }
 }
 
-/// The names in a table of the configuration.
-pub(super) fn listed<T>(table: &BTreeMap<String, T>) -> String {
-    let names: Vec<_> = table.keys().map(String::as_str).collect();
+/// Names of the configuration.
+pub(super) fn listed<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<_> = names.map(String::as_str).collect();
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }

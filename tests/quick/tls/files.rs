@@ -93,6 +93,8 @@ fn own_dates_names_and_purposes_are_checked() {
     assert!(matches!(e, TlsError::WrongPurpose { missing: "the client's role", .. }), "{e}");
     let e = issued(|w| w.purposes = vec![Purpose::ClientAuth]);
     assert!(matches!(e, TlsError::WrongPurpose { missing: "the server's role", .. }), "{e}");
+    let e = issued(|w| w.purposes.clear());
+    assert!(matches!(e, TlsError::WrongPurpose { missing: "the server's role", .. }), "{e}");
     let e = issued(|w| w.sans.clear());
     assert!(matches!(e, TlsError::NoIdentity { .. }), "{e}");
     let e = issued(|w| w.sans.push(dns("second")));

@@ -1,0 +1,255 @@
+//! The agent that is attacked, alpha; and who attacks it: bravo, which may send it `web*`, charlie, which it
+//! knows and permits nothing, and mallory, whom it does not know, though its authority does.
+
+#![allow(dead_code)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+use vmferry::migrate::message::{Asked, Offer, Reply, Request, Response};
+use vmferry::migrate::problem::Policy;
+use vmferry::mux::{Class, Config, Open, purpose};
+use vmferry::net::connect_error::ConnectError;
+use vmferry::net::endpoint::Endpoint;
+use vmferry::net::message::{self, MessageReceiver, MessageSender};
+use vmferry::net::pool::Pool;
+use vmferry::net::session::{IncomingStream, OpenStreamError, Session};
+use vmferry::net::stream::Stream;
+use vmferry::net::tls::{Aead, Tls, TlsPaths};
+use vmferry::pki::{CaRequest, HostRequest, create_ca, issue_host};
+
+use crate::rig::{PATIENCE, soon};
+
+const VMFERRY: &str = env!("CARGO_BIN_EXE_vmferry");
+
+/// The agent under attack.
+pub(super) struct Victim {
+    child: Child,
+    pub(super) address: SocketAddr,
+    pub(super) metrics: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+    pub(super) folder: tempfile::TempDir,
+}
+
+/// An attacker's network side.
+pub(super) struct Attacker {
+    pub(super) pool: Pool,
+    pub(super) incoming: mpsc::Receiver<IncomingStream>,
+    _started: mpsc::UnboundedReceiver<Session>,
+}
+
+impl Victim {
+    pub(super) fn start() -> Self {
+        Self::start_with(|text| text)
+    }
+
+    /// With its configuration changed.
+    pub(super) fn start_with(change: impl FnOnce(String) -> String) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let pki = folder.path().join("pki");
+        create_ca(&pki, &CaRequest { name: None, days: 30, domains: Vec::new() }).unwrap();
+        for name in ["alpha", "bravo", "charlie", "mallory"] {
+            let name = name.parse().unwrap();
+            issue_host(&pki, &HostRequest { name, names: Vec::new(), days: 10, force: false }).unwrap();
+        }
+        let (address, metrics) = (free_address(), free_address());
+        let config = folder.path().join("vmferry.toml");
+        std::fs::write(&config, change(configuration(&pki.join("hosts/alpha"), address, metrics))).unwrap();
+        let mut command = Command::new(VMFERRY);
+        command.arg("agent").arg("--config").arg(&config).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (said, lines) = (Arc::clone(&log), BufReader::new(child.stderr.take().unwrap()));
+        std::thread::spawn(move || {
+            lines.lines().map_while(Result::ok).for_each(|line| said.lock().unwrap().push(line));
+        });
+        let victim = Self { child, address, metrics, log, folder };
+        while UnixStream::connect(victim.socket()).is_err() {
+            assert!(victim.is_alive(), "the agent has ended: {:?}", victim.log());
+            std::thread::yield_now();
+        }
+        victim
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        Path::new(&format!("/proc/{}/exe", self.child.id())).exists()
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.folder.path().join("run/vmferry.sock")
+    }
+
+    pub(super) fn config(&self) -> PathBuf {
+        self.folder.path().join("vmferry.toml")
+    }
+
+    pub(super) fn pki(&self) -> PathBuf {
+        self.folder.path().join("pki")
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// What it has logged so far.
+    pub(super) fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until a line of its log is so, and returns the first.
+    pub(super) async fn logs(&self, is: impl Fn(&str) -> bool) -> String {
+        soon("a line in the log", async {
+            loop {
+                if let Some(line) = self.log().into_iter().find(|line| is(line)) {
+                    return line;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        })
+        .await
+    }
+
+    /// Resident bytes, by the kernel's word.
+    pub(super) fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Its open descriptors.
+    pub(super) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// The local API's answer to a GET.
+    pub(super) fn get(&self, path: &str) -> Value {
+        let mut stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\nhost: vmferry\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+    }
+
+    /// A metric with all its labels, and its value; 0 when it is not there.
+    pub(super) fn metric(&self, name: &str) -> f64 {
+        let mut stream = TcpStream::connect(self.metrics).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let found = answer.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        found.unwrap_or(0.0)
+    }
+
+    /// What the command line says, and whether it was content.
+    pub(super) fn vmferry(&self, words: &[&str]) -> (String, bool) {
+        let mut command = Command::new(VMFERRY);
+        let said = command.arg("--socket").arg(self.socket()).args(words).output().unwrap();
+        (String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned(), said.status.success())
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Attacker {
+    pub(super) fn new(victim: &Victim, name: &str) -> Self {
+        let tls = tls(&victim.pki(), name);
+        let config = Config::default();
+        let endpoint = Endpoint::new(tls, config, PATIENCE).unwrap();
+        let (sender, incoming) = mpsc::channel(64);
+        let (starts, started) = mpsc::unbounded_channel();
+        Self { pool: Pool::new(endpoint, sender, starts), incoming, _started: started }
+    }
+
+    pub(super) async fn dial(&self, victim: &Victim) -> Result<Session, ConnectError> {
+        let (alpha, address) = ("alpha".parse().unwrap(), victim.address.to_string());
+        soon("a session, or none", self.pool.session(&alpha, Some(&address))).await
+    }
+
+    pub(super) async fn session(&self, victim: &Victim) -> Session {
+        self.dial(victim).await.unwrap()
+    }
+}
+
+pub(super) fn tls(pki: &Path, name: &str) -> Tls {
+    let host = pki.join("hosts").join(name);
+    let [ca, cert, key] = ["ca-cert.pem", "cert.pem", "key.pem"].map(|file| host.join(file));
+    Tls::load(&TlsPaths { ca, cert, key, crl: None }, Aead::Auto).unwrap()
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn configuration(tls: &Path, address: SocketAddr, metrics: SocketAddr) -> String {
+    let tls = tls.display();
+    format!(
+        "state_dir = 'state'\nruntime_dir = 'run'\nlisten = ['{address}']\n\
+         [tls]\nca = '{tls}/ca-cert.pem'\ncert = '{tls}/cert.pem'\nkey = '{tls}/key.pem'\n\
+         [metrics]\nlisten = '{metrics}'\n\
+         [peer.bravo]\nidentity = 'bravo'\nreceive = ['web*']\n\
+         [peer.charlie]\nidentity = 'charlie'\n\
+         [vm.web1]\nqmp = 'web1.qmp'\n[vm.web2]\nqmp = 'web2.qmp'\n[vm.db1]\nqmp = 'db1.qmp'\n"
+    )
+}
+
+/// What a control stream is opened with.
+pub(super) fn control(migration: Uuid) -> Open {
+    Open {
+        purpose: purpose::CONTROL,
+        class: Class::Urgent,
+        weight: 16,
+        migration: *migration.as_bytes(),
+        channel: 0,
+    }
+}
+
+/// Opens a control stream.
+pub(super) async fn open_control(session: &Session) -> Result<Stream, OpenStreamError> {
+    soon("a control stream", session.open(control(Uuid::new_v4()))).await
+}
+
+/// A virtual machine without disks.
+pub(super) fn offer(vm: &str) -> Offer {
+    Offer {
+        vm: vm.into(),
+        disks: Vec::new(),
+        running: true,
+        qemu: "QEMU".into(),
+        after: None,
+        compress: false,
+        policy: Policy::default(),
+        machine: None,
+    }
+}
+
+/// Asks on a control stream of its own.
+pub(super) async fn ask(session: &Session, request: Request) -> Response {
+    let (mut sender, mut receiver) = message::split(open_control(session).await.unwrap());
+    answer(&mut sender, &mut receiver, request).await
+}
+
+pub(super) async fn answer(
+    sender: &mut MessageSender,
+    receiver: &mut MessageReceiver,
+    request: Request,
+) -> Response {
+    sender.send(&Asked { number: 1, request, summary: None }).await.unwrap();
+    match soon("an answer", receiver.recv::<Reply>()).await.unwrap() {
+        Some(Reply::Response { response, .. }) => response,
+        other => panic!("no answer: {other:?}"),
+    }
+}
