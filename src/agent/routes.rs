@@ -21,9 +21,8 @@ use super::limits::{self, NoShare};
 use super::registry::NoCancel;
 use super::running::Agent;
 use crate::api::{
-    Case, CheckReport, CheckRequest, ErrorBody, ForceRequest, Limits, MigrateRequest, Migration,
-    MigrationLimit, OPENAPI, PeerLimit, PeerLimitRequest, Problem, RecoverQuery, Recovery, ShareRequest,
-    Status, unknown_remedy,
+    CheckReport, CheckRequest, ErrorBody, ForceRequest, Limits, MigrateRequest, Migration, MigrationLimit,
+    OPENAPI, PeerLimit, PeerLimitRequest, RecoverQuery, Recovery, ShareRequest, Status, unknown_remedy,
 };
 use crate::error_chain::chain;
 use crate::migrate::journal::JournalError;
@@ -115,7 +114,7 @@ async fn check(
     let Json(request) = body?;
     let policy = Policy { strict: request.strict, accept: request.accept };
     let problems = crate::migrate::check(&agent.host, &request.vm, &request.to, &policy).await;
-    Ok(Json(CheckReport { problems: problems.into_iter().map(Problem::from).collect() }))
+    Ok(Json(CheckReport { problems }))
 }
 
 async fn list(State(agent): Agents) -> Json<Vec<Migration>> {
@@ -260,7 +259,7 @@ async fn recovery_of(agent: &Agent, wanted: RecoverQuery, clean: bool) -> Result
             format!("this host has no journal of migration {id}"),
             "see `vmferry list` for the ids of migrations, and `vmferry recover` on the other host",
         )),
-        _ => Ok(Json(Recovery { cases: cases.into_iter().map(Case::from).collect() })),
+        _ => Ok(Json(Recovery { cases })),
     }
 }
 

@@ -64,7 +64,6 @@ impl Agent {
             self.host.config.peers.get(&request.to).map_or(request.to.as_str(), |p| p.identity.as_str());
         let progress = ProgressSink::new(Progress::new(id, &request.vm, Role::Source, identity));
         let MigrateRequest { vm, to: peer, options } = request;
-        let options = migrate::Options::from(options);
         let (cancel, share) = (CancellationToken::new(), ShareHandle::new(&options, progress.clone()));
         let entry = Entry { progress: progress.clone(), cancel: cancel.clone(), share: Some(share.clone()) };
         self.registry.insert(entry);

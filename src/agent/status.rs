@@ -3,9 +3,8 @@
 use uuid::Uuid;
 
 use super::running::Agent;
-use crate::api::{SessionStatus, Status, VmState};
+use crate::api::{Reconnecting, SessionStatus, Status, VmState};
 use crate::migrate::journal::Role;
-use crate::migrate::progress::Reconnecting;
 use crate::mux::Role as DialRole;
 
 impl Agent {
@@ -18,7 +17,7 @@ impl Agent {
                 address: link.connection.address.to_string(),
                 dialed: info.role == DialRole::Dialer,
                 cipher: link.connection.cipher.clone(),
-                reconnecting: link.away.as_ref().map(|away| Reconnecting::from(away).into()),
+                reconnecting: link.away.as_ref().map(Reconnecting::from),
                 age_s: info.since.elapsed().as_secs(),
                 streams: stats.streams as u64,
                 sent_bytes: stats.sent_data_bytes,
@@ -43,7 +42,7 @@ impl Agent {
         // A check has no migration that anybody could ask for.
         let is_known = |id: &Uuid| self.registry.get(*id).is_some();
         states.iter_mut().for_each(|state| state.migration = state.migration.filter(is_known));
-        states.into_iter().map(VmState::from).collect()
+        states
     }
 
     /// The text for Prometheus.

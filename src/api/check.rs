@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Accepted, ProblemKind, Severity};
-use crate::migrate::problem;
+use super::{Accepted, Problem};
 
 /// `POST /v1/check`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,23 +25,4 @@ pub struct CheckRequest {
 pub struct CheckReport {
     /// What was found; the migration is refused if the severity of one of them is `problem`.
     pub problems: Vec<Problem>,
-}
-
-/// One thing that was found.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Problem {
-    pub kind: ProblemKind,
-    /// How much it weighs. An agent that does not say knows only problems.
-    #[serde(default)]
-    pub severity: Severity,
-    /// What is wrong, naming the object.
-    pub text: String,
-    /// What to do about it.
-    pub remedy: String,
-}
-
-impl From<problem::Problem> for Problem {
-    fn from(problem::Problem { kind, severity, text, remedy }: problem::Problem) -> Self {
-        Self { kind, severity, text, remedy }
-    }
 }

@@ -1,9 +1,9 @@
 //! The local API's vocabulary: paths and bodies of HTTP+JSON on the agent's unix socket.
 //!
 //! Both the agent and the command line use it, and nothing else of each other. Everything is under
-//! [`VERSION`]; fields may be added, never renamed. What has fields is a type of its own, apart from
-//! those of journals and of the hand-off, and is made from the model. Words and checked numbers have one
-//! spelling everywhere and are the model's. `openapi.json` describes all of it.
+//! [`VERSION`]; fields may be added, never renamed. A migration as a whole is a type of its own, apart from
+//! those of journals and of the hand-off; its parts, and what only the API tells, are the model's.
+//! `openapi.json` describes all of it, and tests hold every answer to it.
 
 mod check;
 mod limits;
@@ -14,22 +14,23 @@ mod status;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use crate::migrate::bandwidth::Weight;
+pub use crate::migrate::bandwidth::{Weight, Wish};
 pub use crate::migrate::handover::Side;
 pub use crate::migrate::journal::Role;
 pub use crate::migrate::phase::Phase;
-pub use crate::migrate::problem::{Accepted, ProblemKind, Severity};
-pub use crate::migrate::recover::{CaseKind, Owner};
-pub use crate::migrate::vm_state::Here;
-pub use crate::migrate::{DowntimeLimit, Retry};
-pub use crate::rate::Rate;
-pub use check::{CheckReport, CheckRequest, Problem};
-pub use limits::{Limits, MigrationLimit, PeerLimit, PeerLimitRequest, ShareRequest};
-pub use migration::{
-    Disk, Downtime, MigrateRequest, Migration, Options, Outcome, Ram, Reconnecting, Tries, Wish,
+pub use crate::migrate::problem::{Accepted, Problem, ProblemKind, Severity};
+pub use crate::migrate::progress::{
+    DiskProgress as Disk, Downtime, Outcome, RamProgress as Ram, Reconnecting, Tries,
 };
-pub use recovery::{Case, ForceRequest, RecoverQuery, Recovery};
-pub use status::{SessionStatus, Status, VmState};
+pub use crate::migrate::recover::{Case, CaseKind, Owner};
+pub use crate::migrate::vm_state::{Here, VmState};
+pub use crate::migrate::{DowntimeLimit, Options, Retry};
+pub use crate::rate::Rate;
+pub use check::{CheckReport, CheckRequest};
+pub use limits::{Limits, MigrationLimit, PeerLimit, PeerLimitRequest, ShareRequest};
+pub use migration::{MigrateRequest, Migration};
+pub use recovery::{ForceRequest, RecoverQuery, Recovery};
+pub use status::{SessionStatus, Status};
 
 /// The version that all paths begin with.
 pub const VERSION: &str = "/v1";

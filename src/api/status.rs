@@ -1,10 +1,8 @@
 //! The agent as a whole, and which VMs run on its host.
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
-use super::{Here, Reconnecting};
-use crate::migrate::vm_state;
+use super::{Reconnecting, VmState};
 
 /// `GET /v1/status`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,29 +37,4 @@ pub struct SessionStatus {
     /// Set while the session has no connection.
     #[serde(default)]
     pub reconnecting: Option<Reconnecting>,
-}
-
-/// One virtual machine on this host.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct VmState {
-    /// Its name in the configuration.
-    pub vm: String,
-    /// What its QEMU has of the guest.
-    pub here: Here,
-    /// QEMU's own word for its state, if it was asked.
-    #[serde(default)]
-    pub qemu_state: Option<String>,
-    /// The migration that it belongs to.
-    #[serde(default)]
-    pub migration: Option<Uuid>,
-    /// Why it could not be asked.
-    #[serde(default)]
-    pub cause: Option<String>,
-}
-
-impl From<vm_state::VmState> for VmState {
-    fn from(state: vm_state::VmState) -> Self {
-        let vm_state::VmState { vm, here, qemu_state, migration, cause } = state;
-        Self { vm, here, qemu_state, migration, cause }
-    }
 }

@@ -1,4 +1,6 @@
-//! What the program's exit code says. Of a migration it is `Outcome::exit_code`.
+//! What the program's exit code says.
+
+use crate::api::Outcome;
 
 /// Failed, and the VM runs on the source.
 pub(super) const EXIT_FAILED: u8 = 1;
@@ -8,3 +10,13 @@ pub(super) const EXIT_USAGE: u8 = 2;
 pub(super) const EXIT_LEFT: u8 = 3;
 /// Nobody knows whose a virtual machine is.
 pub(super) const EXIT_UNDECIDED: u8 = 4;
+
+/// Of `vmferry migrate`.
+pub(super) fn of(outcome: &Outcome) -> u8 {
+    match outcome {
+        Outcome::Moved { leftovers } if leftovers.is_empty() => 0,
+        Outcome::Moved { .. } => EXIT_LEFT,
+        Outcome::Failed { .. } => EXIT_FAILED,
+        Outcome::Undecided { .. } => EXIT_UNDECIDED,
+    }
+}

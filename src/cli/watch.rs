@@ -11,9 +11,9 @@ use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressS
 use uuid::Uuid;
 
 use super::client::{Client, Lines};
-use super::exit_code::EXIT_USAGE;
+use super::exit_code::{self, EXIT_USAGE};
 use super::show;
-use crate::api::{Migration, Outcome, Phase, Ram, migration_path};
+use crate::api::{Migration, Phase, Ram, migration_path};
 
 /// Plain lines come at a change of phase and otherwise this often.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -61,7 +61,7 @@ pub(super) async fn follow(client: &Client, id: Uuid, json: bool) -> anyhow::Res
     if !json {
         show::outcome(&last);
     }
-    let code = last.outcome.as_ref().map_or(EXIT_USAGE, Outcome::exit_code);
+    let code = last.outcome.as_ref().map_or(EXIT_USAGE, exit_code::of);
     Ok(code.into())
 }
 

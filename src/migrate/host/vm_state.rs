@@ -65,17 +65,20 @@ impl Here {
 }
 
 /// One virtual machine on this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmState {
     /// Its name in the configuration.
     pub vm: String,
     /// What its QEMU has of the guest.
     pub here: Here,
     /// QEMU's own word for its state, if it was asked.
+    #[serde(default)]
     pub qemu_state: Option<String>,
     /// The migration that it belongs to.
+    #[serde(default)]
     pub migration: Option<Uuid>,
     /// Why it could not be asked.
+    #[serde(default)]
     pub cause: Option<String>,
 }
 

@@ -37,7 +37,7 @@ pub enum Owner {
 }
 
 /// One migration that is not closed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Case {
     pub kind: CaseKind,
     /// The migration, or the try of one: by the file's name if the journal is not believed.
@@ -67,46 +67,27 @@ pub struct Case {
     pub file: PathBuf,
 }
 
-/// Of a journal that cannot be read.
-pub(super) fn unreadable(file: PathBuf) -> Case {
-    Case {
-        kind: CaseKind::Refused,
-        id: journal::migration_of(&file),
-        vm: journal::vm_of(&file),
-        role: None,
-        peer: None,
-        began_at: None,
-        phase: None,
-        journal: Vec::new(),
-        peer_says: None,
-        qemu_says: None,
-        owner: Owner::Unknown,
-        plan: String::new(),
-        left: Vec::new(),
-        may_force: false,
-        file,
-    }
-}
-
-/// What a journal says.
-pub(super) fn case(file: PathBuf, past: &Past) -> Case {
-    let header = &past.header;
-    Case {
-        kind: CaseKind::Leftovers,
-        id: Some(header.migration),
-        vm: Some(header.vm.clone()),
-        role: Some(header.role),
-        peer: Some(header.peer.clone()),
-        began_at: Some(header.began_at),
-        phase: Some(settle::phase_of(past)),
-        journal: records(&past.known()),
-        peer_says: None,
-        qemu_says: None,
-        owner: Owner::Unknown,
-        plan: String::new(),
-        left: Vec::new(),
-        may_force: false,
-        file,
+impl Case {
+    /// By all that is known of a file: what its journal says, if that can be read.
+    pub(super) fn of(file: PathBuf, past: Option<&Past>) -> Self {
+        let header = past.map(|past| &past.header);
+        Self {
+            kind: if past.is_some() { CaseKind::Leftovers } else { CaseKind::Refused },
+            id: header.map_or_else(|| journal::migration_of(&file), |header| Some(header.migration)),
+            vm: header.map_or_else(|| journal::vm_of(&file), |header| Some(header.vm.clone())),
+            role: header.map(|header| header.role),
+            peer: header.map(|header| header.peer.clone()),
+            began_at: header.map(|header| header.began_at),
+            phase: past.map(settle::phase_of),
+            journal: past.map_or_else(Vec::new, |past| records(&past.known())),
+            peer_says: None,
+            qemu_says: None,
+            owner: Owner::Unknown,
+            plan: String::new(),
+            left: Vec::new(),
+            may_force: false,
+            file,
+        }
     }
 }
 

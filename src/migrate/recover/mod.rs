@@ -27,7 +27,7 @@ use super::protocol::message::Told;
 use super::settle;
 use crate::net::identity::Identity;
 use ask::{ask_peer, ask_qemu, peer_words};
-use case::{case, is_theirs, owner, records, unreadable};
+use case::{is_theirs, owner, records};
 use clean::clean_up;
 
 /// How long the other host is asked before a decision is taken. One that is lost does not answer.
@@ -217,7 +217,7 @@ fn not_begun(host: &Host, file: PathBuf, asked: Asked) -> Option<Case> {
     let plan = "its migration never began, so that nothing was done under it; the file is removed by \
                 `recover` and at the next start of the agent";
     let left = vec![file.display().to_string()];
-    Some(Case { kind: CaseKind::Leftovers, plan: plan.into(), left, ..unreadable(file) })
+    Some(Case { kind: CaseKind::Leftovers, plan: plan.into(), left, ..Case::of(file, None) })
 }
 
 fn refused(file: PathBuf, error: &JournalError) -> Case {
@@ -229,7 +229,7 @@ fn refused(file: PathBuf, error: &JournalError) -> Case {
         "nothing is done, and {kept}: {}. Find out on both hosts where the VM runs, then take the file away",
         chain(error)
     );
-    Case { plan, ..unreadable(file) }
+    Case { plan, ..Case::of(file, None) }
 }
 
 async fn open(host: &Host, file: PathBuf, past: &Past, asked: Asked) -> Case {
@@ -259,7 +259,7 @@ async fn open(host: &Host, file: PathBuf, past: &Past, asked: Asked) -> Case {
         owner: owner(past.header.role, past.known(), told.map(|t| t.known)),
         plan,
         may_force: question.is_some() && host.decisions.orders(past.header.migration).is_some(),
-        ..case(file, past)
+        ..Case::of(file, Some(past))
     }
 }
 
@@ -271,7 +271,7 @@ async fn leftovers(host: &Host, file: PathBuf, past: &Past, left: Vec<String>) -
                start of the agent, and only what its journal says that it made"
             .into(),
         left,
-        ..case(file, past)
+        ..Case::of(file, Some(past))
     }
 }
 
@@ -281,7 +281,7 @@ fn closed(file: PathBuf, past: &Past) -> Case {
         kind: CaseKind::Closed,
         owner: owner(past.header.role, past.known(), None),
         plan: "the migration has ended, and nothing is open or left over".into(),
-        ..case(file, past)
+        ..Case::of(file, Some(past))
     }
 }
 
