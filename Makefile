@@ -48,6 +48,8 @@ test: setup format dependencies
 	cargo test $(LOCKED) --no-fail-fast --workspace --test mux --test quick --test tidy -- $(T)
 	printf '\n== tests with real QEMUs\n'
 	cargo test $(LOCKED) --workspace --test real -- --test-threads=$(REAL_THREADS) $(T)
+	printf '\n== tests with a real libvirt\n'
+	cargo test $(LOCKED) --workspace --test libvirt -- --test-threads=1 $(T)
 
 lint: format dependencies
 	$(call step,lints)
@@ -91,6 +93,7 @@ bench: setup
 setup: fetch
 	@tests/setup/qemu.sh
 	tests/setup/guest.sh
+	tests/setup/libvirt.sh
 
 # The compiler needs a linker, so the machine's packages come first.
 fetch: tools

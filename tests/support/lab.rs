@@ -93,6 +93,16 @@ impl Paths {
         self.lab.join("guest/states")
     }
 
+    /// Where libvirt and the QEMU that it runs are: the lab's folder.
+    ///
+    /// # Errors
+    /// They are not there.
+    pub fn libvirt(&self) -> Result<PathBuf> {
+        let virsh = self.lab.join("libvirt/usr/bin/virsh");
+        ensure!(virsh.exists(), "{} is missing: run tests/setup/libvirt.sh", virsh.display());
+        Ok(self.lab.clone())
+    }
+
     /// `qemu-img` of the newer QEMU, for disks of either.
     pub fn qemu_img(&self) -> Command {
         Command::new(self.qemu(Version::V10, "qemu-img"))

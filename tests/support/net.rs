@@ -25,14 +25,26 @@ pub struct Host {
     /// Its IPv6 address.
     pub v6: String,
     namespace: String,
+    /// The process whose view of the file systems is this host's; none: that of the machine.
+    mounts_of: Option<u32>,
 }
 
 impl Host {
     /// A command that will run on this host.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.namespace]).arg(program);
+        let Some(pid) = self.mounts_of else {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", &self.namespace]).arg(program);
+            return command;
+        };
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &pid.to_string(), "-m", "-n"]).arg(program);
         command
+    }
+
+    /// The same host with the file systems as a process of it sees them.
+    pub fn with_mounts_of(&self, pid: u32) -> Self {
+        Self { mounts_of: Some(pid), ..self.clone() }
     }
 
     /// The name of its namespace, for `ip netns exec`.
@@ -243,6 +255,7 @@ fn make_host(dir: &Path, prefix: &str, name: &str, number: u8) -> Result<Host> {
         v4: format!("10.77.0.{number}"),
         v6: format!("fd77::{number}"),
         namespace: format!("{prefix}{name}"),
+        mounts_of: None,
     };
     fs::create_dir(&host.dir).with_context(|| format!("cannot make {}", host.dir.display()))?;
     run(Command::new("ip").args(["netns", "add", &host.namespace]), SHORT)?;

@@ -20,7 +20,8 @@ use super::saved;
 
 /// From QEMU's start to the first completed block, on a busy machine without KVM.
 const BOOT_WITHIN: Duration = Duration::from_secs(120);
-const KERNEL_WORDS: &str = "console=ttyS0 quiet tsc=reliable no_timer_check mitigations=off nokaslr \
+/// What the guest's kernel is told in any case.
+pub const KERNEL_WORDS: &str = "console=ttyS0 quiet tsc=reliable no_timer_check mitigations=off nokaslr \
                             random.trust_cpu=on nosoftlockup cryptomgr.notests 8250.nr_uarts=1 audit=0 selinux=0 apparmor=0";
 
 /// How a disk is kept.
@@ -94,7 +95,8 @@ impl VmSpec {
         }
     }
 
-    fn words(&self) -> String {
+    /// What the guest is told to do.
+    pub fn words(&self) -> String {
         format!(
             "vf_blocks={} vf_rate={} vf_disks={} vf_dirty={} vf_dirty_rest={} vf_marker={}",
             self.blocks,

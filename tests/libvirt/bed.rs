@@ -1,0 +1,228 @@
+//! Two hosts with a libvirtd each, and domains on them whose guest is that of all other tests. Knows no
+//! agent.
+
+#![allow(dead_code)]
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::support::process::{LONG, Outcome, Running, SHORT, run, run_any, start, wait_for};
+use crate::support::vm::{KERNEL_WORDS, node_name};
+use crate::support::{Host, Lab, Net, Vm, VmSpec, Way, proof};
+
+/// Debian's user of libvirt's QEMUs.
+pub(crate) const QEMU_USER: &str = "libvirt-qemu";
+/// Where a host's folder of the lab is for libvirt: the same on both.
+const IMAGES: &str = "/var/lib/libvirt/images";
+const SYSTEM: &str = "qemu:///system";
+const BOOT_WITHIN: Duration = Duration::from_secs(120);
+
+/// The hosts, each with file systems of its own and a libvirtd that answers.
+#[derive(Debug)]
+pub(crate) struct Hosts {
+    /// Their network.
+    pub(crate) net: Net,
+}
+
+impl Hosts {
+    /// Starts them; `qemu_user` runs the QEMUs.
+    pub(crate) fn start(lab: &Lab, qemu_user: &str) -> Result<Self> {
+        let mut net = lab.two_hosts()?;
+        let made = lab.paths.libvirt()?;
+        net.alpha = begin(&net.alpha, &made, qemu_user)?;
+        net.bravo = begin(&net.bravo, &made, qemu_user)?;
+        for host in [&net.alpha, &net.bravo] {
+            wait_for(&format!("libvirtd on {}", host.name), SHORT, || {
+                Ok((virsh(host, &["version"])?.code == 0).then_some(()))
+            })?;
+        }
+        Ok(Self { net })
+    }
+}
+
+fn begin(host: &Host, made: &Path, qemu_user: &str) -> Result<Host> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/libvirt/host.sh");
+    let log = File::create(host.dir.join("host.log"))?;
+    let mut command = host.command("unshare");
+    command.args(["-m", "--propagation", "private"]).arg(script).arg(&host.dir).arg(made);
+    command.arg(uuid::Uuid::new_v4().to_string()).arg(qemu_user);
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+    // It belongs to the host's namespace, so the lab's janitor ends it.
+    let child = command.spawn().context("cannot start a host")?;
+    Ok(host.with_mounts_of(child.id()))
+}
+
+/// Runs virsh on a host, as root.
+pub(crate) fn virsh(host: &Host, words: &[&str]) -> Result<Outcome> {
+    run_any(&mut virsh_command(host, words), LONG)
+}
+
+fn virsh_command(host: &Host, words: &[&str]) -> Command {
+    let mut command = host.command("virsh");
+    command.args(["-q", "-c", SYSTEM]).args(words);
+    command
+}
+
+/// The same, and it must succeed.
+pub(crate) fn virsh_ok(host: &Host, words: &[&str]) -> Result<String> {
+    run(&mut virsh_command(host, words), LONG)
+}
+
+/// The same in the background.
+pub(crate) fn virsh_start(host: &Host, words: &[&str]) -> Result<Running> {
+    start(&mut virsh_command(host, words))
+}
+
+/// A domain that can live on either host.
+#[derive(Debug)]
+pub(crate) struct Domain {
+    /// Its name.
+    pub(crate) name: String,
+    /// Disks and console on alpha. Its QEMU is libvirt's.
+    pub(crate) alpha: Vm,
+    /// The same on bravo.
+    pub(crate) bravo: Vm,
+    hosts: [Host; 2],
+}
+
+impl Domain {
+    /// Makes its disks on both hosts and starts it on alpha; returns when it writes.
+    pub(crate) fn boot(lab: &Lab, hosts: &Hosts, spec: &VmSpec) -> Result<Self> {
+        let (alpha, bravo) = (&hosts.net.alpha, &hosts.net.bravo);
+        let domain = Self {
+            name: spec.name.clone(),
+            alpha: Vm::define(&lab.paths, alpha, spec)?,
+            bravo: Vm::define(&lab.paths, bravo, spec)?,
+            hosts: [alpha.clone(), bravo.clone()],
+        };
+        // libvirt gives them to its QEMU's user.
+        for host in [alpha, bravo] {
+            fs::copy(&lab.paths.kernel, host.dir.join("vmlinuz"))?;
+            fs::copy(&lab.paths.initrd, host.dir.join("initrd.img"))?;
+        }
+        let file = alpha.dir.join(format!("{}.xml", spec.name));
+        fs::write(&file, xml(spec))?;
+        virsh_ok(alpha, &["define", &file.display().to_string()])?;
+        virsh_ok(alpha, &["start", &spec.name])?;
+        domain.wait_count(Way::ToBravo, 50)?;
+        Ok(domain)
+    }
+
+    /// The host and the guest's files where a move this way begins.
+    fn here(&self, way: Way) -> (&Host, &Vm) {
+        match way {
+            Way::ToBravo => (&self.hosts[0], &self.alpha),
+            Way::ToAlpha => (&self.hosts[1], &self.bravo),
+        }
+    }
+
+    fn there(&self, way: Way) -> (&Host, &Vm) {
+        match way {
+            Way::ToBravo => (&self.hosts[1], &self.bravo),
+            Way::ToAlpha => (&self.hosts[0], &self.alpha),
+        }
+    }
+
+    /// What libvirt says of it where a move this way begins.
+    pub(crate) fn state_here(&self, way: Way) -> Result<String> {
+        state(self.here(way).0, &self.name)
+    }
+
+    /// What libvirt says of it where a move this way ends.
+    pub(crate) fn state_there(&self, way: Way) -> Result<String> {
+        state(self.there(way).0, &self.name)
+    }
+
+    fn wait_count(&self, way: Way, seq: u64) -> Result<u64> {
+        let (host, vm) = self.here(way);
+        wait_for(&format!("{} to count to {seq} on {}", self.name, host.name), BOOT_WITHIN, || {
+            Ok(vm.console()?.last().filter(|last| *last >= seq))
+        })
+    }
+
+    /// Waits until the guest has completed `more` blocks more than now, where a move this way begins.
+    pub(crate) fn wait_more(&self, way: Way, more: u64) -> Result<u64> {
+        let now = self.here(way).1.console()?.last().unwrap_or(0);
+        self.wait_count(way, now + more)
+    }
+
+    /// That it went this way: libvirt runs it there and not here, the guest counts on where it was, and
+    /// on its disks nothing is missing. Ends it.
+    ///
+    /// # Errors
+    /// Any of it is not so.
+    pub(crate) fn proves_move(&self, way: Way) -> Result<()> {
+        ensure!(self.state_there(way)? == "running", "it is {} there", self.state_there(way)?);
+        let here = self.state_here(way)?;
+        ensure!(here == "shut off" || here == "absent", "it is {here} here");
+        let (source, destination) = (self.here(way).1, self.there(way).1);
+        let last = source.console()?.last().context("it never counted here")?;
+        let back = match way {
+            Way::ToBravo => Way::ToAlpha,
+            Way::ToAlpha => Way::ToBravo,
+        };
+        self.wait_count(back, last + 100)?;
+        let console = destination.console()?;
+        ensure!(console.generations.is_empty(), "the guest booted again");
+        let first = console.first().context("it never counted there")?;
+        ensure!(first > last, "counted to {last} here, from {first} there");
+        virsh_ok(self.there(way).0, &["destroy", &self.name])?;
+        proof::disks_whole(destination)
+    }
+
+    /// That a failed move has left it as it was: it runs here and counts on, and not there.
+    ///
+    /// # Errors
+    /// Any of it is not so.
+    pub(crate) fn proves_stay(&self, way: Way) -> Result<()> {
+        ensure!(self.state_here(way)? == "running", "it is {} here", self.state_here(way)?);
+        wait_for("the other host to forget it", SHORT, || {
+            Ok((self.state_there(way)? != "running").then_some(()))
+        })?;
+        self.wait_more(way, 50).map(drop)
+    }
+
+    /// Its disks' names, as libvirt and QEMU have them.
+    pub(crate) fn disks(&self) -> Vec<String> {
+        (0..self.alpha.spec.disks.len()).map(node_name).collect()
+    }
+}
+
+/// What libvirt says of a domain.
+pub(crate) fn state(host: &Host, name: &str) -> Result<String> {
+    let said = virsh(host, &["domstate", name])?;
+    let absent = said.code != 0 && said.stderr.contains("failed to get domain");
+    ensure!(said.code == 0 || absent, "{said:?}");
+    Ok(if absent { "absent".to_owned() } else { said.stdout.trim().to_owned() })
+}
+
+/// Sockets and folders of migrations that a host has.
+pub(crate) fn left_below(host: &Host, folder: &str) -> Result<Vec<String>> {
+    let found = run(host.command("find").args([folder, "-mindepth", "1"]), SHORT)?;
+    Ok(found.lines().map(str::to_owned).collect())
+}
+
+fn xml(spec: &VmSpec) -> String {
+    let dir = PathBuf::from(IMAGES).join(&spec.name);
+    let disks = spec.disks.iter().enumerate().map(|(number, format)| {
+        let (format, node) = (format.name(), node_name(number));
+        format!(
+            "<disk type='file' device='disk'><driver name='qemu' type='{format}' cache='none' discard='unmap'/>\
+             <source file='{}/{node}.{format}'/><target dev='{node}' bus='virtio'/></disk>\n",
+            dir.display()
+        )
+    });
+    include_str!("domain.xml")
+        .replace("@NAME@", &spec.name)
+        .replace("@MIB@", &spec.memory_mib.to_string())
+        .replace("@MACHINE@", &spec.machine)
+        .replace("@IMAGES@", IMAGES)
+        .replace("@DIR@", &dir.display().to_string())
+        .replace("@WORDS@", &format!("{KERNEL_WORDS} {}", spec.words()))
+        .replace("@DISKS@", &disks.collect::<String>())
+}

@@ -1,0 +1,80 @@
+#!/bin/bash
+# The first process of a host with libvirt: its own view of /usr, /etc, /run and of libvirt's folders, then
+# libvirtd. Runs in a mount namespace and a network namespace of its own.
+#   usage: host.sh DIR LAB UUID USER     DIR is the host's folder, USER runs the QEMUs
+# DIR is the folder of the guests' disks on this host, too: /var/lib/libvirt/images. libvirtd is started again when it ends.
+set -euo pipefail
+dir=$1 lab=$2 uuid=$3 user=$4
+
+over() { # over FOLDER LOWER...: a layer of the host's own over the folder
+  local folder=$1 own=$dir/over${1//\//-}
+  mkdir -p "$own/upper" "$own/work"
+  mount -t overlay -o "lowerdir=$2,upperdir=$own/upper,workdir=$own/work" vmferry-lab "$folder"
+}
+
+# The machine's devices but for its KVM: where that is emulated itself, libvirt's look at its QEMU lasts minutes.
+devices() {
+  local device new=$dir/dev
+  mkdir "$new"
+  mount -t tmpfs -o mode=755 vmferry-lab "$new"
+  for device in null zero full random urandom tty net/tun; do
+    [ -e "/dev/$device" ] || continue
+    mkdir -p "$(dirname "$new/$device")"
+    : >"$new/$device"
+    mount --bind "/dev/$device" "$new/$device"
+  done
+  for device in pts shm; do
+    mkdir "$new/$device"
+    mount --bind "/dev/$device" "$new/$device"
+  done
+  ln -s /proc/self/fd "$new/fd"
+  mount --move "$new" /dev
+}
+
+mount -t overlay -o "lowerdir=$lab/libvirt/usr:$lab/qemu72/usr:/usr" vmferry-lab /usr
+over /etc /etc
+for folder in lib log cache; do over /var/$folder /var/$folder; done
+mount -t tmpfs -o mode=755 vmferry-lab /run
+devices
+mkdir -p /run/lock /run/libvirt /run/vmferry
+mount --bind /dev/null /usr/bin/qemu-system-i386
+mkdir -p /var/lib/libvirt/{images,qemu} /var/log/libvirt/qemu /var/cache/libvirt/qemu/capabilities "$lab/libvirt/capabilities"
+# What libvirt found out about its QEMU, which takes it a while, is kept; libvirt sees by itself when it is old.
+mount --bind "$lab/libvirt/capabilities" /var/cache/libvirt/qemu/capabilities
+
+mount --bind "$dir" /var/lib/libvirt/images
+# A letter for the guest, which asks the QEMU that executes it on which host that is.
+basename "$dir" | cut -c1 | tr -d '\n' >/var/lib/libvirt/letter
+
+have_group() { getent group "$1" >/dev/null || echo "$1:x:$2:" >>/etc/group; }
+have_user() { getent passwd "$1" >/dev/null || echo "$1:x:$2:$3::/nonexistent:/usr/sbin/nologin" >>/etc/passwd; }
+have_group kvm 64053
+have_group libvirt 64054
+have_group libvirt-qemu 64055
+have_group vmferry 64056
+have_user libvirt-qemu 64055 64055
+have_user vmferry 64056 64056
+
+mkdir -p /etc/libvirt
+cat >/etc/libvirt/libvirtd.conf <<CONF
+host_uuid = "$uuid"
+unix_sock_group = "libvirt"
+unix_sock_rw_perms = "0770"
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+log_filters = "1:qemu.qemu_migration 3:util 4:event 3:remote 3:rpc 3:object"
+log_outputs = "2:file:$dir/libvirtd.log"
+CONF
+cat >/etc/libvirt/qemu.conf <<CONF
+user = "$user"
+group = "$user"
+stdio_handler = "file"
+cgroup_controllers = []
+namespaces = []
+security_driver = "none"
+CONF
+
+while :; do
+  libvirtd </dev/null >>"$dir/libvirtd.out.log" 2>&1 || true
+  sleep 0.2
+done

@@ -1,0 +1,8 @@
+//! Everything that is tested with a real libvirt: two hosts with file systems of their own. A program by
+//! itself, so that it is compiled by itself. What is `#[ignore]`d is the long matrix of `make libvirt`.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bed;
+mod moves;
