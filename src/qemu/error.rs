@@ -187,11 +187,6 @@ impl QmpError {
         self.says("Dirty bitmap '", "' not found") || self.says("Node '", "' not found")
     }
 
-    /// A migration is under way, so this must wait or be left alone.
-    pub fn is_migration_in_progress(&self) -> bool {
-        self.says("There's a migration process in progress", "")
-    }
-
     /// The process waits for no migration: it was started without `-incoming defer`, or has
     /// already taken one and can't take a second.
     pub fn is_not_incoming(&self) -> bool {

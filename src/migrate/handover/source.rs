@@ -134,11 +134,6 @@ impl Source {
         }
     }
 
-    /// Whether the guest may be either side's: it must neither be resumed nor ended.
-    pub fn is_open_question(&self) -> bool {
-        matches!(self.state, S::Asking { .. } | S::Doubt | S::TakingBack | S::Forcing { .. })
-    }
-
     /// Goes on.
     /// Errors: [`Illegal`] for an input that cannot come now; nothing has changed then.
     pub fn step(&mut self, input: SourceInput) -> Result<Vec<SourceEffect>, Illegal> {

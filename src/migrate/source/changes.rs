@@ -53,7 +53,8 @@ async fn doubt(source: &Source, disk: &CopiedDisk) -> Result<Option<String>, Fai
     if followed.disk != *disk {
         return Ok(Some("it is another image at the source, or has another size".into()));
     }
-    if let Some(doubt) = followed.bitmaps.doubt(&source.guest.qmp).await? {
+    let qmp = &source.guest.qmp;
+    if let Some(doubt) = source.reconnect_policy().ask(|| followed.bitmaps.doubt(qmp)).await? {
         return Ok(Some(doubt.into()));
     }
     let states = source.peer.grant.as_ref().map_or(&[][..], |g| &g.since);
@@ -66,7 +67,7 @@ async fn doubt(source: &Source, disk: &CopiedDisk) -> Result<Option<String>, Fai
 /// Starts the server from which this agent reads what changed; why it cannot.
 async fn serve_changes(source: &mut Source) -> Result<Option<String>, Failure> {
     let qmp = &source.guest.qmp;
-    if nbd_server_runs(qmp).await? {
+    if source.reconnect_policy().ask(|| nbd_server_runs(qmp)).await? {
         return Ok(Some("the source's QEMU has an NBD server of somebody else's".into()));
     }
     let folder = source.context.host.config.runtime_dir.join("nbd");
@@ -115,7 +116,7 @@ pub(crate) async fn follow(source: &mut Source, disk: &CopiedDisk) -> Result<(),
         return Ok(());
     }
     let (qmp, request) = (&source.guest.qmp, &source.context.request);
-    if sends_bitmaps(qmp).await? {
+    if source.reconnect_policy().ask(|| sends_bitmaps(qmp)).await? {
         // They would go along, to a QEMU that knows nothing of them.
         tracing::info!("QEMU is set to migrate dirty bitmaps: none of ours is made");
         return Ok(());

@@ -1,14 +1,12 @@
 //! The guest's QEMU as the source of its migration sees it: its monitor, its events, the machine of the plan.
 
 use super::failure::Failure;
+use super::reconnect::LOOKS_MAX;
 use crate::migrate::guest::inventory::Inventory;
 use crate::migrate::guest::last_words::LastWords;
 use crate::migrate::model::meanwhile::Meanwhile;
 use crate::migrate::model::phase::Phase;
 use crate::qemu::{EventKind, Events, Qmp};
-
-/// So often a phase may be begun again because the view of QEMU was lost.
-const LOOKS_MAX: u32 = 100;
 
 /// The guest's QEMU as the source of its migration sees it.
 pub(crate) struct Guest {
@@ -65,7 +63,8 @@ impl Guest {
     /// A phase in which the view of QEMU was lost for a while is begun again: it looks at what is
     /// there. Any other failure is one.
     pub(crate) fn look_again(&mut self, phase: Phase, failure: Failure) -> Result<(), Failure> {
-        // What these two ask of QEMU may be asked again; of what the others make, half may be there.
+        // What these two do may be done again; of what the others make, half may be there. Questions are asked
+        // again in every phase.
         let repeats = matches!(phase, Phase::Switchover | Phase::Device);
         let may_repeat = matches!(failure, Failure::Missed) || (repeats && failure.is_interrupted());
         if !may_repeat {

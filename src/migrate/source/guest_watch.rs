@@ -116,12 +116,12 @@ async fn fell(source: &Source, state: RunState) -> Meanwhile {
 
 /// That the machine is still the one of the plan.
 pub(crate) async fn is_as_planned(source: &mut Source) -> Result<(), Failure> {
+    let (policy, qmp) = (source.reconnect_policy(), &source.guest.qmp);
     let found = match &source.guest.inventory {
-        Some(inventory) => source.reconnect_policy().with(inventory.unchanged(&source.guest.qmp)).await?,
+        Some(inventory) => policy.ask(|| inventory.unchanged(qmp)).await?,
         // Of an earlier version of this agent: what it was is not known.
         None => {
-            source.guest.inventory =
-                Some(source.reconnect_policy().with(Inventory::of(&source.guest.qmp)).await?);
+            source.guest.inventory = Some(policy.ask(|| Inventory::of(qmp)).await?);
             None
         }
     };

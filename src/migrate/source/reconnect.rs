@@ -12,9 +12,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::failure::Failure;
 use crate::migrate::host::Host;
+use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::{ProgressSink, Reconnecting};
 use crate::net::lanes::Lanes;
-use crate::qemu::{Qmp, Silence};
+use crate::qemu::{Qmp, QmpError, Silence};
 
 /// Between two words on a connection that is waited for.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -22,11 +23,29 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// A QEMU that takes this long to answer is called slow.
 const SLOW_AFTER: Duration = Duration::from_secs(5);
 
+/// So often QEMU is looked at, or asked, again because the view of it was lost.
+pub(super) const LOOKS_MAX: u32 = 100;
+
 /// What is said of a QEMU that does not answer.
 fn slow(silence: &Silence) -> String {
     let seconds = silence.since.elapsed().as_secs();
     let lost = silence.lost.as_ref().map_or_else(String::new, |lost| format!(" ({lost}; connecting again)"));
     format!("the source's QEMU is slow: its monitor has not answered for {seconds} s{lost}")
+}
+
+/// Asks until there is an answer: one that was lost with the monitor's connection says nothing, and a question
+/// changes nothing.
+async fn until_answered<T, F>(mut question: impl FnMut() -> F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, QmpError>>,
+{
+    for _ in 0..LOOKS_MAX {
+        match question().await {
+            Err(e) if e.is_interrupted() => tracing::info!(error = chain(&e), "QEMU is asked again"),
+            answered => return Ok(answered?),
+        }
+    }
+    Err(Failure::MonitorUnsteady(LOOKS_MAX))
 }
 
 /// What a migration's waits have in common. Borrows nothing of it.
@@ -73,6 +92,14 @@ impl ReconnectPolicy {
             done = work => Ok(done?),
             failure = self.over() => Err(failure),
         }
+    }
+
+    /// As [`ReconnectPolicy::with`], for a question to QEMU: one whose answer was lost is asked again.
+    pub(crate) async fn ask<T, F>(self, question: impl FnMut() -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, QmpError>>,
+    {
+        self.with(until_answered(question)).await
     }
 
     /// As [`ReconnectPolicy::with`], for work that must not stop half way when another process is to go
@@ -150,5 +177,34 @@ impl ReconnectPolicy {
         // A command that waits has a deadline of its own.
         let cause = lost?;
         (since.elapsed() > *limit).then(|| Failure::MonitorLost { seconds: since.elapsed().as_secs(), cause })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost() -> QmpError {
+        QmpError::Disconnected { name: "qom-list", path: "/qmp".into(), source: None }
+    }
+
+    /// Asks a QEMU that gives these answers; how often it was asked, and what came of it.
+    async fn asked(mut answers: Vec<Result<u32, QmpError>>) -> (usize, Result<u32, Failure>) {
+        let before = answers.len();
+        let question = || std::future::ready(answers.pop().unwrap_or_else(|| Err(lost())));
+        let answered = until_answered(question).await;
+        (before - answers.len(), answered)
+    }
+
+    #[tokio::test]
+    async fn a_question_whose_answer_was_lost_is_asked_again() {
+        let refused =
+            || QmpError::Command { name: "qom-list", class: "GenericError".into(), desc: "no".into() };
+        assert!(matches!(asked(vec![Ok(7), Err(lost()), Err(lost())]).await, (3, Ok(7))));
+        assert!(
+            matches!(asked(vec![Ok(7), Err(refused())]).await, (1, Err(Failure::Qmp(e))) if !e.is_over())
+        );
+        let (_, unsteady) = asked(Vec::new()).await;
+        assert!(matches!(unsteady, Err(Failure::MonitorUnsteady(LOOKS_MAX))), "{unsteady:?}");
     }
 }

@@ -90,11 +90,11 @@ impl Source {
     }
 
     /// A question to QEMU, whose main loop may hang on a stream that does not move.
-    pub(crate) async fn query<C: Command>(&self, command: C) -> Result<C::Return, Failure> {
-        let asked = self.guest.qmp.execute_within(command, self.context.stall());
+    pub(crate) async fn query<C: Command + Clone>(&self, command: C) -> Result<C::Return, Failure> {
+        let ask = || self.guest.qmp.execute_within(command.clone(), self.context.stall());
         tokio::select! {
             biased;
-            answer = self.reconnect_policy().with(asked) => answer,
+            answer = self.reconnect_policy().ask(ask) => answer,
             () = self.context.cancel.cancelled(), if self.clock.phase.may_cancel() => {
                 Err(self.context.cancelled())
             }

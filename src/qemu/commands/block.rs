@@ -33,8 +33,6 @@ commands! {
     BlockdevMirror = "blockdev-mirror" -> Empty;
     BlockJobCancel = "block-job-cancel" -> Empty;
     BlockJobComplete = "block-job-complete" -> Empty;
-    BlockJobSetSpeed = "block-job-set-speed" -> Empty;
-    BlockJobResume = "block-job-resume" -> Empty;
     BlockJobChange = "block-job-change" -> Empty;
     JobDismiss = "job-dismiss" -> Empty;
 }
@@ -201,20 +199,11 @@ pub struct BlockJobInfo {
     /// Everything was copied once. It may be behind again.
     #[serde(default)]
     pub ready: bool,
-    #[serde(default)]
-    pub paused: bool,
-    #[serde(default)]
-    pub busy: bool,
-    /// Its limit in bytes per second; 0 is none.
-    #[serde(default)]
-    pub speed: u64,
     /// Where it is in its life.
     pub status: JobStatus,
     /// Whether an I/O error has stopped it.
     pub io_status: IoStatus,
     pub error: Option<String>,
-    /// A write-blocking mirror holds no difference (QEMU 10.0; 7.2 does not say).
-    pub actively_synced: Option<bool>,
 }
 
 /// A job of any kind as `query-jobs` shows it.
@@ -227,12 +216,6 @@ pub struct JobInfo {
     pub kind: String,
     /// Where it is in its life.
     pub status: JobStatus,
-    /// Progress, in the job's own unit; bytes for block jobs.
-    #[serde(default)]
-    pub current_progress: u64,
-    /// The whole, in the same unit.
-    #[serde(default)]
-    pub total_progress: u64,
     pub error: Option<String>,
 }
 
@@ -244,8 +227,6 @@ pub struct BlockExportInfo {
     #[serde(rename = "type")]
     pub kind: String,
     pub node_name: String,
-    #[serde(default)]
-    pub shutting_down: bool,
 }
 
 /// Starts the process's one NBD server.
@@ -307,7 +288,6 @@ pub struct BlockExportDel {
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BlockExportRemoveMode {
-    Safe,
     Hard,
 }
 
@@ -402,8 +382,6 @@ impl BlockdevMirror {
 #[serde(rename_all = "kebab-case")]
 pub enum MirrorSyncMode {
     Full,
-    /// Only the top image; its backing file must be at the target already.
-    Top,
     /// Only what is written from now on.
     None,
 }
@@ -426,8 +404,6 @@ pub enum BlockdevOnError {
     Report,
     /// The job pauses. With a dead target it then never ends.
     Stop,
-    /// No space pauses, anything else ends.
-    Enospc,
 }
 
 /// Ends a mirror. Without force, once ready: after the last difference is copied, and well
@@ -444,20 +420,6 @@ pub struct BlockJobCancel {
 /// Ends a ready mirror by putting the guest's disk onto its target.
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockJobComplete {
-    pub device: String,
-}
-
-/// Changes a job's limit at any time.
-#[derive(Debug, Clone, Serialize)]
-pub struct BlockJobSetSpeed {
-    pub device: String,
-    /// Bytes per second; 0 is no limit.
-    pub speed: u64,
-}
-
-/// Lets a job go on that an error or somebody paused.
-#[derive(Debug, Clone, Serialize)]
-pub struct BlockJobResume {
     pub device: String,
 }
 

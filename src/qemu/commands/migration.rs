@@ -15,8 +15,6 @@ plain_commands! {
     /// Takes a migration back; the guest goes on by itself. QEMU hangs in here if it is in the
     /// state `device` and the stream stands still.
     MigrateCancel = "migrate_cancel" -> Empty;
-    /// Goes over to postcopy, if that capability is on.
-    MigrateStartPostcopy = "migrate-start-postcopy" -> Empty;
 }
 
 commands! {
@@ -27,25 +25,15 @@ commands! {
     MigrateContinue = "migrate-continue" -> Empty;
 }
 
-/// The return of [`QueryMigrate`]. Times in milliseconds. The destination knows only `status`.
+/// What is looked at of the return of [`QueryMigrate`]. The destination knows only `status`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct MigrationInfo {
     /// How far; it stays after the end until the next one.
     pub status: MigrationStatus,
-    pub total_time: Option<u64>,
-    pub setup_time: Option<u64>,
-    /// How long the guest stood still, at the end.
-    pub downtime: Option<u64>,
-    /// How long it would stand still if switched over now.
-    pub expected_downtime: Option<u64>,
     /// What has gone wrong, for people. QEMU does not always say.
     pub error_desc: Option<String>,
-    /// The processors' slowing down by auto-converge, in per cent.
-    pub cpu_throttle_percentage: Option<u64>,
     pub ram: Option<MigrationStats>,
-    /// The disks of an old in-band block migration (7.2).
-    pub disk: Option<MigrationStats>,
     /// Why this machine cannot be migrated at the moment, for people.
     pub blocked_reasons: Vec<String>,
 }
@@ -58,32 +46,15 @@ impl MigrationInfo {
     }
 }
 
-/// Progress of RAM, or of disks in an old in-band block migration. In bytes unless said.
+/// Progress of RAM. In bytes unless said.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct MigrationStats {
     pub total: u64,
     /// Still to be sent in this pass.
     pub remaining: u64,
-    pub transferred: u64,
-    pub duplicate: u64,
-    pub normal: u64,
-    pub normal_bytes: u64,
-    /// Pages per second that the guest writes.
-    pub dirty_pages_rate: u64,
-    /// Throughput, in megabits per second.
-    pub mbps: f64,
     /// How many passes have begun.
     pub dirty_sync_count: u64,
-    /// Pages sent per second.
-    pub pages_per_second: u64,
-    pub page_size: u64,
-    /// Sent while the guest ran.
-    pub precopy_bytes: u64,
-    /// Sent while the guest stood still.
-    pub downtime_bytes: u64,
-    /// Sent while the guest already ran at the destination.
-    pub postcopy_bytes: u64,
 }
 
 /// A capability and whether it is on.

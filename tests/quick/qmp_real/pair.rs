@@ -138,7 +138,7 @@ impl Pair {
         let migration = self.source.qmp.execute(QueryMigrate).await.unwrap();
         assert!(migration.status.is_live() && !migration.status.is_terminal());
         let ram = migration.ram.unwrap();
-        assert!(ram.total >= 64 * MIB && ram.duplicate + ram.normal > 0, "{ram:?}");
+        assert!(ram.total >= 64 * MIB && ram.dirty_sync_count > 0, "{ram:?}");
     }
 
     /// Ends the mirrors in the good way, and the NBD server.
