@@ -9,6 +9,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod error_chain;
+mod log;
 pub mod metrics;
 pub mod migrate;
 pub mod mux;

@@ -29,9 +29,16 @@ fn replaced(c: char) -> char {
     match c {
         '\n' | '\r' | '\t' | '\u{2028}' | '\u{2029}' => ' ',
         // Direction of reading, and what has no width (Unicode Standard Annex #9).
-        '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => {
-            char::REPLACEMENT_CHARACTER
-        }
+        '\u{ad}'
+        | '\u{61c}'
+        | '\u{180e}'
+        | '\u{200b}'..='\u{200f}'
+        | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}'
+        | '\u{feff}'
+        | '\u{e0000}'..='\u{e007f}' => char::REPLACEMENT_CHARACTER,
+        // What looks like a space, and is none.
+        '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}' => char::REPLACEMENT_CHARACTER,
         c if c.is_control() => char::REPLACEMENT_CHARACTER,
         c => c,
     }
@@ -44,10 +51,25 @@ pub fn of_peer<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
     serde_json::from_value(value)
 }
 
-/// What goes to a terminal, every text in it printable.
+/// Spaces in a row that a text on a terminal may have: more of them would move the rest to where a line of
+/// its own is expected.
+const SPACES_MAX: usize = 3;
+
+/// As [`printable`], without long gaps.
+fn without_gaps(text: &str) -> String {
+    let mut spaces = 0;
+    let mut kept = printable(text);
+    kept.retain(|c| {
+        spaces = if c.is_whitespace() { spaces + 1 } else { 0 };
+        spaces <= SPACES_MAX
+    });
+    kept
+}
+
+/// What goes to a terminal, every text in it printable and without long gaps.
 pub fn to_show<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
     let mut value: Value = serde_json::from_slice(json)?;
-    clean(&mut value, printable);
+    clean(&mut value, without_gaps);
     serde_json::from_value(value)
 }
 
@@ -99,6 +121,13 @@ mod tests {
         let kept = "/var/lib/vm-1/web1.qcow2: „größer“ als 10 GiB – 你好 🚢";
         assert_eq!(printable(kept), kept);
         assert_eq!(printable("a\x1b[2J\nb\u{202e}c\u{9b}d"), "a\u{fffd}[2J b\u{fffd}c\u{fffd}d");
+    }
+
+    #[test]
+    fn what_is_shown_has_no_gap_in_which_a_line_could_seem_to_end() {
+        let gap = format!("a{}b\u{2800}\u{3164}c  d", " \n\u{3000}\u{a0}".repeat(40));
+        let shown: String = to_show(json!(gap).to_string().as_bytes()).unwrap();
+        assert_eq!(shown, "a  \u{3000}b\u{fffd}\u{fffd}c  d");
     }
 
     #[test]

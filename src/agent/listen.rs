@@ -8,18 +8,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use axum::Router;
+use axum::extract::ConnectInfo;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::{Extension, Router};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::Instant;
 
+use super::http::{self, Limits, WhenFull};
 use super::routes;
 use super::running::Agent;
-use crate::error_chain::chain;
 use crate::net::accept::listen;
 
+/// Each user of the local API. Whoever follows a migration holds a connection for as long.
+const API_LIMITS: Limits = Limits { connections: 64, when_full: WhenFull::CloseNewest, lifetime: None };
+/// Whoever may reach the metrics, all together: who floods them closes its own connections.
+const METRICS_LIMITS: Limits =
+    Limits { connections: 32, when_full: WhenFull::CloseOldest, lifetime: Some(Duration::from_secs(20)) };
 /// The local API's socket: root and the socket's group.
 const API_SOCKET_MODE: u32 = 0o660;
 /// How long a port that is in use is waited for: a process that ends closes its sockets one by one.
@@ -72,7 +78,7 @@ async fn accept(agent: &Agent, tcp: tokio::net::TcpStream, address: SocketAddr) 
     let known = |peer: &crate::net::identity::Identity| config.peer_by_identity(peer).is_some();
     if let Err(e) = agent.host.pool.accept(tcp, known).await {
         agent.metrics.sessions.count_connect_failure("in", e.label());
-        tracing::warn!(%address, cause = chain(&e), "a connection was refused");
+        agent.refusals.note(address, &e);
     }
 }
 
@@ -105,12 +111,13 @@ pub(super) fn local(path: &Path) -> anyhow::Result<UnixListener> {
 
 /// Serves the local API until the agent stops.
 pub(super) async fn serve_api(agent: Arc<Agent>, listener: UnixListener) {
-    let routes = routes::router(Arc::clone(&agent)).into_make_service_with_connect_info::<routes::Caller>();
-    let stopping = agent.stopping.clone();
-    let serve = axum::serve(listener, routes).with_graceful_shutdown(stopping.cancelled_owned());
-    if let Err(e) = serve.await {
-        tracing::error!(error = %e, "the local API ends");
-    }
+    let (routes, stopping) = (routes::router(Arc::clone(&agent)), agent.stopping.clone());
+    http::serve(listener, API_LIMITS, stopping, |io| {
+        let caller = routes::Caller::of(io);
+        // Whose user is not known shares its number with all of these.
+        (caller.uid().unwrap_or(u32::MAX), routes.clone().layer(Extension(ConnectInfo(caller))))
+    })
+    .await;
 }
 
 /// Opens the Prometheus listener.
@@ -133,8 +140,5 @@ pub(super) async fn serve_metrics(agent: Arc<Agent>, listener: TcpListener) {
         }
     };
     let routes = Router::new().route("/metrics", get(text));
-    let serve = axum::serve(listener, routes).with_graceful_shutdown(stopping.cancelled_owned());
-    if let Err(e) = serve.await {
-        tracing::error!(error = %e, "the metrics listener ends");
-    }
+    http::serve(listener, METRICS_LIMITS, stopping, |_| (0, routes.clone())).await;
 }

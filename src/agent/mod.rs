@@ -3,14 +3,16 @@
 //! ```text
 //! start ─► handoff, listen, certificates, journals, sessions, signals, stop
 //!                      └─► routes ─► status, limits
-//! all of them ─► running: the Agent ─► registry, limits, vm_states
+//! all of them ─► running: the Agent ─► registry, limits, vm_states, refusals
 //! ```
 
 mod certificates;
 mod handoff;
+mod http;
 mod journals;
 mod limits;
 mod listen;
+mod refusals;
 mod registry;
 mod routes;
 mod running;

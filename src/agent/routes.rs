@@ -2,19 +2,21 @@
 //! in the log. Turns requests into calls on the agent and knows nothing else.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::body::Body;
-use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::body::{Body, to_bytes};
+use axum::extract::connect_info::ConnectInfo;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use futures_util::stream;
-use tokio::net::UnixListener;
+use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::limits::{self, NoShare};
@@ -30,6 +32,11 @@ use crate::migrate::problem::Policy;
 use crate::migrate::progress::Progress;
 use crate::migrate::recover::{self as recovery, Asked, NotForced};
 
+/// Largest body of a request.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+/// How long it may take.
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
+
 /// Who calls: the kernel's word for the other end of the socket.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
@@ -37,10 +44,31 @@ pub(super) struct Caller {
     pid: Option<i32>,
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        let credentials = stream.io().peer_cred().ok();
+impl Caller {
+    pub(super) fn of(stream: &UnixStream) -> Self {
+        let credentials = stream.peer_cred().ok();
         Self { uid: credentials.map(|c| c.uid()), pid: credentials.and_then(|c| c.pid()) }
+    }
+
+    pub(super) fn uid(&self) -> Option<u32> {
+        self.uid
+    }
+}
+
+/// A request's body is small and there soon.
+async fn whole_body(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    match timeout(BODY_DEADLINE, to_bytes(body, BODY_BYTES_MAX)).await {
+        Ok(Ok(body)) => next.run(Request::from_parts(head, Body::from(body))).await,
+        Ok(Err(_)) => {
+            let remedy = format!("send at most {BODY_BYTES_MAX} bytes");
+            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "the request is too long", remedy).into_response()
+        }
+        Err(_) => {
+            let remedy = format!("send it within {} s", BODY_DEADLINE.as_secs());
+            Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request's body did not come", remedy)
+                .into_response()
+        }
     }
 }
 
@@ -65,6 +93,7 @@ pub(super) fn router(agent: Arc<Agent>) -> Router {
                 "see GET /v1/openapi.json for those that there are",
             )
         })
+        .layer(middleware::from_fn(whole_body))
         .with_state(agent)
 }
 

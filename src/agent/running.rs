@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::limits::PeerLimits;
+use super::refusals::Refusals;
 use super::registry::{Entry, Registry};
 use super::vm_states::VmStates;
 use crate::api::{MigrateRequest, Migration};
@@ -35,6 +36,7 @@ pub(super) struct Agent {
     pub(super) stopping: CancellationToken,
     pub(super) peer_limits: PeerLimits,
     pub(super) vm_states: VmStates,
+    pub(super) refusals: Refusals,
 }
 
 impl Agent {
@@ -51,6 +53,7 @@ impl Agent {
             stopping,
             peer_limits: PeerLimits::default(),
             vm_states: VmStates::default(),
+            refusals: Refusals::default(),
         })
     }
 

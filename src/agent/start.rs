@@ -102,6 +102,8 @@ async fn serve(config: Config, tls: Tls, kept: Kept, mode: StartMode) -> anyhow:
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     keep_watchdog(&servers);
     servers.spawn(journals::end_late(Arc::clone(&agent)));
+    let summing = Arc::clone(&agent);
+    servers.spawn(async move { summing.refusals.sum_up().await });
     agent.tasks.spawn(recover::clean_at_start(Arc::clone(&agent.host)));
     let host = Arc::clone(&agent.host);
     agent.tasks.spawn_blocking(move || journals::prune(&host));

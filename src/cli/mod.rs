@@ -55,7 +55,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Agent { config, take_over, .. } => {
-                log_to_stderr();
+                crate::log::start();
                 let mode = if take_over { StartMode::TakeOver } else { StartMode::Alone };
                 Ok(agent(&config, mode).await)
             }
@@ -75,22 +75,5 @@ async fn agent(config: &Path, mode: StartMode) -> ExitCode {
             eprintln!("vmferry: {:#}", anyhow::Error::from(e));
             code.into()
         }
-    }
-}
-
-/// Human lines on a terminal and in the journal; `VMFERRY_LOG` filters as `RUST_LOG` does.
-fn log_to_stderr() {
-    use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("VMFERRY_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let lines = lines.with_ansi(std::io::stderr().is_terminal()).with_target(false);
-    // The journal stamps its lines itself.
-    let started = match std::env::var_os("JOURNAL_STREAM") {
-        Some(_) => lines.without_time().try_init(),
-        None => lines.try_init(),
-    };
-    if let Err(e) = started {
-        eprintln!("vmferry: no log: {e}");
     }
 }

@@ -2,5 +2,8 @@
 //! and the agent serves its own peers and operators meanwhile. The attacker is made of the library's network
 //! side and of raw sockets.
 
+mod listeners;
 mod names;
+mod noise;
+mod texts;
 mod victim;

@@ -52,7 +52,11 @@ impl Victim {
 
     /// With its configuration changed.
     pub(super) fn start_with(change: impl FnOnce(String) -> String) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), change)
+    }
+
+    /// In a folder in which something is already.
+    pub(super) fn start_in(folder: tempfile::TempDir, change: impl FnOnce(String) -> String) -> Self {
         let pki = folder.path().join("pki");
         create_ca(&pki, &CaRequest { name: None, days: 30, domains: Vec::new() }).unwrap();
         for name in ["alpha", "bravo", "charlie", "mallory"] {

@@ -1,0 +1,87 @@
+//! The listeners for local callers: nobody on the host takes the agent's descriptors, or keeps others from
+//! their answers.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+
+use super::victim::Victim;
+use crate::rig::{PATIENCE, blocking};
+
+/// What the metrics listener may hold, and a few for what else goes on.
+const DESCRIPTORS_MORE: usize = 32 + 40;
+
+/// Hundreds of connections that say nothing, half a request, or ask and do not read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_takes_the_agents_descriptors_through_the_metrics_listener() {
+    let victim = Victim::start();
+    let _ = victim.metric("vmferry_build_info");
+    let before = victim.descriptors();
+    let mut held = Vec::new();
+    for n in 0..800 {
+        let mut stream = TcpStream::connect(victim.metrics).unwrap();
+        let said: &[u8] = match n % 3 {
+            0 => b"",
+            1 => b"GET /metrics HTTP/1.1\r\nhost: a\r\n",
+            _ => b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n",
+        };
+        let _ = stream.write_all(said);
+        held.push(stream);
+        if n % 100 == 0 {
+            assert!(victim.metric("vmferry_certificate_expiry_timestamp_seconds") > 0.0, "after {n}");
+        }
+    }
+    assert!(victim.metric("vmferry_certificate_expiry_timestamp_seconds") > 0.0);
+    let now = victim.descriptors();
+    assert!(now < before + DESCRIPTORS_MORE, "{now} descriptors, {before} before");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_without_end_is_refused() {
+    let victim = Victim::start();
+    let mut stream = TcpStream::connect(victim.metrics).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    let (sent, answer) = blocking(move || {
+        let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\n");
+        // The agent stops reading at some point, and closes: the rest cannot be written.
+        let line = |n: u32| format!("x-{n}: {}\r\n", "a".repeat(200));
+        let sent = (0..100_000).take_while(|n| stream.write_all(line(*n).as_bytes()).is_ok()).count();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        (sent, String::from_utf8_lossy(&answer).into_owned())
+    })
+    .await;
+    assert!(sent < 100_000, "all of it was taken");
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_of_the_local_api_has_its_number_of_connections_and_requests_have_a_size() {
+    let victim = Victim::start();
+    let before = victim.descriptors();
+    let held: Vec<_> = (0..300).map(|_| UnixStream::connect(victim.socket()).unwrap()).collect();
+    // Those beyond the number are closed at once; the kernel keeps the order.
+    let mut last = held.last().unwrap();
+    last.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(last.read(&mut [0]).unwrap_or(0), 0);
+    assert!(victim.descriptors() < before + 64 + 40, "{} descriptors, {before} before", victim.descriptors());
+    drop(held);
+    let body = format!("{{\"vm\": \"{}\"}}", "x".repeat(100_000));
+    let answer = crate::rig::soon("an answer", async {
+        loop {
+            // Until the agent has seen that the others are gone.
+            let mut stream = UnixStream::connect(victim.socket()).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let head = "POST /v1/check HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n";
+            let _ = write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len());
+            let mut answer = String::new();
+            if stream.read_to_string(&mut answer).is_ok() && !answer.is_empty() {
+                return answer;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("at most 65536 bytes"), "{answer}");
+}
