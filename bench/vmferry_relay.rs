@@ -17,7 +17,7 @@ use relay::{CONGESTION, Credentials, FAR, ready, report};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use vmferry::mux::{Class, Code, Config, Open, OpenError, WEIGHT_DEFAULT, purpose};
+use vmferry::mux::{Class, Code, Config, Name, Open, OpenError, WEIGHT_DEFAULT, purpose};
 use vmferry::net::accept::listen;
 use vmferry::net::endpoint::Endpoint;
 use vmferry::net::pool::Pool;
@@ -95,7 +95,8 @@ async fn near(local: PathBuf, peer: SocketAddr, kind: Kind, credentials: &Creden
 
 async fn relay_near(local: UnixStream, session: Session, of: (Class, u16)) -> anyhow::Result<()> {
     let (class, purpose) = of;
-    let open = Open { purpose, class, weight: WEIGHT_DEFAULT, migration: [0; 16], channel: 0 };
+    let open =
+        Open { purpose, class, weight: WEIGHT_DEFAULT, migration: [0; 16], channel: 0, name: Name::NONE };
     let stream = loop {
         match session.open(open).await {
             // An agent opens streams at the rate that a peer allows; so do we.

@@ -9,6 +9,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod error_chain;
+pub mod forward;
 mod log;
 pub mod metrics;
 pub mod migrate;
@@ -18,6 +19,7 @@ pub mod pki;
 pub mod printable;
 pub mod qemu;
 pub mod rate;
+pub mod weight;
 
 /// Sessions take and return megabytes each millisecond on threads of their own. glibc gives their
 /// memory back to the kernel and takes it again all the time, at the cost of page faults; this

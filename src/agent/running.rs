@@ -13,6 +13,7 @@ use super::registry::{Entry, Registry};
 use super::vm_states::VmStates;
 use crate::api::{MigrateRequest, Migration};
 use crate::config::Config;
+use crate::forward::Forwards;
 use crate::metrics::Metrics;
 use crate::migrate::bandwidth::ShareHandle;
 use crate::migrate::journal::Role;
@@ -26,6 +27,7 @@ use crate::net::session::IncomingStream;
 pub(super) struct Agent {
     pub(super) host: Arc<Host>,
     pub(super) registry: Registry,
+    pub(super) forwards: Forwards,
     pub(super) metrics: Metrics,
     /// Migrations of which this host is the source, and settlements.
     pub(super) sources: TaskTracker,
@@ -43,8 +45,10 @@ impl Agent {
     /// An agent that has not begun to do anything.
     pub(super) fn new(config: Config, identity: Identity, pool: Pool) -> Result<Self, prometheus::Error> {
         let stopping = CancellationToken::new();
+        let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));
         Ok(Self {
-            host: Arc::new(Host::new(config, identity, pool, stopping.clone())),
+            forwards: Forwards::new(&host.config, Arc::clone(&host.pool)),
+            host,
             registry: Registry::default(),
             metrics: Metrics::new()?,
             sources: TaskTracker::new(),
@@ -96,15 +100,14 @@ impl Agent {
 
     /// Serves the streams that peers open.
     pub(super) async fn serve_streams(self: Arc<Self>, mut incoming: mpsc::Receiver<IncomingStream>) {
-        let purposes = Arc::new(self.purposes());
+        let purposes = self.purposes();
         while let Some(stream) = incoming.recv().await {
             if self.host.freeze.is_on() {
                 // Whoever takes the session up hears of it again.
                 stream.leave();
                 continue;
             }
-            let purposes = Arc::clone(&purposes);
-            self.served.spawn(async move { purposes.accept(stream).await });
+            self.served.spawn(purposes.accept(stream));
         }
     }
 
@@ -117,6 +120,7 @@ impl Agent {
             let agent = Arc::clone(&agent);
             move || agent.ended(&progress)
         });
+        self.forwards.accept_streams(&mut purposes);
         purposes
     }
 }

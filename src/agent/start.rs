@@ -93,6 +93,8 @@ async fn serve(config: Config, tls: Tls, kept: Kept, mode: StartMode) -> anyhow:
     // Before anything listens: who is told to stop must not be half started.
     let signals = Signals::new()?;
     let servers = TaskTracker::new();
+    // Who can ask the agent finds its sockets.
+    agent.forwards.start_configured()?;
     listen_all(&agent, &servers).await?;
     let successors = handoff::listen(&agent.host.config.runtime_dir)?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));

@@ -27,6 +27,7 @@ impl Agent {
         if tokio::time::timeout(SERVED_GRACE, self.served.wait()).await.is_err() {
             tracing::warn!("what peers began did not end in time; journals are settled at the next start");
         }
+        self.forwards.stop();
         for session in self.host.pool.all() {
             session.close(Code::Shutdown, "the agent stops");
         }

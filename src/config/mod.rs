@@ -5,6 +5,7 @@
 //! line, the key and what was expected. Knows nothing of what the values are used for.
 
 mod deadlines;
+mod forward;
 mod peer;
 mod vm;
 
@@ -17,6 +18,10 @@ use serde::Deserialize;
 use crate::net::identity::Identity;
 
 pub use deadlines::{Deadlines, HOOK_S_MAX};
+pub use forward::{
+    ForwardConfig, LocalSocket, ModeError, NameError, SOCKET_PATH_BYTES_MAX, SocketError, SocketMode,
+    TARGET_BYTES_MAX, TargetConfig, TargetName, TargetPattern,
+};
 pub use peer::{DEFAULT_PORT, LANES_MAX, PeerConfig, glob_matches};
 pub use vm::{Start, VmConfig};
 
@@ -63,6 +68,12 @@ pub struct Config {
     /// Virtual machines that may be sent or received, by name.
     #[serde(default, rename = "vm")]
     pub vms: BTreeMap<String, VmConfig>,
+    /// Sockets of this host that are carried to peers, by name.
+    #[serde(default, rename = "forward")]
+    pub forwards: BTreeMap<String, ForwardConfig>,
+    /// What peers may be connected to on this host, by name.
+    #[serde(default, rename = "target")]
+    pub targets: BTreeMap<String, TargetConfig>,
 }
 
 /// Certificate files. `vmferry certs host` writes all of them.
@@ -96,9 +107,6 @@ fn default_runtime_dir() -> PathBuf {
 fn default_listen() -> Vec<SocketAddr> {
     vec![SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, DEFAULT_PORT))]
 }
-
-/// The longest path of a unix socket, in bytes: `sun_path` of unix(7) without its end.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 impl Config {
     /// Reads and checks a configuration file. Relative paths in it are relative to its folder.
@@ -152,6 +160,13 @@ impl Config {
         }
         for (name, vm) in &self.vms {
             vm.check(name)?;
+        }
+        for (name, forward) in &self.forwards {
+            forward.check(name, &self.peers)?;
+        }
+        forward::check_all(&self.forwards)?;
+        for (name, target) in &self.targets {
+            target.check(name, &self.peers)?;
         }
         self.deadlines.check()
     }
@@ -239,6 +254,33 @@ start = { command = ["start", "web1"] }
             (GOOD.replace("receive = [\"web*\"]", "lanes = 9"), "peer.bravo.lanes"),
             (GOOD.replace("ca = \"ca-cert.pem\"\n", ""), "missing field `ca`"),
             (GOOD.replace("/run/qemu", &"/long".repeat(20)), "vm.web1.qmp: a socket's path has at most 107"),
+            (
+                format!("{GOOD}\n[forward.vnc]\nlisten = \"vnc.sock\"\nto = \"bravo\"\n"),
+                "neither an absolute path",
+            ),
+            (format!("{GOOD}\n[forward.vnc]\nlisten = \"10.0.0.1:5900\"\nto = \"bravo\"\n"), "no loopback"),
+            (
+                format!("{GOOD}\n[forward.vnc]\nlisten = \"/run/vnc\"\nto = \"delta\"\n"),
+                "forward.vnc.to: there is no [peer.delta]",
+            ),
+            (
+                format!("{GOOD}\n[forward.vnc]\nlisten = \"/run/vnc\"\nto = \"bravo\"\nmode = \"9\"\n"),
+                "\"9\" is no mode",
+            ),
+            (
+                format!(
+                    "{GOOD}\n[forward.a]\nlisten = \"/run/vnc\"\nto = \"bravo\"\n\
+                     [forward.b]\nlisten = \"/run/vnc\"\nto = \"bravo\"\n"
+                ),
+                "forward.b.listen: forwarding a listens there",
+            ),
+            (format!("{GOOD}\n[target.\"../x\"]\nconnect = \"/run/x\"\n"), "a target's name is"),
+            (format!("{GOOD}\n[target.\"vnc-*\"]\nconnect = \"/run/x\"\n"), "write {} once"),
+            (format!("{GOOD}\n[target.vnc]\nconnect = \"/run/{{}}\"\n"), "the target's name has no `*`"),
+            (
+                format!("{GOOD}\n[target.vnc]\nconnect = \"/run/x\"\nfrom = [\"delta\"]\n"),
+                "from: there is no [peer.delta]",
+            ),
             (format!("runtime_dir = \"/run/{}\"\n{GOOD}", "long".repeat(20)), "runtime_dir: a socket's path"),
         ];
         for (text, expected) in cases {

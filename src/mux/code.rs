@@ -21,6 +21,14 @@ pub enum Code {
     SessionLost,
     /// Stream: it was not accepted in time.
     Timeout,
+    /// Stream: the acceptor knows no target of its name.
+    NoTarget,
+    /// Stream: the target's socket is not there.
+    TargetAbsent,
+    /// Stream: nobody listens at the target.
+    TargetRefused,
+    /// Stream: the target did not take the connection in time.
+    TargetTimeout,
     /// Session: no version in common.
     Version,
     /// Session: a required feature is not offered.
@@ -47,7 +55,7 @@ pub enum Code {
     Other(u32),
 }
 
-const KNOWN: [(u32, Code, &str); 20] = [
+const KNOWN: [(u32, Code, &str); 24] = [
     (1, Code::Cancelled, "cancelled"),
     (2, Code::Refused, "refused"),
     (3, Code::Denied, "denied"),
@@ -57,6 +65,10 @@ const KNOWN: [(u32, Code, &str); 20] = [
     (7, Code::Limit, "limit"),
     (8, Code::SessionLost, "session_lost"),
     (9, Code::Timeout, "timeout"),
+    (10, Code::NoTarget, "no_target"),
+    (11, Code::TargetAbsent, "target_absent"),
+    (12, Code::TargetRefused, "target_refused"),
+    (13, Code::TargetTimeout, "target_timeout"),
     (32, Code::Version, "version"),
     (33, Code::Feature, "feature"),
     (34, Code::Protocol, "protocol"),

@@ -8,7 +8,9 @@
 //! Types below [`NUMBERED_FROM`] belong to one connection and are not numbered; the others are
 //! numbered 1, 2, 3… in each direction of the session and kept until they are acknowledged.
 
-use super::{Class, Code, Open};
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{Class, Code, NAME_BYTES_MAX, Name, Open};
 
 /// Length of every frame's header.
 pub const HEADER_LEN: usize = 16;
@@ -29,6 +31,10 @@ pub const TEXT_MAX: usize = 256;
 pub const OPEN_LEN: usize = 23;
 /// Longest extension part of an OPEN.
 pub const OPEN_EXTENSIONS_MAX: usize = 1024;
+/// The extension of an OPEN with the stream's name.
+pub const OPEN_NAME: u16 = 1;
+/// Longest payload of the control frames that we make: an OPEN with the longest name.
+pub(super) const CONTROL_PAYLOAD_MAX: usize = OPEN_LEN + 4 + NAME_BYTES_MAX;
 /// Length of a RESET's payload.
 pub const RESET_LEN: usize = 4;
 
@@ -247,40 +253,55 @@ impl Header {
     }
 }
 
-/// An OPEN's payload.
-pub fn encode_open(open: &Open) -> [u8; OPEN_LEN] {
-    let mut out = [0; OPEN_LEN];
-    out[0..2].copy_from_slice(&open.purpose.to_be_bytes());
-    out[2] = open.class.to_wire();
-    out[3..5].copy_from_slice(&open.weight.to_be_bytes());
-    out[5..21].copy_from_slice(&open.migration);
-    out[21..23].copy_from_slice(&open.channel.to_be_bytes());
-    out
+/// An OPEN's payload. A stream without a name has no extension.
+pub fn encode_open(open: &Open) -> Bytes {
+    let name = open.name.as_bytes();
+    let mut out = BytesMut::with_capacity(OPEN_LEN + 4 + name.len());
+    out.put_u16(open.purpose);
+    out.put_u8(open.class.to_wire());
+    out.put_u16(open.weight);
+    out.put_slice(&open.migration);
+    out.put_u16(open.channel);
+    if !name.is_empty() {
+        out.put_u16(OPEN_NAME);
+        out.put_u16(name.len() as u16);
+        out.put_slice(name);
+    }
+    out.freeze()
 }
 
-/// An OPEN from its payload; `None` inside for a class that this version does not know.
+/// An OPEN from its payload; `None` inside for a class or a name that this version cannot take.
 pub fn decode_open(payload: &[u8]) -> Result<Option<Open>, FrameError> {
     let (fixed, extensions) = payload.split_first_chunk::<OPEN_LEN>().ok_or(FrameError::Payload)?;
-    check_extensions(extensions)?;
+    let name = decode_extensions(extensions)?;
     let [p0, p1, class, w0, w1, .., c0, c1] = *fixed;
     let mut migration = [0; 16];
     migration.copy_from_slice(&fixed[5..21]);
-    Ok(Class::from_wire(class).map(|class| Open {
+    let (Some(class), Some(name)) = (Class::from_wire(class), name) else { return Ok(None) };
+    Ok(Some(Open {
         purpose: u16::from_be_bytes([p0, p1]),
         class,
         weight: u16::from_be_bytes([w0, w1]),
         migration,
         channel: u16::from_be_bytes([c0, c1]),
+        name,
     }))
 }
 
-/// Extensions are (type u16, length u16, bytes); none is known yet, all are skipped.
-fn check_extensions(mut rest: &[u8]) -> Result<(), FrameError> {
+/// Extensions are (type u16, length u16, bytes); unknown ones are skipped. The name among them;
+/// `None` inside if it is too long.
+fn decode_extensions(mut rest: &[u8]) -> Result<Option<Name>, FrameError> {
+    let mut name = Some(Name::NONE);
     while !rest.is_empty() {
-        let ([_, _, l0, l1], after) = rest.split_first_chunk().ok_or(FrameError::Payload)?;
-        rest = after.get(usize::from(u16::from_be_bytes([*l0, *l1]))..).ok_or(FrameError::Payload)?;
+        let ([t0, t1, l0, l1], after) = rest.split_first_chunk().ok_or(FrameError::Payload)?;
+        let length = usize::from(u16::from_be_bytes([*l0, *l1]));
+        let (value, others) = after.split_at_checked(length).ok_or(FrameError::Payload)?;
+        if u16::from_be_bytes([*t0, *t1]) == OPEN_NAME {
+            name = Name::new(value);
+        }
+        rest = others;
     }
-    Ok(())
+    Ok(name)
 }
 
 /// A PRIO's value.

@@ -49,7 +49,9 @@ pub use batch::{Batch, Part};
 pub use code::Code;
 pub use config::{Config, PerClass, RateLimit};
 pub use error::{OpenError, SessionError, StreamError};
-pub use open::{Class, MigrationId, Open, Role, StreamId, WEIGHT_DEFAULT, WEIGHT_MAX, purpose};
+pub use open::{
+    Class, MigrationId, NAME_BYTES_MAX, Name, Open, Role, StreamId, WEIGHT_DEFAULT, WEIGHT_MAX, purpose,
+};
 pub use session::{Event, Session};
 pub use share::{SHARE_WEIGHT_DEFAULT, Share};
 pub use shared_limit::SharedLimit;

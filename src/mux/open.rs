@@ -1,6 +1,8 @@
 //! What an OPEN says of a stream, and both sides know from then on: its number, class, weight and
 //! purpose. Plain data.
 
+use std::fmt;
+
 /// A stream's number in its session: odd when the dialer opened it, even when the acceptor did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(pub u32);
@@ -57,13 +59,47 @@ impl Class {
     }
 }
 
-/// The migration that streams belong to; zero for none.
+/// The migration, or another group of streams with a share of its own, that streams belong to; zero
+/// for none.
 pub type MigrationId = [u8; 16];
 
 /// The ordinary weight of a bulk stream.
 pub const WEIGHT_DEFAULT: u16 = 16;
 /// Largest weight; a larger one counts as this.
 pub const WEIGHT_MAX: u16 = 1024;
+
+/// Longest name in an OPEN, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+
+/// A name that an OPEN carries. Any bytes: whoever takes the stream checks them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Name {
+    len: u8,
+    bytes: [u8; NAME_BYTES_MAX],
+}
+
+impl Name {
+    /// No name.
+    pub const NONE: Self = Self { len: 0, bytes: [0; NAME_BYTES_MAX] };
+
+    /// A name of these bytes; none if there are too many.
+    pub fn new(name: &[u8]) -> Option<Self> {
+        let mut bytes = [0; NAME_BYTES_MAX];
+        bytes.get_mut(..name.len())?.copy_from_slice(name);
+        Some(Self { len: u8::try_from(name.len()).ok()?, bytes })
+    }
+
+    /// Its bytes; empty for no name.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(self.as_bytes()))
+    }
+}
 
 /// What a stream is for, as its opener tells the acceptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -79,6 +115,8 @@ pub struct Open {
     pub migration: MigrationId,
     /// Which disk or RAM channel of that migration.
     pub channel: u16,
+    /// What the acceptor is to connect it to, where the purpose has names.
+    pub name: Name,
 }
 
 /// What streams are for (WIRE §3).
@@ -95,4 +133,6 @@ pub mod purpose {
     pub const NBD: u16 = 5;
     /// A file's contents.
     pub const FILE: u16 = 6;
+    /// A connection to a named target of the acceptor's configuration.
+    pub const FORWARD: u16 = 7;
 }

@@ -8,7 +8,7 @@ use super::credit::RecvCredit;
 use super::frame::{self, Content, FLAG_ABORT, FLAG_ACK_NOW, FrameError, Header, Kind};
 use super::session::{Event, Session};
 use super::stream::{Phase, RecvState, SendState, Stream};
-use super::{Class, Code, Open, SessionError, StreamId, WEIGHT_DEFAULT};
+use super::{Class, Code, Name, Open, SessionError, StreamId, WEIGHT_DEFAULT};
 
 /// Streams refused without asking whose end the peer has not confirmed yet.
 const REFUSED_UNASKED_MAX: usize = 1024;
@@ -192,8 +192,14 @@ impl Session {
             return Err(SessionError::Abuse { what: "too many refused streams without confirmation" });
         }
         let initial = open.map_or(self.config.credit_floor(), |o| self.config.initial_credit.of(o.class));
-        let unknown =
-            Open { purpose: 0, class: Class::Bulk, weight: WEIGHT_DEFAULT, migration: [0; 16], channel: 0 };
+        let unknown = Open {
+            purpose: 0,
+            class: Class::Bulk,
+            weight: WEIGHT_DEFAULT,
+            migration: [0; 16],
+            channel: 0,
+            name: Name::NONE,
+        };
         let credit = RecvCredit::refused(initial, now);
         let mut stream = Stream::new(id, open.unwrap_or(unknown), Phase::RefusedUnasked, 0, credit);
         stream.recv.given_up = true;

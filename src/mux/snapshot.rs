@@ -18,7 +18,7 @@ use super::hello::{Negotiated, PeerLimits};
 use super::replay_log::ReplayLog;
 use super::session::{Event, Session};
 use super::stream::{Control, Phase, RecvState, SendState, Stream};
-use super::{Class, Code, Config, Open, PerClass, Role, StreamId};
+use super::{Class, Code, Config, Name, Open, PerClass, Role, StreamId};
 
 /// A session without connection, deadlines and measurements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +91,9 @@ struct StreamSnapshot {
     weight: u16,
     migration: [u8; 16],
     channel: u16,
+    /// Empty for none, as in what earlier versions leave.
+    #[serde(default)]
+    name: Bytes,
     phase: PhaseSnapshot,
     send: SendSnapshot,
     send_queue: Vec<Bytes>,
@@ -120,6 +123,11 @@ impl Snapshot {
         offered.map(|s| StreamId(s.id))
     }
 
+    /// Whether the peer has not answered this stream yet.
+    pub fn is_opening(&self, id: StreamId) -> bool {
+        self.opening.contains(&id.0)
+    }
+
     /// Streams that both sides have wanted and that have not ended.
     pub fn established(&self) -> impl Iterator<Item = StreamId> {
         let established = self.streams.iter().filter(|s| s.phase == PhaseSnapshot::Established);
@@ -129,7 +137,6 @@ impl Snapshot {
 
 impl Session {
     /// Leaves the session to another process. All events must have been taken.
-    #[must_use]
     pub fn into_snapshot(mut self, now: Instant) -> Snapshot {
         self.handle_disconnected(now);
         let stats = self.stats();
@@ -164,7 +171,6 @@ impl Session {
     /// Takes a session up that another process has left. It is suspended until
     /// [`Session::handle_reconnected`]. Streams that the peer has opened and nobody has answered
     /// are told of again.
-    #[must_use]
     pub fn from_snapshot(config: Config, snapshot: Snapshot, now: Instant) -> Self {
         let role = if snapshot.is_dialer { Role::Dialer } else { Role::Acceptor };
         let peer = PeerLimits {
@@ -231,6 +237,7 @@ impl StreamSnapshot {
             weight: stream.open.weight,
             migration: stream.open.migration,
             channel: stream.open.channel,
+            name: Bytes::copy_from_slice(stream.open.name.as_bytes()),
             phase: match stream.phase {
                 Phase::Opening { .. } => PhaseSnapshot::Opening,
                 Phase::Offered => PhaseSnapshot::Offered,
@@ -276,6 +283,7 @@ impl StreamSnapshot {
             weight: self.weight,
             migration: self.migration,
             channel: self.channel,
+            name: Name::new(&self.name).unwrap_or(Name::NONE),
         }
     }
 

@@ -129,7 +129,8 @@ impl Session {
 
     /// The next control frame of a stream, when batch and log have room for it.
     fn next_control(&mut self, id: StreamId, batch: &Batch) -> Option<(Header, Bytes)> {
-        let room = batch.fits(frame::OPEN_LEN, self.batch_limit()) && self.log.fits(frame::OPEN_LEN);
+        let longest = frame::CONTROL_PAYLOAD_MAX;
+        let room = batch.fits(longest, self.batch_limit()) && self.log.fits(longest);
         let stream = self.streams.0.get_mut(&id).filter(|_| room)?;
         if std::mem::take(&mut stream.control.open) {
             return Some(open_frame(stream));
@@ -217,8 +218,7 @@ impl Session {
 
 fn open_frame(stream: &Stream) -> (Header, Bytes) {
     let value = stream.recv.credit.advertised();
-    let payload = Bytes::copy_from_slice(&frame::encode_open(&stream.open));
-    (Header::new(Kind::Open, stream.id.0, value), payload)
+    (Header::new(Kind::Open, stream.id.0, value), frame::encode_open(&stream.open))
 }
 
 fn reset_frame(stream: &Stream, code: u32, abort: bool) -> (Header, Bytes) {

@@ -384,6 +384,7 @@ impl Driver {
             Command::Limit(limit) => self.session.set_limit(limit),
             Command::Share(migration, share) => self.session.set_share(migration, share),
             Command::Stats(reply) => drop(reply.send(self.session.stats())),
+            Command::StreamStats(id, reply) => drop(reply.send(self.session.stream_stats(id))),
             Command::Fence(generation, reply) => self.fence(generation, reply)?,
             Command::Rejoin(generation, resumed) => {
                 if generation == self.generation.load(Relaxed) && self.socket.is_none() {

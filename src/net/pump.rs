@@ -4,6 +4,9 @@
 //! a peer that only stopped reading would leave QEMU's writer waiting for ever. It can be cut
 //! at any time without QEMU's help. Knows no QEMU and looks at no byte; one direction may be
 //! compressed (`compress`).
+//!
+//! A local socket is a unix socket or TCP. Of both the same calls are made; a TCP socket that does not
+//! end in order is reset.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -11,6 +14,7 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -133,6 +137,11 @@ impl PumpState {
     pub fn new(coding: Coding) -> Self {
         Self { coding, ..Self::default() }
     }
+
+    /// Bytes that it has moved into the stream, and into the local socket.
+    pub fn moved(&self) -> (u64, u64) {
+        self.moved
+    }
 }
 
 /// How a pump's task came to its end.
@@ -237,7 +246,11 @@ async fn run(
         },
     );
     match ended {
-        Ok((Flow::Done, Flow::Done)) => Outcome::Ended(PumpEnd::Finished),
+        Ok((Flow::Done, Flow::Done)) => {
+            // What is still in the kernel is delivered.
+            let _ = SockRef::from(&local).set_linger(None);
+            Outcome::Ended(PumpEnd::Finished)
+        }
         Ok(_) => match local.into_std() {
             Ok(local) => {
                 let (untaken, undelivered) = inbox.into_rest();
@@ -271,6 +284,8 @@ fn adopt(local: OwnedFd) -> io::Result<UnixStream> {
     let local = std::os::unix::net::UnixStream::from(local);
     local.set_nonblocking(true)?;
     let socket = SockRef::from(&local);
+    // However it is closed, even with this process, that is no end in order; unix sockets ignore it.
+    let _ = socket.set_linger(Some(Duration::ZERO));
     // Larger buffers mean fewer wake-ups; a refusal costs only those.
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);

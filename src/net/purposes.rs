@@ -30,12 +30,16 @@ impl Purposes {
         debug_assert!(before.is_none(), "purpose {purpose} has two acceptors");
     }
 
-    /// Gives a stream to its acceptor, until that is done with it. A stream of a purpose without
-    /// an acceptor is refused.
-    pub async fn accept(&self, stream: IncomingStream) {
+    /// Gives a stream to its acceptor, which is called at once, so that it sees streams in the order in
+    /// which they are given; then it works on until it is done with it. A stream of a purpose without an
+    /// acceptor is refused.
+    pub fn accept(&self, stream: IncomingStream) -> BoxFuture<'static, ()> {
         match self.0.get(&stream.open.purpose) {
-            Some(acceptor) => acceptor(stream).await,
-            None => stream.refuse(Code::Unsupported),
+            Some(acceptor) => acceptor(stream),
+            None => {
+                stream.refuse(Code::Unsupported);
+                std::future::ready(()).boxed()
+            }
         }
     }
 }

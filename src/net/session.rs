@@ -128,14 +128,25 @@ impl Session {
     /// [`mux::Config::open_deadline`]; it does not run while the session has no connection.
     /// Errors: [`OpenStreamError`]; nothing is left of the stream.
     pub async fn open(&self, open: Open) -> Result<Stream, OpenStreamError> {
-        let peer = || self.info.peer.clone();
-        let refused = |source| OpenStreamError::Refused { peer: peer(), source };
-        let opened = self.ask(|reply| Command::Open(open, reply)).await;
-        let mut stream = opened
-            .ok_or_else(|| refused(StreamEnded(Code::SessionLost)))?
-            .map_err(|source| OpenStreamError::Limit { peer: peer(), source })?;
+        let mut stream = self.begin_open(open).await?;
+        let refused = |source| OpenStreamError::Refused { peer: self.info.peer.clone(), source };
         stream.accepted().await.map_err(refused)?;
         Ok(stream)
+    }
+
+    /// Opens a stream, and does not wait for the peer's answer, which [`Stream::accepted`] tells. The
+    /// peer hears of streams in the order in which they were begun.
+    pub async fn begin_open(&self, open: Open) -> Result<Stream, OpenStreamError> {
+        let peer = || self.info.peer.clone();
+        let lost = || OpenStreamError::Refused { peer: peer(), source: StreamEnded(Code::SessionLost) };
+        let opened = self.ask(|reply| Command::Open(open, reply)).await.ok_or_else(lost)?;
+        opened.map_err(|source| OpenStreamError::Limit { peer: peer(), source })
+    }
+
+    /// How often what was to be sent on a stream has waited for the peer to take more; none when the
+    /// stream is forgotten.
+    pub async fn stalls(&self, stream: StreamId) -> Option<u64> {
+        self.ask(|reply| Command::StreamStats(stream, reply)).await?.map(|stats| stats.credit_stalls)
     }
 
     /// Where the pumps of this session's streams run.

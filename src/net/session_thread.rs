@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::connection::{ConnectionInfo, Established};
 use super::driver::{Beginning, Driver};
@@ -61,17 +61,22 @@ pub(super) fn thaw(
     let role = if is_dialer { Role::Dialer } else { Role::Acceptor };
     let has_owner = |id: &StreamId| owned.iter().any(|stream| stream.id() == id.0);
     let orphans: Vec<StreamId> = core.established().filter(|id| !has_owner(id)).collect();
+    let unanswered: Vec<bool> = owned.iter().map(|stream| core.is_opening(StreamId(stream.id()))).collect();
     let mut core = mux::Session::from_snapshot(endpoint.config().clone(), core, now);
     for id in orphans {
         core.reset(id, Code::Cancelled);
     }
     let (commands, queue) = mpsc::unbounded_channel();
     let mut ports = Ports::default();
-    let handles: Vec<_> = owned.iter().map(|stream| ports.open(StreamId(stream.id()), None)).collect();
+    let handles = owned.iter().zip(unanswered).map(|(stream, unanswered)| {
+        let (tell, accepted) = unanswered.then(oneshot::channel).unzip();
+        (ports.open(StreamId(stream.id()), tell), accepted)
+    });
+    let handles: Vec<_> = handles.collect();
     backlogs.into_iter().for_each(|backlog| backlog.thaw(&mut ports));
-    let streams = owned.into_iter().zip(handles).map(|(stream, (inbox, shared))| {
+    let streams = owned.into_iter().zip(handles).map(|(stream, ((inbox, shared), accepted))| {
         let id = StreamId(stream.id());
-        Stream::new(id, commands.clone(), inbox, shared, None).taken_up(stream.thaw(&mut ports))
+        Stream::new(id, commands.clone(), inbox, shared, accepted).taken_up(stream.thaw(&mut ports))
     });
     let streams = streams.collect();
     let beginning = Beginning {

@@ -32,6 +32,7 @@ pub(super) enum Command {
     Limit(Option<SharedLimit>),
     Share(MigrationId, Share),
     Stats(oneshot::Sender<mux::Stats>),
+    StreamStats(StreamId, oneshot::Sender<Option<mux::StreamStats>>),
     /// Let go of the connection for the attempt of this number, and tell what was received; no
     /// answer if a later attempt has come first.
     Fence(u64, oneshot::Sender<u64>),
@@ -77,6 +78,11 @@ impl Stream {
         self.send.finished = ended.send;
         self.recv.ended = ended.recv;
         self
+    }
+
+    /// Stops, for another process to go on.
+    pub fn stop(self) -> StoppedStream {
+        StoppedStream::new(self.send, self.recv, Vec::new())
     }
 
     /// The stream's number in its session.

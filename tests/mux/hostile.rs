@@ -104,10 +104,14 @@ fn every_violation_has_its_error() {
 fn what_may_cross_or_come_later_is_tolerated() {
     let ignorable = raw(0x77, FLAG_IGNORABLE, 3, 9, &[1, 2, 3]);
     let extended = [&frame::encode_open(&BULK)[..], &[9, 9, 0, 2, 5, 5]].concat();
-    let mut later_class = frame::encode_open(&BULK);
+    let mut later_class = frame::encode_open(&BULK).to_vec();
     later_class[2] = 9;
-    let cases: [(&str, Vec<Vec<u8>>); 5] = [
+    let name =
+        |len: usize| [&frame::encode_open(&BULK)[..], &[0, 1, 0, len as u8], &vec![0xff; len]].concat();
+    let cases: [(&str, Vec<Vec<u8>>); 7] = [
         ("ignorable", vec![ignorable.clone(), ignorable]),
+        ("name", vec![numbered(Kind::Open, 1, 0, &name(128)), data(1, 0, 1)]),
+        ("name that is too long", vec![numbered(Kind::Open, 1, 0, &name(129)), data(1, 0, 1), reset(1, 1)]),
         ("extension", vec![numbered(Kind::Open, 1, 0, &extended), data(1, 0, 1)]),
         ("class", vec![numbered(Kind::Open, 1, 0, &later_class), data(1, 0, 1), reset(1, 1)]),
         ("credit", vec![open(1), numbered(Kind::Credit, 1, u64::MAX, &[])]),
@@ -131,7 +135,7 @@ fn ignorable_frames_are_numbered() {
 fn an_unknown_class_is_refused_without_asking() {
     let now = Instant::now();
     let mut session = lone(Role::Acceptor, Config::default(), now);
-    let mut payload = frame::encode_open(&BULK);
+    let mut payload = frame::encode_open(&BULK).to_vec();
     payload[2] = 9;
     session.handle_input(now, &numbered(Kind::Open, 1, 0, &payload)).unwrap();
     assert_eq!(events(&mut session), []);

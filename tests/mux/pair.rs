@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use vmferry_mux::mux::hello::{self, Hello, Mode, Negotiated};
 use vmferry_mux::mux::{
-    Batch, Class, Config, Event, Open, PerClass, Role, Session, StreamId, WEIGHT_DEFAULT, purpose,
+    Batch, Class, Config, Event, Name, Open, PerClass, Role, Session, StreamId, WEIGHT_DEFAULT, purpose,
 };
 
 /// A dialer and an acceptor.
@@ -22,6 +22,7 @@ pub(crate) const BULK: Open = Open {
     weight: WEIGHT_DEFAULT,
     migration: [7; 16],
     channel: 0,
+    name: Name::NONE,
 };
 
 /// A control stream.

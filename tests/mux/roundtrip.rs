@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use vmferry_mux::mux::frame::{self, HEADER_LEN, Header};
 use vmferry_mux::mux::hello::{self, FirstFrame, Hello, HelloError, Mode, PeerLimits};
-use vmferry_mux::mux::{Class, Code, Config, Open, PerClass};
+use vmferry_mux::mux::{Class, Code, Config, NAME_BYTES_MAX, Name, Open, PerClass};
 
 fn any_limits() -> impl Strategy<Value = PeerLimits> {
     any::<(u32, u64, u64, u64, u64)>().prop_map(|(max_streams, urgent, bulk, replay_cap, budget)| {
@@ -65,9 +65,11 @@ proptest! {
     #[test]
     fn an_open_survives_the_wire(
         purpose: u16, urgent: bool, weight: u16, migration: [u8; 16], channel: u16,
+        name in prop::collection::vec(any::<u8>(), 0..=NAME_BYTES_MAX),
     ) {
         let class = if urgent { Class::Urgent } else { Class::Bulk };
-        let open = Open { purpose, class, weight, migration, channel };
+        let name = Name::new(&name).unwrap();
+        let open = Open { purpose, class, weight, migration, channel, name };
         prop_assert_eq!(frame::decode_open(&frame::encode_open(&open)), Ok(Some(open)));
         let prio = frame::decode_prio(frame::encode_prio(class, weight));
         prop_assert_eq!(prio, Some((class, weight)));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use vmferry_mux::mux::{
-    Batch, Class, Code, Config, Event, Open, PerClass, Role, Session, SessionError, Share, SharedLimit,
+    Batch, Class, Code, Config, Event, Name, Open, PerClass, Role, Session, SessionError, Share, SharedLimit,
     Snapshot, StreamId, purpose,
 };
 
@@ -207,6 +207,7 @@ impl World {
             weight: self.rng.size(300) as u16,
             migration: [self.rng.below(MIGRATIONS) as u8; 16],
             channel: self.rng.below(9) as u16,
+            name: Name::new(&vec![b'n'; self.rng.below(4) * 40]).unwrap(),
         };
         let end = &mut self.ends[side];
         if let Ok(id) = end.session.open(self.now, open) {

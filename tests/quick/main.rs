@@ -12,6 +12,8 @@ mod api;
 mod attacks;
 mod certs;
 #[allow(unreachable_pub)]
+mod forward;
+#[allow(unreachable_pub)]
 mod handover;
 mod journals;
 mod qmp;

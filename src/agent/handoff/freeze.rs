@@ -22,6 +22,7 @@ impl Agent {
     /// [`Agent::thaw`] gives everything back to it.
     pub(crate) async fn freeze(&self) -> (HandoffState, Descriptors) {
         self.host.freeze.set(true);
+        self.forwards.freeze().await;
         self.sources.close();
         self.served.close();
         let stopped = async {
@@ -34,6 +35,7 @@ impl Agent {
         let sessions = self.host.pool.freeze().await;
         let mut fds = Descriptors::default();
         let migrations = migrate::settle_stopped(&self.host, &mut fds);
+        let forwards = self.forwards.settle(&mut fds);
         let state = HandoffState {
             format: FORMATS[0],
             version: env!("CARGO_PKG_VERSION").into(),
@@ -42,6 +44,7 @@ impl Agent {
             sessions,
             migrations,
             limits: self.peer_limits.set(),
+            forwards,
         };
         tracing::info!(left = state.summary(), "everything has stopped for the next process");
         (state, fds)
@@ -49,13 +52,14 @@ impl Agent {
 
     /// Goes on with what a process has left, perhaps this one. Returns its migrations, to be run.
     pub(crate) fn thaw(&self, state: HandoffState, fds: &mut Descriptors) -> Vec<TakenUp> {
-        let HandoffState { sessions, mut migrations, limits, .. } = state;
+        let HandoffState { sessions, mut migrations, mut forwards, limits, .. } = state;
         // Before there is a session.
         self.peer_limits.restore(&self.host, limits);
         self.host.freeze.set(false);
         self.sources.reopen();
         self.served.reopen();
-        let mut streams = self.host.pool.thaw(sessions, &mut [&mut migrations]);
+        let mut streams = self.host.pool.thaw(sessions, &mut [&mut migrations, &mut forwards]);
+        self.forwards.take_up(forwards, &mut streams, fds);
         migrate::take_up(&self.host, migrations, &mut streams, fds)
     }
 

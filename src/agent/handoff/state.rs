@@ -5,6 +5,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::limits::LimitsSet;
+use crate::forward::FrozenForwards;
 use crate::migrate::FrozenMigrations;
 use crate::net::frozen::FrozenSession;
 
@@ -26,6 +27,9 @@ pub(crate) struct HandoffState {
     /// Peers' limits that operators have set.
     #[serde(default)]
     pub(super) limits: LimitsSet,
+    /// Of a version before there were any, none.
+    #[serde(default)]
+    pub(super) forwards: FrozenForwards,
 }
 
 impl HandoffState {
@@ -56,6 +60,8 @@ impl HandoffState {
 
     /// In words.
     pub(crate) fn summary(&self) -> String {
-        format!("{} migrations in {} sessions", self.migrations.len(), self.sessions.len())
+        let (migrations, connections) = (self.migrations.len(), self.forwards.connections());
+        let sessions = self.sessions.len();
+        format!("{migrations} migrations and {connections} forwarded connections in {sessions} sessions")
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::message::{Asked, Notice, Refusal, Reply, Request, Response, Summary};
 use crate::migrate::transfer::frozen::{FrozenControl, StoppedControl};
-use crate::mux::{Class, Code, Open, purpose};
+use crate::mux::{Class, Code, Name, Open, purpose};
 use crate::net::lanes::Lanes;
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
 use crate::net::session::{OpenStreamError, Session};
@@ -64,6 +64,7 @@ impl Link {
             weight: WEIGHT,
             migration: *migration.as_bytes(),
             channel: 0,
+            name: Name::NONE,
         };
         let (sender, receiver) = message::split(session.open(open).await?);
         let lanes = session.clone().into();

@@ -6,7 +6,7 @@ use crate::migrate::model::label::Label;
 use crate::migrate::protocol::client::{Link, WEIGHT};
 use crate::migrate::protocol::message::{Export, Notice, Prepared};
 use crate::migrate::transfer::bandwidth::Attached;
-use crate::mux::{Class, Open};
+use crate::mux::{Class, Name, Open};
 use crate::net::compress::Coding;
 use crate::net::lanes::Lanes;
 use crate::net::session::Session;
@@ -68,7 +68,7 @@ impl Peer {
         channel: u16,
     ) -> Result<(Session, Stream), Failure> {
         let migration = *context.request.id.as_bytes();
-        let open = Open { purpose, class: Class::Bulk, weight: WEIGHT, migration, channel };
+        let open = Open { purpose, class: Class::Bulk, weight: WEIGHT, migration, channel, name: Name::NONE };
         let opened = async {
             let lane = context.host.peers.lane(self.lanes.first(), &context.request.peer).await;
             self.lanes.add(&lane);

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 use vmferry::migrate::message::{Asked, Offer, Reply, Request, Response};
 use vmferry::migrate::problem::Policy;
-use vmferry::mux::{Class, Config, Open, purpose};
+use vmferry::mux::{Class, Config, Name, Open, purpose};
 use vmferry::net::connect_error::ConnectError;
 use vmferry::net::endpoint::Endpoint;
 use vmferry::net::message::{self, MessageReceiver, MessageSender};
@@ -218,6 +218,7 @@ pub(super) fn control(migration: Uuid) -> Open {
         weight: 16,
         migration: *migration.as_bytes(),
         channel: 0,
+        name: Name::NONE,
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use vmferry::mux::{Class, Config, Open, purpose};
+use vmferry::mux::{Class, Config, Name, Open, purpose};
 use vmferry::net::accept::listen;
 use vmferry::net::compress::Coding;
 use vmferry::net::connect_error::ConnectError;
@@ -210,7 +210,14 @@ fn pump(
 }
 
 pub fn open(channel: u16) -> Open {
-    Open { purpose: purpose::NBD, class: Class::Bulk, weight: 16, migration: [7; 16], channel }
+    Open {
+        purpose: purpose::NBD,
+        class: Class::Bulk,
+        weight: 16,
+        migration: [7; 16],
+        channel,
+        name: Name::NONE,
+    }
 }
 
 /// Bytes that tell their place.

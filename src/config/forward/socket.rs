@@ -1,0 +1,88 @@
+//! Local sockets that programs of this host listen on or connect to.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest path of a unix socket, in bytes: `sun_path` of unix(7) without its end.
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// A unix socket, or TCP on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum LocalSocket {
+    /// A unix socket's path, absolute.
+    Unix(PathBuf),
+    /// A loopback address.
+    Tcp(SocketAddr),
+}
+
+/// Not a local socket.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SocketError {
+    /// Neither form.
+    #[error(
+        "\"{0}\" is neither an absolute path nor an address with a port, as in /run/x.sock or 127.0.0.1:5900"
+    )]
+    Form(String),
+    /// Anybody on the network could connect.
+    #[error("{0} is no loopback address; what others can reach must not leave in clear")]
+    NotLoopback(SocketAddr),
+    /// Too long for the kernel.
+    #[error("a socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes, {} has {}", .0.display(), .0.as_os_str().len())]
+    TooLong(PathBuf),
+}
+
+impl FromStr for LocalSocket {
+    type Err = SocketError;
+
+    fn from_str(text: &str) -> Result<Self, SocketError> {
+        if text.starts_with('/') && !text.contains('\0') && !text.ends_with('/') {
+            let path = PathBuf::from(text);
+            let fits = path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX;
+            return if fits { Ok(Self::Unix(path)) } else { Err(SocketError::TooLong(path)) };
+        }
+        let address: SocketAddr = text.parse().map_err(|_| SocketError::Form(text.to_owned()))?;
+        if address.ip().is_loopback() {
+            Ok(Self::Tcp(address))
+        } else {
+            Err(SocketError::NotLoopback(address))
+        }
+    }
+}
+
+impl TryFrom<String> for LocalSocket {
+    type Error = SocketError;
+
+    fn try_from(text: String) -> Result<Self, SocketError> {
+        text.parse()
+    }
+}
+
+impl From<LocalSocket> for String {
+    fn from(socket: LocalSocket) -> Self {
+        socket.to_string()
+    }
+}
+
+impl fmt::Display for LocalSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Tcp(address) => write!(f, "{address}"),
+        }
+    }
+}
+
+impl LocalSocket {
+    /// A unix socket's path.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Unix(path) => Some(path),
+            Self::Tcp(_) => None,
+        }
+    }
+}
