@@ -11,6 +11,9 @@ use super::{Migration, Stage};
 const MIB: u64 = 1 << 20;
 /// The disks take 16 s or more at this rate.
 const MIRROR_MBIT: u32 = 64;
+/// The guest dirties its RAM many times while QEMU sends it once at this rate: a fast link carries it in
+/// the rest between two rounds, and then the pause is short enough.
+const PRECOPY_MBIT: u32 = 200;
 /// What is left to copy when the guest is paused takes some seconds at this rate.
 const PAUSE_MBIT: u32 = 24;
 const PAUSE_LAG_BYTES: u64 = 8 * MIB;
@@ -94,7 +97,8 @@ impl Stage {
             Reach::Precopy => {
                 self.calm_network()?;
                 let flows = |p: &Value| number(&p["ram"], "stream_bytes") > MIB;
-                migration.reach(&self.alpha.socket(), "precopy", flows).map(drop)
+                migration.reach(&self.alpha.socket(), "precopy", flows)?;
+                self.limit(PRECOPY_MBIT)
             }
             Reach::Switchover => self.pause(migration, "switchover"),
             Reach::Device => migration.reach(&self.alpha.socket(), "device", |_| true).map(drop),
@@ -129,11 +133,14 @@ impl Stage {
         Ok(())
     }
 
-    /// Pauses the guest when its disks lag far behind.
+    /// Pauses the guest: for the switchover's sake when its disks lag far behind, for that of the device
+    /// phase at once.
     fn pause(&mut self, migration: &Migration, phase: &str) -> Result<()> {
         self.limit(PAUSE_MBIT)?;
         let alpha = self.alpha.socket();
-        migration.reach(&alpha, "precopy", |p| lag(p) > PAUSE_LAG_BYTES)?;
+        if phase == "switchover" {
+            migration.reach(&alpha, "precopy", |p| lag(p) > PAUSE_LAG_BYTES)?;
+        }
         self.pause_at_once();
         migration.reach(&alpha, phase, |_| true).map(drop)
     }

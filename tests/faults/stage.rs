@@ -63,10 +63,11 @@ impl Plan {
         disk_mib: 192,
         ballast_mib: 64,
         dirty_mib: 16,
-        // Faster than any link of these tests carries, and yet the guest leaves its core to others.
-        dirty_rest_ms: 20,
+        // Faster than any slow link of these tests carries, and yet the guest leaves its core to others.
+        dirty_rest_ms: 100,
         blocks: 8192,
-        rate: 400,
+        // Each block makes QEMU copy 64 KiB of each disk: more than a slow link carries.
+        rate: 100,
         state_volume_mib: None,
         disk_volume_mib: [None; 2],
         lanes: None,

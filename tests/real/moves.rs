@@ -19,10 +19,12 @@ use serde_json::Value;
 const VM: &str = "web1";
 /// The guest's writes are live and yet leave the other side air.
 const RATE: u64 = 400;
+/// The same, where more than the writes costs time.
+const CALM_RATE: u64 = 100;
 const MOVE_WITHIN: Duration = Duration::from_secs(300);
 
 fn spec(name: &str, version: Version) -> VmSpec {
-    VmSpec { rate: RATE, ..VmSpec::new(name, version) }
+    VmSpec { rate: CALM_RATE, ..VmSpec::new(name, version) }
 }
 
 /// A migration by the command line: its exit code must be 0, its last words say "moved".
@@ -45,8 +47,9 @@ fn json_lines(text: &str) -> Result<Vec<Value>> {
 fn moves(name: &str, from: Version, to: Version) -> Result<()> {
     with_lab(name, |lab| {
         // Both disks of the guest change their format on the way.
-        let on_bravo = VmSpec { disks: vec![DiskFormat::Qcow2, DiskFormat::Raw], ..spec(VM, to) };
-        let (pair, guest) = Pair::with_guest(lab, &spec(VM, from), &on_bravo)?;
+        let on_alpha = VmSpec { rate: RATE, ..spec(VM, from) };
+        let on_bravo = VmSpec { disks: vec![DiskFormat::Qcow2, DiskFormat::Raw], rate: RATE, ..spec(VM, to) };
+        let (pair, guest) = Pair::with_guest(lab, &on_alpha, &on_bravo)?;
         guest.alpha.wait_more(200)?;
         migrate(&pair, VM, Way::ToBravo, &[])?;
         pair.proves_move(&guest, Way::ToBravo)?;

@@ -48,7 +48,7 @@ impl Stage {
     /// first, packets to the port vanish.
     fn set_up(lab: &Lab) -> Result<Self> {
         let net = lab.two_hosts()?;
-        let spec = VmSpec { rate: 400, ..VmSpec::new(VM, Version::V10) };
+        let spec = VmSpec { rate: 100, ..VmSpec::new(VM, Version::V10) };
         let on_alpha = Vm::define(&lab.paths, &net.alpha, &spec)?;
         let on_bravo = Vm::define(&lab.paths, &net.bravo, &spec)?;
         let hosts = Hosts::of(&net, &format!("{} {NAME}\n{} {NAME}\n", net.bravo.v6, net.bravo.v4))?;

@@ -20,6 +20,7 @@ use super::{given_up, guest_watch};
 use crate::migrate::guest::settings;
 use crate::migrate::model::label::Label;
 use crate::migrate::model::meanwhile::Meanwhile;
+use crate::migrate::model::phase::Phase;
 use crate::migrate::model::plan::{CopiedDisk, Way};
 use crate::migrate::model::progress::RamProgress;
 use crate::migrate::protocol::message::{Export, Request};
@@ -351,11 +352,15 @@ async fn common(source: &mut Source, event: Event) -> Result<(), Failure> {
     match event {
         Event::Qemu(EventKind::BlockJobCompleted { device, error, .. }) => {
             let Some(disk) = source.copy.disk_of(&device) else { return Ok(()) };
-            Err(match error {
-                Some(error) => Failure::Mirror { disk, error },
+            match error {
+                Some(error) => Err(Failure::Mirror { disk, error }),
                 // We end none before the guest is paused.
-                None => Meanwhile::MirrorEnded { disk, what: "ended" }.into(),
-            })
+                None if source.clock.phase < Phase::Switchover => {
+                    Err(Meanwhile::MirrorEnded { disk, what: "ended" }.into())
+                }
+                // Ours, and known by a question already: asked and told at the same time, after a restart.
+                None => Ok(()),
+            }
         }
         Event::Qemu(EventKind::BlockJobCancelled { device, .. }) => match source.copy.disk_of(&device) {
             Some(disk) => Err(Meanwhile::MirrorEnded { disk, what: "cancelled" }.into()),
