@@ -24,7 +24,7 @@ const CALM_RATE: u64 = 100;
 const MOVE_WITHIN: Duration = Duration::from_secs(300);
 
 fn spec(name: &str, version: Version) -> VmSpec {
-    VmSpec { rate: CALM_RATE, ..VmSpec::new(name, version) }
+    VmSpec { rate: CALM_RATE, blocks: 512, ..VmSpec::new(name, version) }
 }
 
 /// A migration by the command line: its exit code must be 0, its last words say "moved".

@@ -19,7 +19,8 @@ const DOWN_FOR: Duration = Duration::from_secs(20);
 const DEAD_AFTER: Duration = Duration::from_secs(8);
 /// So that the copying takes a good while.
 const MBIT: u32 = 48;
-const RATE: u64 = 40;
+/// Each block makes QEMU copy 64 KiB of each disk, for which the link must have room.
+const RATE: u64 = 15;
 /// A resumption is a handshake; a second each is generous even on a busy machine.
 const MOVE_WITHIN: Duration = Duration::from_secs(300);
 
@@ -31,7 +32,7 @@ fn spec() -> VmSpec {
 fn moves_while(name: &str, disturb: impl Fn(&Pair, &Guest, &AtomicBool) -> Result<()> + Sync) -> Result<()> {
     with_lab(name, |lab| {
         let (pair, guest) = Pair::with_guest(lab, &spec(), &spec())?;
-        guest.alpha.wait_count(600)?;
+        guest.alpha.wait_count(100)?;
         pair.net.limit_mbit(MBIT)?;
         let since = Instant::now();
         let run = pair.alpha.vmferry_start(&["migrate", VM, "--to", "bravo", "--json"])?;

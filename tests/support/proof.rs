@@ -105,7 +105,7 @@ pub struct Continued {
 /// That the guest goes on on the destination where it was on the source: without a second boot, a
 /// number twice, or a complaint. That no block is missing is for `disks_whole` to say.
 pub fn guest_continued(source: &Vm, destination: &Vm) -> Result<Continued> {
-    destination.wait_more(100)?;
+    destination.wait_more(20)?;
     let (before, after) = (source.console()?, destination.console()?);
     ensure!(
         before.generations.len() == 1,

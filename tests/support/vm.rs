@@ -177,7 +177,7 @@ impl Vm {
     /// Starts the guest here and waits until it has written some blocks.
     pub fn boot(&self) -> Result<()> {
         self.begin_boot()?;
-        self.wait_count_within(50, BOOT_WITHIN).map(drop)
+        self.wait_count_within(10, BOOT_WITHIN).map(drop)
     }
 
     /// Starts the guest here, from a saved state if that may be, and waits for no more than that QEMU has
