@@ -2,14 +2,19 @@
 //! the start, then used for every new connection. Sessions go on, unless their peer would not be
 //! accepted any more.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use anyhow::{bail, ensure};
 use sd_notify::NotifyState;
 
 use super::running::Agent;
-use crate::config::TlsConfig;
-use crate::mux::{Code, Role};
-use crate::net::session::Session;
-use crate::net::tls::{Aead, PeerRole, Tls, TlsError, TlsPaths};
+use crate::config::{Config, TlsConfig};
+use crate::net::tls::{Aead, Tls, TlsError, TlsPaths};
+use crate::net::trust;
+
+/// Between two looks at whether the peers of live sessions would still be let in.
+const JUDGE_EVERY: Duration = Duration::from_secs(60);
 
 /// The certificates that the configuration names.
 /// Errors: they cannot be read, or do not fit together.
@@ -29,7 +34,7 @@ pub(super) fn reload(agent: &Agent) {
             agent.metrics.certificate_expires(tls.not_after.unix_timestamp());
             tracing::info!(not_after = %tls.not_after, "certificates reloaded");
             agent.host.pool.endpoint().set_tls(tls);
-            end_untrusted(agent);
+            judge_all(agent);
         }
         Err(e) => tracing::error!(
             cause = format!("{e:#}"),
@@ -40,7 +45,8 @@ pub(super) fn reload(agent: &Agent) {
 }
 
 fn load_again(agent: &Agent) -> anyhow::Result<Tls> {
-    let tls = load(&agent.host.config.tls)?;
+    let config = Config::load(&agent.config_path)?;
+    let tls = load(&config.tls)?;
     let ours = &agent.host.identity;
     // Journals and peers' grants are bound to it.
     ensure!(
@@ -54,23 +60,18 @@ fn load_again(agent: &Agent) -> anyhow::Result<Tls> {
     Ok(tls)
 }
 
-/// Ends sessions with peers whose certificates the new CA file or revocation list rules out.
-fn end_untrusted(agent: &Agent) {
-    let tls = agent.host.pool.endpoint().tls();
-    for session in agent.host.pool.all() {
-        let info = session.info();
-        if let Err(failure) =
-            tls.reverify(&session.link().connection.chain, role_of_peer(&session), &info.peer)
-        {
-            tracing::warn!(peer = %info.peer, cause = %failure, "a session's peer is not trusted any more");
-            session.close(Code::Auth, "your certificate is not accepted any more");
-        }
+/// Judges all sessions anew from time to time: certificates and revocation lists expire.
+pub(super) async fn keep_judging(agent: Arc<Agent>) {
+    loop {
+        tokio::time::sleep(JUDGE_EVERY).await;
+        judge_all(&agent);
     }
 }
 
-fn role_of_peer(session: &Session) -> PeerRole {
-    match session.info().role {
-        Role::Dialer => PeerRole::Server,
-        Role::Acceptor => PeerRole::Client,
+fn judge_all(agent: &Agent) {
+    let pool = &agent.host.pool;
+    for session in pool.all() {
+        // Whoever is not trusted any more is told, and the log.
+        let _ = trust::judge(pool.endpoint(), &session);
     }
 }

@@ -1,5 +1,6 @@
 //! A running agent: what it has, and the migrations that it begins or serves.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -39,11 +40,18 @@ pub(super) struct Agent {
     pub(super) peer_limits: PeerLimits,
     pub(super) vm_states: VmStates,
     pub(super) refusals: Refusals,
+    /// Where its configuration came from; a reload reads the `[tls]` of it again.
+    pub(super) config_path: PathBuf,
 }
 
 impl Agent {
     /// An agent that has not begun to do anything.
-    pub(super) fn new(config: Config, identity: Identity, pool: Pool) -> Result<Self, prometheus::Error> {
+    pub(super) fn new(
+        config: Config,
+        config_path: &Path,
+        identity: Identity,
+        pool: Pool,
+    ) -> Result<Self, prometheus::Error> {
         let stopping = CancellationToken::new();
         let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));
         Ok(Self {
@@ -58,6 +66,7 @@ impl Agent {
             peer_limits: PeerLimits::default(),
             vm_states: VmStates::default(),
             refusals: Refusals::default(),
+            config_path: config_path.to_owned(),
         })
     }
 

@@ -26,6 +26,8 @@ use crate::net::pool::Pool;
 use crate::net::session::{IncomingStream, Session};
 use crate::net::tls::Tls;
 
+/// What unfinished messages of a peer that may send virtual machines here may hold.
+const MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Streams that peers may have opened and nobody has looked at yet.
 const INCOMING_MAX: usize = 256;
 
@@ -56,7 +58,7 @@ pub async fn run(path: &Path, mode: StartMode) -> Result<(), AgentError> {
     // Before anything else is started that could inherit them in turn.
     let kept = handoff::from_store();
     let (config, tls) = configured(path).map_err(AgentError::Configuration)?;
-    serve(config, tls, kept, mode).await.map_err(AgentError::Unable)
+    serve((config, path), tls, kept, mode).await.map_err(AgentError::Unable)
 }
 
 fn configured(path: &Path) -> anyhow::Result<(Config, Tls)> {
@@ -66,7 +68,7 @@ fn configured(path: &Path) -> anyhow::Result<(Config, Tls)> {
     Ok((config, tls))
 }
 
-async fn serve(config: Config, tls: Tls, kept: Kept, mode: StartMode) -> anyhow::Result<()> {
+async fn serve((config, path): (Config, &Path), tls: Tls, kept: Kept, mode: StartMode) -> anyhow::Result<()> {
     let Inherited { state, predecessor } = Inherited::find(&config, tls.identity.as_str(), kept, mode)?;
     if let Some(predecessor) = predecessor {
         tokio::task::block_in_place(|| predecessor.release())?;
@@ -79,7 +81,7 @@ async fn serve(config: Config, tls: Tls, kept: Kept, mode: StartMode) -> anyhow:
     let (incoming, streams) = mpsc::channel(INCOMING_MAX);
     let (started, sessions) = mpsc::unbounded_channel();
     let instance = state.as_ref().map(|(state, _)| state.instance);
-    let agent = Arc::new(new_agent(config, tls, instance, incoming, started)?);
+    let agent = Arc::new(new_agent((config, path), tls, instance, incoming, started)?);
     let taken = match state {
         Some((state, mut fds)) => {
             tracing::info!(from = state.version, left = state.summary(), "taking up what was left");
@@ -104,6 +106,7 @@ async fn serve(config: Config, tls: Tls, kept: Kept, mode: StartMode) -> anyhow:
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     keep_watchdog(&servers);
     servers.spawn(journals::end_late(Arc::clone(&agent)));
+    servers.spawn(certificates::keep_judging(Arc::clone(&agent)));
     let summing = Arc::clone(&agent);
     servers.spawn(async move { summing.refusals.sum_up().await });
     agent.tasks.spawn(recover::clean_at_start(Arc::clone(&agent.host)));
@@ -116,7 +119,7 @@ async fn serve(config: Config, tls: Tls, kept: Kept, mode: StartMode) -> anyhow:
 /// An agent with its peers, of which none is connected. A successor keeps the `instance` of the process
 /// before.
 fn new_agent(
-    config: Config,
+    (config, path): (Config, &Path),
     tls: Tls,
     instance: Option<[u8; 16]>,
     incoming: mpsc::Sender<IncomingStream>,
@@ -133,8 +136,11 @@ fn new_agent(
     for peer in config.peers.values() {
         pool.set_limit(&peer.identity, peer.limit);
         pool.set_lanes(&peer.identity, peer.lanes);
+        if !peer.receive.is_empty() {
+            pool.set_message_bytes(&peer.identity, MESSAGE_BYTES);
+        }
     }
-    let agent = Agent::new(config, identity, pool)?;
+    let agent = Agent::new(config, path, identity, pool)?;
     agent.metrics.certificate_expires(expires);
     Ok(agent)
 }

@@ -13,6 +13,7 @@ use super::serve::serve;
 use crate::mux::{Code, purpose};
 use crate::net::purposes::Purposes;
 use crate::net::session::IncomingStream;
+use crate::net::trust;
 
 /// Takes the streams of migrations. `announce` gets the progress of each migration that comes to
 /// this host; what it returns is called at that migration's end.
@@ -43,6 +44,14 @@ async fn serve_control<E: FnOnce()>(
     let migration = Uuid::from_bytes(stream.open.migration);
     let session = stream.session().clone();
     let peer = session.info().peer.clone();
+    if trust::judge(host.pool.endpoint(), &session).is_err() {
+        return stream.refuse(Code::Auth);
+    }
+    let may_send = host.config.peer_by_identity(&peer).is_some_and(|(_, p)| !p.receive.is_empty());
+    let Some(_place) = host.control_streams.place(&peer, may_send) else {
+        tracing::debug!(%peer, "a control stream too many was refused");
+        return stream.refuse(Code::Limit);
+    };
     match stream.accept().await {
         Ok(stream) => {
             let mut ended = None;

@@ -26,7 +26,7 @@ use crate::mux::{Code, Role};
 /// How long our own session may take to let go of its old connection.
 const FENCE_DEADLINE: Duration = Duration::from_secs(5);
 /// Connections that the kernel keeps for us before they are accepted.
-const LISTEN_BACKLOG: i32 = 128;
+const LISTEN_BACKLOG: i32 = 1024;
 
 /// What a peer is told that comes while another process takes over: it is to come again.
 pub(super) const LEAVING: Denial = (Code::Shutdown, "this agent's process changes; come again");
@@ -63,10 +63,11 @@ pub(super) async fn accept<F: Future<Output = Result<Option<Session>, Denial>>>(
     endpoint: &Endpoint,
     tcp: TcpStream,
     address: SocketAddr,
+    spoke: impl FnOnce(),
     admit: impl FnOnce(Identity, Hello) -> F,
 ) -> Result<Accepted, ConnectError> {
     endpoint.prepare(&tcp);
-    let (mut tls, peer) = handshake::accept(&endpoint.tls(), tcp, HANDSHAKE_DEADLINE).await?;
+    let (mut tls, peer) = handshake::accept_telling(&endpoint.tls(), tcp, HANDSHAKE_DEADLINE, spoke).await?;
     let exported = session_key::export(tls.get_ref().1)?;
     let theirs = in_time(receive_hello(&mut tls)).await?;
     let answer = match admit(peer.clone(), theirs.clone()).await {

@@ -391,6 +391,9 @@ impl Driver {
                     self.rejoin(*resumed)?;
                 }
             }
+            Command::Renew if self.socket.is_some() => return Err(EndCause::Outdated),
+            // The next one is new.
+            Command::Renew => {}
             Command::Close(code, text) => self.closing = Some((code, text)),
             Command::Freeze(reply) => {
                 self.freezing = Some(reply);

@@ -8,10 +8,11 @@
 use std::io;
 use std::time::Duration;
 
+use rustls::server::Acceptor;
 use rustls::{CommonState, Error as RustlsError, ProtocolVersion};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector, client, server};
 
 use super::certificate_dates;
 pub use super::handshake_failure::{HandshakeFailure, Refusal, classify_handshake_error, classify_tls_error};
@@ -78,11 +79,35 @@ pub async fn accept<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let accepting = TlsAcceptor::from(tls.server.clone()).accept(io).into_fallible();
+    accept_telling(tls, io, deadline, || {}).await
+}
+
+/// As [`accept`]; calls `spoke` once the dialer has said a whole ClientHello, before keys are exchanged.
+pub(super) async fn accept_telling<IO>(
+    tls: &Tls,
+    io: IO,
+    deadline: Duration,
+    spoke: impl FnOnce(),
+) -> Result<(server::TlsStream<IO>, Identity), HandshakeError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let accepting = async {
+        let mut hearing = LazyConfigAcceptor::new(Acceptor::default(), io);
+        let hello = match (&mut hearing).await {
+            Ok(hello) => hello,
+            Err(error) => return Err((error, hearing.take_io())),
+        };
+        spoke();
+        let shaking = hello.into_stream(tls.server.clone()).into_fallible();
+        shaking.await.map_err(|(error, io)| (error, Some(io)))
+    };
     let stream = match timeout(deadline, accepting).await {
         Ok(Ok(stream)) => stream,
         Ok(Err((error, io))) => {
-            linger(io).await;
+            if let Some(io) = io {
+                linger(io).await;
+            }
             return Err(io_error(error));
         }
         Err(elapsed) => return Err(timed_out(elapsed)),

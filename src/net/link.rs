@@ -27,6 +27,9 @@ pub enum EndCause {
     Session(#[source] mux::SessionError),
     #[error("the peer dialed again")]
     Replaced,
+    /// The peer's certificate has expired since it was shown.
+    #[error("the peer has to prove itself again")]
+    Outdated,
     #[error("the connection was lost and not replaced within {} s{}", after.as_secs(), refused(refusal))]
     Lost {
         after: Duration,
@@ -52,7 +55,7 @@ impl EndCause {
     /// Whether only the connection is lost, so that the session may go on over another.
     pub fn is_resumable(&self) -> bool {
         match self {
-            Self::Io(_) | Self::Tls(_) | Self::PeerClosed | Self::Replaced => true,
+            Self::Io(_) | Self::Tls(_) | Self::PeerClosed | Self::Replaced | Self::Outdated => true,
             Self::Session(error) => error.is_resumable(),
             Self::Lost { .. } | Self::Stuck { .. } | Self::Frozen | Self::Closed(_) => false,
         }
@@ -66,6 +69,7 @@ impl EndCause {
             Self::PeerClosed => "peer_closed",
             Self::Session(_) => "session",
             Self::Replaced => "replaced",
+            Self::Outdated => "outdated",
             Self::Lost { .. } => "lost",
             Self::Stuck { .. } => "stuck",
             Self::Frozen => "frozen",

@@ -8,6 +8,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::frozen::FrozenStream;
+use super::message_budget::{MessageBudget, Part};
+use super::session::Session;
 use super::stream::{RecvHalf, SendHalf, StoppedStream, Stream, StreamEnded};
 use crate::printable;
 
@@ -34,6 +36,11 @@ pub struct MessageSender(SendHalf);
 pub struct MessageReceiver {
     recv: RecvHalf,
     buffer: BytesMut,
+    /// Of `buffer`, what the peer has no credit for again.
+    held_bytes: usize,
+    budget: MessageBudget,
+    /// For the long message that is under way.
+    part: Option<Part>,
 }
 
 /// A channel whose owner has stopped, between two messages or within one.
@@ -66,9 +73,11 @@ impl StoppedChannel {
 }
 
 /// Takes up a channel of an earlier process; `buffer` is what [`FrozenChannel::into_parts`] gave.
-pub fn take_up(stream: Stream, buffer: &Bytes) -> (MessageSender, MessageReceiver) {
-    let (sender, mut receiver) = split(stream);
+pub fn take_up(stream: Stream, session: &Session, buffer: &Bytes) -> (MessageSender, MessageReceiver) {
+    let (sender, mut receiver) = split(stream, session);
     receiver.buffer.extend_from_slice(buffer);
+    // Whatever credit was returned for it: more than was received is never consumed.
+    receiver.held_bytes = buffer.len();
     (sender, receiver)
 }
 
@@ -79,10 +88,14 @@ impl FrozenChannel {
     }
 }
 
-/// Takes a stream as a channel of messages.
-pub fn split(stream: Stream) -> (MessageSender, MessageReceiver) {
+/// Takes a stream of `session` as a channel of messages.
+pub fn split(stream: Stream, session: &Session) -> (MessageSender, MessageReceiver) {
     let Stream { send, recv, .. } = stream;
-    (MessageSender(send), MessageReceiver { recv, buffer: BytesMut::new() })
+    let budget = session.info().messages.clone();
+    (
+        MessageSender(send),
+        MessageReceiver { recv, buffer: BytesMut::new(), held_bytes: 0, budget, part: None },
+    )
 }
 
 impl MessageSender {
@@ -113,10 +126,14 @@ impl MessageReceiver {
             if let Some(json) = self.take()? {
                 return Ok(Some(printable::of_peer(&json)?));
             }
+            self.afford().await?;
             match self.recv.recv().await? {
                 Some(chunk) => {
-                    self.recv.consumed(chunk.len());
                     self.buffer.extend_from_slice(&chunk);
+                    match self.part {
+                        Some(_) => self.recv.consumed(chunk.len()),
+                        None => self.held_bytes += chunk.len(),
+                    }
                 }
                 None if self.buffer.is_empty() => return Ok(None),
                 None => return Err(MessageError::Truncated),
@@ -124,6 +141,18 @@ impl MessageReceiver {
         }
     }
 
+    /// Returns credit for the beginning of a long message once the rest of it can be afforded.
+    async fn afford(&mut self) -> Result<(), MessageError> {
+        let Some(head) = self.buffer.first_chunk::<4>() else { return Ok(()) };
+        let bytes = 4 + u32::from_be_bytes(*head) as usize;
+        if self.part.is_none() && !self.budget.is_short(bytes) {
+            self.part = Some(self.budget.part(bytes).await.ok_or(MessageError::TooLong(bytes))?);
+            self.recv.consumed(std::mem::take(&mut self.held_bytes));
+        }
+        Ok(())
+    }
+
+    /// A message that is whole. Its credit is returned.
     fn take(&mut self) -> Result<Option<Bytes>, MessageError> {
         let Some(head) = self.buffer.first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_be_bytes(*head) as usize;
@@ -132,6 +161,12 @@ impl MessageReceiver {
         }
         if self.buffer.len() < 4 + length {
             return Ok(None);
+        }
+        self.part = None;
+        let held = self.held_bytes.min(4 + length);
+        if held > 0 {
+            self.held_bytes -= held;
+            self.recv.consumed(held);
         }
         self.buffer.advance(4);
         Ok(Some(self.buffer.split_to(length).freeze()))

@@ -10,11 +10,11 @@
 //! The layers; each imports only from those below it:
 //!
 //! ```text
-//! all sessions         pool, lanes; stream_owner; pending_handshakes, single_flight, duplicate_agent
+//! all sessions         pool, lanes; trust; stream_owner; pending_handshakes, single_flight, duplicate_agent
 //! a session begins     accept; session_thread; driver: tls_socket, black_hole
 //! who takes a stream   pump, message, purposes
 //! handles              session; stream
-//! within a session     frozen; link, stream_port
+//! within a session     frozen; link, stream_port, message_budget
 //! a connection begins  resume; dial; endpoint, hello_exchange, addresses
 //! a connection         connection; session_key; connect_error; record
 //! a handshake          handshake; tls; handshake_failure, certificate_dates; credentials; identity
@@ -40,6 +40,7 @@ pub mod identity;
 pub mod lanes;
 mod link;
 pub mod message;
+pub mod message_budget;
 mod pending_handshakes;
 pub mod pool;
 pub mod pump;
@@ -55,3 +56,4 @@ pub mod stream_owner;
 mod stream_port;
 pub mod tls;
 mod tls_socket;
+pub mod trust;

@@ -1,10 +1,17 @@
 //! Connections whose peer has not proved its identity yet. Their number is bounded, in all and for each
 //! network, so that a flood pushes out itself first. Knows no TLS.
 //!
-//! When all places are taken, the network with the most places loses its oldest one. A network from which
-//! somebody has proved an identity lately comes last. Peers prove themselves in milliseconds.
+//! ```text
+//! TCP ──► silent: no whole ClientHello yet ──► speaking ──► proved, and out
+//!              a socket and a little buffer        keys are exchanged
+//! ```
+//!
+//! Each of the two rooms has its own places: who says nothing takes none from who has spoken. When all places
+//! of a room are taken, the network with the most of them loses its oldest one; one from which somebody has
+//! proved an identity lately comes last. A peer needs its place among the silent for what its ClientHello is
+//! behind TCP's last word, and its place among the speaking for a round trip.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +22,7 @@ const PROVED_MAX: usize = 64;
 
 /// What counts as one place of origin: an IPv4 address, or the 64 bits of an IPv6 network, of which
 /// one host may have all addresses (RFC 4291 §2.5.4).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Network(IpAddr);
 
 impl From<IpAddr> for Network {
@@ -27,49 +34,109 @@ impl From<IpAddr> for Network {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Waiting {
     number: u64,
     from: Network,
     taken: CancellationToken,
 }
 
-#[derive(Debug, Default)]
-struct Places {
-    /// Oldest first.
-    waiting: VecDeque<Waiting>,
-    /// The latest last.
-    proved: VecDeque<Network>,
-    entered: u64,
+/// How many places a room has, and how many of them may be one network's.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RoomLimits {
+    pub(super) places: usize,
+    pub(super) of_one: usize,
 }
 
-impl Places {
-    fn of(&self, network: Network) -> usize {
-        self.waiting.iter().filter(|w| w.from == network).count()
+#[derive(Debug)]
+struct Room {
+    limits: RoomLimits,
+    /// Oldest first.
+    waiting: VecDeque<Waiting>,
+    of: BTreeMap<Network, usize>,
+}
+
+/// Networks from which somebody has proved an identity, each with when: a number that rises.
+#[derive(Debug, Default)]
+struct Proved(BTreeMap<Network, u64>);
+
+impl Room {
+    fn new(limits: RoomLimits) -> Self {
+        Self { limits, waiting: VecDeque::new(), of: BTreeMap::new() }
     }
 
-    /// The oldest place of those that are to make room for one from `newcomer`.
-    fn to_leave(&self, newcomer: Network) -> Option<usize> {
-        let held = |from: Network| self.of(from) + usize::from(from == newcomer);
-        let rank = |w: &Waiting| (!self.proved.contains(&w.from), held(w.from));
-        let worst = self.waiting.iter().map(rank).max()?;
-        self.waiting.iter().position(|w| rank(w) == worst)
+    /// Takes one more; somebody loses its place if there are too many.
+    fn admit(&mut self, newcomer: Waiting, proved: &Proved) {
+        let from = newcomer.from;
+        if self.of.get(&from).is_some_and(|held| *held >= self.limits.of_one) {
+            self.dismiss_oldest(from);
+        }
+        if self.waiting.len() >= self.limits.places
+            && let Some(worst) = self.worst(from, proved)
+        {
+            self.dismiss_oldest(worst);
+        }
+        *self.of.entry(from).or_default() += 1;
+        self.waiting.push_back(newcomer);
     }
 
-    fn leave(&mut self, at: Option<usize>) {
-        if let Some(left) = at.and_then(|at| self.waiting.remove(at)) {
-            left.taken.cancel();
+    /// The network that is to make room for one from `newcomer`; of several the one that waits longest.
+    fn worst(&self, newcomer: Network, proved: &Proved) -> Option<Network> {
+        let rank = |(from, held): (&Network, &usize)| {
+            (!proved.0.contains_key(from), held + usize::from(*from == newcomer))
+        };
+        let worst = self.of.iter().map(rank).max()?;
+        let is_worst = |w: &&Waiting| self.of.get_key_value(&w.from).is_some_and(|of| rank(of) == worst);
+        self.waiting.iter().find(is_worst).map(|w| w.from)
+    }
+
+    fn dismiss_oldest(&mut self, of: Network) {
+        if let Some(at) = self.waiting.iter().position(|w| w.from == of)
+            && let Some(dismissed) = self.remove(at)
+        {
+            dismissed.taken.cancel();
+        }
+    }
+
+    fn leave(&mut self, number: u64) -> Option<Waiting> {
+        let at = self.waiting.iter().position(|w| w.number == number)?;
+        self.remove(at)
+    }
+
+    fn remove(&mut self, at: usize) -> Option<Waiting> {
+        let removed = self.waiting.remove(at)?;
+        if let Some(held) = self.of.get_mut(&removed.from) {
+            *held -= 1;
+            if *held == 0 {
+                self.of.remove(&removed.from);
+            }
+        }
+        Some(removed)
+    }
+}
+
+impl Proved {
+    fn note(&mut self, network: Network, at: u64) {
+        self.0.insert(network, at);
+        if self.0.len() > PROVED_MAX
+            && let Some(oldest) = self.0.iter().min_by_key(|(_, at)| **at).map(|(network, _)| *network)
+        {
+            self.0.remove(&oldest);
         }
     }
 }
 
+#[derive(Debug)]
+struct Rooms {
+    silent: Room,
+    speaking: Room,
+    proved: Proved,
+    entered: u64,
+}
+
 /// All places.
 #[derive(Debug)]
-pub(super) struct PendingHandshakes {
-    places: Mutex<Places>,
-    places_max: usize,
-    of_one_max: usize,
-}
+pub(super) struct PendingHandshakes(Mutex<Rooms>);
 
 /// A place, held until it is dropped.
 #[derive(Debug)]
@@ -81,32 +148,24 @@ pub(super) struct Place {
 }
 
 impl PendingHandshakes {
-    /// With so many places, and so many of them for one network.
-    pub(super) fn new(places_max: usize, of_one_max: usize) -> Arc<Self> {
-        Arc::new(Self { places: Mutex::default(), places_max, of_one_max })
+    pub(super) fn new(silent: RoomLimits, speaking: RoomLimits) -> Arc<Self> {
+        let (silent, speaking) = (Room::new(silent), Room::new(speaking));
+        Arc::new(Self(Mutex::new(Rooms { silent, speaking, proved: Proved::default(), entered: 0 })))
     }
 
-    /// A place for one more; somebody loses its own if there are too many.
+    /// A place for one more that has not said anything yet.
     pub(super) fn enter(self: &Arc<Self>, from: IpAddr) -> Place {
         let from = Network::from(from);
-        let mut places = self.locked();
-        if places.of(from) >= self.of_one_max {
-            let oldest = places.waiting.iter().position(|w| w.from == from);
-            places.leave(oldest);
-        }
-        if places.waiting.len() >= self.places_max {
-            let at = places.to_leave(from);
-            places.leave(at);
-        }
-        let number = places.entered;
-        places.entered = number.wrapping_add(1);
-        let taken = CancellationToken::new();
-        places.waiting.push_back(Waiting { number, from, taken: taken.clone() });
+        let mut rooms = self.locked();
+        let Rooms { silent, proved, entered, .. } = &mut *rooms;
+        let (number, taken) = (*entered, CancellationToken::new());
+        *entered = number.wrapping_add(1);
+        silent.admit(Waiting { number, from, taken: taken.clone() }, proved);
         Place { pending: Arc::clone(self), number, from, taken }
     }
 
-    fn locked(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locked(&self) -> MutexGuard<'_, Rooms> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -116,14 +175,20 @@ impl Place {
         self.taken.cancelled().await;
     }
 
+    /// Whoever came has said what it wants: a whole ClientHello.
+    pub(super) fn spoke(&self) {
+        let mut rooms = self.pending.locked();
+        let Rooms { silent, speaking, proved, .. } = &mut *rooms;
+        if let Some(waiting) = silent.leave(self.number) {
+            speaking.admit(waiting, proved);
+        }
+    }
+
     /// Whoever came has proved to be somebody that is known here.
     pub(super) fn proved(&self) {
-        let mut places = self.pending.locked();
-        places.proved.retain(|network| *network != self.from);
-        places.proved.push_back(self.from);
-        if places.proved.len() > PROVED_MAX {
-            places.proved.pop_front();
-        }
+        let mut rooms = self.pending.locked();
+        let now = rooms.entered;
+        rooms.proved.note(self.from, now);
     }
 }
 
@@ -131,7 +196,10 @@ impl Drop for Place {
     fn drop(&mut self) {
         // Who lost its place has nothing to give back.
         if !self.taken.is_cancelled() {
-            self.pending.locked().waiting.retain(|w| w.number != self.number);
+            let mut rooms = self.pending.locked();
+            if rooms.silent.leave(self.number).is_none() {
+                rooms.speaking.leave(self.number);
+            }
         }
     }
 }
@@ -139,57 +207,132 @@ impl Drop for Place {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::pool::{SILENT, SPEAKING};
     use super::*;
 
     fn lost(places: &[&Place]) -> Vec<bool> {
         places.iter().map(|p| p.taken.is_cancelled()).collect()
     }
 
+    fn small(places: usize, of_one: usize) -> Arc<PendingHandshakes> {
+        let limits = RoomLimits { places, of_one };
+        PendingHandshakes::new(limits, limits)
+    }
+
+    fn left(places: &[Place]) -> usize {
+        places.iter().filter(|p| !p.taken.is_cancelled()).count()
+    }
+
     #[test]
     fn the_oldest_makes_room_and_who_leaves_frees_a_place() {
-        let pending = PendingHandshakes::new(2, 2);
+        let pending = small(2, 2);
         let ip = "10.0.0.1".parse().unwrap();
         let (first, second) = (pending.enter(ip), pending.enter(ip));
         let third = pending.enter(ip);
         assert_eq!(lost(&[&first, &second, &third]), [true, false, false]);
         drop(first);
-        assert_eq!(pending.locked().waiting.len(), 2);
+        assert_eq!(pending.locked().silent.waiting.len(), 2);
         drop(third);
         let fourth = pending.enter(ip);
         assert_eq!(lost(&[&second, &fourth]), [false, false]);
-        assert_eq!(pending.locked().waiting.len(), 2);
+        assert_eq!(pending.locked().silent.waiting.len(), 2);
+        second.spoke();
+        assert_eq!(pending.locked().speaking.waiting.len(), 1);
         drop((second, fourth));
-        assert!(pending.locked().waiting.is_empty());
+        let rooms = pending.locked();
+        assert!(rooms.silent.waiting.is_empty() && rooms.speaking.waiting.is_empty());
+        assert!(rooms.silent.of.is_empty() && rooms.speaking.of.is_empty());
     }
 
     #[test]
     fn a_flood_from_one_network_pushes_out_only_itself() {
-        let pending = PendingHandshakes::new(8, 4);
+        let pending = small(8, 4);
         let honest = pending.enter("10.0.0.1".parse().unwrap());
         let stranger: Vec<IpAddr> = (0..500).map(|n| format!("2001:db8::{n:x}").parse().unwrap()).collect();
         let flood: Vec<Place> = stranger.iter().map(|ip| pending.enter(*ip)).collect();
         assert!(!honest.taken.is_cancelled());
-        assert_eq!(flood.iter().filter(|p| !p.taken.is_cancelled()).count(), 4, "one network's share");
+        assert_eq!(left(&flood), 4, "one network's share");
         // IPv4 that comes over an IPv6 listener is IPv4.
         let flood: Vec<Place> = (0..500).map(|_| pending.enter("::ffff:10.0.0.9".parse().unwrap())).collect();
         assert!(!honest.taken.is_cancelled());
-        assert!(flood.iter().filter(|p| !p.taken.is_cancelled()).count() <= 4);
-        assert_eq!(pending.locked().waiting.len(), 8);
+        assert!(left(&flood) <= 4);
+        assert_eq!(pending.locked().silent.waiting.len(), 8);
     }
 
     #[test]
     fn a_flood_from_everywhere_spares_where_peers_have_proved_themselves() {
-        let pending = PendingHandshakes::new(8, 4);
+        let pending = small(8, 4);
         let peer: IpAddr = "10.0.0.1".parse().unwrap();
         pending.enter(peer).proved();
         let honest = pending.enter(peer);
         let flood: Vec<Place> =
             (0..500u32).map(|n| pending.enter(IpAddr::from((0x0b00_0000 + n).to_be_bytes()))).collect();
         assert!(!honest.taken.is_cancelled());
-        assert_eq!(flood.iter().filter(|p| !p.taken.is_cancelled()).count(), 7);
+        assert_eq!(left(&flood), 7);
         for n in 0..1000u32 {
             pending.enter(IpAddr::from((0x0c00_0000 + n).to_be_bytes())).proved();
         }
-        assert_eq!(pending.locked().proved.len(), PROVED_MAX);
+        assert_eq!(pending.locked().proved.0.len(), PROVED_MAX);
+    }
+
+    #[test]
+    fn who_says_nothing_takes_no_place_from_who_has_spoken() {
+        let pending = small(8, 8);
+        let ip = "10.0.0.1".parse().unwrap();
+        let honest = pending.enter(ip);
+        honest.spoke();
+        let flood: Vec<Place> = (0..10_000).map(|_| pending.enter(ip)).collect();
+        assert!(!honest.taken.is_cancelled());
+        // And who speaks does not keep the silent out.
+        flood.iter().for_each(Place::spoke);
+        let next = pending.enter(ip);
+        assert!(!next.taken.is_cancelled());
+    }
+
+    /// Handshakes from the flood's own network, in virtual time: a ClientHello half a round trip after TCP's
+    /// last word, the proof a whole one after that. `speaks`: the flood says a ClientHello at once.
+    fn honest_left(per_second: u64, round_trip_ms: u64, speaks: bool) -> usize {
+        const HONEST: usize = 24;
+        let pending = PendingHandshakes::new(SILENT, SPEAKING);
+        let ip: IpAddr = "10.0.0.1".parse().unwrap();
+        let (mut flood, mut honest, mut proved) = (VecDeque::new(), VecDeque::new(), 0);
+        for ms in 0..5000 {
+            for _ in 0..per_second / 1000 + u64::from(ms % 1000 < per_second % 1000) {
+                let place = pending.enter(ip);
+                if speaks {
+                    place.spoke();
+                }
+                flood.push_back(place);
+            }
+            // Who floods holds on to its connections until they are closed for it.
+            flood.retain(|place: &Place| !place.taken.is_cancelled());
+            if ms % 200 == 0 && ms / 200 < HONEST as u64 {
+                honest.push_back((ms, pending.enter(ip)));
+            }
+            honest.retain(|(began, place): &(u64, Place)| {
+                let age = ms - began;
+                if !place.taken.is_cancelled() && age == round_trip_ms / 2 {
+                    place.spoke();
+                }
+                proved += usize::from(!place.taken.is_cancelled() && age == round_trip_ms * 3 / 2);
+                age < round_trip_ms * 3 / 2
+            });
+        }
+        proved
+    }
+
+    #[test]
+    fn honest_handshakes_outlast_a_flood_from_their_own_address_at_50_ms() {
+        for per_second in [700, 2000] {
+            for speaks in [false, true] {
+                assert_eq!(
+                    honest_left(per_second, 50, speaks),
+                    24,
+                    "{per_second} a second, speaks: {speaks}"
+                );
+            }
+        }
+        // The promise has an end; this one is far beyond it.
+        assert_eq!(honest_left(20_000, 100, true), 0);
     }
 }

@@ -21,7 +21,9 @@ use super::endpoint::Endpoint;
 use super::frozen::FrozenSession;
 use super::hello_exchange::Denial;
 use super::identity::Identity;
-use super::pending_handshakes::PendingHandshakes;
+use super::message::MESSAGE_BYTES_MAX;
+use super::message_budget::MessageBudget;
+use super::pending_handshakes::{PendingHandshakes, RoomLimits};
 use super::session::{IncomingStream, Session};
 use super::session_thread;
 use super::single_flight::SingleFlight;
@@ -31,10 +33,15 @@ use crate::mux::hello::{Hello, Mode};
 use crate::mux::{Code, Role, SharedLimit};
 use crate::rate::Rate;
 
-/// Connections that have not proved their identity yet (WIRE §8).
-pub const UNAUTHENTICATED_MAX: usize = 32;
-/// Those of them that may come from one network.
-pub const UNAUTHENTICATED_OF_ONE_MAX: usize = UNAUTHENTICATED_MAX / 2;
+/// Connections that have said nothing whole yet: each costs a descriptor and a buffer. At 2,000 new ones a
+/// second from one network each has 190 ms to say what it wants.
+pub(super) const SILENT: RoomLimits = RoomLimits { places: 512, of_one: 384 };
+/// Connections that have spoken and not proved their identity: each costs a handshake's keys as well. At
+/// 2,000 new ones a second from one network each has 95 ms for a round trip.
+pub(super) const SPEAKING: RoomLimits = RoomLimits { places: 256, of_one: 192 };
+/// What unfinished messages of a peer may hold beyond what each stream may, unless more was set: two of the
+/// longest.
+const MESSAGE_BYTES_LITTLE: usize = 2 * (MESSAGE_BYTES_MAX + 1024);
 /// Sessions that a peer may have: its lanes, as many again when both agents dial at the same moment,
 /// and two for a process that has taken another's place.
 const fn sessions_max(lanes: usize) -> usize {
@@ -57,6 +64,7 @@ struct Terms {
     lanes: usize,
     /// When a further lane could not be dialed.
     refused: Option<Instant>,
+    messages: Option<MessageBudget>,
 }
 
 impl Terms {
@@ -67,7 +75,7 @@ impl Terms {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { limit: None, lanes: 1, refused: None }
+        Self { limit: None, lanes: 1, refused: None, messages: None }
     }
 }
 
@@ -99,7 +107,7 @@ impl Pool {
             endpoint: Arc::new(endpoint),
             sessions: Mutex::default(),
             dialing: SingleFlight::default(),
-            pending: PendingHandshakes::new(UNAUTHENTICATED_MAX, UNAUTHENTICATED_OF_ONE_MAX),
+            pending: PendingHandshakes::new(SILENT, SPEAKING),
             incoming,
             started,
             dial_failures: Mutex::default(),
@@ -165,7 +173,7 @@ impl Pool {
             async move { self.admit(&peer, is_known, &hello).await }
         };
         tokio::select! {
-            accepted = accept::accept(&self.endpoint, tcp, address, admit) => match accepted? {
+            accepted = accept::accept(&self.endpoint, tcp, address, || place.spoke(), admit) => match accepted? {
                 Accepted::New(established) => self.adopt(*established),
                 Accepted::Resumed(session) => Ok(session),
             },
@@ -241,6 +249,19 @@ impl Pool {
     /// How many connections the streams to and from `peer` may be spread over.
     pub fn set_lanes(&self, peer: &Identity, lanes: usize) {
         self.locked_terms().entry(peer.clone()).or_default().lanes = lanes.max(1);
+    }
+
+    /// What unfinished messages of `peer` may hold in sessions to come, over all of them.
+    pub fn set_message_bytes(&self, peer: &Identity, bytes: usize) {
+        let budget = MessageBudget::new(bytes, self.endpoint.config().credit_floor());
+        self.locked_terms().entry(peer.clone()).or_default().messages = Some(budget);
+    }
+
+    fn messages(&self, peer: &Identity) -> MessageBudget {
+        let mut terms = self.locked_terms();
+        let messages = &mut terms.entry(peer.clone()).or_default().messages;
+        let window_bytes = self.endpoint.config().credit_floor();
+        messages.get_or_insert_with(|| MessageBudget::new(MESSAGE_BYTES_LITTLE, window_bytes)).clone()
     }
 
     fn lanes(&self, peer: &Identity) -> usize {
@@ -326,7 +347,8 @@ impl Pool {
         let mut thawed = ThawedStreams::default();
         for frozen in sessions {
             let (peer, owned) = (frozen.peer.clone(), stream_owner::take_streams(owners, frozen.id()));
-            match session_thread::thaw(frozen, owned, &self.endpoint, self.incoming.clone()) {
+            let messages = self.messages(&peer);
+            match session_thread::thaw(frozen, owned, &self.endpoint, self.incoming.clone(), messages) {
                 Ok((session, streams)) => {
                     let _ = self.started.send(session.clone());
                     let terms = self.locked_terms();
@@ -342,7 +364,8 @@ impl Pool {
     }
 
     fn adopt(&self, established: Established) -> Result<Session, ConnectError> {
-        let session = session_thread::start(established, &self.endpoint, self.incoming.clone())
+        let messages = self.messages(&established.peer);
+        let session = session_thread::start(established, &self.endpoint, self.incoming.clone(), messages)
             .map_err(ConnectError::Start)?;
         let _ = self.started.send(session.clone());
         let terms = self.locked_terms();

@@ -10,6 +10,7 @@ use super::connection::Resumed;
 use super::frozen::FrozenSession;
 use super::identity::Identity;
 pub use super::link::{Away, EndCause, LinkState, SessionEnd};
+use super::message_budget::MessageBudget;
 use super::session_key::SessionKey;
 use super::stream::{Command, Stream, StreamEnded};
 use crate::mux::{self, Code, MigrationId, Open, Role, Share, SharedLimit, StreamId};
@@ -33,6 +34,8 @@ pub struct SessionInfo {
     pub role: Role,
     pub since: Instant,
     pub(super) key: SessionKey,
+    /// Of its peer, shared with all other sessions with that.
+    pub(super) messages: MessageBudget,
 }
 
 /// A handle to a live session; clones share it.
@@ -185,6 +188,11 @@ impl Session {
     /// What a migration may send from now on; [`Share::default`] forgets it.
     pub fn share(&self, migration: MigrationId, share: Share) {
         let _ = self.commands.send(Command::Share(migration, share));
+    }
+
+    /// Lets go of the connection, so that the next one's handshake proves anew who is at the other end.
+    pub fn renew_connection(&self) {
+        let _ = self.commands.send(Command::Renew);
     }
 
     /// Ends the session: says why, lets what is queued go out, closes.

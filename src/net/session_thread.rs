@@ -15,6 +15,7 @@ use super::endpoint::Endpoint;
 use super::frozen::{FrozenSession, FrozenStream};
 use super::identity::Identity;
 use super::link::{EndCause, LinkState, SessionEnd};
+use super::message_budget::MessageBudget;
 use super::resume::Redial;
 use super::session::{IncomingStream, Session, SessionInfo};
 use super::stream::{Command, Stream};
@@ -32,6 +33,7 @@ pub(super) fn start(
     established: Established,
     endpoint: &Arc<Endpoint>,
     incoming: mpsc::Sender<IncomingStream>,
+    messages: MessageBudget,
 ) -> std::io::Result<Session> {
     let Established { connection, peer, role, negotiated, key, address } = established;
     let now = Instant::now();
@@ -45,7 +47,7 @@ pub(super) fn start(
         resume_within: endpoint.resume_within(),
         incoming,
     };
-    run(beginning, SessionInfo { peer, role, since: now, key }, info, mpsc::unbounded_channel())
+    run(beginning, SessionInfo { peer, role, since: now, key, messages }, info, mpsc::unbounded_channel())
 }
 
 /// Takes up a session that another process has left, with those of its streams that have an
@@ -55,6 +57,7 @@ pub(super) fn thaw(
     owned: Vec<FrozenStream>,
     endpoint: &Arc<Endpoint>,
     incoming: mpsc::Sender<IncomingStream>,
+    messages: MessageBudget,
 ) -> std::io::Result<(Session, Vec<Stream>)> {
     let (now, key, since) = (Instant::now(), frozen.key(), frozen.since());
     let FrozenSession { peer, is_dialer, generation, address, connection, core, backlogs, .. } = frozen;
@@ -88,7 +91,7 @@ pub(super) fn thaw(
         resume_within: endpoint.resume_within(),
         incoming,
     };
-    let info = SessionInfo { peer, role, since, key };
+    let info = SessionInfo { peer, role, since, key, messages };
     Ok((run(beginning, info, connection.thaw(), (commands, queue))?, streams))
 }
 

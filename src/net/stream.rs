@@ -38,6 +38,8 @@ pub(super) enum Command {
     Fence(u64, oneshot::Sender<u64>),
     /// Go on over this connection, unless a later attempt has come.
     Rejoin(u64, Box<Resumed>),
+    /// Let go of the connection: its handshake is too long ago.
+    Renew,
     Close(Code, String),
     /// Stop, and leave everything to another process.
     Freeze(oneshot::Sender<FrozenSession>),

@@ -58,6 +58,29 @@ async fn bytes_survive_a_connection_that_is_reset_over_and_over() {
     eprintln!("{} reconnections, {} bytes sent again from this side", stats.reconnects, stats.replayed_bytes);
 }
 
+/// What a side does when a certificate has expired that was shown to it long ago.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_whose_peer_has_to_prove_itself_again_goes_on_over_another_connection() {
+    let (mut pair, _road) = pair(PATIENCE).await;
+    let pumped = vec![(pair.pumped(1).await, 8_000_000)];
+    let (near, far) = (pair.session.clone(), pair.far_session());
+    let renewing = tokio::spawn(async move {
+        for session in [&near, &far, &near, &far] {
+            let before = session.link().connection.since;
+            session.renew_connection();
+            let mut link = session.watch_link();
+            let is_new =
+                |now: &vmferry::net::session::LinkState| now.away.is_none() && now.connection.since != before;
+            soon("another connection", link.wait_for(is_new)).await.unwrap();
+        }
+    });
+    exchange(pumped).await;
+    soon("all connections", renewing).await.unwrap();
+    let reconnects = pair.session.stats().await.reconnects;
+    // Both may have asked for the same one.
+    assert!(reconnects >= 2, "only {reconnects} reconnections");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_survive_black_holes_in_either_direction_and_a_peer_that_is_half_gone() {
     let (mut pair, road) = pair(PATIENCE).await;

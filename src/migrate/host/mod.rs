@@ -2,6 +2,7 @@
 //! migration has to know of another.
 
 mod ask_error;
+mod control_streams;
 pub(crate) mod decisions;
 pub(crate) mod destinations;
 pub(crate) mod freeze;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub(crate) use self::ask_error::AskError;
+use self::control_streams::ControlStreams;
 use self::decisions::Decisions;
 use self::destinations::Destinations;
 use self::freeze::Freeze;
@@ -38,6 +40,7 @@ pub struct Host {
     pub(crate) peers: Peers,
     pub(crate) reservations: Reservations,
     pub(crate) destinations: Destinations,
+    pub(crate) control_streams: ControlStreams,
     pub(crate) journals: Journals,
     pub(crate) decisions: Decisions,
     pub(crate) freeze: Freeze,
@@ -51,6 +54,7 @@ impl Host {
             peers: Peers::new(config.peers.clone(), identity.clone(), Arc::clone(&pool)),
             reservations: Reservations::default(),
             destinations: Destinations::default(),
+            control_streams: ControlStreams::default(),
             journals: Journals::new(config.state_dir.join("migrations"), identity.clone()),
             decisions: Decisions::default(),
             freeze: Freeze::new(),

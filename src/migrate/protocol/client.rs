@@ -66,7 +66,7 @@ impl Link {
             channel: 0,
             name: Name::NONE,
         };
-        let (sender, receiver) = message::split(session.open(open).await?);
+        let (sender, receiver) = message::split(session.open(open).await?, session);
         let lanes = session.clone().into();
         Ok(Self { lanes, sender, receiver, notices: VecDeque::new(), number: 0, summary: None })
     }
@@ -148,7 +148,7 @@ impl Link {
     /// Takes up the control stream that an earlier process has left.
     pub(crate) fn take_up(frozen: &FrozenControl, streams: &mut ThawedStreams) -> Option<Self> {
         let (session, stream, buffer) = frozen.thaw(streams)?;
-        let (sender, receiver) = message::take_up(stream, &buffer);
+        let (sender, receiver) = message::take_up(stream, &session, &buffer);
         let notices = frozen.notices.clone().into();
         Some(Self { lanes: session.into(), sender, receiver, notices, number: frozen.number, summary: None })
     }

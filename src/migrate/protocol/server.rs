@@ -21,7 +21,7 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn new(session: Session, stream: Stream) -> Self {
-        let (sender, receiver) = message::split(stream);
+        let (sender, receiver) = message::split(stream, &session);
         Self { session, sender, receiver, number: 0, summary: None }
     }
 
@@ -38,7 +38,7 @@ impl Control {
     /// Takes up the control stream that an earlier process has left.
     pub(crate) fn take_up(frozen: &FrozenControl, streams: &mut ThawedStreams) -> Option<Self> {
         let (session, stream, buffer) = frozen.thaw(streams)?;
-        let (sender, receiver) = message::take_up(stream, &buffer);
+        let (sender, receiver) = message::take_up(stream, &session, &buffer);
         Some(Self { session, sender, receiver, number: frozen.number, summary: None })
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::mux::Code;
 use crate::net::connect_error::ConnectError;
+use crate::net::handshake_failure::HandshakeFailure;
 use crate::net::pump::PumpEnd;
 use crate::net::session::OpenStreamError;
 use crate::net::stream::StreamEnded;
@@ -52,6 +53,9 @@ pub enum Failure {
     Connect { peer: String, source: ConnectError },
     #[error("the session with {peer} was lost: {cause}")]
     SessionLost { peer: String, cause: String },
+    /// Its certificate was revoked, or has expired, since the migration began.
+    #[error("{peer} is not trusted any more: {cause}")]
+    Untrusted { peer: String, cause: HandshakeFailure },
     #[error("no connection for {seconds} s with the guest paused: {cause}")]
     Away { seconds: u64, cause: String },
     #[error(transparent)]
@@ -189,6 +193,8 @@ impl Failure {
             // Without problems it is an error at the destination, such as a full disk.
             Self::Link(LinkError::Refused(refusal)) => all_may(&refusal.problems),
             Self::Connect { source, .. } => source.may_pass(),
+            // An expired one may have been renewed.
+            Self::Untrusted { cause, .. } => *cause == HandshakeFailure::Expired,
             // A QEMU that refuses does so for what the other side made impossible.
             Self::Qmp(error) => !error.is_over(),
             Self::MonitorLost { .. } | Self::MonitorUnsteady(_) | Self::Missed => true,

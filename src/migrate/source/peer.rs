@@ -11,6 +11,7 @@ use crate::net::compress::Coding;
 use crate::net::lanes::Lanes;
 use crate::net::session::Session;
 use crate::net::stream::Stream;
+use crate::net::trust;
 
 /// A migration's destination as its source sees it.
 pub(crate) struct Peer {
@@ -33,6 +34,13 @@ impl Peer {
     /// Whether nothing can move for want of a connection.
     pub(crate) fn is_away(&self) -> bool {
         self.lanes.is_away()
+    }
+
+    /// Nothing is handed over to whom no connection would be made any more.
+    pub(crate) fn is_trusted(&self, context: &Context) -> Result<(), Failure> {
+        let endpoint = context.host.pool.endpoint();
+        let judged = self.lanes.all().iter().try_for_each(|session| trust::judge(endpoint, session));
+        judged.map_err(|cause| Failure::Untrusted { peer: context.request.peer.clone(), cause })
     }
 
     /// Waits for the destination to have loaded the guest, or to have failed.

@@ -19,7 +19,7 @@ pub(crate) async fn perform(source: &mut Source) -> Result<(), Failure> {
             Phase::Precopy => phases::precopy(source).await,
             Phase::Switchover => phases::switchover(source).await,
             Phase::Device => phases::device(source).await,
-            Phase::HandOver => return Ok(()),
+            Phase::HandOver => return source.peer.is_trusted(&source.context),
             _ => Ok(()),
         };
         match done {

@@ -2,8 +2,11 @@
 //! and the agent serves its own peers and operators meanwhile. The attacker is made of the library's network
 //! side and of raw sockets.
 
+mod flood;
 mod listeners;
+mod memory;
 mod names;
 mod noise;
 mod texts;
+mod trust;
 mod victim;

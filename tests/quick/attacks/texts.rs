@@ -44,7 +44,8 @@ fn handed_over() -> tempfile::TempDir {
 fn answer_all(mut bravo: Attacker, text: &'static str) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         while let Some(stream) = bravo.incoming.recv().await {
-            let (mut sender, mut receiver) = message::split(stream.accept().await.unwrap());
+            let session = stream.session().clone();
+            let (mut sender, mut receiver) = message::split(stream.accept().await.unwrap(), &session);
             if let Ok(Some(asked)) = receiver.recv::<Asked>().await {
                 let refusal = Refusal { problems: Vec::new(), text: text.into() };
                 let (number, response) = (asked.number, Response::Refused(refusal));

@@ -170,8 +170,11 @@ impl Drop for Victim {
 
 impl Attacker {
     pub(super) fn new(victim: &Victim, name: &str) -> Self {
+        Self::with(victim, name, Config::default())
+    }
+
+    pub(super) fn with(victim: &Victim, name: &str, config: Config) -> Self {
         let tls = tls(&victim.pki(), name);
-        let config = Config::default();
         let endpoint = Endpoint::new(tls, config, PATIENCE).unwrap();
         let (sender, incoming) = mpsc::channel(64);
         let (starts, started) = mpsc::unbounded_channel();
@@ -243,7 +246,7 @@ pub(super) fn offer(vm: &str) -> Offer {
 
 /// Asks on a control stream of its own.
 pub(super) async fn ask(session: &Session, request: Request) -> Response {
-    let (mut sender, mut receiver) = message::split(open_control(session).await.unwrap());
+    let (mut sender, mut receiver) = message::split(open_control(session).await.unwrap(), session);
     answer(&mut sender, &mut receiver, request).await
 }
 

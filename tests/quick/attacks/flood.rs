@@ -1,0 +1,144 @@
+//! Floods of connections by who proves nothing, from the address that honest peers come from, over a path of
+//! 50 ms: every honest handshake comes about.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use vmferry::mux::Code;
+
+use super::victim::{Attacker, Victim, tls};
+use crate::rig::soon;
+
+/// A relay at which everything takes its time, each way.
+async fn slow_road(target: SocketAddr, one_way: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let Ok(far) = TcpStream::connect(target).await else { return };
+                let (near, far) = (near.into_split(), far.into_split());
+                tokio::join!(carry(near.0, far.1, one_way), carry(far.0, near.1, one_way));
+            });
+        }
+    });
+    address
+}
+
+async fn carry(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    takes: Duration,
+) {
+    let (sender, mut under_way) = mpsc::unbounded_channel();
+    let read = async move {
+        loop {
+            let mut bytes = vec![0; 16 * 1024];
+            let n = from.read(&mut bytes).await.unwrap_or(0);
+            bytes.truncate(n);
+            if sender.send((Instant::now() + takes, bytes)).is_err() || n == 0 {
+                return;
+            }
+        }
+    };
+    let write = async move {
+        while let Some((at, bytes)) = under_way.recv().await {
+            sleep_until(at).await;
+            if bytes.is_empty() || to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(read, write);
+}
+
+/// A whole ClientHello of somebody who never goes on.
+fn client_hello(victim: &Victim) -> Vec<u8> {
+    let config = Arc::clone(&tls(&victim.pki(), "mallory").client);
+    let name = ServerName::try_from("alpha").unwrap();
+    let mut client = rustls::ClientConnection::new(config, name).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
+}
+
+/// Connects so many times a second until it is told to stop, says `what`, and holds on.
+fn flood(to: SocketAddr, per_second: u32, what: Vec<u8>) -> (Arc<AtomicBool>, Arc<AtomicUsize>) {
+    let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (stopped, count) = (Arc::clone(&stop), Arc::clone(&made));
+    std::thread::spawn(move || {
+        // So many that the agent, not this end, lets go of them.
+        let mut held = std::collections::VecDeque::new();
+        let begin = std::time::Instant::now();
+        while !stopped.load(Relaxed) {
+            let due = begin.elapsed().as_secs_f64() * f64::from(per_second);
+            if (count.load(Relaxed) as f64) < due {
+                if let Ok(mut stream) = std::net::TcpStream::connect(to) {
+                    let _ = stream.write_all(&what);
+                    held.push_back(stream);
+                    count.fetch_add(1, Relaxed);
+                }
+                if held.len() > 300 {
+                    held.pop_front();
+                }
+            } else {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    });
+    (stop, made)
+}
+
+async fn all_come_through(per_second: u32, what: impl FnOnce(&Victim) -> Vec<u8>) {
+    const HONEST: usize = 24;
+    let victim = Victim::start();
+    let road = slow_road(victim.address, Duration::from_millis(25)).await;
+    let (stop, made) = flood(victim.address, per_second, what(&victim));
+    let honest = Attacker::new(&victim, "bravo");
+    let alpha = "alpha".parse().unwrap();
+    let mut failed = Vec::new();
+    let mut dialed = 0;
+    while dialed < HONEST || made.load(Relaxed) < 1500 {
+        dialed += 1;
+        match soon("a session", honest.pool.session(&alpha, Some(&road.to_string()))).await {
+            Ok(session) => {
+                session.close(Code::Shutdown, "the next one is dialed anew");
+                soon("the end of the session", session.ended()).await;
+            }
+            Err(error) => failed.push(vmferry::error_chain::chain(&error)),
+        }
+    }
+    stop.store(true, Relaxed);
+    println!("{dialed} honest handshakes beside {} connections", made.load(Relaxed));
+    assert_eq!(failed, Vec::<String>::new(), "of {dialed} honest handshakes");
+    // And the log has not been flooded.
+    let told = victim.log().iter().filter(|line| line.contains("was refused")).count();
+    assert!(told <= 4, "{told} refusals told");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_nothing_pushes_no_honest_handshake_out() {
+    all_come_through(2000, |_| Vec::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_half_a_hello_pushes_no_honest_handshake_out() {
+    all_come_through(700, |victim| {
+        let hello = client_hello(victim);
+        hello[..hello.len() / 2].to_vec()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_a_hello_and_stops_pushes_no_honest_handshake_out() {
+    all_come_through(700, client_hello).await;
+}
