@@ -61,6 +61,10 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "api",
         &[
+            "config::LocalSocket",
+            "config::SocketMode",
+            "config::TargetName",
+            "forward",
             "migrate::DowntimeLimit",
             "migrate::Options",
             "migrate::Retry",
@@ -75,7 +79,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "rate",
         ],
     ),
-    ("metrics", &["migrate::journal::Role", "migrate::progress", "mux::Stats"]),
+    ("metrics", &["forward", "migrate::journal::Role", "migrate::progress", "mux::Stats"]),
     ("migrate", &["config", "error_chain", "mux", "net", "qemu"]),
     // The two roles know all below them, and not each other.
     (

@@ -23,10 +23,12 @@ use super::limits::{self, NoShare};
 use super::registry::NoCancel;
 use super::running::Agent;
 use crate::api::{
-    CheckReport, CheckRequest, ErrorBody, ForceRequest, Limits, MigrateRequest, Migration, MigrationLimit,
-    OPENAPI, PeerLimit, PeerLimitRequest, RecoverQuery, Recovery, ShareRequest, Status, unknown_remedy,
+    CheckReport, CheckRequest, ErrorBody, ForceRequest, Forward, ForwardRequest, Forwards, Limits,
+    MigrateRequest, Migration, MigrationLimit, OPENAPI, PeerLimit, PeerLimitRequest, RecoverQuery, Recovery,
+    ShareRequest, Status, Target, unknown_remedy,
 };
 use crate::error_chain::chain;
+use crate::forward::AddError;
 use crate::migrate::journal::JournalError;
 use crate::migrate::problem::Policy;
 use crate::migrate::progress::Progress;
@@ -84,6 +86,8 @@ pub(super) fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/migrations/{id}/limit", post(share))
         .route("/v1/limits", get(all_limits))
         .route("/v1/peers/{name}/limit", post(limit_peer))
+        .route("/v1/forwards", get(forwards).post(add_forward))
+        .route("/v1/forwards/{id}/end", post(end_forward))
         .route("/v1/recover", get(look).post(recover))
         .route("/v1/recover/{id}", post(force))
         .fallback(|| async {
@@ -259,6 +263,61 @@ async fn share(
             "see `vmferry limit` for those that are under way",
         ),
     })
+}
+
+async fn forwards(State(agent): Agents) -> Json<Forwards> {
+    let forwards = agent.forwards.list().await.into_iter().map(Forward::from).collect();
+    let targets = agent.forwards.targets().await.into_iter().map(Target::from).collect();
+    Json(Forwards { forwards, targets })
+}
+
+async fn add_forward(
+    State(agent): Agents,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    body: Result<Json<ForwardRequest>, JsonRejection>,
+) -> Result<(StatusCode, Json<Forward>), Refusal> {
+    let Json(request) = body?;
+    tracing::info!(uid = caller.uid, pid = caller.pid, listen = %request.listen, to = request.to, target = %request.target, "forward asked for");
+    let id = agent.forwards.add(request.into())?;
+    match agent.forwards.status(id).await {
+        Some(begun) => Ok((StatusCode::CREATED, Json(begun.into()))),
+        None => Err(AddError::Stopping.into()),
+    }
+}
+
+async fn end_forward(
+    State(agent): Agents,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    id: Id,
+) -> Result<Json<Forward>, Refusal> {
+    let Path(id) = id?;
+    tracing::info!(uid = caller.uid, pid = caller.pid, forwarding = %id, "end of a forwarding asked for");
+    let ended = agent.forwards.end(id).await.ok_or_else(|| {
+        let error = format!("this agent knows no forwarding {id}");
+        Refusal::new(StatusCode::NOT_FOUND, error, "see `vmferry forward list` for those that there are")
+    })?;
+    Ok(Json(ended.into()))
+}
+
+impl From<AddError> for Refusal {
+    fn from(error: AddError) -> Self {
+        let (status, remedy) = match &error {
+            AddError::UnknownPeer(_) => {
+                (StatusCode::NOT_FOUND, "see `vmferry status` for the peers that it knows")
+            }
+            AddError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "try again when it is back"),
+            AddError::TooMany => (StatusCode::CONFLICT, "end one with `vmferry forward end`"),
+            AddError::Taken(_) => (StatusCode::CONFLICT, "see `vmferry forward list` for which it is"),
+            AddError::NoOwner | AddError::Name(_) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "see docs/forward.md for what a forwarding may be")
+            }
+            AddError::Listen(_) => (
+                StatusCode::CONFLICT,
+                "choose a folder that the agent may write to, and a socket of nobody else",
+            ),
+        };
+        Self::new(status, chain(&error), remedy)
+    }
 }
 
 type Wanted = Result<Query<RecoverQuery>, QueryRejection>;

@@ -58,6 +58,7 @@ impl Agent {
             .filter_map(|p| Some((p.vm.as_str(), p.share?.limit_bytes_per_s?.into())));
         self.metrics.migrations.set_limits(limits);
         self.metrics.sessions.set_dial_failures(&self.host.pool.dial_failures());
+        self.metrics.forward.set(&self.forwards.figures(), self.forwards.bypassed());
         self.metrics.text()
     }
 }

@@ -6,6 +6,7 @@
 //! `openapi.json` describes all of it, and tests hold every answer to it.
 
 mod check;
+mod forward;
 mod limits;
 mod migration;
 mod recovery;
@@ -14,6 +15,7 @@ mod status;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use crate::config::{LocalSocket, SocketMode, TargetName};
 pub use crate::migrate::bandwidth::{Weight, Wish};
 pub use crate::migrate::handover::Side;
 pub use crate::migrate::journal::Role;
@@ -27,6 +29,7 @@ pub use crate::migrate::vm_state::{Here, VmState};
 pub use crate::migrate::{DowntimeLimit, Options, Retry};
 pub use crate::rate::Rate;
 pub use check::{CheckReport, CheckRequest};
+pub use forward::{Forward, ForwardRequest, Forwards, Target, Traffic, end_forward_path};
 pub use limits::{Limits, MigrationLimit, PeerLimit, PeerLimitRequest, ShareRequest};
 pub use migration::{MigrateRequest, Migration};
 pub use recovery::{ForceRequest, RecoverQuery, Recovery};

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
 
 use super::certs::CertsArgs;
-use crate::api::{Accepted, DowntimeLimit, Retry, Side, Weight};
+use crate::api::{Accepted, DowntimeLimit, LocalSocket, Retry, Side, TargetName, Weight};
 use crate::config::DEFAULT_PATH;
 use crate::rate::{Rate, RateError};
 
@@ -83,6 +83,9 @@ pub(super) enum Command {
     },
     /// Show what may be sent in a second, or change it while it runs.
     Limit(LimitArgs),
+    /// Carry sockets of this host to peers: a program that connects here is connected there.
+    #[command(subcommand)]
+    Forward(ForwardCommand),
     /// Show what is undecided or left over on this host, what both hosts know about it and what is
     /// done; clean up what was left. Exit code 0: nothing; 3: something is left; 4: undecided.
     Recover(RecoverArgs),
@@ -131,6 +134,59 @@ pub(super) struct MigrateArgs {
     #[arg(long)]
     pub(super) detach: bool,
     /// Print one line of JSON for each change.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ForwardCommand {
+    /// Listen on a socket until `end` or the agent's end, and print the forwarding's id. Those that
+    /// are always wanted belong into the configuration.
+    Add(AddForwardArgs),
+    /// List forwardings and targets with what they carry.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Close a forwarding's socket and all its connections. One of the configuration begins again with
+    /// the agent.
+    End {
+        /// The forwarding: its id, the beginning of it, or its name in the configuration.
+        #[arg(value_name = "ID|NAME")]
+        forward: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AddForwardArgs {
+    /// Where programs connect: a unix socket's absolute path, or TCP on loopback, as in 127.0.0.1:5900.
+    pub(super) listen: LocalSocket,
+    /// The peer, as [peer.NAME] in this host's configuration.
+    #[arg(long, value_name = "PEER")]
+    pub(super) to: String,
+    /// The target's name at the peer, as [target.NAME] in its configuration.
+    #[arg(long, value_name = "NAME")]
+    pub(super) target: TargetName,
+    /// Its part of what is sent to the peer: twice the weight is twice the bytes.
+    #[arg(long, value_name = "WEIGHT", default_value_t = Weight::default().into(), value_parser = weight())]
+    pub(super) weight: u16,
+    /// Send no more than this in a second, over all its connections: 100MiB/s, 1G.
+    #[arg(long, value_name = "RATE")]
+    pub(super) limit: Option<Rate>,
+    /// Go before everything that is not urgent, within a bounded share.
+    #[arg(long)]
+    pub(super) urgent: bool,
+    /// Owner of the unix socket, by name or number.
+    #[arg(long, value_name = "USER")]
+    pub(super) owner: Option<String>,
+    /// Its group.
+    #[arg(long, value_name = "GROUP")]
+    pub(super) group: Option<String>,
+    /// Its mode.
+    #[arg(long, value_name = "MODE", default_value = "0600")]
+    pub(super) mode: String,
+    /// Print JSON.
     #[arg(long)]
     pub(super) json: bool,
 }

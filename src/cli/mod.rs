@@ -5,6 +5,7 @@ pub mod certs;
 mod client;
 mod commands;
 mod exit_code;
+mod forward;
 mod limit;
 mod pick;
 mod recover;

@@ -261,6 +261,12 @@ impl Forwards {
         figures
     }
 
+    /// Forwardings whose socket is another one now.
+    pub fn bypassed(&self) -> usize {
+        let all: Vec<_> = self.locked().all.values().cloned().collect();
+        all.iter().filter(|forwarding| !forwarding.is_intact()).count()
+    }
+
     /// Ends everything: the agent ends.
     pub fn stop(&self) {
         let all = {

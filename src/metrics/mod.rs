@@ -1,11 +1,13 @@
 //! Metrics for Prometheus. Labels are bounded: peers and results, never ids or addresses.
 
+mod forward;
 mod migrations;
 mod register;
 mod sessions;
 
 use prometheus::{Encoder, Error, IntGauge, TextEncoder};
 
+pub use forward::ForwardMetrics;
 pub use migrations::MigrationMetrics;
 use register::Register;
 pub use sessions::SessionMetrics;
@@ -16,6 +18,7 @@ pub struct Metrics {
     register: Register,
     pub migrations: MigrationMetrics,
     pub sessions: SessionMetrics,
+    pub forward: ForwardMetrics,
     certificate_expiry: IntGauge,
 }
 
@@ -28,6 +31,7 @@ impl Metrics {
         Ok(Self {
             migrations: MigrationMetrics::new(&register)?,
             sessions: SessionMetrics::new(&register)?,
+            forward: ForwardMetrics::new(&register)?,
             certificate_expiry: register.single_gauge(
                 "certificate_expiry_timestamp_seconds",
                 "When this host's certificate expires, in seconds since the epoch.",

@@ -15,7 +15,8 @@ use schema::Description;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use vmferry::api::{
-    CheckRequest, ForceRequest, MigrateRequest, Migration, Options, PeerLimitRequest, ShareRequest, Side,
+    CheckRequest, ForceRequest, ForwardRequest, MigrateRequest, Migration, Options, PeerLimitRequest,
+    ShareRequest, Side,
 };
 use vmferry::migrate::journal::Role;
 use vmferry::migrate::phase::Phase;
@@ -29,7 +30,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 struct Agent {
     child: Child,
     socket: PathBuf,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Agent {
@@ -62,7 +63,7 @@ impl Agent {
         }
         // A full pipe would stop it.
         std::thread::spawn(move || log.map_while(Result::ok).for_each(drop));
-        Self { child, socket, _folder: folder }
+        Self { child, socket, folder }
     }
 
     /// Status, content type and body; HTTP/1.0, so that the answer ends where the connection does.
@@ -159,6 +160,12 @@ fn live_answers_are_as_described() {
     let unknown = |tail: &str| format!("/v1/migrations/{}{tail}", Uuid::nil());
     let limit_of = |peer: &str| format!("/v1/peers/{peer}/limit");
     let good = Some(r#"{"vm":"web1","to":"bravo"}"#);
+    let folder = agent.folder.path().to_owned();
+    let forward = |to: &str, socket: &str| {
+        let asked =
+            json!({"listen": folder.join(socket), "to": to, "target": "vnc", "limit_bytes_per_s": 1_000_000});
+        Some(&*asked.to_string().leak())
+    };
     let asked: &[(&str, &str, String, Option<&str>, u16)] = &[
         ("GET", "/v1/migrations/{id}/events", one("/events"), None, 200),
         ("GET", "/v1/migrations/{id}/events", unknown("/events"), None, 404),
@@ -180,6 +187,21 @@ fn live_answers_are_as_described() {
         ("POST", "/v1/peers/{name}/limit", limit_of("bravo"), Some(r#"{"limit_bytes_per_s":1000000}"#), 200),
         ("POST", "/v1/peers/{name}/limit", limit_of("bravo"), Some(r#"{"limit_bytes_per_s":1}"#), 422),
         ("POST", "/v1/peers/{name}/limit", limit_of("nobody"), Some("{}"), 404),
+        ("GET", "/v1/forwards", "/v1/forwards".into(), None, 200),
+        ("POST", "/v1/forwards", "/v1/forwards".into(), forward("bravo", "near"), 201),
+        ("GET", "/v1/forwards", "/v1/forwards".into(), None, 200),
+        ("POST", "/v1/forwards", "/v1/forwards".into(), forward("bravo", "near"), 409),
+        ("POST", "/v1/forwards", "/v1/forwards".into(), forward("bravo", "no/such/folder"), 409),
+        ("POST", "/v1/forwards", "/v1/forwards".into(), forward("nobody", "other"), 404),
+        (
+            "POST",
+            "/v1/forwards",
+            "/v1/forwards".into(),
+            Some(r#"{"listen":"near","to":"bravo","target":"x"}"#),
+            422,
+        ),
+        ("POST", "/v1/forwards/{id}/end", format!("/v1/forwards/{}/end", Uuid::nil()), None, 404),
+        ("POST", "/v1/forwards/{id}/end", "/v1/forwards/x/end".into(), None, 400),
         ("GET", "/v1/recover", "/v1/recover".into(), None, 200),
         ("POST", "/v1/recover", "/v1/recover".into(), None, 200),
         ("GET", "/v1/recover", "/v1/recover?peers=false".into(), None, 200),
@@ -311,10 +333,22 @@ fn whole_requests_are_as_described() {
     let accept = BTreeSet::from(["cpu".parse().unwrap()]);
     let options = Options { limit_bytes_per_s: rate, accept: accept.clone(), ..Options::default() };
     let share = ShareRequest { limit_bytes_per_s: Some(None), weight: Some(300.try_into().unwrap()) };
+    let forward = ForwardRequest {
+        listen: "/run/near".parse().unwrap(),
+        to: to.clone(),
+        target: "vnc".parse().unwrap(),
+        weight: 300.try_into().unwrap(),
+        limit_bytes_per_s: rate,
+        urgent: true,
+        owner: Some("nobody".to_owned()),
+        group: None,
+        mode: "0660".to_owned().try_into().unwrap(),
+    };
     let requests = [
         ("MigrateRequest", json!(MigrateRequest { vm: vm.clone(), to: to.clone(), options })),
         ("CheckRequest", json!(CheckRequest { vm, to, strict: true, accept })),
         ("ShareRequest", json!(share)),
+        ("ForwardRequest", json!(forward)),
         ("PeerLimitRequest", json!(PeerLimitRequest { limit_bytes_per_s: rate })),
         ("ForceRequest", json!(ForceRequest { force: Side::There, until: Some(1) })),
     ];

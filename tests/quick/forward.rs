@@ -131,3 +131,99 @@ fn the_target_accepts_in_the_order_in_which_programs_connected() {
         assert_eq!(u32::from_be_bytes(number), n);
     }
 }
+
+/// What comes to nothing is closed at once, said in the log of both sides, and counted by its reason.
+#[test]
+fn what_cannot_be_connected_is_closed_and_told_and_counted() {
+    let ground = Ground::new();
+    let targets = "[target.mine]\nconnect = 'DIR/far'\n\
+                   [target.absent]\nconnect = 'DIR/absent'\nfrom = ['alpha']\n\
+                   [target.deaf]\nconnect = 'DIR/deaf'\nfrom = ['alpha']\n\
+                   [target.file]\nconnect = 'DIR/pki/ca-cert.pem'\nfrom = ['alpha']\n";
+    let _far = ground.listen("far");
+    drop(ground.listen("deaf"));
+    let cases = [
+        ("mine", "denied", "does not let this host use"),
+        ("absent", "target_absent", "socket is not there"),
+        ("deaf", "target_refused", "nobody listens"),
+        ("file", "target_refused", "nobody listens"),
+        ("unknown", "no_target", "no target of that name"),
+    ];
+    let forwards =
+        cases.map(|(name, ..)| format!("[forward.{name}]\nlisten = 'DIR/{name}-near'\nto = 'bravo'\n"));
+    // A session that is lost is not waited for.
+    let soon = "[deadlines]\nresume_s = 1\n";
+    let (bravo, alpha) = (ground.bravo(targets), ground.alpha(&(soon.to_owned() + &forwards.concat())));
+    for (name, reason, words) in cases {
+        let mut near_end = connect(&ground.path(&format!("{name}-near")));
+        let mut all = Vec::new();
+        assert!(matches!(near_end.read_to_end(&mut all), Ok(0) | Err(_)), "{name}: {all:?}");
+        alpha.says(words);
+        let failed =
+            format!("vmferry_forward_failed_total{{name=\"{name}\",reason=\"{reason}\",side=\"forward\"}}");
+        assert_eq!(alpha.metric(&failed), 1, "{name}");
+        let whose = if ["mine", "unknown"].contains(&name) { "none" } else { name };
+        let failed =
+            format!("vmferry_forward_failed_total{{name=\"{whose}\",reason=\"{reason}\",side=\"target\"}}");
+        assert_eq!(bravo.metric(&failed), 1, "{name}");
+        bravo.says(reason);
+    }
+    // A peer that is not there.
+    drop(bravo);
+    let mut near_end = connect(&ground.path("mine-near"));
+    assert!(matches!(near_end.read(&mut [0]), Ok(0) | Err(_)));
+    let failed = "vmferry_forward_failed_total{name=\"mine\",reason=\"no_session\",side=\"forward\"}";
+    assert_eq!(alpha.metric(failed), 1);
+}
+
+#[test]
+fn forwardings_are_added_shown_and_ended() {
+    let ground = Ground::new();
+    let far = ground.listen("far");
+    let (bravo, alpha) = (ground.bravo(TARGET), ground.alpha(""));
+    let near = ground.path("near");
+    let add = |socket: &Path, more: &[&str]| {
+        let socket = socket.to_str().unwrap();
+        alpha.run(&[&["forward", "add", socket, "--to", "bravo", "--target", "vnc"], more].concat())
+    };
+    let (is_added, id) = add(&near, &["--mode", "0640"]);
+    assert!(is_added, "{id}");
+    let id = id.trim();
+    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&near).unwrap());
+    assert_eq!(mode & 0o7777, 0o640);
+    let (mut near_end, far_end) = (connect(&near), accept(&far));
+    exchange(&near_end, &far_end, 10_000);
+    let (mut near_open, _far_open) = (connect(&near), accept(&far));
+    let of = |agent: &agents::Agent, what: &str| agent.api("/v1/forwards")[what][0].clone();
+    let forward = wait("one connection that is left", || {
+        Some(of(&alpha, "forwards")).filter(|f| f["connections"] == 1)
+    });
+    assert_eq!((&forward["opened"], &forward["intact"]), (&2.into(), &true.into()), "{forward}");
+    assert_eq!((&forward["sent_bytes"], &forward["received_bytes"]), (&10_000.into(), &10_000.into()));
+    let target = of(&bravo, "targets");
+    assert_eq!((&target["name"], &target["opened"]), (&"vnc".into(), &2.into()), "{target}");
+    let (_, shown) = alpha.run(&["forward", "list"]);
+    assert!(shown.contains(id) && shown.contains("1 of 2 connections open"), "{shown}");
+    // Not twice at the same place, and not in the place of a file or of another program.
+    let (is_added, said) = add(&near, &[]);
+    assert!(!is_added && said.contains("listens on"), "{said}");
+    let (is_added, said) = add(&ground.path("far"), &[]);
+    assert!(!is_added && said.contains("another program listens"), "{said}");
+    let (is_added, said) = add(&ground.path("pki/ca-cert.pem"), &[]);
+    assert!(!is_added && said.contains("is no socket"), "{said}");
+    let (is_added, said) = add(&ground.path("other"), &["--owner", "nobody-of-that-name"]);
+    assert!(!is_added && said.contains("there is no user"), "{said}");
+    assert!(!ground.path("other").exists());
+    // Somebody else's socket in its place is seen, and left alone at the end.
+    std::fs::remove_file(&near).unwrap();
+    let other = ground.listen("near");
+    assert_eq!(of(&alpha, "forwards")["intact"], false);
+    assert_eq!(alpha.metric("vmferry_forward_bypassed"), 1);
+    let (is_ended, said) = alpha.run(&["forward", "end", &id[..8]]);
+    assert!(is_ended && said.contains("has ended"), "{said}");
+    assert!(matches!(near_open.read(&mut [0]), Ok(0) | Err(_)), "an open connection ends with it");
+    assert!(matches!(near_end.read(&mut [0]), Ok(0) | Err(_)));
+    let _its_own = connect(&near);
+    assert!(other.accept().is_ok());
+    assert_eq!(alpha.api("/v1/forwards")["forwards"], serde_json::json!([]));
+}

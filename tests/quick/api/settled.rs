@@ -34,7 +34,7 @@ fn journal(folder: &Path, vm: &str, number: u128, role: Role, records: Vec<Recor
 }
 
 fn past(agent: &Agent, number: u128, role: Role) -> Past {
-    let folder = agent._folder.path().join("state/migrations");
+    let folder = agent.folder.path().join("state/migrations");
     Journal::peek(&Journal::path(&folder, Uuid::from_u128(number), role), "alpha").unwrap()
 }
 
