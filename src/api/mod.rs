@@ -19,6 +19,7 @@ pub use crate::config::{LocalSocket, SocketMode, TargetName};
 pub use crate::migrate::bandwidth::{Weight, Wish};
 pub use crate::migrate::handover::Side;
 pub use crate::migrate::journal::Role;
+pub use crate::migrate::leftover::Leftover;
 pub use crate::migrate::phase::Phase;
 pub use crate::migrate::problem::{Accepted, Problem, ProblemKind, Severity};
 pub use crate::migrate::progress::{

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::vms;
-use crate::api::{Disk, Migration, Outcome, Problem, Role, Severity, Status};
+use crate::api::{Disk, Leftover, Migration, Outcome, Problem, Role, Severity, Status};
 
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value).context("no JSON")?);
@@ -185,7 +185,7 @@ fn downtime(p: &Migration) {
     );
 }
 
-fn left(leftovers: &[String]) {
+fn left(leftovers: &[Leftover]) {
     for one in leftovers {
         println!("left to clean up: {one}");
     }

@@ -34,7 +34,7 @@ mod transfer;
 pub use handoff::{FrozenMigrations, TakenUp, go_on, settle_stopped, take_up};
 pub use host::{Host, vm_state};
 pub use model::options::{DowntimeLimit, DowntimeLimitError, Options, Retry, RetryTooLarge};
-pub use model::{phase, plan, problem, progress};
+pub use model::{leftover, phase, plan, problem, progress};
 pub use protocol::message;
 pub use router::accept_streams;
 pub use source::examine::check;

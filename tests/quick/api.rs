@@ -299,7 +299,7 @@ fn the_status_says_of_each_vm_what_its_qemu_has() {
 fn a_whole_migration_is_as_described() {
     let problem = Problem::new(ProblemKind::Busy, "text", "remedy");
     let outcomes = [
-        Outcome::Moved { leftovers: vec!["x".into()] },
+        Outcome::Moved { leftovers: vec!["x".to_owned().into()] },
         Outcome::Failed {
             phase: Phase::HandOver,
             cause: "x".into(),

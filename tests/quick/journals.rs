@@ -247,7 +247,7 @@ fn format_1_is_read_and_continued() {
 fn ended(number: u128, role: Role, confirmed: bool, age_days: i64, left: &[&str]) -> (Header, Vec<Record>) {
     let header = Header { began_at: BEGAN - age_days * 24 * 3600, ..header(number, role) };
     let leftovers = left.iter().map(|l| (*l).to_owned()).collect();
-    let mut records = vec![Record::NeverRan, Record::Ended(Ending::Moved { leftovers })];
+    let mut records = vec![Record::NeverRan, Record::Ended(Ending::Moved { leftovers, guest_stands: None })];
     records.extend(confirmed.then_some(Record::Confirmed));
     (header, records)
 }

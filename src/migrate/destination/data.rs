@@ -23,17 +23,17 @@ impl Destination {
         let label = match kind {
             purpose::RAM => RamChannel::numbered(channel).map(|channel| channel.label),
             purpose::NBD => {
-                self.exports.iter().find(|e| e.channel == channel).map(|e| Label::Disk(e.disk.clone()))
+                self.data.exports.iter().find(|e| e.channel == channel).map(|e| Label::Disk(e.disk.clone()))
             }
             _ => None,
         };
-        let Some(label) = label.filter(|l| !self.streams.has(l)) else {
+        let Some(label) = label.filter(|l| !self.data.streams.has(l)) else {
             tracing::warn!(purpose = kind, channel, "a stream outside the grant was refused");
             return stream.refuse(Code::Denied);
         };
         let local = match label {
-            Label::Ram => self.ram.take().ok_or(ErrorKind::NotConnected.into()),
-            Label::Disk(_) => match &self.nbd {
+            Label::Ram => self.data.ram.take().ok_or(ErrorKind::NotConnected.into()),
+            Label::Disk(_) => match &self.data.nbd {
                 Some(nbd) => nbd.connect(),
                 None => Err(ErrorKind::NotConnected.into()),
             },
@@ -58,25 +58,25 @@ impl Destination {
                     }
                     _ => Coding::Plain,
                 };
-                self.streams.start_coded(label, &session, local, stream, coding);
+                self.data.streams.start_coded(label, &session, local, stream, coding);
             }
             Err(e) => tracing::warn!(stream = %label, error = %e, "the stream ended before it began"),
         }
     }
 
     pub(crate) async fn accept_ram(&mut self) -> Result<(), Error> {
-        self.incoming = true;
-        let before = settings::remember::<Error>(&self.qmp, &mut self.journal).await?;
-        before.state(&self.qmp, &["events", "return-path"], None).await?;
+        self.guest.incoming = true;
+        let before = settings::remember::<Error>(&self.guest.qmp, &mut self.journal).await?;
+        before.state(&self.guest.qmp, &["events", "return-path"], None).await?;
         for channel in precopy::CHANNELS {
             let (ours, theirs) = socket_pair()?;
-            channel.give::<Error>(&self.qmp, &mut self.journal, theirs).await?;
-            self.ram = Some(ours);
+            channel.give::<Error>(&self.guest.qmp, &mut self.journal, theirs).await?;
+            self.data.ram = Some(ours);
         }
         let incoming = precopy::receive();
         // A QEMU that stays tells why it failed; it is ended in `undo`.
-        let stays = Abilities::ask(&self.qmp).await?.exit_on_error;
-        self.qmp.execute(if stays { incoming.and_stay() } else { incoming }).await?;
+        let stays = Abilities::ask(&self.guest.qmp).await?.exit_on_error;
+        self.guest.qmp.execute(if stays { incoming.and_stay() } else { incoming }).await?;
         Ok(())
     }
 
@@ -93,12 +93,12 @@ impl Destination {
     pub(crate) async fn close_exports(&mut self, machine: handover::Destination) -> Result<(), Error> {
         // Somebody's `cont` meanwhile would have QEMU start the guest when it is loaded, unasked.
         if machine.state() == (DestinationState::Waiting { loaded: false }) {
-            self.qmp.execute(Stop).await?;
+            self.guest.qmp.execute(Stop).await?;
         }
-        self.nbd = None;
+        self.data.nbd = None;
         // The journal knows of a server that an earlier process has started.
         if self.journal.past().undo.contains(&Undo::NbdServer) {
-            nbd_server::close(&self.qmp, &self.exports).await?;
+            nbd_server::close(&self.guest.qmp, &self.data.exports).await?;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use super::state::Destination;
 use crate::migrate::guest::process::{self, StartedQemu};
 use crate::migrate::guest::settings;
 use crate::migrate::journal::{Past, Undo};
+use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
@@ -25,7 +26,7 @@ impl Destination {
     /// The migration settings of a QEMU whose guest has arrived, as they were before.
     pub(crate) async fn restore_settings(&self) {
         let Some(before) = settings::before(self.journal.past()) else { return };
-        if let Err(e) = before.restore(&self.qmp).await {
+        if let Err(e) = before.restore(&self.guest.qmp).await {
             tracing::warn!(
                 vm = self.vm,
                 error = chain(&e),
@@ -35,7 +36,7 @@ impl Destination {
     }
 }
 
-pub(crate) fn never_ran(trouble: &Error, leftovers: Vec<String>) -> Outcome {
+pub(crate) fn never_ran(trouble: &Error, leftovers: Vec<Leftover>) -> Outcome {
     let problems = trouble.refusal().problems;
     let cancelled = matches!(trouble, Error::Aborted(Abort::Cancelled));
     let cause = chain(trouble);

@@ -23,16 +23,16 @@ impl Destination {
         if !may_be_its_end {
             return trouble;
         }
-        let _ = timeout(END_SHOWS_WITHIN, self.qmp.process().ended()).await;
-        let (life, pid) = (self.qmp.process().life(), self.qmp.process().pid());
+        let _ = timeout(END_SHOWS_WITHIN, self.guest.qmp.process().ended()).await;
+        let (life, pid) = (self.guest.qmp.process().life(), self.guest.qmp.process().pid());
         if let (Life::Ended, Some(pid)) = (life, pid) {
-            let status = self.started.as_mut().and_then(|started| started.exit_status());
-            let words = self.last_words.heard(status).await;
+            let status = self.guest.started.as_mut().and_then(|started| started.exit_status());
+            let words = self.guest.last_words.heard(status).await;
             return Error::QemuGone { vm: self.vm.clone(), pid, words };
         }
         match trouble {
             Error::Ram { status, error } => {
-                Error::Ram { status, error: format!("{error}{}", self.last_words.heard(None).await) }
+                Error::Ram { status, error: format!("{error}{}", self.guest.last_words.heard(None).await) }
             }
             other => other,
         }

@@ -5,32 +5,30 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::state::{Destination, Served, Serving};
-use crate::migrate::guest::last_words::LastWords;
+use super::state::{Data, Destination, Guest, Served, Serving};
 use crate::migrate::guest::nbd_server::NbdServer;
-use crate::migrate::guest::process::{self, StartedQemu};
+use crate::migrate::guest::process::StartedQemu;
 use crate::migrate::handoff::TakenUp;
 use crate::migrate::handoff::state::{FrozenDestination, Stopped, StoppedDestination};
 use crate::migrate::handoff::taken_up::{journal, reach};
 use crate::migrate::host::Host;
-use crate::migrate::host::destinations::Incoming;
 use crate::migrate::journal::Role;
 use crate::migrate::model::progress::ProgressSink;
 use crate::migrate::protocol::server::Control;
 use crate::migrate::transfer::streams::Streams;
 use crate::net::identity::Identity;
 use crate::net::stream_owner::{Descriptors, ThawedStreams};
-use crate::qemu::Qmp;
+use crate::qemu::{Events, Qmp};
 
 impl Destination {
     /// Stops, as the source does.
     pub(crate) async fn stop(mut self) {
         // Whoever takes the sessions up hears of these streams again.
-        self.offered.close();
-        while let Some(offered) = self.offered.recv().await {
+        self.served.offered.close();
+        while let Some(offered) = self.served.offered.recv().await {
             offered.leave();
         }
-        let (data, _) = self.streams.freeze().await;
+        let (data, _) = self.data.streams.freeze().await;
         tracing::info!(vm = self.vm, streams = data.len(), "the migration waits for the next process");
         let host = Arc::clone(&self.host);
         let frozen = FrozenDestination {
@@ -40,17 +38,17 @@ impl Destination {
             progress: self.progress.now(),
             control: None,
             data: Vec::new(),
-            exports: self.exports,
-            images: self.images,
+            exports: self.data.exports,
+            images: self.data.images,
             nbd: None,
             ram: None,
-            incoming: self.incoming,
+            incoming: self.guest.incoming,
             handover: self.handover,
             granted: self.granted,
             said_started: self.said_started,
-            started: self.started.map(StartedQemu::into_unit),
+            started: self.guest.started.map(StartedQemu::into_unit),
         };
-        let (nbd, ram, control) = (self.nbd, self.ram, self.serving.control.map(Control::stop));
+        let (nbd, ram, control) = (self.data.nbd, self.data.ram, self.serving.control.map(Control::stop));
         let stopped = StoppedDestination { frozen, control, data, nbd, ram };
         host.freeze.add(Stopped::Destination(Box::new(stopped)));
     }
@@ -69,47 +67,36 @@ pub(crate) fn take_up(
     let config = host.vm(&left.vm, "destination").map_err(|p| p.to_string())?.clone();
     let control = left.control.as_ref().and_then(|control| Control::take_up(control, streams));
     let pumps = Streams::thaw(left.data, streams, fds, |_| {}).map_err(|e| e.to_string())?;
-    let (served, offers, controls) = Served::new();
-    let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
-    let (id, registration) = (left.id, host.destinations.register(left.id, incoming));
-    let (nbd, ram) =
-        (left.nbd.map(|n| NbdServer::from_socket(&left.vm, fds.take(n))), left.ram.and_then(|n| fds.take(n)));
+    let (id, served) = (left.id, Served::new(host, left.id, &peer));
+    let nbd = left.nbd.map(|n| NbdServer::from_socket(&left.vm, fds.take(n)));
+    let ram = left.ram.and_then(|n| fds.take(n));
+    let data = Data { nbd, exports: left.exports, images: left.images, streams: pumps, ram };
     let progress = ProgressSink::new(left.progress);
     let (its_progress, its_host) = (progress.clone(), Arc::clone(host));
-    let orders = host.decisions.take_orders(id);
     let past = journal.past().clone();
-    let vm_config = config.clone();
-    let start_log = left.started.as_ref().map(|_| process::start_log(&host.config, &left.vm));
-    let destination = move |qmp: Qmp, events| Destination {
-        last_words: LastWords::of(&vm_config, qmp.process(), start_log.as_deref()),
-        orders,
-        vm: left.vm.clone(),
-        peer,
-        journal,
-        progress: its_progress,
-        qmp,
-        events,
-        started: left.started.map(|unit| StartedQemu::of_earlier(&left.vm, unit, left.id)),
-        nbd,
-        exports: left.exports,
-        images: left.images,
-        streams: pumps,
-        offered: served.offered,
-        controls: served.controls,
-        ram,
-        incoming: left.incoming,
-        handover: left.handover,
-        serving: Serving::new(control),
-        granted: left.granted,
-        said_started: left.said_started,
-        missed_events: true,
-        _registration: registration,
-        _reservation: reservation,
-        host: its_host,
+    let its_config = config.clone();
+    let destination = move |monitor: (Qmp, Events)| {
+        let started = left.started.map(|unit| StartedQemu::of_earlier(&left.vm, unit, left.id));
+        let guest = Guest::new(monitor, started, &its_host, (&left.vm, &its_config));
+        Destination {
+            guest: Guest { incoming: left.incoming, missed_events: true, ..guest },
+            host: its_host,
+            vm: left.vm,
+            peer,
+            journal,
+            progress: its_progress,
+            data,
+            served,
+            handover: left.handover,
+            serving: Serving::new(control),
+            granted: left.granted,
+            said_started: left.said_started,
+            _reservation: reservation,
+        }
     };
     let running = async move {
-        if let Some((qmp, events)) = reach(&past, &config).await {
-            destination(qmp, events).run().await;
+        if let Some(monitor) = reach(&past, &config).await {
+            destination(monitor).run().await;
         }
     };
     Ok(TakenUp {

@@ -13,6 +13,7 @@ use crate::migrate::handover::{
 };
 use crate::migrate::handover_run::{DestinationRun, DestinationWorld};
 use crate::migrate::host::decisions::{Decision, Order};
+use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
@@ -90,10 +91,10 @@ impl DestinationWorld for Destination {
 
     async fn undo(&mut self) -> Result<(), Leave> {
         self.tell_trouble().await;
-        let left = undo(&self.vm, &self.qmp, self.journal.past(), self.started.take()).await;
-        let leftovers: Vec<_> = self.serving.unwritten.take().iter().map(|e| chain(e)).chain(left).collect();
-        image_stamp::record(&mut self.journal, &self.images, &leftovers);
-        self.serving.leftovers = leftovers;
+        let left = undo(&self.vm, &self.guest.qmp, self.journal.past(), self.guest.started.take()).await;
+        let left: Vec<_> = self.serving.unwritten.take().iter().map(|e| chain(e)).chain(left).collect();
+        image_stamp::record(&mut self.journal, &self.data.images, &left);
+        self.serving.leftovers = left.into_iter().map(Leftover::from).collect();
         Ok(())
     }
 
@@ -186,7 +187,7 @@ impl Destination {
         if self.serving.control.is_none() {
             self.on_source_lost(machine)?;
         }
-        match std::mem::take(&mut self.missed_events) {
+        match std::mem::take(&mut self.guest.missed_events) {
             true => self.catch_up(machine).await,
             false => Ok(None),
         }
@@ -209,9 +210,9 @@ impl Destination {
             }
         }
         // Streams first: an NBD client in its handshake would hang QEMU 7.2's server stop.
-        self.streams.cut_all();
-        self.ram = None;
-        self.nbd = None;
+        self.data.streams.cut_all();
+        self.data.ram = None;
+        self.data.nbd = None;
     }
 
     /// Answers what the source has asked by why that is not done.
@@ -235,13 +236,13 @@ impl Destination {
         loop {
             tokio::select! {
                 () = sleep(decide::ASK_AGAIN) => return Ok(Some(DestinationInput::Again)),
-                Some(order) = self.orders.recv() => {
+                Some(order) = self.served.orders.recv() => {
                     let cause = "the guest is being given up here, which needs the disk and nobody's word";
                     if let Some(order) = order.claim() {
                         order.answer(Decision::Refused(cause.into()));
                     }
                 }
-                Some((again, _)) = self.controls.recv() => {
+                Some((again, _)) = self.served.controls.recv() => {
                     (self.serving.control, self.serving.asked) = (Some(again), true);
                     return Ok(Some(DestinationInput::Asked(Ask::Settle)));
                 }
@@ -258,8 +259,8 @@ impl Destination {
             None => self.restore_settings().await,
             Some(trouble) => {
                 tracing::error!(vm = self.vm, cause = chain(&trouble), "trouble after the hand-over");
-                leftovers.push(chain(&trouble));
-                leftovers.extend(self.serving.unwritten.take().map(|e| chain(&e)));
+                leftovers.push(Leftover::Guest(chain(&trouble)));
+                leftovers.extend(self.serving.unwritten.take().map(|e| chain(&e).into()));
             }
         }
         let outcome = Outcome::Moved { leftovers };

@@ -8,22 +8,20 @@ use super::admission::{target_problems, unreachable};
 use super::end::never_ran;
 use super::error::Error;
 use super::settling::never_begun;
-use super::state::{Destination, Served, Serving};
+use super::state::{Data, Destination, Guest, Served, Serving};
 use super::{exports, image_stamp};
 use crate::config::VmConfig;
 use crate::migrate::checks::disks;
-use crate::migrate::guest::last_words::LastWords;
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::guest::process::{self, StartedQemu};
 use crate::migrate::handover;
 use crate::migrate::host::Host;
-use crate::migrate::host::destinations::Incoming;
 use crate::migrate::journal::{Beginning, Journal, Role, Undo};
+use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::{Progress, ProgressSink};
 use crate::migrate::protocol::message::{Offer, Prepared};
-use crate::migrate::transfer::streams::Streams;
 use crate::net::identity::Identity;
 use crate::qemu::{Abilities, Events, Qmp, Stop};
 
@@ -43,45 +41,30 @@ impl Destination {
             Ok(found) => found,
             Err(trouble) => {
                 let mut left = never_begun(&host, &mut journal).await;
-                left.extend(if let Error::Vm(error) = &trouble { error.leftover() } else { None });
+                let vm = if let Error::Vm(error) = &trouble { error.leftover() } else { None };
+                left.extend(vm.map(Leftover::from));
                 host.journals.end(journal, never_ran(&trouble, left));
                 return Err(trouble);
             }
         };
-        let (served, offers, controls) = Served::new();
-        let incoming = Incoming { peer: peer.clone(), streams: offers, control: controls };
-        let registration = host.destinations.register(migration, incoming);
+        let served = Served::new(&host, migration, &peer);
         let noted = journal.note_qemu(qmp.process());
-        let start_log = started.as_ref().map(|_| process::start_log(&host.config, &offer.vm));
-        let last_words = LastWords::of(&config, qmp.process(), start_log.as_deref());
+        let guest = Guest::new((qmp, events), started, &host, (&offer.vm, &config));
         let mut progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
         progress.paused = !offer.running;
-        let orders = host.decisions.take_orders(migration);
         let mut destination = Self {
             host,
             vm: offer.vm.clone(),
             peer,
             journal,
             progress: ProgressSink::new(progress),
-            qmp,
-            events,
-            started,
-            last_words,
-            nbd: None,
-            exports: exports::exports(&offer.disks),
-            images: Vec::new(),
-            streams: Streams::new(),
-            offered: served.offered,
-            controls: served.controls,
-            ram: None,
-            incoming: false,
+            guest,
+            data: Data { exports: exports::exports(&offer.disks), ..Data::default() },
+            served,
             handover: handover::Destination::new(),
             serving: Serving::new(None),
             granted: None,
             said_started: None,
-            orders,
-            missed_events: false,
-            _registration: registration,
             _reservation: reservation,
         };
         let ready = match noted {
@@ -98,29 +81,35 @@ impl Destination {
     }
 
     async fn make_ready(&mut self, offer: &Offer) -> Result<Prepared, Error> {
-        let found = target_problems(&self.qmp, offer).await?;
+        let found = target_problems(&self.guest.qmp, offer).await?;
         let findings = offer.policy.judge(found).map_err(Error::Problems)?;
         // A QEMU that was started without -S would run its guest unasked.
-        self.qmp.execute(Stop).await?;
-        let present = crate::qemu::disks(&self.qmp).await?;
+        self.guest.qmp.execute(Stop).await?;
+        let present = crate::qemu::disks(&self.guest.qmp).await?;
         let pairs = disks::pair(&offer.disks, &present);
-        self.images = image_stamp::images(pairs.pairs.iter().map(|(want, have)| (want.name.as_str(), *have)));
+        self.data.images =
+            image_stamp::images(pairs.pairs.iter().map(|(want, have)| (want.name.as_str(), *have)));
         let since = offer.after.map_or_else(Vec::new, |after| {
-            image_stamp::since(&self.host.journals, &self.peer, &self.vm, after, &self.images)
+            image_stamp::since(&self.host.journals, &self.peer, &self.vm, after, &self.data.images)
         });
-        let nodes: Vec<_> =
-            self.exports.iter().filter_map(|e| pairs.of(&e.disk).map(|d| (e, d.node_name.clone()))).collect();
+        let nodes: Vec<_> = self
+            .data
+            .exports
+            .iter()
+            .filter_map(|e| pairs.of(&e.disk).map(|d| (e, d.node_name.clone())))
+            .collect();
         if !nodes.is_empty() {
             let folder = self.host.config.runtime_dir.join("nbd");
-            self.nbd = Some(NbdServer::start(&self.qmp, &mut self.journal, &folder, &nodes).await?);
+            self.data.nbd =
+                Some(NbdServer::start(&self.guest.qmp, &mut self.journal, &folder, &nodes).await?);
         }
-        let (major, minor, micro) = Abilities::ask(&self.qmp).await?.version;
+        let (major, minor, micro) = Abilities::ask(&self.guest.qmp).await?.version;
         self.enter(Phase::Prepare);
         self.show_disks(offer);
         Ok(Prepared {
-            exports: self.exports.clone(),
+            exports: self.data.exports.clone(),
             qemu: format!("QEMU {major}.{minor}.{micro}"),
-            restartable: self.started.is_some(),
+            restartable: self.guest.started.is_some(),
             since,
             compress: offer.compress,
             findings,

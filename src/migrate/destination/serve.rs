@@ -38,7 +38,7 @@ impl Destination {
             let request = next_request(&mut self.serving.control);
             let happened = tokio::select! {
                 biased;
-                event = self.events.recv() => match event.map(|e| e.kind) {
+                event = self.guest.events.recv() => match event.map(|e| e.kind) {
                     Some(EventKind::Missed) => self.catch_up(machine).await?,
                     event => self.on_event(event).await?,
                 },
@@ -50,17 +50,17 @@ impl Destination {
                         None
                     }
                 },
-                Some((again, request)) = self.controls.recv() => {
+                Some((again, request)) = self.served.controls.recv() => {
                     (self.serving.control, self.serving.alone_until) = (Some(again), None);
                     self.host.decisions.answered(self.journal.past().header.migration);
                     self.on_request(request, machine).await?
                 }
-                Some(order) = self.orders.recv() => self.claim(order),
-                Some(stream) = self.offered.recv() => {
+                Some(order) = self.served.orders.recv() => self.claim(order),
+                Some(stream) = self.served.offered.recv() => {
                     self.attach(stream).await;
                     None
                 }
-                (label, end) = self.streams.ended() => {
+                (label, end) = self.data.streams.ended() => {
                     tracing::debug!(stream = %label, end = chain(&end), "a stream ended");
                     None
                 }
@@ -92,10 +92,10 @@ impl Destination {
         &mut self,
         machine: handover::Destination,
     ) -> Result<Option<DestinationInput>, Error> {
-        if !self.incoming || machine.state() != (DestinationState::Waiting { loaded: false }) {
+        if !self.guest.incoming || machine.state() != (DestinationState::Waiting { loaded: false }) {
             return Ok(None);
         }
-        let status = self.qmp.execute(QueryMigrate).await?.status;
+        let status = self.guest.qmp.execute(QueryMigrate).await?.status;
         self.on_event(Some(EventKind::Migration { status })).await
     }
 
@@ -121,13 +121,13 @@ impl Destination {
 
     async fn on_event(&mut self, event: Option<EventKind>) -> Result<Option<DestinationInput>, Error> {
         let Some(event) = event else {
-            return Err(Error::of_monitor(&self.vm, &self.qmp));
+            return Err(Error::of_monitor(&self.vm, &self.guest.qmp));
         };
         let EventKind::Migration { status } = event else { return Ok(None) };
         match status {
             MigrationStatus::Completed => Ok(Some(DestinationInput::Loaded)),
             MigrationStatus::Failed | MigrationStatus::Cancelled => {
-                let error = self.qmp.execute(QueryMigrate).await?.error_desc.unwrap_or_default();
+                let error = self.guest.qmp.execute(QueryMigrate).await?.error_desc.unwrap_or_default();
                 Err(Error::Ram { status, error })
             }
             MigrationStatus::Active => {
@@ -153,10 +153,10 @@ impl Destination {
                 self.answer(answer).await;
                 return Ok(None);
             }
-            Request::Incoming if self.incoming => Ok(()),
+            Request::Incoming if self.guest.incoming => Ok(()),
             Request::Incoming if open => self.accept_ram().await,
             Request::ToRun { running } if open => self.note_to_run(running),
-            Request::Switchover if self.incoming => {
+            Request::Switchover if self.guest.incoming => {
                 self.enter(Phase::Switchover);
                 let closed = self.close_exports(machine).await;
                 if closed.is_ok() {
@@ -164,7 +164,7 @@ impl Destination {
                 }
                 closed
             }
-            Request::Start if machine.is_loaded() => match self.qmp.execute(QueryStatus).await {
+            Request::Start if machine.is_loaded() => match self.guest.qmp.execute(QueryStatus).await {
                 Ok(_) => return Ok(Some(DestinationInput::Asked(Ask::Start))),
                 Err(e) => Err(e.into()),
             },
@@ -193,7 +193,7 @@ impl Destination {
 
     /// The source knows that the guest runs here, and how it went.
     async fn answer_confirmed(&mut self) {
-        self.serving.rate = (std::time::Instant::now(), self.streams.total());
+        self.serving.rate = (std::time::Instant::now(), self.data.streams.total());
         let control = self.serving.control.take();
         self.look_at_streams();
         let Some(mut control) = control else { return };

@@ -12,6 +12,7 @@ use crate::migrate::handover::{Destination, DestinationInput, Fate, Illegal, Mar
 use crate::migrate::handover_run::{DestinationRun, DestinationWorld};
 use crate::migrate::host::Host;
 use crate::migrate::journal::{Journal, JournalError, Past};
+use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::problem::chain;
 use crate::qemu::{Cont, Qmp, QmpError, QueryStatus, RunState};
 
@@ -20,7 +21,7 @@ const UNDO_TRIES: usize = 5;
 
 /// Proves of a migration that has made nothing that its guest never runs here; what keeps that from the
 /// disk.
-pub(crate) async fn never_begun(host: &Host, journal: &mut Journal) -> Vec<String> {
+pub(crate) async fn never_begun(host: &Host, journal: &mut Journal) -> Vec<Leftover> {
     let mut handover = DestinationRun::new(Destination::new());
     let mut settling = Settling::new(host, false, journal);
     let given = handover.give(DestinationInput::Trouble);
@@ -70,7 +71,7 @@ pub(crate) struct Settling<'a> {
     /// The virtual machine's QEMU is this migration's to touch.
     heir: bool,
     journal: &'a mut Journal,
-    leftovers: Vec<String>,
+    leftovers: Vec<Leftover>,
     /// Why the last record was not written.
     unwritten: Option<JournalError>,
 }
@@ -108,7 +109,7 @@ impl DestinationWorld for Settling<'_> {
             self.host.decisions.answered(self.journal.past().header.migration);
             let past = self.journal.past().clone();
             let left = undo(self.host, self.journal, &past).await;
-            self.leftovers.extend(left);
+            self.leftovers.extend(left.into_iter().map(Leftover::from));
         }
         Ok(())
     }
@@ -125,13 +126,13 @@ impl<'a> Settling<'a> {
         Self { host, heir, journal, leftovers: Vec::new(), unwritten: None }
     }
 
-    pub(crate) fn leftovers(self) -> Vec<String> {
-        self.unwritten.iter().map(|e| chain(e)).chain(self.leftovers).collect()
+    pub(crate) fn leftovers(self) -> Vec<Leftover> {
+        self.unwritten.iter().map(|e| chain(e).into()).chain(self.leftovers).collect()
     }
 
     /// Starts a guest that an earlier life of this agent was about to start. Whether its command had
     /// done its work by then is not known, so that runs again.
-    async fn run_at_last(&self, past: &Past) -> Result<(Ran, Vec<String>), Stops> {
+    async fn run_at_last(&self, past: &Past) -> Result<(Ran, Vec<Leftover>), Stops> {
         let name = &past.header.vm;
         // A later migration has taken it from here, or brings it here anew.
         if !self.heir {
@@ -142,7 +143,7 @@ impl<'a> Settling<'a> {
                 "VM {name}, which was handed over to this host, is not in its configuration: whether it runs \
                  here is not known"
             );
-            return Ok((Ran::Perhaps, vec![left]));
+            return Ok((Ran::Perhaps, vec![Leftover::Guest(left)]));
         };
         let mut hook = Hook::new(self.host, name);
         loop {
@@ -151,7 +152,8 @@ impl<'a> Settling<'a> {
                 Look::Answers(qmp) => match start(&qmp, past, &mut hook).await {
                     Ok(()) => return Ok((Ran::Yes, hook.trouble)),
                     Err(e) if e.desc().is_some() => {
-                        hook.trouble.push(format!("VM {name} could not be continued: {}", chain(&e)));
+                        let words = format!("VM {name} could not be continued: {}", chain(&e));
+                        hook.trouble.push(Leftover::Guest(words));
                         return Ok((Ran::Perhaps, hook.trouble));
                     }
                     Err(e) => chain(&e),
@@ -182,7 +184,7 @@ struct Hook<'a> {
     host: &'a Host,
     vm: &'a str,
     has_run: bool,
-    trouble: Vec<String>,
+    trouble: Vec<Leftover>,
 }
 
 impl<'a> Hook<'a> {
@@ -196,7 +198,7 @@ impl<'a> Hook<'a> {
         }
         let words = self.host.config.vms.get(self.vm).map(|vm| vm.before_start.clone()).unwrap_or_default();
         let ran = process::run_hook(&words, self.vm, self.host.config.deadlines.hook()).await;
-        self.trouble.extend(ran.err());
+        self.trouble.extend(ran.err().map(Leftover::from));
     }
 }
 

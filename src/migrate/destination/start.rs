@@ -36,17 +36,17 @@ impl Destination {
 
     async fn let_run(&mut self, looked: bool, warnings: &mut Vec<String>) -> (Ran, Option<Error>) {
         // Also of a guest that stays paused: it must be there.
-        if !looked && let Err(e) = self.qmp.execute(QueryStatus).await {
+        if !looked && let Err(e) = self.guest.qmp.execute(QueryStatus).await {
             return (Ran::No, Some(e.into()));
         }
         if !self.journal.past().running() {
             return (Ran::Yes, None);
         }
-        let mut told = self.qmp.execute(Cont).await;
+        let mut told = self.guest.qmp.execute(Cont).await;
         while told.as_ref().is_err_and(QmpError::is_interrupted) {
             // Whether it was heard is asked; if it was not, the guest is ours to start all the same.
-            told = match self.qmp.execute(QueryStatus).await {
-                Ok(info) if info.status == RunState::Paused => self.qmp.execute(Cont).await,
+            told = match self.guest.qmp.execute(QueryStatus).await {
+                Ok(info) if info.status == RunState::Paused => self.guest.qmp.execute(Cont).await,
                 Ok(_) => break,
                 Err(e) => Err(e),
             };
@@ -83,7 +83,7 @@ impl Destination {
     async fn wait_running(&self) -> Result<Option<String>, Error> {
         let until = Instant::now() + RUNNING_DEADLINE;
         loop {
-            let info = self.qmp.execute(QueryStatus).await?;
+            let info = self.guest.qmp.execute(QueryStatus).await?;
             if info.running {
                 return Ok(None);
             }

@@ -6,18 +6,21 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, interval};
+use uuid::Uuid;
 
 use super::error::Error;
+use crate::config::VmConfig;
 use crate::migrate::guest::last_words::LastWords;
 use crate::migrate::guest::nbd_server::NbdServer;
-use crate::migrate::guest::process::StartedQemu;
+use crate::migrate::guest::process::{self, StartedQemu};
 use crate::migrate::handover;
 use crate::migrate::host::Host;
 use crate::migrate::host::decisions::{Claimed, Orders};
-use crate::migrate::host::destinations::Registration;
+use crate::migrate::host::destinations::{Incoming, Registration};
 use crate::migrate::host::reservations::Reservation;
 use crate::migrate::journal::{Journal, JournalError};
 use crate::migrate::model::image::Image;
+use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::progress::ProgressSink;
 use crate::migrate::protocol::message::{Export, Offer, Prepared, Request, Started};
 use crate::migrate::protocol::server::Control;
@@ -38,43 +41,73 @@ pub(crate) struct Destination {
     pub(crate) peer: Identity,
     pub(crate) journal: Journal,
     pub(crate) progress: ProgressSink,
-    pub(crate) qmp: Qmp,
-    pub(crate) events: Events,
-    pub(crate) started: Option<StartedQemu>,
-    pub(crate) last_words: LastWords,
-    pub(crate) nbd: Option<NbdServer>,
-    pub(crate) exports: Vec<Export>,
-    pub(crate) images: Vec<Image>,
-    pub(crate) streams: Streams,
-    pub(crate) offered: mpsc::Receiver<IncomingStream>,
-    pub(crate) controls: mpsc::Receiver<(Control, Request)>,
-    pub(crate) ram: Option<OwnedFd>,
-    pub(crate) incoming: bool,
+    pub(crate) guest: Guest,
+    pub(crate) data: Data,
+    pub(crate) served: Served,
     /// Whose the guest is, while it is not run.
     pub(crate) handover: handover::Destination,
     pub(crate) serving: Serving,
     /// What was granted for which offer, and how the guest started: to be said again.
     pub(crate) granted: Option<(Offer, Prepared)>,
     pub(crate) said_started: Option<Started>,
-    pub(crate) orders: Orders,
-    /// Nobody has listened to QEMU for a while: what happened is asked for.
-    pub(crate) missed_events: bool,
-    pub(crate) _registration: Registration,
     pub(crate) _reservation: Reservation,
 }
 
-/// Where a destination gets its streams.
+/// The QEMU that takes the guest.
+pub(crate) struct Guest {
+    pub(crate) qmp: Qmp,
+    pub(crate) events: Events,
+    pub(crate) started: Option<StartedQemu>,
+    pub(crate) last_words: LastWords,
+    /// It was told to load a guest.
+    pub(crate) incoming: bool,
+    /// Nobody has listened to it for a while: what happened is asked for.
+    pub(crate) missed_events: bool,
+}
+
+impl Guest {
+    /// One that was found, or `started` by an agent.
+    pub(crate) fn new(
+        (qmp, events): (Qmp, Events),
+        started: Option<StartedQemu>,
+        host: &Host,
+        (vm, config): (&str, &VmConfig),
+    ) -> Self {
+        let start_log = started.as_ref().map(|_| process::start_log(&host.config, vm));
+        let last_words = LastWords::of(config, qmp.process(), start_log.as_deref());
+        Self { qmp, events, started, last_words, incoming: false, missed_events: false }
+    }
+}
+
+/// Where the guest's data flow to, and the streams that carry them.
+#[derive(Default)]
+pub(crate) struct Data {
+    pub(crate) nbd: Option<NbdServer>,
+    pub(crate) exports: Vec<Export>,
+    pub(crate) images: Vec<Image>,
+    pub(crate) streams: Streams,
+    /// Our end of the RAM's socket, until its stream is there.
+    pub(crate) ram: Option<OwnedFd>,
+}
+
+/// What others have for a destination.
 pub(crate) struct Served {
     pub(crate) offered: mpsc::Receiver<IncomingStream>,
     pub(crate) controls: mpsc::Receiver<(Control, Request)>,
+    /// What an operator decides.
+    pub(crate) orders: Orders,
+    _registration: Registration,
 }
 
 impl Served {
-    /// With the ends that fill it.
-    pub(crate) fn new() -> (Self, mpsc::Sender<IncomingStream>, mpsc::Sender<(Control, Request)>) {
-        let (stream_sender, offered) = mpsc::channel(STREAMS_WAITING_MAX);
-        let (control_sender, controls) = mpsc::channel(1);
-        (Self { offered, controls }, stream_sender, control_sender)
+    /// Of a migration that can be reached from now on.
+    pub(crate) fn new(host: &Host, migration: Uuid, peer: &Identity) -> Self {
+        let (streams, offered) = mpsc::channel(STREAMS_WAITING_MAX);
+        let (control, controls) = mpsc::channel(1);
+        let registration =
+            host.destinations.register(migration, Incoming { peer: peer.clone(), streams, control });
+        let orders = host.decisions.take_orders(migration);
+        Self { offered, controls, orders, _registration: registration }
     }
 }
 
@@ -103,7 +136,7 @@ pub(crate) struct Serving {
     /// Why a record was not written.
     pub(crate) unwritten: Option<JournalError>,
     /// What could not be undone.
-    pub(crate) leftovers: Vec<String>,
+    pub(crate) leftovers: Vec<Leftover>,
 }
 
 impl Serving {

@@ -31,7 +31,7 @@ impl Destination {
 
     /// The disks that are to come.
     pub(crate) fn show_disks(&self, offer: &Offer) {
-        let copied = offer.disks.iter().filter(|d| self.exports.iter().any(|e| e.disk == d.name));
+        let copied = offer.disks.iter().filter(|d| self.data.exports.iter().any(|e| e.disk == d.name));
         let disks = copied.map(|d| DiskProgress {
             name: d.name.clone(),
             total_bytes: d.virtual_size.min(Summary::BYTES_MAX),
@@ -43,7 +43,7 @@ impl Destination {
 
     /// The bytes that have come, and the connection by which they come.
     pub(crate) fn look_at_streams(&mut self) {
-        let total = self.streams.total();
+        let total = self.data.streams.total();
         let (since, before) = std::mem::replace(&mut self.serving.rate, (Instant::now(), total));
         let per_s = (total.saturating_sub(before)) as f64 / since.elapsed().as_secs_f64().max(0.001);
         let away =
@@ -52,11 +52,11 @@ impl Destination {
             for disk in &mut p.disks {
                 let label = Label::Disk(disk.name.clone());
                 (disk.stream_bytes, disk.saved_bytes) =
-                    (self.streams.bytes(&label), self.streams.saved(&label));
+                    (self.data.streams.bytes(&label), self.data.streams.saved(&label));
                 disk.done_bytes = disk.stream_bytes.min(disk.total_bytes);
             }
-            if self.streams.has(&Label::Ram) {
-                p.ram.get_or_insert_default().stream_bytes = self.streams.bytes(&Label::Ram);
+            if self.data.streams.has(&Label::Ram) {
+                p.ram.get_or_insert_default().stream_bytes = self.data.streams.bytes(&Label::Ram);
             }
             p.rate_bytes_per_s = per_s as u64;
             p.reconnecting = away;

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::process;
 use crate::config::VmConfig;
 use crate::migrate::journal::Past;
+use crate::migrate::model::leftover::Leftover;
 use crate::qemu::{Events, Life, Process, Qmp, QmpError};
 
 /// How long an agent that has just started waits for the monitor of a QEMU that lives.
@@ -64,9 +65,9 @@ impl Known {
     }
 
     /// Of a source's QEMU, whose guest is the source's.
-    pub(crate) fn of_source(&self, vm: &str) -> String {
+    pub(crate) fn of_source(&self, vm: &str) -> Leftover {
         let (process, monitor) = (self.process(), self.monitor.display());
-        match self.life {
+        Leftover::Guest(match self.life {
             Life::Ended if !self.listens => format!(
                 "VM {vm} runs nowhere: its QEMU at the source has ended{process}; start it there again"
             ),
@@ -83,13 +84,13 @@ impl Known {
                 "whether the QEMU of VM {vm} still runs at the source is not known: its monitor {monitor} does \
                  not answer. Look (`ps`, `ss -xlp`) before you start the VM anywhere"
             ),
-        }
+        })
     }
 
     /// Of a destination's QEMU, whose guest is the destination's.
-    pub(crate) fn of_destination(&self, vm: &str) -> String {
+    pub(crate) fn of_destination(&self, vm: &str) -> Leftover {
         let (process, monitor) = (self.process(), self.monitor.display());
-        match self.life {
+        Leftover::Guest(match self.life {
             Life::Ended if !self.listens => format!(
                 "the QEMU of VM {vm}, which was handed over to this host, has ended{process}: start the VM here"
             ),
@@ -105,7 +106,7 @@ impl Known {
                 "whether the QEMU of VM {vm}, which was handed over to this host, still runs is not known: its \
                  monitor {monitor} does not answer. Look (`ps`, `ss -xlp`) before you start the VM here"
             ),
-        }
+        })
     }
 
     /// Of the QEMU that a guest has left; `None` if nothing of it is left.
@@ -218,7 +219,7 @@ mod tests {
                 let known = known(life, listens);
                 let gone = life == Life::Ended && !listens;
                 assert_eq!(known.is_gone(), gone);
-                for text in [known.of_source("web1"), known.of_destination("web1")] {
+                for text in [known.of_source("web1"), known.of_destination("web1")].map(String::from) {
                     assert_eq!(invites(&text), gone, "{text}");
                     assert_eq!(text.contains("not known"), life == Life::Unknown, "{text}");
                 }

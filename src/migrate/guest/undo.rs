@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::life::Known;
 use crate::migrate::journal::{Past, Undo};
+use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::problem::chain;
 use crate::qemu::{
     BlockdevDel, CleanupReport, Cont, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState,
@@ -46,7 +47,7 @@ fn in_words(report: &CleanupReport) -> Vec<String> {
 #[derive(Debug)]
 pub(crate) struct RolledBack {
     /// What could not be undone, in words.
-    pub(crate) leftovers: Vec<String>,
+    pub(crate) leftovers: Vec<Leftover>,
     /// Why the guest does not run, where that is somebody's will or the guest's own doing.
     pub(crate) standing: Option<String>,
     /// QEMU has gone, and the guest with it.
@@ -55,7 +56,7 @@ pub(crate) struct RolledBack {
 
 impl RolledBack {
     /// Nothing could be undone, for this reason.
-    pub(crate) fn not(why: String) -> Self {
+    pub(crate) fn not(why: Leftover) -> Self {
         Self { leftovers: vec![why], standing: None, gone: false }
     }
 }
@@ -72,13 +73,14 @@ pub(crate) async fn roll_back(qmp: &Qmp, past: &Past, bitmaps: Bitmaps) -> Rolle
         let left = known.of_source(&past.header.vm);
         return RolledBack { leftovers: vec![left], standing: None, gone: known.is_gone() };
     }
-    let mut leftovers = in_words(&report);
+    let mut leftovers: Vec<_> = in_words(&report).into_iter().map(Leftover::from).collect();
     let vm = &past.header.vm;
     let standing = match resume(qmp, past.running()).await {
         Ok(RunState::Running) => None,
         Ok(state) => Some(standing(vm, &state)),
         Err(e) => {
-            leftovers.push(format!("VM {vm} could not be resumed at the source: {}", chain(&e)));
+            let words = format!("VM {vm} could not be resumed at the source: {}", chain(&e));
+            leftovers.push(Leftover::Guest(words));
             None
         }
     };

@@ -289,11 +289,11 @@ impl Past {
 
     /// What was left to clean up when it ended, and still is.
     pub fn left(&self) -> &[String] {
-        match &self.ended {
-            Some(Ending::Moved { leftovers } | Ending::Failed { leftovers, .. }) if !self.cleaned => {
-                leftovers
-            }
-            _ => &[],
-        }
+        self.ended.as_ref().filter(|_| !self.cleaned).map_or(&[], Ending::leftovers)
+    }
+
+    /// Whether the guest should run here since, and was not seen to.
+    pub fn guest_stands(&self) -> bool {
+        self.ended.as_ref().is_some_and(Ending::guest_stands)
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod bandwidth;
 pub(crate) mod image;
 pub(crate) mod label;
+pub mod leftover;
 pub(crate) mod meanwhile;
 pub(crate) mod options;
 pub mod phase;

@@ -1,11 +1,14 @@
 //! The plan: which disks are copied, and how. Pure.
 
+use serde::{Deserialize, Serialize};
+
+use super::phase::{IllegalStep, Phase, Step};
 use crate::qemu::Disk;
 
 /// The first channel number for disks; RAM has channels of its own below.
 pub const FIRST_DISK_CHANNEL: u16 = 1;
 
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopiedDisk {
     /// Its name on both hosts.
     pub name: String,
@@ -23,16 +26,59 @@ pub enum Way {
     Changes,
 }
 
-/// A disk that is copied, and how. It goes to the export that the destination grants under its name.
+/// One disk of the grant: where it goes at the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    pub disk: String,
+    /// Its name at the NBD server.
+    pub export: String,
+    /// The channel that its stream is opened with.
+    pub channel: u16,
+}
+
+/// A disk that is copied, where to, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskPlan {
     pub disk: CopiedDisk,
+    /// None until the destination has granted it.
+    pub target: Option<Export>,
     pub way: Way,
 }
 
-impl DiskPlan {
-    pub fn whole(disk: CopiedDisk) -> Self {
-        Self { disk, way: Way::Whole }
+/// What a migration copies beside the RAM. Its phases follow from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub disks: Vec<DiskPlan>,
+}
+
+impl Plan {
+    /// All of each disk.
+    pub fn whole(disks: Vec<CopiedDisk>) -> Self {
+        let whole = |disk| DiskPlan { disk, target: None, way: Way::Whole };
+        Self { disks: disks.into_iter().map(whole).collect() }
+    }
+
+    /// Whether the destination has a place for each disk, which is taken note of.
+    pub(crate) fn is_granted(&mut self, exports: &[Export]) -> bool {
+        for plan in &mut self.disks {
+            plan.target = exports.iter().find(|e| e.disk == plan.disk.name).cloned();
+        }
+        self.disks.iter().all(|plan| plan.target.is_some())
+    }
+
+    /// The phase that follows when one has done what it is for.
+    ///
+    /// Errors: [`IllegalStep`] where the table has none.
+    pub fn after(&self, phase: Phase) -> Result<Phase, IllegalStep> {
+        match phase.after(Step::Done)? {
+            Phase::Mirror if self.disks.is_empty() => Phase::Mirror.after(Step::Done),
+            next => Ok(next),
+        }
+    }
+
+    /// All of its phases, if nothing fails.
+    pub fn phases(&self) -> impl Iterator<Item = Phase> {
+        std::iter::successors(Some(Phase::Begin), |phase| self.after(*phase).ok())
     }
 }
 
@@ -46,4 +92,20 @@ pub fn copied(disks: &[Disk]) -> Vec<CopiedDisk> {
             virtual_size: d.virtual_size,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_phases_follow_from_the_disks() {
+        let disk = CopiedDisk { name: "vda".into(), node_name: "n".into(), virtual_size: 1 };
+        let names = |plan: &Plan| plan.phases().map(Phase::name).collect::<Vec<_>>().join(" ");
+        let with = Plan::whole(vec![disk]);
+        let all = "begin prepare mirror precopy switchover device hand-over confirm done";
+        assert_eq!(names(&with), all);
+        assert_eq!(names(&Plan::default()), all.replace("mirror ", ""));
+        assert_eq!(with.after(Phase::Undecided), Ok(Phase::Confirm), "decided late");
+    }
 }

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::bandwidth::Wish;
+use super::leftover::Leftover;
 use super::phase::Phase;
 use super::role::Role;
 
@@ -91,7 +92,7 @@ pub enum Outcome {
     /// The guest is at the destination.
     Moved {
         /// What is left to clean up by hand; mostly nothing.
-        leftovers: Vec<String>,
+        leftovers: Vec<Leftover>,
     },
     /// The guest is where it was.
     Failed {
@@ -104,7 +105,7 @@ pub enum Outcome {
         /// Whether an operator asked for it.
         cancelled: bool,
         /// What is left to clean up by hand; mostly nothing.
-        leftovers: Vec<String>,
+        leftovers: Vec<Leftover>,
     },
     /// Handed over, and the destination's word is missing.
     Undecided {

@@ -10,6 +10,7 @@ use uuid::Uuid;
 pub use crate::migrate::handover::Fate;
 use crate::migrate::handover::Known;
 use crate::migrate::model::phase::Phase;
+pub use crate::migrate::model::plan::Export;
 use crate::migrate::model::problem::{Policy, Problem};
 use crate::migrate::model::progress::{DiskProgress, Downtime, RamProgress};
 use crate::qemu::{Encryption, Machine};
@@ -233,15 +234,6 @@ pub struct DiskState {
     pub disk: String,
     /// Why it may not be as that try left it; none when it surely is.
     pub doubt: Option<String>,
-}
-
-/// One disk of the grant.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Export {
-    pub disk: String,
-    pub export: String,
-    /// The channel that its stream is opened with.
-    pub channel: u16,
 }
 
 /// The guest runs at the destination.

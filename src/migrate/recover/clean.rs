@@ -10,6 +10,7 @@ use crate::migrate::destination;
 use crate::migrate::guest::{life, process, undo};
 use crate::migrate::host::Host;
 use crate::migrate::journal::{Past, Record, Role};
+use crate::migrate::model::leftover::words;
 use crate::migrate::model::problem::chain;
 use crate::qemu::{Qmp, QueryStatus, RunState};
 
@@ -62,7 +63,7 @@ async fn clean_qemu(host: &Host, qmp: &Qmp, past: &Past) -> Vec<String> {
     match (past.header.role, moved) {
         // Its roll-back could not reach it. What is in it bears our names, so it is that QEMU.
         (Role::Source, false) if !moved_since(host, past) && undo::is_under_way(qmp, past).await => {
-            undo::roll_back(qmp, past, undo::Bitmaps::Go).await.leftovers
+            words(undo::roll_back(qmp, past, undo::Bitmaps::Go).await.leftovers)
         }
         (Role::Source, false) => {
             let mut left = undo::clean_late(qmp, past).await;
@@ -94,14 +95,14 @@ fn without_qemu(host: &Host, past: &Past, known: &life::Known) -> Vec<String> {
     }
     let moved = past.has_moved();
     let should_run = moved == (past.header.role == Role::Destination);
-    let nowhere = should_run && past.left().iter().any(|l| l.to_lowercase().contains("start"));
+    let nowhere = should_run && past.guest_stands();
     if !nowhere || !known.is_gone() || moved_since(host, past) {
         return Vec::new();
     }
-    vec![match past.header.role {
+    words(vec![match past.header.role {
         Role::Source => known.of_source(&past.header.vm),
         Role::Destination => known.of_destination(&past.header.vm),
-    }]
+    }])
 }
 
 /// Whether a later migration tells of the VM.

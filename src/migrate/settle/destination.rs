@@ -9,6 +9,7 @@ use crate::migrate::handover::{Destination, Ended};
 use crate::migrate::handover_run::DestinationRun;
 use crate::migrate::host::Host;
 use crate::migrate::journal::Past;
+use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::progress::Outcome;
 
@@ -37,7 +38,7 @@ pub(crate) async fn settle(host: Arc<Host>, open: Open) {
 }
 
 /// What is known of the QEMU of a guest that was started before.
-async fn unreachable(host: &Host, past: &Past) -> Option<String> {
+async fn unreachable(host: &Host, past: &Past) -> Option<Leftover> {
     let config = host.vm(&past.header.vm, "destination").ok()?;
     match life::look(past, config).await {
         Look::Answers(_) => None,

@@ -14,6 +14,7 @@ use crate::migrate::handover::{Ask, Ended, Illegal, Mark, Source, SourceInput, W
 use crate::migrate::handover_run::{SourceRun, SourceWorld};
 use crate::migrate::host::Host;
 use crate::migrate::journal::{Journal, Past};
+use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::{Outcome, ProgressSink};
@@ -48,7 +49,7 @@ struct Settling<'a> {
     /// Until it is decided whose the guest is.
     question: Option<Question>,
     found: Decided,
-    leftovers: Vec<String>,
+    leftovers: Vec<Leftover>,
 }
 
 impl SourceWorld for Settling<'_> {
@@ -106,9 +107,10 @@ impl SourceWorld for Settling<'_> {
         self.decided();
         let past = self.journal.past();
         if self.found.forced.is_some() || past.forced.is_some() {
-            self.leftovers.push(source::kept_by_force(&past.header.vm));
+            self.leftovers.push(source::kept_by_force(&past.header.vm).into());
         } else if self.heir {
-            self.leftovers.extend(release(self.host, past).await);
+            let left = release(self.host, past).await;
+            self.leftovers.extend(left.into_iter().map(Leftover::from));
         }
         Ok(())
     }
@@ -214,7 +216,7 @@ async fn release(host: &Host, past: &Past) -> Vec<String> {
 async fn take_back(host: &Host, past: &Past) -> Result<RolledBack, String> {
     let name = &past.header.vm;
     let config = match host.vm(name, "source") {
-        Err(problem) => return Ok(RolledBack::not(problem.to_string())),
+        Err(problem) => return Ok(RolledBack::not(Leftover::Guest(problem.to_string()))),
         Ok(config) => config,
     };
     match life::look(past, config).await {

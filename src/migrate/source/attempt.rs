@@ -75,7 +75,7 @@ async fn begin(context: Context, held: &mut Option<Held>) -> Result<Source, Fail
         p.paused = !running;
     });
     let guest = Guest::new((qmp, events), Some(inventory), last_words, false);
-    let copy = Copying::new(disks, Streams::new(), tracking);
+    let copy = Copying::new(disks, Streams::default(), tracking);
     let clock = Clock::new(Phase::Begin, Downtime::default(), None);
     Ok(Source::new(context, destination, guest, copy, clock, journal))
 }

@@ -24,8 +24,8 @@ pub(crate) async fn choose_ways(source: &mut Source) -> Result<(), Failure> {
     }
     let whole = |name: &str, doubt: &str| format!("{name}: the whole disk is copied again: {doubt}");
     let mut chosen = Vec::new();
-    for at in 0..source.copy.disks.len() {
-        let disk = &source.copy.disks[at].disk;
+    for at in 0..source.copy.plan.disks.len() {
+        let disk = &source.copy.plan.disks[at].disk;
         match doubt(source, disk).await? {
             None => chosen.push(at),
             Some(doubt) => source.context.note(whole(&disk.name, &doubt)),
@@ -33,7 +33,7 @@ pub(crate) async fn choose_ways(source: &mut Source) -> Result<(), Failure> {
     }
     let doubt = if chosen.is_empty() { None } else { serve_changes(source).await? };
     for at in chosen {
-        let plan = &mut source.copy.disks[at];
+        let plan = &mut source.copy.plan.disks[at];
         match &doubt {
             None => plan.way = Way::Changes,
             Some(doubt) => source.context.note(whole(&plan.disk.name, doubt)),

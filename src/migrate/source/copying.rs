@@ -7,9 +7,8 @@ use tokio::time::Instant;
 
 use super::context::Context;
 use crate::migrate::model::label::Label;
-use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Way};
+use crate::migrate::model::plan::{CopiedDisk, Plan, Way};
 use crate::migrate::model::progress::ProgressSink;
-use crate::migrate::protocol::message::Prepared;
 use crate::migrate::transfer::disk::delta::{Delta, Tracking};
 use crate::migrate::transfer::streams::Streams;
 use crate::qemu::names;
@@ -20,7 +19,11 @@ const MIB: u64 = 1 << 20;
 
 /// The copy of a migration's disks and RAM.
 pub(crate) struct Copying {
-    pub(crate) disks: Vec<DiskPlan>,
+    pub(crate) plan: Plan,
+    /// The jobs of mirrors that do not follow the guest yet.
+    pub(crate) unready: Vec<String>,
+    /// The same that are to end, with the guest at rest.
+    pub(crate) unfinished: Vec<String>,
     pub(crate) streams: Streams,
     /// What a further try is to know.
     pub(crate) tracking: Tracking,
@@ -31,13 +34,8 @@ pub(crate) struct Copying {
 
 impl Copying {
     pub(crate) fn new(disks: Vec<CopiedDisk>, streams: Streams, tracking: Tracking) -> Self {
-        let disks = disks.into_iter().map(DiskPlan::whole).collect();
-        Self { disks, streams, tracking, delta: Delta::new(), rate: (Instant::now(), 0) }
-    }
-
-    /// Whether there is a place for each disk.
-    pub(crate) fn is_granted(&self, grant: &Prepared) -> bool {
-        self.disks.iter().all(|plan| grant.exports.iter().any(|e| e.disk == plan.disk.name))
+        let (plan, delta, rate) = (Plan::whole(disks), Delta::new(), (Instant::now(), 0));
+        Self { plan, unready: Vec::new(), unfinished: Vec::new(), streams, tracking, delta, rate }
     }
 
     /// Whether another process can go on with it. What this very process reads and writes cannot be left
@@ -48,14 +46,39 @@ impl Copying {
 
     /// The jobs of all mirrors.
     pub(crate) fn mirrors(&self) -> impl Iterator<Item = String> {
-        let whole = self.disks.iter().filter(|plan| plan.way == Way::Whole);
+        let whole = self.plan.disks.iter().filter(|plan| plan.way == Way::Whole);
         whole.map(|plan| names::job_id(&plan.disk.name))
     }
 
     /// The disk of one of our mirrors; others have jobs of their own.
     pub(crate) fn disk_of(&self, job: &str) -> Option<String> {
-        let mut names = self.disks.iter().map(|plan| &plan.disk.name);
+        let mut names = self.plan.disks.iter().map(|plan| &plan.disk.name);
         names.find(|name| names::job_id(name) == job).cloned()
+    }
+
+    /// A mirror follows the guest: what is at the destination is worth keeping from now on.
+    pub(crate) fn mirror_is_ready(&mut self, job: &str) {
+        self.tracking.in_step(job);
+        self.unready.retain(|open| open != job);
+    }
+
+    pub(crate) fn mirror_finished(&mut self, job: &str) {
+        self.unfinished.retain(|open| open != job);
+    }
+
+    /// Whether every disk was copied once.
+    pub(crate) fn has_caught_up(&self) -> bool {
+        self.unready.is_empty() && self.delta.copied_once()
+    }
+
+    /// Whether nothing need move at this moment.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.unready.is_empty() && self.delta.is_idle()
+    }
+
+    /// Whether both sides' disks are equal, with the guest at rest.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.unfinished.is_empty() && self.delta.is_over()
     }
 
     /// Ends all copying at once: the streams are cut, what this agent copies is dropped.
@@ -105,7 +128,8 @@ impl Copying {
     /// Says how much was copied again.
     pub(crate) fn note_changes(&self, context: &Context) {
         for (name, copied) in &self.delta.disks {
-            let size = self.disks.iter().find(|p| p.disk.name == *name).map_or(0, |p| p.disk.virtual_size);
+            let size =
+                self.plan.disks.iter().find(|p| p.disk.name == *name).map_or(0, |p| p.disk.virtual_size);
             let bytes = copied.bytes.load(Relaxed);
             context.note(format!("{name}: {} MiB of {} MiB copied again", bytes.div_ceil(MIB), size / MIB));
         }

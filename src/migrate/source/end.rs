@@ -4,6 +4,7 @@ use tokio::time::Instant;
 
 use super::failure::Failure;
 use crate::migrate::decide::Question;
+use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::protocol::message::Started;
 
@@ -22,7 +23,7 @@ pub(crate) struct End {
     pub(crate) forced: bool,
     /// The guest was taken back.
     pub(crate) back: Option<Back>,
-    pub(crate) leftovers: Vec<String>,
+    pub(crate) leftovers: Vec<Leftover>,
 }
 
 /// A roll-back.

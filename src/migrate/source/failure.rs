@@ -13,6 +13,7 @@ use crate::qemu::{MigrationStatus, Qmp, QmpError};
 use crate::migrate::guest::process::VmError;
 use crate::migrate::host::{AskError, Host};
 use crate::migrate::journal::JournalError;
+use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::meanwhile::Meanwhile;
 use crate::migrate::model::phase::{IllegalStep, Phase};
 use crate::migrate::model::problem::Problem;
@@ -127,7 +128,7 @@ impl Failure {
     }
 
     /// The end of a migration that failed so. `cause`: in words.
-    pub(crate) fn outcome(&self, phase: Phase, cause: String, leftovers: Vec<String>) -> Outcome {
+    pub(crate) fn outcome(&self, phase: Phase, cause: String, leftovers: Vec<Leftover>) -> Outcome {
         let cancelled = matches!(self, Self::Cancelled);
         Outcome::Failed { phase, cause, problems: self.problems(), cancelled, leftovers }
     }

@@ -3,6 +3,7 @@
 use crate::migrate::guest::{life, undo};
 use crate::migrate::host::Host;
 use crate::migrate::journal::Journal;
+use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
@@ -57,7 +58,9 @@ impl Held {
 
 pub(crate) fn add_leftovers(outcome: &mut Outcome, more: Vec<String>) {
     match outcome {
-        Outcome::Failed { leftovers, .. } | Outcome::Moved { leftovers } => leftovers.extend(more),
+        Outcome::Failed { leftovers, .. } | Outcome::Moved { leftovers } => {
+            leftovers.extend(more.into_iter().map(Leftover::from));
+        }
         Outcome::Undecided { .. } => {}
     }
 }

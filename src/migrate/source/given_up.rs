@@ -84,7 +84,8 @@ pub(crate) async fn is_our_qemus(source: &Source, failure: &Failure) -> Option<F
 }
 
 async fn exports_of_others(source: &Source) -> Vec<String> {
-    let ours: Vec<String> = source.copy.disks.iter().map(|plan| names::export_id(&plan.disk.name)).collect();
+    let ours: Vec<String> =
+        source.copy.plan.disks.iter().map(|plan| names::export_id(&plan.disk.name)).collect();
     let exports = timeout(ASKED_FOR, source.query(QueryBlockExports)).await;
     let others = exports.ok().and_then(Result::ok).unwrap_or_default().into_iter();
     let others = others.filter(|export| !ours.contains(&export.id));

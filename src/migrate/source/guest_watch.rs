@@ -107,7 +107,7 @@ async fn fell(source: &Source, state: RunState) -> Meanwhile {
             _ => "",
         };
         let node = block.inserted.map(|i| i.node_name);
-        let ours = source.copy.disks.iter().find(|p| Some(&p.disk.node_name) == node.as_ref());
+        let ours = source.copy.plan.disks.iter().find(|p| Some(&p.disk.node_name) == node.as_ref());
         let name = ours.map_or(block.qdev, |p| format!("disk {}", p.disk.name));
         Some(format!("{name}{why}"))
     });

@@ -50,7 +50,7 @@ impl Source {
             control: None,
             data: Vec::new(),
             ended,
-            disks: self.copy.disks.into_iter().map(|plan| plan.disk).collect(),
+            disks: self.copy.plan.disks.into_iter().map(|plan| plan.disk).collect(),
             inventory: self.guest.inventory,
             retry: request.retry,
             tracking: self.copy.tracking,
@@ -90,7 +90,10 @@ pub(crate) fn take_up(
     if left.paused_ms.is_some() {
         peer.share.go_ahead();
     }
-    let copy = Copying::new(left.disks, pumps, left.tracking);
+    let mut copy = Copying::new(left.disks, pumps, left.tracking);
+    if let Some(grant) = &peer.grant {
+        copy.plan.is_granted(&grant.exports);
+    }
     let clock = Clock::new(left.phase, left.downtime, left.paused_ms.map(ago));
     let (inventory, its_context) = (left.inventory, context.clone());
     let this_try = Box::pin(async move {

@@ -5,7 +5,7 @@
 //!   attempt                          one try: begins it and runs it to its end
 //!     ownership                      the hand-over and the roll-back
 //!       perform, phases              the phases before it
-//!         prepare, changes, guest_watch, given_up, trial, explain
+//!         prepare, copies, changes, guest_watch, given_up, trial, explain
 //!           state                    a migration: context, peer, guest, copying, clock
 //! ```
 
@@ -14,6 +14,7 @@ mod changes;
 pub(crate) mod clock;
 mod connect;
 pub(crate) mod context;
+mod copies;
 pub(crate) mod copying;
 mod end;
 mod event;

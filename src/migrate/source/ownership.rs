@@ -21,7 +21,8 @@ use crate::migrate::guest::undo::{self, Bitmaps};
 use crate::migrate::handover::{self, Ask, Illegal, Mark, SourceInput, SourceState, Written};
 use crate::migrate::handover_run::{SourceRun, SourceWorld};
 use crate::migrate::journal::Record;
-use crate::migrate::model::phase::{Phase, Step};
+use crate::migrate::model::leftover::Leftover;
+use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
 use crate::migrate::protocol::client::LinkError;
@@ -73,9 +74,9 @@ impl SourceWorld for Source {
     async fn write(&mut self, mark: Mark) -> Result<Written, Leave> {
         // The guest runs at the destination.
         if mark == Mark::Runs
-            && let Err(e) = self.enter(Step::Done)
+            && let Err(e) = self.enter_next()
         {
-            self.end.leftovers.push(chain(&e));
+            self.end.leftovers.push(chain(&e).into());
         }
         if let Some(question) = &mut self.end.question {
             return Ok(question.write(&mut self.journal, mark));
@@ -83,7 +84,7 @@ impl SourceWorld for Source {
         let (written, error) = decide::write(&mut self.journal, mark, None);
         match error {
             Some(error) if self.end.back.is_some() || mark == Mark::Runs => {
-                self.end.leftovers.push(chain(&error));
+                self.end.leftovers.push(chain(&error).into());
             }
             Some(error) => self.end.failure = self.end.failure.take().or(Some(error.into())),
             None => {}
@@ -124,7 +125,7 @@ impl SourceWorld for Source {
         } else {
             process::end_the_old(&self.context.request.vm, &self.guest.qmp).await.into_iter().collect()
         };
-        self.end.leftovers.extend(left);
+        self.end.leftovers.extend(left.into_iter().map(Leftover::from));
         Ok(())
     }
 
@@ -268,7 +269,7 @@ impl Source {
         let not_back = match &failure {
             // Nobody else's failure leaves QEMU free to answer before the streams are cut.
             Failure::Meanwhile(_) => {
-                let (qmp, disks) = (&self.guest.qmp, &self.copy.disks);
+                let (qmp, disks) = (&self.guest.qmp, &self.copy.plan.disks);
                 pivoted::take_back(qmp, disks, self.context.stall(), &self.context.progress).await
             }
             _ => Vec::new(),
@@ -282,7 +283,7 @@ impl Source {
         let bitmaps = if keeps { Bitmaps::StayForTheNextTry } else { Bitmaps::Go };
         let is_off = matches!(&failure, Failure::Meanwhile(meanwhile) if meanwhile.is_off());
         let fate = self.take_back(abort, phase, &cause, bitmaps, is_off).await;
-        self.end.leftovers.extend(not_back);
+        self.end.leftovers.extend(not_back.into_iter().map(Leftover::from));
         self.end.failure = Some(failure);
         self.end.back = Some(Back { phase, cause, keeps });
         fate
@@ -355,7 +356,7 @@ impl Source {
         if keeps { self.hold(outcome) } else { self.close(Phase::Failed, outcome, failure.may_pass()) }
     }
 
-    fn end_moved(mut self, leftovers: Vec<String>) -> Ended {
+    fn end_moved(mut self, leftovers: Vec<Leftover>) -> Ended {
         self.peer.link.finish();
         let downtime = self.clock.downtime.clone();
         let warnings = self.end.started.take().map_or_else(Vec::new, |started| started.warnings);

@@ -4,7 +4,7 @@ use super::context::Context;
 use super::failure::Failure;
 use crate::migrate::model::label::Label;
 use crate::migrate::protocol::client::{Link, WEIGHT};
-use crate::migrate::protocol::message::{Export, Notice, Prepared};
+use crate::migrate::protocol::message::{Notice, Prepared};
 use crate::migrate::transfer::bandwidth::Attached;
 use crate::mux::{Class, Name, Open};
 use crate::net::compress::Coding;
@@ -50,13 +50,6 @@ impl Peer {
             Notice::Failed { text } => return Err(Failure::Destination(text)),
         }
         Ok(())
-    }
-
-    /// Where a disk goes.
-    pub(crate) fn granted(&self, disk: &str) -> Result<Export, Failure> {
-        let mut exports = self.grant.iter().flat_map(|g| &g.exports);
-        let export = exports.find(|e| e.disk == disk).cloned();
-        export.ok_or_else(|| Failure::Destination(format!("disk {disk} is not part of its grant")))
     }
 
     /// How what is sent of disks is coded.

@@ -5,7 +5,7 @@ use super::guest_watch::look_if_missed;
 use super::phases;
 use super::prepare::prepare;
 use super::state::Source;
-use crate::migrate::model::phase::{Phase, Step};
+use crate::migrate::model::phase::Phase;
 
 /// Everything from where it is up to the hand-over.
 pub(crate) async fn perform(source: &mut Source) -> Result<(), Failure> {
@@ -23,7 +23,7 @@ pub(crate) async fn perform(source: &mut Source) -> Result<(), Failure> {
             _ => Ok(()),
         };
         match done {
-            Ok(()) => source.enter(Step::Done)?,
+            Ok(()) => source.enter_next()?,
             Err(failure) => source.guest.look_again(phase, failure)?,
         }
     }

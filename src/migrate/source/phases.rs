@@ -6,36 +6,26 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::changes::{choose_ways, follow, start_delta, start_disk_stream};
 use super::clock::millis;
 use super::event::Event;
 use super::failure::Failure;
-use super::reconnect::ReconnectPolicy;
 use super::stall::{Stall, Waiting};
 use super::state::Source;
-use super::{given_up, guest_watch};
+use super::{copies, given_up, guest_watch};
 use crate::migrate::guest::settings;
 use crate::migrate::model::label::Label;
 use crate::migrate::model::meanwhile::Meanwhile;
 use crate::migrate::model::phase::Phase;
-use crate::migrate::model::plan::{CopiedDisk, Way};
 use crate::migrate::model::progress::RamProgress;
-use crate::migrate::protocol::message::{Export, Request};
-use crate::migrate::transfer::disk::mirror::{self, Mirror};
+use crate::migrate::protocol::message::Request;
+use crate::migrate::transfer::disk::mirror;
 use crate::migrate::transfer::ram::precopy;
 use crate::migrate::transfer::streams::socket_pair;
 use crate::mux::purpose;
-use crate::qemu::{
-    COMMAND_DEADLINE, Command, EventKind, MigrateContinue, MigrationStatus, QmpError, QueryBlockJobs,
-    QueryJobs, QueryMigrate, names,
-};
+use crate::qemu::{EventKind, MigrateContinue, MigrationStatus, QueryMigrate};
 
-/// `blockdev-add` shakes hands with the destination's NBD server in QEMU's main loop: the guest
-/// stands still for as long.
-const BLOCKDEV_ADD_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the destination may take to get ready for the RAM, and to close its exports.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// The RAM follows when this little is left to mirror: it would be copied in the pause.
@@ -46,22 +36,21 @@ const MIRROR_SETTLE: Duration = Duration::from_secs(20);
 /// Copies the disks and keeps them in step.
 pub(crate) async fn mirror(source: &mut Source) -> Result<(), Failure> {
     guest_watch::is_as_planned(source).await?;
-    let mut unready = start_copies(source).await?;
+    copies::start(source).await?;
     let mut stall = Stall::new(source.context.stall());
-    let mut all_ready_at = None;
-    while !source.copy.disks.is_empty() {
+    let mut caught_up_at = None;
+    while !source.copy.plan.disks.is_empty() {
         match source.next().await? {
-            Event::Qemu(EventKind::BlockJobReady { device }) => {
-                source.copy.tracking.in_step(&device);
-                unready.retain(|j| *j != device);
-            }
             Event::Tick => {
-                let remaining = look_at_mirrors(source).await?;
+                let remaining = copies::look(source).await?;
                 let Source { copy, peer, .. } = &*source;
-                let idle = (unready.is_empty() && copy.delta.is_idle()) || peer.is_away();
-                stall.check("the copy of the disks", copy.streams.total(), idle)?;
-                if unready.is_empty() && copy.delta.copied_once() {
-                    let since = *all_ready_at.get_or_insert_with(Instant::now);
+                stall.check(
+                    "the copy of the disks",
+                    copy.streams.total(),
+                    copy.is_idle() || peer.is_away(),
+                )?;
+                if copy.has_caught_up() {
+                    let since = *caught_up_at.get_or_insert_with(Instant::now);
                     if remaining <= MIRROR_REMAINDER_BYTES || since.elapsed() > MIRROR_SETTLE {
                         note_remainder(source, remaining);
                         break;
@@ -72,100 +61,6 @@ pub(crate) async fn mirror(source: &mut Source) -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// Starts what is not under way, each disk by the way of its plan. The jobs that are not ready yet.
-async fn start_copies(source: &mut Source) -> Result<Vec<String>, Failure> {
-    // Otherwise the ways are chosen.
-    if !source.guest.take_missed_events() {
-        choose_ways(source).await?;
-    }
-    let mut unready = Vec::new();
-    for plan in source.copy.disks.clone() {
-        let disk = &plan.disk;
-        let export = source.peer.granted(&disk.name)?;
-        let under_way = source.copy.streams.has(&Label::Disk(disk.name.clone()));
-        match plan.way {
-            // This agent copies it, and has lost nothing of its own.
-            Way::Changes if under_way => {}
-            Way::Changes => start_delta(source, disk, &export).await?,
-            // Begun by an earlier process of this agent.
-            Way::Whole if under_way => unready.extend(is_unready(source, disk).await?),
-            Way::Whole => {
-                follow(source, disk).await?;
-                start_mirror(source, disk, &export).await?;
-                unready.push(names::job_id(&disk.name));
-            }
-        }
-    }
-    Ok(unready)
-}
-
-/// The job of a mirror that goes on and is not ready, after nobody listened for a while.
-async fn is_unready(source: &mut Source, disk: &CopiedDisk) -> Result<Option<String>, Failure> {
-    let id = names::job_id(&disk.name);
-    if is_finished(source, &id).await? {
-        return Err(mirror_failed(source, &id, "it ended before its time".into()));
-    }
-    let jobs = source.query(QueryBlockJobs).await?;
-    let ready = jobs.iter().any(|job| job.device == id && job.ready);
-    if ready {
-        source.copy.tracking.in_step(&id);
-    }
-    Ok((!ready).then_some(id))
-}
-
-/// Whether a mirror is at its end, or gone; its error, if it has one.
-async fn is_finished(source: &Source, id: &str) -> Result<bool, Failure> {
-    let jobs = source.query(QueryJobs).await?;
-    match jobs.into_iter().find(|job| job.id == id) {
-        Some(job) if job.status.is_over() => match job.error {
-            Some(error) => Err(mirror_failed(source, id, error)),
-            None => Ok(true),
-        },
-        found => Ok(found.is_none()),
-    }
-}
-
-async fn start_mirror(source: &mut Source, disk: &CopiedDisk, export: &Export) -> Result<(), Failure> {
-    let theirs = start_disk_stream(source, disk, export).await?;
-    let mirror = Mirror::of(disk);
-    for undo in mirror.undo() {
-        source.journal.will_make(undo)?;
-    }
-    source.guest.qmp.getfd(&mirror.fd, theirs).await?;
-    at_a_standstill(source, mirror.add(&export.export), BLOCKDEV_ADD_DEADLINE).await?;
-    at_a_standstill(source, mirror.begin(), COMMAND_DEADLINE).await
-}
-
-/// Executes what QEMU's main loop, and with it the guest, stands still for: a new node until the
-/// other end has answered, a new mirror until what the others are writing has been written.
-async fn at_a_standstill<C: Command>(source: &Source, command: C, deadline: Duration) -> Result<(), Failure> {
-    let (host, lanes) = (&source.context.host, &source.peer.lanes);
-    let limit = host.config.deadlines.resume_paused();
-    let policy = ReconnectPolicy::new(host, lanes, &source.context.progress, Some(limit));
-    let late = QmpError::Deadline { name: C::NAME, after: deadline, sent: true };
-    let done = lanes.within(deadline, source.guest.qmp.execute_within(command, deadline + limit));
-    policy.until_done(async { done.await.unwrap_or(Err(late)) }).await.map(drop)
-}
-
-/// Bytes that the disks' copies still have to copy.
-async fn look_at_mirrors(source: &mut Source) -> Result<u64, Failure> {
-    let jobs = source.query(QueryBlockJobs).await?;
-    let progress = &source.context.progress;
-    let mut remaining = 0;
-    progress.update(|p| {
-        for disk in &mut p.disks {
-            let id = names::job_id(&disk.name);
-            if let Some(job) = jobs.iter().find(|j| j.device == id) {
-                (disk.total_bytes, disk.done_bytes, disk.ready) = (job.len, job.offset, job.ready);
-                remaining += job.len.saturating_sub(job.offset);
-            }
-        }
-    });
-    remaining += source.copy.count_changes(progress);
-    source.copy.count_bytes(progress);
-    Ok(remaining)
 }
 
 fn note_remainder(source: &Source, remaining: u64) {
@@ -261,29 +156,19 @@ async fn look_at_ram(source: &mut Source) -> Result<(), Failure> {
         };
         source.context.progress.update(|p| p.ram = Some(ram));
     }
-    look_at_mirrors(source).await?;
-    Ok(())
+    copies::look(source).await.map(drop)
 }
 
 /// The guest is at rest: finishes the copies of the disks, so that both sides' disks are identical, and
 /// has the exports closed.
 pub(crate) async fn switchover(source: &mut Source) -> Result<(), Failure> {
     let since = Instant::now();
-    source.copy.delta.finish();
-    let mut open: Vec<String> = source.copy.mirrors().collect();
-    if source.guest.take_missed_events() {
-        open = unfinished(source, open).await?;
-    }
-    let finish = open.iter().map(|job| mirror::finish(&source.guest.qmp, job));
-    let asked = async { Ok::<_, Failure>(join_all(finish).await) };
-    for asked in source.reconnect_policy().until_done(asked).await? {
-        asked?;
-    }
+    copies::finish(source).await?;
     let mut waiting = Waiting::new(source.context.stall());
-    while !(open.is_empty() && source.copy.delta.is_over()) {
+    while !source.copy.is_finished() {
         match source.next().await? {
             Event::Qemu(EventKind::BlockJobCompleted { device, error: None, .. }) => {
-                open.retain(|j| *j != device);
+                source.copy.mirror_finished(&device);
             }
             Event::Tick => waiting.check("finishing the mirrors", source.peer.is_away())?,
             event => common(source, event).await?,
@@ -301,24 +186,13 @@ async fn close_exports(source: &mut Source) -> Result<(), Failure> {
     let policy = source.reconnect_policy();
     let Source { peer, guest, copy, .. } = source;
     let closed = policy.with(peer.link.demand(Request::Switchover, REQUEST_DEADLINE));
-    let disks = copy.disks.iter().map(|plan| plan.disk.name.clone());
+    let disks = copy.plan.disks.iter().map(|plan| plan.disk.name.clone());
     let (closed, dismissed, given_up) = tokio::join!(
         closed,
         mirror::dismiss(&guest.qmp, disks),
         given_up::is_possible(&guest.qmp, guest.inventory.as_ref())
     );
     closed.and(dismissed.map_err(Failure::from)).and(given_up)
-}
-
-/// Of these mirrors, those that are not at their end.
-async fn unfinished(source: &Source, jobs: Vec<String>) -> Result<Vec<String>, Failure> {
-    let mut open = Vec::new();
-    for job in jobs {
-        if !is_finished(source, &job).await? {
-            open.push(job);
-        }
-    }
-    Ok(open)
 }
 
 /// The rest of the RAM and the devices' state, until both QEMUs say that all has arrived.
@@ -350,6 +224,10 @@ pub(crate) async fn device(source: &mut Source) -> Result<(), Failure> {
 /// What means the same in every phase.
 async fn common(source: &mut Source, event: Event) -> Result<(), Failure> {
     match event {
+        Event::Qemu(EventKind::BlockJobReady { device }) => {
+            source.copy.mirror_is_ready(&device);
+            Ok(())
+        }
         Event::Qemu(EventKind::BlockJobCompleted { device, error, .. }) => {
             let Some(disk) = source.copy.disk_of(&device) else { return Ok(()) };
             match error {
@@ -371,8 +249,4 @@ async fn common(source: &mut Source, event: Event) -> Result<(), Failure> {
         Event::Qemu(event) => guest_watch::on_guest_event(source, &event).await,
         Event::Tick | Event::Loaded | Event::Copied(_, Ok(())) => Ok(()),
     }
-}
-
-fn mirror_failed(source: &Source, job: &str, error: String) -> Failure {
-    Failure::Mirror { disk: source.copy.disk_of(job).unwrap_or_else(|| job.to_owned()), error }
 }

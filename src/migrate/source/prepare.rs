@@ -36,7 +36,7 @@ async fn ask(source: &mut Source, offer: Offer) -> Result<Prepared, Failure> {
         () = source.context.cancel.cancelled() => return Err(source.context.cancelled()),
     };
     match answer {
-        Response::Prepared(grant) if source.copy.is_granted(&grant) => Ok(grant),
+        Response::Prepared(grant) if source.copy.plan.is_granted(&grant.exports) => Ok(grant),
         _ => Err(LinkError::Unexpected { request: "prepare" }.into()),
     }
 }

@@ -244,7 +244,7 @@ mod tests {
         if let (Outcome::Failed { leftovers, .. }, Outcome::Failed { cancelled, .. }) =
             (&mut unclean.outcome, &mut asked.outcome)
         {
-            leftovers.push("job vmferry-disk0".into());
+            leftovers.push("job vmferry-disk0".to_owned().into());
             *cancelled = true;
         }
         assert!(matches!(verdict(&unclean, 1, 3), Verdict::Over(Some(_))), "something is left");

@@ -24,7 +24,7 @@ use super::peer::Peer;
 use super::reconnect::ReconnectPolicy;
 use crate::migrate::journal::{Journal, Record};
 use crate::migrate::model::label::Label;
-use crate::migrate::model::phase::{Phase, Step};
+use crate::migrate::model::phase::Phase;
 use crate::migrate::protocol::message::Request;
 use crate::net::session::Session;
 use crate::net::stream::Stream;
@@ -55,9 +55,9 @@ impl Source {
         Self { context, peer, guest, copy, clock, journal, end: End::default() }
     }
 
-    /// Goes to the next phase of the table, on disk before in fact.
-    pub(crate) fn enter(&mut self, step: Step) -> Result<(), Failure> {
-        let next = self.clock.phase.after(step)?;
+    /// Goes to the next phase of the plan, on disk before in fact.
+    pub(crate) fn enter_next(&mut self) -> Result<(), Failure> {
+        let next = self.copy.plan.after(self.clock.phase)?;
         // In the pause each sync is downtime, and the hand-over has a record of its own.
         if next < Phase::Switchover || next > Phase::HandOver {
             self.journal.record(Record::Phase(next))?;

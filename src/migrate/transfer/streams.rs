@@ -26,12 +26,14 @@ pub(crate) struct Streams {
     ends: mpsc::UnboundedReceiver<(Label, PumpEnd)>,
 }
 
-impl Streams {
-    pub(crate) fn new() -> Self {
+impl Default for Streams {
+    fn default() -> Self {
         let (sender, ends) = mpsc::unbounded_channel();
         Self { pumps: BTreeMap::new(), sender, ends }
     }
+}
 
+impl Streams {
     /// Starts pumping between a local socket and a stream of `session`. An earlier pump of the
     /// same label is cut.
     pub(crate) fn start(&mut self, label: Label, session: &Session, local: OwnedFd, stream: Stream) {
@@ -58,7 +60,7 @@ impl Streams {
         fds: &mut Descriptors,
         mut each: impl FnMut(&Session),
     ) -> Result<Self, StreamLost> {
-        let mut all = Self::new();
+        let mut all = Self::default();
         for data in left {
             let thawed = data.thaw(streams, fds)?;
             each(&thawed.session);

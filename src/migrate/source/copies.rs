@@ -1,0 +1,139 @@
+//! The copies of a plan's disks, whichever their ways: begun, looked at, finished. Each can be asked for again,
+//! and looks at what is there. What a way demands of QEMU is in its file of `transfer/disk`.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use super::changes::{choose_ways, follow, start_delta, start_disk_stream};
+use super::failure::Failure;
+use super::reconnect::ReconnectPolicy;
+use super::state::Source;
+use crate::migrate::model::label::Label;
+use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Export, Way};
+use crate::migrate::transfer::disk::mirror::{self, Mirror};
+use crate::qemu::{COMMAND_DEADLINE, Command, QmpError, QueryBlockJobs, QueryJobs, names};
+
+/// `blockdev-add` shakes hands with the destination's NBD server in QEMU's main loop: the guest
+/// stands still for as long.
+const BLOCKDEV_ADD_DEADLINE: Duration = Duration::from_secs(10);
+/// Begins what is not under way, each disk by the way of its plan.
+pub(crate) async fn start(source: &mut Source) -> Result<(), Failure> {
+    // Otherwise the ways are chosen.
+    if !source.guest.take_missed_events() {
+        choose_ways(source).await?;
+    }
+    source.copy.unready.clear();
+    for DiskPlan { disk, target, way } in source.copy.plan.disks.clone() {
+        let Some(export) = target else {
+            return Err(Failure::Destination(format!("disk {} is not part of its grant", disk.name)));
+        };
+        let under_way = source.copy.streams.has(&Label::Disk(disk.name.clone()));
+        let unready = match way {
+            // This agent copies it, and has lost nothing of its own.
+            Way::Changes if under_way => None,
+            Way::Changes => start_delta(source, &disk, &export).await.map(|()| None)?,
+            // Begun by an earlier process of this agent.
+            Way::Whole if under_way => is_unready(source, &disk).await?,
+            Way::Whole => {
+                follow(source, &disk).await?;
+                start_mirror(source, &disk, &export).await?;
+                Some(names::job_id(&disk.name))
+            }
+        };
+        source.copy.unready.extend(unready);
+    }
+    Ok(())
+}
+
+/// Brings the copies to their ends, with the guest at rest. Those that had ended already are not waited for.
+pub(crate) async fn finish(source: &mut Source) -> Result<(), Failure> {
+    source.copy.delta.finish();
+    let mut open: Vec<String> = source.copy.mirrors().collect();
+    if source.guest.take_missed_events() {
+        let jobs = std::mem::take(&mut open);
+        for job in jobs {
+            if !is_finished(source, &job).await? {
+                open.push(job);
+            }
+        }
+    }
+    let finish = open.iter().map(|job| mirror::finish(&source.guest.qmp, job));
+    let asked = async { Ok::<_, Failure>(join_all(finish).await) };
+    for asked in source.reconnect_policy().until_done(asked).await? {
+        asked?;
+    }
+    source.copy.unfinished = open;
+    Ok(())
+}
+
+/// The job of a mirror that goes on and is not ready, after nobody listened for a while.
+async fn is_unready(source: &mut Source, disk: &CopiedDisk) -> Result<Option<String>, Failure> {
+    let id = names::job_id(&disk.name);
+    if is_finished(source, &id).await? {
+        return Err(mirror_failed(source, &id, "it ended before its time".into()));
+    }
+    let jobs = source.query(QueryBlockJobs).await?;
+    let ready = jobs.iter().any(|job| job.device == id && job.ready);
+    if ready {
+        source.copy.tracking.in_step(&id);
+    }
+    Ok((!ready).then_some(id))
+}
+
+/// Whether a mirror is at its end, or gone; its error, if it has one.
+async fn is_finished(source: &Source, id: &str) -> Result<bool, Failure> {
+    let jobs = source.query(QueryJobs).await?;
+    match jobs.into_iter().find(|job| job.id == id) {
+        Some(job) if job.status.is_over() => match job.error {
+            Some(error) => Err(mirror_failed(source, id, error)),
+            None => Ok(true),
+        },
+        found => Ok(found.is_none()),
+    }
+}
+
+async fn start_mirror(source: &mut Source, disk: &CopiedDisk, export: &Export) -> Result<(), Failure> {
+    let theirs = start_disk_stream(source, disk, export).await?;
+    let mirror = Mirror::of(disk);
+    for undo in mirror.undo() {
+        source.journal.will_make(undo)?;
+    }
+    source.guest.qmp.getfd(&mirror.fd, theirs).await?;
+    at_a_standstill(source, mirror.add(&export.export), BLOCKDEV_ADD_DEADLINE).await?;
+    at_a_standstill(source, mirror.begin(), COMMAND_DEADLINE).await
+}
+
+/// Executes what QEMU's main loop, and with it the guest, stands still for: a new node until the
+/// other end has answered, a new mirror until what the others are writing has been written.
+async fn at_a_standstill<C: Command>(source: &Source, command: C, deadline: Duration) -> Result<(), Failure> {
+    let (host, lanes) = (&source.context.host, &source.peer.lanes);
+    let limit = host.config.deadlines.resume_paused();
+    let policy = ReconnectPolicy::new(host, lanes, &source.context.progress, Some(limit));
+    let late = QmpError::Deadline { name: C::NAME, after: deadline, sent: true };
+    let done = lanes.within(deadline, source.guest.qmp.execute_within(command, deadline + limit));
+    policy.until_done(async { done.await.unwrap_or(Err(late)) }).await.map(drop)
+}
+
+/// Brings the copies into the progress. Bytes that they still have to copy.
+pub(crate) async fn look(source: &mut Source) -> Result<u64, Failure> {
+    let jobs = source.query(QueryBlockJobs).await?;
+    let progress = &source.context.progress;
+    let mut remaining = 0;
+    progress.update(|p| {
+        for disk in &mut p.disks {
+            let id = names::job_id(&disk.name);
+            if let Some(job) = jobs.iter().find(|j| j.device == id) {
+                (disk.total_bytes, disk.done_bytes, disk.ready) = (job.len, job.offset, job.ready);
+                remaining += job.len.saturating_sub(job.offset);
+            }
+        }
+    });
+    remaining += source.copy.count_changes(progress);
+    source.copy.count_bytes(progress);
+    Ok(remaining)
+}
+
+fn mirror_failed(source: &Source, job: &str, error: String) -> Failure {
+    Failure::Mirror { disk: source.copy.disk_of(job).unwrap_or_else(|| job.to_owned()), error }
+}
