@@ -72,7 +72,7 @@ impl SourceWorld for Settling<'_> {
     async fn ask(&mut self, ask: Ask, machine: Source) -> Result<Option<SourceInput>, Leaving> {
         match (ask, machine.ended(), &mut self.question) {
             (Ask::Confirmed, Some(Ended::Stayed), _) => {
-                decide::thank(self.host, self.peer, self.journal.past().header.migration).await;
+                decide::confirm_remote(self.host, self.peer, self.journal.past().header.migration).await;
             }
             (Ask::Confirmed, ..) => {
                 self.decided();
@@ -94,7 +94,7 @@ impl SourceWorld for Settling<'_> {
         if !abort || past.reached < Phase::Precopy {
             return Ok(None);
         }
-        match decide::call_off(self.host, self.peer, past.header.migration, &self.cause()).await {
+        match decide::abort_remote(self.host, self.peer, past.header.migration, &self.cause()).await {
             Ok(fate) => Ok(fate.map(SourceInput::Heard)),
             Err(e) => {
                 tracing::info!(error = chain(&e), "the destination undoes its part by itself");

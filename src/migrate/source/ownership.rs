@@ -240,8 +240,12 @@ impl Source {
     async fn confirm(&mut self) {
         self.close_question();
         if self.end.back.is_some() {
-            return decide::thank(&self.context.host, &self.context.request.peer, self.context.request.id)
-                .await;
+            return decide::confirm_remote(
+                &self.context.host,
+                &self.context.request.peer,
+                self.context.request.id,
+            )
+            .await;
         }
         self.copy.count_bytes(&self.context.progress);
         self.peer.link.sum_up(Summary::of(&self.context.progress.now(), &self.clock.downtime));
@@ -319,7 +323,7 @@ impl Source {
             Some(Ok(Response::Fate(heard))) => Some(heard),
             Some(Err(e)) => {
                 tracing::info!(error = chain(&e), "the destination could not be told");
-                self.call_off(phase, cause).await
+                self.abort_remote(phase, cause).await
             }
             _ => None,
         }
@@ -327,13 +331,17 @@ impl Source {
 
     /// A destination that lost us undoes its part by itself, at once; but one that has the whole
     /// guest waits for our word for long, and nothing could be tried again meanwhile.
-    async fn call_off(&self, phase: Phase, cause: &str) -> Option<Fate> {
+    async fn abort_remote(&self, phase: Phase, cause: &str) -> Option<Fate> {
         if phase < Phase::Switchover {
             return None;
         }
-        let told =
-            decide::call_off(&self.context.host, &self.context.request.peer, self.context.request.id, cause)
-                .await;
+        let told = decide::abort_remote(
+            &self.context.host,
+            &self.context.request.peer,
+            self.context.request.id,
+            cause,
+        )
+        .await;
         told.unwrap_or_else(|e| {
             tracing::info!(
                 error = chain(&e),

@@ -1,5 +1,5 @@
-//! What both roles do for the hand-over's interpreter: records, and for a source that has handed over and
-//! heard no more, the question to its destination.
+//! The question of a source that has handed over and heard no more. It goes to the destination again and again,
+//! and may be decided by an operator.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,49 +7,22 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::handover::{Ask, Illegal, Mark, Side, Source, SourceInput, SourceState, Written};
-use super::host::decisions::{Claimed, Decision, Order, Orders};
-use super::host::{AskError, Host};
-use super::journal::{Journal, JournalError, Record};
-use super::model::phase::Phase;
-use super::model::problem::chain;
-use super::model::progress::{Outcome, ProgressSink};
-use super::protocol::client::{Link, LinkError};
-use super::protocol::message::{Fate, Prepared, Request, Response, Started};
-use crate::config::HOOK_S_MAX;
+use super::records::{decision, write};
+use super::remote::ANSWER_DEADLINE;
+use crate::migrate::handover::{Ask, Mark, Side, Source, SourceInput, SourceState, Written};
+use crate::migrate::host::decisions::{Claimed, Order, Orders};
+use crate::migrate::host::{AskError, Host};
+use crate::migrate::journal::{Journal, JournalError};
+use crate::migrate::model::phase::Phase;
+use crate::migrate::model::problem::chain;
+use crate::migrate::model::progress::{Outcome, ProgressSink};
+use crate::migrate::protocol::client::{Link, LinkError};
+use crate::migrate::protocol::message::{Fate, Request, Response, Started};
 
 /// Between two questions to a destination that cannot be reached, and two tries of a disk.
 pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// How long a destination may take to answer.
-pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
 /// How long the last answer is waited for when the agent stops.
 const LAST_ANSWER: Duration = Duration::from_secs(3);
-/// How long it is waited for when nothing depends on it.
-const COURTESY_DEADLINE: Duration = Duration::from_secs(5);
-
-/// Writes a record of the hand-over; `uid`: the operator's whose decision it is.
-pub(crate) fn write(journal: &mut Journal, mark: Mark, uid: Option<u32>) -> (Written, Option<JournalError>) {
-    let record = match mark {
-        Mark::Forced(side) => {
-            Record::Forced { side, uid, at: time::OffsetDateTime::now_utc().unix_timestamp() }
-        }
-        Mark::HandedOver => Record::HandedOver,
-        Mark::Starting => Record::Starting,
-        Mark::Runs => Record::Runs,
-        Mark::NeverRan => Record::NeverRan,
-        Mark::Confirmed => Record::Confirmed,
-    };
-    let (written, error) = journal.mark(record);
-    if let Some(error) = &error {
-        tracing::error!(?mark, ?written, error = chain(error), "the journal does not take a record");
-    }
-    (written, error)
-}
-
-/// A step that the machine does not have changes nothing, and is a mistake of ours.
-pub(crate) fn report(error: &Illegal) {
-    tracing::error!(error = chain(error), "please report this");
-}
 
 /// A source whose guest may be either side's.
 pub(crate) struct Question {
@@ -298,81 +271,11 @@ impl Asking {
     }
 }
 
-/// What the operator is told.
-pub(crate) fn decision(decided: bool, journal: &Journal, error: Option<&JournalError>) -> Decision {
-    let cause = error.map_or_else(|| "nothing is open any more".to_owned(), |e| chain(e));
-    match (decided, journal.is_sure()) {
-        (true, _) => Decision::Taken,
-        (false, true) => Decision::Refused(cause),
-        (false, false) => Decision::Unknown(format!("whether it is on the disk is not known: {cause}")),
-    }
-}
-
-/// How long the destination's `before_start` may take.
-pub(crate) fn hook(host: &Host, grant: Option<&Prepared>) -> Duration {
-    hook_of(grant, host.config.deadlines.hook())
-}
-
-/// By the destination's own word, if it gave one, and at most [`HOOK_S_MAX`].
-fn hook_of(grant: Option<&Prepared>, ours: Duration) -> Duration {
-    let granted = grant.and_then(|grant| grant.hook_s);
-    granted.map_or(ours, |s| Duration::from_secs(s.min(HOOK_S_MAX)))
-}
-
 fn request(ask: Ask, reason: &str) -> Request {
     match ask {
         Ask::Start => Request::Start,
         Ask::Abort => Request::Abort { reason: reason.to_owned() },
         Ask::Settle => Request::Settle,
         Ask::Confirmed => Request::Confirmed,
-    }
-}
-
-/// Tells a destination, over a control stream of its own, that the guest stays where it is.
-/// Errors: it cannot be told; it finds out by itself when it has waited for long enough.
-pub(crate) async fn call_off(
-    host: &Host,
-    peer: &str,
-    migration: Uuid,
-    reason: &str,
-) -> Result<Option<Fate>, AskError> {
-    let session = host.peers.session(peer).await?;
-    let mut link = Link::open(&session, migration).await?;
-    let answer = link.ask(Request::Abort { reason: reason.into() }, ANSWER_DEADLINE).await?;
-    link.finish();
-    Ok(match answer {
-        Response::Fate(fate) => Some(fate),
-        _ => None,
-    })
-}
-
-/// Tells a destination that its word is known here for good, so that it need not be kept there.
-pub(crate) async fn thank(host: &Host, peer: &str, migration: Uuid) {
-    let said = async {
-        let session = host.peers.session(peer).await?;
-        let mut link = Link::open(&session, migration).await?;
-        link.demand(Request::Confirmed, COURTESY_DEADLINE).await?;
-        link.finish();
-        Ok::<_, AskError>(())
-    };
-    if !matches!(tokio::time::timeout(COURTESY_DEADLINE, said).await, Ok(Ok(()))) {
-        tracing::debug!("the destination keeps its journal for longer: it was not told that it need not");
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_destination_says_how_long_its_command_may_take() {
-        // As an agent says it that does not know of it.
-        let grant: Prepared =
-            serde_json::from_str(r#"{"exports":[],"qemu":"QEMU 10.0.2","restartable":true}"#).unwrap();
-        let ours = Duration::from_secs(30);
-        let says = |hook_s| hook_of(Some(&Prepared { hook_s, ..grant.clone() }), ours).as_secs();
-        assert_eq!((hook_of(None, ours), says(None)), (ours, 30));
-        assert_eq!((says(Some(0)), says(Some(400)), says(Some(u64::MAX))), (0, 400, HOOK_S_MAX));
     }
 }
