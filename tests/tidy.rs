@@ -196,6 +196,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "net::frozen",
             "net::identity",
             "net::link",
+            "net::message_budget",
             "net::session_key",
             "net::stream",
         ],
