@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod error_chain;
 pub mod forward;
+pub mod libvirt;
 mod log;
 pub mod metrics;
 pub mod migrate;

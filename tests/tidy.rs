@@ -66,7 +66,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     // `vmferry certs` works on files, without an agent.
     ("cli::certs", &["net::identity", "net::tls::TlsPaths", "pki"]),
-    ("agent", &["api", "config", "error_chain", "forward", "metrics", "migrate", "mux", "net"]),
+    ("agent", &["api", "config", "error_chain", "forward", "libvirt", "metrics", "migrate", "mux", "net"]),
     (
         "agent::handoff",
         &[
@@ -91,6 +91,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "config::SocketMode",
             "config::TargetName",
             "forward",
+            "libvirt",
             "migrate::DowntimeLimit",
             "migrate::Options",
             "migrate::Retry",
@@ -106,7 +107,17 @@ const EDGES: &[(&str, &[&str])] = &[
             "rate",
         ],
     ),
-    ("metrics", &["forward", "migrate::journal::Role", "migrate::progress", "mux::Stats"]),
+    (
+        "metrics",
+        &[
+            "forward",
+            "libvirt::Ended",
+            "libvirt::Role",
+            "migrate::journal::Role",
+            "migrate::progress",
+            "mux::Stats",
+        ],
+    ),
     ("migrate", &["config", "error_chain", "mux", "net", "qemu"]),
     // The two roles know all below them, and not each other.
     ("migrate::source", role_uses!()),
@@ -174,6 +185,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("migrate::journal", &["migrate::handover", "migrate::model", "qemu"]),
     // Beside `migrate`; neither knows the other.
     ("forward", &["config", "error_chain", "mux", "net", "printable", "rate", "weight"]),
+    // Migrations that libvirt makes itself: nothing of ours.
+    ("libvirt", &["config", "error_chain", "forward", "mux", "net"]),
     ("net", &["error_chain", "mux", "printable", "rate"]),
     // Who somebody is knows no connection, what a connection is no session, and a session not who accepts it.
     ("net::identity", &[]),

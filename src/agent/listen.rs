@@ -17,8 +17,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::time::Instant;
 
 use super::http::{self, Limits, WhenFull};
-use super::routes;
 use super::running::Agent;
+use super::{libvirt_routes, routes};
 use crate::net::accept::listen;
 
 /// Each user of the local API. Whoever follows a migration holds a connection for as long.
@@ -111,7 +111,8 @@ pub(super) fn local(path: &Path) -> anyhow::Result<UnixListener> {
 
 /// Serves the local API until the agent stops.
 pub(super) async fn serve_api(agent: Arc<Agent>, listener: UnixListener) {
-    let (routes, stopping) = (routes::router(Arc::clone(&agent)), agent.stopping.clone());
+    let routes = routes::router(Arc::clone(&agent)).merge(libvirt_routes::router(Arc::clone(&agent)));
+    let stopping = agent.stopping.clone();
     http::serve(listener, API_LIMITS, stopping, |io| {
         let caller = routes::Caller::of(io);
         // Whose user is not known shares its number with all of these.

@@ -10,6 +10,7 @@ mod certificates;
 mod handoff;
 mod http;
 mod journals;
+mod libvirt_routes;
 mod limits;
 mod listen;
 mod refusals;

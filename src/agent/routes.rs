@@ -74,6 +74,13 @@ async fn whole_body(request: Request, next: Next) -> Response {
     }
 }
 
+impl Caller {
+    /// User and process, for the log.
+    pub(super) fn who(&self) -> (Option<u32>, Option<i32>) {
+        (self.uid, self.pid)
+    }
+}
+
 pub(super) fn router(agent: Arc<Agent>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
@@ -102,10 +109,10 @@ pub(super) fn router(agent: Arc<Agent>) -> Router {
 }
 
 /// An answer that is not 2xx.
-struct Refusal(StatusCode, ErrorBody);
+pub(super) struct Refusal(StatusCode, ErrorBody);
 
 impl Refusal {
-    fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self(status, ErrorBody { error: error.into(), remedy: remedy.into() })
     }
 
@@ -133,8 +140,8 @@ impl From<PathRejection> for Refusal {
     }
 }
 
-type Agents = State<Arc<Agent>>;
-type Id = Result<Path<Uuid>, PathRejection>;
+pub(super) type Agents = State<Arc<Agent>>;
+pub(super) type Id = Result<Path<Uuid>, PathRejection>;
 
 async fn status(State(agent): Agents) -> Json<Status> {
     Json(agent.status().await)

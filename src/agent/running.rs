@@ -15,6 +15,7 @@ use super::vm_states::VmStates;
 use crate::api::{MigrateRequest, Migration};
 use crate::config::Config;
 use crate::forward::Forwards;
+use crate::libvirt::Libvirt;
 use crate::metrics::Metrics;
 use crate::migrate::bandwidth::ShareHandle;
 use crate::migrate::journal::Role;
@@ -28,7 +29,9 @@ use crate::net::session::IncomingStream;
 pub(super) struct Agent {
     pub(super) host: Arc<Host>,
     pub(super) registry: Registry,
-    pub(super) forwards: Forwards,
+    pub(super) forwards: Arc<Forwards>,
+    /// Migrations that libvirt makes itself.
+    pub(super) libvirt: Arc<Libvirt>,
     pub(super) metrics: Metrics,
     /// Migrations of which this host is the source, and settlements.
     pub(super) sources: TaskTracker,
@@ -54,8 +57,12 @@ impl Agent {
     ) -> Result<Self, prometheus::Error> {
         let stopping = CancellationToken::new();
         let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));
+        let forwards = Arc::new(Forwards::new(&host.config, Arc::clone(&host.pool)));
+        let pool = Arc::clone(&host.pool);
+        let libvirt = Libvirt::new(&host.config, host.identity.clone(), pool, Arc::clone(&forwards));
         Ok(Self {
-            forwards: Forwards::new(&host.config, Arc::clone(&host.pool)),
+            forwards,
+            libvirt: Arc::new(libvirt),
             host,
             registry: Registry::default(),
             metrics: Metrics::new()?,
@@ -130,6 +137,7 @@ impl Agent {
             move || agent.ended(&progress)
         });
         self.forwards.accept_streams(&mut purposes);
+        self.libvirt.accept_streams(&mut purposes);
         purposes
     }
 }

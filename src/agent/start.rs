@@ -97,6 +97,7 @@ async fn serve((config, path): (Config, &Path), tls: Tls, kept: Kept, mode: Star
     let servers = TaskTracker::new();
     // Who can ask the agent finds its sockets.
     agent.forwards.start_configured()?;
+    agent.libvirt.start();
     listen_all(&agent, &servers).await?;
     let successors = handoff::listen(&agent.host.config.runtime_dir)?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));

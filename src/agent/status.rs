@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::running::Agent;
-use crate::api::{Reconnecting, SessionStatus, Status, VmState};
+use crate::api::{LibvirtRole, Reconnecting, SessionStatus, Status, VmState};
 use crate::migrate::journal::Role;
 use crate::mux::Role as DialRole;
 
@@ -59,6 +59,12 @@ impl Agent {
         self.metrics.migrations.set_limits(limits);
         self.metrics.sessions.set_dial_failures(&self.host.pool.dial_failures());
         self.metrics.forward.set(&self.forwards.figures(), self.forwards.bypassed());
+        for role in [LibvirtRole::Source, LibvirtRole::Destination] {
+            self.metrics.libvirt.set_active(role, self.libvirt.active(role));
+        }
+        for ((role, ended), count) in self.libvirt.take_ends() {
+            self.metrics.libvirt.count_ended(role, ended, count);
+        }
         self.metrics.text()
     }
 }

@@ -27,6 +27,9 @@ impl Agent {
         if tokio::time::timeout(SERVED_GRACE, self.served.wait()).await.is_err() {
             tracing::warn!("what peers began did not end in time; journals are settled at the next start");
         }
+        if tokio::time::timeout(REST_GRACE, self.libvirt.stop()).await.is_err() {
+            tracing::warn!("something of libvirt's migrations is left; the next start takes it away");
+        }
         self.forwards.stop();
         for session in self.host.pool.all() {
             session.close(Code::Shutdown, "the agent stops");

@@ -7,6 +7,7 @@
 
 mod check;
 mod forward;
+mod libvirt;
 mod limits;
 mod migration;
 mod recovery;
@@ -31,6 +32,10 @@ pub use crate::migrate::{DowntimeLimit, Options, Retry};
 pub use crate::rate::Rate;
 pub use check::{CheckReport, CheckRequest};
 pub use forward::{Forward, ForwardRequest, Forwards, Target, Traffic, end_forward_path};
+pub use libvirt::{
+    Channel, Channels, Expected, LIBVIRT, LibvirtEnd, LibvirtLook, LibvirtMigration, LibvirtRequest,
+    LibvirtRole, LibvirtStage, MovedBytes, Told, libvirt_path,
+};
 pub use limits::{Limits, MigrationLimit, PeerLimit, PeerLimitRequest, ShareRequest};
 pub use migration::{MigrateRequest, Migration};
 pub use recovery::{ForceRequest, RecoverQuery, Recovery};

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
 
 use super::certs::CertsArgs;
+use super::libvirt::LibvirtCommand;
 use crate::api::{Accepted, DowntimeLimit, LocalSocket, Retry, Side, TargetName, Weight};
 use crate::config::DEFAULT_PATH;
 use crate::rate::{Rate, RateError};
@@ -89,6 +90,9 @@ pub(super) enum Command {
     /// Show what is undecided or left over on this host, what both hosts know about it and what is
     /// done; clean up what was left. Exit code 0: nothing; 3: something is left; 4: undecided.
     Recover(RecoverArgs),
+    /// Move domains of libvirt's, by libvirt, through the tunnel (docs/libvirt.md).
+    #[command(subcommand)]
+    Libvirt(LibvirtCommand),
     /// Make, show and check the certificates that hosts trust each other by.
     Certs(CertsArgs),
 }

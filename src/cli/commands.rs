@@ -9,9 +9,10 @@ use serde::Serialize;
 use super::args::{CheckArgs, Command, MigrateArgs};
 use super::client::Client;
 use super::exit_code::{EXIT_FAILED, EXIT_USAGE};
-use super::{forward, limit, pick, recover, show, vms, watch};
+use super::{forward, libvirt, limit, pick, recover, show, vms, watch};
 use crate::api::{
-    CheckReport, CheckRequest, MigrateRequest, Migration, Options, Severity, Status, VmState, migration_path,
+    CheckReport, CheckRequest, LIBVIRT, LibvirtMigration, MigrateRequest, Migration, Options, Severity,
+    Status, VmState, migration_path,
 };
 
 pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitCode> {
@@ -29,6 +30,7 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
         Command::Cancel { migration } => cancel(&client, &migration).await,
         Command::Limit(args) => limit::run(&client, args).await,
         Command::Forward(command) => forward::run(&client, command).await,
+        Command::Libvirt(command) => libvirt::run(socket, command).await,
         Command::Recover(args) => recover::run(&client, args).await,
         Command::Agent { .. } | Command::Certs(_) => Ok(EXIT_USAGE.into()),
     }
@@ -81,6 +83,8 @@ async fn list(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
         show::list(&all);
         let status: Status = client.get("/v1/status").await?;
         vms::list(&status.vm_states);
+        let of_libvirt: Vec<LibvirtMigration> = client.get(LIBVIRT).await?;
+        libvirt::list_beside(&of_libvirt);
     }
     Ok(ExitCode::SUCCESS)
 }

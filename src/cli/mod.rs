@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod exit_code;
 mod forward;
+mod libvirt;
 mod limit;
 mod pick;
 mod recover;

@@ -6,6 +6,7 @@
 
 mod deadlines;
 mod forward;
+mod libvirt;
 mod peer;
 mod vm;
 
@@ -22,6 +23,7 @@ pub use forward::{
     ForwardConfig, LocalSocket, ModeError, NameError, SOCKET_PATH_BYTES_MAX, SocketError, SocketMode,
     TARGET_BYTES_MAX, TargetConfig, TargetName, TargetPattern,
 };
+pub use libvirt::LibvirtConfig;
 pub use peer::{DEFAULT_PORT, LANES_MAX, PeerConfig, glob_matches};
 pub use vm::{Start, VmConfig};
 
@@ -71,6 +73,9 @@ pub struct Config {
     /// Sockets of this host that are carried to peers, by name.
     #[serde(default, rename = "forward")]
     pub forwards: BTreeMap<String, ForwardConfig>,
+    /// Where this host's libvirt is.
+    #[serde(default)]
+    pub libvirt: LibvirtConfig,
     /// What peers may be connected to on this host, by name.
     #[serde(default, rename = "target")]
     pub targets: BTreeMap<String, TargetConfig>,
@@ -136,6 +141,12 @@ impl Config {
         self.runtime_dir.join("vmferry.sock")
     }
 
+    /// Where migrations that libvirt makes itself have their folders.
+    #[must_use]
+    pub fn libvirt_folder(&self) -> PathBuf {
+        self.libvirt.folder.clone().unwrap_or_else(|| self.runtime_dir.join("libvirt"))
+    }
+
     /// The peer whose certificate names `identity`, with the name we gave it.
     pub fn peer_by_identity(&self, identity: &Identity) -> Option<(&str, &PeerConfig)> {
         self.peers.iter().find(|(_, p)| p.identity == *identity).map(|(n, p)| (n.as_str(), p))
@@ -175,8 +186,13 @@ impl Config {
     fn check_sockets(&self) -> Result<(), (String, String)> {
         // Of an NBD server's listening socket, before its name is removed.
         let nbd = self.runtime_dir.join("nbd").join(uuid::Uuid::nil().to_string());
+        let of_libvirt =
+            self.libvirt_folder().join(uuid::Uuid::nil().simple().to_string()).join("libvirt.sock");
+        let folder = if self.libvirt.folder.is_some() { "libvirt.folder" } else { "runtime_dir" };
         let monitors = self.vms.iter().map(|(name, vm)| (format!("vm.{name}.qmp"), vm.qmp.clone()));
-        for (key, path) in std::iter::once(("runtime_dir".to_owned(), nbd)).chain(monitors) {
+        for (key, path) in
+            [("runtime_dir".to_owned(), nbd), (folder.to_owned(), of_libvirt)].into_iter().chain(monitors)
+        {
             let bytes = path.as_os_str().len();
             if bytes > SOCKET_PATH_BYTES_MAX {
                 let path = path.display();
@@ -196,6 +212,8 @@ impl Config {
         against(&mut self.tls.cert);
         against(&mut self.tls.key);
         self.tls.crl.as_mut().map(against);
+        self.libvirt.folder.as_mut().map(against);
+        self.libvirt.socket.as_mut().map(against);
         for vm in self.vms.values_mut() {
             against(&mut vm.qmp);
             vm.log.as_mut().map(against);

@@ -23,6 +23,13 @@ pub struct PeerConfig {
     /// Empty, the default, permits none.
     #[serde(default)]
     pub receive: Vec<String>,
+    /// Domains that this peer's libvirt may move to us through the tunnel; none by default.
+    #[serde(default)]
+    pub libvirt: Vec<String>,
+    /// This peer may reach our libvirt through the tunnel, to move those domains: it may do everything with
+    /// it then, as by SSH as root.
+    #[serde(default)]
+    pub libvirt_rpc: bool,
     /// What may be sent to this peer in a second, over all migrations: `"100MiB/s"`. None for no
     /// limit. `vmferry limit --peer` changes it until the agent stops.
     #[serde(default, deserialize_with = "rate::from_text")]

@@ -1,6 +1,7 @@
 //! Metrics for Prometheus. Labels are bounded: peers and results, never ids or addresses.
 
 mod forward;
+mod libvirt;
 mod migrations;
 mod register;
 mod sessions;
@@ -8,6 +9,7 @@ mod sessions;
 use prometheus::{Encoder, Error, IntGauge, TextEncoder};
 
 pub use forward::ForwardMetrics;
+pub use libvirt::LibvirtMetrics;
 pub use migrations::MigrationMetrics;
 use register::Register;
 pub use sessions::SessionMetrics;
@@ -17,6 +19,7 @@ pub use sessions::SessionMetrics;
 pub struct Metrics {
     register: Register,
     pub migrations: MigrationMetrics,
+    pub libvirt: LibvirtMetrics,
     pub sessions: SessionMetrics,
     pub forward: ForwardMetrics,
     certificate_expiry: IntGauge,
@@ -30,6 +33,7 @@ impl Metrics {
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {
             migrations: MigrationMetrics::new(&register)?,
+            libvirt: LibvirtMetrics::new(&register)?,
             sessions: SessionMetrics::new(&register)?,
             forward: ForwardMetrics::new(&register)?,
             certificate_expiry: register.single_gauge(

@@ -135,4 +135,6 @@ pub mod purpose {
     pub const FILE: u16 = 6;
     /// A connection to a named target of the acceptor's configuration.
     pub const FORWARD: u16 = 7;
+    /// A question about a migration that libvirt makes itself.
+    pub const LIBVIRT: u16 = 8;
 }

@@ -34,8 +34,8 @@ impl Hosts {
     pub(crate) fn start(lab: &Lab, qemu_user: &str) -> Result<Self> {
         let mut net = lab.two_hosts()?;
         let made = lab.paths.libvirt()?;
-        net.alpha = begin(&net.alpha, &made, qemu_user)?;
-        net.bravo = begin(&net.bravo, &made, qemu_user)?;
+        net.alpha = begin(&net.alpha, &made, &lab.paths.vmferry, qemu_user)?;
+        net.bravo = begin(&net.bravo, &made, &lab.paths.vmferry, qemu_user)?;
         for host in [&net.alpha, &net.bravo] {
             wait_for(&format!("libvirtd on {}", host.name), SHORT, || {
                 Ok((virsh(host, &["version"])?.code == 0).then_some(()))
@@ -45,12 +45,12 @@ impl Hosts {
     }
 }
 
-fn begin(host: &Host, made: &Path, qemu_user: &str) -> Result<Host> {
+fn begin(host: &Host, made: &Path, vmferry: &Path, qemu_user: &str) -> Result<Host> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/libvirt/host.sh");
     let log = File::create(host.dir.join("host.log"))?;
     let mut command = host.command("unshare");
     command.args(["-m", "--propagation", "private"]).arg(script).arg(&host.dir).arg(made);
-    command.arg(uuid::Uuid::new_v4().to_string()).arg(qemu_user);
+    command.arg(uuid::Uuid::new_v4().to_string()).arg(qemu_user).arg(vmferry);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
     // It belongs to the host's namespace, so the lab's janitor ends it.
     let child = command.spawn().context("cannot start a host")?;

@@ -1,10 +1,10 @@
 #!/bin/bash
 # The first process of a host with libvirt: its own view of /usr, /etc, /run and of libvirt's folders, then
 # libvirtd. Runs in a mount namespace and a network namespace of its own.
-#   usage: host.sh DIR LAB UUID USER     DIR is the host's folder, USER runs the QEMUs
+#   usage: host.sh DIR LAB UUID USER VMFERRY     DIR is the host's folder, USER runs the QEMUs
 # DIR is the folder of the guests' disks on this host, too: /var/lib/libvirt/images. libvirtd is started again when it ends.
 set -euo pipefail
-dir=$1 lab=$2 uuid=$3 user=$4
+dir=$1 lab=$2 uuid=$3 user=$4 vmferry=$5
 
 over() { # over FOLDER LOWER...: a layer of the host's own over the folder
   local folder=$1 own=$dir/over${1//\//-}
@@ -36,7 +36,10 @@ over /etc /etc
 for folder in lib log cache; do over /var/$folder /var/$folder; done
 mount -t tmpfs -o mode=755 vmferry-lab /run
 devices
-mkdir -p /run/lock /run/libvirt /run/vmferry
+mkdir -p /run/lock /run/libvirt
+# The agent's user need not be able to reach the checkout, and makes its folder in a place of its own.
+: >/run/vmferry-bin
+mount --bind "$vmferry" /run/vmferry-bin
 mount --bind /dev/null /usr/bin/qemu-system-i386
 mkdir -p /var/lib/libvirt/{images,qemu} /var/log/libvirt/qemu /var/cache/libvirt/qemu/capabilities "$lab/libvirt/capabilities"
 # What libvirt found out about its QEMU, which takes it a while, is kept; libvirt sees by itself when it is old.
@@ -46,14 +49,15 @@ mount --bind "$dir" /var/lib/libvirt/images
 # A letter for the guest, which asks the QEMU that executes it on which host that is.
 basename "$dir" | cut -c1 | tr -d '\n' >/var/lib/libvirt/letter
 
-have_group() { getent group "$1" >/dev/null || echo "$1:x:$2:" >>/etc/group; }
+have_group() { getent group "$1" >/dev/null || echo "$1:x:$2:${3:-}" >>/etc/group; }
 have_user() { getent passwd "$1" >/dev/null || echo "$1:x:$2:$3::/nonexistent:/usr/sbin/nologin" >>/etc/passwd; }
 have_group kvm 64053
-have_group libvirt 64054
-have_group libvirt-qemu 64055
+have_group libvirt 64054 vmferry
+have_group libvirt-qemu 64055 vmferry
 have_group vmferry 64056
 have_user libvirt-qemu 64055 64055
 have_user vmferry 64056 64056
+install -d -o vmferry -g vmferry -m 0755 /run/vmferry
 
 mkdir -p /etc/libvirt
 cat >/etc/libvirt/libvirtd.conf <<CONF

@@ -4,5 +4,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod agents;
 mod bed;
+mod failures;
+mod matrix;
 mod moves;

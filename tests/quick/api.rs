@@ -137,7 +137,8 @@ fn an_agent_with_many_old_journals_starts_and_answers_soon() {
 
 #[test]
 fn every_route_is_described_and_no_other() {
-    let source = include_str!("../../src/agent/routes.rs");
+    let source =
+        concat!(include_str!("../../src/agent/routes.rs"), include_str!("../../src/agent/libvirt_routes.rs"));
     let mut routes: Vec<String> =
         source.split(".route(\"").skip(1).map(|r| r.split('"').next().unwrap().to_owned()).collect();
     routes.sort();
@@ -213,6 +214,35 @@ fn live_answers_are_as_described() {
         ("POST", "/v1/recover/{id}", format!("/v1/recover/{id}"), Some(r#"{"force":"up"}"#), 422),
         ("POST", "/v1/recover/{id}", format!("/v1/recover/{id}"), Some(r#"{"force":"here","until":1}"#), 409),
         ("POST", "/v1/recover/{id}", "/v1/recover/x".into(), Some(r#"{"force":"here"}"#), 400),
+        ("GET", "/v1/libvirt", "/v1/libvirt".into(), None, 200),
+        (
+            "POST",
+            "/v1/libvirt",
+            "/v1/libvirt".into(),
+            Some(r#"{"domain":"web1","to":"nobody","rpc":true}"#),
+            404,
+        ),
+        ("POST", "/v1/libvirt", "/v1/libvirt".into(), Some(r#"{"domain":"","to":"bravo","rpc":true}"#), 409),
+        ("POST", "/v1/libvirt", "/v1/libvirt".into(), Some(r#"{"domain":"web1"}"#), 422),
+        (
+            "POST",
+            "/v1/libvirt/check",
+            "/v1/libvirt/check".into(),
+            Some(r#"{"domain":"web1","to":"bravo","rpc":true}"#),
+            409,
+        ),
+        ("POST", "/v1/libvirt/check", "/v1/libvirt/check".into(), Some("{"), 400),
+        ("GET", "/v1/libvirt/{id}/events", format!("/v1/libvirt/{id}/events"), None, 404),
+        ("GET", "/v1/libvirt/{id}/events", "/v1/libvirt/x/events".into(), None, 400),
+        (
+            "POST",
+            "/v1/libvirt/{id}/end",
+            format!("/v1/libvirt/{id}/end"),
+            Some(r#"{"moved":{"ram":1,"nbd":2}}"#),
+            404,
+        ),
+        ("POST", "/v1/libvirt/{id}/end", format!("/v1/libvirt/{id}/end"), Some(r#""failed""#), 404),
+        ("POST", "/v1/libvirt/{id}/end", format!("/v1/libvirt/{id}/end"), Some(r#""well""#), 422),
         ("GET", "/v1/status", "/v1/status".into(), None, 200),
         ("POST", "/v1/check", "/v1/check".into(), good, 200),
         ("POST", "/v1/check", "/v1/check".into(), Some(r#"{"vm":"web1","to":"bravo","too":1}"#), 422),

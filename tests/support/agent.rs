@@ -118,6 +118,10 @@ pub struct AgentSpec {
     pub vms: Vec<VmEntry>,
     /// Connections to each of the peers, if not as many as by default.
     pub lanes: Option<usize>,
+    /// More lines, put at the end of each peer's table.
+    pub peer_lines: String,
+    /// The user that it runs as, and the group of the same number; root by default.
+    pub user: Option<u32>,
     /// More lines, put before the tables.
     pub top_lines: String,
     /// More lines, put at the end.
@@ -157,7 +161,7 @@ impl AgentSpec {
             if let Some(address) = &peer.address {
                 writeln!(text, "address = \"{address}\"")?;
             }
-            writeln!(text, "receive = {}", toml::Value::from(peer.receive.clone()))?;
+            writeln!(text, "receive = {}\n{}", toml::Value::from(peer.receive.clone()), self.peer_lines)?;
             if let Some(lanes) = self.lanes {
                 writeln!(text, "lanes = {lanes}")?;
             }
@@ -182,6 +186,7 @@ pub struct Agent {
     host: Host,
     vmferry: PathBuf,
     config: PathBuf,
+    user: Option<u32>,
     child: Option<Child>,
 }
 
@@ -195,8 +200,10 @@ impl Agent {
         fs::write(&config, spec.to_toml(&host.dir, credentials)?)?;
         for folder in ["state", "run"] {
             fs::create_dir_all(host.dir.join(folder))?;
+            std::os::unix::fs::chown(host.dir.join(folder), spec.user, spec.user)?;
         }
-        let mut agent = Self { host: host.clone(), vmferry: paths.vmferry.clone(), config, child: None };
+        let mut agent =
+            Self { host: host.clone(), vmferry: paths.vmferry.clone(), config, user: spec.user, child: None };
         agent.spawn()?;
         Ok(agent)
     }
@@ -208,7 +215,15 @@ impl Agent {
 
     fn start_process(&self, words: &[&str]) -> Result<Child> {
         let log = fs::File::options().create(true).append(true).open(self.log())?;
-        let mut command = self.host.command(&self.vmferry);
+        let mut command = match self.user {
+            None => self.host.command(&self.vmferry),
+            Some(user) => {
+                let mut command = self.host.command("setpriv");
+                let ids = [format!("--reuid={user}"), format!("--regid={user}"), "--init-groups".to_owned()];
+                command.args(ids).arg(&self.vmferry);
+                command
+            }
+        };
         command.arg("agent").arg("--config").arg(&self.config).args(words);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // A daemon is in no terminal's foreground: a Ctrl-C there is not for it.

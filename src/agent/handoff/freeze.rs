@@ -22,6 +22,7 @@ impl Agent {
     /// [`Agent::thaw`] gives everything back to it.
     pub(crate) async fn freeze(&self) -> (HandoffState, Descriptors) {
         self.host.freeze.set(true);
+        self.libvirt.set_frozen(true);
         self.forwards.freeze().await;
         self.sources.close();
         self.served.close();
@@ -60,6 +61,7 @@ impl Agent {
         self.served.reopen();
         let mut streams = self.host.pool.thaw(sessions, &mut [&mut migrations, &mut forwards]);
         self.forwards.take_up(forwards, &mut streams, fds);
+        self.libvirt.set_frozen(false);
         migrate::take_up(&self.host, migrations, &mut streams, fds)
     }
 

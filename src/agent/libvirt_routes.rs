@@ -1,0 +1,111 @@
+//! The local API of migrations that libvirt makes itself. Turns requests into calls on the agent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::extract::connect_info::ConnectInfo;
+use axum::extract::rejection::JsonRejection;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures_util::stream;
+
+use super::routes::{Agents, Caller, Id, Refusal};
+use super::running::Agent;
+use crate::api::{LibvirtLook, LibvirtMigration, LibvirtRequest, LibvirtStage, Told};
+use crate::error_chain::chain;
+use crate::libvirt::{Follower, LibvirtError};
+
+/// A state is told again after this long without a change, so that a follower that is gone is noticed.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// The routes.
+pub(super) fn router(agent: Arc<Agent>) -> Router {
+    Router::new()
+        .route("/v1/libvirt", get(list).post(prepare))
+        .route("/v1/libvirt/check", post(check))
+        .route("/v1/libvirt/{id}/events", get(events))
+        .route("/v1/libvirt/{id}/end", post(end))
+        .with_state(agent)
+}
+
+impl From<LibvirtError> for Refusal {
+    fn from(error: LibvirtError) -> Self {
+        let status = match error {
+            LibvirtError::Unknown(_) | LibvirtError::NoPeer(_) => StatusCode::NOT_FOUND,
+            _ => StatusCode::CONFLICT,
+        };
+        Self::new(status, chain(&error), error.remedy())
+    }
+}
+
+async fn list(State(agent): Agents) -> Json<Vec<LibvirtMigration>> {
+    Json(agent.libvirt.all())
+}
+
+async fn prepare(
+    State(agent): Agents,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    body: Result<Json<LibvirtRequest>, JsonRejection>,
+) -> Result<(StatusCode, Json<LibvirtMigration>), Refusal> {
+    let Json(request) = body?;
+    let (uid, pid) = caller.who();
+    tracing::info!(uid, pid, domain = request.domain, to = request.to, "a migration of libvirt's asked for");
+    if agent.stopping.is_cancelled() || agent.host.freeze.is_on() {
+        return Err(Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the agent is shutting down",
+            "try again when it is back",
+        ));
+    }
+    Ok((StatusCode::CREATED, Json(agent.libvirt.prepare(&request).await?)))
+}
+
+async fn check(
+    State(agent): Agents,
+    body: Result<Json<LibvirtRequest>, JsonRejection>,
+) -> Result<Json<LibvirtLook>, Refusal> {
+    let Json(request) = body?;
+    let (rpc, lacks) = agent.libvirt.look(&request).await?;
+    Ok(Json(LibvirtLook { rpc, lacks }))
+}
+
+async fn end(
+    State(agent): Agents,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    id: Id,
+    body: Result<Json<Told>, JsonRejection>,
+) -> Result<Json<LibvirtMigration>, Refusal> {
+    let axum::extract::Path(id) = id?;
+    let Json(told) = body?;
+    let (uid, pid) = caller.who();
+    tracing::info!(uid, pid, migration = %id, ?told, "the end of a migration of libvirt's");
+    Ok(Json(agent.libvirt.end(id, told).await?))
+}
+
+/// A line of JSON for each change and each second, until the end. Who reads them keeps it.
+async fn events(State(agent): Agents, id: Id) -> Result<Response, Refusal> {
+    let axum::extract::Path(id) = id?;
+    let mut follower = agent.libvirt.follow(id)?;
+    follower.states.mark_changed();
+    let lines = stream::unfold(Some(follower), next_line);
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+}
+
+type Line = Result<Vec<u8>, serde_json::Error>;
+
+async fn next_line(follower: Option<Follower>) -> Option<(Line, Option<Follower>)> {
+    let mut follower = follower?;
+    // Without a change the same is told again.
+    let _ = tokio::time::timeout(TELL_EVERY, follower.states.changed()).await;
+    let state = follower.states.borrow_and_update().clone();
+    let line = serde_json::to_vec(&state).map(|mut line| {
+        line.push(b'\n');
+        line
+    });
+    let goes_on = state.stage != LibvirtStage::Ended;
+    Some((line, goes_on.then_some(follower)))
+}

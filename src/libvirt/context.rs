@@ -1,0 +1,97 @@
+//! What both roles use: the configuration, the tunnel, what there is, and questions to other agents.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::error::LibvirtError;
+use super::message::{Answer, Ask};
+use super::state::Channel;
+use super::store::Store;
+use crate::config::{LibvirtConfig, NameError, PeerConfig, TargetName};
+use crate::forward::Forwards;
+use crate::mux::{Class, Name, Open, WEIGHT_DEFAULT, purpose};
+use crate::net::identity::Identity;
+use crate::net::message;
+use crate::net::pool::Pool;
+
+/// How long a peer may take for an answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What both roles use.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) config: LibvirtConfig,
+    /// Of all migrations' folders.
+    pub(super) folder: PathBuf,
+    pub(super) peers: BTreeMap<String, PeerConfig>,
+    pub(super) identity: Identity,
+    pub(super) pool: Arc<Pool>,
+    pub(super) forwards: Arc<Forwards>,
+    pub(super) store: Store,
+    /// Everything stops for another process: nothing is concluded from what is missing.
+    pub(super) is_frozen: AtomicBool,
+}
+
+impl Context {
+    pub(super) fn is_frozen(&self) -> bool {
+        self.is_frozen.load(Relaxed)
+    }
+
+    /// The peer's configuration.
+    pub(super) fn peer(&self, name: &str) -> Result<&PeerConfig, LibvirtError> {
+        self.peers.get(name).ok_or_else(|| LibvirtError::NoPeer(name.to_owned()))
+    }
+
+    /// What the configuration says of the peer of that identity.
+    pub(super) fn peer_of(&self, identity: &Identity) -> Option<&PeerConfig> {
+        self.peers.values().find(|peer| peer.identity == *identity)
+    }
+
+    /// Asks a peer's agent about a migration. An answer that says no is an error.
+    pub(super) async fn ask(&self, name: &str, id: Uuid, ask: Ask) -> Result<Answer, LibvirtError> {
+        let peer = || name.to_owned();
+        let config = self.peer(name)?;
+        let asked = async {
+            let session = self.pool.session(&config.identity, config.address.as_deref()).await;
+            let session = session.map_err(|source| LibvirtError::Connect { peer: peer(), source })?;
+            let open = Open {
+                purpose: purpose::LIBVIRT,
+                class: Class::Urgent,
+                weight: WEIGHT_DEFAULT,
+                migration: *id.as_bytes(),
+                channel: 0,
+                name: Name::NONE,
+            };
+            let stream = session.open(open).await;
+            let stream = stream.map_err(|source| LibvirtError::Open { peer: peer(), source })?;
+            let (mut sender, mut receiver) = message::split(stream, &session);
+            let lost = |source| LibvirtError::Answer { peer: peer(), source };
+            sender.send(&ask).await.map_err(lost)?;
+            sender.finish();
+            receiver
+                .recv::<Answer>()
+                .await
+                .map_err(lost)?
+                .ok_or_else(|| LibvirtError::Unexpected { peer: peer() })
+        };
+        let answered = timeout(ANSWER_DEADLINE, asked).await;
+        let late = LibvirtError::Late { peer: peer(), after_s: ANSWER_DEADLINE.as_secs() };
+        match answered.map_err(|_| late)?? {
+            Answer::Refused(refused) => {
+                Err(LibvirtError::Refused { peer: peer(), text: refused.text, remedy: refused.remedy })
+            }
+            answer => Ok(answer),
+        }
+    }
+}
+
+/// What a migration's socket is called between agents.
+pub(super) fn target(id: Uuid, channel: Channel) -> Result<TargetName, NameError> {
+    format!("libvirt-{}-{}", id.simple(), channel.name()).parse()
+}

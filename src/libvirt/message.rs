@@ -1,0 +1,71 @@
+//! What two agents say to each other about a migration of libvirt's: one question and one answer on a stream,
+//! so that nothing has to be left to the next process of either.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::state::Channels;
+
+/// Longest name of a domain, in bytes.
+pub(super) const DOMAIN_BYTES_MAX: usize = 256;
+
+/// Asked by the source's agent. The migration's id is the stream's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Ask {
+    /// Whether it would be permitted; nothing is made.
+    Look {
+        /// The domain's name at the destination.
+        domain: String,
+        /// Where the source has its folders.
+        folder: PathBuf,
+    },
+    /// Make the folder, and grant what is in it.
+    Prepare {
+        /// The domain's name at the destination.
+        domain: String,
+        /// The source's, of this migration.
+        folder: PathBuf,
+        /// libvirt's own connection, too.
+        rpc: bool,
+    },
+    /// It still goes on.
+    Renew,
+    /// Take it all away.
+    End,
+}
+
+/// The destination's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Answer {
+    /// It would be permitted.
+    Looked {
+        /// libvirt's own connection, too.
+        rpc: bool,
+        /// What the destination's host lacks.
+        lacks: Vec<String>,
+    },
+    /// All of it is there.
+    Prepared,
+    /// It goes on.
+    Renewed {
+        /// What has gone through at the destination.
+        channels: Channels,
+    },
+    /// It is gone.
+    Gone {
+        /// What could not be taken away.
+        left: Vec<String>,
+    },
+    /// No.
+    Refused(Refused),
+}
+
+/// Why not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Refused {
+    pub(super) text: String,
+    pub(super) remedy: String,
+}
