@@ -171,7 +171,8 @@ fn what_goes_past_the_tunnel_is_noticed() -> Result<()> {
         }
         let folder = scene.hosts.net.alpha.dir.join("bin");
         fs::create_dir(&folder)?;
-        let script = "#!/bin/bash\nexec /usr/bin/virsh \"${@/#--migrateuri=*/--migrateuri=tcp://10.77.0.2}\"\n";
+        let script =
+            "#!/bin/bash\nexec /usr/bin/virsh \"${@/#--migrateuri=*/--migrateuri=tcp://10.77.0.2}\"\n";
         fs::write(folder.join("virsh"), script)?;
         fs::set_permissions(folder.join("virsh"), fs::Permissions::from_mode(0o755))?;
         let capture = Capture::start(&scene.hosts.net, "wire")?;
@@ -180,11 +181,16 @@ fn what_goes_past_the_tunnel_is_noticed() -> Result<()> {
         command.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display()));
         let outcome = start(&mut command)?.wait(LONG)?;
         let traffic = capture.finish(&[])?;
-        ensure!(traffic.destination_ports().len() == 2, "the RAM took no way of its own: {:?}", traffic.connections);
+        ensure!(
+            traffic.destination_ports().len() == 2,
+            "the RAM took no way of its own: {:?}",
+            traffic.connections
+        );
         code(&outcome, 3)?;
         ensure!(outcome.stderr.contains("of 1 connections for RAM 0 went through the tunnel"), "{outcome:?}");
         let metrics = scene.agents.alpha.metrics()?;
-        let counted = metrics.find("vmferry_libvirt_migrations_total", &[("role", "source"), ("result", "bypassed")]);
+        let counted =
+            metrics.find("vmferry_libvirt_migrations_total", &[("role", "source"), ("result", "bypassed")]);
         ensure!(counted == Some(1.0), "{counted:?}");
         scene.domain.proves_move(Way::ToBravo)?;
         scene.agents.are_clean()

@@ -23,7 +23,8 @@ fn only_what_the_backing_file_lacks_is_copied() -> Result<()> {
 #[test]
 #[ignore = "make libvirt"]
 fn disks_are_named_and_the_definition_goes_along() -> Result<()> {
-    let options = ["--p2p", "--copy-storage-all", "--migrate-disks", "vda,vdb", "--persistent", "--undefinesource"];
+    let options =
+        ["--p2p", "--copy-storage-all", "--migrate-disks", "vda,vdb", "--persistent", "--undefinesource"];
     moves("disks_are_named_and_the_definition_goes_along", &options)
 }
 
@@ -31,8 +32,16 @@ fn disks_are_named_and_the_definition_goes_along() -> Result<()> {
 #[ignore = "make libvirt"]
 fn it_is_slow_and_compressed_and_converges() -> Result<()> {
     let options = [
-        "--p2p", "--copy-storage-all", "--bandwidth", "30", "--auto-converge", "--compressed", "--abort-on-error",
-        "--timeout", "120", "--timeout-suspend",
+        "--p2p",
+        "--copy-storage-all",
+        "--bandwidth",
+        "30",
+        "--auto-converge",
+        "--compressed",
+        "--abort-on-error",
+        "--timeout",
+        "120",
+        "--timeout-suspend",
     ];
     moves("it_is_slow_and_compressed_and_converges", &options)
 }
@@ -40,7 +49,10 @@ fn it_is_slow_and_compressed_and_converges() -> Result<()> {
 #[test]
 #[ignore = "make libvirt"]
 fn the_guests_writes_wait_for_the_destination() -> Result<()> {
-    moves("the_guests_writes_wait_for_the_destination", &["--p2p", "--copy-storage-all", "--copy-storage-synchronous-writes"])
+    moves(
+        "the_guests_writes_wait_for_the_destination",
+        &["--p2p", "--copy-storage-all", "--copy-storage-synchronous-writes"],
+    )
 }
 
 /// Five RAM connections, of which QEMU 7.2 takes the first for the main one.
@@ -48,7 +60,10 @@ fn the_guests_writes_wait_for_the_destination() -> Result<()> {
 #[ignore = "make libvirt"]
 fn ten_times_four_parallel_connections_come_in_order() -> Result<()> {
     for _ in 0..10 {
-        moves("ten_times_four_parallel_connections_come_in_order", &["--p2p", "--copy-storage-all", "--parallel", "4"])?;
+        moves(
+            "ten_times_four_parallel_connections_come_in_order",
+            &["--p2p", "--copy-storage-all", "--parallel", "4"],
+        )?;
     }
     Ok(())
 }
