@@ -28,7 +28,7 @@ const METRICS_LIMITS: Limits =
     Limits { connections: 32, when_full: WhenFull::CloseOldest, lifetime: Some(Duration::from_secs(20)) };
 /// The local API's socket: root and the socket's group.
 const API_SOCKET_MODE: u32 = 0o660;
-/// How long a port that is in use is waited for: a process that ends closes its sockets one by one.
+/// How long a port or socket that is in use is waited for: a process that ends closes its sockets one by one.
 const PORT_DEADLINE: Duration = Duration::from_secs(2);
 const PORT_POLL: Duration = Duration::from_millis(20);
 /// Before the next try when no connection can be accepted, for want of descriptors mostly.
@@ -91,11 +91,16 @@ pub(super) fn make_folder(folder: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make {} (`runtime_dir` in the configuration)", folder.display()))
 }
 
-/// Opens the local API's socket, unless another agent serves it.
-pub(super) fn local(path: &Path) -> anyhow::Result<UnixListener> {
+/// Opens the local API's socket, unless another agent serves it. A process before this one may be about to
+/// let go of it.
+pub(super) async fn local(path: &Path) -> anyhow::Result<UnixListener> {
     path.parent().map_or(Ok(()), make_folder)?;
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        bail!("another agent serves {}; stop it first", path.display());
+    let until = Instant::now() + PORT_DEADLINE;
+    while std::os::unix::net::UnixStream::connect(path).is_ok() {
+        if Instant::now() >= until {
+            bail!("another agent serves {}; stop it first", path.display());
+        }
+        tokio::time::sleep(PORT_POLL).await;
     }
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

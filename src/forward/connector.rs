@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::limits::{CONNECT_DEADLINE, CONNECT_POLL};
+use super::listener::prepare_tcp;
 use crate::config::LocalSocket;
 use crate::mux::Code;
 
@@ -44,7 +45,7 @@ pub(crate) async fn connect(target: &LocalSocket) -> Result<OwnedFd, TargetError
             LocalSocket::Unix(path) => connect_unix(path).await,
             LocalSocket::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
-                let _ = stream.set_nodelay(true);
+                prepare_tcp(&stream);
                 Ok(stream.into_std()?.into())
             }
         }

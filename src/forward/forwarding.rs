@@ -11,10 +11,9 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::FutureExt;
-use socket2::SockRef;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -357,9 +356,8 @@ impl Forwarding {
 
     /// A connection comes to nothing: its program hears of it at once, and the operator why.
     fn fail(&self, local: OwnedFd, code: Code, cause: Option<&ConnectError>) {
-        // A program on TCP sees a reset, and no end in order.
-        let _ = SockRef::from(&local).set_linger(Some(Duration::ZERO));
-        drop(local);
+        // Its program may look at once.
+        let _closed_last = local;
         self.connections.failed(code);
         let Some(unsaid) = self.throttle.say(code) else { return };
         let cause = cause.map_or_else(|| in_words(code).to_owned(), |e| chain(e));

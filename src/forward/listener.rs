@@ -6,12 +6,13 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::{AtFlags, OFlag};
 use nix::unistd::{Gid, Group, Uid, User, fchownat};
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::net::{TcpListener, UnixListener};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 
 use super::limits::LISTEN_BACKLOG;
 use super::spec::Spec;
@@ -162,8 +163,7 @@ impl Listener {
             Accepting::Unix(listener) => Ok(listener.accept().await?.0.into_std()?.into()),
             Accepting::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // What is small is not held back for more; a refusal costs only time.
-                let _ = stream.set_nodelay(true);
+                prepare_tcp(&stream);
                 Ok(stream.into_std()?.into())
             }
         }
@@ -176,6 +176,13 @@ impl Listener {
             Accepting::Tcp(listener) => Ok(listener.into_std()?.into()),
         }
     }
+}
+
+/// What is small is not held back for more, which a refusal costs only time. However the socket is closed
+/// before its pump says otherwise, even with this process, that is a reset and no end in order.
+pub(super) fn prepare_tcp(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// What is wrong with a path: with the file there, or the operating system's answer.

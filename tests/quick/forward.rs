@@ -1,6 +1,8 @@
 //! Forwarded sockets between two agents that run as processes, with TLS on loopback.
 
 mod agents;
+mod hostile;
+mod life;
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -107,29 +109,131 @@ fn two_hundred_connections_at_once_are_carried() {
     });
 }
 
-/// The order in which a forwarding accepts is that in which its target does.
+/// A program's socket whose queue holds one connection: each further connect(2) waits until it is accepted.
+fn narrow(ground: &Ground) -> UnixListener {
+    let far = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    far.bind(&socket2::SockAddr::unix(ground.path("far")).unwrap()).unwrap();
+    far.listen(0).unwrap();
+    UnixListener::from(std::os::fd::OwnedFd::from(far))
+}
+
+/// The order in which a forwarding accepts is that in which its target does, however slow that is and
+/// whatever the programs do at the same time.
 #[test]
 fn the_target_accepts_in_the_order_in_which_programs_connected() {
     const MANY: u32 = 100;
     let ground = Ground::new();
-    // Its queue holds one, so each further connect(2) waits until the target has accepted another.
-    let far = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
-    far.bind(&socket2::SockAddr::unix(ground.path("far")).unwrap()).unwrap();
-    far.listen(0).unwrap();
-    let far = UnixListener::from(std::os::fd::OwnedFd::from(far));
+    let far = narrow(&ground);
     let (_bravo, _alpha) = (ground.bravo(TARGET), ground.alpha(FORWARD));
-    // A queue is in the order of connect(2): who is accepted n-th has connected n-th.
-    let mut near_ends = Vec::new();
-    for n in 0..MANY {
-        let mut near_end = connect(&ground.path("near"));
-        near_end.write_all(&n.to_be_bytes()).unwrap();
-        near_ends.push(near_end);
+    let connected = std::sync::Mutex::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..10 {
+            scope.spawn(|| {
+                let mut near_ends = Vec::new();
+                for _ in 0..MANY / 10 {
+                    // A listener's queue is in the order of connect(2), which is known here.
+                    let (mut near_end, n) = {
+                        let mut connected = connected.lock().unwrap();
+                        *connected += 1;
+                        (connect(&ground.path("near")), *connected)
+                    };
+                    near_end.write_all(&u32::to_be_bytes(n)).unwrap();
+                    near_ends.push(near_end);
+                }
+                // Until the target has all that it was sent.
+                for mut near_end in near_ends {
+                    near_end.read_exact(&mut [0]).unwrap();
+                }
+            });
+        }
+        for n in 1..=MANY {
+            let mut number = [0; 4];
+            let mut far_end = accept(&far);
+            far_end.read_exact(&mut number).unwrap();
+            assert_eq!(u32::from_be_bytes(number), n);
+            far_end.write_all(&[0]).unwrap();
+        }
+    });
+}
+
+/// A target that takes nothing stalls its own forwarding and no other.
+#[test]
+fn a_target_that_is_slow_holds_up_nobody_else() {
+    let ground = Ground::new();
+    let [stuck, far] = ["stuck", "far"].map(|name| ground.listen(name));
+    let targets = format!("{TARGET}[target.stuck]\nconnect = 'DIR/stuck'\nfrom = ['alpha']\n");
+    let forwards = format!("{FORWARD}[forward.stuck]\nlisten = 'DIR/stuck-near'\nto = 'bravo'\n");
+    let (_bravo, alpha) = (ground.bravo(&targets), ground.alpha(&forwards));
+    let (mut stuck_near, _stuck_far) = (connect(&ground.path("stuck-near")), accept(&stuck));
+    stuck_near.set_nonblocking(true).unwrap();
+    let stalled = || {
+        let all = alpha.api("/v1/forwards");
+        let of_stuck =
+            all["forwards"].as_array().unwrap().iter().find(|f| f["name"] == "stuck").unwrap().clone();
+        of_stuck["stalls"].as_u64().unwrap() > 0
+    };
+    let chunk = pattern(9, 1 << 16);
+    wait("a stall", || {
+        while stuck_near.write(&chunk).is_ok() {}
+        stalled().then_some(())
+    });
+    let (near_end, far_end) = (connect(&ground.path("near")), accept(&far));
+    exchange(&near_end, &far_end, 3_000_000);
+}
+
+/// TCP on loopback, at both ends; what breaks on one side is broken on the other, and no end in order.
+#[test]
+fn tcp_is_carried_and_its_resets_with_it() {
+    let ground = Ground::new();
+    let far = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = agents::free_port();
+    let target = format!("[target.vnc]\nconnect = '{}'\nfrom = ['alpha']\n", far.local_addr().unwrap());
+    let forward = format!("[forward.vnc]\nlisten = '{near}'\nto = 'bravo'\n");
+    let (_bravo, alpha) = (ground.bravo(&target), ground.alpha(&forward));
+    let both = || {
+        let near_end = std::net::TcpStream::connect(near).unwrap();
+        let (far_end, _) = far.accept().unwrap();
+        for end in [&near_end, &far_end] {
+            end.set_read_timeout(Some(PATIENCE)).unwrap();
+        }
+        (near_end, far_end)
+    };
+    let (mut near_end, mut far_end) = both();
+    near_end.write_all(&pattern(1, 1_000_000)).unwrap();
+    near_end.shutdown(Shutdown::Write).unwrap();
+    let mut all = Vec::new();
+    far_end.read_to_end(&mut all).unwrap();
+    assert!(all == pattern(1, 1_000_000));
+    far_end.write_all(b"answer").unwrap();
+    drop(far_end);
+    let mut answer = String::new();
+    near_end.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "answer");
+    for near_breaks in [true, false] {
+        let (near_end, far_end) = both();
+        let (breaks, mut other) = if near_breaks { (near_end, far_end) } else { (far_end, near_end) };
+        socket2::SockRef::from(&breaks).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(breaks);
+        let error = other.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "near breaks: {near_breaks}");
     }
-    for n in 0..MANY {
-        let mut number = [0; 4];
-        accept(&far).read_exact(&mut number).unwrap();
-        assert_eq!(u32::from_be_bytes(number), n);
-    }
+    // An agent that dies in mid-stream is no end in order either.
+    let (mut near_end, _far_end) = both();
+    drop(alpha);
+    let error = near_end.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+/// A limit holds what is sent, and the session says that it did.
+#[test]
+fn a_limit_is_kept() {
+    let ground = Ground::new();
+    let far = ground.listen("far");
+    let (_bravo, alpha) = (ground.bravo(TARGET), ground.alpha(&format!("{FORWARD}limit = '512KiB/s'\n")));
+    let (near_end, far_end) = (connect(&ground.path("near")), accept(&far));
+    exchange(&near_end, &far_end, 1_000_000);
+    let limited = "vmferry_session_limited_seconds_total{peer=\"bravo\"}";
+    wait("the time that it was limited", || (alpha.figure(limited) > 0.5).then_some(()));
 }
 
 /// What comes to nothing is closed at once, said in the log of both sides, and counted by its reason.
@@ -170,6 +274,7 @@ fn what_cannot_be_connected_is_closed_and_told_and_counted() {
     }
     // A peer that is not there.
     drop(bravo);
+    alpha.says("session ends");
     let mut near_end = connect(&ground.path("mine-near"));
     assert!(matches!(near_end.read(&mut [0]), Ok(0) | Err(_)));
     let failed = "vmferry_forward_failed_total{name=\"mine\",reason=\"no_session\",side=\"forward\"}";
@@ -196,7 +301,7 @@ fn forwardings_are_added_shown_and_ended() {
     let (mut near_open, _far_open) = (connect(&near), accept(&far));
     let of = |agent: &agents::Agent, what: &str| agent.api("/v1/forwards")[what][0].clone();
     let forward = wait("one connection that is left", || {
-        Some(of(&alpha, "forwards")).filter(|f| f["connections"] == 1)
+        Some(of(&alpha, "forwards")).filter(|f| f["connections"] == 1 && f["opened"] == 2)
     });
     assert_eq!((&forward["opened"], &forward["intact"]), (&2.into(), &true.into()), "{forward}");
     assert_eq!((&forward["sent_bytes"], &forward["received_bytes"]), (&10_000.into(), &10_000.into()));

@@ -1,7 +1,5 @@
 //! Two agents on this host, alpha and bravo, as processes with configurations: alpha dials bravo.
 
-#![allow(dead_code)]
-
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -35,7 +33,7 @@ pub struct Ground {
     pub bravo: SocketAddr,
 }
 
-fn free_port() -> SocketAddr {
+pub fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -195,9 +193,14 @@ impl Agent {
 
     /// A metric by its name and labels, as written; 0 if it is not there.
     pub fn metric(&self, name: &str) -> u64 {
+        self.figure(name) as u64
+    }
+
+    /// The same of one that is no whole number.
+    pub fn figure(&self, name: &str) -> f64 {
         let text = http(TcpStream::connect(self.metrics).unwrap(), "/metrics");
         let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        found.map_or(0, |number| number.parse().unwrap())
+        found.map_or(0.0, |number| number.parse().unwrap())
     }
 }
 
