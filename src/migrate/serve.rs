@@ -13,7 +13,7 @@ use super::destination::{Destination, Serving, admission};
 use super::host::Host;
 use super::model::problem::{Problem, ProblemKind, chain};
 use super::model::progress::ProgressSink;
-use super::protocol::message::{Refusal, Request, Response};
+use super::protocol::message::{Offer, Refusal, Request, Response};
 use super::protocol::server::Control;
 use super::{recover, settle};
 use crate::net::identity::Identity;
@@ -67,20 +67,7 @@ pub(crate) async fn serve(
         None => (control, request),
     };
     match request {
-        Request::Check(offer) => {
-            let answer = match admission::check(&host, &peer, &offer).await {
-                Ok(problems) => Response::Checked(problems),
-                Err(trouble) => Response::Checked(match trouble {
-                    Error::Problems(problems) => problems,
-                    other => vec![Problem::new(
-                        ProblemKind::Other,
-                        chain(&other),
-                        "look at the destination agent's log",
-                    )],
-                }),
-            };
-            control.answer_last(answer).await;
-        }
+        Request::Check(offer) => check(&host, &peer, &offer, control).await,
         Request::Prepare(offer) => match Destination::prepare(host, peer, migration, &offer).await {
             Ok((mut destination, prepared)) => {
                 announce(destination.progress.clone());
@@ -99,6 +86,33 @@ pub(crate) async fn serve(
         other => {
             let trouble = Error::OutOfOrder(other.name());
             control.answer_last(Response::Refused(trouble.refusal())).await;
+        }
+    }
+}
+
+/// Checks for a peer, in its turn.
+async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer, control: Control) {
+    let not_checked = |text, remedy| vec![Problem::new(ProblemKind::Other, text, remedy)];
+    // Only what is in the configuration has turns.
+    let (turn, found) = match host.vm_from(peer, &offer.vm) {
+        Err(problem) => (None, vec![problem]),
+        Ok(_) => match host.check_turns.turn(peer, &offer.vm).await {
+            None => {
+                let text = format!("VM {} is checked again and again on {}", offer.vm, host.identity);
+                (None, not_checked(text, "wait for the other checks"))
+            }
+            turn => match admission::check(host, peer, offer).await {
+                Ok(problems) | Err(Error::Problems(problems)) => (turn, problems),
+                Err(other) => (turn, not_checked(chain(&other), "look at the destination agent's log")),
+            },
+        },
+    };
+    control.answer_last(Response::Checked(found)).await;
+    if let Some(turn) = turn {
+        tokio::select! {
+            () = turn.pause() => {}
+            () = host.freeze.begun() => {}
+            () = host.stopping.cancelled() => {}
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handshake::HandshakeError;
-use super::handshake_failure::{HandshakeFailure, classify_handshake_error};
+use super::handshake_failure::classify_handshake_error;
 use super::identity::Identity;
 use crate::mux::Code;
 use crate::mux::hello::HelloError;
@@ -102,7 +102,7 @@ impl ConnectError {
             Self::Incompatible { why: UNKNOWN_PEER, .. } => "unknown_peer",
             Self::Incompatible { code: Code::Auth, .. } => "wrong_proof",
             Self::Incompatible { .. } => "incompatible",
-            Self::Deadline(_) => HandshakeFailure::Timeout.label(),
+            Self::Deadline(_) => "no_answer",
             Self::Random(_) => "random",
             Self::Exporter(_) => "exporter",
             Self::Gone => "gone",

@@ -278,6 +278,21 @@ fn a_journal_is_kept_until_its_source_knows() {
     assert_eq!(left, journal::HISTORY_MAX + 3);
 }
 
+/// A peer whose migrations are many does not make those of another go.
+#[test]
+fn one_peers_journals_take_no_place_of_anothers() {
+    let folder = tempfile::tempdir().unwrap();
+    let (header, records) = ended(1, Role::Source, false, 300, &[]);
+    let quiet = write(folder.path(), Header { peer: "quiet".into(), ..header }, records);
+    for number in 0..journal::HISTORY_MAX as u128 + 5 {
+        let (header, records) = ended(1_000 + number, Role::Source, false, 1, &[]);
+        write(folder.path(), Header { peer: "busy".into(), ..header }, records);
+    }
+    journal::prune(folder.path(), "alpha", BEGAN).unwrap();
+    assert!(quiet.exists());
+    assert_eq!(journal::peek_all(folder.path(), "alpha").unwrap().len(), journal::HISTORY_MAX + 1);
+}
+
 /// The source's word comes on two control streams at once, or twice.
 #[test]
 fn two_confirmations_at_once_leave_a_journal_that_is_believed() {

@@ -15,15 +15,29 @@ use crate::migrate::protocol::message::Offer;
 use crate::net::identity::Identity;
 use crate::qemu::{Abilities, Qmp, QmpError, QueryMigrate, QueryStatus};
 
-/// May this peer send this VM here, and could it?
+/// May this peer send this VM here, and could it? A QEMU that is there is looked at until a migration wants
+/// the VM.
 pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Error> {
     let problem = |p| Error::Problems(vec![p]);
     let config = host.vm_from(peer, &offer.vm).map_err(problem)?;
-    let _not_meanwhile = host.reserve(&offer.vm, Uuid::new_v4()).map_err(problem)?;
-    match (process::connect(config).await, &config.start) {
-        (Ok((qmp, _events)), _) => Ok(target_problems(&qmp, offer).await?),
+    let looking = host.look(&offer.vm).map_err(problem)?;
+    let looked = async {
+        match process::connect(config).await {
+            Ok((qmp, _events)) => Ok(Ok(target_problems(&qmp, offer).await?)),
+            Err(e) => Ok::<_, Error>(Err(e)),
+        }
+    };
+    let seen = tokio::select! {
+        biased;
+        Some(migration) = looking.taken() => return Err(problem(host.busy(&offer.vm, migration))),
+        seen = looked => seen?,
+    };
+    drop(looking);
+    match (seen, &config.start) {
+        (Ok(problems), _) => Ok(problems),
         // Its disks are known only to a QEMU: one is started for the questions and ended again.
         (Err(e), Some(start)) if e.is_not_listening() => {
+            let _not_meanwhile = host.reserve(&offer.vm, Uuid::new_v4()).map_err(problem)?;
             let started = process::start(&host.config, &offer.vm, config, start, Uuid::new_v4()).await;
             let (started, qmp, _events) = started.map_err(|e| problem(unreachable(&offer.vm, &chain(&e))))?;
             let problems = target_problems(&qmp, offer).await;

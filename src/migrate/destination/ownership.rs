@@ -274,8 +274,22 @@ impl Destination {
         let trouble = self.serving.trouble.take().unwrap_or(Error::Stopping);
         let outcome = never_ran(&trouble, std::mem::take(&mut self.serving.leftovers));
         self.log_end(&outcome);
-        self.host.journals.end(self.journal, outcome.clone());
-        tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");
+        let is_clean = matches!(&outcome, Outcome::Failed { leftovers, .. } if leftovers.is_empty());
+        match self.granted.is_none() && is_clean {
+            true => self.host.journals.forget(self.journal, outcome.clone()),
+            false => self.host.journals.end(self.journal, outcome.clone()),
+        }
+        // Whoever was granted a disk may have written to it.
+        let granted = self.granted.iter().flat_map(|(_, grant)| &grant.exports);
+        let written: Vec<&str> = granted.map(|export| export.disk.as_str()).collect();
+        if written.is_empty() {
+            tracing::info!(vm = self.vm, peer = %self.peer, "the destination is as it was");
+        } else {
+            let note =
+                format!("the images of disks {} hold what was copied to them by then", written.join(", "));
+            tracing::info!(vm = self.vm, peer = %self.peer, note, "the destination has given the VM up");
+            self.progress.update(|p| p.notes.push(note.clone()));
+        }
         self.progress.end(Phase::Failed, outcome);
         // Whatever the source says next is answered by the journal.
         if let Some(mut control) = self.serving.control {

@@ -43,7 +43,12 @@ impl Destination {
                 let mut left = never_begun(&host, &mut journal).await;
                 let vm = if let Error::Vm(error) = &trouble { error.leftover() } else { None };
                 left.extend(vm.map(Leftover::from));
-                host.journals.end(journal, never_ran(&trouble, left));
+                let is_clean = left.is_empty();
+                let outcome = never_ran(&trouble, left);
+                match is_clean {
+                    true => host.journals.forget(journal, outcome),
+                    false => host.journals.end(journal, outcome),
+                }
                 return Err(trouble);
             }
         };

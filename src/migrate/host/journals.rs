@@ -104,6 +104,15 @@ impl Journals {
         }
     }
 
+    /// Forgets a migration that nothing was granted for, and that has left nothing: its source cannot have
+    /// handed over, and nobody will ask.
+    pub(crate) fn forget(&self, journal: Journal, outcome: Outcome) {
+        if let Err((journal, e)) = journal.remove() {
+            tracing::warn!(error = chain(&e), "the journal of a migration that never began is kept");
+            self.end(*journal, outcome);
+        }
+    }
+
     /// Ends the journals that could not be ended when their migrations did.
     /// Errors: [`JournalError`] of the first that still cannot be ended.
     pub(crate) fn end_late(&self) -> Result<(), JournalError> {

@@ -2,6 +2,7 @@
 //! migration has to know of another.
 
 mod ask_error;
+pub(crate) mod check_turns;
 mod control_streams;
 pub(crate) mod decisions;
 pub(crate) mod destinations;
@@ -17,13 +18,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub(crate) use self::ask_error::AskError;
+use self::check_turns::CheckTurns;
 use self::control_streams::ControlStreams;
 use self::decisions::Decisions;
 use self::destinations::Destinations;
 use self::freeze::Freeze;
 use self::journals::Journals;
 use self::peers::{Peers, listed};
-use self::reservations::{Reservation, Reservations};
+use self::reservations::{Looking, Reservation, Reservations};
 use super::model::problem::{Problem, ProblemKind};
 use crate::config::{Config, VmConfig};
 use crate::net::identity::Identity;
@@ -41,6 +43,7 @@ pub struct Host {
     pub(crate) reservations: Reservations,
     pub(crate) destinations: Destinations,
     pub(crate) control_streams: ControlStreams,
+    pub(crate) check_turns: CheckTurns,
     pub(crate) journals: Journals,
     pub(crate) decisions: Decisions,
     pub(crate) freeze: Freeze,
@@ -55,6 +58,7 @@ impl Host {
             reservations: Reservations::default(),
             destinations: Destinations::default(),
             control_streams: ControlStreams::default(),
+            check_turns: CheckTurns::default(),
             journals: Journals::new(config.state_dir.join("migrations"), identity.clone()),
             decisions: Decisions::default(),
             freeze: Freeze::new(),
@@ -97,17 +101,30 @@ impl Host {
 
     /// Reserves the VM for one migration on this host; not while nobody knows whose it is.
     pub(crate) fn reserve(&self, vm: &str, migration: Uuid) -> Result<Reservation, Problem> {
-        if let Some(refused) = self.journals.refused().into_iter().find(|r| r.vm.as_deref() == Some(vm)) {
-            let text = format!("whose VM {vm} is cannot be known on {}: {}", self.identity, refused.cause);
-            let remedy = format!(
-                "find out by hand where the VM runs, then take {} away; see `vmferry recover`",
-                refused.path.display()
-            );
-            return Err(Problem::new(ProblemKind::Busy, text, remedy));
-        }
-        self.reservations.reserve(vm, migration).map_err(|other| {
-            let text = format!("VM {vm} is already part of migration {other} on {}", self.identity);
-            Problem::new(ProblemKind::Busy, text, "wait for it or cancel it")
-        })
+        self.is_known_whose(vm)?;
+        self.reservations.reserve(vm, migration).map_err(|other| self.busy(vm, other))
+    }
+
+    /// Begins to look at a VM that is in no migration; the look gives way to one that begins.
+    pub(crate) fn look(&self, vm: &str) -> Result<Looking, Problem> {
+        self.is_known_whose(vm)?;
+        self.reservations.begin_look(vm).map_err(|other| self.busy(vm, other))
+    }
+
+    /// A migration has the VM.
+    pub(crate) fn busy(&self, vm: &str, migration: Uuid) -> Problem {
+        let text = format!("VM {vm} is already part of migration {migration} on {}", self.identity);
+        Problem::new(ProblemKind::Busy, text, "wait for it or cancel it")
+    }
+
+    fn is_known_whose(&self, vm: &str) -> Result<(), Problem> {
+        let mut refused = self.journals.refused().into_iter();
+        let Some(refused) = refused.find(|r| r.vm.as_deref() == Some(vm)) else { return Ok(()) };
+        let text = format!("whose VM {vm} is cannot be known on {}: {}", self.identity, refused.cause);
+        let remedy = format!(
+            "find out by hand where the VM runs, then take {} away; see `vmferry recover`",
+            refused.path.display()
+        );
+        Err(Problem::new(ProblemKind::Busy, text, remedy))
     }
 }

@@ -141,6 +141,18 @@ impl Journal {
         Ok(())
     }
 
+    /// Takes its file away.
+    /// Errors: it is still there, and can be written on.
+    pub fn remove(self) -> Result<(), (Box<Self>, JournalError)> {
+        match blocking(|| std::fs::remove_file(&self.path)) {
+            Ok(()) => Ok(()),
+            Err(source) => {
+                let error = JournalError::Io { path: self.path.clone(), source };
+                Err((Box::new(self), error))
+            }
+        }
+    }
+
     /// Announces something that a failure has to undo.
     pub fn will_make(&mut self, undo: Undo) -> Result<(), JournalError> {
         self.record(Record::Undo(undo))

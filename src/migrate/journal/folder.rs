@@ -1,5 +1,6 @@
 //! All journals of a host: found again at a start, and thrown away at last.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -8,9 +9,9 @@ use super::file::blocking;
 use super::writers::{Writer, is_written};
 use super::{Journal, JournalError, Past, Role, SUFFIX};
 
-/// Finished journals kept as history.
+/// Finished journals of each peer kept as history.
 pub const HISTORY_MAX: usize = 200;
-/// Finished journals kept of migrations whose source may still come and ask.
+/// Finished journals of each peer kept of migrations whose source may still come and ask.
 pub const UNCONFIRMED_MAX: usize = 5_000;
 /// How long they are kept; a source that was away for longer needs an operator.
 pub const UNCONFIRMED_DAYS_MAX: i64 = 400;
@@ -49,20 +50,30 @@ fn paths(folder: &Path) -> Result<Vec<PathBuf>, JournalError> {
     Ok(paths)
 }
 
-/// Removes the oldest finished journals beyond the limits. One that has something left to clean up,
-/// or whose source may still ask for it, counts by limits of its own, which are far away.
+/// Removes the oldest finished journals beyond the limits, which each peer has for itself: none makes another's
+/// go. One that has something left to clean up, or whose source may still ask for it, counts by limits of its
+/// own, which are far away.
 pub fn prune(folder: &Path, host: &str, now: i64) -> Result<(), JournalError> {
     let all = peek_all(folder, host)?.into_iter().filter_map(|(path, past)| Some((path, past.ok()?)));
-    let ended = all.filter(|(path, past)| past.ended.is_some() && !is_written(path));
-    let (kept, history): (Vec<_>, Vec<_>) = ended.partition(|(_, past)| is_wanted(past));
+    let mut of_peers = BTreeMap::<String, Vec<(PathBuf, Past)>>::new();
+    for (path, past) in all.filter(|(path, past)| past.ended.is_some() && !is_written(path)) {
+        of_peers.entry(past.header.peer.clone()).or_default().push((path, past));
+    }
     let oldest = now - UNCONFIRMED_DAYS_MAX * 24 * 3600;
-    let too_many = kept.len().saturating_sub(UNCONFIRMED_MAX);
-    let kept = kept.iter().enumerate();
-    let old = kept.filter(|(at, (_, p))| *at < too_many || p.header.began_at < oldest).map(|(_, j)| j);
-    for (path, _) in old.chain(history.iter().take(history.len().saturating_sub(HISTORY_MAX))) {
-        std::fs::remove_file(path).map_err(|source| JournalError::Io { path: path.clone(), source })?;
+    for path in of_peers.into_values().flat_map(|ended| beyond_limits(ended, oldest)) {
+        std::fs::remove_file(&path).map_err(|source| JournalError::Io { path, source })?;
     }
     Ok(())
+}
+
+/// Of one peer's, oldest first.
+fn beyond_limits(ended: Vec<(PathBuf, Past)>, oldest: i64) -> Vec<PathBuf> {
+    let (kept, history): (Vec<_>, Vec<_>) = ended.into_iter().partition(|(_, past)| is_wanted(past));
+    let (too_many, too_old) =
+        (kept.len().saturating_sub(UNCONFIRMED_MAX), history.len().saturating_sub(HISTORY_MAX));
+    let kept = kept.into_iter().enumerate();
+    let old = kept.filter(|(at, (_, p))| *at < too_many || p.header.began_at < oldest).map(|(_, j)| j);
+    old.chain(history.into_iter().take(too_old)).map(|(path, _)| path).collect()
 }
 
 /// Removes a file that was never begun; false when it is something else by now.

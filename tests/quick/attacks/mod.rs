@@ -10,3 +10,4 @@ mod noise;
 mod texts;
 mod trust;
 mod victim;
+mod wear;

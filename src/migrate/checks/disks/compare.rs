@@ -31,9 +31,13 @@ pub(crate) fn disk_problems(offered: &[DiskSpec], present: &[Disk]) -> Vec<Probl
     }
     let paired = pair(offered, present);
     let mut problems = sharing::between(offered, present);
+    let is_all_paired = paired.problems.is_empty();
     problems.extend(paired.problems);
     problems.extend(sharing::within(present, "destination"));
     let pairs = paired.pairs;
+    if is_all_paired {
+        problems.extend(not_offered(&pairs, present));
+    }
     problems.extend(pairs.iter().flat_map(|(want, have)| mismatch(want, have)));
     problems.extend(room::problems(&pairs));
     problems.extend(sharing::unknown(&pairs));
@@ -41,9 +45,39 @@ pub(crate) fn disk_problems(offered: &[DiskSpec], present: &[Disk]) -> Vec<Probl
     problems
 }
 
+/// The guest would find what its image holds by chance.
+fn not_offered<'a>(
+    pairs: &'a [(&DiskSpec, &Disk)],
+    present: &'a [Disk],
+) -> impl Iterator<Item = Problem> + 'a {
+    let is_paired = |disk: &Disk| pairs.iter().any(|(_, have)| std::ptr::eq(*have, disk));
+    let others = present.iter().filter(move |disk| !disk.firmware && !disk.read_only && !is_paired(disk));
+    others.map(|disk| {
+        Problem::new(
+            ProblemKind::DiskUnpaired,
+            format!(
+                "disk {} of the destination's QEMU is none of the source's: nothing is copied to it, and the guest \
+                 would find what its image holds",
+                disk.name
+            ),
+            "give both QEMUs the same disks, or make this one read-only",
+        )
+    })
+}
+
 fn mismatch(want: &DiskSpec, have: &Disk) -> Vec<Problem> {
     let mut problems: Vec<Problem> = size(want, have).into_iter().collect();
     if want.read_only {
+        if !have.read_only {
+            problems.push(Problem::new(
+                ProblemKind::DiskReadOnly,
+                format!(
+                    "disk {} is read-only at the source, so it is not copied, and not so at the destination",
+                    want.name
+                ),
+                "make its block device read-only there as well",
+            ));
+        }
         return problems;
     }
     if have.read_only {
@@ -205,11 +239,31 @@ mod tests {
     #[test]
     fn read_only_disks_must_be_there_and_are_said_not_to_be_compared() {
         let iso = DiskSpec { read_only: true, ..want("cd0", 10, "raw") };
+        let has_iso = |size| Disk { read_only: true, ..have("cd0", size, "raw") };
         assert_eq!(kinds(&iso, &[]), [ProblemKind::DiskMissing]);
-        assert_eq!(kinds(&iso, &[have("cd0", 10, "raw")]), [ProblemKind::NotCopied]);
-        let other = disk_problems(std::slice::from_ref(&iso), &[have("cd0", 11, "raw")]);
+        assert_eq!(kinds(&iso, &[has_iso(10)]), [ProblemKind::NotCopied]);
+        let other = disk_problems(std::slice::from_ref(&iso), &[has_iso(11)]);
         assert!(other.iter().all(|p| !p.is_refusal()), "{other:?}");
         assert!(other.iter().any(|p| p.kind == ProblemKind::DiskTooLarge));
+    }
+
+    /// Whatever a source says, no guest starts on an image that the migration had nothing to do with.
+    #[test]
+    fn no_writable_disk_of_the_destination_is_left_as_it_is() {
+        let stale = have("disk1", 1024, "raw");
+        let found = |offered: &[DiskSpec], present: &[Disk]| -> Vec<ProblemKind> {
+            let found = disk_problems(offered, present);
+            found.into_iter().filter(Problem::is_refusal).map(|p| p.kind).collect()
+        };
+        let offered = want("disk0", 1024, "raw");
+        assert_eq!(found(&[], std::slice::from_ref(&stale)), [ProblemKind::DiskUnpaired]);
+        let both = [have("disk0", 1024, "raw"), stale.clone()];
+        assert_eq!(found(std::slice::from_ref(&offered), &both), [ProblemKind::DiskUnpaired]);
+        // A disk that is said to be read-only is not copied.
+        let said = DiskSpec { read_only: true, ..offered };
+        assert_eq!(found(&[said], &both[..1]), [ProblemKind::DiskReadOnly]);
+        let flash = Disk { firmware: true, ..stale.clone() };
+        assert_eq!(found(&[], &[flash, Disk { read_only: true, ..stale }]), []);
     }
 
     #[test]

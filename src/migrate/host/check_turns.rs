@@ -1,0 +1,84 @@
+//! Whose turn it is to have a virtual machine checked for a peer: one check at a time for each, and a pause after
+//! it that is as long, so that others get at the machine however often one peer asks.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::net::identity::Identity;
+
+/// How long a check waits for others of the same peer and machine.
+const TURN_DEADLINE: Duration = Duration::from_secs(20);
+/// Longest pause after one.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+type Turns = BTreeMap<(Identity, String), Arc<tokio::sync::Mutex<()>>>;
+
+/// The turns of all peers and of the virtual machines that they may send.
+#[derive(Debug, Default)]
+pub(crate) struct CheckTurns(Mutex<Turns>);
+
+/// A turn, until its pause is over.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _held: OwnedMutexGuard<()>,
+    since: Instant,
+}
+
+impl CheckTurns {
+    /// Waits for a turn; none when that takes too long. `vm` is one of the configuration.
+    pub(crate) async fn turn(&self, peer: &Identity, vm: &str) -> Option<Turn> {
+        self.turn_within(TURN_DEADLINE, peer, vm).await
+    }
+
+    async fn turn_within(&self, deadline: Duration, peer: &Identity, vm: &str) -> Option<Turn> {
+        let of_both = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry((peer.clone(), vm.to_owned())).or_default())
+        };
+        let held = timeout(deadline, of_both.lock_owned()).await.ok()?;
+        Some(Turn { _held: held, since: Instant::now() })
+    }
+}
+
+impl Turn {
+    /// Waits for as long as the turn has taken.
+    pub(crate) async fn pause(&self) {
+        sleep(self.since.elapsed().min(PAUSE_MAX)).await;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_checks_in_a_loop_leaves_half_of_the_time_to_others() {
+        let (turns, peer) = (CheckTurns::default(), "bravo".parse().unwrap());
+        let (begin, mut busy) = (Instant::now(), Duration::ZERO);
+        for _ in 0..5 {
+            let turn = turns.turn(&peer, "web1").await.unwrap();
+            sleep(Duration::from_millis(20)).await;
+            busy += turn.since.elapsed();
+            // The peer itself does not get at it in the pause.
+            let again = turns.turn_within(Duration::from_millis(10), &peer, "web1");
+            let (again, ()) = tokio::join!(again, turn.pause());
+            assert!(again.is_none());
+        }
+        assert!(busy * 2 <= begin.elapsed(), "{busy:?} of {:?}", begin.elapsed());
+    }
+
+    #[tokio::test]
+    async fn each_machine_has_turns_of_its_own() {
+        let (turns, peer) = (CheckTurns::default(), "bravo".parse().unwrap());
+        let held = turns.turn(&peer, "web1").await;
+        assert!(held.is_some() && turns.turn(&peer, "web2").await.is_some());
+        assert!(turns.turn_within(Duration::ZERO, &peer, "web1").await.is_none());
+        drop(held);
+        assert!(turns.turn_within(Duration::ZERO, &peer, "web1").await.is_some());
+    }
+}
