@@ -1,6 +1,6 @@
 //! Attacks on a real agent, from the network and from the host: each is refused, counted and logged once,
 //! and the agent serves its own peers and operators meanwhile. The attacker is made of the library's network
-//! side and of raw sockets.
+//! side and of raw sockets. `docs/security.md` has the table.
 
 mod flood;
 mod listeners;
