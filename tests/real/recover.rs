@@ -67,6 +67,29 @@ fn an_operator_decides_when_the_destination_is_lost() -> Result<()> {
     })
 }
 
+/// The source's agent was restarted, and hears nothing of a destination whose `before_start` is at work. That
+/// host has begun to start the guest, and says so to whoever asks: an operator cannot decide against it.
+#[test]
+fn a_decision_is_not_taken_against_the_other_hosts_word() -> Result<()> {
+    with_lab("a_decision_is_not_taken_against_the_other_hosts_word", |lab| {
+        let mut stage = Stage::set_up(lab, Plan { undecided_s: 1, rate: 60, ..Plan::ORDINARY })?;
+        let migration = stage.reach(Reach::HandOver)?;
+        stage.alpha.kill()?;
+        stage.alpha.restart()?;
+        undecided(&stage, &migration)?;
+        let (code, text) = recover(&stage.alpha, &[&migration.id, "--force", "here", "--yes"])?;
+        ensure!(code == 2, "{code}: {text}");
+        for word in ["the decision was not taken", "says of VM web1: starting", "run twice"] {
+            ensure!(text.contains(word), "{word} is missing: {text}");
+        }
+        ensure!(stage.source.qmp()?.status()? != "running");
+        let records: Vec<Value> = journals(&stage.alpha)?.concat();
+        ensure!(records.iter().all(|line| line["record"].get("forced").is_none()), "{records:?}");
+        stage.calm()?;
+        stage.has_moved(&migration)
+    })
+}
+
 /// The destination's agent dies while its start command waits: the next agent ends that command, before
 /// it has started a QEMU that nobody waits for any more.
 #[test]

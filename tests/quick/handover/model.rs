@@ -5,14 +5,14 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use vmferry::migrate::handover::{
-    Ask, Destination, DestinationInput, DestinationState, Ended, Illegal, Mark, Ran, Source, SourceInput,
-    SourceState, Written,
+    Ask, Destination, DestinationInput, DestinationState, Ended, Illegal, Mark, Ran, Side, Source,
+    SourceInput, SourceState, Written,
 };
 use vmferry::migrate::handover_run::{DestinationWorld, Run, SourceWorld};
 use vmferry::migrate::message::Fate;
 
 use super::mutants::Mutant;
-use super::world::{Kind, Qemu, Successors, World, bit};
+use super::world::{Kind, Lost, Qemu, Successors, World, bit};
 
 /// The agent crashes.
 pub struct Crash;
@@ -39,6 +39,8 @@ struct Model {
     kind: Kind,
     /// A mutant drops what is to be done.
     drops: bool,
+    /// It was writing a record.
+    writes: bool,
     /// In words, where they are asked for.
     name: Option<String>,
 }
@@ -48,7 +50,7 @@ type Done<T> = Result<T, Crash>;
 impl Model {
     fn new(world: World, mutant: Mutant, choice: usize, name: Option<String>) -> Self {
         let (mode, kind) = (Mode::Live, Kind::Step);
-        Self { world, mutant, mode, choice, outcomes: 1, kind, drops: false, name }
+        Self { world, mutant, mode, choice, outcomes: 1, kind, drops: false, writes: false, name }
     }
 
     fn choose<T>(&mut self, mut outcomes: Vec<(Kind, T)>) -> T {
@@ -80,9 +82,12 @@ impl Model {
             Mode::Blind => return Ok(Written::Durable),
             Mode::Early => return Err(Crash),
         }
+        self.writes = true;
         let disk = if at_source { self.world.source.disk } else { self.world.destination.disk };
-        let outcomes =
-            disk.write(bit(mark)).into_iter().map(|(disk, written, kind, how)| (kind, (disk, written, how)));
+        let outcomes = disk
+            .write(bit(mark, at_source))
+            .into_iter()
+            .map(|(disk, written, kind, how)| (kind, (disk, written, how)));
         let (disk, written, how) = self.choose(outcomes.collect());
         match at_source {
             true => self.world.source.disk = disk,
@@ -113,6 +118,11 @@ impl SourceWorld for Model {
         inputs.extend(self.world.said.said().map(SourceInput::Heard));
         if machine.ended().is_none() && machine.state() != SourceState::Ours {
             inputs.push(SourceInput::Again);
+        }
+        if self.world.lost == Lost::Destination
+            && matches!(machine.state(), SourceState::Asking { .. } | SourceState::Doubt)
+        {
+            inputs.push(SourceInput::Forced(side(self.world.destination.ran)));
         }
         if inputs.is_empty() {
             return Ok(None);
@@ -145,11 +155,15 @@ impl SourceWorld for Model {
     async fn resume(&mut self, abort: bool) -> Done<Option<SourceInput>> {
         let does = self.does(false)? && self.mutant != Mutant::ForgetsToResume;
         let (mut resumes, mut tells, mut crashes) = (does, abort && self.mode == Mode::Live, false);
+        let mut heard = None;
         if self.mode == Mode::Live && abort {
-            let step = (Kind::Step, (true, true, false));
-            let half = [(true, false, true), (false, true, true)].map(|half| (Kind::Fault, half));
-            let (resumed, told, crashed) = self.choose(vec![step, half[0], half[1]]);
-            (resumes, tells, crashes) = (resumes && resumed, told, crashed);
+            // The answer may be an old one, or none.
+            let fates = self.world.said.said().map(|fate| Some(SourceInput::Heard(fate)));
+            let whole = [None].into_iter().chain(fates).map(|heard| (Kind::Step, (true, true, false, heard)));
+            let half = [(true, false, true, None), (false, true, true, None)].map(|half| (Kind::Fault, half));
+            let outcomes = whole.chain(half).collect();
+            let (resumed, told, crashed, answer) = self.choose(outcomes);
+            (resumes, tells, crashes, heard) = (resumes && resumed, told, crashed, answer);
         }
         if resumes && self.world.source.qemu != Qemu::Gone {
             self.world.source.start_guest();
@@ -157,8 +171,10 @@ impl SourceWorld for Model {
         if tells {
             self.world.asked.ask(Ask::Abort);
         }
-        self.name(|| format!("lets the guest run: {resumes}, says so: {tells}, crashes: {crashes}"));
-        if crashes { Err(Crash) } else { Ok(None) }
+        self.name(|| {
+            format!("lets the guest run: {resumes}, says so: {tells}, hears {heard:?}, crashes: {crashes}")
+        });
+        if crashes { Err(Crash) } else { Ok(heard) }
     }
 
     async fn release(&mut self) -> Done<()> {
@@ -190,8 +206,21 @@ impl DestinationWorld for Model {
             }
             // Nobody will say more, or nothing can be done: the timer must not help otherwise.
             let gone = self.world.destination.qemu == Qemu::Gone;
-            let alone = self.world.source_end() == Some(Ended::Stayed) || gone;
+            let alone =
+                self.world.source_end() == Some(Ended::Stayed) || gone || self.world.lost == Lost::Source;
             inputs.push((if alone { Kind::Step } else { Kind::Fault }, DestinationInput::Trouble));
+        }
+        if self.world.lost == Lost::Source {
+            let side = side(self.world.source.ran);
+            match machine.state() {
+                DestinationState::Waiting { loaded: true } => {
+                    inputs.push((Kind::Step, DestinationInput::Forced(side)));
+                }
+                DestinationState::GivingUp { .. } if side == Side::There => {
+                    inputs.push((Kind::Step, DestinationInput::Forced(side)));
+                }
+                _ => {}
+            }
         }
         inputs.extend(self.world.asked.asked().map(|ask| (Kind::Step, DestinationInput::Asked(ask))));
         let input = self.choose(inputs);
@@ -269,6 +298,11 @@ impl DestinationWorld for Model {
     }
 }
 
+/// What an operator decides who knows whether the guest has run at the host that is lost.
+fn side(ran_there: bool) -> Side {
+    if ran_there { Side::There } else { Side::Here }
+}
+
 /// What a model's future gives: it never waits.
 fn now<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
@@ -279,7 +313,7 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 
 /// The interpreter's next step on one side, in each of its outcomes.
 macro_rules! stepper {
-    ($name:ident, $side:ident) => {
+    ($name:ident, $side:ident, $written:path) => {
         pub fn $name(before: &World, mutant: Mutant, out: &mut Successors) {
             let Some(run_before) = before.$side.run else { return };
             let (mut choice, mut outcomes) = (0, 1);
@@ -299,7 +333,15 @@ macro_rules! stepper {
                 match now(run.step(&mut model)) {
                     Ok(_) if model.drops => model.world.$side.run = Some(Run::new(run_before.machine())),
                     Ok(_) => model.world.$side.run = Some(run),
-                    Err(Crash) => model.world.$side.crash(),
+                    Err(Crash) => {
+                        model.world.$side.crash();
+                        // That one takes what it was about to write for written.
+                        let mut run = Run::new(run_before.machine());
+                        let believes = mutant == Mutant::RemembersOverACrash && model.writes;
+                        if believes && run.give($written(Written::Durable)).is_ok() {
+                            model.world.$side.run = Some(run);
+                        }
+                    }
                 }
                 let Model { world, kind, name, .. } = model;
                 (choice, outcomes) = (choice + 1, model.outcomes);
@@ -312,5 +354,5 @@ macro_rules! stepper {
     };
 }
 
-stepper!(step_source, source);
-stepper!(step_destination, destination);
+stepper!(step_source, source, SourceInput::Written);
+stepper!(step_destination, destination, DestinationInput::Written);

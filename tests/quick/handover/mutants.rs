@@ -49,8 +49,12 @@ pub enum Mutant {
     StartsTwice,
     /// It answers by what it is about to write.
     SaysWhatItIsAboutToProve,
-    /// After a crash it goes on with what it remembers of the machine, and not with what the journal says.
+    /// After a crash it goes on with what it remembers, as if what it was writing were written, and does not
+    /// begin with what the journal says.
     RemembersOverACrash,
+    /// It does an effect twice: it writes again what is written, it starts again what was started.
+    WritesAgain,
+    StartsAgain,
     /// It leaves an effect out: here and below.
     ForgetsToResume,
     ForgetsToRelease,
@@ -61,7 +65,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All mistakes.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::StartBeforeRecord,
         Self::ResumeBeforeRecord,
         Self::SourceDoubtIsFailure,
@@ -80,6 +84,8 @@ impl Mutant {
         Self::StartsTwice,
         Self::SaysWhatItIsAboutToProve,
         Self::RemembersOverACrash,
+        Self::WritesAgain,
+        Self::StartsAgain,
         Self::ForgetsToResume,
         Self::ForgetsToRelease,
         Self::ForgetsToSay,
@@ -121,6 +127,7 @@ impl Mutant {
             {
                 SourceEffect::Resume
             }
+            (Self::WritesAgain, _) => return twice(effects, |e| matches!(e, SourceEffect::Write(_))),
             (Self::NeverAsks, _) => {
                 let asks = |e: &SourceEffect| *e == SourceEffect::Ask(Ask::Settle);
                 return effects.into_iter().filter(|e| !asks(e)).collect();
@@ -135,8 +142,18 @@ impl Mutant {
             (Self::NeverRanBeforeRecord, [DestinationEffect::Write(Mark::NeverRan)]) => {
                 [vec![DestinationEffect::Say(Fate::NeverRan)], effects].concat()
             }
+            (Self::WritesAgain, _) => twice(effects, |e| matches!(e, DestinationEffect::Write(_))),
+            (Self::StartsAgain, _) => twice(effects, |e| *e == DestinationEffect::Start),
             _ => effects,
         }
+    }
+}
+
+/// The effect is there twice, if it is one of these and alone.
+fn twice<E: Copy>(effects: Vec<E>, is: impl Fn(&E) -> bool) -> Vec<E> {
+    match effects[..] {
+        [effect] if is(&effect) => vec![effect, effect],
+        _ => effects,
     }
 }
 

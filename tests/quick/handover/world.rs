@@ -1,7 +1,9 @@
 //! Both machines in a world where everything goes wrong: messages are lost, come twice and in any
 //! order, disks fail, agents crash between any two steps, hosts lose power, QEMUs die.
 
-use vmferry::migrate::handover::{Ask, Destination, Ended, Known, Mark, Source, SourceState, Written};
+use vmferry::migrate::handover::{
+    Ask, Destination, Ended, Known, Mark, Side as Whose, Source, SourceState, Written,
+};
 use vmferry::migrate::handover_run::{DestinationRun, Run, SourceRun};
 use vmferry::migrate::message::Fate;
 
@@ -21,14 +23,17 @@ const CONFIRMED: Records = 16;
 const MOVED: Records = 32;
 const STAYED: Records = 64;
 
-pub fn bit(mark: Mark) -> Records {
+pub fn bit(mark: Mark, at_source: bool) -> Records {
     match mark {
         Mark::HandedOver => HANDED_OVER,
         Mark::Starting => STARTING,
         Mark::Runs => RUNS,
         Mark::NeverRan => NEVER_RAN,
         Mark::Confirmed => CONFIRMED,
-        Mark::Forced(_) => panic!("nobody forces anything here"),
+        // The source writes neither of the two otherwise, and the destination reads no decision.
+        Mark::Forced(_) if !at_source => 0,
+        Mark::Forced(Whose::Here) => STARTING,
+        Mark::Forced(Whose::There) => CONFIRMED,
     }
 }
 
@@ -39,15 +44,19 @@ fn end_bit(ended: Ended) -> Records {
     }
 }
 
-fn known(records: Records) -> Known {
+fn known(records: Records, at_source: bool) -> Known {
     let has = |bit| records & bit != 0;
     let moved = has(MOVED).then_some(Ended::Moved);
     Known {
         handed_over: has(HANDED_OVER),
-        starting: has(STARTING),
+        starting: !at_source && has(STARTING),
         runs: has(RUNS),
         never_ran: has(NEVER_RAN),
-        forced: None,
+        forced: match at_source {
+            true if has(STARTING) => Some(Whose::Here),
+            true if has(CONFIRMED) => Some(Whose::There),
+            _ => None,
+        },
         ended: moved.or(has(STAYED).then_some(Ended::Stayed)),
     }
 }
@@ -154,6 +163,13 @@ impl<R: Copy> Side<R> {
         self.run = None;
     }
 
+    /// The host is lost for good, and its disk with it.
+    fn lose(&mut self) {
+        self.crash();
+        self.qemu = Qemu::Gone;
+        self.disk.durable(0);
+    }
+
     pub fn start_guest(&mut self) {
         self.qemu = Qemu::Running;
         self.ran = true;
@@ -200,6 +216,15 @@ impl Messages {
     }
 }
 
+/// A host that does not come back, with its disk. An operator sees to what it leaves open, and knows whether
+/// the guest has run there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lost {
+    None,
+    Source,
+    Destination,
+}
+
 /// Everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct World {
@@ -210,6 +235,7 @@ pub struct World {
     pub said: Messages,
     /// The destination has thrown its journal away.
     forgotten: bool,
+    pub lost: Lost,
     /// A machine was told what it has no step for.
     pub illegal: bool,
 }
@@ -242,6 +268,7 @@ impl World {
             asked: Messages::default(),
             said: Messages::default(),
             forgotten: false,
+            lost: Lost::None,
             illegal: false,
         }
     }
@@ -252,8 +279,9 @@ impl World {
             return Some("the guest ran at the source after its pause, and at the destination");
         }
         let (source, destination) = (self.source_end(), self.destination_end());
-        let durable = |disk: &Disk| known(disk.certain().unwrap_or(0));
-        let (at_source, at_destination) = (durable(&self.source.disk), durable(&self.destination.disk));
+        let durable = |disk: &Disk, at_source| known(disk.certain().unwrap_or(0), at_source);
+        let (at_source, at_destination) =
+            (durable(&self.source.disk, true), durable(&self.destination.disk, false));
         let moved = at_source.runs || at_source.ended == Some(Ended::Moved);
         let never = at_destination.never_ran || at_destination.ended == Some(Ended::Stayed);
         if (source == Some(Ended::Moved) && destination == Some(Ended::Stayed)) || (moved && never) {
@@ -295,6 +323,13 @@ impl World {
 
     /// Both sides know, and know the same.
     pub fn is_decided(&self) -> bool {
+        match self.lost {
+            Lost::None => {}
+            Lost::Source => {
+                return self.forgotten || self.destination_end().is_some() && self.destination_is_idle();
+            }
+            Lost::Destination => return self.source_end().is_some() && self.source_is_idle(),
+        }
         let source = self.source_end();
         let agreed = source.is_some() && (self.forgotten || source == self.destination_end());
         agreed && self.source_is_idle() && (self.forgotten || self.destination_is_idle())
@@ -382,16 +417,27 @@ impl World {
 
     fn crashes(&self, mutant: Mutant, out: &mut Successors) {
         let mut add = |after: Self, name: &'static str| out.add(Kind::Fault, after, || name.into());
-        let remembers = mutant == Mutant::RemembersOverACrash;
-        if let Some(run) = self.source.run {
+        // Between two steps that one notices nothing.
+        let notices = mutant != Mutant::RemembersOverACrash;
+        if self.source.run.is_some() && notices {
             let mut after = *self;
-            after.source.run = remembers.then(|| Run::new(run.machine()));
+            after.source.crash();
             add(after, "source: the agent crashes");
         }
-        if let Some(run) = self.destination.run {
+        if self.destination.run.is_some() && notices {
             let mut after = *self;
-            after.destination.run = remembers.then(|| Run::new(run.machine()));
+            after.destination.crash();
             add(after, "destination: the agent crashes");
+        }
+        if self.lost == Lost::None && self.source.run.is_some() && self.source_end().is_none() {
+            let mut after = Self { lost: Lost::Destination, asked: Messages::default(), ..*self };
+            after.destination.lose();
+            add(after, "the destination's host is lost for good");
+        }
+        if self.lost == Lost::None && self.destination.run.is_some() && self.destination_end().is_none() {
+            let mut after = Self { lost: Lost::Source, said: Messages::default(), ..*self };
+            after.source.lose();
+            add(after, "the source's host is lost for good");
         }
         if self.source.qemu != Qemu::Gone {
             let mut after = *self;
@@ -418,17 +464,17 @@ impl World {
 
     /// An agent reads what is there, which need not be on the disk. And the RAM arrives.
     fn restarts(&self, mutant: Mutant, out: &mut Successors) {
-        if self.source.run.is_none() {
+        if self.source.run.is_none() && self.lost != Lost::Source {
             let mut after = *self;
             after.source.disk.whole = after.source.disk.cached;
-            let restarted = Source::restarted(known(after.source.disk.cached));
+            let restarted = Source::restarted(known(after.source.disk.cached, true));
             after.source.run = Some(Run::restarted(Mutated::source(restarted, mutant)));
             out.add(Kind::Step, after, || "source: the agent starts again".into());
         }
-        if self.destination.run.is_none() && !self.forgotten {
+        if self.destination.run.is_none() && !self.forgotten && self.lost != Lost::Destination {
             let mut after = *self;
             after.destination.disk.whole = after.destination.disk.cached;
-            let restarted = Destination::restarted(known(after.destination.disk.cached));
+            let restarted = Destination::restarted(known(after.destination.disk.cached, false));
             after.destination.run = Some(Run::restarted(Mutated::destination(restarted, mutant)));
             out.add(Kind::Step, after, || "destination: the agent starts again".into());
         }
