@@ -65,3 +65,39 @@ impl HandoffState {
         format!("{migrations} migrations and {connections} forwarded connections in {sessions} sessions")
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use ciborium::Value;
+
+    use super::*;
+
+    fn left() -> HandoffState {
+        HandoffState {
+            format: FORMATS[0],
+            version: "0".into(),
+            identity: "alpha".into(),
+            instance: [7; 16],
+            sessions: Vec::new(),
+            migrations: FrozenMigrations::default(),
+            limits: LimitsSet::default(),
+            forwards: FrozenForwards::default(),
+        }
+    }
+
+    /// Whatever an earlier version did not leave is empty.
+    #[test]
+    fn what_a_version_before_forwarding_has_left_is_read() {
+        let whole: Value = ciborium::from_reader(&left().encode().unwrap()[..]).unwrap();
+        let mut fields = whole.into_map().unwrap();
+        let before = fields.len();
+        fields.retain(|(key, _)| key.as_text() != Some("forwards"));
+        assert_eq!(fields.len(), before - 1);
+        let mut bytes = Vec::new();
+        ciborium::into_writer(&Value::Map(fields), &mut bytes).unwrap();
+        let read = HandoffState::decode(&bytes, "alpha").unwrap();
+        assert!(read.forwards.is_empty());
+        assert!(HandoffState::decode(&bytes, "bravo").is_err());
+    }
+}
