@@ -7,6 +7,7 @@
 #   make lint      format, lints, and what deny.toml says of dependencies
 #   make model     the session protocol against its model, many more steps        STEPS=n
 #   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n CHAOS_STAGES=n
+#   make libvirt   libvirt's own migrations, every option and many faults, about 10 minutes       T=name: only that test
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
 #   make setup     what the tests need and the machine lacks
 #   make clean-lab forgets all downloads
@@ -15,7 +16,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-end test lint format dependencies model chaos bench setup fetch tools clean-lab
+.PHONY: demo demo-end test lint format dependencies model chaos libvirt bench setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -85,6 +86,10 @@ model: fetch
 chaos: setup
 	$(call step,$(CHAOS_INJECTIONS) faults in real migrations, seed $(CHAOS_SEED): tests/CHAOS.md)
 	CHAOS_SEED=$(CHAOS_SEED) CHAOS_INJECTIONS=$(CHAOS_INJECTIONS) CHAOS_STAGES=$(CHAOS_STAGES) tests/setup/chaos.sh
+
+libvirt: setup
+	$(call step,domains of a real libvirt on two hosts: tests/libvirt)
+	cargo test $(LOCKED) --test libvirt -- --include-ignored --test-threads=1 $(T)
 
 bench: setup
 	$(call step,two agents against plain copies and what people use; real QEMUs against their own TLS: bench/RESULTS.md)

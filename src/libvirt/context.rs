@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -23,6 +23,16 @@ use crate::net::pool::Pool;
 /// How long a peer may take for an answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
+/// An end that its destination has not heard of.
+#[derive(Debug, Clone)]
+pub(super) struct Untold {
+    pub(super) id: Uuid,
+    /// The peer's name in the configuration.
+    pub(super) to: String,
+    /// It takes its part away by itself by then.
+    pub(super) until: Instant,
+}
+
 /// What both roles use.
 #[derive(Debug)]
 pub(super) struct Context {
@@ -34,6 +44,8 @@ pub(super) struct Context {
     pub(super) pool: Arc<Pool>,
     pub(super) forwards: Arc<Forwards>,
     pub(super) store: Store,
+    /// Ends that their destinations have not heard of.
+    pub(super) untold: Mutex<Vec<Untold>>,
     /// Everything stops for another process: nothing is concluded from what is missing.
     pub(super) is_frozen: AtomicBool,
 }
@@ -55,6 +67,17 @@ impl Context {
 
     /// Asks a peer's agent about a migration. An answer that says no is an error.
     pub(super) async fn ask(&self, name: &str, id: Uuid, ask: Ask) -> Result<Answer, LibvirtError> {
+        self.ask_within(ANSWER_DEADLINE, name, id, ask).await
+    }
+
+    /// The same with a deadline of its own.
+    pub(super) async fn ask_within(
+        &self,
+        deadline: Duration,
+        name: &str,
+        id: Uuid,
+        ask: Ask,
+    ) -> Result<Answer, LibvirtError> {
         let peer = || name.to_owned();
         let config = self.peer(name)?;
         let asked = async {
@@ -80,8 +103,8 @@ impl Context {
                 .map_err(lost)?
                 .ok_or_else(|| LibvirtError::Unexpected { peer: peer() })
         };
-        let answered = timeout(ANSWER_DEADLINE, asked).await;
-        let late = LibvirtError::Late { peer: peer(), after_s: ANSWER_DEADLINE.as_secs() };
+        let answered = timeout(deadline, asked).await;
+        let late = LibvirtError::Late { peer: peer(), after_s: deadline.as_secs() };
         match answered.map_err(|_| late)?? {
             Answer::Refused(refused) => {
                 Err(LibvirtError::Refused { peer: peer(), text: refused.text, remedy: refused.remedy })

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::context::{Context, target};
-use super::message::{Answer, Ask, DOMAIN_BYTES_MAX, Refused};
+use super::message::{Answer, Ask, DOMAIN_BYTES_MAX, KEPT, Refused};
 use super::state::{Channel, Channels, Ended, Moved, Role, Stage, State};
 use super::store::Record;
 use super::{folder, libvirtd};
@@ -24,8 +24,6 @@ use crate::net::session::IncomingStream;
 
 /// How long a peer may take for its question.
 const ASK_DEADLINE: Duration = Duration::from_secs(30);
-/// How long what was prepared is kept without being renewed.
-pub(super) const KEPT: Duration = Duration::from_secs(180);
 /// Between two looks at it.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -282,7 +280,7 @@ pub(super) fn take_away(context: &Context, id: Uuid, ended: Ended) -> Vec<String
 }
 
 /// Looks at what is prepared here, and takes away what nobody renews or uses.
-pub(super) async fn watch(context: Arc<Context>) {
+pub(super) async fn watch(context: &Context) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if context.is_frozen() {
@@ -290,7 +288,7 @@ pub(super) async fn watch(context: Arc<Context>) {
         }
         let all = context.store.all().into_iter();
         for state in all.filter(|s| s.role == Role::Destination && s.stage != Stage::Ended) {
-            let channels = seen(&context, state.id).await;
+            let channels = seen(context, state.id).await;
             if context.is_frozen() {
                 break;
             }
@@ -304,7 +302,7 @@ pub(super) async fn watch(context: Arc<Context>) {
             });
             if is_over == Some(true) {
                 tracing::warn!(migration = %state.id, peer = state.peer, "nobody has renewed a migration of libvirt's");
-                take_away(&context, state.id, Ended::Unknown);
+                take_away(context, state.id, Ended::Unknown);
             }
         }
     }

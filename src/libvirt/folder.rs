@@ -23,7 +23,8 @@ const DESTINATION_MODE: u32 = 0o770;
 /// # Errors
 /// Also if it is there already: it is made once, by either role.
 pub(super) fn make(folder: &Path, role: Role, qemu_group: Option<&str>) -> io::Result<()> {
-    if let Some(above) = folder.parent() {
+    // One that is there is somebody's choice.
+    if let Some(above) = folder.parent().filter(|above| !above.exists()) {
         DirBuilder::new().recursive(true).mode(ABOVE_MODE).create(above)?;
         set_mode(above, ABOVE_MODE)?;
     }

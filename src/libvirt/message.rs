@@ -2,11 +2,14 @@
 //! so that nothing has to be left to the next process of either.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::state::Channels;
 
+/// How long a destination keeps what it has prepared without being asked to.
+pub(super) const KEPT: Duration = Duration::from_secs(180);
 /// Longest name of a domain, in bytes.
 pub(super) const DOMAIN_BYTES_MAX: usize = 256;
 

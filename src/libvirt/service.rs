@@ -1,8 +1,8 @@
 //! All migrations of libvirt's of one agent: what its local API and its peers can ask for.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -61,6 +61,7 @@ impl Libvirt {
             pool,
             forwards,
             store: Store::new(&config.state_dir),
+            untold: Mutex::default(),
             is_frozen: AtomicBool::new(false),
         };
         Self { context: Arc::new(context), tasks: TaskTracker::new(), stopping: CancellationToken::new() }
@@ -87,7 +88,7 @@ impl Libvirt {
                         Role::Source => {}
                     }
                 }
-                destination::watch(Arc::clone(&libvirt.context)).await;
+                tokio::join!(destination::watch(&libvirt.context), source::tell_ends(&libvirt.context));
             };
             tokio::select! {
                 () = stopping.cancelled() => {}

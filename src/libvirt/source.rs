@@ -2,18 +2,18 @@
 //! through, renews, and takes everything away on both hosts.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::causes;
-use super::context::{Context, target};
+use super::context::{Context, Untold, target};
 use super::error::LibvirtError;
-use super::message::{Answer, Ask, DOMAIN_BYTES_MAX};
+use super::message::{Answer, Ask, DOMAIN_BYTES_MAX, KEPT};
 use super::state::{Channel, Channels, Ended, Moved, Request, Role, Stage, State, Told};
-use super::store::Record;
+use super::store::{ACTIVE_MAX, Record};
 use super::{folder, libvirtd};
 use crate::config::{LocalSocket, SocketMode};
 use crate::error_chain::chain;
@@ -27,6 +27,9 @@ const UNFOLLOWED_FIRST: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Between two requests to keep what is prepared at the destination.
 const RENEW_EVERY: Duration = Duration::from_secs(30);
+/// How long a destination may take to take its part away; then it is told again.
+const END_DEADLINE: Duration = Duration::from_secs(5);
+const TELL_EVERY: Duration = Duration::from_secs(3);
 /// Longest time that something is kept without a follower.
 const HOLD_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// For its owner, and for whoever is in its group.
@@ -265,13 +268,23 @@ async fn finish(context: &Context, id: Uuid, ended: Ended) -> Option<State> {
         }
     }
     let mut left = folder::remove(&record.state.folder);
-    match context.ask(&record.to, id, Ask::End).await {
+    match context.ask_within(END_DEADLINE, &record.to, id, Ask::End).await {
         Ok(Answer::Gone { left: there }) => {
             left.extend(there.into_iter().map(|what| format!("{}: {what}", record.state.peer)));
         }
         Ok(_) => {}
         // It takes away by itself what is not renewed.
-        Err(e) => reasons.push(format!("{}; it takes its part away by itself in a few minutes", chain(&e))),
+        Err(e) => {
+            reasons.push(format!(
+                "{}; it is told again, and takes its part away by itself in a few minutes",
+                chain(&e)
+            ));
+            let untold = Untold { id, to: record.to.clone(), until: Instant::now() + KEPT };
+            let mut all = context.untold.lock().unwrap_or_else(PoisonError::into_inner);
+            if all.len() < ACTIVE_MAX {
+                all.push(untold);
+            }
+        }
     }
     let state = context.store.ended(id, |state| {
         state.channels = channels;
@@ -281,6 +294,20 @@ async fn finish(context: &Context, id: Uuid, ended: Ended) -> Option<State> {
     });
     tracing::info!(migration = %id, domain = record.state.domain, ended = ended.name(), "a migration of libvirt's is over here");
     state
+}
+
+/// Tells destinations of ends that they have not heard of.
+pub(super) async fn tell_ends(context: &Context) {
+    loop {
+        tokio::time::sleep(TELL_EVERY).await;
+        let all = context.untold.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for Untold { id, to, until } in all {
+            let told = context.ask_within(END_DEADLINE, &to, id, Ask::End).await.is_ok();
+            if told || Instant::now() >= until {
+                context.untold.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other.id != id);
+            }
+        }
+    }
 }
 
 /// Goes on with what an earlier process has left, or takes it away: the sockets say which. Whether there is

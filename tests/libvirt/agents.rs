@@ -17,7 +17,7 @@ use crate::support::process::{LONG, Outcome, SHORT, wait_for};
 use crate::support::{Agent, AgentSpec, Credentials, Host, Lab, VmferryRun, Way};
 
 /// The agent's user on both hosts (host.sh).
-const USER: u32 = 64056;
+pub(crate) const USER: u32 = 64056;
 /// Where the binary is on the hosts.
 const VMFERRY: &str = "/run/vmferry-bin";
 /// Where the sockets are.

@@ -35,9 +35,18 @@ impl Scene {
     fn slow_move(&self) -> Result<VmferryRun> {
         self.hosts.net.limit_mbit(40)?;
         let run = self.agents.migrate_start(&COPY)?;
-        let is_copying = |m: &Value| m["channels"]["nbd"]["sent_bytes"].as_u64().is_some_and(|b| b > 500_000);
-        self.agents.wait_migration("disks on their way", is_copying)?;
+        self.wait_copying()?;
         Ok(run)
+    }
+
+    /// Both disks are on their way: a QEMU gives an NBD client up that does not greet within 10 s.
+    fn wait_copying(&self) -> Result<()> {
+        let is_copying = |m: &Value| {
+            let nbd = &m["channels"]["nbd"];
+            let is_greeted = nbd["open"].as_u64() == Some(2);
+            m["stage"] == "under_way" && is_greeted && nbd["sent_bytes"].as_u64().is_some_and(|b| b > 4_000_000)
+        };
+        self.agents.wait_migration("disks on their way", is_copying).map(drop)
     }
 
     /// The guest runs on here, nothing is left anywhere, and a further try moves it.
@@ -147,8 +156,7 @@ fn what_stands_still_is_given_up() -> Result<()> {
         let scene = Scene::set(lab)?;
         scene.hosts.net.limit_mbit(40)?;
         let run = scene.agents.migrate_start(&["--p2p", "--copy-storage-all", "--stall", "10"])?;
-        let is_copying = |m: &Value| m["channels"]["nbd"]["sent_bytes"].as_u64().is_some_and(|b| b > 500_000);
-        scene.agents.wait_migration("disks on their way", is_copying)?;
+        scene.wait_copying()?;
         scene.hosts.net.cut()?;
         let outcome = run.wait(LONG)?;
         code(&outcome, 1)?;
@@ -205,7 +213,7 @@ fn a_shared_folder_is_refused() -> Result<()> {
         let scene = Scene::set(lab)?;
         let shared = lab.dir().join("shared");
         fs::create_dir(&shared)?;
-        fs::set_permissions(&shared, fs::Permissions::from_mode(0o777))?;
+        std::os::unix::fs::chown(&shared, Some(crate::agents::USER), Some(crate::agents::USER))?;
         for host in [&scene.hosts.net.alpha, &scene.hosts.net.bravo] {
             let there = crate::agents::FOLDER;
             crate::support::process::run(host.command("mkdir").args(["-p", there]), SHORT)?;
