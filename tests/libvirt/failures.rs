@@ -44,7 +44,9 @@ impl Scene {
         let is_copying = |m: &Value| {
             let nbd = &m["channels"]["nbd"];
             let is_greeted = nbd["open"].as_u64() == Some(2);
-            m["stage"] == "under_way" && is_greeted && nbd["sent_bytes"].as_u64().is_some_and(|b| b > 4_000_000)
+            m["stage"] == "under_way"
+                && is_greeted
+                && nbd["sent_bytes"].as_u64().is_some_and(|b| b > 4_000_000)
         };
         self.agents.wait_migration("disks on their way", is_copying).map(drop)
     }
