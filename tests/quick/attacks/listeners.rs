@@ -65,6 +65,9 @@ async fn a_user_of_the_local_api_has_its_number_of_connections_and_requests_have
     let mut last = held.last().unwrap();
     last.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(last.read(&mut [0]).unwrap_or(0), 0);
+    // The first has not come to the end of its time meanwhile.
+    held[0].set_nonblocking(true).unwrap();
+    assert_eq!((&held[0]).read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     assert!(victim.descriptors() < before + 64 + 40, "{} descriptors, {before} before", victim.descriptors());
     drop(held);
     let body = format!("{{\"vm\": \"{}\"}}", "x".repeat(100_000));
