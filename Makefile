@@ -37,9 +37,9 @@ step = @printf '\n== %s\n' "$(1)"
 # their own. It leaves out the optimisations of MIR, which these builds can do without.
 test: export RUSTC_WORKSPACE_WRAPPER := clippy-driver
 test: export CLIPPY_ARGS := -D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__
-# Tests that run real QEMUs in network namespaces are all in tests/real. Two at a time fill two cores;
-# one at a time leaves each the slack that its guest's pace needs.
-REAL_THREADS ?= 1
+# Tests that run real QEMUs in network namespaces are all in tests/real: so many at a time.
+REAL_THREADS ?= 2
+test: export CHAOS_STAGES := $(CHAOS_STAGES)
 test: setup format dependencies
 	$(call step,build and lints)
 	cargo test $(LOCKED) --workspace --all-targets --no-run

@@ -63,8 +63,8 @@ impl Plan {
         disk_mib: 192,
         ballast_mib: 64,
         dirty_mib: 16,
-        // Faster than any slow link of these tests carries, and yet the guest leaves its core to others.
-        dirty_rest_ms: 100,
+        // Faster than any link of these tests carries, and yet the guest leaves its core to others.
+        dirty_rest_ms: 20,
         blocks: 8192,
         // Each block makes QEMU copy 64 KiB of each disk: more than a slow link carries.
         rate: 100,

@@ -75,9 +75,10 @@ impl Victim {
             lines.lines().map_while(Result::ok).for_each(|line| said.lock().unwrap().push(line));
         });
         let victim = Self { child, address, metrics, log, folder };
-        while UnixStream::connect(victim.socket()).is_err() {
+        // The metrics listener is the last that it opens.
+        while UnixStream::connect(victim.socket()).is_err() || TcpStream::connect(victim.metrics).is_err() {
             assert!(victim.is_alive(), "the agent has ended: {:?}", victim.log());
-            std::thread::yield_now();
+            std::thread::sleep(std::time::Duration::from_millis(5));
         }
         victim
     }
