@@ -60,10 +60,18 @@ impl Scene {
         self.domain.proves_move(Way::ToBravo)?;
         self.agents.are_clean()
     }
+
+    /// Lets a slow move go on, which must end well.
+    fn arrives(&self, run: VmferryRun) -> Result<()> {
+        self.hosts.net.no_limit()?;
+        code(&run.wait(LONG)?, 0)?;
+        self.domain.proves_move(Way::ToBravo)?;
+        self.agents.are_clean()
+    }
 }
 
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn ctrl_c_has_libvirt_abort_it() -> Result<()> {
     with_lab("ctrl_c_has_libvirt_abort_it", |lab| {
         let scene = Scene::set(lab)?;
@@ -78,7 +86,7 @@ fn ctrl_c_has_libvirt_abort_it() -> Result<()> {
 
 /// virsh goes on without it, and so does libvirt; the sockets are taken away when they are done.
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn a_command_line_that_is_killed_leaves_nothing() -> Result<()> {
     with_lab("a_command_line_that_is_killed_leaves_nothing", |lab| {
         let scene = Scene::set(lab)?;
@@ -94,7 +102,7 @@ fn a_command_line_that_is_killed_leaves_nothing() -> Result<()> {
 }
 
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn an_agent_that_crashes_takes_away_what_it_had_made() -> Result<()> {
     with_lab("an_agent_that_crashes_takes_away_what_it_had_made", |lab| {
         let mut scene = Scene::set(lab)?;
@@ -115,23 +123,20 @@ fn an_agent_that_crashes_takes_away_what_it_had_made() -> Result<()> {
 
 /// A restart of both agents in the middle is a pause for libvirt.
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn agents_are_restarted_under_it() -> Result<()> {
     with_lab("agents_are_restarted_under_it", |lab| {
         let mut scene = Scene::set(lab)?;
         let run = scene.slow_move()?;
         scene.agents.alpha.take_over()?;
         scene.agents.bravo.take_over()?;
-        scene.hosts.net.no_limit()?;
-        code(&run.wait(LONG)?, 0)?;
-        scene.domain.proves_move(Way::ToBravo)?;
-        scene.agents.are_clean()
+        scene.arrives(run)
     })
 }
 
 /// The connection is lost for 10 s and reset again and again; libvirt hears of neither.
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn a_lost_connection_is_a_pause() -> Result<()> {
     with_lab("a_lost_connection_is_a_pause", |lab| {
         let scene = Scene::set(lab)?;
@@ -143,16 +148,13 @@ fn a_lost_connection_is_a_pause() -> Result<()> {
             scene.domain.wait_more(Way::ToBravo, 100)?;
             scene.hosts.net.bravo.reset_tcp(PORT)?;
         }
-        scene.hosts.net.no_limit()?;
-        code(&run.wait(LONG)?, 0)?;
-        scene.domain.proves_move(Way::ToBravo)?;
-        scene.agents.are_clean()
+        scene.arrives(run)
     })
 }
 
 /// Nothing moves any more and libvirt does not notice: vmferry cuts, aborts, and says so.
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn what_stands_still_is_given_up() -> Result<()> {
     with_lab("what_stands_still_is_given_up", |lab| {
         let scene = Scene::set(lab)?;
@@ -171,7 +173,7 @@ fn what_stands_still_is_given_up() -> Result<()> {
 
 /// A virsh that sends the RAM by a port of the destination's: the domain moves, and the command says how.
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn what_goes_past_the_tunnel_is_noticed() -> Result<()> {
     with_lab("what_goes_past_the_tunnel_is_noticed", |lab| {
         let scene = Scene::set(lab)?;
@@ -209,7 +211,7 @@ fn what_goes_past_the_tunnel_is_noticed() -> Result<()> {
 
 /// Both hosts see one folder: that is refused before virsh runs.
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn a_shared_folder_is_refused() -> Result<()> {
     with_lab("a_shared_folder_is_refused", |lab| {
         let scene = Scene::set(lab)?;
@@ -231,7 +233,7 @@ fn a_shared_folder_is_refused() -> Result<()> {
 
 /// `check` finds what would be refused, `--print` gives a line that works, and `end` takes its sockets away.
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn a_printed_line_is_run_by_hand() -> Result<()> {
     with_lab("a_printed_line_is_run_by_hand", |lab| {
         let scene = Scene::set(lab)?;

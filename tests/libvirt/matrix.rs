@@ -9,19 +9,19 @@ use crate::moves::{moves, moves_as, spec};
 use crate::support::{Way, with_lab};
 
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn virsh_stays_between() -> Result<()> {
     moves("virsh_stays_between", &["--copy-storage-all"])
 }
 
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn only_what_the_backing_file_lacks_is_copied() -> Result<()> {
     moves("only_what_the_backing_file_lacks_is_copied", &["--p2p", "--copy-storage-inc"])
 }
 
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn disks_are_named_and_the_definition_goes_along() -> Result<()> {
     let options =
         ["--p2p", "--copy-storage-all", "--migrate-disks", "vda,vdb", "--persistent", "--undefinesource"];
@@ -29,7 +29,7 @@ fn disks_are_named_and_the_definition_goes_along() -> Result<()> {
 }
 
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn it_is_slow_and_compressed_and_converges() -> Result<()> {
     let options = [
         "--p2p",
@@ -47,7 +47,7 @@ fn it_is_slow_and_compressed_and_converges() -> Result<()> {
 }
 
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn the_guests_writes_wait_for_the_destination() -> Result<()> {
     moves(
         "the_guests_writes_wait_for_the_destination",
@@ -57,7 +57,7 @@ fn the_guests_writes_wait_for_the_destination() -> Result<()> {
 
 /// Five RAM connections, of which QEMU 7.2 takes the first for the main one.
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn ten_times_four_parallel_connections_come_in_order() -> Result<()> {
     for _ in 0..10 {
         moves(
@@ -70,7 +70,7 @@ fn ten_times_four_parallel_connections_come_in_order() -> Result<()> {
 
 /// The destination's QEMU needs userfaultfd: here by being root's, and then the agent must be, too.
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn post_copy() -> Result<()> {
     let options = ["--p2p", "--copy-storage-all", "--postcopy", "--postcopy-after-precopy"];
     moves_as("post_copy", "root", &options)
@@ -79,7 +79,7 @@ fn post_copy() -> Result<()> {
 /// libvirt's own connection takes another way, and comes to nothing behind the wall: what is asked for is not
 /// replaced by what is at hand.
 #[test]
-#[ignore = "make libvirt"]
+#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn without_a_permission_libvirts_own_connection_is_not_carried() -> Result<()> {
     with_lab("without_a_permission_libvirts_own_connection_is_not_carried", |lab| {
         let hosts = Hosts::start(lab, QEMU_USER)?;
