@@ -26,11 +26,12 @@ has_leader() {
   [ "$(cat "/proc/$child/comm" 2>/dev/null)" = systemd ] && echo "$child" >"$dir/leader"
 }
 
-# Machines share this one's hierarchy: without a group of its own, each would manage the other's units.
+# Machines share this one's hierarchies. Without a group of its own in each that systemd manages, one
+# machine would remove the group of the other's service of the same name, just when that one starts.
 groups() {
   local root
-  for root in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
-    if [ -w "$root/cgroup.procs" ]; then echo "$root/vmferry-$(echo "$dir" | md5sum | cut -c1-12)"; return; fi
+  for root in /sys/fs/cgroup /sys/fs/cgroup/{unified,systemd,cpu,cpuacct,blkio,memory,devices,pids}; do
+    if [ -w "$root/cgroup.procs" ]; then echo "$root/vmferry-$(echo "$dir" | md5sum | cut -c1-12)"; fi
   done
 }
 
@@ -51,9 +52,8 @@ up)
     --kill-signal=SIGRTMIN+3 --resolv-conf=off --timezone=off --link-journal=no
     --network-namespace-path="/run/netns/$netns")
   for shared in "$@"; do options+=("--bind=$shared"); done
-  group=$(groups)
   (
-    if [ -n "$group" ]; then mkdir -p "$group" && echo "$BASHPID" >"$group/cgroup.procs"; fi
+    for group in $(groups); do mkdir -p "$group" && echo "$BASHPID" >"$group/cgroup.procs"; done
     exec systemd-nspawn "${options[@]}" /usr/lib/systemd/systemd --unit=multi-user.target --show-status=no
   ) </dev/null >"$dir/console.log" 2>&1 &
   echo $! >"$dir/nspawn"
@@ -67,8 +67,7 @@ down)
     gone() { ! kill -0 "$(cat "$dir/nspawn")" 2>/dev/null; }
     await gone || kill -9 "$(cat "$dir/leader")" "$(cat "$dir/nspawn")" 2>/dev/null || true
   fi
-  group=$(groups)
-  [ -z "$group" ] || find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+  for group in $(groups); do find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true; done
   umount -l "$dir/root" 2>/dev/null || true
   umount -l "$dir" 2>/dev/null || true
   ;;
