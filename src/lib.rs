@@ -4,6 +4,7 @@
 
 #![warn(clippy::too_many_lines)]
 
+pub mod access;
 pub mod agent;
 pub mod api;
 pub mod cli;

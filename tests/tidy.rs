@@ -66,7 +66,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     // `vmferry certs` works on files, without an agent.
     ("cli::certs", &["net::identity", "net::tls::TlsPaths", "pki"]),
-    ("agent", &["api", "config", "error_chain", "forward", "libvirt", "metrics", "migrate", "mux", "net"]),
+    (
+        "agent",
+        &["access", "api", "config", "error_chain", "forward", "libvirt", "metrics", "migrate", "mux", "net"],
+    ),
     (
         "agent::handoff",
         &[
@@ -118,7 +121,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "mux::Stats",
         ],
     ),
-    ("migrate", &["config", "error_chain", "mux", "net", "qemu"]),
+    ("migrate", &["access", "config", "error_chain", "mux", "net", "qemu"]),
     // The two roles know all below them, and not each other.
     ("migrate::source", role_uses!()),
     ("migrate::destination", role_uses!("config")),
@@ -131,6 +134,7 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "migrate::host",
         &[
+            "access",
             "config",
             "error_chain",
             "migrate::handoff::state",
@@ -186,7 +190,7 @@ const EDGES: &[(&str, &[&str])] = &[
     // Beside `migrate`; neither knows the other.
     ("forward", &["config", "error_chain", "mux", "net", "printable", "rate", "weight"]),
     // Migrations that libvirt makes itself: nothing of ours.
-    ("libvirt", &["config", "error_chain", "forward", "mux", "net"]),
+    ("libvirt", &["access", "config", "error_chain", "forward", "mux", "net"]),
     ("net", &["error_chain", "mux", "printable", "rate"]),
     // Who somebody is knows no connection, what a connection is no session, and a session not who accepts it.
     ("net::identity", &[]),
@@ -216,6 +220,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("net::lanes", &["net::session"]),
     ("pki", &["error_chain", "net::credentials", "net::identity", "net::tls", "printable"]),
+    ("access", &["config"]),
     ("config", &["net::identity", "rate", "weight"]),
     ("mux", &["printable"]),
     ("qemu", &["printable"]),

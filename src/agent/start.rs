@@ -18,6 +18,7 @@ use super::handoff::{self, Inherited, Kept, StartMode};
 use super::running::Agent;
 use super::signals::{Asked, Signals};
 use super::{certificates, journals, listen};
+use crate::access::{Action, Who, authorize};
 use crate::config::Config;
 use crate::migrate::{recover, settle};
 use crate::mux;
@@ -137,7 +138,7 @@ fn new_agent(
     for peer in config.peers.values() {
         pool.set_limit(&peer.identity, peer.limit);
         pool.set_lanes(&peer.identity, peer.lanes);
-        if !peer.receive.is_empty() {
+        if authorize(Action::SendVms, Who::Peer(Some(peer))).is_ok() {
             pool.set_message_bytes(&peer.identity, MESSAGE_BYTES);
         }
     }

@@ -42,12 +42,6 @@ pub struct PeerConfig {
 }
 
 impl PeerConfig {
-    /// Whether it may send this VM here.
-    #[must_use]
-    pub fn may_send(&self, vm: &str) -> bool {
-        self.receive.iter().any(|pattern| glob_matches(pattern, vm))
-    }
-
     pub(super) fn check(&self, name: &str) -> Result<(), (String, String)> {
         if let Some(address) = &self.address {
             let port = address.rsplit_once(':').and_then(|(_, p)| p.parse::<u16>().ok());

@@ -15,7 +15,8 @@ use super::message::{Answer, Ask, DOMAIN_BYTES_MAX, KEPT, Refused};
 use super::state::{Channel, Channels, Ended, Moved, Role, Stage, State};
 use super::store::Record;
 use super::{folder, libvirtd};
-use crate::config::{LocalSocket, glob_matches};
+use crate::access::{Action, Who, authorize};
+use crate::config::LocalSocket;
 use crate::error_chain::chain;
 use crate::forward::{Grant, TargetStatus, Totals};
 use crate::net::identity::Identity;
@@ -74,9 +75,8 @@ fn permitted(context: &Context, peer: &Identity, domain: &str, folder: &Path) ->
             "give the domain's name",
         ));
     }
-    let config = context.peer_of(peer);
-    let Some(config) = config.filter(|c| c.libvirt.iter().any(|pattern| glob_matches(pattern, domain)))
-    else {
+    let who = Who::Peer(context.peer_of(peer));
+    if authorize(Action::MoveDomain(domain), who).is_err() {
         return Err(refused(
             format!("{} does not permit {peer} to move domain {domain} to it by libvirt", context.identity),
             format!(
@@ -96,7 +96,7 @@ fn permitted(context: &Context, peer: &Identity, domain: &str, folder: &Path) ->
             "set `folder` in [libvirt] to the same on both hosts",
         ));
     }
-    Ok(config.libvirt_rpc)
+    Ok(authorize(Action::ReachLibvirt(domain), who).is_ok())
 }
 
 fn look(context: &Context, peer: &Identity, domain: &str, folder: &Path) -> Result<Answer, Refused> {

@@ -10,6 +10,7 @@ use super::host::Host;
 use super::model::progress::ProgressSink;
 use super::protocol::server::Control;
 use super::serve::serve;
+use crate::access::{Action, authorize};
 use crate::mux::{Code, purpose};
 use crate::net::purposes::Purposes;
 use crate::net::session::IncomingStream;
@@ -47,7 +48,11 @@ async fn serve_control<E: FnOnce()>(
     if trust::judge(host.pool.endpoint(), &session).is_err() {
         return stream.refuse(Code::Auth);
     }
-    let may_send = host.config.peer_by_identity(&peer).is_some_and(|(_, p)| !p.receive.is_empty());
+    let who = host.who(&peer);
+    if authorize(Action::AskAfterOwn, who).is_err() {
+        return stream.refuse(Code::Denied);
+    }
+    let may_send = authorize(Action::SendVms, who).is_ok();
     let Some(_place) = host.control_streams.place(&peer, may_send) else {
         tracing::debug!(%peer, "a control stream too many was refused");
         return stream.refuse(Code::Limit);

@@ -27,6 +27,7 @@ use self::journals::Journals;
 use self::peers::{Peers, listed};
 use self::reservations::{Looking, Reservation, Reservations};
 use super::model::problem::{Problem, ProblemKind};
+use crate::access::{Action, Denied, Who, authorize};
 use crate::config::{Config, VmConfig};
 use crate::net::identity::Identity;
 use crate::net::pool::Pool;
@@ -74,12 +75,16 @@ impl Host {
         self.config.vms.get(name).ok_or_else(|| self.no_vm(name, side, self.config.vms.keys()))
     }
 
+    /// A peer, as somebody who asks for something.
+    pub(crate) fn who(&self, peer: &Identity) -> Who<'_> {
+        Who::Peer(self.config.peer_by_identity(peer).map(|(_, config)| config))
+    }
+
     /// The configuration of a VM that `peer` may send here. No other VM is named to it.
     pub(crate) fn vm_from(&self, peer: &Identity, name: &str) -> Result<&VmConfig, Problem> {
-        let Some((_, permits)) = self.config.peer_by_identity(peer).filter(|(_, p)| p.may_send(name)) else {
-            return Err(self.not_permitted(peer, name));
-        };
-        let may_be_named = |vm: &&String| permits.may_send(vm);
+        let may_send = |vm: &str| authorize(Action::SendVm(vm), self.who(peer));
+        may_send(name).map_err(|Denied| self.not_permitted(peer, name))?;
+        let may_be_named = |vm: &&String| may_send(vm).is_ok();
         let found = self.config.vms.get(name);
         found.ok_or_else(|| self.no_vm(name, "destination", self.config.vms.keys().filter(may_be_named)))
     }
