@@ -88,6 +88,7 @@ chaos: setup
 	CHAOS_SEED=$(CHAOS_SEED) CHAOS_INJECTIONS=$(CHAOS_INJECTIONS) CHAOS_STAGES=$(CHAOS_STAGES) tests/setup/chaos.sh
 
 libvirt: setup
+	@tests/setup/libvirt11.sh
 	$(call step,domains of a real libvirt on two hosts: tests/libvirt)
 	cargo test $(LOCKED) --test libvirt -- --include-ignored --test-threads=1 $(T)
 

@@ -22,6 +22,33 @@ const IMAGES: &str = "/var/lib/libvirt/images";
 const SYSTEM: &str = "qemu:///system";
 const BOOT_WITHIN: Duration = Duration::from_secs(120);
 
+/// Which libvirt a host has, and with it which QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Libvirt {
+    /// Debian 12's 9.0, with QEMU 7.2.
+    V9,
+    /// Debian 13's 11.3, with QEMU 10.0.
+    V11,
+}
+
+impl Libvirt {
+    /// Its folder in the lab, and the script that makes it.
+    fn made(self) -> &'static str {
+        match self {
+            Self::V9 => "libvirt",
+            Self::V11 => "libvirt11",
+        }
+    }
+
+    /// What `virsh version` has of a daemon of it.
+    fn version(self) -> &'static str {
+        match self {
+            Self::V9 => "Using library: libvirt 9.",
+            Self::V11 => "Using library: libvirt 11.",
+        }
+    }
+}
+
 /// The hosts, each with file systems of its own and a libvirtd that answers.
 #[derive(Debug)]
 pub(crate) struct Hosts {
@@ -32,25 +59,32 @@ pub(crate) struct Hosts {
 impl Hosts {
     /// Starts them; `qemu_user` runs the QEMUs.
     pub(crate) fn start(lab: &Lab, qemu_user: &str) -> Result<Self> {
+        Self::start_of(lab, qemu_user, [Libvirt::V9; 2])
+    }
+
+    /// The same with these libvirts, alpha's and bravo's.
+    pub(crate) fn start_of(lab: &Lab, qemu_user: &str, libvirts: [Libvirt; 2]) -> Result<Self> {
         let mut net = lab.two_hosts()?;
-        let made = lab.paths.libvirt()?;
-        net.alpha = begin(&net.alpha, &made, &lab.paths.vmferry, qemu_user)?;
-        net.bravo = begin(&net.bravo, &made, &lab.paths.vmferry, qemu_user)?;
-        for host in [&net.alpha, &net.bravo] {
-            wait_for(&format!("libvirtd on {}", host.name), SHORT, || {
-                Ok((virsh(host, &["version"])?.code == 0).then_some(()))
+        net.alpha = begin(lab, &net.alpha, libvirts[0], qemu_user)?;
+        net.bravo = begin(lab, &net.bravo, libvirts[1], qemu_user)?;
+        for (host, libvirt) in [(&net.alpha, libvirts[0]), (&net.bravo, libvirts[1])] {
+            let said = wait_for(&format!("libvirtd on {}", host.name), SHORT, || {
+                let said = virsh(host, &["version"])?;
+                Ok((said.code == 0).then_some(said.stdout))
             })?;
+            ensure!(said.contains(libvirt.version()), "{} has another libvirt: {said}", host.name);
         }
         Ok(Self { net })
     }
 }
 
-fn begin(host: &Host, made: &Path, vmferry: &Path, qemu_user: &str) -> Result<Host> {
+fn begin(lab: &Lab, host: &Host, libvirt: Libvirt, qemu_user: &str) -> Result<Host> {
+    let made = lab.paths.libvirt(libvirt.made())?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/libvirt/host.sh");
     let log = File::create(host.dir.join("host.log"))?;
     let mut command = host.command("unshare");
-    command.args(["-m", "--propagation", "private"]).arg(script).arg(&host.dir).arg(made);
-    command.arg(uuid::Uuid::new_v4().to_string()).arg(qemu_user).arg(vmferry);
+    command.args(["-m", "--propagation", "private"]).arg(script).arg(&host.dir).arg(&made);
+    command.arg(uuid::Uuid::new_v4().to_string()).arg(qemu_user).arg(&lab.paths.vmferry).arg(libvirt.made());
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
     // It belongs to the host's namespace, so the lab's janitor ends it.
     let child = command.spawn().context("cannot start a host")?;

@@ -1,10 +1,13 @@
 #!/bin/bash
 # The first process of a host with libvirt: its own view of /usr, /etc, /run and of libvirt's folders, then
 # libvirtd. Runs in a mount namespace and a network namespace of its own.
-#   usage: host.sh DIR LAB UUID USER VMFERRY     DIR is the host's folder, USER runs the QEMUs
+#   usage: host.sh DIR LAB UUID USER VMFERRY MADE     DIR is the host's folder, USER runs the QEMUs
+# MADE is what the lab has of libvirt: `libvirt`, which is laid over the machine's own /usr, or `libvirt11`, a
+# root file system of its own, in which libvirtd, virsh and QEMU run.
 # DIR is the folder of the guests' disks on this host, too: /var/lib/libvirt/images. libvirtd is started again when it ends.
 set -euo pipefail
-dir=$1 lab=$2 uuid=$3 user=$4 vmferry=$5
+dir=$1 lab=$2 uuid=$3 user=$4 vmferry=$5 made=$6
+newer=/run/newer
 
 over() { # over FOLDER LOWER...: a layer of the host's own over the folder
   local folder=$1 own=$dir/over${1//\//-}
@@ -31,7 +34,21 @@ devices() {
   mount --move "$new" /dev
 }
 
-mount -t overlay -o "lowerdir=$lab/libvirt/usr:$lab/qemu72/usr:/usr" vmferry-lab /usr
+# What is called by name on this host runs in the newer root.
+in_newer() { # in_newer PROGRAM
+  printf '#!/bin/sh\nexec chroot %s "/usr/$(basename "$(dirname "$0")")/%s" "$@"\n' "$newer" "$(basename "$1")" >"$dir/tools/$1"
+  chmod 755 "$dir/tools/$1"
+}
+
+case $made in
+libvirt) mount -t overlay -o "lowerdir=$lab/libvirt/usr:$lab/qemu72/usr:/usr" vmferry-lab /usr ;;
+*)
+  mkdir -p "$dir"/tools/{bin,sbin}
+  in_newer bin/virsh
+  in_newer sbin/libvirtd
+  mount -t overlay -o "lowerdir=$dir/tools:/usr" vmferry-lab /usr
+  ;;
+esac
 over /etc /etc
 for folder in lib log cache; do over /var/$folder /var/$folder; done
 mount -t tmpfs -o mode=755 vmferry-lab /run
@@ -40,10 +57,9 @@ mkdir -p /run/lock /run/libvirt
 # The agent's user need not be able to reach the checkout, and makes its folder in a place of its own.
 : >/run/vmferry-bin
 mount --bind "$vmferry" /run/vmferry-bin
-mount --bind /dev/null /usr/bin/qemu-system-i386
-mkdir -p /var/lib/libvirt/{images,qemu} /var/log/libvirt/qemu /var/cache/libvirt/qemu/capabilities "$lab/libvirt/capabilities"
+mkdir -p /var/lib/libvirt/{images,qemu} /var/log/libvirt/qemu /var/cache/libvirt/qemu/capabilities "$lab/$made/capabilities"
 # What libvirt found out about its QEMU, which takes it a while, is kept; libvirt sees by itself when it is old.
-mount --bind "$lab/libvirt/capabilities" /var/cache/libvirt/qemu/capabilities
+mount --bind "$lab/$made/capabilities" /var/cache/libvirt/qemu/capabilities
 
 mount --bind "$dir" /var/lib/libvirt/images
 # A letter for the guest, which asks the QEMU that executes it on which host that is.
@@ -77,6 +93,16 @@ cgroup_controllers = []
 namespaces = []
 security_driver = "none"
 CONF
+
+own=
+if [ "$made" != libvirt ]; then
+  own=$newer
+  mkdir -p "$dir"/newer/{upper,work} "$newer"
+  mount -t overlay -o "lowerdir=$lab/$made,upperdir=$dir/newer/upper,workdir=$dir/newer/work" vmferry-lab "$newer"
+  for folder in proc sys dev etc run var tmp; do mount --rbind "/$folder" "$newer/$folder"; done
+fi
+# Another QEMU would only be asked what it can do.
+mount --bind /dev/null "$own/usr/bin/qemu-system-i386"
 
 while :; do
   libvirtd </dev/null >>"$dir/libvirtd.out.log" 2>&1 || true

@@ -9,3 +9,4 @@ mod bed;
 mod failures;
 mod matrix;
 mod moves;
+mod newer;

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 
 use crate::agents::{Agents, code};
-use crate::bed::{Domain, Hosts, QEMU_USER};
+use crate::bed::{Domain, Hosts, Libvirt, QEMU_USER};
 use crate::moves::{moves, moves_as, spec};
 use crate::support::{Way, with_lab};
 
@@ -73,7 +73,7 @@ fn ten_times_four_parallel_connections_come_in_order() -> Result<()> {
 #[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
 fn post_copy() -> Result<()> {
     let options = ["--p2p", "--copy-storage-all", "--postcopy", "--postcopy-after-precopy"];
-    moves_as("post_copy", "root", &options)
+    moves_as("post_copy", "root", [Libvirt::V9; 2], &options)
 }
 
 /// libvirt's own connection takes another way, and comes to nothing behind the wall: what is asked for is not

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 
 use crate::agents::{Agents, code};
-use crate::bed::{Domain, Hosts, QEMU_USER};
+use crate::bed::{Domain, Hosts, Libvirt, QEMU_USER};
 use crate::support::agent::PORT;
 use crate::support::{Capture, Version, VmSpec, Way, with_lab};
 
@@ -14,13 +14,14 @@ pub(crate) fn spec() -> VmSpec {
 
 /// Moves it from alpha to bravo with these options, and proves it.
 pub(crate) fn moves(name: &str, options: &[&str]) -> Result<()> {
-    moves_as(name, QEMU_USER, options)
+    moves_as(name, QEMU_USER, [Libvirt::V9; 2], options)
 }
 
-/// The same with QEMUs of that user. An agent that is not root can only use the sockets of its own group.
-pub(crate) fn moves_as(name: &str, qemu_user: &str, options: &[&str]) -> Result<()> {
+/// The same with QEMUs of that user, and with these libvirts. An agent that is not root can only use the
+/// sockets of its own group.
+pub(crate) fn moves_as(name: &str, qemu_user: &str, libvirts: [Libvirt; 2], options: &[&str]) -> Result<()> {
     with_lab(name, |lab| {
-        let hosts = Hosts::start(lab, qemu_user)?;
+        let hosts = Hosts::start_of(lab, qemu_user, libvirts)?;
         let domain = Domain::boot(lab, &hosts, &spec())?;
         let agents = match qemu_user {
             "root" => Agents::start_as_root(lab, &hosts)?,
@@ -29,18 +30,28 @@ pub(crate) fn moves_as(name: &str, qemu_user: &str, options: &[&str]) -> Result<
         let capture = Capture::start(&hosts.net, "wire")?;
         let outcome = agents.migrate(options)?;
         code(&outcome, 0)?;
-        let marker = spec().marker;
-        let traffic = capture.finish(&[marker.as_bytes()])?;
-        ensure!(traffic.destination_ports() == [PORT].into(), "{:?}", traffic.connections);
-        ensure!(traffic.connections.len() == 1, "{:?}", traffic.connections);
-        ensure!(traffic.seen == [0], "the guest's marker was on the wire in clear");
-        ensure!(hosts.net.refused_packets()? == 0, "something else was tried");
+        ensure!(proves_wire(capture, &hosts)? == 1, "more than one connection");
         domain.proves_move(Way::ToBravo)?;
         let all = agents.migrations()?;
         let migration = all.first().context("the agent has forgotten it")?;
         ensure!(migration["ended"] == "moved", "{migration}");
         agents.are_clean()
     })
+}
+
+/// That all that was on the wire were connections to the one port, that nothing else was tried, and that no
+/// guest's marker was seen. How many connections there were.
+///
+/// # Errors
+/// It is not so.
+pub(crate) fn proves_wire(capture: Capture, hosts: &Hosts) -> Result<usize> {
+    // What all guests of the tests have in theirs.
+    let marker = b"vmferry-marker-of-guest-";
+    let traffic = capture.finish(&[marker])?;
+    ensure!(traffic.destination_ports() == [PORT].into(), "{:?}", traffic.connections);
+    ensure!(traffic.seen == [0], "a guest's marker was on the wire in clear");
+    ensure!(hosts.net.refused_packets()? == 0, "something else was tried");
+    Ok(traffic.connections.len())
 }
 
 #[test]

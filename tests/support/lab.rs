@@ -93,13 +93,13 @@ impl Paths {
         self.lab.join("guest/states")
     }
 
-    /// Where libvirt and the QEMU that it runs are: the lab's folder.
+    /// Where a libvirt of this name and the QEMU that it runs are: the lab's folder.
     ///
     /// # Errors
     /// They are not there.
-    pub fn libvirt(&self) -> Result<PathBuf> {
-        let virsh = self.lab.join("libvirt/usr/bin/virsh");
-        ensure!(virsh.exists(), "{} is missing: run tests/setup/libvirt.sh", virsh.display());
+    pub fn libvirt(&self, name: &str) -> Result<PathBuf> {
+        let virsh = self.lab.join(name).join("usr/bin/virsh");
+        ensure!(virsh.exists(), "{} is missing: run tests/setup/{name}.sh", virsh.display());
         Ok(self.lab.clone())
     }
 

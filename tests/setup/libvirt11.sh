@@ -1,0 +1,61 @@
+#!/bin/bash
+# Puts Debian 13's libvirt (daemon, QEMU driver, virsh) and its QEMU, with everything below them down to
+# libc, into a folder: a root file system of their own, for they cannot run on Debian 12's libc. The hosts
+# of tests/libvirt that are to be newer run them in it. Only `make libvirt` needs it.
+#   usage: libvirt11.sh      makes .lab/libvirt11
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/private-apt.sh"
+
+root=$lab/libvirt11
+this=$(recipe "${BASH_SOURCE[0]}" "$(dirname "${BASH_SOURCE[0]}")/private-apt.sh")-$lab
+packages="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils"
+# path:what it must say when it is asked for its version.
+programs="usr/sbin/libvirtd:11. usr/bin/virsh:11. usr/bin/qemu-system-x86_64:10."
+
+if is_made "$root" "$this"; then exit 0; fi
+lock_lab
+if is_made "$root" "$this"; then exit 0; fi
+open_private_apt
+# Debian 13 lies in the same archive as Debian 12. An apt state of its own keeps the two apart: apt would
+# take what is newer for what the other set-ups need.
+newer=$(awk '/ bookworm main$/ && !done { sub(/ bookworm main$/, " trixie main"); print; done = 1 }' "$apt_state/sources.list")
+[ -n "$newer" ] || die "$apt_state/sources.list names no archive of Debian 12"
+apt_state=$lab/apt13
+write_apt_configuration "$apt_state/sources.list"
+printf '%s\n' "$newer" >"$apt_state/sources.list"
+
+update() { private_apt_get -qq update; }
+
+download() {
+  mkdir -p "$apt_state/packages/partial"
+  # shellcheck disable=SC2086
+  private_apt_get -qq -y -o Dir::Cache::archives="$apt_state/packages" --download-only install $packages
+}
+
+unpack() {
+  local deb name
+  mkdir -p "$root"/usr/{bin,sbin,lib,lib64}
+  for name in bin sbin lib lib64; do ln -s "usr/$name" "$root/$name"; done
+  mkdir "$root"/{dev,etc,proc,run,sys,tmp,var}
+  for deb in "$apt_state/packages"/*.deb; do
+    dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$root" --keep-directory-symlink --exclude='./etc' --exclude='./var' --exclude='./run' \
+      --exclude='./usr/share/doc' --exclude='./usr/share/man' --exclude='./usr/share/locale'
+  done
+}
+
+say "reading the package index of Debian 13"
+retry 5 update || die "the index of Debian 13 cannot be read (sources: $apt_state/sources.list)"
+say "downloading libvirt, QEMU and all that is below them from trixie"
+retry 5 download || die "the packages could not be downloaded"
+rm -rf "$root"
+unpack
+for pair in $programs; do
+  program=${pair%%:*}
+  [ -x "$root/$program" ] || die "the packages hold no $program"
+  said=$(LC_ALL=C chroot "$root" "/$program" --version 2>&1 | sed -n 1p) || die "$program does not run: $said"
+  case " $said" in *" ${pair##*:}"*) ;; *) die "$program is not version ${pair##*:}: $said" ;; esac
+  say "$program: $said"
+done
+rm -rf "$apt_state"
+mark_made "$root" "$this"
