@@ -18,7 +18,8 @@ pub struct VmConfig {
     /// Command run on the destination when the source has handed over and before the guest
     /// starts: move an address, switch a bridge port. Its time is downtime; its failure is
     /// reported and does not keep the guest from starting. It runs again when the agent died
-    /// while it was at work, so it must not mind that.
+    /// while it was at work, so it must not mind that. The one that was left behind is waited for
+    /// first, for as long as `hook_s` at most: its standard input is a lock.
     #[serde(default)]
     pub before_start: Vec<String>,
 }

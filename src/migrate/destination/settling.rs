@@ -6,6 +6,7 @@ use tokio::time::sleep;
 
 use super::{end, image_stamp};
 use crate::migrate::decide::{self, ASK_AGAIN};
+use crate::migrate::guest::before_start::{self, Turn};
 use crate::migrate::guest::life::{self, Look};
 use crate::migrate::guest::process;
 use crate::migrate::handover::{Destination, DestinationInput, Fate, Illegal, Mark, Ran, Written};
@@ -179,7 +180,7 @@ impl<'a> Settling<'a> {
     }
 }
 
-/// The VM's `before_start`, run once.
+/// The VM's `before_start`, run once by this agent.
 struct Hook<'a> {
     host: &'a Host,
     vm: &'a str,
@@ -196,8 +197,7 @@ impl<'a> Hook<'a> {
         if std::mem::replace(&mut self.has_run, true) {
             return;
         }
-        let words = self.host.config.vms.get(self.vm).map(|vm| vm.before_start.clone()).unwrap_or_default();
-        let ran = process::run_hook(&words, self.vm, self.host.config.deadlines.hook()).await;
+        let ran = before_start::run(&self.host.config, self.vm, Turn::Again).await;
         self.trouble.extend(ran.err().map(Leftover::from));
     }
 }

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use super::error::Error;
 use super::state::Destination;
-use crate::migrate::guest::process;
+use crate::migrate::guest::before_start::{self, Turn};
 use crate::migrate::handover::Ran;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::protocol::message::Started;
@@ -69,12 +69,11 @@ impl Destination {
     }
 
     async fn run_hook(&self, warnings: &mut Vec<String>) -> Option<u64> {
-        let hook = &self.host.config.vms.get(&self.vm)?.before_start;
-        if hook.is_empty() {
+        let since = Instant::now();
+        let ran = before_start::run(&self.host.config, &self.vm, Turn::First).await;
+        if ran == Ok(false) {
             return None;
         }
-        let since = Instant::now();
-        let ran = process::run_hook(hook, &self.vm, self.host.config.deadlines.hook()).await;
         warnings.extend(ran.err());
         Some(since.elapsed().as_millis() as u64)
     }

@@ -1,6 +1,7 @@
 //! A virtual machine's QEMU on this host: found, started, set up for a migration, cleaned up,
 //! ended.
 
+pub(crate) mod before_start;
 pub(crate) mod inventory;
 pub(crate) mod last_words;
 pub(crate) mod life;

@@ -300,28 +300,6 @@ impl StartedQemu {
     }
 }
 
-/// Runs a `before_start` command. Its failure is told, not obeyed.
-pub(crate) async fn run_hook(words: &[String], vm: &str, deadline: Duration) -> Result<(), String> {
-    let Some((program, arguments)) = words.split_first() else { return Ok(()) };
-    let run = Command::new(program)
-        .args(arguments)
-        .env("VMFERRY_VM", vm)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .status();
-    match timeout(deadline, run).await {
-        Ok(Ok(status)) if status.success() => Ok(()),
-        Ok(Ok(status)) => Err(format!("before_start command {program} of VM {vm} failed with {status}")),
-        Ok(Err(e)) => Err(format!("before_start command {program} of VM {vm} cannot be run: {e}")),
-        Err(_) => Err(format!(
-            "before_start command {program} of VM {vm} was killed after {} s",
-            deadline.as_secs()
-        )),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
