@@ -32,6 +32,7 @@ use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::FromDer;
 
 use crate::net::identity::{Identity, SELECTOR_SCHEME};
+use crate::net::naming::{Naming, TrustDomain};
 use crate::net::tls::verify_under;
 pub use error::{DAYS_MAX, EXTRA_NAMES_MAX, PkiError};
 use files::{Entry, PRIVATE, PUBLIC};
@@ -112,6 +113,16 @@ impl FromStr for ExtraName {
     }
 }
 
+impl ExtraName {
+    /// The URI name by which hosts of a trust domain know this one.
+    /// Errors: `BadName` if it cannot be written in a certificate.
+    pub fn in_trust_domain(domain: &TrustDomain, name: &Identity) -> Result<Self, PkiError> {
+        let uri = domain.uri(name);
+        let bad = |_| PkiError::BadName { name: uri.clone() };
+        Ok(Self(SanType::URI(uri.as_str().try_into().map_err(bad)?)))
+    }
+}
+
 /// Makes a CA in `dir`, which is created (0700) if it is not there.
 /// Errors: `Exists` if any of its files is there; nothing is touched then.
 pub fn create_ca(dir: &Path, request: &CaRequest) -> Result<Made, PkiError> {
@@ -162,10 +173,8 @@ pub fn issue_host(dir: &Path, request: &HostRequest) -> Result<Made, PkiError> {
     }
     let ca = Authority::open(dir)?;
     let (key, cert, made) = ca.sign_host(request, &target)?;
-    verify_under(&ca.cert, cert.der(), &request.name).map_err(|source| PkiError::NotPermitted {
-        dir: dir.to_owned(),
-        name: request.name.to_string(),
-        source,
+    verify_under(&ca.cert, cert.der(), &Naming::Dns, &request.name).map_err(|source| {
+        PkiError::NotPermitted { dir: dir.to_owned(), name: request.name.to_string(), source }
     })?;
     files::create_private_dir(&dir.join("hosts"))?;
     files::create_private_dir(&dir.join("issued"))?;

@@ -65,7 +65,7 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     // `vmferry certs` works on files, without an agent.
-    ("cli::certs", &["net::identity", "net::tls::TlsPaths", "pki"]),
+    ("cli::certs", &["net::identity", "net::naming", "net::tls::TlsPaths", "pki"]),
     (
         "agent",
         &["access", "api", "config", "error_chain", "forward", "libvirt", "metrics", "migrate", "mux", "net"],
@@ -194,9 +194,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("net", &["error_chain", "mux", "printable", "rate"]),
     // Who somebody is knows no connection, what a connection is no session, and a session not who accepts it.
     ("net::identity", &[]),
-    ("net::credentials", &["net::identity"]),
+    ("net::naming", &["net::identity"]),
+    ("net::credentials", &["net::identity", "net::naming"]),
     ("net::handshake_failure", &["net::identity"]),
-    ("net::tls", &["net::credentials", "net::handshake_failure", "net::identity"]),
+    ("net::tls", &["net::credentials", "net::handshake_failure", "net::identity", "net::naming"]),
     ("net::handshake", &["net::certificate_dates", "net::handshake_failure", "net::identity", "net::tls"]),
     ("net::record", &[]),
     ("net::session_key", &["mux", "net::connect_error"]),
@@ -219,9 +220,9 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("net::lanes", &["net::session"]),
-    ("pki", &["error_chain", "net::credentials", "net::identity", "net::tls", "printable"]),
+    ("pki", &["error_chain", "net::credentials", "net::identity", "net::naming", "net::tls", "printable"]),
     ("access", &["config"]),
-    ("config", &["net::identity", "rate", "weight"]),
+    ("config", &["net::identity", "net::naming", "rate", "weight"]),
     ("mux", &["printable"]),
     ("qemu", &["printable"]),
     ("qemu::commands", &["qemu::Command", "qemu::states"]),

@@ -19,8 +19,8 @@ const JUDGE_EVERY: Duration = Duration::from_secs(60);
 /// The certificates that the configuration names.
 /// Errors: they cannot be read, or do not fit together.
 pub(super) fn load(tls: &TlsConfig) -> Result<Tls, TlsError> {
-    let TlsConfig { ca, cert, key, crl } = tls.clone();
-    Tls::load(&TlsPaths { ca, cert, key, crl }, Aead::Auto)
+    let TlsConfig { ca, cert, key, crl, trust_domain } = tls.clone();
+    Tls::load_named(&TlsPaths { ca, cert, key, crl }, trust_domain.into(), Aead::Auto)
 }
 
 /// Reloads; whatever is wrong with the new files, the agent goes on with the old ones.

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use crate::net::identity::Identity;
+use crate::net::naming::TrustDomain;
 use crate::net::tls::TlsPaths;
 use crate::pki::report::{self, CertificateReport};
 use crate::pki::revocation::{CRL_DAYS, Revoke, revoke};
@@ -66,6 +67,10 @@ struct HostArgs {
     /// address, DNS:…, IP:…, URI:…; may be repeated. vmferry itself goes by NAME alone.
     #[arg(long, value_name = "NAME")]
     san: Vec<ExtraName>,
+    /// Add the URI name vmferry://DOMAIN/host/NAME, by which hosts with `trust_domain` in their configuration know
+    /// this one.
+    #[arg(long, value_name = "DOMAIN")]
+    trust_domain: Option<TrustDomain>,
     /// Renew: replace key and certificate of this host.
     #[arg(long)]
     force: bool,
@@ -110,6 +115,9 @@ struct CheckArgs {
     /// The revocation list, if the host uses one.
     #[arg(long, value_name = "PATH")]
     crl: Option<PathBuf>,
+    /// `trust_domain` in the host's configuration, if it has one.
+    #[arg(long, value_name = "DOMAIN")]
+    trust_domain: Option<TrustDomain>,
     /// A peer's certificate; may be repeated.
     #[arg(long, value_name = "PATH")]
     peer_cert: Vec<PathBuf>,
@@ -146,7 +154,11 @@ fn make_ca(args: CaArgs, out: &mut impl Write) -> anyhow::Result<()> {
 }
 
 fn make_host(args: HostArgs, out: &mut impl Write) -> anyhow::Result<()> {
-    let request = HostRequest { name: args.name, names: args.san, days: args.days, force: args.force };
+    let mut names = args.san;
+    if let Some(domain) = &args.trust_domain {
+        names.push(ExtraName::in_trust_domain(domain, &args.name)?);
+    }
+    let request = HostRequest { name: args.name, names, days: args.days, force: args.force };
     let made = issue_host(&args.dir, &request)?;
     let dir = made.dir.display();
     let end = day(made.not_after);
@@ -241,7 +253,7 @@ fn show_one(cert: &CertificateReport, out: &mut impl Write) -> io::Result<()> {
 
 fn check(args: CheckArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let paths = TlsPaths { ca: args.ca, cert: args.cert, key: args.key, crl: args.crl };
-    let findings = report::check(&paths, &args.peer_cert);
+    let findings = report::check(&paths, &args.trust_domain.into(), &args.peer_cert);
     for problem in &findings.problems {
         writeln!(out, "problem: {problem}")?;
     }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::net::identity::Identity;
+use crate::net::naming::TrustDomain;
 
 pub use deadlines::{Deadlines, HOOK_S_MAX};
 pub use forward::{
@@ -85,7 +86,8 @@ pub struct Config {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {
-    /// PEM file with the authority that every peer's certificate must come from.
+    /// PEM file with the authority that every peer's certificate must come from; several while one replaces
+    /// another.
     pub ca: PathBuf,
     /// PEM file with this host's certificate chain.
     pub cert: PathBuf,
@@ -93,6 +95,9 @@ pub struct TlsConfig {
     pub key: PathBuf,
     /// PEM file with revocation lists of the authority.
     pub crl: Option<PathBuf>,
+    /// With it hosts are known by the URI names `vmferry://TRUST_DOMAIN/host/NAME` in their certificates, without
+    /// it by a DNS name.
+    pub trust_domain: Option<TrustDomain>,
 }
 
 /// Where Prometheus scrapes.
@@ -271,6 +276,7 @@ start = { command = ["start", "web1"] }
             (GOOD.replace("receive = [\"web*\"]", "lanes = 0"), "peer.bravo.lanes: 0 is outside 1–8"),
             (GOOD.replace("receive = [\"web*\"]", "lanes = 9"), "peer.bravo.lanes"),
             (GOOD.replace("ca = \"ca-cert.pem\"\n", ""), "missing field `ca`"),
+            (GOOD.replace("[tls]", "[tls]\ntrust_domain = \"*.corp\""), "can't be a trust domain"),
             (GOOD.replace("/run/qemu", &"/long".repeat(20)), "vm.web1.qmp: a socket's path has at most 107"),
             (
                 format!("{GOOD}\n[forward.vnc]\nlisten = \"vnc.sock\"\nto = \"bravo\"\n"),

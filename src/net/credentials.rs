@@ -12,7 +12,8 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::identity::{Identity, IdentityError, peer_identity};
+use super::identity::{Identity, IdentityError};
+use super::naming::Naming;
 
 /// Largest certificate, key or revocation list file that is read, in bytes.
 pub const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -120,11 +121,11 @@ pub(super) struct Credentials {
 impl Credentials {
     /// Reads and checks all files. What takes several files together (key and certificate,
     /// certificate and CA) is checked by whoever has a crypto library at hand.
-    pub(super) fn read(paths: &TlsPaths, now: OffsetDateTime) -> Result<Self, TlsError> {
+    pub(super) fn read(paths: &TlsPaths, naming: &Naming, now: OffsetDateTime) -> Result<Self, TlsError> {
         let cas = read_cas(&paths.ca, now)?;
         let chain = read_certificates("certificate", &paths.cert)?;
         let not_after = check_own_certificate(&chain, &paths.cert, now)?;
-        let identity = own_identity(&chain, &paths.cert)?;
+        let identity = own_identity(&chain, naming, &paths.cert)?;
         let crls = match &paths.crl {
             Some(path) => read_pem("revocation list", path)?,
             None => Vec::new(),
@@ -134,14 +135,14 @@ impl Credentials {
 }
 
 /// What is wrong with each file by itself, all of it and not only the first.
-pub(crate) fn problems(paths: &TlsPaths, now: OffsetDateTime) -> Vec<TlsError> {
+pub(crate) fn problems(paths: &TlsPaths, naming: &Naming, now: OffsetDateTime) -> Vec<TlsError> {
     let mut problems = Vec::new();
     problems.extend(read_cas(&paths.ca, now).err());
     match read_certificates("certificate", &paths.cert) {
         Err(problem) => problems.push(problem),
         Ok(chain) => {
             problems.extend(check_own_certificate(&chain, &paths.cert, now).err());
-            problems.extend(own_identity(&chain, &paths.cert).err());
+            problems.extend(own_identity(&chain, naming, &paths.cert).err());
         }
     }
     problems.extend(read_key(&paths.key).err());
@@ -152,8 +153,8 @@ pub(crate) fn problems(paths: &TlsPaths, now: OffsetDateTime) -> Vec<TlsError> {
     problems
 }
 
-fn own_identity(chain: &[CertificateDer<'_>], path: &Path) -> Result<Identity, TlsError> {
-    peer_identity(chain).map_err(|source| TlsError::NoIdentity { path: path.to_owned(), source })
+fn own_identity(chain: &[CertificateDer<'_>], naming: &Naming, path: &Path) -> Result<Identity, TlsError> {
+    naming.identity(chain).map_err(|source| TlsError::NoIdentity { path: path.to_owned(), source })
 }
 
 /// Reads the certificates of a PEM file, in their order; at least one.

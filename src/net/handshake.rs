@@ -16,7 +16,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector, client, server};
 
 use super::certificate_dates;
 pub use super::handshake_failure::{HandshakeFailure, Refusal, classify_handshake_error, classify_tls_error};
-use super::identity::{Identity, IdentityError, peer_identity};
+use super::identity::{Identity, IdentityError};
 use super::tls::{ALPN, Tls};
 
 /// The deadline for [`connect`] and [`accept`] unless there is a reason for another.
@@ -56,7 +56,7 @@ where
         Ok(done) => done.map_err(io_error)?,
         Err(elapsed) => return Err(timed_out(elapsed)),
     };
-    let proved = verdict(stream.get_ref().1)?;
+    let proved = verdict(tls, stream.get_ref().1)?;
     if proved == *peer {
         Ok(stream)
     } else {
@@ -112,14 +112,13 @@ where
         }
         Err(elapsed) => return Err(timed_out(elapsed)),
     };
-    let identity = verdict(stream.get_ref().1)?;
+    let identity = verdict(tls, stream.get_ref().1)?;
     Ok((stream, identity))
 }
 
 /// The checks that remain when the library is content: TLS 1.3, our protocol, one identity.
-/// For callers that drive rustls themselves.
 /// Errors: `BadVersion`, `BadProtocol`, `NoIdentity` or `NoClientCertificate`.
-pub fn verdict(state: &CommonState) -> Result<Identity, HandshakeError> {
+fn verdict(tls: &Tls, state: &CommonState) -> Result<Identity, HandshakeError> {
     if state.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
         return Err(refuse(HandshakeFailure::BadVersion, "TLS 1.3 is required"));
     }
@@ -128,7 +127,7 @@ pub fn verdict(state: &CommonState) -> Result<Identity, HandshakeError> {
         return Err(refuse(HandshakeFailure::BadProtocol, words));
     }
     let certs = state.peer_certificates().unwrap_or_default();
-    peer_identity(certs).map_err(identity_error)
+    tls.naming.identity(certs).map_err(identity_error)
 }
 
 /// Ends a refused connection so that the alert arrives: half-close, read what is in flight.

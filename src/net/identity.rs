@@ -1,5 +1,6 @@
 //! Who a host is: the one name that its certificate gives it. Owns the rule by which that
-//! name is read. Must not know sockets, sessions, or what a peer may do.
+//! name is read from DNS names; `naming` has the other one, and says which of them counts. Must not know sockets,
+//! sessions, or what a peer may do.
 //!
 //! # The rule
 //!
@@ -10,7 +11,7 @@
 //! * Several DNS names (a certificate shared with other services): ambiguous, unless exactly
 //!   one URI name `vmferry:NAME` stands beside them and NAME is one of those DNS names. The
 //!   URI only picks among names the CA has vouched for; it can't add one, so the CA's name
-//!   constraints keep their force.
+//!   constraints keep their force. `vmferry://…` is another scheme, and ignored.
 //! * A wildcard is never an identity: it would let one host be every host.
 //!
 //! Names are compared without regard to case and kept in lower case.
@@ -56,6 +57,20 @@ pub enum IdentityError {
         "the certificate's URI name `vmferry:…` must occur once and repeat one of its DNS names ({names})"
     )]
     BadSelector { names: String },
+    #[error(
+        "the certificate has no URI name `vmferry://{of}/host/NAME`; \
+         issue one with `vmferry certs host NAME --trust-domain {of}`"
+    )]
+    NoUri { of: String },
+    #[error(
+        "the certificate has {count} URI names that begin with vmferry://; keep one, of trust domain {of}"
+    )]
+    SeveralUris { count: usize, of: String },
+    /// Of another trust domain, or not of the form.
+    #[error("the certificate's URI name `{uri}` is not of the form vmferry://{of}/host/NAME")]
+    BadUri { uri: String, of: String },
+    #[error("`{name}` can't be a trust domain: a plain DNS name is needed, as in corp.example")]
+    BadTrustDomain { name: String },
     /// Not a name that can be an identity (wildcard, IP address, bad characters, too long).
     #[error("`{name}` can't be a host's identity: a plain DNS name is needed, no wildcard, no address")]
     BadName { name: String },
@@ -106,16 +121,19 @@ impl fmt::Display for Identity {
     }
 }
 
-/// Reads the identity out of a peer's certificate chain by the rule of this module. Only the
+/// Reads the identity out of a certificate chain by the rule of this module. Only the
 /// first certificate, the host's own, counts. The chain must already be verified: this
 /// function checks no signature, no date and no purpose.
 /// Errors: one `IdentityError` for each way in which the rule is not met.
-pub fn peer_identity(certs: &[CertificateDer<'_>]) -> Result<Identity, IdentityError> {
+pub(super) fn dns_identity(certs: &[CertificateDer<'_>]) -> Result<Identity, IdentityError> {
     let leaf = certs.first().ok_or(IdentityError::NoCertificate)?;
     let cert = webpki::EndEntityCert::try_from(leaf).map_err(|_| IdentityError::Undecodable)?;
     let dns: Vec<&str> = cert.valid_dns_names().collect();
-    let selectors: Vec<&str> =
-        cert.valid_uri_names().filter_map(|uri| uri.strip_prefix(SELECTOR_SCHEME)).collect();
+    let selectors: Vec<&str> = cert
+        .valid_uri_names()
+        .filter_map(|uri| uri.strip_prefix(SELECTOR_SCHEME))
+        .filter(|rest| !rest.starts_with("//"))
+        .collect();
     pick(&dns, &selectors)
 }
 
@@ -139,7 +157,7 @@ fn printable_list(names: &[&str]) -> String {
     list.join(", ")
 }
 
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.escape_default().take(IDENTITY_BYTES_MAX).collect()
 }
 

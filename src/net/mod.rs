@@ -41,6 +41,7 @@ pub mod lanes;
 mod link;
 pub mod message;
 pub mod message_budget;
+pub mod naming;
 mod pending_handshakes;
 pub mod pool;
 pub mod pump;

@@ -24,7 +24,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::credentials::Credentials;
 pub use super::credentials::{TlsError, TlsPaths};
 use super::handshake_failure::{HandshakeFailure, classify_tls_error};
-use super::identity::{Identity, peer_identity};
+use super::identity::Identity;
+use super::naming::Naming;
 
 /// The only application protocol: version 1 of the session protocol.
 pub const ALPN: &[u8] = b"vmferry/1";
@@ -115,6 +116,8 @@ pub struct Tls {
     pub server: Arc<ServerConfig>,
     /// Our own identity, from our certificate.
     pub identity: Identity,
+    /// By which names peers are known, and we are.
+    pub naming: Naming,
     /// When our certificate expires.
     pub not_after: OffsetDateTime,
     /// The library that seals, never `Auto`.
@@ -136,12 +139,17 @@ impl Tls {
     /// key, and that our own certificate verifies under our own CA and revocation list.
     /// Errors: a [`TlsError`] that names the file and the remedy.
     pub fn load(paths: &TlsPaths, aead: Aead) -> Result<Self, TlsError> {
+        Self::load_named(paths, Naming::Dns, aead)
+    }
+
+    /// The same where hosts are known by other names.
+    pub fn load_named(paths: &TlsPaths, naming: Naming, aead: Aead) -> Result<Self, TlsError> {
         let Credentials { cas, chain, key, crls, identity, not_after } =
-            Credentials::read(paths, OffsetDateTime::now_utc())?;
+            Credentials::read(paths, &naming, OffsetDateTime::now_utc())?;
         let aead = aead.resolve();
         let provider = Arc::new(aead.provider());
         let roots = root_store(&cas, paths)?;
-        let verifier = PeerVerifier::new(roots, &crls, &provider)
+        let verifier = PeerVerifier::new(roots, &crls, naming.clone(), &provider)
             .map(Arc::new)
             .map_err(|source| verifier_error(source, paths))?;
         verifier
@@ -166,6 +174,7 @@ impl Tls {
             client: Arc::new(client_settings(client)),
             server: Arc::new(server_settings(server)),
             identity,
+            naming,
             not_after,
             aead,
             verifier,
@@ -244,12 +253,13 @@ fn key_error(source: RustlsError, paths: &TlsPaths) -> TlsError {
 pub(crate) fn verify_under(
     ca: &CertificateDer<'static>,
     leaf: &CertificateDer<'_>,
+    naming: &Naming,
     identity: &Identity,
 ) -> Result<(), RustlsError> {
     let mut roots = RootCertStore::empty();
     roots.add(ca.clone())?;
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = PeerVerifier::new(Arc::new(roots), &[], &provider)
+    let verifier = PeerVerifier::new(Arc::new(roots), &[], naming.clone(), &provider)
         .map_err(|e| RustlsError::General(e.to_string()))?;
     let chain = std::slice::from_ref(leaf);
     verifier.check(chain, PeerRole::Client, identity)?;
@@ -263,12 +273,14 @@ pub(crate) fn verify_under(
 struct PeerVerifier {
     clients: Arc<dyn ClientCertVerifier>,
     servers: Arc<WebPkiServerVerifier>,
+    naming: Naming,
 }
 
 impl PeerVerifier {
     fn new(
         roots: Arc<RootCertStore>,
         crls: &[rustls_pki_types::CertificateRevocationListDer<'static>],
+        naming: Naming,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, rustls::server::VerifierBuilderError> {
         let mut clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
@@ -281,7 +293,7 @@ impl PeerVerifier {
             clients = clients.enforce_revocation_expiration();
             servers = servers.enforce_revocation_expiration();
         }
-        Ok(Self { clients: clients.build()?, servers: servers.build()? })
+        Ok(Self { clients: clients.build()?, servers: servers.build()?, naming })
     }
 
     fn check(
@@ -297,7 +309,24 @@ impl PeerVerifier {
             PeerRole::Client => self.verify_client_cert(leaf, rest, now).map(drop)?,
             PeerRole::Server => self.verify_server_cert(leaf, rest, &name, &[], now).map(drop)?,
         }
-        expect_identity(leaf, &name)
+        self.expect_identity(leaf, &name)
+    }
+
+    /// The certificate's identity is exactly `expected`.
+    fn expect_identity(
+        &self,
+        leaf: &CertificateDer<'_>,
+        expected: &ServerName<'_>,
+    ) -> Result<(), RustlsError> {
+        let identity = self.naming.identity(std::slice::from_ref(leaf)).map_err(no_identity)?;
+        if identity.as_str().eq_ignore_ascii_case(&expected.to_str()) {
+            return Ok(());
+        }
+        Err(CertificateError::NotValidForNameContext {
+            expected: expected.to_owned(),
+            presented: vec![identity.into()],
+        }
+        .into())
     }
 }
 
@@ -313,19 +342,6 @@ fn expect_purpose(leaf: &CertificateDer<'_>, role: PeerRole) -> Result<(), Rustl
     if is_named { Ok(()) } else { Err(CertificateError::InvalidPurpose.into()) }
 }
 
-/// The certificate's identity is exactly `expected`.
-fn expect_identity(leaf: &CertificateDer<'_>, expected: &ServerName<'_>) -> Result<(), RustlsError> {
-    let identity = peer_identity(std::slice::from_ref(leaf)).map_err(no_identity)?;
-    if identity.as_str().eq_ignore_ascii_case(&expected.to_str()) {
-        return Ok(());
-    }
-    Err(CertificateError::NotValidForNameContext {
-        expected: expected.to_owned(),
-        presented: vec![identity.into()],
-    }
-    .into())
-}
-
 fn no_identity(source: super::identity::IdentityError) -> RustlsError {
     CertificateError::Other(OtherError(Arc::new(source))).into()
 }
@@ -339,11 +355,19 @@ impl ServerCertVerifier for PeerVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, RustlsError> {
-        let verified =
-            self.servers.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        match self.naming {
+            Naming::Dns => {
+                let servers = &self.servers;
+                servers.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+            }
+            // The library would look for a DNS name.
+            Naming::Uri(_) => {
+                self.clients.verify_client_cert(end_entity, intermediates, now)?;
+            }
+        }
         expect_purpose(end_entity, PeerRole::Server)?;
-        expect_identity(end_entity, server_name)?;
-        Ok(verified)
+        self.expect_identity(end_entity, server_name)?;
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -382,7 +406,7 @@ impl ClientCertVerifier for PeerVerifier {
     ) -> Result<ClientCertVerified, RustlsError> {
         let verified = self.clients.verify_client_cert(end_entity, intermediates, now)?;
         expect_purpose(end_entity, PeerRole::Client)?;
-        peer_identity(std::slice::from_ref(end_entity)).map_err(no_identity)?;
+        self.naming.identity(std::slice::from_ref(end_entity)).map_err(no_identity)?;
         Ok(verified)
     }
 

@@ -15,7 +15,7 @@ use x509_parser::prelude::FromDer;
 use super::error::PkiError;
 use crate::error_chain::chain;
 use crate::net::credentials::{self, TlsPaths};
-use crate::net::identity::peer_identity;
+use crate::net::naming::{Naming, any_identity};
 use crate::net::tls::{Aead, PeerRole, Tls};
 use crate::printable::printable;
 
@@ -31,7 +31,7 @@ pub struct CertificateReport {
     pub subject: String,
     /// Subject alternative names, as `DNS:…`, `IP:…`, `URI:…`.
     pub names: Vec<String>,
-    /// The host's identity by vmferry's rule, or `None` (as for a CA).
+    /// The host's identity by its DNS name, else by its URI name `vmferry://…`, or `None` (as for a CA).
     pub identity: Option<String>,
     pub issuer: String,
     /// True for a CA's certificate.
@@ -67,7 +67,7 @@ fn report(path: &Path, place: usize, der: &CertificateDer<'_>) -> Result<Certifi
         |_| PkiError::Damaged { path: path.to_owned(), problem: "a certificate in it can't be decoded" };
     let (_, cert) = X509Certificate::from_der(der).map_err(damaged)?;
     let not_after = cert.validity().not_after.to_datetime();
-    let identity = peer_identity(std::slice::from_ref(der)).ok();
+    let identity = any_identity(std::slice::from_ref(der));
     Ok(CertificateReport {
         path: path.to_owned(),
         place,
@@ -97,12 +97,12 @@ pub struct Findings {
 }
 
 /// Judges a host's files, and certificates of its peers by the host's CA.
-pub fn check(paths: &TlsPaths, peers: &[PathBuf]) -> Findings {
+pub fn check(paths: &TlsPaths, naming: &Naming, peers: &[PathBuf]) -> Findings {
     let mut findings = Findings::default();
-    let single = credentials::problems(paths, OffsetDateTime::now_utc());
+    let single = credentials::problems(paths, naming, OffsetDateTime::now_utc());
     findings.problems.extend(single.iter().map(|p| chain(p)));
     if findings.problems.is_empty() {
-        match Tls::load(paths, Aead::Auto) {
+        match Tls::load_named(paths, naming.clone(), Aead::Auto) {
             Ok(tls) => check_peers(&tls, peers, &mut findings),
             Err(error) => findings.problems.push(chain(&error)),
         }
@@ -118,7 +118,7 @@ fn check_peers(tls: &Tls, peers: &[PathBuf], findings: &mut Findings) {
         let problems = &mut findings.problems;
         match credentials::read_certificates("peer's certificate", path) {
             Err(error) => problems.push(chain(&error)),
-            Ok(certificates) => match peer_identity(&certificates) {
+            Ok(certificates) => match tls.naming.identity(&certificates) {
                 Err(error) => problems.push(format!("`{}`: {}", path.display(), error)),
                 Ok(identity) => {
                     for (role, what) in

@@ -2,6 +2,7 @@
 //! is bad is refused for the right reason, on both sides.
 
 mod files;
+mod organisation;
 mod pki;
 
 use std::io;
