@@ -58,6 +58,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "agent::run",
             "agent::handoff_formats",
             "api",
+            "audit",
             "config::DEFAULT_PATH",
             "log",
             "printable",
@@ -68,7 +69,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cli::certs", &["net::identity", "net::naming", "net::tls::TlsPaths", "pki"]),
     (
         "agent",
-        &["access", "api", "config", "error_chain", "forward", "libvirt", "metrics", "migrate", "mux", "net"],
+        &["access", "api", "audit", "config", "error_chain", "forward", "libvirt", "metrics", "migrate", "mux", "net"],
     ),
     (
         "agent::handoff",
@@ -113,6 +114,7 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "metrics",
         &[
+            "audit",
             "forward",
             "libvirt::Ended",
             "libvirt::Role",
@@ -121,12 +123,12 @@ const EDGES: &[(&str, &[&str])] = &[
             "mux::Stats",
         ],
     ),
-    ("migrate", &["access", "config", "error_chain", "mux", "net", "qemu"]),
+    ("migrate", &["access", "audit", "config", "error_chain", "mux", "net", "qemu"]),
     // The two roles know all below them, and not each other.
-    ("migrate::source", role_uses!()),
+    ("migrate::source", role_uses!("audit")),
     ("migrate::destination", role_uses!("config")),
     ("migrate::checks", &["error_chain", "migrate::model", "migrate::protocol::message", "qemu"]),
-    ("migrate::model", &["error_chain", "qemu", "rate", "weight"]),
+    ("migrate::model", &["audit", "error_chain", "qemu", "rate", "weight"]),
     // The pure machines know nothing of those who carry out their effects, their interpreter only them.
     ("migrate::handover", &[]),
     ("migrate::handover_run", &["migrate::handover"]),
@@ -135,6 +137,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "migrate::host",
         &[
             "access",
+            "audit",
             "config",
             "error_chain",
             "migrate::handoff::state",
@@ -226,6 +229,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("mux", &["printable"]),
     ("qemu", &["printable"]),
     ("qemu::commands", &["qemu::Command", "qemu::states"]),
+    ("audit", &["printable"]),
     ("error_chain", &[]),
     ("log", &["printable"]),
     ("printable", &[]),

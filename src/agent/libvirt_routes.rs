@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::extract::connect_info::ConnectInfo;
@@ -10,10 +11,13 @@ use axum::extract::rejection::JsonRejection;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
 use futures_util::stream;
 
-use super::routes::{Agents, Caller, Id, Refusal};
+use super::authorize::Action;
+use super::caller::Caller;
+use super::gate::Gate;
+use super::refusal::Refusal;
+use super::routes::{Agents, Id};
 use super::running::Agent;
 use crate::api::{LibvirtLook, LibvirtMigration, LibvirtRequest, LibvirtStage, Told};
 use crate::error_chain::chain;
@@ -23,13 +27,13 @@ use crate::libvirt::{Follower, LibvirtError};
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// The routes.
-pub(super) fn router(agent: Arc<Agent>) -> Router {
-    Router::new()
-        .route("/v1/libvirt", get(list).post(prepare))
-        .route("/v1/libvirt/check", post(check))
-        .route("/v1/libvirt/{id}/events", get(events))
-        .route("/v1/libvirt/{id}/end", post(end))
-        .with_state(agent)
+pub(super) fn router(agent: Arc<Agent>) -> Gate {
+    Gate::new(agent)
+        .route(Action::ListLibvirt, "/v1/libvirt", get(list))
+        .route(Action::MigrateLibvirt, "/v1/libvirt", post(prepare))
+        .route(Action::CheckLibvirt, "/v1/libvirt/check", post(check))
+        .route(Action::FollowLibvirt, "/v1/libvirt/{id}/events", get(events))
+        .route(Action::EndLibvirt, "/v1/libvirt/{id}/end", post(end))
 }
 
 impl From<LibvirtError> for Refusal {
@@ -52,7 +56,7 @@ async fn prepare(
     body: Result<Json<LibvirtRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<LibvirtMigration>), Refusal> {
     let Json(request) = body?;
-    let (uid, pid) = caller.who();
+    let (uid, pid) = (caller.uid, caller.pid);
     tracing::info!(uid, pid, domain = request.domain, to = request.to, "a migration of libvirt's asked for");
     if agent.stopping.is_cancelled() || agent.host.freeze.is_on() {
         return Err(Refusal::new(
@@ -81,7 +85,7 @@ async fn end(
 ) -> Result<Json<LibvirtMigration>, Refusal> {
     let axum::extract::Path(id) = id?;
     let Json(told) = body?;
-    let (uid, pid) = caller.who();
+    let (uid, pid) = (caller.uid, caller.pid);
     tracing::info!(uid, pid, migration = %id, ?told, "the end of a migration of libvirt's");
     Ok(Json(agent.libvirt.end(id, told).await?))
 }

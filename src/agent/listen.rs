@@ -16,9 +16,11 @@ use axum::{Extension, Router};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::Instant;
 
+use super::caller::Caller;
 use super::http::{self, Limits, WhenFull};
 use super::running::Agent;
 use super::{libvirt_routes, routes};
+use crate::error_chain::chain;
 use crate::net::accept::listen;
 
 /// Each user of the local API. Whoever follows a migration holds a connection for as long.
@@ -79,6 +81,8 @@ async fn accept(agent: &Agent, tcp: tokio::net::TcpStream, address: SocketAddr) 
     if let Err(e) = agent.host.pool.accept(tcp, known).await {
         agent.metrics.sessions.count_connect_failure("in", e.label());
         agent.refusals.note(address, &e);
+        let source = address.ip().to_canonical().to_string();
+        agent.host.audit.refused(&source, e.label(), || chain(&e));
     }
 }
 
@@ -116,12 +120,13 @@ pub(super) async fn local(path: &Path) -> anyhow::Result<UnixListener> {
 
 /// Serves the local API until the agent stops.
 pub(super) async fn serve_api(agent: Arc<Agent>, listener: UnixListener) {
-    let routes = routes::router(Arc::clone(&agent)).merge(libvirt_routes::router(Arc::clone(&agent)));
+    let gates = [routes::router(Arc::clone(&agent)), libvirt_routes::router(Arc::clone(&agent))];
+    let routes = routes::served(gates);
     let stopping = agent.stopping.clone();
     http::serve(listener, API_LIMITS, stopping, |io| {
-        let caller = routes::Caller::of(io);
+        let caller = Caller::of(io);
         // Whose user is not known shares its number with all of these.
-        (caller.uid().unwrap_or(u32::MAX), routes.clone().layer(Extension(ConnectInfo(caller))))
+        (caller.uid.unwrap_or(u32::MAX), routes.clone().layer(Extension(ConnectInfo(caller))))
     })
     .await;
 }

@@ -2,17 +2,21 @@
 //!
 //! ```text
 //! start ─► handoff, listen, certificates, journals, sessions, signals, stop
-//!                      └─► routes ─► status, limits
+//!                      └─► routes ─► gate ─► authorize, caller; status, limits
 //! all of them ─► running: the Agent ─► registry, limits, vm_states, refusals
 //! ```
 
+mod authorize;
+mod caller;
 mod certificates;
+mod gate;
 mod handoff;
 mod http;
 mod journals;
 mod libvirt_routes;
 mod limits;
 mod listen;
+mod refusal;
 mod refusals;
 mod registry;
 mod routes;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::audit::Audit;
 use crate::error_chain::chain;
 use crate::net::connect_error::ConnectError;
 
@@ -53,10 +54,11 @@ impl Refusals {
         all.into_iter().map(|(label, refused)| (label, refused.untold)).filter(|(_, n)| *n > 0).collect()
     }
 
-    /// Sums up from time to time, without end.
-    pub(super) async fn sum_up(&self) {
+    /// Sums up from time to time, in the audit record as well, without end.
+    pub(super) async fn sum_up(&self, audit: &Audit) {
         loop {
             tokio::time::sleep(SUM_UP_EVERY).await;
+            audit.sum_up();
             for (reason, refused) in self.take() {
                 let within_s = SUM_UP_EVERY.as_secs();
                 tracing::warn!(

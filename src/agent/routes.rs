@@ -1,5 +1,4 @@
-//! The local API: HTTP+JSON on a unix socket of mode 0660, each changing call with its caller
-//! in the log. Turns requests into calls on the agent and knows nothing else.
+//! The local API: HTTP+JSON on a unix socket, each changing call with its caller in the log. Turns requests into calls on the agent and knows nothing else.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,50 +11,32 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use futures_util::stream;
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::authorize::Action;
+use super::caller::Caller;
+use super::gate::{About, BODY_BYTES_MAX, Gate};
 use super::limits::{self, NoShare};
+use super::refusal::Refusal;
 use super::registry::NoCancel;
 use super::running::Agent;
 use crate::api::{
-    CheckReport, CheckRequest, ErrorBody, ForceRequest, Forward, ForwardRequest, Forwards, Limits,
-    MigrateRequest, Migration, MigrationLimit, OPENAPI, PeerLimit, PeerLimitRequest, RecoverQuery, Recovery,
-    ShareRequest, Status, Target, unknown_remedy,
+    CheckReport, CheckRequest, ForceRequest, Forward, ForwardRequest, Forwards, Limits, MigrateRequest,
+    Migration, MigrationLimit, OPENAPI, PeerLimit, PeerLimitRequest, RecoverQuery, Recovery, ShareRequest,
+    Status, Target, unknown_remedy,
 };
 use crate::error_chain::chain;
 use crate::forward::AddError;
-use crate::migrate::journal::JournalError;
 use crate::migrate::problem::Policy;
 use crate::migrate::progress::Progress;
 use crate::migrate::recover::{self as recovery, Asked, NotForced};
 
-/// Largest body of a request.
-const BODY_BYTES_MAX: usize = 64 * 1024;
 /// How long it may take.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Who calls: the kernel's word for the other end of the socket.
-#[derive(Debug, Clone)]
-pub(super) struct Caller {
-    uid: Option<u32>,
-    pid: Option<i32>,
-}
-
-impl Caller {
-    pub(super) fn of(stream: &UnixStream) -> Self {
-        let credentials = stream.peer_cred().ok();
-        Self { uid: credentials.map(|c| c.uid()), pid: credentials.and_then(|c| c.pid()) }
-    }
-
-    pub(super) fn uid(&self) -> Option<u32> {
-        self.uid
-    }
-}
 
 /// A request's body is small and there soon.
 async fn whole_body(request: Request, next: Next) -> Response {
@@ -74,70 +55,39 @@ async fn whole_body(request: Request, next: Next) -> Response {
     }
 }
 
-impl Caller {
-    /// User and process, for the log.
-    pub(super) fn who(&self) -> (Option<u32>, Option<i32>) {
-        (self.uid, self.pid)
-    }
+pub(super) fn router(agent: Arc<Agent>) -> Gate {
+    let description = || async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) };
+    Gate::new(agent)
+        .route(Action::Status, "/v1/status", get(status))
+        .route(Action::Description, "/v1/openapi.json", get(description))
+        .route(Action::Check, "/v1/check", post(check))
+        .route(Action::ListMigrations, "/v1/migrations", get(list))
+        .route(Action::Migrate, "/v1/migrations", post(migrate))
+        .route(Action::ShowMigration, "/v1/migrations/{id}", get(one))
+        .route(Action::FollowMigration, "/v1/migrations/{id}/events", get(events))
+        .route(Action::Cancel, "/v1/migrations/{id}/cancel", post(cancel))
+        .route(Action::LimitMigration, "/v1/migrations/{id}/limit", post(share))
+        .route(Action::ListLimits, "/v1/limits", get(all_limits))
+        .route(Action::LimitPeer, "/v1/peers/{name}/limit", post(limit_peer))
+        .route(Action::ListForwards, "/v1/forwards", get(forwards))
+        .route(Action::AddForward, "/v1/forwards", post(add_forward))
+        .route(Action::EndForward, "/v1/forwards/{id}/end", post(end_forward))
+        .route(Action::LookAtRecovery, "/v1/recover", get(look))
+        .route(Action::Recover, "/v1/recover", post(recover))
+        .route(Action::Force, "/v1/recover/{id}", post(force))
 }
 
-pub(super) fn router(agent: Arc<Agent>) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
-        .route("/v1/check", post(check))
-        .route("/v1/migrations", get(list).post(migrate))
-        .route("/v1/migrations/{id}", get(one))
-        .route("/v1/migrations/{id}/events", get(events))
-        .route("/v1/migrations/{id}/cancel", post(cancel))
-        .route("/v1/migrations/{id}/limit", post(share))
-        .route("/v1/limits", get(all_limits))
-        .route("/v1/peers/{name}/limit", post(limit_peer))
-        .route("/v1/forwards", get(forwards).post(add_forward))
-        .route("/v1/forwards/{id}/end", post(end_forward))
-        .route("/v1/recover", get(look).post(recover))
-        .route("/v1/recover/{id}", post(force))
-        .fallback(|| async {
-            Refusal::new(
-                StatusCode::NOT_FOUND,
-                "no such path",
-                "see GET /v1/openapi.json for those that there are",
-            )
-        })
-        .layer(middleware::from_fn(whole_body))
-        .with_state(agent)
-}
-
-/// An answer that is not 2xx.
-pub(super) struct Refusal(StatusCode, ErrorBody);
-
-impl Refusal {
-    pub(super) fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self(status, ErrorBody { error: error.into(), remedy: remedy.into() })
-    }
-
-    fn unknown(id: Uuid) -> Self {
-        let error = format!("this agent knows no migration {id}");
-        Self::new(StatusCode::NOT_FOUND, error, "see `vmferry list` for those that it knows")
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        (self.0, Json(self.1)).into_response()
-    }
-}
-
-impl From<JsonRejection> for Refusal {
-    fn from(rejection: JsonRejection) -> Self {
-        Self::new(rejection.status(), rejection.body_text(), "send JSON as the documentation shows it")
-    }
-}
-
-impl From<PathRejection> for Refusal {
-    fn from(rejection: PathRejection) -> Self {
-        Self::new(rejection.status(), rejection.body_text(), "see `vmferry list` for the ids of migrations")
-    }
+/// What is served: these routes and others, for bodies within their limits.
+pub(super) fn served(gates: [Gate; 2]) -> Router {
+    let all = gates.into_iter().fold(Router::new(), |all, gate| all.merge(gate.open()));
+    all.fallback(|| async {
+        Refusal::new(
+            StatusCode::NOT_FOUND,
+            "no such path",
+            "see GET /v1/openapi.json for those that there are",
+        )
+    })
+    .layer(middleware::from_fn(whole_body))
 }
 
 pub(super) type Agents = State<Arc<Agent>>;
@@ -165,11 +115,13 @@ async fn migrate(
     State(agent): Agents,
     ConnectInfo(caller): ConnectInfo<Caller>,
     body: Result<Json<MigrateRequest>, JsonRejection>,
-) -> Result<(StatusCode, Json<Migration>), Refusal> {
+) -> Result<(StatusCode, Extension<About>, Json<Migration>), Refusal> {
     let Json(request) = body?;
     tracing::info!(uid = caller.uid, pid = caller.pid, vm = request.vm, to = request.to, "migrate asked for");
     match agent.migrate(request) {
-        Some(progress) => Ok((StatusCode::CREATED, Json(agent.shown(progress)))),
+        Some(progress) => {
+            Ok((StatusCode::CREATED, Extension(About(progress.id)), Json(agent.shown(progress))))
+        }
         None => Err(Refusal::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "the agent is shutting down",
@@ -355,18 +307,6 @@ async fn recovery_of(agent: &Agent, wanted: RecoverQuery, clean: bool) -> Result
             "see `vmferry list` for the ids of migrations, and `vmferry recover` on the other host",
         )),
         _ => Ok(Json(Recovery { cases })),
-    }
-}
-
-impl From<QueryRejection> for Refusal {
-    fn from(rejection: QueryRejection) -> Self {
-        Self::new(rejection.status(), rejection.body_text(), "see GET /v1/openapi.json for what may be asked")
-    }
-}
-
-impl From<JournalError> for Refusal {
-    fn from(error: JournalError) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(&error), "look at the agent's state folder")
     }
 }
 

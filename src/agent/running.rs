@@ -13,6 +13,7 @@ use super::refusals::Refusals;
 use super::registry::{Entry, Registry};
 use super::vm_states::VmStates;
 use crate::api::{MigrateRequest, Migration};
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::forward::Forwards;
 use crate::libvirt::Libvirt;
@@ -54,9 +55,10 @@ impl Agent {
         config_path: &Path,
         identity: Identity,
         pool: Pool,
+        audit: Audit,
     ) -> Result<Self, prometheus::Error> {
         let stopping = CancellationToken::new();
-        let host = Arc::new(Host::new(config, identity, pool, stopping.clone()));
+        let host = Arc::new(Host::new(config, identity, pool, stopping.clone(), audit));
         let forwards = Arc::new(Forwards::new(&host.config, Arc::clone(&host.pool)));
         let pool = Arc::clone(&host.pool);
         let libvirt = Libvirt::new(&host.config, host.identity.clone(), pool, Arc::clone(&forwards));
@@ -85,7 +87,8 @@ impl Agent {
         let id = Uuid::new_v4();
         let identity =
             self.host.config.peers.get(&request.to).map_or(request.to.as_str(), |p| p.identity.as_str());
-        let progress = ProgressSink::new(Progress::new(id, &request.vm, Role::Source, identity));
+        let progress = Progress::new(id, &request.vm, Role::Source, identity);
+        let progress = ProgressSink::new(progress).recorded(&self.host.audit);
         let MigrateRequest { vm, to: peer, options } = request;
         let (cancel, share) = (CancellationToken::new(), ShareHandle::new(&options, progress.clone()));
         let entry = Entry { progress: progress.clone(), cancel: cancel.clone(), share: Some(share.clone()) };

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 use super::running::Agent;
+use crate::audit::Event;
 use crate::error_chain::chain;
 use crate::mux::Stats;
 use crate::net::session::Session;
@@ -27,6 +29,15 @@ impl Agent {
         let peer = info.peer.as_str();
         let connection = session.link().connection;
         tracing::info!(peer, address = %connection.address, cipher = connection.cipher, "session begins");
+        let (audit, id) = (&self.host.audit, Uuid::from_bytes(session.id()).to_string());
+        audit.record(Event::SessionBegins {
+            peer: peer.to_owned(),
+            certificate: connection.fingerprint(),
+            address: connection.address.to_string(),
+            cipher: connection.cipher.clone(),
+            session: id.clone(),
+        });
+        let mut since = connection.since;
         let mut before = Stats::default();
         let end = loop {
             tokio::select! {
@@ -37,11 +48,23 @@ impl Agent {
             self.metrics.sessions.count(peer, &before, &now);
             before = now;
             self.sample(peer).await;
+            let connection = session.link().connection;
+            if connection.since != since {
+                since = connection.since;
+                audit.record(Event::SessionResumed {
+                    peer: peer.to_owned(),
+                    certificate: connection.fingerprint(),
+                    address: connection.address.to_string(),
+                    session: id.clone(),
+                });
+            }
         };
         self.metrics.sessions.count(peer, &before, &end.stats);
         self.sample(peer).await;
         self.metrics.sessions.count_end(peer, end.cause.label());
         tracing::info!(peer, cause = chain(&end.cause), "session ends");
+        let cause = chain(&end.cause);
+        audit.record(Event::SessionEnds { peer: peer.to_owned(), session: id, cause });
     }
 
     async fn sample(&self, peer: &str) {

@@ -19,6 +19,7 @@ use super::running::Agent;
 use super::signals::{Asked, Signals};
 use super::{certificates, journals, listen};
 use crate::access::{Action, Who, authorize};
+use crate::audit::{self, Audit, Event};
 use crate::config::Config;
 use crate::migrate::{recover, settle};
 use crate::mux;
@@ -79,10 +80,11 @@ async fn serve((config, path): (Config, &Path), tls: Tls, kept: Kept, mode: Star
         identity = %tls.identity, aead = ?tls.aead, vms = config.vms.len(), peers = config.peers.len(),
         version = env!("CARGO_PKG_VERSION"), "the agent starts"
     );
+    let audit = begin_record(&config, tls.identity.as_str(), state.is_some())?;
     let (incoming, streams) = mpsc::channel(INCOMING_MAX);
     let (started, sessions) = mpsc::unbounded_channel();
     let instance = state.as_ref().map(|(state, _)| state.instance);
-    let agent = Arc::new(new_agent((config, path), tls, instance, incoming, started)?);
+    let agent = Arc::new(new_agent((config, path), tls, instance, (incoming, started), audit)?);
     let taken = match state {
         Some((state, mut fds)) => {
             tracing::info!(from = state.version, left = state.summary(), "taking up what was left");
@@ -110,12 +112,23 @@ async fn serve((config, path): (Config, &Path), tls: Tls, kept: Kept, mode: Star
     servers.spawn(journals::end_late(Arc::clone(&agent)));
     servers.spawn(certificates::keep_judging(Arc::clone(&agent)));
     let summing = Arc::clone(&agent);
-    servers.spawn(async move { summing.refusals.sum_up().await });
+    servers.spawn(async move { summing.refusals.sum_up(&summing.host.audit).await });
     agent.tasks.spawn(recover::clean_at_start(Arc::clone(&agent.host)));
     let host = Arc::clone(&agent.host);
     agent.tasks.spawn_blocking(move || journals::prune(&host));
-    run_to_the_end(&agent, signals, successors).await;
+    let left_to_another = run_to_the_end(&agent, signals, successors).await;
+    agent.host.audit.close(Event::AgentEnds { left_to_another }).await;
     Ok(())
+}
+
+/// Begins to write the audit record; whoever comes after another process goes on with its record.
+fn begin_record(config: &Config, identity: &str, took_over: bool) -> anyhow::Result<Audit> {
+    let limits = audit::Limits { files: config.audit.files, ..audit::Limits::default() };
+    let audit =
+        Audit::start(&config.audit_folder(), identity, limits).context("no thread for the audit record")?;
+    let (version, identity, pid) = (env!("CARGO_PKG_VERSION"), identity.to_owned(), std::process::id());
+    audit.record(Event::AgentStarts { version, identity, pid, took_over });
+    Ok(audit)
 }
 
 /// An agent with its peers, of which none is connected. A successor keeps the `instance` of the process
@@ -124,8 +137,8 @@ fn new_agent(
     (config, path): (Config, &Path),
     tls: Tls,
     instance: Option<[u8; 16]>,
-    incoming: mpsc::Sender<IncomingStream>,
-    started: mpsc::UnboundedSender<Session>,
+    (incoming, started): (mpsc::Sender<IncomingStream>, mpsc::UnboundedSender<Session>),
+    audit: Audit,
 ) -> anyhow::Result<Agent> {
     let (identity, expires) = (tls.identity.clone(), tls.not_after.unix_timestamp());
     let limits = mux::Config { dead_after: config.deadlines.dead_peer(), ..mux::Config::default() };
@@ -142,13 +155,13 @@ fn new_agent(
             pool.set_message_bytes(&peer.identity, MESSAGE_BYTES);
         }
     }
-    let agent = Agent::new(config, path, identity, pool)?;
+    let agent = Agent::new(config, path, identity, pool, audit)?;
     agent.metrics.certificate_expires(expires);
     Ok(agent)
 }
 
-/// Until a signal ends the agent, or another process takes over.
-async fn run_to_the_end(agent: &Arc<Agent>, mut signals: Signals, successors: UnixListener) {
+/// Until a signal ends the agent, or another process takes over. Whether everything was left to one.
+async fn run_to_the_end(agent: &Arc<Agent>, mut signals: Signals, successors: UnixListener) -> bool {
     loop {
         tokio::select! {
             asked = signals.next() => match asked {
@@ -157,15 +170,17 @@ async fn run_to_the_end(agent: &Arc<Agent>, mut signals: Signals, successors: Un
             },
             successor = successors.accept() => {
                 if let Ok((stream, _)) = successor && handoff::give_way(agent, stream).await {
-                    return;
+                    return true;
                 }
             }
         }
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    if !handoff::leave_to_systemd(agent).await {
+    let left_to_another = handoff::leave_to_systemd(agent).await;
+    if !left_to_another {
         agent.stop().await;
     }
+    left_to_another
 }
 
 /// Makes the state folders and takes the lock that keeps a second agent away from them.

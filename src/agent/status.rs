@@ -3,7 +3,8 @@
 use uuid::Uuid;
 
 use super::running::Agent;
-use crate::api::{LibvirtRole, Reconnecting, SessionStatus, Status, VmState};
+use crate::api::{AuditStatus, LibvirtRole, Reconnecting, SessionStatus, Status, VmState};
+use crate::audit::Figures;
 use crate::migrate::journal::Role;
 use crate::mux::Role as DialRole;
 
@@ -34,7 +35,14 @@ impl Agent {
             vms: config.vms.keys().cloned().collect(),
             vm_states: self.vm_states().await,
             peers: config.peers.keys().cloned().collect(),
+            audit: Some(self.audit_status()),
         }
+    }
+
+    fn audit_status(&self) -> AuditStatus {
+        let folder = self.host.config.audit_folder().display().to_string();
+        let Figures { head, lost, failing, .. } = self.host.audit.figures();
+        AuditStatus { folder, head: head.to_string(), lost, failing }
     }
 
     async fn vm_states(&self) -> Vec<VmState> {
@@ -65,6 +73,7 @@ impl Agent {
         for ((role, ended), count) in self.libvirt.take_ends() {
             self.metrics.libvirt.count_ended(role, ended, count);
         }
+        self.metrics.set_audit(&self.host.audit.figures());
         self.metrics.text()
     }
 }

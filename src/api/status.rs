@@ -19,6 +19,21 @@ pub struct Status {
     #[serde(default)]
     pub vm_states: Vec<VmState>,
     pub peers: Vec<String>,
+    /// None from an agent that keeps none.
+    #[serde(default)]
+    pub audit: Option<AuditStatus>,
+}
+
+/// The audit record.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AuditStatus {
+    pub folder: String,
+    /// The last line's number and hash: an anchor for `vmferry audit verify`.
+    pub head: String,
+    /// Events that were never written.
+    pub lost: u64,
+    /// Why it takes no lines now.
+    pub failing: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
 
+use super::audit::AuditArgs;
 use super::certs::CertsArgs;
 use super::libvirt::LibvirtCommand;
 use crate::api::{Accepted, DowntimeLimit, LocalSocket, Retry, Side, TargetName, Weight};
@@ -93,6 +94,8 @@ pub(super) enum Command {
     /// Move domains of libvirt's, by libvirt, through the tunnel (docs/libvirt.md).
     #[command(subcommand)]
     Libvirt(LibvirtCommand),
+    /// Show this host's audit record, or judge it.
+    Audit(AuditArgs),
     /// Make, show and check the certificates that hosts trust each other by.
     Certs(CertsArgs),
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::args::{CheckArgs, Command, MigrateArgs};
 use super::client::Client;
 use super::exit_code::{EXIT_FAILED, EXIT_USAGE};
-use super::{forward, libvirt, limit, pick, recover, show, vms, watch};
+use super::{audit, forward, libvirt, limit, pick, recover, show, vms, watch};
 use crate::api::{
     CheckReport, CheckRequest, LIBVIRT, LibvirtMigration, MigrateRequest, Migration, Options, Severity,
     Status, VmState, migration_path,
@@ -30,6 +30,7 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
         Command::Cancel { migration } => cancel(&client, &migration).await,
         Command::Limit(args) => limit::run(&client, args).await,
         Command::Forward(command) => forward::run(&client, command).await,
+        Command::Audit(args) => audit::run(socket, args).await,
         Command::Libvirt(command) => libvirt::run(socket, command).await,
         Command::Recover(args) => recover::run(&client, args).await,
         Command::Agent { .. } | Command::Certs(_) => Ok(EXIT_USAGE.into()),

@@ -1,6 +1,7 @@
 //! Arguments, progress, output; talks only to the local API.
 
 mod args;
+mod audit;
 pub mod certs;
 mod client;
 mod commands;

@@ -56,6 +56,12 @@ pub(super) fn agent(status: &Status) {
         states => states.iter().for_each(|state| println!("  VM                 {}", vms::row(state))),
     }
     println!("  migrations         {} under way", status.migrations_active);
+    if let Some(audit) = &status.audit {
+        println!("  audit record       {}", audit.head);
+        if let Some(cause) = &audit.failing {
+            println!("                     CANNOT BE WRITTEN: {cause}");
+        }
+    }
     for s in &status.sessions {
         println!(
             "  session            {} at {}, {} streams, {} sent, {} received, {}",

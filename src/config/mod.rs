@@ -77,6 +77,9 @@ pub struct Config {
     /// Where this host's libvirt is.
     #[serde(default)]
     pub libvirt: LibvirtConfig,
+    /// How much of the audit record is kept.
+    #[serde(default)]
+    pub audit: AuditConfig,
     /// What peers may be connected to on this host, by name.
     #[serde(default, rename = "target")]
     pub targets: BTreeMap<String, TargetConfig>,
@@ -108,6 +111,24 @@ pub struct MetricsConfig {
     pub listen: SocketAddr,
 }
 
+/// The audit record.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditConfig {
+    /// Files of 16 MiB that are kept.
+    #[serde(default = "default_audit_files")]
+    pub files: usize,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self { files: default_audit_files() }
+    }
+}
+
+fn default_audit_files() -> usize {
+    64
+}
 fn default_state_dir() -> PathBuf {
     "/var/lib/vmferry".into()
 }
@@ -144,6 +165,12 @@ impl Config {
     /// The local API's socket.
     pub fn api_socket(&self) -> PathBuf {
         self.runtime_dir.join("vmferry.sock")
+    }
+
+    /// The audit record's folder.
+    #[must_use]
+    pub fn audit_folder(&self) -> PathBuf {
+        self.state_dir.join("audit")
     }
 
     /// Where migrations that libvirt makes itself have their folders.
@@ -183,6 +210,9 @@ impl Config {
         forward::check_all(&self.forwards)?;
         for (name, target) in &self.targets {
             target.check(name, &self.peers)?;
+        }
+        if self.audit.files < 2 {
+            return Err(("audit.files".into(), "at least 2: one that is written, and the one before".into()));
         }
         self.deadlines.check()
     }
@@ -275,6 +305,7 @@ start = { command = ["start", "web1"] }
             (GOOD.replace("receive = [\"web*\"]", "limit = \"1K\""), "too few"),
             (GOOD.replace("receive = [\"web*\"]", "lanes = 0"), "peer.bravo.lanes: 0 is outside 1–8"),
             (GOOD.replace("receive = [\"web*\"]", "lanes = 9"), "peer.bravo.lanes"),
+            (format!("{GOOD}\n[audit]\nfiles = 1\n"), "audit.files: at least 2"),
             (GOOD.replace("ca = \"ca-cert.pem\"\n", ""), "missing field `ca`"),
             (GOOD.replace("[tls]", "[tls]\ntrust_domain = \"*.corp\""), "can't be a trust domain"),
             (GOOD.replace("/run/qemu", &"/long".repeat(20)), "vm.web1.qmp: a socket's path has at most 107"),

@@ -1,13 +1,16 @@
 //! Metrics for Prometheus. Labels are bounded: peers and results, never ids or addresses.
 
+mod audit;
 mod forward;
 mod libvirt;
 mod migrations;
 mod register;
 mod sessions;
 
-use prometheus::{Encoder, Error, IntGauge, TextEncoder};
+use prometheus::{Encoder, Error, IntCounterVec, IntGauge, TextEncoder};
 
+use crate::audit::Figures;
+use audit::AuditMetrics;
 pub use forward::ForwardMetrics;
 pub use libvirt::LibvirtMetrics;
 pub use migrations::MigrationMetrics;
@@ -22,7 +25,9 @@ pub struct Metrics {
     pub libvirt: LibvirtMetrics,
     pub sessions: SessionMetrics,
     pub forward: ForwardMetrics,
+    audit: AuditMetrics,
     certificate_expiry: IntGauge,
+    api_refusals: IntCounterVec,
 }
 
 impl Metrics {
@@ -36,9 +41,15 @@ impl Metrics {
             libvirt: LibvirtMetrics::new(&register)?,
             sessions: SessionMetrics::new(&register)?,
             forward: ForwardMetrics::new(&register)?,
+            audit: AuditMetrics::new(&register)?,
             certificate_expiry: register.single_gauge(
                 "certificate_expiry_timestamp_seconds",
                 "When this host's certificate expires, in seconds since the epoch.",
+            )?,
+            api_refusals: register.counter(
+                "api_refusals_total",
+                "Requests to the local API by callers without the role for them.",
+                &["action"],
             )?,
             register,
         })
@@ -49,6 +60,16 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.register.0.gather(), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// What the audit record is like now.
+    pub fn set_audit(&self, figures: &Figures) {
+        self.audit.set(figures);
+    }
+
+    /// A caller of the local API had not the role for this.
+    pub fn count_api_refusal(&self, action: &str) {
+        self.api_refusals.with_label_values(&[action]).inc();
     }
 
     /// When this host's certificate expires.

@@ -46,6 +46,8 @@ async fn serve_control<E: FnOnce()>(
     let session = stream.session().clone();
     let peer = session.info().peer.clone();
     if trust::judge(host.pool.endpoint(), &session).is_err() {
+        host.audit
+            .refused(peer.as_str(), "not-trusted-any-more", || format!("a control stream of {migration}"));
         return stream.refuse(Code::Auth);
     }
     let who = host.who(&peer);
@@ -55,6 +57,7 @@ async fn serve_control<E: FnOnce()>(
     let may_send = authorize(Action::SendVms, who).is_ok();
     let Some(_place) = host.control_streams.place(&peer, may_send) else {
         tracing::debug!(%peer, "a control stream too many was refused");
+        host.audit.refused(peer.as_str(), "too-many-control-streams", String::new);
         return stream.refuse(Code::Limit);
     };
     match stream.accept().await {
@@ -83,6 +86,7 @@ fn offer_data(host: &Host, stream: IncomingStream) {
         }
         None => {
             tracing::warn!(%peer, %migration, "a stream without a grant was refused");
+            host.audit.refused(peer.as_str(), "stream-without-grant", || format!("of migration {migration}"));
             stream.refuse(Code::Denied);
         }
     }

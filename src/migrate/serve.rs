@@ -16,6 +16,7 @@ use super::model::progress::ProgressSink;
 use super::protocol::message::{Offer, Refusal, Request, Response};
 use super::protocol::server::Control;
 use super::{recover, settle};
+use crate::audit::{Event, Grant};
 use crate::net::identity::Identity;
 
 /// How long a peer may keep a control stream without asking for anything.
@@ -68,18 +69,23 @@ pub(crate) async fn serve(
     };
     match request {
         Request::Check(offer) => check(&host, &peer, &offer, control).await,
-        Request::Prepare(offer) => match Destination::prepare(host, peer, migration, &offer).await {
-            Ok((mut destination, prepared)) => {
-                announce(destination.progress.clone());
-                control.answer(Response::Prepared(prepared)).await;
-                destination.serving = Serving::new(Some(control));
-                destination.run().await;
+        Request::Prepare(offer) => {
+            match Destination::prepare(Arc::clone(&host), peer.clone(), migration, &offer).await {
+                Ok((mut destination, prepared)) => {
+                    announce(destination.progress.clone());
+                    granted(&host, &destination, &offer, &control);
+                    control.answer(Response::Prepared(prepared)).await;
+                    destination.serving = Serving::new(Some(control));
+                    destination.run().await;
+                }
+                Err(trouble) => {
+                    tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");
+                    let text = || format!("migration {migration} of VM {}: {}", offer.vm, chain(&trouble));
+                    host.audit.refused(peer.as_str(), &trouble.reason(), text);
+                    control.answer_last(Response::Refused(trouble.refusal())).await;
+                }
             }
-            Err(trouble) => {
-                tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");
-                control.answer_last(Response::Refused(trouble.refusal())).await;
-            }
-        },
+        }
         Request::Settle | Request::Start | Request::Abort { .. } | Request::Confirmed => {
             recall(&host, &peer, migration, control, request).await;
         }
@@ -90,12 +96,24 @@ pub(crate) async fn serve(
     }
 }
 
+fn granted(host: &Host, destination: &Destination, offer: &Offer, control: &Control) {
+    host.audit.record(Event::Granted(Grant {
+        subject: destination.progress.now().subject(),
+        certificate: control.certificate(),
+        disks: destination.data.exports.iter().map(|export| export.disk.clone()).collect(),
+        peers_head: offer.audit_head.clone(),
+    }));
+}
+
 /// Checks for a peer, in its turn.
 async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer, control: Control) {
     let not_checked = |text, remedy| vec![Problem::new(ProblemKind::Other, text, remedy)];
     // Only what is in the configuration has turns.
     let (turn, found) = match host.vm_from(peer, &offer.vm) {
-        Err(problem) => (None, vec![problem]),
+        Err(problem) => {
+            host.audit.refused(peer.as_str(), &problem.kind.name(), || format!("a check of VM {}", offer.vm));
+            (None, vec![problem])
+        }
         Ok(_) => match host.check_turns.turn(peer, &offer.vm).await {
             None => {
                 let text = format!("VM {} is checked again and again on {}", offer.vm, host.identity);

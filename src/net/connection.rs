@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
 
@@ -23,6 +24,14 @@ pub struct ConnectionInfo {
     /// The certificates with which the peer proved itself, its own first.
     pub chain: Vec<CertificateDer<'static>>,
     pub since: Instant,
+}
+
+impl ConnectionInfo {
+    /// SHA-256 of the certificate with which the peer proved itself, in hex.
+    pub fn fingerprint(&self) -> String {
+        let own = self.chain.first().map(|certificate| digest(&SHA256, certificate));
+        own.map_or_else(String::new, |d| d.as_ref().iter().map(|b| format!("{b:02x}")).collect())
+    }
 }
 
 /// A connection past TLS and HELLO. It belongs to no runtime yet.

@@ -10,6 +10,7 @@
 
 mod api;
 mod attacks;
+mod audit;
 mod certs;
 #[allow(unreachable_pub)]
 mod forward;

@@ -89,6 +89,15 @@ impl Error {
         }
     }
 
+    /// One of few words.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Problems(problems) => problems.first().map(|first| first.kind.name()),
+            _ => None,
+        }
+        .unwrap_or_else(|| "not-prepared".to_owned())
+    }
+
     pub(crate) fn refusal(&self) -> Refusal {
         let problems = match self {
             Self::Problems(problems) => problems.clone(),

@@ -71,7 +71,7 @@ pub(crate) fn take_up(
     let nbd = left.nbd.map(|n| NbdServer::from_socket(&left.vm, fds.take(n)));
     let ram = left.ram.and_then(|n| fds.take(n));
     let data = Data { nbd, exports: left.exports, images: left.images, streams: pumps, ram };
-    let progress = ProgressSink::new(left.progress);
+    let progress = ProgressSink::new(left.progress).recorded(&host.audit);
     let (its_progress, its_host) = (progress.clone(), Arc::clone(host));
     let past = journal.past().clone();
     let its_config = config.clone();

@@ -57,12 +57,13 @@ impl Destination {
         let guest = Guest::new((qmp, events), started, &host, (&offer.vm, &config));
         let mut progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
         progress.paused = !offer.running;
+        let progress = ProgressSink::new(progress).recorded(&host.audit);
         let mut destination = Self {
             host,
             vm: offer.vm.clone(),
             peer,
             journal,
-            progress: ProgressSink::new(progress),
+            progress,
             guest,
             data: Data { exports: exports::exports(&offer.disks), ..Data::default() },
             served,
@@ -119,6 +120,7 @@ impl Destination {
             compress: offer.compress,
             findings,
             hook_s: Some(self.hook_s()),
+            audit_head: Some(self.host.audit.figures().head.to_string()),
         })
     }
 

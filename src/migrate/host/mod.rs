@@ -28,6 +28,7 @@ use self::peers::{Peers, listed};
 use self::reservations::{Looking, Reservation, Reservations};
 use super::model::problem::{Problem, ProblemKind};
 use crate::access::{Action, Denied, Who, authorize};
+use crate::audit::Audit;
 use crate::config::{Config, VmConfig};
 use crate::net::identity::Identity;
 use crate::net::pool::Pool;
@@ -48,11 +49,18 @@ pub struct Host {
     pub(crate) journals: Journals,
     pub(crate) decisions: Decisions,
     pub(crate) freeze: Freeze,
+    pub audit: Audit,
 }
 
 impl Host {
     /// A host without migrations.
-    pub fn new(config: Config, identity: Identity, pool: Pool, stopping: CancellationToken) -> Self {
+    pub fn new(
+        config: Config,
+        identity: Identity,
+        pool: Pool,
+        stopping: CancellationToken,
+        audit: Audit,
+    ) -> Self {
         let pool = Arc::new(pool);
         Self {
             peers: Peers::new(config.peers.clone(), identity.clone(), Arc::clone(&pool)),
@@ -63,6 +71,7 @@ impl Host {
             journals: Journals::new(config.state_dir.join("migrations"), identity.clone()),
             decisions: Decisions::default(),
             freeze: Freeze::new(),
+            audit,
             config,
             identity,
             pool,

@@ -91,6 +91,12 @@ impl ProblemKind {
         )
     }
 
+    /// As scripts know it.
+    pub fn name(self) -> String {
+        let value = serde_json::to_value(self).unwrap_or_default();
+        value.as_str().unwrap_or_default().to_owned()
+    }
+
     /// Whether an operator may accept a problem of this kind by its name: only a human can know
     /// that it does no harm.
     pub fn may_be_accepted(self) -> bool {

@@ -13,6 +13,7 @@ use super::bandwidth::Wish;
 use super::leftover::Leftover;
 use super::phase::Phase;
 use super::role::Role;
+use crate::audit::{Audit, Event, Step, Subject};
 
 /// One disk's copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,6 +202,19 @@ impl Progress {
         self.tries.as_ref().map_or(0, |t| t.earlier_stream_bytes) + of_this_try
     }
 
+    /// What both hosts call it: the try that is under way.
+    fn shared_id(&self) -> Uuid {
+        self.tries.as_ref().map_or(self.id, |tries| tries.migration)
+    }
+
+    /// What it is in the audit record.
+    pub fn subject(&self) -> Subject {
+        let migration = self.shared_id();
+        let first = (migration != self.id).then_some(self.id);
+        let (vm, peer) = (self.vm.clone(), self.peer.clone());
+        Subject { migration, first, role: self.role.name(), vm, peer }
+    }
+
     /// Tries that were begun after the first.
     pub fn retries(&self) -> u64 {
         let begun = |t: &Tries| u64::from(t.number) - 1 - u64::from(t.next_in_ms.is_some());
@@ -208,17 +222,62 @@ impl Progress {
     }
 }
 
+/// What a further step changes.
+fn place(progress: &Progress) -> (Phase, Option<&'static str>, Uuid) {
+    (progress.phase, progress.outcome.as_ref().map(Outcome::label), progress.shared_id())
+}
+
+fn step(progress: &Progress) -> Step {
+    let cause = match &progress.outcome {
+        Some(Outcome::Failed { cause, .. } | Outcome::Undecided { cause }) => Some(cause.clone()),
+        _ => None,
+    };
+    let (_, result, _) = place(progress);
+    Step { subject: progress.subject(), phase: progress.phase.name(), result, cause }
+}
+
 /// Where a migration writes its progress.
 #[derive(Debug, Clone)]
 pub struct ProgressSink {
     sender: watch::Sender<Progress>,
     began: Instant,
+    recorded: Option<Recorded>,
+}
+
+/// Where its steps are recorded.
+#[derive(Debug, Clone)]
+struct Recorded {
+    audit: Audit,
+    /// What both hosts call it, where its progress does not say.
+    migration: Option<Uuid>,
+}
+
+impl Recorded {
+    fn record(&self, progress: &Progress) {
+        let mut step = step(progress);
+        if let Some(migration) = self.migration.filter(|id| *id != progress.id) {
+            (step.subject.migration, step.subject.first) = (migration, Some(progress.id));
+        }
+        self.audit.record(Event::Migration(step));
+    }
 }
 
 impl ProgressSink {
     /// A sink that starts with `progress`.
     pub fn new(progress: Progress) -> Self {
-        Self { sender: watch::Sender::new(progress), began: Instant::now() }
+        Self { sender: watch::Sender::new(progress), began: Instant::now(), recorded: None }
+    }
+
+    /// From here on each step is recorded, that which it is at included.
+    pub fn recorded(self, audit: &Audit) -> Self {
+        self.recorded_as(audit, None)
+    }
+
+    /// The same, of one that both hosts call `migration`.
+    pub(crate) fn recorded_as(self, audit: &Audit, migration: Option<Uuid>) -> Self {
+        let recorded = Recorded { audit: audit.clone(), migration };
+        recorded.record(&self.sender.borrow());
+        Self { recorded: Some(recorded), ..self }
     }
 
     /// Changes it and tells all who watch.
@@ -228,7 +287,13 @@ impl ProgressSink {
             if progress.outcome.is_none() || matches!(progress.outcome, Some(Outcome::Undecided { .. })) {
                 progress.elapsed_ms = elapsed_ms;
             }
+            let before = self.recorded.as_ref().map(|recorded| (recorded, place(progress)));
             change(progress);
+            if let Some((recorded, before)) = before
+                && before != place(progress)
+            {
+                recorded.record(progress);
+            }
         });
     }
 

@@ -162,6 +162,9 @@ pub struct Offer {
     /// The machine around the disks; none from an agent that does not know of it, or could not ask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
+    /// The last line of the source's audit record, which the destination keeps in its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_head: Option<String>,
 }
 
 impl Offer {
@@ -226,6 +229,9 @@ pub struct Prepared {
     /// that does not say it is taken to wait as long as the source would.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook_s: Option<u64>,
+    /// The last line of the destination's audit record, which the source keeps in its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_head: Option<String>,
 }
 
 /// What is known of a disk since an earlier try.

@@ -56,6 +56,11 @@ impl Control {
         self.summary.take()
     }
 
+    /// SHA-256 of the certificate with which the source proves itself.
+    pub(crate) fn certificate(&self) -> String {
+        self.session.link().connection.fingerprint()
+    }
+
     /// Set while its session has no connection.
     pub(crate) fn away(&self) -> Option<Away> {
         self.session.link().away

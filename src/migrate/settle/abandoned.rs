@@ -38,7 +38,8 @@ pub fn abandoned(host: &Arc<Host>, taken: &BTreeSet<(Uuid, Role)>) -> Result<Vec
         let heir = newer.is_none();
         match host.journals.open(&path) {
             Ok(journal) => {
-                let progress = ProgressSink::new(told(&past));
+                let progress =
+                    ProgressSink::new(told(&past)).recorded_as(&host.audit, Some(header.migration));
                 open.push(Open { journal, progress, heir, _reservation: reservation });
             }
             Err(e) => tracing::error!(vm = header.vm, error = chain(&e), "not settled; a restart settles it"),

@@ -82,7 +82,8 @@ pub fn find(
         let heir = newer.is_none();
         match (host.journals.open(&path), reservation) {
             (Ok(journal), Some(_reservation)) => {
-                let progress = ProgressSink::new(told(&past));
+                let progress =
+                    ProgressSink::new(told(&past)).recorded_as(&host.audit, Some(past.header.migration));
                 open.push(Open { journal, progress, heir, _reservation });
             }
             (Ok(_), None) => {

@@ -49,6 +49,7 @@ impl Examined {
             compress: false,
             policy: Policy::default(),
             machine: None,
+            audit_head: None,
         }
     }
 }

@@ -80,7 +80,8 @@ pub(crate) fn take_up(
     let pumps = pumps.map_err(|e| e.to_string())?;
     left.ended.into_iter().for_each(|label| pumps.has_ended(label));
     let (id, vm, peer, options) = (left.id, left.vm, left.peer, left.options);
-    let (progress, cancel) = (ProgressSink::new(left.progress), CancellationToken::new());
+    let progress = ProgressSink::new(left.progress).recorded(&host.audit);
+    let cancel = CancellationToken::new();
     let share = ShareHandle::new(&options, progress.clone());
     let request = SourceRequest { id, vm, peer, options, retry: left.retry, share: share.clone() };
     let context =

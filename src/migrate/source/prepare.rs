@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::failure::Failure;
 use super::state::Source;
 use super::trial;
+use crate::audit::{Event, Grant};
 use crate::migrate::checks::{disks, machine};
 use crate::migrate::protocol::client::LinkError;
 use crate::migrate::protocol::message::{Offer, Prepared, Request, Response};
@@ -23,6 +24,13 @@ pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
         context.progress.update(|p| p.notes.push(text.into()));
     }
     context.note_findings(grant.findings.clone());
+    let disks = grant.exports.iter().map(|export| export.disk.clone()).collect();
+    context.host.audit.record(Event::Obtained(Grant {
+        subject: context.progress.now().subject(),
+        certificate: source.peer.lanes.first().link().connection.fingerprint(),
+        disks,
+        peers_head: grant.audit_head.clone(),
+    }));
     tracking.after = Some(context.request.id);
     source.peer.grant = Some(grant);
     Ok(())
@@ -57,5 +65,6 @@ async fn offer(source: &Source) -> Result<Offer, Failure> {
         policy: request.options.policy(),
         machine: machine::ask(qmp, "source").await.map_err(unknown).ok(),
         after: tracking.after.filter(|_| tracking.is_worth_keeping()),
+        audit_head: Some(source.context.host.audit.figures().head.to_string()),
     })
 }

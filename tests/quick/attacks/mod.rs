@@ -2,6 +2,7 @@
 //! and the agent serves its own peers and operators meanwhile. The attacker is made of the library's network
 //! side and of raw sockets. `docs/security.md` has the table.
 
+mod audit;
 mod flood;
 mod listeners;
 mod memory;

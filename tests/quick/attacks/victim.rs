@@ -242,6 +242,7 @@ pub(super) fn offer(vm: &str) -> Offer {
         compress: false,
         policy: Policy::default(),
         machine: None,
+        audit_head: None,
     }
 }
 

@@ -13,6 +13,7 @@ fn offer(disks: Vec<DiskSpec>) -> Offer {
         running: true,
         qemu,
         machine: None,
+        audit_head: None,
         after: None,
         compress: false,
         policy: Policy::default(),

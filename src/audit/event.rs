@@ -1,0 +1,152 @@
+//! What is recorded. Names and words, no values of other modules: the format of a record outlives them.
+
+use serde::Serialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+/// Who calls the local API: the kernel's word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct By {
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub pid: Option<i32>,
+}
+
+/// A migration on one side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Subject {
+    /// As both hosts' records call it.
+    pub migration: Uuid,
+    /// The one that was asked for, where this is a further try.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first: Option<Uuid>,
+    pub role: &'static str,
+    pub vm: String,
+    /// The other host, as its certificate names it.
+    pub peer: String,
+}
+
+/// Where a migration is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Step {
+    #[serde(flatten)]
+    pub subject: Subject,
+    pub phase: &'static str,
+    /// How it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}
+
+/// What a destination lets a source do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Grant {
+    #[serde(flatten)]
+    pub subject: Subject,
+    /// SHA-256 of the peer's certificate.
+    pub certificate: String,
+    /// Disks that are written at the destination.
+    pub disks: Vec<String>,
+    /// That destination's record, or source's: an anchor for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers_head: Option<String>,
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The first line of each file.
+    FileBegins {
+        host: String,
+        format: u32,
+    },
+    /// An old file is about to be removed: its last line.
+    FileRemoved {
+        last: u64,
+        hash: String,
+    },
+    /// The last line of the process before was cut off, and was removed.
+    TornLine {
+        bytes: u64,
+        hash: String,
+    },
+    /// So many events could not be kept until they could be written.
+    Lost {
+        events: u64,
+    },
+    AgentStarts {
+        version: &'static str,
+        identity: String,
+        pid: u32,
+        took_over: bool,
+    },
+    AgentEnds {
+        left_to_another: bool,
+    },
+    /// Somebody asks for something that changes something.
+    Asked {
+        by: By,
+        action: &'static str,
+        path: String,
+        request: Value,
+    },
+    /// What came of line `asked`.
+    Answered {
+        asked: Option<u64>,
+        status: u16,
+        migration: Option<Uuid>,
+    },
+    /// Somebody asks for what they may not, or a peer or a stranger does.
+    Refused {
+        source: String,
+        reason: String,
+        text: String,
+    },
+    /// Refusals that were not recorded one by one.
+    FurtherRefused {
+        reason: String,
+        count: u64,
+    },
+    SessionBegins {
+        peer: String,
+        certificate: String,
+        address: String,
+        cipher: String,
+        session: String,
+    },
+    SessionEnds {
+        peer: String,
+        session: String,
+        cause: String,
+    },
+    /// Another certificate, or another connection, in a session that goes on.
+    SessionResumed {
+        peer: String,
+        certificate: String,
+        address: String,
+        session: String,
+    },
+    /// This destination lets a source begin.
+    Granted(Grant),
+    /// This source was let begin.
+    Obtained(Grant),
+    Migration(Step),
+}
+
+impl Event {
+    /// Whether it is on the disk as soon as it is written, and not a little later.
+    pub(super) fn is_urgent(&self) -> bool {
+        match self {
+            Self::Asked { .. } | Self::Granted(_) | Self::Obtained(_) | Self::AgentEnds { .. } => true,
+            Self::Migration(step) => step.result.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Whether the head after it is worth a line in the log.
+    pub(super) fn is_end(&self) -> bool {
+        matches!(self, Self::Migration(Step { result: Some(_), .. }))
+    }
+}

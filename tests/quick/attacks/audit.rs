@@ -1,0 +1,64 @@
+//! What an agent records: who asked what of it, who was refused, what came of it.
+
+use std::path::Path;
+
+use serde_json::Value;
+use vmferry::audit::{judge, paths};
+use vmferry::migrate::message::{Request, Response};
+
+use super::victim::{Attacker, Victim, ask, offer};
+use crate::rig::until;
+
+/// All lines of a victim's record of one kind.
+fn events(victim: &Victim, event: &str) -> Vec<Value> {
+    let mut found = Vec::new();
+    let folder = victim.folder.path().join("state/audit");
+    judge(&folder, &[], |line| found.extend((line.event() == event).then(|| line.whole.clone()))).unwrap();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_records_who_asked_what_and_who_was_refused() {
+    let victim = Victim::start();
+    let (said, _) = victim.vmferry(&["migrate", "web1", "--to", "nowhere"]);
+    let asked = &events(&victim, "asked")[0];
+    assert_eq!(
+        (&asked["action"], &asked["request"]["to"]),
+        (&Value::from("migrate"), &Value::from("nowhere"))
+    );
+    assert_eq!(asked["by"]["uid"], u32::from(nix::unistd::getuid()), "{said}");
+    let bravo = Attacker::new(&victim, "bravo");
+    let session = bravo.session(&victim).await;
+    for _ in 0..20 {
+        let answer = ask(&session, Request::Prepare(offer("db1"))).await;
+        assert!(matches!(answer, Response::Refused(_)), "{answer:?}");
+    }
+    let of_db1 = |line: &Value| line["reason"] == "not-permitted" && line["source"] == "bravo";
+    until("a refusal", || events(&victim, "refused").iter().any(of_db1)).await;
+    let refused = events(&victim, "refused").into_iter().filter(of_db1).count();
+    assert_eq!(refused, 1, "once, however often");
+    let shown = victim.pki().join("hosts/bravo/cert.pem");
+    let (shown, _) = victim.vmferry(&["certs", "show", shown.to_str().unwrap(), "--json"]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    until("a session", || !events(&victim, "session-begins").is_empty()).await;
+    let begun = &events(&victim, "session-begins")[0];
+    assert_eq!((&begun["peer"], &begun["certificate"]), (&"bravo".into(), &shown[0]["fingerprint_sha256"]));
+    let answered = &events(&victim, "answered")[0];
+    assert_eq!((&answered["asked"], &answered["status"]), (&asked["n"], &Value::from(201)));
+    let id = answered["migration"].as_str().unwrap();
+    let of_id = |line: &Value| line["migration"] == id && line["result"] == "failed";
+    until("its end", || events(&victim, "migration").iter().any(of_id)).await;
+    // Read again by the command line, and what an attacker cuts off is seen while the agent runs.
+    let folder = victim.folder.path().join("state/audit");
+    let folder = folder.to_str().unwrap();
+    let (said, _) = victim.vmferry(&["audit", "--since", "1h", "--migration", id, "--dir", folder]);
+    assert!(said.lines().count() >= 3 && said.contains("result=failed"), "{said}");
+    let (said, is_whole) = victim.vmferry(&["audit", "verify", "--dir", folder]);
+    assert!(is_whole && said.contains("the running agent's word"), "{said}");
+    let file = &paths(Path::new(folder)).unwrap()[0];
+    let text = std::fs::read_to_string(file).unwrap();
+    let end = text.trim_end().rfind('\n').unwrap() + 1;
+    std::fs::write(file, &text[..end]).unwrap();
+    let (said, is_whole) = victim.vmferry(&["audit", "verify", "--dir", folder]);
+    assert!(!is_whole && said.contains("the anchor knows line"), "{said}");
+}
