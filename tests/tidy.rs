@@ -69,7 +69,19 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cli::certs", &["net::identity", "net::naming", "net::tls::TlsPaths", "pki"]),
     (
         "agent",
-        &["access", "api", "audit", "config", "error_chain", "forward", "libvirt", "metrics", "migrate", "mux", "net"],
+        &[
+            "access",
+            "api",
+            "audit",
+            "config",
+            "error_chain",
+            "forward",
+            "libvirt",
+            "metrics",
+            "migrate",
+            "mux",
+            "net",
+        ],
     ),
     (
         "agent::handoff",
