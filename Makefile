@@ -6,6 +6,7 @@
 #   make test      format, lints, all tests, with both QEMUs                      T=name: only that test
 #   make lint      format, lints, and what deny.toml says of dependencies
 #   make model     the session protocol against its model, many more steps        STEPS=n
+#   make fuzz     every parser under libFuzzer, FUZZ_SECONDS for each: tests/fuzz/README.md       T="names": only these
 #   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n CHAOS_STAGES=n
 #   make libvirt   libvirt's own migrations, every option and many faults, about 10 minutes       T=name: only that test
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
@@ -16,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-end test lint format dependencies model chaos libvirt bench setup fetch tools clean-lab
+.PHONY: demo demo-end test lint format dependencies model fuzz chaos libvirt bench setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -82,6 +83,10 @@ demo-end:
 model: fetch
 	$(call step,session protocol against its model: $(STEPS) steps)
 	VMFERRY_MODEL_STEPS=$(STEPS) cargo test $(LOCKED) --release -p vmferry-mux
+
+fuzz: fetch
+	$(call step,every parser of foreign bytes under libFuzzer: tests/fuzz/README.md)
+	tests/fuzz/fuzz.sh run $(T)
 
 chaos: setup
 	$(call step,$(CHAOS_INJECTIONS) faults in real migrations, seed $(CHAOS_SEED): tests/CHAOS.md)

@@ -28,5 +28,7 @@ mod status;
 mod stop;
 mod vm_states;
 
+#[doc(hidden)]
+pub use handoff::reread as reread_handoff;
 pub use handoff::{StartMode, handoff_formats};
 pub use start::{AgentError, run};

@@ -16,7 +16,7 @@ pub(super) const DOMAIN_BYTES_MAX: usize = 256;
 /// Asked by the source's agent. The migration's id is the stream's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Ask {
+pub enum Ask {
     /// Whether it would be permitted; nothing is made.
     Look {
         /// The domain's name at the destination.
@@ -42,7 +42,7 @@ pub(super) enum Ask {
 /// The destination's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Answer {
+pub enum Answer {
     /// It would be permitted.
     Looked {
         /// libvirt's own connection, too.
@@ -68,7 +68,7 @@ pub(super) enum Answer {
 
 /// Why not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Refused {
-    pub(super) text: String,
-    pub(super) remedy: String,
+pub struct Refused {
+    pub text: String,
+    pub remedy: String,
 }

@@ -28,7 +28,8 @@ mod destination;
 mod error;
 mod folder;
 mod libvirtd;
-mod message;
+#[doc(hidden)]
+pub mod message;
 mod service;
 mod source;
 mod state;

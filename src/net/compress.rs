@@ -13,10 +13,10 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 /// Bytes before a block.
-pub(super) const HEADER_LEN: usize = 8;
+pub const HEADER_LEN: usize = 8;
 /// Most plain bytes in a block. With its header it fills a frame, and it is less than any stream's
 /// smallest window: a block that has begun can always arrive.
-pub(super) const PLAIN_MAX: usize = crate::mux::frame::PAYLOAD_MAX - HEADER_LEN;
+pub const PLAIN_MAX: usize = crate::mux::frame::PAYLOAD_MAX - HEADER_LEN;
 
 const KIND_PLAIN: u8 = 0;
 const KIND_ZSTD: u8 = 1;
@@ -51,7 +51,7 @@ pub struct Undelivered {
 
 /// Makes blocks. What does not get shorter is soon not tried any more, only looked at now and
 /// then: 1, 2, 4 … 256 blocks are passed over.
-pub(super) struct Encoder {
+pub struct Encoder {
     zstd: zstd::bulk::Compressor<'static>,
     scratch: Box<[u8]>,
     skip: u32,
@@ -59,7 +59,7 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
-    pub(super) fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         let zstd = zstd::bulk::Compressor::new(LEVEL)?;
         Ok(Self { zstd, scratch: vec![0; PLAIN_MAX].into(), skip: 0, skip_next: 1 })
     }
@@ -67,7 +67,7 @@ impl Encoder {
     /// Makes a block of what is in `buffer` after [`HEADER_LEN`] bytes that are kept free for its
     /// header, and empties it. Returns the block and how many bytes it is shorter than without
     /// compression.
-    pub(super) fn encode(&mut self, buffer: &mut BytesMut) -> (Bytes, u64) {
+    pub fn encode(&mut self, buffer: &mut BytesMut) -> (Bytes, u64) {
         let plain = buffer.len() - HEADER_LEN;
         if let Some(length) = self.compress(&buffer[HEADER_LEN..]) {
             let mut block = BytesMut::with_capacity(HEADER_LEN + length);
@@ -122,25 +122,25 @@ pub enum DecodeError {
 }
 
 /// Reads blocks, in any split.
-pub(super) struct Decoder {
+pub struct Decoder {
     zstd: zstd::bulk::Decompressor<'static>,
     partial: BytesMut,
 }
 
 impl Decoder {
     /// `partial`: the beginning of a block that an earlier process had.
-    pub(super) fn new(partial: &[u8]) -> io::Result<Self> {
+    pub fn new(partial: &[u8]) -> io::Result<Self> {
         Ok(Self { zstd: zstd::bulk::Decompressor::new()?, partial: BytesMut::from(partial) })
     }
 
     /// Takes what was received. Call it only when there is no whole block.
-    pub(super) fn push(&mut self, received: &[u8]) {
+    pub fn push(&mut self, received: &[u8]) {
         self.partial.extend_from_slice(received);
     }
 
     /// The next block's plain bytes, and the length of the block.
     /// Errors: [`DecodeError`]; nothing more is to be read.
-    pub(super) fn next(&mut self) -> Result<Option<(Bytes, usize)>, DecodeError> {
+    pub fn next_block(&mut self) -> Result<Option<(Bytes, usize)>, DecodeError> {
         let Some(first) = self.partial.first_chunk::<HEADER_LEN>() else { return Ok(None) };
         let [kind, l0, l1, l2, plain @ ..] = *first;
         let length = u32::from_be_bytes([0, l0, l1, l2]) as usize;
@@ -172,7 +172,7 @@ impl Decoder {
     }
 
     /// The beginning of a block that has not arrived whole.
-    pub(super) fn partial(&self) -> &[u8] {
+    pub fn partial(&self) -> &[u8] {
         &self.partial
     }
 }
@@ -194,7 +194,7 @@ mod tests {
 
     fn read(decoder: &mut Decoder) -> Vec<u8> {
         let mut all = Vec::new();
-        while let Some((plain, _)) = decoder.next().unwrap() {
+        while let Some((plain, _)) = decoder.next_block().unwrap() {
             all.extend_from_slice(&plain);
         }
         all
@@ -250,7 +250,7 @@ mod tests {
             let mut decoder = Decoder::new(&[]).unwrap();
             decoder.push(&bytes);
             let mut plain = 0;
-            while let Ok(Some((some, _))) = decoder.next() {
+            while let Ok(Some((some, _))) = decoder.next_block() {
                 plain += some.len();
             }
             prop_assert!(plain <= bytes.len() / HEADER_LEN * PLAIN_MAX);
@@ -266,7 +266,7 @@ mod tests {
             decoder.push(&bytes);
             // zstd has no checksum here, TLS is what keeps bytes as they were: it must only not be
             // longer than it says.
-            if let Ok(Some((plain, _))) = decoder.next() {
+            if let Ok(Some((plain, _))) = decoder.next_block() {
                 prop_assert_eq!(plain.len(), 23 * 500);
             }
         }
@@ -285,14 +285,14 @@ mod tests {
         ] {
             let mut decoder = Decoder::new(&[]).unwrap();
             decoder.push(&header(kind, length, plain));
-            assert_eq!(decoder.next(), Err(error), "{kind} {length} {plain}");
+            assert_eq!(decoder.next_block(), Err(error), "{kind} {length} {plain}");
         }
         // More comes out than is said: no more is made.
         let bomb = zstd::bulk::compress(&vec![0; 10 << 20], 1).unwrap();
         let mut decoder = Decoder::new(&[]).unwrap();
         decoder.push(&header(KIND_ZSTD, bomb.len(), PLAIN_MAX));
         decoder.push(&bomb);
-        assert_eq!(decoder.next(), Err(DecodeError::Damaged));
+        assert_eq!(decoder.next_block(), Err(DecodeError::Damaged));
     }
 
     #[test]

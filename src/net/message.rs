@@ -154,21 +154,28 @@ impl MessageReceiver {
 
     /// A message that is whole. Its credit is returned.
     fn take(&mut self) -> Result<Option<Bytes>, MessageError> {
-        let Some(head) = self.buffer.first_chunk::<4>() else { return Ok(None) };
-        let length = u32::from_be_bytes(*head) as usize;
-        if length > MESSAGE_BYTES_MAX {
-            return Err(MessageError::TooLong(length));
-        }
-        if self.buffer.len() < 4 + length {
-            return Ok(None);
-        }
+        let Some(json) = take_whole(&mut self.buffer)? else { return Ok(None) };
         self.part = None;
-        let held = self.held_bytes.min(4 + length);
+        let held = self.held_bytes.min(4 + json.len());
         if held > 0 {
             self.held_bytes -= held;
             self.recv.consumed(held);
         }
-        self.buffer.advance(4);
-        Ok(Some(self.buffer.split_to(length).freeze()))
+        Ok(Some(json))
     }
+}
+
+/// Takes a message that is whole out of what has come, without its length.
+#[doc(hidden)]
+pub fn take_whole(buffer: &mut BytesMut) -> Result<Option<Bytes>, MessageError> {
+    let Some(head) = buffer.first_chunk::<4>() else { return Ok(None) };
+    let length = u32::from_be_bytes(*head) as usize;
+    if length > MESSAGE_BYTES_MAX {
+        return Err(MessageError::TooLong(length));
+    }
+    if buffer.len() < 4 + length {
+        return Ok(None);
+    }
+    buffer.advance(4);
+    Ok(Some(buffer.split_to(length).freeze()))
 }

@@ -411,7 +411,7 @@ impl Inbox {
                 }
             }
             Some(decoder) if self.queue.is_empty() => {
-                if let Some((plain, length)) = decoder.next()? {
+                if let Some((plain, length)) = decoder.next_block()? {
                     recv.consumed(length);
                     self.queue.push_back(plain);
                 }

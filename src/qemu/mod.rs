@@ -27,7 +27,8 @@ mod process;
 mod reconnect;
 mod states;
 mod storage;
-mod wire;
+#[doc(hidden)]
+pub mod wire;
 
 pub use abilities::Abilities;
 pub use cleanup::{

@@ -15,18 +15,18 @@ const WORDS: [&str; 6] = ["error", "error-desc", "desc", "class", "reason", "blo
 
 /// More than [`LINE_MAX_BYTES`] came without a line's end.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct LineTooLong;
+pub struct LineTooLong;
 
 /// Collects bytes and gives back lines.
 #[derive(Default)]
-pub(super) struct LineBuffer {
+pub struct LineBuffer {
     lines: VecDeque<Vec<u8>>,
     partial: Vec<u8>,
 }
 
 impl LineBuffer {
     /// Takes what has been read; each byte is looked at once.
-    pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), LineTooLong> {
+    pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), LineTooLong> {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             self.extend(&bytes[..end])?;
             self.lines.push_back(std::mem::take(&mut self.partial));
@@ -44,7 +44,7 @@ impl LineBuffer {
     }
 
     /// The next whole line that is not blank, without its end.
-    pub(super) fn next_line(&mut self) -> Option<Vec<u8>> {
+    pub fn next_line(&mut self) -> Option<Vec<u8>> {
         loop {
             let line = self.lines.pop_front()?;
             if !line.trim_ascii().is_empty() {
@@ -56,14 +56,14 @@ impl LineBuffer {
 
 /// QEMU's answer to a command.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub enum Outcome {
     Return(Value),
     Error { class: String, desc: String },
 }
 
 /// One line from QEMU.
 #[derive(Debug)]
-pub(super) enum Message {
+pub enum Message {
     Greeting,
     Event(Event),
     Reply {
@@ -76,7 +76,7 @@ pub(super) enum Message {
 
 impl Message {
     /// Fails only on what is no JSON object.
-    pub(super) fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
+    pub fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
         let mut line: Value = serde_json::from_slice(line)?;
         clean_under(&WORDS, &mut line);
         let mut object: Map<String, Value> = serde_json::from_value(line)?;

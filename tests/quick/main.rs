@@ -14,6 +14,7 @@ mod audit;
 mod certs;
 #[allow(unreachable_pub)]
 mod forward;
+mod fuzzed;
 #[allow(unreachable_pub)]
 mod handover;
 mod journals;

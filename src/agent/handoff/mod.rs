@@ -41,6 +41,12 @@ pub fn handoff_formats() -> anyhow::Result<String> {
     Ok(serde_json::to_string(&Offer::ours())?)
 }
 
+/// What this version makes of what a process of `identity` has left: the same again, without the descriptors.
+#[doc(hidden)]
+pub fn reread(left: &[u8], identity: &str) -> anyhow::Result<Vec<u8>> {
+    HandoffState::decode(left, identity)?.encode()
+}
+
 /// What another process has left, and whether that one waits for our word.
 pub(super) struct Inherited {
     pub(super) state: Option<(HandoffState, Descriptors)>,

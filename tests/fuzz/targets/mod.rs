@@ -1,0 +1,37 @@
+//! What is done with foreign bytes, as functions of bytes alone: the fuzzer runs them, and `tests/quick` runs
+//! them on the corpus. Each asserts more than that nothing panics. `tests/fuzz/README.md` has the list.
+
+mod api;
+mod blocks;
+mod config;
+mod handoff;
+mod hello;
+mod identity;
+mod journal;
+mod messages;
+mod nbd;
+mod qmp;
+mod script;
+mod session;
+mod words;
+
+type Target = fn(&[u8]);
+
+/// By name; the corpus of each is in the folder of that name.
+pub(crate) const TARGETS: [(&str, Target); 15] = [
+    ("api", api::requests),
+    ("blocks", blocks::blocks),
+    ("config", config::config),
+    ("frames", session::frames),
+    ("handoff", handoff::left),
+    ("hello", hello::first_frame),
+    ("identity", identity::names),
+    ("journal", journal::file),
+    ("journal-lines", journal::lines),
+    ("libvirt", messages::libvirt),
+    ("messages", messages::messages),
+    ("nbd", nbd::server),
+    ("qmp", qmp::lines),
+    ("session", session::session),
+    ("words", words::words),
+];
