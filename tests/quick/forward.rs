@@ -9,7 +9,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use crate::rig::pattern;
+use crate::rig::{own_address, pattern};
 use agents::{Ground, PATIENCE, wait};
 
 /// One forwarding of alpha, `vnc`.
@@ -186,7 +186,7 @@ fn a_target_that_is_slow_holds_up_nobody_else() {
 fn tcp_is_carried_and_its_resets_with_it() {
     let ground = Ground::new();
     let far = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let near = agents::free_port();
+    let near = own_address();
     let target = format!("[target.vnc]\nconnect = '{}'\nfrom = ['alpha']\n", far.local_addr().unwrap());
     let forward = format!("[forward.vnc]\nlisten = '{near}'\nto = 'bravo'\n");
     let (_bravo, alpha) = (ground.bravo(&target), ground.alpha(&forward));

@@ -3,7 +3,7 @@
 
 mod files;
 mod organisation;
-mod pki;
+pub(crate) mod pki;
 
 use std::io;
 use std::process::{Command, Stdio};

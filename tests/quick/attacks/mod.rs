@@ -4,10 +4,13 @@
 
 mod audit;
 mod flood;
+mod frames;
 mod listeners;
 mod memory;
 mod names;
 mod noise;
+mod raw;
+mod strangers;
 mod texts;
 mod trust;
 mod victim;

@@ -13,12 +13,12 @@ use vmferry::pki::revocation::{Revoke, revoke};
 use super::victim::{Attacker, Victim, open_control};
 use crate::rig::{soon, until};
 
-fn reload(victim: &Victim) {
+pub(super) fn reload(victim: &Victim) {
     kill(Pid::from_raw(victim.pid()), Signal::SIGHUP).unwrap();
 }
 
 /// Changes the configuration's `[tls]`.
-fn reconfigure(victim: &Victim, from: &str, to: &str) {
+pub(super) fn reconfigure(victim: &Victim, from: &str, to: &str) {
     let text = std::fs::read_to_string(victim.config()).unwrap();
     assert!(text.contains(from), "{from} in {text}");
     std::fs::write(victim.config(), text.replacen(from, to, 1)).unwrap();

@@ -4,7 +4,7 @@
 #![allow(dead_code)]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,7 +25,7 @@ use vmferry::net::stream::Stream;
 use vmferry::net::tls::{Aead, Tls, TlsPaths};
 use vmferry::pki::{CaRequest, HostRequest, create_ca, issue_host};
 
-use crate::rig::{PATIENCE, soon};
+use crate::rig::{PATIENCE, own_address, soon};
 
 const VMFERRY: &str = env!("CARGO_BIN_EXE_vmferry");
 
@@ -63,7 +63,7 @@ impl Victim {
             let name = name.parse().unwrap();
             issue_host(&pki, &HostRequest { name, names: Vec::new(), days: 10, force: false }).unwrap();
         }
-        let (address, metrics) = (free_address(), free_address());
+        let (address, metrics) = (own_address(), own_address());
         let config = folder.path().join("vmferry.toml");
         std::fs::write(&config, change(configuration(&pki.join("hosts/alpha"), address, metrics))).unwrap();
         let mut command = Command::new(VMFERRY);
@@ -196,10 +196,6 @@ pub(super) fn tls(pki: &Path, name: &str) -> Tls {
     let host = pki.join("hosts").join(name);
     let [ca, cert, key] = ["ca-cert.pem", "cert.pem", "key.pem"].map(|file| host.join(file));
     Tls::load(&TlsPaths { ca, cert, key, crl: None }, Aead::Auto).unwrap()
-}
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 fn configuration(tls: &Path, address: SocketAddr, metrics: SocketAddr) -> String {

@@ -2,13 +2,15 @@
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+use crate::rig::own_address;
 
 const VMFERRY: &str = env!("CARGO_BIN_EXE_vmferry");
 /// No wait of these tests is longer; none of them is expected to come near it.
@@ -33,10 +35,6 @@ pub struct Ground {
     pub bravo: SocketAddr,
 }
 
-pub fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 impl Ground {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -46,7 +44,7 @@ impl Ground {
             let made = certs.output().unwrap();
             assert!(made.status.success(), "{made:?}");
         }
-        Self { folder, bravo: free_port() }
+        Self { folder, bravo: own_address() }
     }
 
     /// A socket of a test's own.
@@ -86,7 +84,7 @@ impl Ground {
     fn configured(&self, name: &str, listen: &str, more: &str) -> Agent {
         let folder = self.path(name);
         std::fs::create_dir_all(&folder).unwrap();
-        let (tls, metrics) = (self.path("pki/hosts").join(name), free_port());
+        let (tls, metrics) = (self.path("pki/hosts").join(name), own_address());
         let mut text = format!("state_dir = 'state'\nruntime_dir = 'run'\nlisten = {listen}\n");
         write!(text, "[metrics]\nlisten = '{metrics}'\n[tls]\n").unwrap();
         for (key, file) in [("ca", "ca-cert.pem"), ("cert", "cert.pem"), ("key", "key.pem")] {

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -45,6 +46,23 @@ pub async fn until(what: &str, is: impl Fn() -> bool) {
         }
     })
     .await;
+}
+
+/// An address for somebody else to listen on. No other program chooses it: the host's part of it is this
+/// process's number, and the port is none that the kernel gives away.
+pub fn own_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(10_000);
+    let [.., a, b, c] = std::process::id().to_be_bytes();
+    loop {
+        let port = NEXT.fetch_add(1, Relaxed);
+        assert!(port < 30_000, "so many agents");
+        // 127.0.0.1 and its neighbours are everybody's.
+        let address = SocketAddr::from(([127, a | 0x80, b, c], port));
+        // Somebody may listen on this port of all addresses.
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// Blocking work beside the runtime.

@@ -13,10 +13,12 @@ use rcgen::{
 use rustls::crypto::aws_lc_rs;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::{Duration, OffsetDateTime};
 use vmferry::net::credentials::TlsPaths;
 use vmferry::net::tls::{Aead, Tls, TlsError};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A CA that signs whatever it is asked to.
 pub(crate) struct Ca {
@@ -77,6 +79,20 @@ impl Ca {
         let cert = params.self_signed(&key).unwrap().into();
         let issuer = Issuer::new(params, key);
         Self { issuer, cert }
+    }
+
+    /// That of `vmferry certs`.
+    pub(crate) fn read(dir: &Path) -> Self {
+        let (pem, key) = (dir.join("ca-cert.pem"), fs::read_to_string(dir.join("ca-key.pem")).unwrap());
+        let cert = CertificateDer::from_pem_file(&pem).unwrap();
+        let issuer = Issuer::from_ca_cert_der(&cert, KeyPair::from_pem(&key).unwrap()).unwrap();
+        Self { issuer, cert }
+    }
+
+    /// Another one of the same name.
+    pub(crate) fn twin(&self) -> Self {
+        let (_, cert) = X509Certificate::from_der(&self.cert).unwrap();
+        Self::new(cert.subject().iter_common_name().next().unwrap().as_str().unwrap())
     }
 
     pub(crate) fn issue(&self, wish: &Wish) -> Host {
