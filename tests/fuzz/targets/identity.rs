@@ -1,15 +1,27 @@
 //! Certificates' names.
 
 use rustls_pki_types::CertificateDer;
-use vmferry::net::identity::{IDENTITY_BYTES_MAX, Identity, IdentityError, peer_identity};
+use vmferry::net::identity::{IDENTITY_BYTES_MAX, Identity, IdentityError};
+use vmferry::net::naming::{Naming, TrustDomain, any_identity};
 
 /// A certificate of any bytes, and a name of any text.
 pub(crate) fn names(data: &[u8]) {
-    match peer_identity(&[CertificateDer::from(data)]) {
-        Ok(identity) => sound(&identity),
-        Err(error) => safe(&error),
+    let chain = [CertificateDer::from(data)];
+    let by_any = any_identity(&chain);
+    let domain: TrustDomain = "corp.example".parse().expect("a trust domain");
+    for naming in [Naming::Dns, Naming::Uri(domain)] {
+        match naming.identity(&chain) {
+            Ok(identity) => {
+                sound(&identity);
+                assert!(by_any.is_some(), "{identity}");
+            }
+            Err(error) => safe(&error),
+        }
     }
     let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(domain) = text.parse::<TrustDomain>() {
+        sound(&domain.to_string().parse().expect("a plain name"));
+    }
     match text.parse::<Identity>() {
         Ok(identity) => {
             assert!(identity.as_str().eq_ignore_ascii_case(text));
