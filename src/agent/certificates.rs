@@ -3,18 +3,34 @@
 //! accepted any more.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use sd_notify::NotifyState;
+use time::OffsetDateTime;
 
 use super::running::Agent;
 use crate::config::{Config, TlsConfig};
+use crate::metrics::Metrics;
 use crate::net::tls::{Aead, Tls, TlsError, TlsPaths};
 use crate::net::trust;
 
 /// Between two looks at whether the peers of live sessions would still be let in.
 const JUDGE_EVERY: Duration = Duration::from_secs(60);
+
+/// Between two warnings of what ends soon.
+const WARN_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// Says to the metrics when everything ends, and to the log what ends soon.
+pub(super) fn note_endings(metrics: &Metrics, tls: &Tls) {
+    metrics.expiry.set(&tls.endings);
+    let now = OffsetDateTime::now_utc();
+    for ending in tls.endings.iter().filter(|ending| ending.is_soon(now)) {
+        let (what, remedy) = ending.kind.words();
+        let days_left = (ending.not_after - now).whole_days();
+        tracing::warn!(not_after = %ending.not_after, days_left, remedy, "{what} ends soon");
+    }
+}
 
 /// The certificates that the configuration names.
 /// Errors: they cannot be read, or do not fit together.
@@ -31,8 +47,8 @@ pub(super) fn reload(agent: &Agent) {
     }
     match load_again(agent) {
         Ok(tls) => {
-            agent.metrics.certificate_expires(tls.not_after.unix_timestamp());
             tracing::info!(not_after = %tls.not_after, "certificates reloaded");
+            note_endings(&agent.metrics, &tls);
             agent.host.pool.endpoint().set_tls(tls);
             judge_all(agent);
         }
@@ -62,9 +78,14 @@ fn load_again(agent: &Agent) -> anyhow::Result<Tls> {
 
 /// Judges all sessions anew from time to time: certificates and revocation lists expire.
 pub(super) async fn keep_judging(agent: Arc<Agent>) {
+    let mut warned = Instant::now();
     loop {
         tokio::time::sleep(JUDGE_EVERY).await;
         judge_all(&agent);
+        if warned.elapsed() >= WARN_EVERY {
+            warned = Instant::now();
+            note_endings(&agent.metrics, &agent.host.pool.endpoint().tls());
+        }
     }
 }
 

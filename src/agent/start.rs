@@ -140,7 +140,7 @@ fn new_agent(
     (incoming, started): (mpsc::Sender<IncomingStream>, mpsc::UnboundedSender<Session>),
     audit: Audit,
 ) -> anyhow::Result<Agent> {
-    let (identity, expires) = (tls.identity.clone(), tls.not_after.unix_timestamp());
+    let identity = tls.identity.clone();
     let limits = mux::Config { dead_after: config.deadlines.dead_peer(), ..mux::Config::default() };
     let mut endpoint =
         Endpoint::new(tls, limits, config.deadlines.dead_peer())?.with_resume(config.deadlines.resume());
@@ -156,7 +156,7 @@ fn new_agent(
         }
     }
     let agent = Agent::new(config, path, identity, pool, audit)?;
-    agent.metrics.certificate_expires(expires);
+    certificates::note_endings(&agent.metrics, &agent.host.pool.endpoint().tls());
     Ok(agent)
 }
 

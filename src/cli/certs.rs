@@ -1,13 +1,15 @@
 //! `vmferry certs`: arguments and output. What the words mean is `pki.rs`'s business. Works on
 //! files alone, without an agent.
 
+mod dates;
+mod renewal;
+mod rotation;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use time::OffsetDateTime;
-use time::macros::format_description;
 
 use crate::net::identity::Identity;
 use crate::net::naming::TrustDomain;
@@ -15,6 +17,7 @@ use crate::net::tls::TlsPaths;
 use crate::pki::report::{self, CertificateReport};
 use crate::pki::revocation::{CRL_DAYS, Revoke, revoke};
 use crate::pki::{CA_DAYS, CaRequest, ExtraName, HOST_DAYS, HostRequest, create_ca, issue_host};
+use dates::{day, second};
 
 /// Make, show and check the certificates that hosts trust each other by.
 #[derive(Debug, Args)]
@@ -29,6 +32,10 @@ enum Action {
     Ca(CaArgs),
     /// Issue the certificate of one host: DIR/hosts/NAME, to be copied to that host.
     Host(HostArgs),
+    /// Renew certificates of hosts: the same names, and the same key unless another one is asked for.
+    Renew(renewal::RenewArgs),
+    /// Replace the CA by a new one while hosts trust both; without a step, say which is the next.
+    RotateCa(rotation::RotateArgs),
     /// Revoke certificates, or renew the revocation list: DIR/crl.pem, for every host.
     Revoke(RevokeArgs),
     /// Show what is in certificate files.
@@ -135,6 +142,8 @@ pub fn run_to(args: CertsArgs, out: &mut impl Write) -> anyhow::Result<ExitCode>
     match args.action {
         Action::Ca(args) => make_ca(args, out)?,
         Action::Host(args) => make_host(args, out)?,
+        Action::Renew(args) => renewal::run(args, out)?,
+        Action::RotateCa(args) => rotation::run(args, out)?,
         Action::Revoke(args) => make_list(args, out)?,
         Action::Show(args) => show(&args, out)?,
         Action::Check(args) => return check(args, out),
@@ -274,14 +283,4 @@ fn list(words: &[impl AsRef<str>]) -> String {
     }
     let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
     words.join(", ")
-}
-
-fn day(time: OffsetDateTime) -> String {
-    let format = format_description!("[year]-[month]-[day]");
-    time.format(&format).unwrap_or_else(|_| time.to_string())
-}
-
-fn second(time: OffsetDateTime) -> String {
-    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
-    time.format(&format).unwrap_or_else(|_| time.to_string())
 }

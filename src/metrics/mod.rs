@@ -1,16 +1,18 @@
 //! Metrics for Prometheus. Labels are bounded: peers and results, never ids or addresses.
 
 mod audit;
+mod expiry;
 mod forward;
 mod libvirt;
 mod migrations;
 mod register;
 mod sessions;
 
-use prometheus::{Encoder, Error, IntCounterVec, IntGauge, TextEncoder};
+use prometheus::{Encoder, Error, IntCounterVec, TextEncoder};
 
 use crate::audit::Figures;
 use audit::AuditMetrics;
+pub use expiry::ExpiryMetrics;
 pub use forward::ForwardMetrics;
 pub use libvirt::LibvirtMetrics;
 pub use migrations::MigrationMetrics;
@@ -26,8 +28,8 @@ pub struct Metrics {
     pub sessions: SessionMetrics,
     pub forward: ForwardMetrics,
     audit: AuditMetrics,
-    certificate_expiry: IntGauge,
     api_refusals: IntCounterVec,
+    pub expiry: ExpiryMetrics,
 }
 
 impl Metrics {
@@ -42,15 +44,12 @@ impl Metrics {
             sessions: SessionMetrics::new(&register)?,
             forward: ForwardMetrics::new(&register)?,
             audit: AuditMetrics::new(&register)?,
-            certificate_expiry: register.single_gauge(
-                "certificate_expiry_timestamp_seconds",
-                "When this host's certificate expires, in seconds since the epoch.",
-            )?,
             api_refusals: register.counter(
                 "api_refusals_total",
                 "Requests to the local API by callers without the role for them.",
                 &["action"],
             )?,
+            expiry: ExpiryMetrics::new(&register)?,
             register,
         })
     }
@@ -70,10 +69,5 @@ impl Metrics {
     /// A caller of the local API had not the role for this.
     pub fn count_api_refusal(&self, action: &str) {
         self.api_refusals.with_label_values(&[action]).inc();
-    }
-
-    /// When this host's certificate expires.
-    pub fn certificate_expires(&self, at: i64) {
-        self.certificate_expiry.set(at);
     }
 }

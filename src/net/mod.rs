@@ -32,6 +32,7 @@ mod dial;
 mod driver;
 mod duplicate_agent;
 pub mod endpoint;
+pub mod expiry;
 pub mod frozen;
 pub mod handshake;
 pub mod handshake_failure;

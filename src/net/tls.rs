@@ -23,6 +23,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::credentials::Credentials;
 pub use super::credentials::{TlsError, TlsPaths};
+use super::expiry::{Ending, endings};
 use super::handshake_failure::{HandshakeFailure, classify_tls_error};
 use super::identity::Identity;
 use super::naming::Naming;
@@ -120,6 +121,8 @@ pub struct Tls {
     pub naming: Naming,
     /// When our certificate expires.
     pub not_after: OffsetDateTime,
+    /// When that and everything else ends that is needed.
+    pub endings: Vec<Ending>,
     /// The library that seals, never `Auto`.
     pub aead: Aead,
     verifier: Arc<PeerVerifier>,
@@ -148,6 +151,7 @@ impl Tls {
             Credentials::read(paths, &naming, OffsetDateTime::now_utc())?;
         let aead = aead.resolve();
         let provider = Arc::new(aead.provider());
+        let endings = endings(&chain, &cas, &crls);
         let roots = root_store(&cas, paths)?;
         let verifier = PeerVerifier::new(roots, &crls, naming.clone(), &provider)
             .map(Arc::new)
@@ -176,6 +180,7 @@ impl Tls {
             identity,
             naming,
             not_after,
+            endings,
             aead,
             verifier,
         })

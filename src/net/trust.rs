@@ -6,8 +6,8 @@ use super::session::Session;
 use super::tls::PeerRole;
 use crate::mux::{Code, Role};
 
-/// Judges a session's peer again. One whose certificate has expired has to come again, with the one that it has
-/// by now: the session goes on if that is good. Any other that would be refused loses the session at once.
+/// Judges a session's peer again. One whose certificate has expired, or whose authority is trusted no more, has to
+/// come again, with the certificate that it has by now: the session goes on if that is good. Any other that would be refused loses the session at once.
 /// Errors: the reason for which a handshake would fail now.
 pub fn judge(endpoint: &Endpoint, session: &Session) -> Result<(), HandshakeFailure> {
     let info = session.info();
@@ -18,8 +18,8 @@ pub fn judge(endpoint: &Endpoint, session: &Session) -> Result<(), HandshakeFail
     let judged = endpoint.tls().reverify(&session.link().connection.chain, role, &info.peer);
     match &judged {
         Ok(()) => {}
-        Err(HandshakeFailure::Expired) if session.away_since().is_some() => {}
-        Err(failure @ HandshakeFailure::Expired) => {
+        Err(failure) if may_be_renewed(*failure) && session.away_since().is_some() => {}
+        Err(failure) if may_be_renewed(*failure) => {
             tracing::warn!(peer = %info.peer, cause = %failure, "a session's peer has to prove itself again");
             session.renew_connection();
         }
@@ -29,4 +29,11 @@ pub fn judge(endpoint: &Endpoint, session: &Session) -> Result<(), HandshakeFail
         }
     }
     judged
+}
+
+/// Whether the peer may have another certificate by now that is good. An authority of the same name is one that
+/// has replaced the other.
+fn may_be_renewed(failure: HandshakeFailure) -> bool {
+    use HandshakeFailure::{BadSignature, Expired, UnknownCa};
+    matches!(failure, Expired | UnknownCa | BadSignature)
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use time::OffsetDateTime;
 
+use super::step::Step;
 use crate::net::identity::IdentityError;
 
 /// Longest validity that is issued, in days.
@@ -33,6 +34,22 @@ pub enum PkiError {
     TooManyNames { count: usize },
     #[error("a host can't be named so")]
     BadIdentity(#[from] IdentityError),
+    #[error("`{}` has no certificate of `{name}` that could be renewed; issue one with `vmferry certs host`", dir.display())]
+    NoHost { dir: PathBuf, name: String },
+    #[error(
+        "the certificate of `{name}` is revoked, so its key gets no other; give it a new one (--new-key)"
+    )]
+    RevokedKey { name: String },
+    #[error(
+        "the key of `{name}` was never here, so no new one is made here; invite it again with `vmferry certs invite {name} --force`"
+    )]
+    KeyElsewhere { name: String },
+    #[error("that is not the next step of `{}`: {}", dir.display(), in_words(*step))]
+    NotNow { dir: PathBuf, step: Step },
+    #[error(
+        "these hosts have no certificate of the new CA: {names}; renew them with `vmferry certs renew`, or take away their folders in hosts/"
+    )]
+    HostsLeft { names: String },
     #[error("`{}` has issued nothing for `{what}`; see the folder issued/ in it", dir.display())]
     NeverIssued { dir: PathBuf, what: String },
     #[error(
@@ -66,4 +83,12 @@ pub enum PkiError {
     },
     #[error("the system gives no random numbers")]
     Random(#[source] io::Error),
+}
+
+fn in_words(step: Step) -> &'static str {
+    match step {
+        Step::None => "no CA replaces another there; `rotate-ca begin` is",
+        Step::Begun => "a new CA is there and does not issue yet; `rotate-ca switch` is",
+        Step::Switched => "the new CA issues and the old one is still trusted; `rotate-ca end` is",
+    }
 }

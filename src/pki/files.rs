@@ -79,6 +79,25 @@ pub(super) fn read_text(path: &Path) -> Result<String, PkiError> {
     fs::read_to_string(path).map_err(at("read", path))
 }
 
+/// The PEM blocks of a text, each with its line end; what stands between them is left out.
+pub(super) fn blocks(text: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut open: Option<String> = None;
+    for line in text.lines() {
+        if line.starts_with("-----BEGIN ") {
+            open = Some(String::new());
+        }
+        if let Some(block) = &mut open {
+            block.push_str(line);
+            block.push('\n');
+        }
+        if line.starts_with("-----END ") {
+            blocks.extend(open.take());
+        }
+    }
+    blocks
+}
+
 /// Writes a file that must not be there yet. It appears whole or not at all, and of two
 /// writers one fails.
 pub(super) fn write_new(

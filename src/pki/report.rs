@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -15,12 +15,10 @@ use x509_parser::prelude::FromDer;
 use super::error::PkiError;
 use crate::error_chain::chain;
 use crate::net::credentials::{self, TlsPaths};
+use crate::net::expiry::SOON;
 use crate::net::naming::{Naming, any_identity};
 use crate::net::tls::{Aead, PeerRole, Tls};
 use crate::printable::printable;
-
-/// A certificate that ends within this time is worth a word.
-pub const SOON: Duration = Duration::days(30);
 
 /// One certificate of a file.
 #[derive(Debug, Clone, Serialize)]
@@ -139,11 +137,7 @@ fn remark(path: &Path, remarks: &mut Vec<String>) {
     for cert in inspect(path).unwrap_or_default() {
         let file = path.display();
         if (0..SOON.whole_days()).contains(&cert.days_left) {
-            let renewal = if cert.is_ca {
-                "make a new CA now, and trust both until every host has changed"
-            } else {
-                "renew it"
-            };
+            let renewal = if cert.is_ca { "replace it now (`vmferry certs rotate-ca`)" } else { "renew it" };
             remarks.push(format!("`{file}` ends in {} days; {renewal}", cert.days_left));
         }
         if !cert.is_ca && !cert.key_usage.contains(&"keyEncipherment") {

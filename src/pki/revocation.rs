@@ -13,8 +13,11 @@ use time::OffsetDateTime;
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
+use super::authority::Authority;
+use super::error::PkiError;
+use super::files;
 use super::report::{CertificateReport, hex, inspect};
-use super::{Authority, PkiError, files, validity};
+use super::request::validity;
 use crate::printable::printable;
 
 /// Validity of a revocation list unless asked otherwise, in days. When it is over, hosts that
@@ -50,12 +53,18 @@ pub struct List {
 /// Errors: `NeverIssued` if nothing was issued to that host, `BadSerial` for what is no serial number; `NoCa`
 /// and its like if the CA can't sign.
 pub fn revoke(dir: &Path, what: &Revoke, days: u32) -> Result<List, PkiError> {
-    let ca = Authority::open(dir)?;
     let _lock = lock(dir)?;
+    sign(dir, what, days)
+}
+
+/// The same for who holds the folder's lock. While one CA replaces another each signs a list of all: serial
+/// numbers are random, so one in the list of a CA that has not issued it does no harm.
+pub(super) fn sign(dir: &Path, what: &Revoke, days: u32) -> Result<List, PkiError> {
+    let authorities = Authority::all(dir)?;
     let path = dir.join("crl.pem");
     let (mut revoked, number) = read_list(&path)?;
     let (this_update, next_update) = validity(days)?;
-    let next_update = next_update.min(ca.not_after);
+    let next_update = authorities.iter().fold(next_update, |until, ca| until.min(ca.not_after));
     let mut added = Vec::new();
     let (serials, unrecorded) = serials_of(dir, what)?;
     for serial in serials {
@@ -66,47 +75,60 @@ pub fn revoke(dir: &Path, what: &Revoke, days: u32) -> Result<List, PkiError> {
         }
     }
     let total = revoked.len();
-    let params = CertificateRevocationListParams {
-        this_update,
-        next_update,
-        crl_number: SerialNumber::from(number + 1),
-        issuing_distribution_point: None,
-        revoked_certs: revoked,
-        key_identifier_method: KeyIdMethod::Sha256,
-    };
     let making = |source| PkiError::Making { name: "revocation list".to_owned(), source };
-    let list = params.signed_by(&ca.issuer).map_err(making)?;
-    let pem = list.pem().map_err(making)?;
+    let mut pem = String::new();
+    for ca in &authorities {
+        let params = CertificateRevocationListParams {
+            this_update,
+            next_update,
+            crl_number: SerialNumber::from(number + 1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(again).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&ca.issuer).map_err(making)?;
+        pem.push_str(&list.pem().map_err(making)?);
+    }
     files::replace(&path, pem.as_bytes(), files::PUBLIC)?;
     Ok(List { path, added, unrecorded, total, next_update })
 }
 
+/// Whether the list has a serial number.
+pub(super) fn is_revoked(dir: &Path, serial: &str) -> Result<bool, PkiError> {
+    let (revoked, _) = read_list(&dir.join("crl.pem"))?;
+    Ok(revoked.iter().any(|entry| hex(entry.serial_number.as_ref()) == serial))
+}
+
+fn again(entry: &RevokedCertParams) -> RevokedCertParams {
+    self::entry(entry.serial_number.as_ref(), entry.revocation_time)
+}
+
 /// Two who revoke at once must not lose one another's entry.
-fn lock(dir: &Path) -> Result<Flock<File>, PkiError> {
+pub(super) fn lock(dir: &Path) -> Result<Flock<File>, PkiError> {
     let folder = File::open(dir).map_err(files::at("open", dir))?;
     Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, errno)| files::at("lock", dir)(errno.into()))
 }
 
-/// Entries and number of the present list; none and 0 if there is no list yet.
+/// Entries and number of the present lists; none and 0 if there is no list yet.
 fn read_list(path: &Path) -> Result<(Vec<RevokedCertParams>, u64), PkiError> {
     if fs::symlink_metadata(path).is_err() {
         return Ok((Vec::new(), 0));
     }
     let damaged = |problem| PkiError::Damaged { path: path.to_owned(), problem };
     let text = files::read_text(path)?;
-    let der = CertificateRevocationListDer::from_pem_slice(text.as_bytes())
-        .map_err(|_| damaged("it holds no revocation list"))?;
-    let (_, list) = CertificateRevocationList::from_der(der.as_ref())
-        .map_err(|_| damaged("its revocation list can't be decoded"))?;
-    let number = list
-        .crl_number()
-        .and_then(|n| u64::try_from(n).ok())
-        .ok_or_else(|| damaged("its revocation list has no number"))?;
-    let entries = list
-        .iter_revoked_certificates()
-        .map(|r| entry(r.raw_serial(), r.revocation_date.to_datetime()))
-        .collect();
-    Ok((entries, number))
+    let none = || damaged("it holds no revocation list");
+    let (mut entries, mut last) = (Vec::<RevokedCertParams>::new(), None);
+    for der in CertificateRevocationListDer::pem_slice_iter(text.as_bytes()) {
+        let der = der.map_err(|_| none())?;
+        let (_, list) = CertificateRevocationList::from_der(der.as_ref())
+            .map_err(|_| damaged("its revocation list can't be decoded"))?;
+        let number = list.crl_number().and_then(|n| u64::try_from(n).ok());
+        last = last.max(Some(number.ok_or_else(|| damaged("its revocation list has no number"))?));
+        let known: BTreeSet<Vec<u8>> = entries.iter().map(|e| e.serial_number.as_ref().to_vec()).collect();
+        let further = list.iter_revoked_certificates().filter(|r| !known.contains(r.raw_serial()));
+        entries.extend(further.map(|r| entry(r.raw_serial(), r.revocation_date.to_datetime())));
+    }
+    Ok((entries, last.ok_or_else(none)?))
 }
 
 fn entry(serial: &[u8], revocation_time: OffsetDateTime) -> RevokedCertParams {

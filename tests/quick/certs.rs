@@ -1,6 +1,8 @@
 //! `vmferry certs` from its arguments to its files, judged by openssl, by the agent's own
 //! loader and by the permission bits.
 
+mod rotation;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

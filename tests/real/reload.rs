@@ -1,11 +1,13 @@
 //! New certificates without a restart: what SIGHUP keeps, and what it ends. Two agents in two
-//! network namespaces; no guest is needed.
+//! network namespaces, without a guest where none is needed, and in the middle of a migration.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::faults::{Migration, Plan, Stage};
 use crate::support::process::{SHORT, run, wait_for};
+use crate::support::proof::field;
 use crate::support::{Agent, AgentSpec, Credentials, Lab, with_lab};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -88,5 +90,105 @@ fn a_reload_ends_what_is_revoked_and_nothing_else() -> Result<()> {
         ensure!(refused.code == 1 && refused.stdout.contains("is revoked"), "{refused:?}");
         ensure!(alpha.pid() == pid, "the agent was started anew");
         Ok(())
+    })
+}
+
+/// The folder of the stage's authority, out of which the agents read their files.
+struct Authority {
+    vmferry: PathBuf,
+    folder: PathBuf,
+}
+
+impl Authority {
+    fn of(lab: &Lab) -> Self {
+        Self { vmferry: lab.paths.vmferry.clone(), folder: lab.dir().join("certs") }
+    }
+
+    fn certs(&self, words: &[&str]) -> Result<()> {
+        let mut command = Command::new(&self.vmferry);
+        run(command.arg("certs").args(words).arg("--dir").arg(&self.folder), SHORT).map(drop)
+    }
+
+    fn count(&self, of: &str, mark: &str) -> Result<usize> {
+        Ok(fs::read_to_string(self.folder.join(of))?.matches(mark).count())
+    }
+}
+
+/// Both hosts read their files again, one after the other.
+fn reload_both(stage: &Stage) -> Result<()> {
+    reload(&stage.alpha, "certificates reloaded")?;
+    reload(&stage.bravo, "certificates reloaded")
+}
+
+fn reconnects(agent: &Agent) -> Result<f64> {
+    agent.metrics()?.sum("vmferry_session_reconnects_total", &[])
+}
+
+/// Begins a migration that takes its time, and waits until it copies.
+fn slow(stage: &Stage) -> Result<Migration> {
+    let migration = Migration::begin(&stage.alpha, "web1", "bravo", &["--limit", "4MiB/s", "--keep-source"])?;
+    let copies = |p: &serde_json::Value| p["disks"][0]["stream_bytes"].as_u64() > Some(0);
+    migration.reach(&stage.alpha.socket(), "mirror", copies)?;
+    Ok(migration)
+}
+
+#[test]
+fn both_hosts_go_to_another_authority_while_a_guest_moves() -> Result<()> {
+    with_lab("both_hosts_go_to_another_authority_while_a_guest_moves", |lab| {
+        let mut stage = Stage::set_up(lab, Plan { rate: 60, ..Plan::ORDINARY })?;
+        let migration = slow(&stage)?;
+        let authority = Authority::of(lab);
+        let (old, before) = (fs::read(authority.folder.join("ca-cert.pem"))?, reconnects(&stage.alpha)?);
+        for step in ["begin", "switch"] {
+            authority.certs(&["rotate-ca", step])?;
+            ensure!(authority.count("hosts/alpha/ca-cert.pem", "BEGIN")? == 2, "not both after {step}");
+            reload_both(&stage)?;
+            ensure!(reconnects(&stage.alpha)? == before, "{step} cost a connection");
+        }
+        authority.certs(&["rotate-ca", "end"])?;
+        ensure!(authority.count("hosts/bravo/ca-cert.pem", "BEGIN")? == 1);
+        ensure!(fs::read(authority.folder.join("hosts/bravo/ca-cert.pem"))? != old, "the old one is left");
+        reload_both(&stage)?;
+        // What each of them had shown to the other was of the old one.
+        wait_for("the session to go on with the new certificates", SHORT, || {
+            Ok((reconnects(&stage.alpha)? > before).then_some(()))
+        })?;
+        let now = migration.now(&stage.alpha)?;
+        ensure!(field(&now, "/phase")? == "mirror", "the rotation was not within the copying: {now}");
+        let free = stage.alpha.vmferry(&["limit", &migration.id, "--rate", "none"])?;
+        ensure!(free.code == 0, "{free:?}");
+        stage.calm()?;
+        let report = migration.ended(&stage.alpha)?;
+        ensure!(field(&report, "/outcome/result")? == "moved", "{report}");
+        stage.is_moved()
+    })
+}
+
+#[test]
+fn a_peer_that_is_revoked_in_the_middle_of_a_migration_gets_no_guest() -> Result<()> {
+    with_lab("a_peer_that_is_revoked_in_the_middle_of_a_migration_gets_no_guest", |lab| {
+        let stage = Stage::set_up(lab, Plan { rate: 60, ..Plan::ORDINARY })?;
+        let authority = Authority::of(lab);
+        let migration = slow(&stage)?;
+        authority.certs(&["revoke", "bravo"])?;
+        // A list that its configuration has not named before.
+        let (config, list) = (stage.alpha.host().dir.join("vmferry.toml"), authority.folder.join("crl.pem"));
+        let text = fs::read_to_string(&config)?;
+        let with_list = text.replacen("[metrics]", &format!("crl = \"{}\"\n[metrics]", list.display()), 1);
+        ensure!(with_list != text, "no place for the list in {text}");
+        fs::write(&config, with_list)?;
+        reload(&stage.alpha, "not trusted any more")?;
+        let report = migration.ended(&stage.alpha)?;
+        ensure!(field(&report, "/outcome/result")? == "failed", "{report}");
+        ensure!(field(&report, "/outcome/phase")? == "mirror", "{report}");
+        ensure!(stage.source.qmp()?.status()? == "running");
+        stage.source.wait_more(100)?;
+        let refused = stage.alpha.vmferry(&["check", "web1", "--to", "bravo"])?;
+        ensure!(refused.code == 1 && refused.stdout.contains("is revoked"), "{refused:?}");
+        // The other host has nothing of it any more, and says so to its own operator.
+        wait_for("the end at the destination", SHORT, || {
+            let list = stage.bravo.api("/v1/migrations")?;
+            Ok((field(&list, "/0/outcome/result").ok() == Some(&"failed".into())).then_some(()))
+        })
     })
 }

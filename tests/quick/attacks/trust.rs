@@ -8,10 +8,12 @@ use nix::unistd::Pid;
 use vmferry::mux::Code;
 use vmferry::net::connect_error::ConnectError;
 use vmferry::net::handshake_failure::{HandshakeFailure, Refusal, classify_handshake_error};
+use vmferry::net::tls::{Aead, Tls, TlsPaths};
 use vmferry::pki::revocation::{Revoke, revoke};
 
 use super::victim::{Attacker, Victim, open_control};
 use crate::rig::{soon, until};
+use crate::tls::pki::{Ca, Wish, good, write};
 
 pub(super) fn reload(victim: &Victim) {
     kill(Pid::from_raw(victim.pid()), Signal::SIGHUP).unwrap();
@@ -73,6 +75,10 @@ async fn an_authority_is_replaced_by_reloads_while_sessions_live() {
     reload(&victim);
     victim.logs(|line| line.contains("certificates reloaded")).await;
     assert!(session.is_live());
+    let of_bravo = victim.pki().join("hosts/bravo");
+    let [cert, key] = ["cert.pem", "key.pem"].map(|file| of_bravo.join(file));
+    let trusting = TlsPaths { ca: both.clone(), cert, key, crl: None };
+    bravo.pool.endpoint().set_tls(Tls::load(&trusting, Aead::Auto).unwrap());
     // Its own certificate is the new authority's from now on, and the old one is trusted no more.
     let new = other.join("hosts/alpha");
     reconfigure(&victim, &format!("{}", both.display()), &format!("{}", new.join("ca-cert.pem").display()));
@@ -85,8 +91,51 @@ async fn an_authority_is_replaced_by_reloads_while_sessions_live() {
         );
     }
     reload(&victim);
-    soon("the end of the session", session.ended()).await;
-    victim.logs(|line| line.contains("not trusted any more") && line.contains("bravo")).await;
+    victim.logs(|line| line.contains("has to prove itself again") && line.contains("bravo")).await;
+    // With what it has it does not come back, and nothing is done for it.
+    until("the connection to be lost", || session.away_since().is_some()).await;
+    let counted = "vmferry_connect_failures_total{direction=\"in\",reason=\"unknown_ca\"}";
+    until("it to be refused with its old certificate", || victim.metric(counted) >= 2.0).await;
+    assert!(session.away_since().is_some());
+    // With a certificate of the new authority its session goes on.
+    bravo.pool.endpoint().set_tls(super::victim::tls(&other, "bravo"));
+    until("the session to go on", || session.away_since().is_none()).await;
+    assert!(session.is_live());
+    drop(open_control(&session).await.unwrap());
+}
+
+/// What ends soon is said when the agent learns of it, and the metrics have all ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ends_soon_is_said_and_when_is_in_the_metrics() {
+    let victim = Victim::start();
+    let ends = |name: &str| victim.metric(&format!("vmferry_{name}_expiry_timestamp_seconds")) as i64;
+    let in_days = |at: i64| (at - time::OffsetDateTime::now_utc().unix_timestamp() + 3600) / 86_400;
+    let (own, list) = (in_days(ends("certificate")), ends("revocation_list"));
+    // The authority is said to end in thirty days, and lives for no longer.
+    assert_eq!((own, in_days(ends("authority")), list), (10, 30, 0));
+    assert!(!victim.log().iter().any(|line| line.contains("ends soon")), "{:?}", victim.log());
+    let ca = Ca::valid("short", -50, 10);
+    let host = ca.issue(&Wish { from_days: -40, to_days: 5, ..good("alpha") });
+    let folder = victim.folder.path().join("short");
+    let paths = write(&folder, &ca.cert, &host);
+    let list = folder.join("crl.pem");
+    std::fs::write(&list, ca.crl(&[], 3)).unwrap();
+    let of_old = victim.pki().join("hosts/alpha");
+    for new in [&paths.ca, &paths.cert, &paths.key] {
+        let old = of_old.join(new.file_name().unwrap());
+        reconfigure(&victim, &format!("{}", old.display()), &format!("{}", new.display()));
+    }
+    reconfigure(&victim, "[metrics]", &format!("crl = '{}'\n[metrics]", list.display()));
+    reload(&victim);
+    for (what, remedy) in [
+        ("this host's certificate ends soon", "certs renew"),
+        ("the last CA certificate that this host trusts ends soon", "rotate-ca"),
+    ] {
+        let line = victim.logs(|line| line.contains(what)).await;
+        assert!(line.contains(remedy) && line.contains("days_left"), "{line}");
+    }
+    let ends = ["certificate", "authority", "revocation_list"].map(|name| in_days(ends(name)));
+    assert_eq!(ends, [5, 10, 3]);
 }
 
 /// What is wrong with the configuration changes nothing.
