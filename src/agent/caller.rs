@@ -1,9 +1,18 @@
-//! Who calls the local API: the kernel's word for the other end of the socket.
+//! Who calls the local API, by the kernel's word for the other end of the socket, and what role that is.
 
+use std::ffi::CString;
+use std::time::Duration;
+
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
-use super::authorize::Role;
+use crate::access::Role;
 use crate::audit::By;
+use crate::config::ApiConfig;
+
+/// How long the host's databases of users and groups may take; they may be on other hosts.
+const GROUPS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Who calls.
 #[derive(Debug, Clone)]
@@ -33,8 +42,103 @@ impl Caller {
         self.uid.map_or_else(|| "a user that is not known".to_owned(), |uid| format!("uid {uid}"))
     }
 
-    /// What it may do; none: nothing.
-    pub(super) fn role(&self) -> Option<Role> {
-        Some(Role::Admin)
+    /// What it may do; none: nothing. Root and the agent's own user may everything.
+    pub(super) async fn role(&self, api: &ApiConfig) -> Option<Role> {
+        let (uid, gid) = (Uid::from_raw(self.uid?), Gid::from_raw(self.gid?));
+        if uid.is_root() || uid == geteuid() {
+            return Some(Role::Admin);
+        }
+        if !api.has_roles() {
+            // The socket's mode has let it in.
+            return Some(Role::Admin);
+        }
+        let api = api.clone();
+        let found = tokio::task::spawn_blocking(move || role_of(&groups(uid, gid), &api));
+        match timeout(GROUPS_DEADLINE, found).await {
+            Ok(role) => role.ok().flatten(),
+            Err(_) => {
+                tracing::error!(%uid, "which groups a caller is in cannot be found out: it gets no role");
+                None
+            }
+        }
+    }
+}
+
+/// The groups of a user, that of its process first. Which further ones its process has is not asked of the
+/// kernel, which nothing safe can do: those in the host's database count.
+fn groups(uid: Uid, gid: Gid) -> Vec<Gid> {
+    let listed = User::from_uid(uid).ok().flatten().and_then(|user| {
+        let name = CString::new(user.name).ok()?;
+        getgrouplist(&name, user.gid).ok()
+    });
+    let mut groups = vec![gid];
+    groups.extend(listed.unwrap_or_default());
+    groups
+}
+
+/// The highest role that one of these groups has.
+fn role_of(groups: &[Gid], api: &ApiConfig) -> Option<Role> {
+    let has = |names: &[String]| names.iter().any(|name| gid_of(name).is_some_and(|g| groups.contains(&g)));
+    let is_admin = match &api.admin {
+        Some(names) => has(names),
+        None => groups.contains(&getegid()),
+    };
+    match () {
+        () if is_admin => Some(Role::Admin),
+        () if has(&api.operate) => Some(Role::Operate),
+        () if has(&api.view) => Some(Role::View),
+        () => None,
+    }
+}
+
+/// A group's number, by its name or by that.
+fn gid_of(name: &str) -> Option<Gid> {
+    let by_number = || name.parse().ok().map(Gid::from_raw);
+    Group::from_name(name).ok().flatten().map(|group| group.gid).or_else(by_number)
+}
+
+/// Says which of the configured groups this host does not know: nobody has their roles.
+pub(super) fn warn_of_unknown_groups(api: &ApiConfig) {
+    let all = api.view.iter().chain(&api.operate).chain(api.admin.iter().flatten());
+    for name in all.filter(|name| gid_of(name).is_none()) {
+        tracing::warn!(group = name, "a group in [api] is not known on this host: nobody has its role");
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_users_groups_are_those_that_the_host_knows() {
+        let root = Uid::from_raw(0);
+        let ours: Vec<_> = groups(root, Gid::from_raw(54_321)).iter().map(|g| g.as_raw()).collect();
+        assert_eq!(ours[..2], [54_321, 0]);
+        // A user that is in no database has the group of its process alone.
+        let nobody = groups(Uid::from_raw(4_000_000_000), Gid::from_raw(7));
+        assert_eq!(nobody, [Gid::from_raw(7)]);
+    }
+
+    #[test]
+    fn the_highest_role_of_all_groups_counts_and_none_is_none() {
+        let names = |all: &[&str]| all.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let api = ApiConfig {
+            view: names(&["1001", "1002"]),
+            operate: names(&["1002"]),
+            admin: Some(names(&["1003", "no such group"])),
+        };
+        let role = |gids: &[u32]| {
+            let groups: Vec<_> = gids.iter().map(|gid| Gid::from_raw(*gid)).collect();
+            role_of(&groups, &api)
+        };
+        assert_eq!(role(&[1001]), Some(Role::View));
+        assert_eq!(role(&[1001, 1002]), Some(Role::Operate));
+        assert_eq!(role(&[1002, 1003]), Some(Role::Admin));
+        assert_eq!((role(&[1004]), role(&[])), (None, None));
+        let default = ApiConfig { admin: None, ..api };
+        assert_eq!(role_of(&[getegid()], &default), Some(Role::Admin), "the socket's group");
+        let nobody = ApiConfig { admin: Some(Vec::new()), ..default };
+        assert_eq!(role_of(&[getegid()], &nobody), None);
     }
 }

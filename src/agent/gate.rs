@@ -1,5 +1,5 @@
 //! The gate before every route of the local API: may this caller ask for that, and the audit record. A route
-//! that has no action cannot be served.
+//! that has no call cannot be served.
 
 use std::sync::Arc;
 
@@ -14,10 +14,11 @@ use axum::routing::MethodRouter;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::authorize::{Action, Role};
+use super::call::Call;
 use super::caller::Caller;
 use super::refusal::Refusal;
 use super::running::Agent;
+use crate::access::{Action, Who, authorize};
 use crate::audit::Event;
 
 /// Largest request that is recorded as it is; of a longer one the size is.
@@ -36,9 +37,9 @@ impl Gate {
         Self { agent, router: Router::new() }
     }
 
-    /// Adds the route of an action.
-    pub(super) fn route(self, action: Action, path: &str, handler: MethodRouter<Arc<Agent>>) -> Self {
-        let passage = Passage { agent: Arc::clone(&self.agent), action };
+    /// Adds the route of a call.
+    pub(super) fn route(self, call: Call, path: &str, handler: MethodRouter<Arc<Agent>>) -> Self {
+        let passage = Passage { agent: Arc::clone(&self.agent), call };
         let handler = handler.route_layer(middleware::from_fn_with_state(passage, pass));
         Self { router: self.router.route(path, handler), ..self }
     }
@@ -56,17 +57,17 @@ pub(super) struct About(pub(super) Uuid);
 #[derive(Clone)]
 struct Passage {
     agent: Arc<Agent>,
-    action: Action,
+    call: Call,
 }
 
 async fn pass(State(passage): State<Passage>, request: Request, next: Next) -> Response {
-    let Passage { agent, action } = passage;
+    let Passage { agent, call } = passage;
     let caller = request.extensions().get::<ConnectInfo<Caller>>().map(|ConnectInfo(caller)| caller.clone());
     let Some(caller) = caller else { return Refusal::internal("the caller is not known").into_response() };
-    if let Err(refusal) = agent.authorize(action, &caller) {
+    if let Err(refusal) = agent.permits(call, &caller).await {
         return refusal.into_response();
     }
-    if action.role() == Role::View {
+    if call.action() == Action::View {
         return next.run(request).await;
     }
     let (head, body) = request.into_parts();
@@ -75,7 +76,7 @@ async fn pass(State(passage): State<Passage>, request: Request, next: Next) -> R
     };
     let asked = Event::Asked {
         by: caller.by(),
-        action: action.name(),
+        action: call.name(),
         path: head.uri.path_and_query().map_or_else(String::new, ToString::to_string),
         request: recorded(&body),
     };
@@ -96,17 +97,18 @@ fn recorded(body: &Bytes) -> Value {
 }
 
 impl Agent {
-    /// Whether the caller may ask for that. A refusal is recorded, of each user and action the first.
-    fn authorize(&self, action: Action, caller: &Caller) -> Result<(), Refusal> {
-        if caller.role() >= Some(action.role()) {
+    /// Whether the caller may ask for that. A refusal is recorded, of each user and call the first.
+    async fn permits(&self, call: Call, caller: &Caller) -> Result<(), Refusal> {
+        let role = caller.role(&self.host.config.api).await;
+        if role.is_some_and(|role| authorize(call.action(), Who::Local(role)).is_ok()) {
             return Ok(());
         }
-        let (source, needed) = (caller.source(), action.role().name());
-        self.host
-            .audit
-            .refused(&source, &format!("api-{}", action.name()), || format!("it takes role {needed}"));
-        self.metrics.count_api_refusal(action.name());
-        let error = format!("`{}` takes the role `{needed}`, which you do not have", action.name());
-        Err(Refusal::new(StatusCode::FORBIDDEN, error, "ask root, or see [api] in the agent's configuration"))
+        let (source, what) = (caller.source(), call.name());
+        let has = role.map_or("no role", |role| role.name());
+        self.host.audit.refused(&source, &format!("api-{what}"), || format!("it has {has} here"));
+        self.metrics.count_api_refusal(what);
+        let error = format!("you may not ask for `{what}`: you have {has} here");
+        let remedy = "ask an administrator of this host; roles are in [api] of the agent's configuration";
+        Err(Refusal::new(StatusCode::FORBIDDEN, error, remedy))
     }
 }

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream;
 
-use super::authorize::Action;
+use super::call::Call;
 use super::caller::Caller;
 use super::gate::Gate;
 use super::refusal::Refusal;
@@ -29,11 +29,11 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 /// The routes.
 pub(super) fn router(agent: Arc<Agent>) -> Gate {
     Gate::new(agent)
-        .route(Action::ListLibvirt, "/v1/libvirt", get(list))
-        .route(Action::MigrateLibvirt, "/v1/libvirt", post(prepare))
-        .route(Action::CheckLibvirt, "/v1/libvirt/check", post(check))
-        .route(Action::FollowLibvirt, "/v1/libvirt/{id}/events", get(events))
-        .route(Action::EndLibvirt, "/v1/libvirt/{id}/end", post(end))
+        .route(Call::ListLibvirt, "/v1/libvirt", get(list))
+        .route(Call::MigrateLibvirt, "/v1/libvirt", post(prepare))
+        .route(Call::CheckLibvirt, "/v1/libvirt/check", post(check))
+        .route(Call::FollowLibvirt, "/v1/libvirt/{id}/events", get(events))
+        .route(Call::EndLibvirt, "/v1/libvirt/{id}/end", post(end))
 }
 
 impl From<LibvirtError> for Refusal {

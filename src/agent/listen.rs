@@ -16,10 +16,11 @@ use axum::{Extension, Router};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::Instant;
 
-use super::caller::Caller;
+use super::caller::{Caller, warn_of_unknown_groups};
 use super::http::{self, Limits, WhenFull};
 use super::running::Agent;
 use super::{libvirt_routes, routes};
+use crate::config::ApiConfig;
 use crate::error_chain::chain;
 use crate::net::accept::listen;
 
@@ -30,6 +31,8 @@ const METRICS_LIMITS: Limits =
     Limits { connections: 32, when_full: WhenFull::CloseOldest, lifetime: Some(Duration::from_secs(20)) };
 /// The local API's socket: root and the socket's group.
 const API_SOCKET_MODE: u32 = 0o660;
+/// The same where groups have roles: everybody may connect, and who has no role is told so.
+const API_SOCKET_MODE_ROLES: u32 = 0o666;
 /// How long a port or socket that is in use is waited for: a process that ends closes its sockets one by one.
 const PORT_DEADLINE: Duration = Duration::from_secs(2);
 const PORT_POLL: Duration = Duration::from_millis(20);
@@ -97,7 +100,8 @@ pub(super) fn make_folder(folder: &Path) -> anyhow::Result<()> {
 
 /// Opens the local API's socket, unless another agent serves it. A process before this one may be about to
 /// let go of it.
-pub(super) async fn local(path: &Path) -> anyhow::Result<UnixListener> {
+pub(super) async fn local(path: &Path, api: &ApiConfig) -> anyhow::Result<UnixListener> {
+    warn_of_unknown_groups(api);
     path.parent().map_or(Ok(()), make_folder)?;
     let until = Instant::now() + PORT_DEADLINE;
     while std::os::unix::net::UnixStream::connect(path).is_ok() {
@@ -114,7 +118,8 @@ pub(super) async fn local(path: &Path) -> anyhow::Result<UnixListener> {
     }
     let listener =
         UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(API_SOCKET_MODE))?;
+    let mode = if api.has_roles() { API_SOCKET_MODE_ROLES } else { API_SOCKET_MODE };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }
 

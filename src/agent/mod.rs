@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! start ─► handoff, listen, certificates, journals, sessions, signals, stop
-//!                      └─► routes ─► gate ─► authorize, caller; status, limits
+//!                      └─► routes ─► gate ─► call, caller; status, limits
 //! all of them ─► running: the Agent ─► registry, limits, vm_states, refusals
 //! ```
 
-mod authorize;
+mod call;
 mod caller;
 mod certificates;
 mod gate;

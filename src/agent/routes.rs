@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::authorize::Action;
+use super::call::Call;
 use super::caller::Caller;
 use super::gate::{About, BODY_BYTES_MAX, Gate};
 use super::limits::{self, NoShare};
@@ -58,23 +58,23 @@ async fn whole_body(request: Request, next: Next) -> Response {
 pub(super) fn router(agent: Arc<Agent>) -> Gate {
     let description = || async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) };
     Gate::new(agent)
-        .route(Action::Status, "/v1/status", get(status))
-        .route(Action::Description, "/v1/openapi.json", get(description))
-        .route(Action::Check, "/v1/check", post(check))
-        .route(Action::ListMigrations, "/v1/migrations", get(list))
-        .route(Action::Migrate, "/v1/migrations", post(migrate))
-        .route(Action::ShowMigration, "/v1/migrations/{id}", get(one))
-        .route(Action::FollowMigration, "/v1/migrations/{id}/events", get(events))
-        .route(Action::Cancel, "/v1/migrations/{id}/cancel", post(cancel))
-        .route(Action::LimitMigration, "/v1/migrations/{id}/limit", post(share))
-        .route(Action::ListLimits, "/v1/limits", get(all_limits))
-        .route(Action::LimitPeer, "/v1/peers/{name}/limit", post(limit_peer))
-        .route(Action::ListForwards, "/v1/forwards", get(forwards))
-        .route(Action::AddForward, "/v1/forwards", post(add_forward))
-        .route(Action::EndForward, "/v1/forwards/{id}/end", post(end_forward))
-        .route(Action::LookAtRecovery, "/v1/recover", get(look))
-        .route(Action::Recover, "/v1/recover", post(recover))
-        .route(Action::Force, "/v1/recover/{id}", post(force))
+        .route(Call::Status, "/v1/status", get(status))
+        .route(Call::Description, "/v1/openapi.json", get(description))
+        .route(Call::Check, "/v1/check", post(check))
+        .route(Call::ListMigrations, "/v1/migrations", get(list))
+        .route(Call::Migrate, "/v1/migrations", post(migrate))
+        .route(Call::ShowMigration, "/v1/migrations/{id}", get(one))
+        .route(Call::FollowMigration, "/v1/migrations/{id}/events", get(events))
+        .route(Call::Cancel, "/v1/migrations/{id}/cancel", post(cancel))
+        .route(Call::LimitMigration, "/v1/migrations/{id}/limit", post(share))
+        .route(Call::ListLimits, "/v1/limits", get(all_limits))
+        .route(Call::LimitPeer, "/v1/peers/{name}/limit", post(limit_peer))
+        .route(Call::ListForwards, "/v1/forwards", get(forwards))
+        .route(Call::AddForward, "/v1/forwards", post(add_forward))
+        .route(Call::EndForward, "/v1/forwards/{id}/end", post(end_forward))
+        .route(Call::LookAtRecovery, "/v1/recover", get(look))
+        .route(Call::Recover, "/v1/recover", post(recover))
+        .route(Call::Force, "/v1/recover/{id}", post(force))
 }
 
 /// What is served: these routes and others, for bodies within their limits.

@@ -212,7 +212,7 @@ fn lock(file: File, folder: &Path) -> anyhow::Result<Flock<File>> {
 async fn listen_all(agent: &Arc<Agent>, servers: &TaskTracker) -> anyhow::Result<()> {
     let config = &agent.host.config;
     let peers = listen::peers(&config.listen).await?;
-    let local = listen::local(&config.api_socket()).await?;
+    let local = listen::local(&config.api_socket(), &config.api).await?;
     let metrics = config.metrics.as_ref().map(|m| listen::metrics(m.listen)).transpose()?;
     for listener in peers {
         servers.spawn(listen::accept_peers(Arc::clone(agent), listener));

@@ -4,6 +4,7 @@
 //! the peers it knows and the virtual machines it may move. An error names the file, the
 //! line, the key and what was expected. Knows nothing of what the values are used for.
 
+mod api;
 mod deadlines;
 mod forward;
 mod libvirt;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 use crate::net::identity::Identity;
 use crate::net::naming::TrustDomain;
 
+pub use api::ApiConfig;
 pub use deadlines::{Deadlines, HOOK_S_MAX};
 pub use forward::{
     ForwardConfig, LocalSocket, ModeError, NameError, SOCKET_PATH_BYTES_MAX, SocketError, SocketMode,
@@ -77,6 +79,9 @@ pub struct Config {
     /// Where this host's libvirt is.
     #[serde(default)]
     pub libvirt: LibvirtConfig,
+    /// Who may do what through the local API.
+    #[serde(default)]
+    pub api: ApiConfig,
     /// How much of the audit record is kept.
     #[serde(default)]
     pub audit: AuditConfig,
@@ -211,6 +216,7 @@ impl Config {
         for (name, target) in &self.targets {
             target.check(name, &self.peers)?;
         }
+        self.api.check()?;
         if self.audit.files < 2 {
             return Err(("audit.files".into(), "at least 2: one that is written, and the one before".into()));
         }
@@ -305,6 +311,7 @@ start = { command = ["start", "web1"] }
             (GOOD.replace("receive = [\"web*\"]", "limit = \"1K\""), "too few"),
             (GOOD.replace("receive = [\"web*\"]", "lanes = 0"), "peer.bravo.lanes: 0 is outside 1–8"),
             (GOOD.replace("receive = [\"web*\"]", "lanes = 9"), "peer.bravo.lanes"),
+            (format!("{GOOD}\n[api]\nview = [\"\"]\n"), "api.view: a group has a name"),
             (format!("{GOOD}\n[audit]\nfiles = 1\n"), "audit.files: at least 2"),
             (GOOD.replace("ca = \"ca-cert.pem\"\n", ""), "missing field `ca`"),
             (GOOD.replace("[tls]", "[tls]\ntrust_domain = \"*.corp\""), "can't be a trust domain"),

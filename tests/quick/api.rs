@@ -139,7 +139,7 @@ fn an_agent_with_many_old_journals_starts_and_answers_soon() {
 fn every_route_is_described_and_no_other() {
     let source =
         concat!(include_str!("../../src/agent/routes.rs"), include_str!("../../src/agent/libvirt_routes.rs"));
-    let paths = source.split(".route(Action::").skip(1).map(|r| r.split('"').nth(1).unwrap().to_owned());
+    let paths = source.split(".route(Call::").skip(1).map(|r| r.split('"').nth(1).unwrap().to_owned());
     let mut routes: Vec<String> = paths.collect();
     routes.sort();
     routes.dedup();

@@ -10,6 +10,7 @@ mod memory;
 mod names;
 mod noise;
 mod raw;
+mod roles;
 mod strangers;
 mod texts;
 mod trust;

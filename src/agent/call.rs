@@ -1,29 +1,10 @@
-//! What may be asked of the local API, and which role it takes. Knows neither HTTP nor who somebody is.
+//! What can be asked of the local API, and what that takes. Knows neither HTTP nor who somebody is.
 
-/// What a caller may do, each more than the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Role {
-    /// Look at everything that the API shows.
-    View,
-    /// Move virtual machines, and what belongs to that.
-    Operate,
-    /// Decide what cannot be undone, and open sockets of this host to others.
-    Admin,
-}
-
-impl Role {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::View => "view",
-            Self::Operate => "operate",
-            Self::Admin => "admin",
-        }
-    }
-}
+use crate::access::Action;
 
 /// Everything that can be asked. A route has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Action {
+pub(super) enum Call {
     Status,
     Description,
     ListMigrations,
@@ -48,9 +29,9 @@ pub(super) enum Action {
     Force,
 }
 
-impl Action {
-    /// The least that it takes.
-    pub(super) fn role(self) -> Role {
+impl Call {
+    /// What is asked of [`crate::access::authorize`].
+    pub(super) fn action(self) -> Action<'static> {
         match self {
             Self::Status
             | Self::Description
@@ -61,7 +42,7 @@ impl Action {
             | Self::ListForwards
             | Self::LookAtRecovery
             | Self::ListLibvirt
-            | Self::FollowLibvirt => Role::View,
+            | Self::FollowLibvirt => Action::View,
             Self::Check
             | Self::Migrate
             | Self::Cancel
@@ -70,8 +51,10 @@ impl Action {
             | Self::CheckLibvirt
             | Self::MigrateLibvirt
             | Self::EndLibvirt
-            | Self::Recover => Role::Operate,
-            Self::AddForward | Self::EndForward | Self::Force => Role::Admin,
+            | Self::Recover
+            | Self::AddForward
+            | Self::EndForward => Action::Operate,
+            Self::Force => Action::Administer,
         }
     }
 
