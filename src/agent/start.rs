@@ -57,10 +57,19 @@ impl AgentError {
 /// Runs an agent until SIGTERM or SIGINT, or until another process takes over.
 /// Errors: what keeps it from starting, with the remedy.
 pub async fn run(path: &Path, mode: StartMode) -> Result<(), AgentError> {
+    keep_memory_private();
     // Before anything else is started that could inherit them in turn.
     let kept = handoff::from_store();
     let (config, tls) = configured(path).map_err(AgentError::Configuration)?;
     serve((config, path), tls, kept, mode).await.map_err(AgentError::Unable)
+}
+
+/// Nobody but root looks into this process's memory, which has keys: no core dump is written of it, and other
+/// processes of its user can neither trace it nor read `/proc/PID/mem`. What it starts is as it would be without.
+fn keep_memory_private() {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::error!(%error, "this process may be dumped: its keys can come to lie on a disk");
+    }
 }
 
 fn configured(path: &Path) -> anyhow::Result<(Config, Tls)> {

@@ -108,6 +108,34 @@ pub struct TlsConfig {
     pub trust_domain: Option<TrustDomain>,
 }
 
+/// What a path begins with that is a credential's name (systemd.exec(5), `LoadCredential=`).
+const CREDENTIAL: &str = "credential:";
+
+impl TlsConfig {
+    /// Puts paths in the place of credentials' names.
+    fn find_credentials(&mut self, folder: Option<&Path>) -> Result<(), (String, String)> {
+        let files =
+            [("ca", Some(&mut self.ca)), ("cert", Some(&mut self.cert)), ("key", Some(&mut self.key))];
+        for (key, file) in files.into_iter().chain([("crl", self.crl.as_mut())]) {
+            let Some(file) = file else { continue };
+            let Some(name) = file.to_str().and_then(|text| text.strip_prefix(CREDENTIAL)) else { continue };
+            let problem = match folder {
+                _ if name.is_empty() || name.contains('/') => "a credential's name has no `/`".to_owned(),
+                Some(folder) => {
+                    *file = folder.join(name);
+                    continue;
+                }
+                None => format!(
+                    "this process was given no credentials ($CREDENTIALS_DIRECTORY): \
+                     `LoadCredential={name}:PATH` in the unit gives it this one"
+                ),
+            };
+            return Err((format!("tls.{key}"), problem));
+        }
+        Ok(())
+    }
+}
+
 /// Where Prometheus scrapes.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -150,14 +178,22 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.into(), source })?;
-        Self::parse(&text, path)
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        Self::parse_with(&text, path, credentials.as_deref())
     }
 
     /// Checks the text of a configuration that came from `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        Self::parse_with(text, path, None)
+    }
+
+    /// The same, with the folder in which systemd has put this service's credentials.
+    fn parse_with(text: &str, path: &Path, credentials: Option<&Path>) -> Result<Self, ConfigError> {
         let mut config: Self = toml::from_str(text)
             .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })?;
         config.check().map_err(|(key, problem)| ConfigError::Value { path: path.into(), key, problem })?;
+        let found = config.tls.find_credentials(credentials);
+        found.map_err(|(key, problem)| ConfigError::Value { path: path.into(), key, problem })?;
         config.resolve(path.parent().unwrap_or(Path::new(".")));
         config.check_sockets().map_err(|(key, problem)| ConfigError::Value {
             path: path.into(),
@@ -348,6 +384,22 @@ start = { command = ["start", "web1"] }
         for (text, expected) in cases {
             let got = error(&text);
             assert!(got.contains(expected), "{expected:?} not in {got:?}");
+        }
+    }
+
+    #[test]
+    fn a_credential_is_a_file_that_systemd_has_given() {
+        let text = GOOD.replace("\"key.pem\"", "\"credential:vmferry.key\"");
+        let path = Path::new("/etc/vmferry/vmferry.toml");
+        let given = Path::new("/run/credentials/vmferry.service");
+        let config = Config::parse_with(&text, path, Some(given)).unwrap();
+        assert_eq!(config.tls.key, given.join("vmferry.key"));
+        assert_eq!(config.tls.cert, Path::new("/etc/vmferry/cert.pem"));
+        assert!(error(&text).contains("tls.key: this process was given no credentials"), "{}", error(&text));
+        for wrong in ["", "../key", "a/b"] {
+            let text = text.replace("vmferry.key", wrong);
+            let problem = Config::parse_with(&text, path, Some(given)).unwrap_err().to_string();
+            assert!(problem.contains("a credential's name has no `/`"), "{problem}");
         }
     }
 

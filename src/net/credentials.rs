@@ -11,6 +11,7 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyD
 use serde::Deserialize;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::{Zeroize, Zeroizing};
 
 use super::identity::{Identity, IdentityError};
 use super::naming::Naming;
@@ -145,7 +146,7 @@ pub(crate) fn problems(paths: &TlsPaths, naming: &Naming, now: OffsetDateTime) -
             problems.extend(own_identity(&chain, naming, &paths.cert).err());
         }
     }
-    problems.extend(read_key(&paths.key).err());
+    problems.extend(read_key(&paths.key).map(|mut key| key.zeroize()).err());
     let crl = paths.crl.as_deref();
     problems.extend(
         crl.and_then(|path| read_pem::<CertificateRevocationListDer<'_>>("revocation list", path).err()),
@@ -187,8 +188,9 @@ fn read_pem<T: PemObject>(what: &'static str, path: &Path) -> Result<Vec<T>, Tls
     Ok(found)
 }
 
-/// Content and permission bits, both of the file that was opened and not of its name.
-fn read_file(what: &'static str, path: &Path) -> Result<(Vec<u8>, u32), TlsError> {
+/// Content and permission bits, both of the file that was opened and not of its name. The content may be a
+/// private key's, and is overwritten when it is dropped.
+fn read_file(what: &'static str, path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), TlsError> {
     let unreadable = |source| TlsError::Unreadable { what, path: path.to_owned(), source };
     // A name that is no plain file must not block in open(2), as a FIFO would.
     let plain = fs::metadata(path).map_err(unreadable)?.is_file();
@@ -199,7 +201,8 @@ fn read_file(what: &'static str, path: &Path) -> Result<(Vec<u8>, u32), TlsError
     if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
         return Err(not_a_file());
     }
-    let mut text = Vec::new();
+    // Large enough at once: what grows leaves copies behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(metadata.len() as usize + 1));
     file.by_ref().take(FILE_BYTES_MAX).read_to_end(&mut text).map_err(unreadable)?;
     Ok((text, metadata.permissions().mode() & 0o7777))
 }

@@ -13,6 +13,7 @@
 use std::fmt;
 
 use aws_lc_rs::hmac;
+use zeroize::Zeroize;
 
 use super::connect_error::ConnectError;
 use crate::mux::Role;
@@ -41,6 +42,12 @@ pub(crate) struct SessionKey {
 impl fmt::Debug for SessionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SessionKey").field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+impl Drop for SessionKey {
+    fn drop(&mut self) {
+        self.secret.zeroize();
     }
 }
 

@@ -16,6 +16,7 @@ mod failures;
 mod judge;
 mod lanes;
 mod limit;
+mod local;
 mod machine;
 mod meanwhile;
 mod monitor;

@@ -9,6 +9,7 @@ mod listeners;
 mod memory;
 mod names;
 mod noise;
+mod process;
 mod raw;
 mod roles;
 mod strangers;

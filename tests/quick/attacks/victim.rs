@@ -3,9 +3,12 @@
 
 #![allow(dead_code)]
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -57,6 +60,28 @@ impl Victim {
 
     /// In a folder in which something is already.
     pub(super) fn start_in(folder: tempfile::TempDir, change: impl FnOnce(String) -> String) -> Self {
+        Self::start_by(folder, change, |_| Command::new(VMFERRY))
+    }
+
+    /// As a user without a name. Takes root.
+    pub(super) fn start_as(user: u32) -> Self {
+        // The way to the program may not be open to that user.
+        let program = File::open(VMFERRY).unwrap();
+        let by = |folder: &Path| {
+            let owner = format!("{user}:{user}");
+            assert!(Command::new("chown").arg("-R").arg(owner).arg(folder).status().unwrap().success());
+            let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+            command.uid(user).gid(user);
+            command
+        };
+        Self::start_by(tempfile::tempdir().unwrap(), |text| text, by)
+    }
+
+    fn start_by(
+        folder: tempfile::TempDir,
+        change: impl FnOnce(String) -> String,
+        by: impl FnOnce(&Path) -> Command,
+    ) -> Self {
         let pki = folder.path().join("pki");
         create_ca(&pki, &CaRequest { name: None, days: 30, domains: Vec::new() }).unwrap();
         for name in ["alpha", "bravo", "charlie", "mallory"] {
@@ -66,7 +91,7 @@ impl Victim {
         let (address, metrics) = (own_address(), own_address());
         let config = folder.path().join("vmferry.toml");
         std::fs::write(&config, change(configuration(&pki.join("hosts/alpha"), address, metrics))).unwrap();
-        let mut command = Command::new(VMFERRY);
+        let mut command = by(folder.path());
         command.arg("agent").arg("--config").arg(&config).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
