@@ -108,6 +108,8 @@ const EDGES: &[(&str, &[&str])] = &[
             "config::TargetName",
             "forward",
             "libvirt",
+            "migrate::DiskChoice",
+            "migrate::DisksAtOnce",
             "migrate::DowntimeLimit",
             "migrate::Options",
             "migrate::Retry",

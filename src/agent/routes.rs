@@ -102,8 +102,9 @@ async fn check(
     body: Result<Json<CheckRequest>, JsonRejection>,
 ) -> Result<Json<CheckReport>, Refusal> {
     let Json(request) = body?;
-    let policy = Policy { strict: request.strict, accept: request.accept };
-    let problems = crate::migrate::check(&agent.host, &request.vm, &request.to, &policy).await;
+    let policy = Policy { strict: request.strict, accept: request.accept.clone() };
+    let CheckRequest { vm, to, disks, .. } = &request;
+    let problems = crate::migrate::check(&agent.host, vm, to, &policy, disks).await;
     Ok(Json(CheckReport { problems }))
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Accepted, Problem};
+use super::{Accepted, DiskChoice, Problem};
 
 /// `POST /v1/check`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -18,6 +18,9 @@ pub struct CheckRequest {
     /// Kinds of problems that are only warnings.
     #[serde(default)]
     pub accept: BTreeSet<Accepted>,
+    /// Which disks are copied.
+    #[serde(default)]
+    pub disks: DiskChoice,
 }
 
 /// The answer to [`CheckRequest`].

@@ -28,7 +28,7 @@ pub use crate::migrate::progress::{
 };
 pub use crate::migrate::recover::{Case, CaseKind, Owner};
 pub use crate::migrate::vm_state::{Here, VmState};
-pub use crate::migrate::{DowntimeLimit, Options, Retry};
+pub use crate::migrate::{DiskChoice, DisksAtOnce, DowntimeLimit, Options, Retry};
 pub use crate::rate::Rate;
 pub use check::{CheckReport, CheckRequest};
 pub use forward::{Forward, ForwardRequest, Forwards, Target, Traffic, end_forward_path};

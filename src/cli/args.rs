@@ -9,7 +9,9 @@ use uuid::Uuid;
 use super::audit::AuditArgs;
 use super::certs::CertsArgs;
 use super::libvirt::LibvirtCommand;
-use crate::api::{Accepted, DowntimeLimit, LocalSocket, Retry, Side, TargetName, Weight};
+use crate::api::{
+    Accepted, DiskChoice, DisksAtOnce, DowntimeLimit, LocalSocket, Retry, Side, TargetName, Weight,
+};
 use crate::config::DEFAULT_PATH;
 use crate::rate::{Rate, RateError};
 
@@ -131,6 +133,11 @@ pub(super) struct MigrateArgs {
     /// Its part among migrations to the same host: twice the weight is twice the bytes.
     #[arg(long, value_name = "WEIGHT", default_value_t = Weight::default().into(), value_parser = weight())]
     pub(super) weight: u16,
+    #[command(flatten)]
+    pub(super) disks: DiskArgs,
+    /// Copy no more than N disks at the same time, in the order of `--disk`, or QEMU's; all by default.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(DisksAtOnce::MAX)))]
+    pub(super) disks_at_once: Option<u32>,
     /// Refuse for warnings, too.
     #[arg(long)]
     pub(super) strict: bool,
@@ -143,6 +150,31 @@ pub(super) struct MigrateArgs {
     /// Print one line of JSON for each change.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Which disks are copied: all that the guest can write to, unless it says otherwise.
+#[derive(Debug, Args)]
+pub(super) struct DiskArgs {
+    /// Copy only this disk; may be given several times, and the disks are begun in that order. The others
+    /// have to be on storage that both hosts share.
+    #[arg(long = "disk", value_name = "NAME", conflicts_with = "except")]
+    only: Vec<String>,
+    /// Copy all disks but this one, which has to be on storage that both hosts share; may be given
+    /// several times.
+    #[arg(long = "except-disk", value_name = "NAME")]
+    except: Vec<String>,
+}
+
+impl DiskArgs {
+    pub(super) fn choice(self) -> DiskChoice {
+        if !self.only.is_empty() {
+            DiskChoice::Only(self.only)
+        } else if !self.except.is_empty() {
+            DiskChoice::Except(self.except.into_iter().collect())
+        } else {
+            DiskChoice::All
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -270,6 +302,8 @@ pub(super) struct CheckArgs {
     /// The destination.
     #[arg(long, value_name = "PEER")]
     pub(super) to: String,
+    #[command(flatten)]
+    pub(super) disks: DiskArgs,
     /// Refuse for warnings, too.
     #[arg(long)]
     pub(super) strict: bool,

@@ -46,6 +46,8 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
         compress: args.compress,
         limit_bytes_per_s: args.limit,
         weight: args.weight.try_into()?,
+        disks: args.disks.choice(),
+        disks_at_once: args.disks_at_once.map(TryInto::try_into).transpose()?,
         strict: args.strict,
         accept: args.accept.into_iter().collect(),
     };
@@ -60,7 +62,8 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
 
 async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
     let accept = args.accept.into_iter().collect();
-    let request = CheckRequest { vm: args.vm, to: args.to, strict: args.strict, accept };
+    let request =
+        CheckRequest { vm: args.vm, to: args.to, strict: args.strict, accept, disks: args.disks.choice() };
     let report: CheckReport = client.call(Method::POST, "/v1/check", &request).await?;
     let refused = report.problems.iter().any(|p| p.severity == Severity::Problem);
     if args.json {

@@ -33,6 +33,7 @@ mod transfer;
 
 pub use handoff::{FrozenMigrations, TakenUp, go_on, settle_stopped, take_up};
 pub use host::{Host, vm_state};
+pub use model::disk_choice::{DiskChoice, DisksAtOnce, DisksAtOnceError};
 pub use model::options::{DowntimeLimit, DowntimeLimitError, Options, Retry, RetryTooLarge};
 pub use model::{leftover, phase, plan, problem, progress};
 pub use protocol::message;

@@ -15,8 +15,8 @@ use schema::Description;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use vmferry::api::{
-    CheckRequest, ForceRequest, ForwardRequest, MigrateRequest, Migration, Options, PeerLimitRequest,
-    ShareRequest, Side,
+    CheckRequest, DiskChoice, ForceRequest, ForwardRequest, MigrateRequest, Migration, Options,
+    PeerLimitRequest, ShareRequest, Side,
 };
 use vmferry::migrate::journal::Role;
 use vmferry::migrate::phase::Phase;
@@ -362,7 +362,15 @@ fn whole_requests_are_as_described() {
     let (vm, to) = ("web1".to_owned(), "bravo".to_owned());
     let rate = Some("1M".parse().unwrap());
     let accept = BTreeSet::from(["cpu".parse().unwrap()]);
-    let options = Options { limit_bytes_per_s: rate, accept: accept.clone(), ..Options::default() };
+    let disks = DiskChoice::Except(BTreeSet::from(["vdb".to_owned()]));
+    let disks_at_once = Some(2.try_into().unwrap());
+    let options = Options {
+        limit_bytes_per_s: rate,
+        accept: accept.clone(),
+        disks,
+        disks_at_once,
+        ..Options::default()
+    };
     let share = ShareRequest { limit_bytes_per_s: Some(None), weight: Some(300.try_into().unwrap()) };
     let forward = ForwardRequest {
         listen: "/run/near".parse().unwrap(),
@@ -377,7 +385,10 @@ fn whole_requests_are_as_described() {
     };
     let requests = [
         ("MigrateRequest", json!(MigrateRequest { vm: vm.clone(), to: to.clone(), options })),
-        ("CheckRequest", json!(CheckRequest { vm, to, strict: true, accept })),
+        (
+            "CheckRequest",
+            json!(CheckRequest { vm, to, strict: true, accept, disks: DiskChoice::Only(vec!["vda".into()]) }),
+        ),
         ("ShareRequest", json!(share)),
         ("ForwardRequest", json!(forward)),
         ("PeerLimitRequest", json!(PeerLimitRequest { limit_bytes_per_s: rate })),

@@ -3,6 +3,7 @@
 //! what is moved arrives where it should. Judged by the bytes in the images.
 
 mod again;
+mod left_out;
 mod machine;
 mod many;
 mod moved;
@@ -56,8 +57,9 @@ impl Stage {
         Ok([place(&self.net.alpha)?, place(&self.net.bravo)?])
     }
 
-    fn check(&self, name: &str) -> Result<(i32, Vec<Value>)> {
-        let outcome = self.alpha.vmferry(&["check", name, "--to", "bravo", "--json"])?;
+    fn check(&self, name: &str, more: &[&str]) -> Result<(i32, Vec<Value>)> {
+        let words = [&["check", name, "--to", "bravo", "--json"], more].concat();
+        let outcome = self.alpha.vmferry(&words)?;
         let report: Value = serde_json::from_str(&outcome.stdout).with_context(|| format!("{outcome:?}"))?;
         Ok((outcome.code, report["problems"].as_array().cloned().unwrap_or_default()))
     }
@@ -89,7 +91,7 @@ fn refuses(stage: &Stage, lab: &Lab, version: Version, case: &Case) -> Result<()
         prepare(&mut at_source.qmp()?, &source)?;
     }
     let before = [at_source.snapshot()?, at_target.snapshot()?];
-    let (code, problems) = stage.check(case.name)?;
+    let (code, problems) = stage.check(case.name, &[])?;
     ensure!(code == 1, "check gave {code}: {problems:?}");
     tells(&problems, case.kind, "problem", case.words).context("check")?;
     let unchanged = |when: &str| -> Result<()> {

@@ -67,7 +67,13 @@ impl Destination {
     pub(crate) async fn accept_ram(&mut self) -> Result<(), Error> {
         self.guest.incoming = true;
         let before = settings::remember::<Error>(&self.guest.qmp, &mut self.journal).await?;
-        before.state(&self.guest.qmp, &["events", "return-path"], None).await?;
+        let mut on = vec!["events", "return-path"];
+        // Else QEMU would lock what both hosts share when the guest is loaded, and the source's guest could not
+        // go on after a failure. `cont` activates it.
+        if self.granted.as_ref().is_some_and(|(offer, _)| offer.disks.iter().any(|disk| disk.left_out)) {
+            on.push("late-block-activate");
+        }
+        before.state(&self.guest.qmp, &on, None).await?;
         for channel in precopy::CHANNELS {
             let (ours, theirs) = socket_pair()?;
             channel.give::<Error>(&self.guest.qmp, &mut self.journal, theirs).await?;

@@ -118,6 +118,7 @@ impl Destination {
             restartable: self.guest.started.is_some(),
             since,
             compress: offer.compress,
+            leaves_out: offer.disks.iter().any(|disk| disk.left_out),
             findings,
             hook_s: Some(self.hook_s()),
             audit_head: Some(self.host.audit.figures().head.to_string()),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::bandwidth::Weight;
+use super::disk_choice::{DiskChoice, DisksAtOnce};
 use super::problem::{Accepted, Policy};
 use crate::rate::Rate;
 
@@ -94,6 +95,12 @@ pub struct Options {
     pub limit_bytes_per_s: Option<Rate>,
     /// Its part among migrations to the same host.
     pub weight: Weight,
+    /// Which disks are copied.
+    #[serde(skip_serializing_if = "DiskChoice::is_all")]
+    pub disks: DiskChoice,
+    /// How many of them are copied whole at the same time; none for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disks_at_once: Option<DisksAtOnce>,
     pub strict: bool,
     /// Kinds of problems that do not keep it from going on.
     pub accept: BTreeSet<Accepted>,

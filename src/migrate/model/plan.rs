@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::disk_choice::{DiskChoice, is_copyable};
 use super::phase::{IllegalStep, Phase, Step};
 use crate::qemu::Disk;
 
@@ -82,10 +83,13 @@ impl Plan {
     }
 }
 
-/// The source's disks that a migration copies: all that the guest can write to.
-pub fn copied(disks: &[Disk]) -> Vec<CopiedDisk> {
-    let writable = disks.iter().filter(|d| !d.read_only && !d.firmware);
-    writable
+/// The source's disks that a migration copies, in the order of copying: of those that the guest can write to,
+/// those that were chosen.
+pub fn copied(disks: &[Disk], choice: &DiskChoice) -> Vec<CopiedDisk> {
+    let mut chosen: Vec<_> = disks.iter().filter(|d| is_copyable(d) && choice.takes(&d.name)).collect();
+    chosen.sort_by_key(|disk| choice.place(&disk.name));
+    chosen
+        .into_iter()
         .map(|d| CopiedDisk {
             name: d.name.clone(),
             node_name: d.node_name.clone(),
@@ -97,6 +101,19 @@ pub fn copied(disks: &[Disk]) -> Vec<CopiedDisk> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chosen_disks_are_copied_in_the_order_of_their_choice() {
+        let disk = |name: &str| Disk { name: name.into(), ..Disk::default() };
+        let disks = [disk("a"), Disk { firmware: true, ..disk("flash") }, disk("b"), disk("c")];
+        let names = |choice| {
+            let copied = copied(&disks, &choice).into_iter();
+            copied.map(|disk| disk.name).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(names(DiskChoice::All), "a b c");
+        assert_eq!(names(DiskChoice::Only(vec!["c".into(), "a".into()])), "c a");
+        assert_eq!(names(DiskChoice::Except(["b".to_owned()].into())), "a c");
+    }
 
     #[test]
     fn the_phases_follow_from_the_disks() {

@@ -40,6 +40,8 @@ kinds! {
         DiskFormat,
         DiskAddress,
         DiskUnpaired,
+        DiskUnknown,
+        DiskLeftOut,
         DiskShared,
         SameImage,
         SameStorage,
@@ -104,6 +106,8 @@ impl ProblemKind {
             self,
             // The image may lie on storage that is encrypted below QEMU.
             Self::DiskFormat
+            // The destination's image may be the user's own care.
+            | Self::DiskLeftOut
             // Two storages may go by one name: copies of a volume, servers of one name.
             | Self::SameStorage
             // The same data may be at the destination already.

@@ -25,9 +25,20 @@ pub struct DiskSpec {
     pub format: String,
     /// The guest cannot write to it; it is not copied, but must be there.
     pub read_only: bool,
+    /// The guest can write to it, and it is not copied: both hosts are to use one storage, or its contents are
+    /// its operator's care. An agent that does not know of it grants an export for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left_out: bool,
     /// Where it is and what it lies on. None from an agent that does not know of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<DiskPlace>,
+}
+
+impl DiskSpec {
+    /// Whether its contents go to the destination.
+    pub(crate) fn is_copied(&self) -> bool {
+        !self.read_only && !self.left_out
+    }
 }
 
 /// By what a disk is paired, and what is below it.
@@ -170,7 +181,7 @@ pub struct Offer {
 impl Offer {
     /// Whether it is the same offer, said again: what a disk occupies changes while the guest runs.
     pub(crate) fn is_again(&self, before: &Self) -> bool {
-        let disk = |d: &DiskSpec| (d.name.clone(), d.virtual_size, d.read_only);
+        let disk = |d: &DiskSpec| (d.name.clone(), d.virtual_size, d.read_only, d.left_out);
         self.vm == before.vm
             && (self.running, self.after, self.compress) == (before.running, before.after, before.compress)
             && self.disks.iter().map(disk).eq(before.disks.iter().map(disk))
@@ -222,6 +233,9 @@ pub struct Prepared {
     /// it says no.
     #[serde(default)]
     pub compress: bool,
+    /// Disks that are not copied ([`DiskSpec::left_out`]) were understood as such.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaves_out: bool,
     /// What was found, and did not keep the destination from being prepared.
     #[serde(default)]
     pub findings: Vec<Problem>,
@@ -278,4 +292,25 @@ pub enum Notice {
 pub struct Told {
     pub phase: Phase,
     pub known: Known,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
+mod tests {
+    use super::*;
+
+    /// As agents say it that know nothing of disks that are not copied, and as it is said to them.
+    #[test]
+    fn disks_that_are_not_copied_are_unknown_to_an_older_agent() {
+        let older = r#"{"name":"vda","virtual_size":1,"format":"raw","read_only":false}"#;
+        let spec: DiskSpec = serde_json::from_str(older).unwrap();
+        assert!(spec.is_copied());
+        assert_eq!(serde_json::to_string(&spec).unwrap(), older);
+        let left_out = DiskSpec { left_out: true, ..spec };
+        let said: DiskSpec = serde_json::from_str(&serde_json::to_string(&left_out).unwrap()).unwrap();
+        assert!(!said.is_copied());
+        let grant: Prepared =
+            serde_json::from_str(r#"{"exports":[],"qemu":"QEMU 10.0.2","restartable":true}"#).unwrap();
+        assert!(!grant.leaves_out);
+    }
 }

@@ -43,7 +43,7 @@ async fn begin(context: Context, held: &mut Option<Held>) -> Result<Source, Fail
     let Context { host, request, progress, .. } = &context;
     let problem = |p| Failure::Problems(vec![p]);
     let peer = host.peers.find(&request.peer).map_err(problem)?.identity.clone();
-    let examined = examine::source(host, &request.vm).await?;
+    let examined = examine::source(host, &request.vm, &request.options.disks).await?;
     let Examined { qmp, events, disks, inventory, problems, running, .. } = examined;
     context.note_findings(request.options.policy().judge(problems).map_err(Failure::Problems)?);
     let destination = Peer::new(&context, connect(&context).await?);
@@ -69,7 +69,7 @@ async fn begin(context: Context, held: &mut Option<Held>) -> Result<Source, Fail
     let last_words = LastWords::of(config, qmp.process(), None);
     // Now that this one tells of the bitmaps.
     let tracking = held.take().map(|held| held.pass_on(host)).unwrap_or_default();
-    let disks = plan::copied(&disks);
+    let disks = plan::copied(&disks, &request.options.disks);
     progress.update(|p| {
         p.disks = disks.iter().map(disk_progress).collect();
         p.paused = !running;

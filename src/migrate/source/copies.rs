@@ -9,7 +9,6 @@ use super::changes::{choose_ways, follow, start_delta, start_disk_stream};
 use super::failure::Failure;
 use super::reconnect::ReconnectPolicy;
 use super::state::Source;
-use crate::migrate::model::label::Label;
 use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Export, Way};
 use crate::migrate::transfer::disk::mirror::{self, Mirror};
 use crate::qemu::{COMMAND_DEADLINE, Command, QmpError, QueryBlockJobs, QueryJobs, names};
@@ -24,24 +23,32 @@ pub(crate) async fn start(source: &mut Source) -> Result<(), Failure> {
         choose_ways(source).await?;
     }
     source.copy.unready.clear();
-    for DiskPlan { disk, target, way } in source.copy.plan.disks.clone() {
+    // Begun by an earlier process of this agent. What this agent copies itself has lost nothing of its own.
+    let whole = |plan: &&DiskPlan| plan.way == Way::Whole && source.copy.is_under_way(plan);
+    let begun: Vec<_> = source.copy.plan.disks.iter().filter(whole).map(|plan| plan.disk.clone()).collect();
+    for disk in begun {
+        let unready = is_unready(source, &disk).await?;
+        source.copy.unready.extend(unready);
+    }
+    start_more(source).await
+}
+
+/// Begins what is not under way, in the plan's order, as far as so many whole copies may be made at once.
+pub(crate) async fn start_more(source: &mut Source) -> Result<(), Failure> {
+    let at_once = source.context.request.options.disks_at_once;
+    let at_once = at_once.map_or(usize::MAX, |disks| u32::from(disks) as usize);
+    while let Some(DiskPlan { disk, target, way }) = source.copy.next_to_begin(at_once).cloned() {
         let Some(export) = target else {
             return Err(Failure::Destination(format!("disk {} is not part of its grant", disk.name)));
         };
-        let under_way = source.copy.streams.has(&Label::Disk(disk.name.clone()));
-        let unready = match way {
-            // This agent copies it, and has lost nothing of its own.
-            Way::Changes if under_way => None,
-            Way::Changes => start_delta(source, &disk, &export).await.map(|()| None)?,
-            // Begun by an earlier process of this agent.
-            Way::Whole if under_way => is_unready(source, &disk).await?,
+        match way {
+            Way::Changes => start_delta(source, &disk, &export).await?,
             Way::Whole => {
                 follow(source, &disk).await?;
                 start_mirror(source, &disk, &export).await?;
-                Some(names::job_id(&disk.name))
+                source.copy.unready.push(names::job_id(&disk.name));
             }
-        };
-        source.copy.unready.extend(unready);
+        }
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::context::Context;
 use crate::migrate::model::label::Label;
-use crate::migrate::model::plan::{CopiedDisk, Plan, Way};
+use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Plan, Way};
 use crate::migrate::model::progress::ProgressSink;
 use crate::migrate::transfer::disk::delta::{Delta, Tracking};
 use crate::migrate::transfer::streams::Streams;
@@ -66,9 +66,23 @@ impl Copying {
         self.unfinished.retain(|open| open != job);
     }
 
+    /// Whether the copy of a disk has begun.
+    pub(crate) fn is_under_way(&self, plan: &DiskPlan) -> bool {
+        self.streams.has(&Label::Disk(plan.disk.name.clone()))
+    }
+
+    /// The disk whose copy begins next, if not so many are copied whole already. What changed since an earlier
+    /// try is little and does not count.
+    pub(crate) fn next_to_begin(&self, at_once: usize) -> Option<&DiskPlan> {
+        let is_full = self.unready.len() >= at_once;
+        let may_begin = |plan: &&DiskPlan| !(self.is_under_way(plan) || is_full && plan.way == Way::Whole);
+        self.plan.disks.iter().find(may_begin)
+    }
+
     /// Whether every disk was copied once.
     pub(crate) fn has_caught_up(&self) -> bool {
-        self.unready.is_empty() && self.delta.copied_once()
+        let is_begun = self.plan.disks.iter().all(|plan| self.is_under_way(plan));
+        is_begun && self.unready.is_empty() && self.delta.copied_once()
     }
 
     /// Whether nothing need move at this moment.

@@ -11,6 +11,7 @@ use crate::migrate::checks::{descriptors, disks, machine, qemu};
 use crate::migrate::guest::inventory::Inventory;
 use crate::migrate::guest::process;
 use crate::migrate::host::{AskError, Host};
+use crate::migrate::model::disk_choice::DiskChoice;
 use crate::migrate::model::problem::{Policy, Problem, ProblemKind, chain};
 use crate::migrate::model::role::Role;
 use crate::migrate::protocol::client::{Link, LinkError};
@@ -39,10 +40,10 @@ pub(crate) struct Examined {
 }
 
 impl Examined {
-    pub(crate) fn offer(&self, vm: &str) -> Offer {
+    pub(crate) fn offer(&self, vm: &str, choice: &DiskChoice) -> Offer {
         Offer {
             vm: vm.into(),
-            disks: disks::offered(&self.disks),
+            disks: disks::offered(&self.disks, choice),
             running: self.running,
             qemu: self.qemu.clone(),
             after: None,
@@ -55,7 +56,7 @@ impl Examined {
 }
 
 /// Asks the source's QEMU everything that would make a migration fail.
-pub(crate) async fn source(host: &Host, name: &str) -> Result<Examined, Failure> {
+pub(crate) async fn source(host: &Host, name: &str, choice: &DiskChoice) -> Result<Examined, Failure> {
     let config = host.vm(name, "source").map_err(|p| Failure::Problems(vec![p]))?;
     let (qmp, events) = process::connect(config).await.map_err(|e| {
         let text = format!("the QEMU of VM {name} cannot be asked: {}", chain(&e));
@@ -71,7 +72,7 @@ pub(crate) async fn source(host: &Host, name: &str) -> Result<Examined, Failure>
     problems.extend(state_problem(name, &status, &migration));
     problems.extend(qemu::busy(&qmp, name).await?);
     problems.extend(left_over(&qmp, name).await?);
-    problems.extend(disks::source_findings(&qmp, &disks).await?);
+    problems.extend(disks::source_findings(&qmp, &disks, choice).await?);
     problems.extend(descriptors::findings(&qmp, "source", disks.len()));
     problems.extend(blocked(&qmp, name).await?);
     let (major, minor, micro) = abilities.version;
@@ -146,19 +147,25 @@ async fn tried(examined: &Examined, name: &str) -> Vec<Problem> {
 }
 
 /// `vmferry check`: everything that would fail, from both sides; changes nothing.
-pub async fn check(host: &Arc<Host>, vm: &str, peer: &str, policy: &Policy) -> Vec<Problem> {
-    policy.applied(findings(host, vm, peer).await)
+pub async fn check(
+    host: &Arc<Host>,
+    vm: &str,
+    peer: &str,
+    policy: &Policy,
+    choice: &DiskChoice,
+) -> Vec<Problem> {
+    policy.applied(findings(host, vm, peer, choice).await)
 }
 
-async fn findings(host: &Arc<Host>, vm: &str, peer: &str) -> Vec<Problem> {
+async fn findings(host: &Arc<Host>, vm: &str, peer: &str, choice: &DiskChoice) -> Vec<Problem> {
     let _not_meanwhile = match host.reserve(vm, Uuid::new_v4()) {
         Ok(reservation) => reservation,
         Err(problem) => return vec![problem],
     };
-    let (mut problems, offer) = match source(host, vm).await {
+    let (mut problems, offer) = match source(host, vm, choice).await {
         Ok(examined) => {
             let tried = tried(&examined, vm).await;
-            let mut offer = examined.offer(vm);
+            let mut offer = examined.offer(vm, choice);
             let mut problems = examined.problems;
             problems.extend(tried);
             match machine::ask(&examined.qmp, "source").await {
@@ -183,6 +190,7 @@ async fn findings(host: &Arc<Host>, vm: &str, peer: &str) -> Vec<Problem> {
 }
 
 async fn ask(session: &Session, offer: Offer) -> Vec<Problem> {
+    let leaves_out = offer.disks.iter().any(|disk| disk.left_out);
     let asked = async {
         let mut link = Link::open(session, Uuid::new_v4()).await?;
         let answer = link.ask(Request::Check(offer), CHECK_DEADLINE).await?;
@@ -193,12 +201,26 @@ async fn ask(session: &Session, offer: Offer) -> Vec<Problem> {
         }
     };
     match asked.await {
-        Ok(problems) => problems,
+        Ok(mut problems) => {
+            // One that knows of such disks says something of each, unless it refuses for another reason.
+            let knows = problems.iter().any(|p| p.is_refusal() || p.kind == ProblemKind::DiskLeftOut);
+            if leaves_out && !knows {
+                problems.push(leaves_none_out());
+            }
+            problems
+        }
         Err(LinkError::Refused(refusal)) if !refusal.problems.is_empty() => refusal.problems,
         Err(e) => {
             vec![Problem::new(ProblemKind::PeerUnreachable, chain(&e), "look at the destination agent's log")]
         }
     }
+}
+
+/// An older agent would export such a disk for a copy that never comes.
+pub(crate) fn leaves_none_out() -> Problem {
+    let text = "the destination's agent does not know disks that are not copied: it is older than this one";
+    let remedy = "install this version of vmferry there as well, or copy all disks";
+    Problem::new(ProblemKind::DiskLeftOut, text, remedy)
 }
 
 fn problems_of(failure: Failure) -> Vec<Problem> {

@@ -40,6 +40,7 @@ pub(crate) async fn mirror(source: &mut Source) -> Result<(), Failure> {
     let mut stall = Stall::new(source.context.stall());
     let mut caught_up_at = None;
     while !source.copy.plan.disks.is_empty() {
+        copies::start_more(source).await?;
         match source.next().await? {
             Event::Tick => {
                 let remaining = copies::look(source).await?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::failure::Failure;
 use super::state::Source;
-use super::trial;
+use super::{examine, trial};
 use crate::audit::{Event, Grant};
 use crate::migrate::checks::{disks, machine};
 use crate::migrate::protocol::client::LinkError;
@@ -16,7 +16,11 @@ const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
     trial::rehearse(&source.context, &source.guest.qmp, &mut source.journal).await?;
     let offer = offer(source).await?;
+    let left_out = offer.disks.iter().any(|disk| disk.left_out);
     let grant = ask(source, offer).await?;
+    if left_out && !grant.leaves_out {
+        return Err(Failure::Problems(vec![examine::leaves_none_out()]));
+    }
     tracing::info!(destination = grant.qemu, "the destination is prepared");
     let (context, tracking) = (&source.context, &mut source.copy.tracking);
     if context.request.options.compress && !grant.compress {
@@ -53,7 +57,7 @@ async fn ask(source: &mut Source, offer: Offer) -> Result<Prepared, Failure> {
 async fn offer(source: &Source) -> Result<Offer, Failure> {
     let (qmp, tracking) = (&source.guest.qmp, &source.copy.tracking);
     let request = &source.context.request;
-    let disks = disks::offered(&crate::qemu::disks(qmp).await?);
+    let disks = disks::offered(&crate::qemu::disks(qmp).await?, &source.context.request.options.disks);
     let running = source.journal.past().running();
     let unknown = |why| source.context.note_findings(vec![why]);
     Ok(Offer {

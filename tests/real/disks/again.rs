@@ -58,7 +58,7 @@ fn a_data_file_that_was_changed_between_tries_is_copied_as_a_whole() -> Result<(
         let (target_words, copy) = words(&target)?;
         let at_source = source.start(&source_words, false)?;
         let at_target = target.start(&target_words, true)?;
-        let (code, found) = stage.check("again")?;
+        let (code, found) = stage.check("again", &[])?;
         ensure!(code == 0, "{found:?}");
         let options = ["--retry", "9", "--limit", "8MiB/s"];
         let migration = Migration::begin(&stage.alpha, "again", "bravo", &options)?;

@@ -79,7 +79,7 @@ fn of_a_paused_machine(name: &str, version: Version) -> Result<()> {
         let [source, target] = stage.places(lab, "many", version)?;
         let at_source = source.start(&words(&source.host, MANY)?, false)?;
         let at_target = target.start(&words(&target.host, MANY)?, true)?;
-        let (code, found) = stage.check("many")?;
+        let (code, found) = stage.check("many", &[])?;
         ensure!(code == 0, "{found:?}");
         moves(&stage, "many", at_source, at_target, &[])?;
         have_arrived(MANY, &source.host, &target.host)

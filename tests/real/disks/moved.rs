@@ -121,7 +121,7 @@ fn each_kind_arrives_in_its_place(lab: &Lab, version: Version) -> Result<()> {
     let snapshots = qmp.execute("blockdev-snapshot-internal-sync", snapshot).is_ok();
     drop(qmp);
 
-    let (code, found) = stage.check("kinds")?;
+    let (code, found) = stage.check("kinds", &[])?;
     ensure!(code == 0, "{found:?}");
     tells(&found, "bitmaps-dropped", "warning", &["0000-00-05.0", "nightly"])?;
     tells(&found, "backing-merged", "note", &["0000-00-1f.2-3-0"])?;
@@ -180,7 +180,7 @@ fn a_disk_without_room_at_the_destination_is_refused() -> Result<()> {
             source.io(&options, &format!("write -P 7 0 {data}"))?;
             let at_source = source.start(&words, false)?;
             let at_target = target.start(&on_volume(&target, 64 << 20)?, true)?;
-            let (code, found) = stage.check(name)?;
+            let (code, found) = stage.check(name, &[])?;
             tells(&found, kind, severity, &["disk0", "room for"])?;
             ensure!((code == 1) == (severity == "problem"), "{code}: {found:?}");
             let (code, last) = stage.migrate(name, if code == 1 { &[] } else { &["--strict"] })?;

@@ -1,7 +1,7 @@
 //! What the destination finds when it compares the offered disks with those of its QEMU.
 
 use super::images::{list, written};
-use super::{DISKS_MAX, pair, room, sharing, source};
+use super::{DISKS_MAX, left_out, pair, room, sharing, source};
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::protocol::message::{DiskSpec, Offer};
 use crate::qemu::{Disk, Encryption, Qmp, QmpError, nbd_server_runs};
@@ -30,7 +30,7 @@ pub(crate) fn disk_problems(offered: &[DiskSpec], present: &[Disk]) -> Vec<Probl
         return vec![Problem::new(ProblemKind::TooManyDisks, text, "move some of them off the VM first")];
     }
     let paired = pair(offered, present);
-    let mut problems = sharing::between(offered, present);
+    let mut problems = sharing::between(offered, present, &paired.pairs);
     let is_all_paired = paired.problems.is_empty();
     problems.extend(paired.problems);
     problems.extend(sharing::within(present, "destination"));
@@ -42,6 +42,7 @@ pub(crate) fn disk_problems(offered: &[DiskSpec], present: &[Disk]) -> Vec<Probl
     problems.extend(room::problems(&pairs));
     problems.extend(sharing::unknown(&pairs));
     problems.extend(not_copied(&pairs));
+    problems.extend(left_out::findings(&pairs));
     problems
 }
 
@@ -87,7 +88,9 @@ fn mismatch(want: &DiskSpec, have: &Disk) -> Vec<Problem> {
             "remove read-only from its block device there",
         ));
     }
-    problems.extend(weaker(want, have));
+    if want.is_copied() {
+        problems.extend(weaker(want, have));
+    }
     problems.extend(unflushed(want, have));
     if let Some(image) = written(have).find(|image| image.temporary) {
         problems.push(Problem::new(

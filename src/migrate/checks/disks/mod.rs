@@ -7,6 +7,7 @@
 
 mod compare;
 mod images;
+mod left_out;
 mod offered;
 mod pairing;
 mod room;
@@ -14,6 +15,7 @@ mod sharing;
 mod source;
 
 pub(crate) use compare::destination_findings;
+pub(crate) use left_out::unknown as unknown_names;
 pub(crate) use offered::offered;
 pub(crate) use pairing::pair;
 pub(crate) use source::source_findings;
@@ -47,6 +49,7 @@ mod sample {
             virtual_size: size,
             format: format.into(),
             read_only: false,
+            left_out: false,
             place: Some(place),
         }
     }

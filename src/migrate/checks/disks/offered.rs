@@ -1,6 +1,7 @@
 //! What the source says of its disks to the other host.
 
 use super::images::is_nothing;
+use crate::migrate::model::disk_choice::DiskChoice;
 use crate::migrate::protocol::message::{DiskPlace, DiskSpec, Storage};
 use crate::qemu::Disk;
 
@@ -10,12 +11,12 @@ const STORAGE_BYTES_MAX: usize = 96 * 1024;
 const STORAGE_BYTES_BESIDES: usize = 32;
 
 /// The disks but for firmware flash, whose contents travel with the RAM.
-pub(crate) fn offered(disks: &[Disk]) -> Vec<DiskSpec> {
+pub(crate) fn offered(disks: &[Disk], choice: &DiskChoice) -> Vec<DiskSpec> {
     let mut room = STORAGE_BYTES_MAX;
-    disks.iter().filter(|disk| !disk.firmware).map(|disk| spec(disk, &mut room)).collect()
+    disks.iter().filter(|disk| !disk.firmware).map(|disk| spec(disk, choice, &mut room)).collect()
 }
 
-fn spec(disk: &Disk, room: &mut usize) -> DiskSpec {
+fn spec(disk: &Disk, choice: &DiskChoice, room: &mut usize) -> DiskSpec {
     let (storages, hides_storage) = storages(disk, room);
     let place = DiskPlace {
         id: disk.id.clone(),
@@ -31,6 +32,7 @@ fn spec(disk: &Disk, room: &mut usize) -> DiskSpec {
         virtual_size: disk.virtual_size,
         format: disk.format.clone(),
         read_only: disk.read_only,
+        left_out: choice.leaves_out(disk),
         place: Some(place),
     }
 }
@@ -74,7 +76,7 @@ mod tests {
         let images = || (0..4).map(|_| image(&[&long])).collect::<Vec<Image>>();
         let disks: Vec<Disk> =
             (0..256).map(|n| Disk { images: images(), ..have(&n.to_string(), 1, "raw") }).collect();
-        let specs = offered(&disks);
+        let specs = offered(&disks, &DiskChoice::All);
         let places: Vec<_> = specs.iter().map(|spec| spec.place.as_ref().unwrap()).collect();
         let bytes: usize = places.iter().flat_map(|p| &p.storages).map(|s| s.key.len()).sum();
         assert!(bytes <= STORAGE_BYTES_MAX);
@@ -85,7 +87,7 @@ mod tests {
     fn firmware_is_not_offered_and_an_unknown_image_is_hidden() {
         let flash = Disk { firmware: true, ..have("flash", 1, "raw") };
         let unseen = Disk { images: vec![image(&[])], ..have("disk0", 1, "raw") };
-        let specs = offered(&[flash, unseen]);
+        let specs = offered(&[flash, unseen], &DiskChoice::All);
         assert_eq!(specs.len(), 1);
         assert!(specs[0].place.as_ref().unwrap().hides_storage);
     }

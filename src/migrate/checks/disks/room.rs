@@ -24,7 +24,7 @@ struct Room<'a> {
 
 pub(crate) fn problems(pairs: &[(&DiskSpec, &Disk)]) -> Vec<Problem> {
     let mut rooms: BTreeMap<u64, Room<'_>> = BTreeMap::new();
-    for (want, have) in pairs.iter().filter(|(want, _)| !want.read_only) {
+    for (want, have) in pairs.iter().filter(|(want, _)| want.is_copied()) {
         // Data may lie in several files; it is the largest one that grows.
         let seen = written(have).filter_map(|image| image.seen.as_ref());
         let Some(seen) = seen.max_by_key(|seen| seen.allocated) else { continue };

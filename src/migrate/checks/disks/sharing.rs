@@ -50,8 +50,9 @@ fn shared_within(names: &str, side: &str) -> Problem {
     )
 }
 
-/// Storage that both hosts use: the destination would write over what the source still needs.
-pub(crate) fn between(offered: &[DiskSpec], present: &[Disk]) -> Vec<Problem> {
+/// Storage that both hosts use: the destination would write over what the source still needs. A disk that is
+/// not copied is to be on one.
+pub(crate) fn between(offered: &[DiskSpec], present: &[Disk], pairs: &[(&DiskSpec, &Disk)]) -> Vec<Problem> {
     let mut theirs: HashMap<&str, (&str, bool)> = HashMap::new();
     for spec in offered {
         for storage in spec.place.iter().flat_map(|place| &place.storages) {
@@ -66,7 +67,7 @@ pub(crate) fn between(offered: &[DiskSpec], present: &[Disk]) -> Vec<Problem> {
             let same = image.keys.iter().find_map(|key| {
                 theirs
                     .get(key.as_str())
-                    .filter(|(_, written)| *written || writes)
+                    .filter(|(name, written)| (*written || writes) && !is_left_out(name, disk, pairs))
                     .map(|(name, _)| (key, *name))
             });
             if let Some((key, name)) = same {
@@ -75,6 +76,12 @@ pub(crate) fn between(offered: &[DiskSpec], present: &[Disk]) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Whether this is the disk of that name, which is not copied.
+fn is_left_out(name: &str, disk: &Disk, pairs: &[(&DiskSpec, &Disk)]) -> bool {
+    let pair = pairs.iter().find(|(_, have)| std::ptr::eq(*have, disk));
+    pair.is_some_and(|(want, _)| want.name == name && want.left_out)
 }
 
 fn shared_between(source: &str, destination: &str, filename: &str, key: &str) -> Problem {
@@ -91,8 +98,10 @@ fn shared_between(source: &str, destination: &str, filename: &str, key: &str) ->
     Problem::new(
         kind,
         format!("{disks} one and the same storage{seems}: {filename} (known as {key})"),
-        "give the destination's QEMU an image of its own: the copy would write over the guest's only disk. A guest \
-         on storage that both hosts share is moved without copying disks, which vmferry does not do",
+        format!(
+            "give the destination's QEMU an image of its own: the copy would write over the guest's only disk. If \
+             both hosts are to share it, leave it where it is: `--except-disk {source}`"
+        ),
     )
 }
 
@@ -104,7 +113,7 @@ pub(crate) fn unknown(pairs: &[(&DiskSpec, &Disk)]) -> Option<Problem> {
     let hides = |spec: &DiskSpec| spec.place.as_ref().is_none_or(|place| place.hides_storage);
     let names: Vec<&str> = pairs
         .iter()
-        .filter(|(want, have)| !want.read_only && (hides(want) || hidden(have)))
+        .filter(|(want, have)| want.is_copied() && (hides(want) || hidden(have)))
         .map(|(want, _)| want.name.as_str())
         .collect();
     if names.is_empty() {
@@ -157,13 +166,22 @@ mod tests {
     #[test]
     fn one_storage_of_both_hosts_is_found_if_anybody_writes_to_it() {
         let there = disk("disk0", image(&["inode:b:1:2", "nfs:s:/x:2"]));
-        let found = between(&[offer("disk0", "inode:b:1:2", true)], std::slice::from_ref(&there));
+        let found = between(&[offer("disk0", "inode:b:1:2", true)], std::slice::from_ref(&there), &[]);
         assert_eq!(kinds(&found), [ProblemKind::SameImage]);
-        let found = between(&[offer("disk1", "nfs:s:/x:2", false)], std::slice::from_ref(&there));
+        let found = between(&[offer("disk1", "nfs:s:/x:2", false)], std::slice::from_ref(&there), &[]);
         assert_eq!(kinds(&found), [ProblemKind::SameStorage]);
-        assert_eq!(between(&[offer("disk0", "inode:c:1:2", true)], std::slice::from_ref(&there)), []);
+        assert_eq!(between(&[offer("disk0", "inode:c:1:2", true)], std::slice::from_ref(&there), &[]), []);
         let base = Image { backing: true, read_only: true, ..image(&["nfs:s:/base:1"]) };
-        assert_eq!(between(&[offer("disk0", "nfs:s:/base:1", false)], &[disk("disk0", base)]), []);
+        assert_eq!(between(&[offer("disk0", "nfs:s:/base:1", false)], &[disk("disk0", base)], &[]), []);
+        let both = |left_out| DiskSpec { left_out, ..offer("disk0", "inode:b:1:2", true) };
+        let found = |want: &DiskSpec| {
+            between(std::slice::from_ref(want), std::slice::from_ref(&there), &[(want, &there)]).len()
+        };
+        assert_eq!((found(&both(false)), found(&both(true))), (1, 0), "what is not copied may be shared");
+        let other = DiskSpec { name: "disk1".into(), ..both(true) };
+        let copied = offer("disk0", "inode:c:9:9", true);
+        let crossed = between(&[other, copied.clone()], std::slice::from_ref(&there), &[(&copied, &there)]);
+        assert_eq!(kinds(&crossed), [ProblemKind::SameImage], "another disk is copied onto it");
     }
 
     #[test]

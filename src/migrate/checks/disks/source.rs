@@ -2,16 +2,22 @@
 //! copies.
 
 use super::images::{list, written};
-use super::sharing;
+use super::{sharing, unknown_names};
+use crate::migrate::model::disk_choice::{DiskChoice, is_copyable};
 use crate::migrate::model::problem::{Problem, ProblemKind};
-use crate::qemu::{Contents, Disk, Outside, Qmp, QmpError, QueryBlockExports, names, outside};
+use crate::qemu::{Bitmap, Contents, Disk, Outside, Qmp, QmpError, QueryBlockExports, names, outside};
 
 /// Everything that speaks against moving a guest with these disks, and what will not go along.
-pub(crate) async fn source_findings(qmp: &Qmp, disks: &[Disk]) -> Result<Vec<Problem>, QmpError> {
+pub(crate) async fn source_findings(
+    qmp: &Qmp,
+    disks: &[Disk],
+    choice: &DiskChoice,
+) -> Result<Vec<Problem>, QmpError> {
     let mut problems: Vec<Problem> = outside(qmp).await?.iter().map(not_moved).collect();
     problems.extend(sharing::within(disks, "source"));
     problems.extend(exported(qmp, disks, "source").await?);
-    problems.extend(attached(disks));
+    problems.extend(attached(disks, choice));
+    problems.extend(unknown_names(disks, choice));
     Ok(problems)
 }
 
@@ -73,11 +79,12 @@ pub(crate) async fn exported(qmp: &Qmp, disks: &[Disk], side: &str) -> Result<Ve
     Ok(problems)
 }
 
-fn attached(disks: &[Disk]) -> Vec<Problem> {
-    let copied = || disks.iter().filter(|disk| !disk.read_only && !disk.firmware);
-    let mut problems = Vec::new();
+fn attached(disks: &[Disk], choice: &DiskChoice) -> Vec<Problem> {
+    let copied = || disks.iter().filter(|disk| is_copyable(disk) && choice.takes(&disk.name));
+    let mut problems: Vec<_> =
+        disks.iter().filter(|disk| is_copyable(disk)).flat_map(bitmaps_in_use).collect();
     for disk in copied() {
-        problems.extend(bitmaps(disk));
+        problems.extend(bitmaps_dropped(disk));
         problems.extend(temporary(disk));
         problems.extend(not_carried(disk));
     }
@@ -90,33 +97,41 @@ fn attached(disks: &[Disk]) -> Vec<Problem> {
     problems
 }
 
-fn bitmaps(disk: &Disk) -> Vec<Problem> {
-    let all = || {
-        let written = disk.layers.iter().filter(|layer| !layer.backing);
-        written.flat_map(|layer| &layer.bitmaps).filter(|bitmap| !names::is_ours(&bitmap.name))
-    };
-    let mut problems = Vec::new();
-    let busy = list(all().filter(|b| b.busy && b.persistent).map(|b| b.name.as_str()));
-    if !busy.is_empty() {
-        problems.push(Problem::new(
-            ProblemKind::Busy,
-            format!("dirty bitmaps of the source's disk {} are in use: {busy}. QEMU would end itself, and with it \
-                     the guest, when it closes the image", disk.name),
-            "let the backup finish, or end its export or job",
-        ));
+/// Of somebody else's.
+fn bitmaps(disk: &Disk) -> impl Iterator<Item = &Bitmap> {
+    let written = disk.layers.iter().filter(|layer| !layer.backing);
+    written.flat_map(|layer| &layer.bitmaps).filter(|bitmap| !names::is_ours(&bitmap.name))
+}
+
+fn bitmaps_in_use(disk: &Disk) -> Option<Problem> {
+    let busy = list(bitmaps(disk).filter(|b| b.busy && b.persistent).map(|b| b.name.as_str()));
+    if busy.is_empty() {
+        return None;
     }
-    let dropped = list(all().map(|b| b.name.as_str()));
-    if !dropped.is_empty() {
-        problems.push(Problem::warning(
-            ProblemKind::BitmapsDropped,
-            format!(
-                "dirty bitmaps of the source's disk {} are not carried to the destination: {dropped}",
-                disk.name
-            ),
-            "the next backup there has to be a full one",
-        ));
+    Some(Problem::new(
+        ProblemKind::Busy,
+        format!(
+            "dirty bitmaps of the source's disk {} are in use: {busy}. QEMU would end itself, and with it the guest, \
+             when it closes the image",
+            disk.name
+        ),
+        "let the backup finish, or end its export or job",
+    ))
+}
+
+fn bitmaps_dropped(disk: &Disk) -> Option<Problem> {
+    let dropped = list(bitmaps(disk).map(|b| b.name.as_str()));
+    if dropped.is_empty() {
+        return None;
     }
-    problems
+    Some(Problem::warning(
+        ProblemKind::BitmapsDropped,
+        format!(
+            "dirty bitmaps of the source's disk {} are not carried to the destination: {dropped}",
+            disk.name
+        ),
+        "the next backup there has to be a full one",
+    ))
 }
 
 fn temporary(disk: &Disk) -> Option<Problem> {

@@ -1,0 +1,219 @@
+//! Disks that are chosen: those that are not copied have to be on storage that both hosts share, and the
+//! others are begun in the order and number that was asked for.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::machine::{Machine, Place, blockdev, device, raw};
+use super::{Stage, moves, tells};
+use crate::support::process::{SHORT, run};
+use crate::support::{Lab, Version, with_lab};
+
+/// What is written to the disk of this number, and how it is found.
+fn pattern(number: usize) -> String {
+    format!("-P {} {number}M 512k", number + 1)
+}
+
+/// By the file's extension.
+fn format_of(file: &Path) -> &str {
+    file.extension().and_then(|extension| extension.to_str()).unwrap_or("raw")
+}
+
+fn disks(files: &[std::path::PathBuf]) -> Vec<String> {
+    let one = |(n, file): (usize, &std::path::PathBuf)| {
+        let mut node = raw(&format!("n{n}"), file);
+        node["driver"] = json!(format_of(file));
+        [blockdev(&node), device(&format!("virtio-blk-pci,id=disk{n},addr={},drive=n{n}", n + 5))].concat()
+    };
+    files.iter().enumerate().flat_map(one).collect()
+}
+
+fn options(file: &Path) -> String {
+    format!("driver={},file.filename={}", format_of(file), file.display())
+}
+
+/// One disk of each host's own and one that both share.
+struct Mixed {
+    source: Place,
+    target: Place,
+    at_source: Machine,
+    at_target: Machine,
+    shared: std::path::PathBuf,
+}
+
+impl Mixed {
+    fn set_up(stage: &Stage, lab: &Lab, name: &str, version: Version) -> Result<Self> {
+        let [source, target] = stage.places(lab, name, version)?;
+        let shared = source.image("qcow2", "", "shared.qcow2")?;
+        run(source.paths.qemu_img().args(["bitmap", "--add"]).arg(&shared).arg("nightly"), SHORT)?;
+        let own = source.image("raw", "", "own.raw")?;
+        let there = target.image("raw", "", "own.raw")?;
+        source.io(&options(&own), &format!("write {}", pattern(0)))?;
+        source.io(&options(&shared), &format!("write {}", pattern(1)))?;
+        let at_source = source.start(&disks(&[own, shared.clone()]), false)?;
+        let at_target = target.start(&disks(&[there, shared.clone()]), true)?;
+        Ok(Self { source, target, at_source, at_target, shared })
+    }
+
+    /// What the shared image says of its dirty bitmap.
+    fn bitmap(&self) -> Result<Value> {
+        let info = ["info", "-U", "--output=json"];
+        let info = run(self.source.paths.qemu_img().args(info).arg(&self.shared), SHORT)?;
+        let info: Value = serde_json::from_str(&info)?;
+        Ok(info["format-specific"]["data"]["bitmaps"][0].clone())
+    }
+}
+
+fn what_is_shared_stays_where_it_is(lab: &Lab, version: Version) -> Result<()> {
+    let stage = Stage::set_up(lab, &["mixed", "ram"])?;
+    let mixed = Mixed::set_up(&stage, lab, "mixed", version)?;
+    let (code, found) = stage.check("mixed", &[])?;
+    ensure!(code == 1, "{found:?}");
+    tells(&found, "same-image", "problem", &["disk1", "both hosts"])?;
+    let (code, found) = stage.check("mixed", &["--except-disk", "disk9"])?;
+    ensure!(code == 1, "{found:?}");
+    tells(&found, "disk-unknown", "problem", &["disk9"])?;
+    let (code, found) = stage.check("mixed", &["--disk", "disk0"])?;
+    ensure!(code == 0, "{found:?}");
+    tells(&found, "disk-left-out", "note", &["disk1", "both hosts use one storage"])?;
+
+    let (code, last) = stage.migrate("mixed", &["--disk", "disk0"])?;
+    ensure!(code == 0 && last["outcome"]["result"] == "moved", "{last}");
+    let copied: Vec<_> = last["disks"].as_array().context("no disks")?.iter().map(|d| &d["name"]).collect();
+    ensure!(copied == ["disk0"], "{last}");
+    ensure!(last["notes"].to_string().contains("disk1 is not copied"), "{last}");
+    // A guest that is loaded and does not run has not begun to use it: the source's could still go on.
+    ensure!(mixed.bitmap()?["flags"] == json!(["auto"]), "{}", mixed.bitmap()?);
+    mixed.target.io(&options(&mixed.shared), &format!("write {}", pattern(2)))?;
+    let mut qmp = mixed.at_target.qmp()?;
+    qmp.query("cont")?;
+    ensure!(qmp.status()? == "running");
+    drop(qmp);
+    ensure!(
+        mixed.target.io(&options(&mixed.shared), &format!("write {}", pattern(3))).is_err(),
+        "a running guest does not have its disk for itself"
+    );
+    let Mixed { source, target, at_source, at_target, shared } = mixed;
+    at_source.quit()?;
+    at_target.quit()?;
+    target.io(&options(&target.file("own.raw")), &format!("read {}", pattern(0)))?;
+    for number in [1, 2] {
+        source.io(&options(&shared), &format!("read {}", pattern(number)))?;
+    }
+
+    // RAM alone.
+    let [source, target] = stage.places(lab, "ram", version)?;
+    let both = [source.image("raw", "", "a.raw")?, source.image("raw", "", "b.raw")?];
+    let before = std::fs::read(&both[0])?;
+    let (at_source, at_target) = (source.start(&disks(&both), false)?, target.start(&disks(&both), true)?);
+    let all = ["--except-disk", "disk0", "--except-disk", "disk1"];
+    let last = moves(&stage, "ram", at_source, at_target, &all)?;
+    ensure!(last["disks"] == json!([]), "{last}");
+    ensure!(std::fs::read(&both[0])? == before, "a shared disk was written to");
+    Ok(())
+}
+
+#[test]
+fn what_is_shared_stays_where_it_is_on_qemu_10() -> Result<()> {
+    with_lab("what_is_shared_stays_where_it_is_on_qemu_10", |lab| {
+        what_is_shared_stays_where_it_is(lab, Version::V10)
+    })
+}
+
+#[test]
+fn what_is_shared_stays_where_it_is_on_qemu_7_2() -> Result<()> {
+    with_lab("what_is_shared_stays_where_it_is_on_qemu_7_2", |lab| {
+        what_is_shared_stays_where_it_is(lab, Version::V72)
+    })
+}
+
+/// An image of the destination's own is another disk, unless its operator says that it is not; nothing is
+/// written to it.
+#[test]
+fn what_is_not_known_to_be_shared_needs_somebodys_word() -> Result<()> {
+    with_lab("what_is_not_known_to_be_shared_needs_somebodys_word", |lab| {
+        let stage = Stage::set_up(lab, &["own"])?;
+        let [source, target] = stage.places(lab, "own", Version::V10)?;
+        let images = |place: &Place| -> Result<_> {
+            Ok([place.image("raw", "", "0.raw")?, place.image("raw", "", "1.raw")?])
+        };
+        let (ours, theirs) = (images(&source)?, images(&target)?);
+        target.io(&options(&theirs[1]), &format!("write {}", pattern(1)))?;
+        let before = std::fs::read(&theirs[1])?;
+        let (at_source, at_target) =
+            (source.start(&disks(&ours), false)?, target.start(&disks(&theirs), true)?);
+        let (code, last) = stage.migrate("own", &["--except-disk", "disk1"])?;
+        ensure!(code == 1, "{last}");
+        let told = last["outcome"]["problems"].as_array().cloned().unwrap_or_default();
+        tells(&told, "disk-left-out", "problem", &["disk1", "not known"])?;
+        let accepted = ["--except-disk", "disk1", "--accept", "disk-left-out"];
+        moves(&stage, "own", at_source, at_target, &accepted)?;
+        ensure!(std::fs::read(&theirs[1])? == before, "a disk that was left out was written to");
+        Ok(())
+    })
+}
+
+/// What QEMU tells of its jobs.
+fn beginnings_and_ends(events: &[Value]) -> Vec<String> {
+    let of = |event: &Value| match event["event"].as_str() {
+        Some("JOB_STATUS_CHANGE") if event["data"]["status"] == "created" => {
+            Some(format!("begins {}", event["data"]["id"].as_str()?))
+        }
+        Some("BLOCK_JOB_READY") => Some(format!("ready {}", event["data"]["device"].as_str()?)),
+        _ => None,
+    };
+    events.iter().filter_map(of).collect()
+}
+
+#[test]
+fn disks_are_begun_in_the_order_and_number_that_was_asked_for() -> Result<()> {
+    const BYTES: u64 = 40 << 20;
+    with_lab("disks_are_begun_in_the_order_and_number_that_was_asked_for", |lab| {
+        let stage = Stage::set_up(lab, &["order"])?;
+        let [source, target] = stage.places(lab, "order", Version::V10)?;
+        let images = |place: &Place| -> Result<Vec<_>> {
+            (0..3).map(|n| place.create("raw", "", &format!("{n}.raw"), BYTES)).collect()
+        };
+        // More than what a mirror has in flight: that is written before QEMU begins another one.
+        let (ours, theirs) = (images(&source)?, images(&target)?);
+        for (number, file) in ours.iter().enumerate() {
+            source.io(&options(file), &format!("write -P {} 0 36M", number + 1))?;
+        }
+        let (at_source, at_target) =
+            (source.start(&disks(&ours), false)?, target.start(&disks(&theirs), true)?);
+        let mut watcher = at_source.qmp()?;
+        let order = [
+            "--disk",
+            "disk2",
+            "--disk",
+            "disk0",
+            "--disk",
+            "disk1",
+            "--disks-at-once",
+            "1",
+            "--limit",
+            "40MiB/s",
+            "--keep-source",
+        ];
+        let (code, last) = stage.migrate("order", &order)?;
+        ensure!(code == 0, "{last}");
+        // Its answer comes behind all events.
+        watcher.query("query-status")?;
+        let told = beginnings_and_ends(&watcher.take_events());
+        let expected = ["disk2", "disk0", "disk1"];
+        let expected: Vec<_> = expected
+            .iter()
+            .flat_map(|d| [format!("begins vmferry-{d}"), format!("ready vmferry-{d}")])
+            .collect();
+        ensure!(told == expected, "{told:?}");
+        drop(watcher);
+        at_source.quit()?;
+        at_target.quit()?;
+        for (number, file) in theirs.iter().enumerate() {
+            target.io(&options(file), &format!("read -P {} 0 36M", number + 1))?;
+        }
+        Ok(())
+    })
+}
