@@ -20,6 +20,7 @@ pub(super) enum Call {
     Cancel,
     LimitMigration,
     LimitPeer,
+    LimitForward,
     CheckLibvirt,
     MigrateLibvirt,
     EndLibvirt,
@@ -48,6 +49,7 @@ impl Call {
             | Self::Cancel
             | Self::LimitMigration
             | Self::LimitPeer
+            | Self::LimitForward
             | Self::CheckLibvirt
             | Self::MigrateLibvirt
             | Self::EndLibvirt
@@ -76,6 +78,7 @@ impl Call {
             Self::Cancel => "cancel",
             Self::LimitMigration => "limit-migration",
             Self::LimitPeer => "limit-peer",
+            Self::LimitForward => "limit-forward",
             Self::CheckLibvirt => "check-libvirt",
             Self::MigrateLibvirt => "migrate-libvirt",
             Self::EndLibvirt => "end-libvirt",

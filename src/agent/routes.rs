@@ -72,6 +72,7 @@ pub(super) fn router(agent: Arc<Agent>) -> Gate {
         .route(Call::ListForwards, "/v1/forwards", get(forwards))
         .route(Call::AddForward, "/v1/forwards", post(add_forward))
         .route(Call::EndForward, "/v1/forwards/{id}/end", post(end_forward))
+        .route(Call::LimitForward, "/v1/forwards/{id}/limit", post(limit_forward))
         .route(Call::LookAtRecovery, "/v1/recover", get(look))
         .route(Call::Recover, "/v1/recover", post(recover))
         .route(Call::Force, "/v1/recover/{id}", post(force))
@@ -252,11 +253,26 @@ async fn end_forward(
 ) -> Result<Json<Forward>, Refusal> {
     let Path(id) = id?;
     tracing::info!(uid = caller.uid, pid = caller.pid, forwarding = %id, "end of a forwarding asked for");
-    let ended = agent.forwards.end(id).await.ok_or_else(|| {
-        let error = format!("this agent knows no forwarding {id}");
-        Refusal::new(StatusCode::NOT_FOUND, error, "see `vmferry forward list` for those that there are")
-    })?;
+    let ended = agent.forwards.end(id).await.ok_or_else(|| no_forwarding(id))?;
     Ok(Json(ended.into()))
+}
+
+async fn limit_forward(
+    State(agent): Agents,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    id: Id,
+    body: Result<Json<ShareRequest>, JsonRejection>,
+) -> Result<Json<Forward>, Refusal> {
+    let Path(id) = id?;
+    let Json(request) = body?;
+    tracing::info!(uid = caller.uid, pid = caller.pid, forwarding = %id, ?request, "limit asked for");
+    let changed = agent.forwards.change_share(id, request.into()).await;
+    changed.map(|changed| Json(changed.into())).ok_or_else(|| no_forwarding(id))
+}
+
+fn no_forwarding(id: Uuid) -> Refusal {
+    let error = format!("this agent knows no forwarding {id}");
+    Refusal::new(StatusCode::NOT_FOUND, error, "see `vmferry forward list` for those that there are")
 }
 
 impl From<AddError> for Refusal {

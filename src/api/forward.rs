@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{LocalSocket, Rate, SocketMode, TargetName, VERSION, Weight};
-use crate::forward::{ForwardingStatus, Spec, TargetStatus, Totals};
+use super::{LocalSocket, Rate, ShareRequest, SocketMode, TargetName, VERSION, Weight};
+use crate::forward::{ForwardingStatus, ShareChange, Spec, TargetStatus, Totals};
 
 /// `GET /v1/forwards`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -123,7 +123,14 @@ impl From<TargetStatus> for Target {
     }
 }
 
-/// The path that ends a forwarding.
-pub fn end_forward_path(id: Uuid) -> String {
-    format!("{VERSION}/forwards/{id}/end")
+impl From<ShareRequest> for ShareChange {
+    fn from(request: ShareRequest) -> Self {
+        let ShareRequest { limit_bytes_per_s, weight } = request;
+        Self { limit_bytes_per_s, weight }
+    }
+}
+
+/// The path of one forwarding.
+pub fn forward_path(id: Uuid) -> String {
+    format!("{VERSION}/forwards/{id}")
 }

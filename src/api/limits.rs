@@ -44,7 +44,7 @@ pub struct PeerLimitRequest {
     pub limit_bytes_per_s: Option<Rate>,
 }
 
-/// `POST /v1/migrations/{id}/limit`
+/// `POST /v1/migrations/{id}/limit`, `POST /v1/forwards/{id}/limit`
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShareRequest {

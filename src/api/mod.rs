@@ -31,7 +31,7 @@ pub use crate::migrate::vm_state::{Here, VmState};
 pub use crate::migrate::{DiskChoice, DisksAtOnce, DowntimeLimit, Options, Retry};
 pub use crate::rate::Rate;
 pub use check::{CheckReport, CheckRequest};
-pub use forward::{Forward, ForwardRequest, Forwards, Target, Traffic, end_forward_path};
+pub use forward::{Forward, ForwardRequest, Forwards, Target, Traffic, forward_path};
 pub use libvirt::{
     Channel, Channels, Expected, LIBVIRT, LibvirtEnd, LibvirtLook, LibvirtMigration, LibvirtRequest,
     LibvirtRole, LibvirtStage, MovedBytes, Told, libvirt_path,

@@ -70,11 +70,12 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Follow a migration to its end; its exit code is the migration's.
+    /// Follow a migration to its end, and its exit code is the migration's; or a forwarding, second by second.
     Watch {
-        /// The migration: its id, the beginning of it, or its VM.
-        #[arg(value_name = "VM|ID")]
-        migration: String,
+        /// The migration: its id, the beginning of it, or its VM; or a forwarding: its id, the beginning of
+        /// it, or its name.
+        #[arg(value_name = "VM|ID|NAME")]
+        what: String,
         /// Print one line of JSON for each change.
         #[arg(long)]
         json: bool,
@@ -184,6 +185,22 @@ pub(super) enum ForwardCommand {
     Add(AddForwardArgs),
     /// List forwardings and targets with what they carry.
     List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change what a forwarding may send in a second, and its part of what is sent, while it runs; until it
+    /// ends or the agent stops.
+    Limit {
+        /// The forwarding: its id, the beginning of it, or its name in the configuration.
+        #[arg(value_name = "ID|NAME")]
+        forward: String,
+        /// Bytes per second over all its connections, as in 100MiB/s or 1G, or `none`.
+        #[arg(long, value_name = "RATE", required_unless_present = "weight")]
+        rate: Option<Limit>,
+        /// Its part of what is sent to the peer.
+        #[arg(long, value_name = "WEIGHT", value_parser = weight())]
+        weight: Option<u16>,
         /// Print JSON.
         #[arg(long)]
         json: bool,

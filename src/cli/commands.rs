@@ -23,10 +23,7 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
         Command::List { json } => list(&client, json).await,
         Command::Status { what: None, json } => status(&client, json).await,
         Command::Status { what: Some(what), json } => status_of(&client, &what, json).await,
-        Command::Watch { migration, json } => {
-            let id = pick::migration(&client, &migration).await?;
-            watch::follow(&client, id, json).await
-        }
+        Command::Watch { what, json } => watch_any(&client, &what, json).await,
         Command::Cancel { migration } => cancel(&client, &migration).await,
         Command::Limit(args) => limit::run(&client, args).await,
         Command::Forward(command) => forward::run(&client, command).await,
@@ -34,6 +31,20 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
         Command::Libvirt(command) => libvirt::run(socket, command).await,
         Command::Recover(args) => recover::run(&client, args).await,
         Command::Agent { .. } | Command::Certs(_) => Ok(EXIT_USAGE.into()),
+    }
+}
+
+/// A migration, or a forwarding.
+async fn watch_any(client: &Client, what: &str, json: bool) -> anyhow::Result<ExitCode> {
+    if let Some(id) = forward::with_id(client, what).await? {
+        return forward::watch(client, id, json).await;
+    }
+    match pick::migration(client, what).await {
+        Ok(id) => watch::follow(client, id, json).await,
+        Err(e) => match forward::find(client, what).await {
+            Ok(id) => forward::watch(client, id, json).await,
+            Err(_) => Err(e),
+        },
     }
 }
 

@@ -1,18 +1,22 @@
 //! `vmferry forward`: sockets that are carried to peers, shown, added and ended.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hyper::Method;
 use indicatif::HumanBytes;
+use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
-use super::args::{AddForwardArgs, ForwardCommand};
+use super::args::{AddForwardArgs, ForwardCommand, Limit};
 use super::client::Client;
 use super::show;
-use crate::api::{Forward, ForwardRequest, Forwards, Target, Traffic, end_forward_path};
+use crate::api::{Forward, ForwardRequest, Forwards, ShareRequest, Target, Traffic, forward_path};
 
 const PATH: &str = "/v1/forwards";
+/// Between two lines of `watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(client: &Client, command: ForwardCommand) -> anyhow::Result<ExitCode> {
     match command {
@@ -21,9 +25,23 @@ pub(super) async fn run(client: &Client, command: ForwardCommand) -> anyhow::Res
             let all: Forwards = client.get(PATH).await?;
             if json { show::json(&all)? } else { show_all(&all) }
         }
+        ForwardCommand::Limit { forward, rate, weight, json } => {
+            let id = find(client, &forward).await?;
+            let limit_bytes_per_s = rate.map(|Limit(limit)| limit);
+            let request =
+                ShareRequest { limit_bytes_per_s, weight: weight.map(TryInto::try_into).transpose()? };
+            let path = format!("{}/limit", forward_path(id));
+            let changed: Forward = client.call(Method::POST, &path, &request).await?;
+            if json {
+                show::json(&changed)?
+            } else {
+                println!("{}: {}", name(&changed), share_text(&changed))
+            }
+        }
         ForwardCommand::End { forward } => {
             let id = find(client, &forward).await?;
-            let ended: Forward = client.call(Method::POST, &end_forward_path(id), &()).await?;
+            let path = format!("{}/end", forward_path(id));
+            let ended: Forward = client.call(Method::POST, &path, &()).await?;
             println!("{} has ended; it carried {}", ended.spec.listen, traffic_text(&ended.traffic));
         }
     }
@@ -51,8 +69,69 @@ async fn add(client: &Client, args: AddForwardArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The forwarding with that whole id, if it is one.
+pub(super) async fn with_id(client: &Client, wanted: &str) -> anyhow::Result<Option<Uuid>> {
+    let Ok(id) = wanted.parse::<Uuid>() else { return Ok(None) };
+    Ok(one(client, id).await?.map(|forward| forward.id))
+}
+
+async fn one(client: &Client, id: Uuid) -> anyhow::Result<Option<Forward>> {
+    let all: Forwards = client.get(PATH).await?;
+    Ok(all.forwards.into_iter().find(|forward| forward.id == id))
+}
+
+/// Shows what a forwarding carries, second by second, until it ends. Ctrl-C ends the watching only.
+pub(super) async fn watch(client: &Client, id: Uuid, json: bool) -> anyhow::Result<ExitCode> {
+    let mut seconds = tokio::time::interval(WATCH_EVERY);
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut before: Option<(Instant, Traffic)> = None;
+    loop {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
+            _ = seconds.tick() => {}
+        }
+        let Some(forward) = one(client, id).await? else {
+            if !json {
+                println!("it has ended");
+            }
+            return Ok(ExitCode::SUCCESS);
+        };
+        let now = (Instant::now(), forward.traffic.clone());
+        if json {
+            println!("{}", serde_json::to_string(&forward)?);
+        } else {
+            println!("{}: {}", name(&forward), moving_text(before.as_ref().unwrap_or(&now), &now));
+            if !forward.intact {
+                println!("  the socket's file is another one now: programs connect past this forwarding");
+            }
+        }
+        before = Some(now);
+    }
+}
+
+/// What has moved between two looks.
+fn moving_text((at, before): &(Instant, Traffic), (until, now): &(Instant, Traffic)) -> String {
+    let millis = (until.duration_since(*at).as_millis() as u64).max(1);
+    let rate = |now: u64, before: u64| HumanBytes(now.saturating_sub(before).saturating_mul(1000) / millis);
+    format!(
+        "sends {}/s, receives {}/s, {}",
+        rate(now.sent_bytes, before.sent_bytes),
+        rate(now.received_bytes, before.received_bytes),
+        traffic_text(now)
+    )
+}
+
+fn name(forward: &Forward) -> String {
+    forward.name.clone().unwrap_or_else(|| forward.spec.listen.to_string())
+}
+
+fn share_text(forward: &Forward) -> String {
+    let limit = forward.spec.limit_bytes_per_s.map_or_else(|| "no limit".into(), |limit| limit.to_string());
+    format!("{limit}, weight {}", u16::from(forward.spec.weight))
+}
+
 /// By its name, its id, or the beginning of that.
-async fn find(client: &Client, wanted: &str) -> anyhow::Result<Uuid> {
+pub(super) async fn find(client: &Client, wanted: &str) -> anyhow::Result<Uuid> {
     let all: Forwards = client.get(PATH).await?;
     if let Some(named) = all.forwards.iter().find(|f| f.name.as_deref() == Some(wanted)) {
         return Ok(named.id);
@@ -71,7 +150,7 @@ fn show_all(all: &Forwards) {
     for forward in &all.forwards {
         let Forward { id, name, spec, listening, intact, traffic } = forward;
         let name = name.as_deref().unwrap_or("added");
-        println!("{id} ({name}): {} to {} at {}", spec.listen, spec.target, spec.to);
+        println!("{id} ({name}): {} to {} at {}, {}", spec.listen, spec.target, spec.to, share_text(forward));
         println!("  {}", traffic_text(traffic));
         if !listening {
             println!("  it does not listen");

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::TcpStream;
@@ -19,6 +19,9 @@ pub(crate) enum TargetError {
     /// It has not taken the connection in time.
     #[error("its queue of connections was full for {} s", CONNECT_DEADLINE.as_secs())]
     Timeout,
+    /// What must be there beside it is not.
+    #[error("{} is not there beside it", .0.display())]
+    Alone(PathBuf),
     /// The operating system's answer.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -29,6 +32,7 @@ impl TargetError {
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::Timeout => Code::TargetTimeout,
+            Self::Alone(_) => Code::TargetAlone,
             Self::Io(e) => match e.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Code::TargetAbsent,
                 io::ErrorKind::ConnectionRefused => Code::TargetRefused,

@@ -25,7 +25,7 @@ use super::limits::{ACCEPT_PAUSE, LISTEN_BACKLOG, ROOM_DEADLINE, ROOM_POLL};
 use super::listener::{Listener, SocketFile};
 use super::peers::{Bounds, Peers};
 use super::reason::{Throttle, in_words};
-use super::spec::Spec;
+use super::spec::{ShareChange, Spec};
 use crate::config::PeerConfig;
 use crate::error_chain::chain;
 use crate::mux::{Class, Code, Name, Open, OpenError, Share, SharedLimit, WEIGHT_DEFAULT, purpose};
@@ -65,7 +65,9 @@ pub(super) struct Forwarding {
     peer: PeerConfig,
     peers: Arc<Peers>,
     bounds: Arc<Bounds>,
-    share: Share,
+    share: Mutex<Share>,
+    /// What an operator has changed since it began.
+    changed: Mutex<ShareChange>,
     open: Open,
     /// The session in use.
     lane: Mutex<Option<Session>>,
@@ -124,6 +126,7 @@ impl Forwarding {
     pub(super) fn new(beginning: Beginning, peers: &Arc<Peers>) -> Arc<Self> {
         let Beginning { id, name, spec, peer, connections, file } = beginning;
         let limit = spec.limit_bytes_per_s.map(|rate| SharedLimit::new(rate.get(), Instant::now()));
+        let share = Share { weight: spec.weight.into(), limit, ahead: false };
         let open = Open {
             purpose: purpose::FORWARD,
             class: if spec.urgent { Class::Urgent } else { Class::Bulk },
@@ -133,7 +136,8 @@ impl Forwarding {
             name: Name::new(spec.target.as_str().as_bytes()).unwrap_or(Name::NONE),
         };
         Arc::new(Self {
-            share: Share { weight: spec.weight.into(), limit, ahead: false },
+            share: Mutex::new(share),
+            changed: Mutex::default(),
             bounds: peers.bounds(&peer.identity),
             peers: Arc::clone(peers),
             id,
@@ -184,7 +188,36 @@ impl Forwarding {
         if let Some(before) = before.filter(|before| before.id() != session.id()) {
             before.share(*self.id.as_bytes(), Share::default());
         }
-        session.share(*self.id.as_bytes(), self.share.clone());
+        session.share(*self.id.as_bytes(), locked(&self.share).clone());
+    }
+
+    /// Changes what it may send, from now on.
+    pub(super) fn change_share(&self, change: ShareChange) {
+        let share = {
+            let (mut share, mut changed) = (locked(&self.share), locked(&self.changed));
+            changed.add(change);
+            if let Some(limit) = change.limit_bytes_per_s {
+                let before = share.limit.take();
+                share.limit = limit.map(|rate| SharedLimit::renewed(before, rate.get(), Instant::now()));
+            }
+            if let Some(weight) = change.weight {
+                share.weight = weight.into();
+            }
+            share.clone()
+        };
+        if let Some(session) = locked(&self.lane).as_ref() {
+            session.share(*self.id.as_bytes(), share);
+        }
+    }
+
+    /// What has been changed of it.
+    pub(super) fn changed(&self) -> ShareChange {
+        *locked(&self.changed)
+    }
+
+    /// What it is, with what has been changed.
+    pub(super) fn spec_now(&self) -> Spec {
+        self.changed().applied_to(self.spec.clone())
     }
 
     /// Whether its socket is still the one that was made: others could listen in its place.

@@ -18,7 +18,7 @@ use super::incoming::Incoming;
 use super::limits::FORWARDINGS_MAX;
 use super::listener::{ListenError, Listener};
 use super::peers::Peers;
-use super::spec::Spec;
+use super::spec::{ShareChange, Spec};
 use super::status::{Figures, ForwardingStatus, TargetStatus};
 use super::tally::{DYNAMIC, Labels, Side, Totals};
 use super::targets::{Grant, GrantError, Granted, Targets};
@@ -178,6 +178,13 @@ impl Forwards {
             opened = status.totals.opened, "a forwarding ends"
         );
         Some(status)
+    }
+
+    /// Changes what a forwarding may send, until it ends or the agent stops. What it is then.
+    pub async fn change_share(&self, id: Uuid, change: ShareChange) -> Option<ForwardingStatus> {
+        let forwarding = self.locked().all.get(&id).cloned()?;
+        forwarding.change_share(change);
+        Some(shown(&forwarding).await)
     }
 
     /// One forwarding.
@@ -349,12 +356,13 @@ impl Forwards {
                 ),
             }
         }
-        for FrozenGrant { name, connect, peer, left_ms, connections, totals } in left.grants {
+        for FrozenGrant { name, connect, peer, beside, left_ms, connections, totals } in left.grants {
             let Ok(peer) = peer.parse::<Identity>() else { continue };
             let of_grant = Connections::new(self.labels.of(Side::Target, DYNAMIC));
             self.take_up_target(&of_grant, &totals, connections, streams, fds);
             let until = Instant::now() + Duration::from_millis(left_ms);
-            self.incoming.targets.restore(name, Granted { connect, peer, until, connections: of_grant });
+            let granted = Granted { connect, peer, beside, until, connections: of_grant };
+            self.incoming.targets.restore(name, granted);
         }
     }
 
@@ -385,8 +393,17 @@ impl Forwards {
         streams: &mut ThawedStreams,
         fds: &mut Descriptors,
     ) -> Result<(), String> {
-        let FrozenForwarding { id, name, spec: before, file, listener, connections, unopened, totals } =
-            frozen;
+        let FrozenForwarding {
+            id,
+            name,
+            spec: before,
+            file,
+            listener,
+            connections,
+            unopened,
+            totals,
+            changed,
+        } = frozen;
         let socket = listener.and_then(|number| fds.take(number));
         let spec = match &name {
             None => before.clone(),
@@ -415,6 +432,7 @@ impl Forwards {
         let file = listener.file.clone();
         let beginning = Beginning { id, name, spec, peer, connections: all, file };
         let forwarding = Forwarding::new(beginning, &self.peers);
+        forwarding.change_share(changed.thaw());
         for connection in connections {
             let Some(thawed) = connection.thaw(streams, fds) else { continue };
             let ThawedConnection { session, local, stream, state } = thawed;
@@ -450,7 +468,7 @@ async fn shown(forwarding: &Forwarding) -> ForwardingStatus {
     ForwardingStatus {
         id: forwarding.id,
         name: forwarding.name.clone(),
-        spec: forwarding.spec.clone(),
+        spec: forwarding.spec_now(),
         is_listening: forwarding.is_listening(),
         is_intact: forwarding.is_intact(),
         open: forwarding.connections.open(),

@@ -2,6 +2,7 @@
 //! beside it in a list of descriptors.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use uuid::Uuid;
 use super::connections::StoppedConnection;
 use super::forwarding::{Forwarding, StoppedForwarding, StoppedOpening};
 use super::listener::SocketFile;
-use super::spec::Spec;
+use super::spec::{ShareChange, Spec};
 use super::tally::Totals;
 use super::targets::Granted;
 use crate::config::{LocalSocket, TargetName};
@@ -18,6 +19,8 @@ use crate::net::pump::{FrozenPump, PumpState};
 use crate::net::session::Session;
 use crate::net::stream::Stream;
 use crate::net::stream_owner::{Descriptors, OwnedStream, StreamOwner, ThawedStreams};
+use crate::rate::Rate;
+use crate::weight::Weight;
 
 /// All that an agent leaves of its forwardings and targets.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -50,6 +53,39 @@ pub(super) struct FrozenForwarding {
     /// Accepted and not opened, in the list of descriptors.
     pub(super) unopened: Vec<usize>,
     pub(super) totals: Totals,
+    /// What an operator has changed of it. Versions before this one leave nothing.
+    #[serde(default)]
+    pub(super) changed: FrozenChange,
+}
+
+/// [`ShareChange`] in a form in which no limit and no change differ.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct FrozenChange {
+    limit: Option<FrozenLimit>,
+    weight: Option<Weight>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum FrozenLimit {
+    None,
+    BytesPerS(Rate),
+}
+
+impl FrozenChange {
+    pub(super) fn thaw(self) -> ShareChange {
+        let limit = self.limit.map(|limit| match limit {
+            FrozenLimit::None => None,
+            FrozenLimit::BytesPerS(rate) => Some(rate),
+        });
+        ShareChange { limit_bytes_per_s: limit, weight: self.weight }
+    }
+}
+
+impl From<ShareChange> for FrozenChange {
+    fn from(change: ShareChange) -> Self {
+        let frozen = |limit: Option<Rate>| limit.map_or(FrozenLimit::None, FrozenLimit::BytesPerS);
+        Self { limit: change.limit_bytes_per_s.map(frozen), weight: change.weight }
+    }
 }
 
 /// A target of the configuration.
@@ -66,6 +102,9 @@ pub(super) struct FrozenGrant {
     pub(super) name: TargetName,
     pub(super) connect: LocalSocket,
     pub(super) peer: String,
+    /// Must be there, too. Versions before this one leave none.
+    #[serde(default)]
+    pub(super) beside: Option<PathBuf>,
     /// For how long it may still be used.
     pub(super) left_ms: u64,
     pub(super) connections: Vec<FrozenConnection>,
@@ -147,6 +186,7 @@ pub(super) fn settle_forwarding(
         connections,
         unopened: unopened.into_iter().map(|local| fds.add(local)).collect(),
         totals: of.connections.totals(),
+        changed: of.changed().into(),
     }
 }
 
@@ -162,6 +202,7 @@ pub(super) fn settle_grant(
         name,
         connect: granted.connect.clone(),
         peer: granted.peer.to_string(),
+        beside: granted.beside.clone(),
         left_ms: left.as_millis() as u64,
         connections: settle_carried(carried, fds),
         totals: granted.connections.totals(),

@@ -10,13 +10,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connections::{Connections, Place};
-use super::connector::connect;
+use super::connector::{TargetError, connect};
 use super::peers::Peers;
 use super::reason::Throttle;
 use super::tally::{Labels, Side};
@@ -36,8 +37,20 @@ const NONE: &str = "none";
 struct Waiting {
     stream: IncomingStream,
     connect: LocalSocket,
+    /// Must be there when it is connected.
+    beside: Option<PathBuf>,
     connections: Connections,
     place: Place,
+}
+
+impl Waiting {
+    /// A connection to its target.
+    async fn connect(&self) -> Result<OwnedFd, TargetError> {
+        match &self.beside {
+            Some(beside) if !beside.exists() => Err(TargetError::Alone(beside.clone())),
+            _ => connect(&self.connect).await,
+        }
+    }
 }
 
 /// Which queue: the session, and the forwarding at the peer.
@@ -80,14 +93,14 @@ impl Incoming {
         if self.locked().is_frozen {
             return stream.leave();
         }
-        let (connect, connections, place) = match self.admit(&stream) {
+        let (Found { connect, beside, connections }, place) = match self.admit(&stream) {
             Ok(admitted) => admitted,
             Err(code) => {
                 self.refused(&stream, code);
                 return stream.refuse(code);
             }
         };
-        let waiting = Waiting { stream, connect, connections, place };
+        let waiting = Waiting { stream, connect, beside, connections, place };
         let key = (waiting.stream.session().id(), waiting.stream.open.migration);
         let mut queues = self.locked();
         if queues.is_frozen {
@@ -103,14 +116,14 @@ impl Incoming {
     }
 
     /// Whether its peer may use the target that it names.
-    fn admit(&self, stream: &IncomingStream) -> Result<(LocalSocket, Connections, Place), Code> {
+    fn admit(&self, stream: &IncomingStream) -> Result<(Found, Place), Code> {
         let peer = &stream.session().info().peer;
         let name = std::str::from_utf8(stream.open.name.as_bytes()).unwrap_or_default();
         let name = name.parse::<TargetName>().map_err(|_| Code::NoTarget)?;
-        let Found { connect, connections } = self.targets.find(&name, self.peers.name_of(peer), peer)?;
-        let entered = connections.enter(&self.peers.bounds(peer).incoming);
-        let place = entered.inspect_err(|code| connections.failed(*code))?;
-        Ok((connect, connections, place))
+        let found = self.targets.find(&name, self.peers.name_of(peer), peer)?;
+        let entered = found.connections.enter(&self.peers.bounds(peer).incoming);
+        let place = entered.inspect_err(|code| found.connections.failed(*code))?;
+        Ok((found, place))
     }
 
     fn refused(&self, stream: &IncomingStream, code: Code) {
@@ -144,7 +157,7 @@ impl Incoming {
                     waiting.stream.leave();
                     continue;
                 }
-                connected = connect(&waiting.connect) => connected,
+                connected = waiting.connect() => connected,
             };
             match connected {
                 Ok(local) => begin(waiting, local).await,

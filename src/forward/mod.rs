@@ -37,7 +37,7 @@ pub use forwards::{AddError, Forwards, StartError};
 pub use frozen::FrozenForwards;
 pub use limits::{CONNECTIONS_MAX, PEER_CONNECTIONS_MAX};
 pub use listener::ListenError;
-pub use spec::Spec;
+pub use spec::{ShareChange, Spec};
 pub use status::{Figures, ForwardingStatus, TargetStatus};
 pub use tally::{Side, Totals};
 pub use targets::{Grant, GrantError};

@@ -14,6 +14,7 @@ pub(super) fn in_words(code: Code) -> &'static str {
         Code::TargetAbsent => "the target's socket is not there",
         Code::TargetRefused => "nobody listens at the target's socket",
         Code::TargetTimeout => "the target does not take connections",
+        Code::TargetAlone => "the socket that belongs beside the target's is not there",
         Code::ConnectFailed => "the peer cannot connect to the target; its log says why",
         Code::Limit => "there are too many connections",
         Code::Unsupported => "the peer's version has no forwarding",

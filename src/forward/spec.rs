@@ -29,6 +29,30 @@ pub struct Spec {
     pub mode: SocketMode,
 }
 
+/// A change of what a forwarding may send. What is none stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ShareChange {
+    /// Within: none for no limit.
+    pub limit_bytes_per_s: Option<Option<Rate>>,
+    pub weight: Option<Weight>,
+}
+
+impl ShareChange {
+    /// A later change counts more.
+    pub(super) fn add(&mut self, later: Self) {
+        self.limit_bytes_per_s = later.limit_bytes_per_s.or(self.limit_bytes_per_s);
+        self.weight = later.weight.or(self.weight);
+    }
+
+    pub(super) fn applied_to(self, spec: Spec) -> Spec {
+        Spec {
+            limit_bytes_per_s: self.limit_bytes_per_s.unwrap_or(spec.limit_bytes_per_s),
+            weight: self.weight.unwrap_or(spec.weight),
+            ..spec
+        }
+    }
+}
+
 impl Spec {
     /// With nothing but what it needs: a socket for the agent's user alone.
     pub fn new(listen: LocalSocket, to: &str, target: TargetName) -> Self {

@@ -2,6 +2,7 @@
 //! grants for a time. A peer names a target and never a path; what it may name is decided here.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ pub struct Grant {
     pub connect: LocalSocket,
     /// The peer that may use it.
     pub peer: Identity,
+    /// Connections are only made while this file is there, too.
+    pub beside: Option<PathBuf>,
     /// For how long it may begin connections; those that it has begun go on until the grant is revoked.
     pub within: Duration,
 }
@@ -40,6 +43,7 @@ pub enum GrantError {
 pub(super) struct Granted {
     pub(super) connect: LocalSocket,
     pub(super) peer: Identity,
+    pub(super) beside: Option<PathBuf>,
     pub(super) until: Instant,
     pub(super) connections: Connections,
 }
@@ -56,6 +60,8 @@ pub(super) struct Configured {
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) connect: LocalSocket,
+    /// Must be there, too.
+    pub(super) beside: Option<PathBuf>,
     pub(super) connections: Connections,
 }
 
@@ -88,8 +94,11 @@ impl Targets {
         identity: &Identity,
     ) -> Result<Found, Code> {
         if let Some(granted) = self.locked().get(name).filter(|granted| Instant::now() < granted.until) {
-            let found =
-                || Found { connect: granted.connect.clone(), connections: granted.connections.clone() };
+            let found = || Found {
+                connect: granted.connect.clone(),
+                beside: granted.beside.clone(),
+                connections: granted.connections.clone(),
+            };
             return (granted.peer == *identity).then(found).ok_or(Code::Denied);
         }
         let matching = self.configured.iter().find_map(|target| {
@@ -102,7 +111,7 @@ impl Targets {
         }
         // With this part of a name the path is too long for the kernel: there is no such socket.
         let connect = target.config.socket(part).map_err(|_| Code::TargetAbsent)?;
-        Ok(Found { connect, connections: target.connections.clone() })
+        Ok(Found { connect, beside: None, connections: target.connections.clone() })
     }
 
     /// Grants a target.
@@ -116,10 +125,10 @@ impl Targets {
         if granted.len() >= FORWARDINGS_MAX {
             return Err(GrantError::TooMany);
         }
-        let Grant { name, connect, peer, within } = grant;
+        let Grant { name, connect, peer, beside, within } = grant;
         let connections = Connections::new(labels.of(Side::Target, DYNAMIC));
         let until = now + within.min(GRANT_MAX);
-        granted.insert(name, Granted { connect, peer, until, connections });
+        granted.insert(name, Granted { connect, peer, beside, until, connections });
         Ok(())
     }
 
@@ -202,6 +211,7 @@ mod tests {
             name: "vnc-ram".parse().unwrap(),
             connect: "/granted".parse().unwrap(),
             peer: "bravo".parse().unwrap(),
+            beside: None,
             within,
         };
         assert_eq!(find(&targets, "vnc-ram", "bravo"), Err(Code::Denied));

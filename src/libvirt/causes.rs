@@ -31,6 +31,10 @@ fn in_words(channel: Channel, reason: &str, peer: &str) -> String {
         "no_target" | "denied" => format!("{peer} has taken away what it had prepared"),
         "target_absent" => format!("{whose} of {peer} has not made its socket, or has ended"),
         "target_refused" => format!("{whose} of {peer} does not listen any more"),
+        "target_alone" => format!(
+            "{whose} of {peer} waits for disks here and not for RAM: --migrateuri was changed or left out, and the \
+             RAM would have gone past the tunnel, so the disks were refused"
+        ),
         "target_timeout" => format!("{whose} of {peer} does not take connections"),
         "connect_failed" => format!(
             "the agent of {peer} may not connect to {whose}: see its log, and `vmferry libvirt check`"

@@ -146,6 +146,7 @@ fn prepare(
         stage: Stage::Prepared,
         began_at: OffsetDateTime::now_utc(),
         channels: Channels { rpc: rpc.then(Moved::default), ..Channels::default() },
+        expected: None,
         causes: Vec::new(),
         ended: None,
         left: Vec::new(),
@@ -190,7 +191,11 @@ fn grant_all(context: &Context, peer: &Identity, id: Uuid, folder: &Path, rpc: b
             Channel::Ram | Channel::Nbd => channel.socket(folder),
         };
         let name = target(id, channel).map_err(|e| e.to_string())?;
-        let grant = Grant { name, connect: LocalSocket::Unix(connect), peer: peer.clone(), within: KEPT };
+        // QEMU listens for RAM before any disk is connected. If it does not, its RAM would come by a port of
+        // the network: without disks libvirt gives up before.
+        let beside = (channel == Channel::Nbd).then(|| Channel::Ram.socket(folder));
+        let connect = LocalSocket::Unix(connect);
+        let grant = Grant { name, connect, peer: peer.clone(), beside, within: KEPT };
         context.forwards.grant(grant).map_err(|e| chain(&e))?;
     }
     Ok(())

@@ -75,6 +75,7 @@ pub(super) async fn prepare(context: &Context, request: &Request) -> Result<Stat
         stage: Stage::Prepared,
         began_at: OffsetDateTime::now_utc(),
         channels: Channels { rpc: request.rpc.then(Moved::default), ..Channels::default() },
+        expected: request.expected,
         causes: Vec::new(),
         ended: None,
         left: Vec::new(),

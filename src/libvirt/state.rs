@@ -239,6 +239,9 @@ pub struct Request {
     /// Kept for this long without anybody who follows it; else it ends soon after its last follower.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_s: Option<u64>,
+    /// What must go through if nothing goes past the tunnel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Expected>,
 }
 
 impl Request {
@@ -263,6 +266,9 @@ pub struct State {
     #[serde(with = "time::serde::rfc3339")]
     pub began_at: OffsetDateTime,
     pub channels: Channels,
+    /// What must have gone through at its end; of a source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Expected>,
     /// Why connections came to nothing, or are about to: what libvirt does not say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub causes: Vec<String>,

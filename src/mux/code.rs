@@ -29,6 +29,8 @@ pub enum Code {
     TargetRefused,
     /// Stream: the target did not take the connection in time.
     TargetTimeout,
+    /// Stream: what must be there beside the target is not.
+    TargetAlone,
     /// Session: no version in common.
     Version,
     /// Session: a required feature is not offered.
@@ -55,7 +57,7 @@ pub enum Code {
     Other(u32),
 }
 
-const KNOWN: [(u32, Code, &str); 24] = [
+const KNOWN: [(u32, Code, &str); 25] = [
     (1, Code::Cancelled, "cancelled"),
     (2, Code::Refused, "refused"),
     (3, Code::Denied, "denied"),
@@ -69,6 +71,7 @@ const KNOWN: [(u32, Code, &str); 24] = [
     (11, Code::TargetAbsent, "target_absent"),
     (12, Code::TargetRefused, "target_refused"),
     (13, Code::TargetTimeout, "target_timeout"),
+    (14, Code::TargetAlone, "target_alone"),
     (32, Code::Version, "version"),
     (33, Code::Feature, "feature"),
     (34, Code::Protocol, "protocol"),

@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use crate::bed::{Hosts, left_below};
 use crate::support::agent::PORT;
-use crate::support::process::{LONG, Outcome, SHORT, wait_for};
-use crate::support::{Agent, AgentSpec, Credentials, Host, Lab, VmferryRun, Way};
+use crate::support::process::{LONG, Outcome, wait_for};
+use crate::support::{Agent, AgentSpec, Credentials, Host, Lab, Vm, VmEntry, VmferryRun, Way};
 
 /// The agent's user on both hosts (host.sh).
 pub(crate) const USER: u32 = 64056;
@@ -26,6 +26,13 @@ pub(crate) const FOLDER: &str = "/run/vmferry/libvirt";
 const PERMITS: &str = "libvirt = [\"web*\"]\nlibvirt_rpc = true\n";
 /// A migration by virsh, on two busy cores.
 const MOVE_WITHIN: Duration = Duration::from_secs(300);
+
+/// One end of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Source,
+    Destination,
+}
 
 /// Both agents.
 #[derive(Debug)]
@@ -42,22 +49,48 @@ impl Agents {
 
     /// Agents with all rights.
     pub(crate) fn start_as_root(lab: &Lab, hosts: &Hosts) -> Result<Self> {
-        Self::begin_both(lab, hosts, PERMITS, 0)
+        Self::begin_both(lab, hosts, PERMITS, 0, None)
+    }
+
+    /// The same, beside a guest whose QEMU is nobody's but vmferry's.
+    pub(crate) fn start_beside(lab: &Lab, hosts: &Hosts, guest: [&Vm; 2]) -> Result<Self> {
+        Self::begin_both(lab, hosts, PERMITS, 0, Some(guest))
     }
 
     /// The same with other lines in the peers' tables.
     pub(crate) fn start_with(lab: &Lab, hosts: &Hosts, peer_lines: &str) -> Result<Self> {
-        Self::begin_both(lab, hosts, peer_lines, USER)
+        Self::begin_both(lab, hosts, peer_lines, USER, None)
     }
 
-    fn begin_both(lab: &Lab, hosts: &Hosts, peer_lines: &str, user: u32) -> Result<Self> {
+    fn begin_both(
+        lab: &Lab,
+        hosts: &Hosts,
+        peer_lines: &str,
+        user: u32,
+        guest: Option<[&Vm; 2]>,
+    ) -> Result<Self> {
         hosts.net.only_port(PORT, &[Way::ToBravo, Way::ToAlpha])?;
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
         let (alpha, bravo) = (&hosts.net.alpha, &hosts.net.bravo);
         Ok(Self {
-            alpha: begin(lab, alpha, bravo, &credentials, peer_lines, user)?,
-            bravo: begin(lab, bravo, alpha, &credentials, peer_lines, user)?,
+            alpha: begin(lab, [alpha, bravo], &credentials, peer_lines, user, guest.map(|[a, _]| a))?,
+            bravo: begin(lab, [bravo, alpha], &credentials, peer_lines, user, guest.map(|[_, b]| b))?,
         })
+    }
+
+    /// The agent where a move this way begins, or where it ends.
+    pub(crate) fn of(&mut self, way: Way, end: End) -> &mut Agent {
+        match (way, end) {
+            (Way::ToBravo, End::Source) | (Way::ToAlpha, End::Destination) => &mut self.alpha,
+            (Way::ToBravo, End::Destination) | (Way::ToAlpha, End::Source) => &mut self.bravo,
+        }
+    }
+
+    fn source(&self, way: Way) -> &Agent {
+        match way {
+            Way::ToBravo => &self.alpha,
+            Way::ToAlpha => &self.bravo,
+        }
     }
 
     /// Runs `vmferry libvirt migrate` on alpha to its end.
@@ -67,18 +100,42 @@ impl Agents {
 
     /// The same in the background.
     pub(crate) fn migrate_start(&self, options: &[&str]) -> Result<VmferryRun> {
-        let words = [&["libvirt", "migrate", "web1", "--to", "bravo", "--live"], options].concat();
-        self.alpha.vmferry_start(&words)
+        self.begin_move(Way::ToBravo, "web1", options)
+    }
+
+    /// The same of any domain, either way.
+    pub(crate) fn begin_move(&self, way: Way, domain: &str, options: &[&str]) -> Result<VmferryRun> {
+        let to = match way {
+            Way::ToBravo => "bravo",
+            Way::ToAlpha => "alpha",
+        };
+        let words = [&["libvirt", "migrate", domain, "--to", to, "--live"], options].concat();
+        self.source(way).vmferry_start(&words)
     }
 
     /// What alpha's agent knows of its migrations of libvirt's.
     pub(crate) fn migrations(&self) -> Result<Vec<Value>> {
-        Ok(self.alpha.api("/v1/libvirt")?.as_array().context("no list")?.clone())
+        self.migrations_from(Way::ToBravo)
     }
 
-    /// Waits until one of them is as asked.
+    /// What the agent where such moves begin knows of them.
+    pub(crate) fn migrations_from(&self, way: Way) -> Result<Vec<Value>> {
+        Ok(self.source(way).api("/v1/libvirt")?.as_array().context("no list")?.clone())
+    }
+
+    /// Waits until one of alpha's is as asked.
     pub(crate) fn wait_migration(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Result<Value> {
-        wait_for(what, SHORT, || Ok(self.migrations()?.into_iter().find(&is_it)))
+        self.wait_migration_from(Way::ToBravo, what, is_it)
+    }
+
+    /// Waits until one of those that go this way is as asked.
+    pub(crate) fn wait_migration_from(
+        &self,
+        way: Way,
+        what: &str,
+        is_it: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        wait_for(what, LONG, || Ok(self.migrations_from(way)?.into_iter().find(&is_it)))
     }
 
     /// That neither host has a socket, a folder or a record of a migration.
@@ -103,13 +160,14 @@ impl Agents {
 
 fn begin(
     lab: &Lab,
-    host: &Host,
-    peer: &Host,
+    [host, peer]: [&Host; 2],
     credentials: &Credentials,
     peer_lines: &str,
     user: u32,
+    guest: Option<&Vm>,
 ) -> Result<Agent> {
     let spec = AgentSpec {
+        vms: guest.map(VmEntry::of).into_iter().collect(),
         user: Some(user),
         peer_lines: peer_lines.to_owned(),
         end_lines: format!("[libvirt]\nfolder = \"{FOLDER}\"\n"),

@@ -196,17 +196,40 @@ impl Domain {
         ensure!(here == "shut off" || here == "absent", "it is {here} here");
         let (source, destination) = (self.here(way).1, self.there(way).1);
         let last = source.console()?.last().context("it never counted here")?;
-        let back = match way {
-            Way::ToBravo => Way::ToAlpha,
-            Way::ToAlpha => Way::ToBravo,
-        };
-        self.wait_count(back, last + 100)?;
+        self.wait_count(back(way), last + 100)?;
         let console = destination.console()?;
         ensure!(console.generations.is_empty(), "the guest booted again");
         let first = console.first().context("it never counted there")?;
         ensure!(first > last, "counted to {last} here, from {first} there");
         virsh_ok(self.there(way).0, &["destroy", &self.name])?;
         proof::disks_whole(destination)
+    }
+
+    /// That a move this way has arrived, and that the guest counts on; it lives on. On each host its count
+    /// never goes back, also over several visits, or its console is an error.
+    ///
+    /// # Errors
+    /// Any of it is not so.
+    pub(crate) fn goes_on(&self, way: Way) -> Result<()> {
+        ensure!(self.state_there(way)? == "running", "it is {} there", self.state_there(way)?);
+        let here = self.state_here(way)?;
+        ensure!(here == "shut off" || here == "absent", "it is {here} here");
+        let last = self.here(way).1.console()?.last().context("it never counted here")?;
+        self.wait_count(back(way), last + 100).map(drop)
+    }
+
+    /// That where moves this way have brought it nothing is missing on its disks, and that it has booted
+    /// once, on alpha. Ends it.
+    ///
+    /// # Errors
+    /// Any of it is not so.
+    pub(crate) fn ends_whole(&self, way: Way) -> Result<()> {
+        let boots =
+            [&self.alpha, &self.bravo].map(|vm| vm.console().map(|console| console.generations.len()));
+        let [on_alpha, on_bravo] = boots;
+        ensure!((on_alpha?, on_bravo?) == (1, 0), "the guest booted again");
+        virsh_ok(self.there(way).0, &["destroy", &self.name])?;
+        proof::disks_whole(self.there(way).1)
     }
 
     /// That a failed move has left it as it was: it runs here and counts on, and not there.
@@ -224,6 +247,13 @@ impl Domain {
     /// Its disks' names, as libvirt and QEMU have them.
     pub(crate) fn disks(&self) -> Vec<String> {
         (0..self.alpha.spec.disks.len()).map(node_name).collect()
+    }
+}
+
+fn back(way: Way) -> Way {
+    match way {
+        Way::ToBravo => Way::ToAlpha,
+        Way::ToAlpha => Way::ToBravo,
     }
 }
 

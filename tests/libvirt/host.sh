@@ -26,6 +26,9 @@ devices() {
     : >"$new/$device"
     mount --bind "/dev/$device" "$new/$device"
   done
+  # Who may use post-copy is not asked here. Its number is the kernel's choice.
+  device=$(awk '$2 == "userfaultfd" { print $1 }' /proc/misc)
+  [ -z "$device" ] || mknod -m 666 "$new/userfaultfd" c 10 "$device"
   for device in pts shm; do
     mkdir "$new/$device"
     mount --bind "/dev/$device" "$new/$device"

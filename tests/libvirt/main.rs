@@ -6,7 +6,11 @@ mod support;
 
 mod agents;
 mod bed;
+mod crowd;
 mod failures;
+mod links;
 mod matrix;
 mod moves;
 mod newer;
+mod postcopy;
+mod scene;

@@ -3,6 +3,8 @@
 mod agents;
 mod hostile;
 mod life;
+mod managers;
+mod shares;
 
 use std::io::{Read, Write};
 use std::net::Shutdown;

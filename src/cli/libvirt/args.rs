@@ -37,6 +37,12 @@ pub(in crate::cli) enum LibvirtCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Take away what `migrate --print` has made, on both hosts. What is connected through it is cut.
-    End { id: Uuid },
+    /// Take away what `migrate --print` has made, on both hosts. What is connected through it is cut. Says
+    /// whether all that libvirt has moved went through it: exit code 3 if not.
+    End {
+        id: Uuid,
+        /// This host's libvirt.
+        #[arg(long, value_name = "URI")]
+        connect: Option<String>,
+    },
 }

@@ -12,7 +12,7 @@ use super::verdict::Fate;
 use super::virsh::{Said, Virsh};
 use super::watch::{End, Watch};
 use super::{job, show};
-use crate::api::{Channel, Expected, LIBVIRT, LibvirtEnd, LibvirtMigration, LibvirtRequest, libvirt_path};
+use crate::api::{Channel, Expected, LIBVIRT, LibvirtMigration, LibvirtRequest, libvirt_path};
 use crate::cli::client::Client;
 use crate::cli::exit_code::EXIT_FAILED;
 
@@ -28,7 +28,7 @@ pub(super) async fn run(client: &Client, wanted: &Wanted) -> anyhow::Result<Exit
         return Ok(EXIT_FAILED.into());
     }
     let expected = expected(wanted, &Domain::parse(&xml.stdout));
-    let request = request(wanted);
+    let request = LibvirtRequest { expected: Some(expected), ..request(wanted) };
     let state: LibvirtMigration = client.call(Method::POST, LIBVIRT, &request).await?;
     let words = words(wanted, &state);
     if wanted.print {
@@ -68,6 +68,7 @@ pub(super) fn request(wanted: &Wanted) -> LibvirtRequest {
         to: wanted.to.clone(),
         rpc: wanted.dest_uri.is_none(),
         hold_s: wanted.print.then_some(HOLD_S),
+        expected: None,
     }
 }
 
@@ -88,7 +89,9 @@ fn words(wanted: &Wanted, state: &LibvirtMigration) -> Vec<String> {
     let socket = |channel: Channel| channel.socket(&state.folder).display().to_string();
     let through = || format!("qemu+unix:///system?socket={}", socket(Channel::Rpc));
     let mut words = vec!["migrate".to_owned()];
-    words.extend(wanted.virsh.iter().cloned());
+    // The disks are there already when a post-copy is resumed, and libvirt would ask how to reach them.
+    let of_disks = |word: &str| word.starts_with("--copy-storage") || word.starts_with("--migrate-disks");
+    words.extend(wanted.virsh.iter().filter(|word| !(wanted.resume && of_disks(word))).cloned());
     if !wanted.offline {
         words.push(format!("--migrateuri=unix://{}", socket(Channel::Ram)));
         if wanted.copies && !wanted.resume {
@@ -140,10 +143,7 @@ fn tell(wanted: &Wanted, fate: &Fate, told: Told<'_>) -> anyhow::Result<()> {
                 .and_then(|job| job.downtime_ms)
                 .map_or_else(String::new, |ms| format!(", paused for {ms} ms"));
             println!("{domain} has moved to {to} ({} through the tunnel{pause})", HumanBytes(bytes));
-            if let Some(ended) = told.ended.filter(|ended| ended.ended == Some(LibvirtEnd::Bypassed)) {
-                eprintln!("WARNING: not all of it went through the tunnel.");
-                ended.causes.iter().for_each(|cause| eprintln!("  {cause}"));
-            }
+            told.ended.iter().for_each(|ended| show::bypassed(ended));
         }
         Fate::Here(state) => {
             eprintln!("{domain} has not moved to {to}; libvirt has it here: {state}");
@@ -179,4 +179,47 @@ pub(super) fn refuse_print(wanted: &Wanted) -> anyhow::Result<()> {
         bail!("--print is for `vmferry libvirt migrate`");
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::api::{LibvirtRole, LibvirtStage};
+    use crate::cli::libvirt::options;
+
+    #[test]
+    fn a_resumed_post_copy_is_the_same_command_and_copies_no_disk() {
+        let state = LibvirtMigration {
+            id: uuid::Uuid::nil(),
+            domain: "web1".into(),
+            role: LibvirtRole::Source,
+            peer: "bravo".into(),
+            folder: "/run/x".into(),
+            stage: LibvirtStage::Prepared,
+            began_at: time::OffsetDateTime::UNIX_EPOCH,
+            channels: crate::api::Channels::default(),
+            expected: None,
+            causes: Vec::new(),
+            ended: None,
+            left: Vec::new(),
+        };
+        let line = |more: &str| {
+            let all =
+                format!("web1 --to bravo --p2p --postcopy --copy-storage-all --migrate-disks vda{more}");
+            let all: Vec<String> = all.split(' ').map(str::to_owned).collect();
+            words(&options::parse(&all).unwrap(), &state).join(" ")
+        };
+        let end = "--domain=web1 --desturi=qemu+unix:///system?socket=/run/x/libvirt.sock";
+        let ram = "--migrateuri=unix:///run/x/ram.sock";
+        let disks = "--copy-storage-all --migrate-disks=vda";
+        assert_eq!(
+            line(""),
+            format!("migrate --p2p --postcopy {disks} {ram} --disks-uri=unix:///run/x/nbd.sock {end}")
+        );
+        assert_eq!(
+            line(" --postcopy-resume"),
+            format!("migrate --p2p --postcopy --postcopy-resume {ram} {end}")
+        );
+    }
 }

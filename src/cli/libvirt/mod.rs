@@ -21,10 +21,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use hyper::Method;
+use uuid::Uuid;
 
 use super::client::Client;
-use crate::api::{LIBVIRT, LibvirtMigration, Told, libvirt_path};
+use crate::api::{LIBVIRT, LibvirtMigration, LibvirtStage, Told, libvirt_path};
 pub(super) use args::LibvirtCommand;
+use verdict::Fate;
+use virsh::Virsh;
 
 /// Those of this host, below its other migrations.
 pub(super) fn list_beside(all: &[LibvirtMigration]) {
@@ -52,11 +55,20 @@ pub(super) async fn run(socket: &Path, command: LibvirtCommand) -> anyhow::Resul
             show::list(&all, json)?;
             Ok(ExitCode::SUCCESS)
         }
-        LibvirtCommand::End { id } => {
-            let client = Client::new(socket);
-            let path = format!("{}/end", libvirt_path(id));
-            let ended: LibvirtMigration = client.call(Method::POST, &path, &Told::Unknown).await?;
-            Ok(show::taken_away(&ended))
-        }
+        LibvirtCommand::End { id, connect } => end(&Client::new(socket), id, connect.as_deref()).await,
     }
+}
+
+async fn end(client: &Client, id: Uuid, connect: Option<&str>) -> anyhow::Result<ExitCode> {
+    let all: Vec<LibvirtMigration> = client.get(LIBVIRT).await?;
+    let known = all.into_iter().find(|migration| migration.id == id);
+    // Of what nobody has used libvirt knows nothing.
+    let used = known.filter(|migration| migration.stage == LibvirtStage::UnderWay);
+    let told = match used {
+        Some(used) => Fate::told_by_libvirt(&Virsh::new(connect), &used.domain, used.expected).await,
+        None => Told::Unknown,
+    };
+    let path = format!("{}/end", libvirt_path(id));
+    let ended: LibvirtMigration = client.call(Method::POST, &path, &told).await?;
+    Ok(show::taken_away(&ended))
 }

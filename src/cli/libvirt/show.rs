@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::job::Job;
-use crate::api::{LibvirtMigration, LibvirtRole};
+use crate::api::{LibvirtEnd, LibvirtMigration, LibvirtRole};
 use crate::cli::exit_code::EXIT_LEFT;
 
 /// Between two lines where there is no terminal.
@@ -128,13 +128,26 @@ fn role(role: LibvirtRole) -> &'static str {
     role.name()
 }
 
-/// What has become of the sockets.
+/// What has become of the sockets, and of what was to go through them.
 pub(super) fn taken_away(ended: &LibvirtMigration) -> ExitCode {
     if ended.left.is_empty() {
         println!("the sockets of {} are gone on both hosts", ended.domain);
     }
     left(ended);
-    if ended.left.is_empty() { ExitCode::SUCCESS } else { EXIT_LEFT.into() }
+    match ended.ended {
+        Some(LibvirtEnd::Bypassed) => bypassed(ended),
+        _ => ended.causes.iter().for_each(|cause| eprintln!("the tunnel: {cause}")),
+    }
+    let is_well = ended.left.is_empty() && ended.ended != Some(LibvirtEnd::Bypassed);
+    if is_well { ExitCode::SUCCESS } else { EXIT_LEFT.into() }
+}
+
+/// Says it loudly if something went past the tunnel.
+pub(super) fn bypassed(ended: &LibvirtMigration) {
+    if ended.ended == Some(LibvirtEnd::Bypassed) {
+        eprintln!("WARNING: {} has moved, and not all of it went through the tunnel.", ended.domain);
+        ended.causes.iter().for_each(|cause| eprintln!("  {cause}"));
+    }
 }
 
 /// What was said of the tunnel, and what is left.

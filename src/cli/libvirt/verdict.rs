@@ -1,7 +1,7 @@
 //! What came of a migration, from what virsh said, where libvirt has the domain now, and what the tunnel saw.
 
 use super::virsh::{Said, Virsh};
-use crate::api::{LibvirtEnd, LibvirtMigration, Told};
+use crate::api::{Expected, LibvirtEnd, LibvirtMigration, Told};
 use crate::cli::exit_code::{EXIT_FAILED, EXIT_LEFT, EXIT_UNDECIDED};
 
 /// Where the domain is after virsh has ended.
@@ -39,11 +39,22 @@ impl Fate {
     }
 
     /// What the agent is told.
-    pub(super) fn told(&self, expected: crate::api::Expected) -> Told {
+    pub(super) fn told(&self, expected: Expected) -> Told {
         match self {
             Self::Moved => Told::Moved(expected),
             Self::Here(_) => Told::Failed,
             Self::Unknown(_) => Told::Unknown,
+        }
+    }
+
+    /// The same without a virsh of ours: what libvirt has of a domain that somebody may have moved.
+    pub(super) async fn told_by_libvirt(virsh: &Virsh, domain: &str, expected: Option<Expected>) -> Told {
+        match (Self::find(virsh, domain, None).await, expected) {
+            (Self::Here(_), _) => Told::Failed,
+            (Self::Unknown(state), Some(expected)) if state.contains("shut off (migrated)") => {
+                Told::Moved(expected)
+            }
+            _ => Told::Unknown,
         }
     }
 

@@ -176,10 +176,16 @@ impl Agent {
         self.wait_ready();
     }
 
+    /// The command line against it.
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(VMFERRY);
+        command.args(words).arg("--socket").arg(self.socket());
+        command
+    }
+
     /// Runs the command line against it.
     pub fn run(&self, words: &[&str]) -> (bool, String) {
-        let mut command = Command::new(VMFERRY);
-        let output = command.args(words).arg("--socket").arg(self.socket()).output().unwrap();
+        let output = self.command(words).output().unwrap();
         let text = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(text).unwrap())
     }
