@@ -22,6 +22,7 @@ pub mod pki;
 pub mod printable;
 pub mod qemu;
 pub mod rate;
+pub mod size;
 pub mod weight;
 
 /// Sessions take and return megabytes each millisecond on threads of their own. glibc gives their

@@ -73,6 +73,7 @@ impl Agent {
         for ((role, ended), count) in self.libvirt.take_ends() {
             self.metrics.libvirt.count_ended(role, ended, count);
         }
+        self.metrics.sessions.set_refusals(&self.host.refusals.counts());
         self.metrics.set_audit(&self.host.audit.figures());
         self.metrics.text()
     }

@@ -50,6 +50,8 @@ deadlines! {
     /// A destination that has loaded the guest waits this long for a lost source to return
     /// before it declares, durably, that the guest never ran there.
     pub handover_s: handover = 120, 1..=86_400;
+    /// A peer that was granted a migration here must have handed its guest over within this time.
+    pub grant_s: grant = 604_800, 5..=2_592_000;
     /// A migration whose guest may be either side's is shown as undecided after this long.
     pub undecided_s: undecided = 30, 1..=3600;
     /// An operator's decision is void unless the migration has taken it within this time.

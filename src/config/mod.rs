@@ -345,6 +345,8 @@ start = { command = ["start", "web1"] }
             (format!("{GOOD}\n[peer.charlie]\nidentity = \"bravo\"\n"), "already the identity of peer bravo"),
             (GOOD.replace("receive = [\"web*\"]", "limit = \"fast\""), "\"fast\" is no rate"),
             (GOOD.replace("receive = [\"web*\"]", "limit = \"1K\""), "too few"),
+            (GOOD.replace("receive = [\"web*\"]", "receive_at_once = 0"), "peer.bravo.receive_at_once: 0 is"),
+            (GOOD.replace("receive = [\"web*\"]", "receive_size = \"big\""), "\"big\" is no size"),
             (GOOD.replace("receive = [\"web*\"]", "lanes = 0"), "peer.bravo.lanes: 0 is outside 1–8"),
             (GOOD.replace("receive = [\"web*\"]", "lanes = 9"), "peer.bravo.lanes"),
             (format!("{GOOD}\n[api]\nview = [\"\"]\n"), "api.view: a group has a name"),

@@ -4,12 +4,16 @@ use serde::Deserialize;
 
 use crate::net::identity::Identity;
 use crate::rate::{self, Rate};
+use crate::size::Size;
 
 /// The port that agents listen on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 9907;
 
 /// Most lanes that a peer may have; each may hold as much memory as a session.
 pub const LANES_MAX: usize = 8;
+
+/// Most VMs that a peer may have on their way here.
+pub(super) const AT_ONCE_MAX: usize = 256;
 
 /// Another agent.
 #[derive(Debug, Clone, Deserialize)]
@@ -23,6 +27,17 @@ pub struct PeerConfig {
     /// Empty, the default, permits none.
     #[serde(default)]
     pub receive: Vec<String>,
+    /// How many VMs this peer may have on their way to us at once.
+    #[serde(default = "at_once")]
+    pub receive_at_once: usize,
+    /// The largest VM that it may send: what its disks have together, as the guest sees them. No limit by default;
+    /// the disks that wait here must have these sizes anyway.
+    #[serde(default)]
+    pub receive_size: Option<Size>,
+    /// What the streams of one migration may bring here in all. No limit by default: a guest may write its disks
+    /// many times over while they are copied.
+    #[serde(default)]
+    pub receive_bytes: Option<Size>,
     /// Domains that this peer's libvirt may move to us through the tunnel; none by default.
     #[serde(default)]
     pub libvirt: Vec<String>,
@@ -50,12 +65,20 @@ impl PeerConfig {
                 return Err((format!("peer.{name}.address"), problem));
             }
         }
+        if !(1..=AT_ONCE_MAX).contains(&self.receive_at_once) {
+            let problem = format!("{} is outside 1–{AT_ONCE_MAX}", self.receive_at_once);
+            return Err((format!("peer.{name}.receive_at_once"), problem));
+        }
         if !(1..=LANES_MAX).contains(&self.lanes) {
             let problem = format!("{} is outside 1–{LANES_MAX}", self.lanes);
             return Err((format!("peer.{name}.lanes"), problem));
         }
         Ok(())
     }
+}
+
+fn at_once() -> usize {
+    16
 }
 
 fn one() -> usize {

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use prometheus::{CounterVec, Error, GaugeVec, IntCounterVec, IntGaugeVec};
 
 use super::register::Register;
+use crate::migrate::refusals::Reason;
 use crate::mux::Stats;
+use crate::net::identity::Identity;
 
 /// What is counted and measured of sessions, by peer.
 #[derive(Debug)]
@@ -23,6 +25,7 @@ pub struct SessionMetrics {
     limit: IntGaugeVec,
     limited_seconds: CounterVec,
     connect_failures: IntCounterVec,
+    refusals: IntCounterVec,
     rtt_seconds: GaugeVec,
 }
 
@@ -78,6 +81,11 @@ impl SessionMetrics {
                 "Connections that became no session.",
                 &["direction", "reason"],
             )?,
+            refusals: register.counter(
+                "peer_refusals_total",
+                "Streams and requests of known peers that were refused.",
+                &["peer", "reason"],
+            )?,
             rtt_seconds: register.seconds_gauge(
                 "session_rtt_seconds",
                 "Smallest round trip of the session seen lately.",
@@ -130,6 +138,14 @@ impl SessionMetrics {
     /// A connection became no session.
     pub fn count_connect_failure(&self, direction: &str, reason: &str) {
         self.connect_failures.with_label_values(&[direction, reason]).inc();
+    }
+
+    /// What was refused to peers since the start.
+    pub fn set_refusals(&self, counts: &[(Identity, Reason, u64)]) {
+        for (peer, reason, total) in counts {
+            let counter = self.refusals.with_label_values(&[peer.as_str(), reason.label()]);
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
     }
 
     /// Dials that have become no session since the start, by reason.

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::host::Host;
+use super::host::refusals::Reason;
 use super::model::progress::ProgressSink;
 use super::protocol::server::Control;
 use super::serve::serve;
@@ -46,18 +47,17 @@ async fn serve_control<E: FnOnce()>(
     let session = stream.session().clone();
     let peer = session.info().peer.clone();
     if trust::judge(host.pool.endpoint(), &session).is_err() {
-        host.audit
-            .refused(peer.as_str(), "not-trusted-any-more", || format!("a control stream of {migration}"));
+        host.refused(&peer, Reason::NotTrusted, || format!("a control stream of migration {migration}"));
         return stream.refuse(Code::Auth);
     }
     let who = host.who(&peer);
     if authorize(Action::AskAfterOwn, who).is_err() {
+        host.refused(&peer, Reason::NotPermitted, || format!("a control stream of migration {migration}"));
         return stream.refuse(Code::Denied);
     }
     let may_send = authorize(Action::SendVms, who).is_ok();
     let Some(_place) = host.control_streams.place(&peer, may_send) else {
-        tracing::debug!(%peer, "a control stream too many was refused");
-        host.audit.refused(peer.as_str(), "too-many-control-streams", String::new);
+        host.refused(&peer, Reason::ControlStreams, || format!("of migration {migration}"));
         return stream.refuse(Code::Limit);
     };
     match stream.accept().await {
@@ -77,16 +77,16 @@ async fn serve_control<E: FnOnce()>(
 fn offer_data(host: &Host, stream: IncomingStream) {
     let migration = Uuid::from_bytes(stream.open.migration);
     let peer = stream.session().info().peer.clone();
-    match host.destinations.of(migration, &peer) {
-        Some(incoming) => {
+    match host.destinations.stream_of(migration, &peer) {
+        Ok(incoming) => {
             // A refused offer is dropped, and dropping refuses it.
             if let Err(mpsc::error::TrySendError::Full(stream)) = incoming.streams.try_send(stream) {
                 stream.refuse(Code::Limit);
             }
         }
-        None => {
-            tracing::warn!(%peer, %migration, "a stream without a grant was refused");
-            host.audit.refused(peer.as_str(), "stream-without-grant", || format!("of migration {migration}"));
+        // Whoever has no grant is not told whether somebody else has it.
+        Err(reason) => {
+            host.refused(&peer, reason, || format!("of migration {migration}"));
             stream.refuse(Code::Denied);
         }
     }

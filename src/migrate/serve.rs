@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::destination::error::Error;
 use super::destination::{Destination, Serving, admission};
 use super::host::Host;
+use super::host::refusals::Reason;
 use super::model::problem::{Problem, ProblemKind, chain};
 use super::model::progress::ProgressSink;
 use super::protocol::message::{Offer, Refusal, Request, Response};
@@ -18,6 +19,7 @@ use super::protocol::server::Control;
 use super::{recover, settle};
 use crate::audit::{Event, Grant};
 use crate::net::identity::Identity;
+use crate::net::message::MessageError;
 
 /// How long a peer may keep a control stream without asking for anything.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
@@ -39,6 +41,12 @@ async fn first_request(host: &Host, peer: &Identity, control: &mut Control) -> O
     };
     match request {
         Ok(Ok(request)) => return request,
+        Ok(Err(e @ MessageError::Json(_))) => {
+            host.refused(peer, Reason::NotUnderstood, || chain(&e));
+            let text = format!("{} does not understand what is asked of it: {}", host.identity, chain(&e));
+            control.answer(Response::Refused(Refusal { problems: Vec::new(), text })).await;
+            control.finish();
+        }
         Ok(Err(e)) => tracing::warn!(%peer, error = chain(&e), "a control stream without a request"),
         Err(_) => tracing::warn!(%peer, "a control stream without a request"),
     }

@@ -13,6 +13,7 @@ mod check;
 mod compress;
 mod disks;
 mod failures;
+mod grants;
 mod judge;
 mod lanes;
 mod limit;

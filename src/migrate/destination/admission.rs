@@ -20,6 +20,9 @@ use crate::qemu::{Abilities, Qmp, QmpError, QueryMigrate, QueryStatus};
 pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> Result<Vec<Problem>, Error> {
     let problem = |p| Error::Problems(vec![p]);
     let config = host.vm_from(peer, &offer.vm).map_err(problem)?;
+    if let Some(refused) = host.not_acceptable(peer, offer) {
+        return Err(problem(refused));
+    }
     let looking = host.look(&offer.vm).map_err(problem)?;
     let looked = async {
         match process::connect(config).await {

@@ -2,10 +2,13 @@
 
 use std::io::ErrorKind;
 
+use tokio::time::Instant;
+
 use super::error::Error;
 use super::state::Destination;
 use crate::migrate::guest::{nbd_server, settings};
 use crate::migrate::handover::{self, DestinationState};
+use crate::migrate::host::refusals::Reason;
 use crate::migrate::journal::{Record, Undo};
 use crate::migrate::model::label::Label;
 use crate::migrate::model::phase::Phase;
@@ -20,6 +23,11 @@ impl Destination {
     /// Attaches a data stream that the source opened under this grant.
     pub(crate) async fn attach(&mut self, stream: IncomingStream) {
         let (kind, channel) = (stream.open.purpose, stream.open.channel);
+        // It may have waited here.
+        if Instant::now() >= self.served.until {
+            self.host.refused(&self.peer, Reason::GrantOver, || format!("of VM {}", self.vm));
+            return stream.refuse(Code::Denied);
+        }
         let label = match kind {
             purpose::RAM => RamChannel::numbered(channel).map(|channel| channel.label),
             purpose::NBD => {
@@ -28,7 +36,8 @@ impl Destination {
             _ => None,
         };
         let Some(label) = label.filter(|l| !self.data.streams.has(l)) else {
-            tracing::warn!(purpose = kind, channel, "a stream outside the grant was refused");
+            let what = || format!("purpose {kind}, number {channel}, of VM {}", self.vm);
+            self.host.refused(&self.peer, Reason::OutsideGrant, what);
             return stream.refuse(Code::Denied);
         };
         let local = match label {

@@ -5,6 +5,7 @@ use crate::migrate::guest::process;
 use crate::migrate::model::problem::{Problem, chain};
 use crate::migrate::protocol::message::{CANCELLED, Refusal};
 use crate::qemu::{MigrationStatus, Qmp, QmpError};
+use crate::size::Size;
 
 /// Why the destination cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,14 @@ pub(crate) enum Error {
     Aborted(Abort),
     #[error("the guest of VM {vm} could not be started")]
     NotStarted { vm: String, source: QmpError },
+    #[error(
+        "its grant is over: {0} s have passed since it began (`grant_s` in the destination's configuration)"
+    )]
+    GrantOver(u64),
+    #[error(
+        "it has brought {0} bytes, and {1} are permitted (`receive_bytes` of the peer in the destination's configuration)"
+    )]
+    TooManyBytes(u64, Size),
     #[error("the source was lost")]
     SourceLost,
     #[error("the source did not return within {0} s")]

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::state::{Data, Destination, Guest, Served, Serving};
@@ -47,6 +48,7 @@ impl Destination {
             granted: self.granted,
             said_started: self.said_started,
             started: self.guest.started.map(StartedQemu::into_unit),
+            grant_left: Some(self.served.until.saturating_duration_since(Instant::now())),
         };
         let (nbd, ram, control) = (self.data.nbd, self.data.ram, self.serving.control.map(Control::stop));
         let stopped = StoppedDestination { frozen, control, data, nbd, ram };
@@ -67,7 +69,9 @@ pub(crate) fn take_up(
     let config = host.vm(&left.vm, "destination").map_err(|p| p.to_string())?.clone();
     let control = left.control.as_ref().and_then(|control| Control::take_up(control, streams));
     let pumps = Streams::thaw(left.data, streams, fds, |_| {}).map_err(|e| e.to_string())?;
-    let (id, served) = (left.id, Served::new(host, left.id, &peer));
+    let within = left.grant_left.unwrap_or(host.config.deadlines.grant());
+    let place = host.arrival(&peer).ok();
+    let (id, served) = (left.id, Served::new(host, left.id, &peer, (within, place)));
     let nbd = left.nbd.map(|n| NbdServer::from_socket(&left.vm, fds.take(n)));
     let ram = left.ram.and_then(|n| fds.take(n));
     let data = Data { nbd, exports: left.exports, images: left.images, streams: pumps, ram };

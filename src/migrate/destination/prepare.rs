@@ -35,6 +35,10 @@ impl Destination {
     ) -> Result<(Self, Prepared), Error> {
         let problem = |p| Error::Problems(vec![p]);
         let config = host.vm_from(&peer, &offer.vm).map_err(problem)?.clone();
+        if let Some(refused) = host.not_acceptable(&peer, offer) {
+            return Err(problem(refused));
+        }
+        let place = host.arrival(&peer).map_err(problem)?;
         let reservation = host.reserve(&offer.vm, migration).map_err(problem)?;
         let mut journal = host.journals.begin(migration, Role::Destination, &peer, beginning(offer))?;
         let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {
@@ -52,7 +56,7 @@ impl Destination {
                 return Err(trouble);
             }
         };
-        let served = Served::new(&host, migration, &peer);
+        let served = Served::new(&host, migration, &peer, (host.config.deadlines.grant(), Some(place)));
         let noted = journal.note_qemu(qmp.process());
         let guest = Guest::new((qmp, events), started, &host, (&offer.vm, &config));
         let mut progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());

@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep_until};
 use super::error::Error;
 use super::state::Destination;
 use crate::migrate::handover::{self, Ask, DestinationInput, DestinationState, Ended, Fate};
+use crate::migrate::host::refusals::Reason;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::protocol::message::{Offer, Request, Response};
@@ -35,6 +36,7 @@ impl Destination {
         loop {
             let frozen = self.host.freeze.begun();
             let alone_until = self.serving.alone_until;
+            let is_open = machine.state() == (DestinationState::Waiting { loaded: false });
             let request = next_request(&mut self.serving.control);
             let happened = tokio::select! {
                 biased;
@@ -67,7 +69,14 @@ impl Destination {
                 () = frozen => return Err(Error::Frozen),
                 _ = self.serving.tick.tick() => {
                     self.look_at_streams();
+                    if is_open {
+                        self.is_within_quota()?;
+                    }
                     None
+                }
+                // One that is loaded has a deadline of its own.
+                () = sleep_until(self.served.until), if is_open => {
+                    return Err(Error::GrantOver(self.host.config.deadlines.grant_s));
                 }
                 // A guest that is here whole may be handed over at any moment: that is waited for, unless
                 // its source is away.
@@ -85,6 +94,18 @@ impl Destination {
                 return Ok(happened);
             }
         }
+    }
+
+    /// Whether no more has come than its peer may send in one migration.
+    fn is_within_quota(&self) -> Result<(), Error> {
+        let permits = self.host.config.peer_by_identity(&self.peer).map(|(_, permits)| permits);
+        let Some(most) = permits.and_then(|permits| permits.receive_bytes) else { return Ok(()) };
+        let come = self.data.streams.total();
+        if come <= most.bytes() {
+            return Ok(());
+        }
+        self.host.refused(&self.peer, Reason::Quota, || format!("{come} bytes of VM {}", self.vm));
+        Err(Error::TooManyBytes(come, most))
     }
 
     /// Asks QEMU what has happened while nobody listened.

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, Interval, interval};
 use uuid::Uuid;
 
@@ -96,18 +96,28 @@ pub(crate) struct Served {
     pub(crate) controls: mpsc::Receiver<(Control, Request)>,
     /// What an operator decides.
     pub(crate) orders: Orders,
+    /// The grant's deadline.
+    pub(crate) until: Instant,
     _registration: Registration,
+    /// Among those of its peer. None where an earlier process had let in more than there are places now.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Served {
-    /// Of a migration that can be reached from now on.
-    pub(crate) fn new(host: &Host, migration: Uuid, peer: &Identity) -> Self {
+    /// Of a migration that can be reached from now on, for as long as its grant goes.
+    pub(crate) fn new(
+        host: &Host,
+        migration: Uuid,
+        peer: &Identity,
+        (within, place): (Duration, Option<OwnedSemaphorePermit>),
+    ) -> Self {
+        let until = Instant::now() + within;
         let (streams, offered) = mpsc::channel(STREAMS_WAITING_MAX);
         let (control, controls) = mpsc::channel(1);
         let registration =
-            host.destinations.register(migration, Incoming { peer: peer.clone(), streams, control });
+            host.destinations.register(migration, Incoming { peer: peer.clone(), until, streams, control });
         let orders = host.decisions.take_orders(migration);
-        Self { offered, controls, orders, _registration: registration }
+        Self { offered, controls, orders, until, _registration: registration, _place: place }
     }
 }
 

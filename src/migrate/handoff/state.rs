@@ -2,6 +2,7 @@
 //! sockets beside it in a list of descriptors. Knows no encoding and how nothing is done.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -77,6 +78,9 @@ pub(crate) struct FrozenDestination {
     pub(crate) said_started: Option<Started>,
     /// The unit with which QEMU was started, if we started it.
     pub(crate) started: Option<Option<String>>,
+    /// How long its grant still goes. None from an agent whose grants have no deadline.
+    #[serde(default)]
+    pub(crate) grant_left: Option<Duration>,
 }
 
 impl FrozenMigrations {

@@ -9,11 +9,13 @@ pub(crate) mod destinations;
 pub(crate) mod freeze;
 pub(crate) mod journals;
 pub(crate) mod peers;
+pub mod refusals;
 pub(crate) mod reservations;
 pub mod vm_state;
 
 use std::sync::Arc;
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -25,8 +27,10 @@ use self::destinations::Destinations;
 use self::freeze::Freeze;
 use self::journals::Journals;
 use self::peers::{Peers, listed};
+use self::refusals::{Reason, Refusals};
 use self::reservations::{Looking, Reservation, Reservations};
 use super::model::problem::{Problem, ProblemKind};
+use super::protocol::message::Offer;
 use crate::access::{Action, Denied, Who, authorize};
 use crate::audit::Audit;
 use crate::config::{Config, VmConfig};
@@ -50,6 +54,7 @@ pub struct Host {
     pub(crate) decisions: Decisions,
     pub(crate) freeze: Freeze,
     pub audit: Audit,
+    pub refusals: Refusals,
 }
 
 impl Host {
@@ -72,6 +77,7 @@ impl Host {
             decisions: Decisions::default(),
             freeze: Freeze::new(),
             audit,
+            refusals: Refusals::default(),
             config,
             identity,
             pool,
@@ -92,10 +98,60 @@ impl Host {
     /// The configuration of a VM that `peer` may send here. No other VM is named to it.
     pub(crate) fn vm_from(&self, peer: &Identity, name: &str) -> Result<&VmConfig, Problem> {
         let may_send = |vm: &str| authorize(Action::SendVm(vm), self.who(peer));
-        may_send(name).map_err(|Denied| self.not_permitted(peer, name))?;
+        may_send(name).map_err(|Denied| {
+            self.refusals.note(peer, Reason::NotPermitted, &format!("VM {name}"));
+            self.not_permitted(peer, name)
+        })?;
         let may_be_named = |vm: &&String| may_send(vm).is_ok();
         let found = self.config.vms.get(name);
         found.ok_or_else(|| self.no_vm(name, "destination", self.config.vms.keys().filter(may_be_named)))
+    }
+
+    /// Something was refused to a peer: counted, recorded, and said if the same was not said lately.
+    pub(crate) fn refused(&self, peer: &Identity, reason: Reason, what: impl Fn() -> String) {
+        self.refusals.note(peer, reason, &what());
+        self.audit.refused(peer.as_str(), &reason.label().replace('_', "-"), what);
+    }
+
+    /// What keeps an offer of this peer from being looked at: something in it is not understood, or it is too large.
+    pub(crate) fn not_acceptable(&self, peer: &Identity, offer: &Offer) -> Option<Problem> {
+        if let Some(needed) = offer.needs.first() {
+            self.refused(peer, Reason::NotUnderstood, || format!("an offer that needs \"{needed}\""));
+            let text =
+                format!("{} does not know \"{needed}\", which the source's agent insists on", self.identity);
+            return Some(Problem::new(
+                ProblemKind::Other,
+                text,
+                "give both hosts the same version of vmferry",
+            ));
+        }
+        let (_, permits) = self.config.peer_by_identity(peer)?;
+        let most = permits.receive_size?;
+        let sizes = offer.disks.iter().filter(|disk| !disk.read_only).map(|disk| disk.virtual_size);
+        let size = sizes.fold(0, u64::saturating_add);
+        if size <= most.bytes() {
+            return None;
+        }
+        self.refusals.note(peer, Reason::Quota, &format!("VM {} of {size} bytes", offer.vm));
+        let text = format!(
+            "{} permits {peer} to send VMs of {most} at most, the disks of {} have {size} bytes",
+            self.identity, offer.vm
+        );
+        let remedy = format!(
+            "raise `receive_size` of the peer with identity \"{peer}\" in the configuration of {}",
+            self.identity
+        );
+        Some(Problem::new(ProblemKind::NotPermitted, text, remedy))
+    }
+
+    /// A place among the VMs that this peer may have on their way here.
+    pub(crate) fn arrival(&self, peer: &Identity) -> Result<OwnedSemaphorePermit, Problem> {
+        let at_once = self.config.peer_by_identity(peer).map_or(0, |(_, permits)| permits.receive_at_once);
+        self.destinations.place(peer, at_once).ok_or_else(|| {
+            self.refusals.note(peer, Reason::Quota, &format!("more than {at_once} VMs at once"));
+            let text = format!("{} takes {at_once} VMs of {peer} at once, and has them", self.identity);
+            Problem::new(ProblemKind::Busy, text, "wait for one of them, or raise `receive_at_once` there")
+        })
     }
 
     fn no_vm<'a>(&self, name: &str, side: &str, known: impl Iterator<Item = &'a String>) -> Problem {

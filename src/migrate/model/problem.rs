@@ -209,6 +209,7 @@ impl FromStr for Accepted {
 
 /// What an operator has decided beforehand about findings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Policy {
     #[serde(default)]
     pub strict: bool,

@@ -1,8 +1,21 @@
 //! What two agents say to each other about one migration, on its control stream.
 //!
 //! The source asks, the destination answers each request once, and sends notices in between.
-//! All of it is JSON in the frames of `net::message`; unknown fields are ignored, so that
-//! versions N and N−1 understand each other.
+//! All of it is JSON in the frames of `net::message`.
+//!
+//! # What an agent does not know
+//!
+//! * What is *to be done* is understood whole or refused, by name: kinds of requests, their own fields, values of
+//!   a fixed set, what the operator has decided ([`Policy`]), and everything beside the request ([`Asked`]). An
+//!   agent that ignored such a field would do something else than it was asked for. Version N sends one to N−1
+//!   only where its operator asked for what it does (then a refusal is right), or where the peer has said in its
+//!   HELLO that it knows it.
+//! * What is only *told* may have more than one knows: descriptions ([`Offer`], [`DiskSpec`], `Machine`), answers,
+//!   notices, summaries, findings. Unknown fields there are ignored, so that N may tell N−1 more.
+//! * Where what is told must not be ignored, its name is in [`Offer::needs`] too: whoever does not know a name
+//!   there refuses the offer. That is how N makes a description into a demand without a new version.
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -77,6 +90,7 @@ pub struct Storage {
 
 /// A request with its number: an answer that nobody waits for any more is told from the next.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Asked {
     /// Rises with every request on a control stream.
     pub number: u64,
@@ -103,7 +117,7 @@ pub const CANCELLED: &str = "cancelled";
 
 /// From source to destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// What would fail? Changes nothing.
     Check(Offer),
@@ -176,6 +190,9 @@ pub struct Offer {
     /// The last line of the source's audit record, which the destination keeps in its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit_head: Option<String>,
+    /// Names of what else is in it that must not be ignored. This version knows none.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub needs: BTreeSet<String>,
 }
 
 impl Offer {

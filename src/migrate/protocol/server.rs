@@ -44,11 +44,12 @@ impl Control {
 
     /// The next request; `None` when the source has finished. Cancelling loses nothing.
     pub(crate) async fn request(&mut self) -> Result<Option<Request>, MessageError> {
-        let asked: Option<Asked> = self.receiver.recv().await?;
-        Ok(asked.map(|asked| {
-            (self.number, self.summary) = (asked.number, asked.summary);
-            asked.request
-        }))
+        let Some(json) = self.receiver.recv::<serde_json::Value>().await? else { return Ok(None) };
+        // So that the refusal of what is not understood is the answer to it.
+        self.number = json["number"].as_u64().unwrap_or_default();
+        let asked: Asked = serde_json::from_value(json)?;
+        self.summary = asked.summary;
+        Ok(Some(asked.request))
     }
 
     /// What the source has said with its last request.

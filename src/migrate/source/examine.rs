@@ -51,6 +51,7 @@ impl Examined {
             policy: Policy::default(),
             machine: None,
             audit_head: None,
+            needs: std::collections::BTreeSet::new(),
         }
     }
 }

@@ -70,5 +70,6 @@ async fn offer(source: &Source) -> Result<Offer, Failure> {
         machine: machine::ask(qmp, "source").await.map_err(unknown).ok(),
         after: tracking.after.filter(|_| tracking.is_worth_keeping()),
         audit_head: Some(source.context.host.audit.figures().head.to_string()),
+        needs: std::collections::BTreeSet::new(),
     })
 }

@@ -5,6 +5,7 @@
 mod audit;
 mod flood;
 mod frames;
+mod grants;
 mod listeners;
 mod memory;
 mod names;

@@ -14,6 +14,7 @@ fn offer(disks: Vec<DiskSpec>) -> Offer {
         qemu,
         machine: None,
         audit_head: None,
+        needs: std::collections::BTreeSet::new(),
         after: None,
         compress: false,
         policy: Policy::default(),
