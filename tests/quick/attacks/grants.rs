@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 
 use serde_json::{Value, json};
 use uuid::Uuid;
-use vmferry::migrate::message::{DiskSpec, Offer, Reply, Request, Response};
+use vmferry::migrate::message::{Offer, Reply, Request, Response};
 use vmferry::mux::{Code, Open, purpose};
 use vmferry::net::message;
 use vmferry::net::session::{OpenStreamError, Session};
@@ -111,12 +111,9 @@ async fn what_is_to_be_done_is_understood_whole_or_refused_by_name() {
 }
 
 fn of_size(vm: &str, bytes: u64) -> Offer {
-    let disk = |name: &str| DiskSpec {
-        name: name.into(),
-        virtual_size: bytes / 2,
-        format: "raw".into(),
-        read_only: false,
-        place: None,
+    let disk = |name: &str| {
+        let told = json!({"name": name, "virtual_size": bytes / 2, "format": "raw", "read_only": false});
+        serde_json::from_value(told).unwrap()
     };
     Offer { disks: vec![disk("a"), disk("b")], ..offer(vm) }
 }
