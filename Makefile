@@ -7,6 +7,8 @@
 #   make lint      format, lints, and what deny.toml says of dependencies
 #   make model     the session protocol against its model, many more steps        STEPS=n
 #   make fuzz     every parser under libFuzzer, FUZZ_SECONDS for each: tests/fuzz/README.md       T="names": only these
+#   make judges   openssl, sslyze, tlsfuzzer and schemathesis against an agent: docs/judges.md
+#   make attacks  what attacks cost honest streams, on a quiet machine: docs/security.md
 #   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n CHAOS_STAGES=n
 #   make libvirt   libvirt's own migrations, every option and many faults, about 10 minutes       T=name: only that test
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
@@ -17,7 +19,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-end test lint format dependencies model fuzz chaos libvirt bench setup fetch tools clean-lab
+.PHONY: demo demo-end test lint format dependencies model fuzz judges attacks chaos libvirt bench setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -87,6 +89,15 @@ model: fetch
 fuzz: fetch
 	$(call step,every parser of foreign bytes under libFuzzer: tests/fuzz/README.md)
 	tests/fuzz/fuzz.sh run $(T)
+
+judges: fetch
+	$(call step,programs of other people against an agent: docs/judges.md)
+	cargo build $(LOCKED) --bins
+	tests/judges/judges.sh $(T)
+
+attacks: fetch
+	$(call step,honest streams beside attacks)
+	cargo test $(LOCKED) --release --test quick -- --ignored --nocapture attacks::speed
 
 chaos: setup
 	$(call step,$(CHAOS_INJECTIONS) faults in real migrations, seed $(CHAOS_SEED): tests/CHAOS.md)

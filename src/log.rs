@@ -24,9 +24,13 @@ const LINE_EVERY: Duration = Duration::from_millis(500);
 /// Longest line in bytes.
 const LINE_BYTES_MAX: usize = 32 * 1024;
 
+/// What is written unless somebody says otherwise. The TLS library warns of what strangers do, each time; what
+/// becomes of them is told by the agent, once.
+const FILTER: &str = "info,rustls=error";
+
 /// Starts the log; `VMFERRY_LOG` filters as `RUST_LOG` does.
 pub(crate) fn start() {
-    let filter = EnvFilter::try_from_env("VMFERRY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("VMFERRY_LOG").unwrap_or_else(|_| EnvFilter::new(FILTER));
     // Colours are sequences that a terminal obeys.
     let lines = fmt::layer().with_writer(|| Lines(io::stderr())).with_ansi(false).with_target(false);
     // The journal stamps its lines itself.

@@ -41,7 +41,7 @@ async fn first_request(host: &Host, peer: &Identity, control: &mut Control) -> O
     };
     match request {
         Ok(Ok(request)) => return request,
-        Ok(Err(e @ MessageError::Json(_))) => {
+        Ok(Err(e @ (MessageError::Json(_) | MessageError::TooLong(_)))) => {
             host.refused(peer, Reason::NotUnderstood, || chain(&e));
             let text = format!("{} does not understand what is asked of it: {}", host.identity, chain(&e));
             control.answer(Response::Refused(Refusal { problems: Vec::new(), text })).await;

@@ -227,11 +227,14 @@ impl NbdReader {
         let until = self.size().min(from.saturating_add(STATUS_BYTES_MAX));
         self.connection.request(CMD_BLOCK_STATUS, 0, from..until).await?;
         let (mut dirty, mut at) = (Vec::new(), from);
+        // Of all its chunks together: parts of a byte each would be gigabytes.
+        let mut room = REPLY_BYTES_MAX as u32;
         loop {
             let (flags, kind, length) = self.connection.chunk("question for dirty parts").await?;
             match kind {
                 CHUNK_NONE if length == 0 => {}
-                CHUNK_BLOCK_STATUS if (4..=REPLY_BYTES_MAX as u32).contains(&length) => {
+                CHUNK_BLOCK_STATUS if (4..=room).contains(&length) => {
+                    room -= length;
                     let mut data = vec![0; length as usize];
                     self.connection.socket.read_exact(&mut data).await?;
                     if be_u32(&data) == self.context {
@@ -383,12 +386,33 @@ fn be_u64(data: &[u8]) -> u64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::single_range_in_vec_init)]
+#[allow(clippy::single_range_in_vec_init, clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     fn extent(length: u32, flags: u32) -> Vec<u8> {
         [length.to_be_bytes(), flags.to_be_bytes()].concat()
+    }
+
+    /// A server that never ends its answer.
+    #[tokio::test]
+    async fn parts_of_a_disk_are_not_told_without_end() {
+        use std::io::Write;
+        let (client, mut server) = std::os::unix::net::UnixStream::pair().unwrap();
+        client.set_nonblocking(true).unwrap();
+        let parts = [extent(1, 1), extent(1, 0)].concat().repeat(30_000);
+        let mut chunk = STRUCTURED_REPLY_MAGIC.to_be_bytes().to_vec();
+        chunk.extend_from_slice(&[0, 0, 0, 5]);
+        chunk.extend_from_slice(&1_u64.to_be_bytes());
+        chunk.extend_from_slice(&(4 + parts.len() as u32).to_be_bytes());
+        chunk.extend_from_slice(&7_u32.to_be_bytes());
+        chunk.extend_from_slice(&parts);
+        let telling = std::thread::spawn(move || while server.write_all(&chunk).is_ok() {});
+        let socket = UnixStream::from_std(client).unwrap();
+        let connection = Connection { socket, size: 1 << 40, flags: SEND_DF, cookie: 0 };
+        let answer = NbdReader { connection, context: 7 }.dirty(0).await;
+        assert!(matches!(answer, Err(NbdError::Protocol(_))), "{answer:?}");
+        telling.join().unwrap();
     }
 
     #[test]

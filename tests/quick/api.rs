@@ -1,7 +1,7 @@
 //! The local API against its own description: every route is described, every described route
 //! answers, and live answers carry exactly the documented fields. Needs no QEMU and no root.
 
-mod schema;
+pub(crate) mod schema;
 mod settled;
 
 use std::collections::BTreeSet;

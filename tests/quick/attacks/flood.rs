@@ -61,7 +61,7 @@ async fn carry(
 }
 
 /// A whole ClientHello of somebody who never goes on.
-fn client_hello(victim: &Victim) -> Vec<u8> {
+pub(super) fn client_hello(victim: &Victim) -> Vec<u8> {
     let config = Arc::clone(&tls(&victim.pki(), "mallory").client);
     let name = ServerName::try_from("alpha").unwrap();
     let mut client = rustls::ClientConnection::new(config, name).unwrap();

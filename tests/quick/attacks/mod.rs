@@ -3,6 +3,7 @@
 //! side and of raw sockets. `docs/security.md` has the table.
 
 mod audit;
+mod crowd;
 mod flood;
 mod frames;
 mod grants;
@@ -13,8 +14,10 @@ mod noise;
 mod process;
 mod raw;
 mod roles;
+mod speed;
 mod strangers;
 mod texts;
 mod trust;
+mod types;
 mod victim;
 mod wear;

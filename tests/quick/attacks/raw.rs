@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 use vmferry::mux::Config;
 use vmferry::mux::hello::{FirstFrame, HEADER_LEN, Hello, Mode, peek};
@@ -14,6 +14,9 @@ use vmferry::net::handshake;
 
 use super::victim::{Victim, tls};
 use crate::rig::{PATIENCE, soon};
+
+/// Where attackers come from: no honest peer does.
+pub(super) const ATTACKER: [u8; 4] = [127, 0, 0, 7];
 
 /// A connection that has done its TLS handshake.
 pub(super) struct Raw {
@@ -33,7 +36,9 @@ impl Raw {
     /// With the certificate of `name`.
     pub(super) async fn connect(victim: &Victim, name: &str) -> Self {
         let own = tls(&victim.pki(), name);
-        let tcp = TcpStream::connect(victim.address).await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((ATTACKER, 0).into()).unwrap();
+        let tcp = socket.connect(victim.address).await.unwrap();
         let alpha = "alpha".parse().unwrap();
         let connecting = handshake::connect(&own, tcp, &alpha, Duration::from_secs(60));
         let stream = soon("a handshake", connecting).await.unwrap();

@@ -1,0 +1,220 @@
+//! What attacks cost honest work: a stream through the agent to a program's socket, alone and beside each attack
+//! from another address. Measures and prints, on a machine that has nothing else to do (`make attacks`); the
+//! attacker, the honest side and the agent share its processors, so the agent's own time is told as well.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use socket2::{Domain, Socket, Type};
+use vmferry::mux::frame::{FLAG_ABORT, Header, Kind, encode_open};
+use vmferry::mux::{Class, Name, Open, purpose};
+use vmferry::net::session::Session;
+
+use super::flood::client_hello;
+use super::raw::{ATTACKER, Raw};
+use super::victim::{Attacker, Victim, control};
+use crate::rig::{blocking, soon};
+
+const HONEST_BYTES: usize = 1 << 30;
+const CHUNK: usize = 64 << 10;
+
+/// What the honest stream has got through, and what it cost the agent.
+#[derive(Clone, Copy)]
+struct Figures {
+    mib_per_s: f64,
+    cpu_s_per_gib: f64,
+}
+
+/// The agent's processor time so far, in seconds.
+fn cpu_s(victim: &Victim) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", victim.pid())).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
+async fn carried(victim: &Victim, session: &Session, sink: &UnixListener) -> Figures {
+    let open = Open {
+        purpose: purpose::FORWARD,
+        class: Class::Bulk,
+        weight: 16,
+        migration: [7; 16],
+        channel: 0,
+        name: Name::new(b"sink").unwrap(),
+    };
+    let (begin, before) = (Instant::now(), cpu_s(victim));
+    let listener = sink.try_clone().unwrap();
+    let read = tokio::spawn(blocking(move || {
+        let (mut socket, mut buffer, mut total) = (listener.accept().unwrap().0, vec![0; 1 << 20], 0);
+        while let Ok(n) = socket.read(&mut buffer) {
+            if n == 0 {
+                break;
+            }
+            total += n;
+        }
+        total
+    }));
+    let mut stream = session.open(open).await.unwrap();
+    stream.accepted().await.unwrap();
+    let chunk = Bytes::from(vec![0x5a; CHUNK]);
+    for _ in 0..HONEST_BYTES / CHUNK {
+        stream.send.send(chunk.clone()).await.unwrap();
+    }
+    stream.send.finish().unwrap();
+    assert_eq!(read.await.unwrap(), HONEST_BYTES);
+    let gib = HONEST_BYTES as f64 / f64::from(1 << 30);
+    Figures {
+        mib_per_s: gib * 1024.0 / begin.elapsed().as_secs_f64(),
+        cpu_s_per_gib: (cpu_s(victim) - before) / gib,
+    }
+}
+
+/// An attack while it lasts, and how often it was done.
+struct Attack {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+}
+
+/// Calls `act` so many times a second.
+fn at_rate(per_second: f64, mut act: impl FnMut() + Send + 'static) -> Attack {
+    let attack = Attack { stop: Arc::default(), done: Arc::default() };
+    let (stop, done) = (Arc::clone(&attack.stop), Arc::clone(&attack.done));
+    std::thread::spawn(move || {
+        let begin = Instant::now();
+        while !stop.load(Relaxed) {
+            if (done.load(Relaxed) as f64) < begin.elapsed().as_secs_f64() * per_second {
+                act();
+                done.fetch_add(1, Relaxed);
+            } else {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    });
+    attack
+}
+
+/// Connections that say so much and are held for a while.
+fn connections(victim: &Victim, per_second: f64, said: Vec<u8>) -> Attack {
+    let to = victim.address;
+    let mut held = std::collections::VecDeque::new();
+    at_rate(per_second, move || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((IpAddr::from(ATTACKER), 0)).into()).unwrap();
+        if socket.connect(&to.into()).is_ok() {
+            let _ = (&socket).write_all(&said);
+            held.push_back(socket);
+        }
+        if held.len() > 300 {
+            held.pop_front();
+        }
+    })
+}
+
+/// A known peer sends so many frames a second, and comes again when it is thrown out.
+fn frames(victim: &Arc<Victim>, per_second: f64, make: fn(u32) -> Vec<u8>) -> Attack {
+    const AT_ONCE: u32 = 50;
+    let attack = Attack { stop: Arc::default(), done: Arc::default() };
+    let (stop, done) = (Arc::clone(&attack.stop), Arc::clone(&attack.done));
+    let victim = Arc::clone(victim);
+    tokio::spawn(async move {
+        let mut id = 0_u8;
+        while !stop.load(Relaxed) {
+            let mut raw = Raw::connect(&victim, "charlie").await;
+            id = id.wrapping_add(1);
+            raw.greet(id).await;
+            let mut n = 0;
+            while !stop.load(Relaxed) {
+                let some: Vec<u8> = (n..n + AT_ONCE).flat_map(make).collect();
+                n += AT_ONCE;
+                done.fetch_add(u64::from(AT_ONCE), Relaxed);
+                if raw.say(&some).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_secs_f64(f64::from(AT_ONCE) / per_second)).await;
+            }
+        }
+    });
+    attack
+}
+
+fn ping(n: u32) -> Vec<u8> {
+    Header::new(Kind::Ping, 0, u64::from(n)).encode().to_vec()
+}
+
+fn open_and_reset(n: u32) -> Vec<u8> {
+    let (id, payload) = (2 * n + 1, encode_open(&control(uuid::Uuid::nil())));
+    let open = Header::new(Kind::Open, id, 65_536).with_len(payload.len()).encode();
+    let reset = Header::new(Kind::Reset, id, 0).with_len(4).with_flags(FLAG_ABORT).encode();
+    [&open[..], &payload, &reset, &[0, 0, 0, 7]].concat()
+}
+
+fn scrapes(victim: &Victim, per_second: f64) -> Attack {
+    let to = victim.metrics;
+    at_rate(per_second, move || {
+        if let Ok(mut stream) = std::net::TcpStream::connect(to) {
+            let _ = stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n");
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    })
+}
+
+fn an_attack(victim: &Arc<Victim>, name: &str) -> Attack {
+    match name {
+        "2,000 silent connections a second" => connections(victim, 2000.0, Vec::new()),
+        "300 ClientHellos a second" => connections(victim, 300.0, client_hello(victim)),
+        "1,000 HTTP requests to the port a second" => {
+            connections(victim, 1000.0, b"GET / HTTP/1.1\r\n\r\n".to_vec())
+        }
+        "5,000 PING a second, a known peer" => frames(victim, 5000.0, ping),
+        "5,000 OPEN and RESET a second, a known peer" => frames(victim, 5000.0, open_and_reset),
+        "200 scrapes of the metrics a second" => scrapes(victim, 200.0),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "it measures: make attacks"]
+async fn honest_streams_beside_attacks() {
+    let folder = tempfile::tempdir().unwrap();
+    let sink = UnixListener::bind(folder.path().join("sink")).unwrap();
+    let target =
+        format!("[target.sink]\nconnect = '{}'\nfrom = ['bravo']\n", folder.path().join("sink").display());
+    let victim = Arc::new(Victim::start_with(|text| text + &target));
+    let bravo = Attacker::new(&victim, "bravo");
+    let session = bravo.session(&victim).await;
+    carried(&victim, &session, &sink).await;
+    println!(
+        "| attack | done in a second | MiB/s | of its speed | agent's s/GiB | of its cost | resident MiB |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    for name in [
+        "2,000 silent connections a second",
+        "300 ClientHellos a second",
+        "1,000 HTTP requests to the port a second",
+        "5,000 PING a second, a known peer",
+        "5,000 OPEN and RESET a second, a known peer",
+        "200 scrapes of the metrics a second",
+    ] {
+        let alone = carried(&victim, &session, &sink).await;
+        let (attack, begin) = (an_attack(&victim, name), Instant::now());
+        let beside = soon(name, carried(&victim, &session, &sink)).await;
+        let per_second = attack.done.load(Relaxed) as f64 / begin.elapsed().as_secs_f64();
+        let resident = victim.resident_bytes() >> 20;
+        attack.stop.store(true, Relaxed);
+        let again = carried(&victim, &session, &sink).await;
+        let speed = (alone.mib_per_s + again.mib_per_s) / 2.0;
+        let cost = (alone.cpu_s_per_gib + again.cpu_s_per_gib) / 2.0;
+        println!(
+            "| {name} | {per_second:.0} | {:.0} (alone {speed:.0}) | {:.2} | {:.2} (alone {cost:.2}) | {:.2} | {resident} |",
+            beside.mib_per_s,
+            beside.mib_per_s / speed,
+            beside.cpu_s_per_gib,
+            beside.cpu_s_per_gib / cost,
+        );
+        assert!(session.is_live() && session.stats().await.reconnects == 0, "{name}");
+    }
+}

@@ -1,0 +1,246 @@
+//! Requests with every part of the wrong type, missing, too much or with a hostile text, on control streams and at
+//! the local API: each is refused or answered as ever, nothing is left behind, and no line of the log is forged.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+use vmferry::api::{
+    CheckRequest, ForceRequest, ForwardRequest, MigrateRequest, Options, PeerLimitRequest, ShareRequest, Side,
+};
+use vmferry::migrate::message::{Asked, DiskPlace, DiskSpec, Offer, Request, Storage};
+use vmferry::mux::{Config, RateLimit};
+use vmferry::net::message::{self, MESSAGE_BYTES_MAX};
+
+use super::victim::{Attacker, Victim, offer, open_control};
+use crate::api::schema::Description;
+use crate::rig::{PATIENCE, blocking, soon};
+
+/// What no name and no text should be.
+const TEXTS: [&str; 8] = [
+    "",
+    "../../../etc/passwd",
+    "/etc/passwd",
+    "web1/../db1",
+    "web1\0",
+    "a\n2026-11-29T10:00:00.000000Z  WARN FORGED\u{1b}[2J\r",
+    "\u{202e}1bew",
+    "%n%s$(reboot)`reboot`",
+];
+
+/// One of each type.
+fn of_every_type() -> [Value; 9] {
+    let deep = (0..100).fold(json!(1), |inner, _| json!([inner]));
+    [json!(null), json!(true), json!(-1), json!(1.5), json!(u64::MAX), json!("x"), json!([]), json!({}), deep]
+}
+
+/// Every request that differs from `good` in one place, and what that is.
+fn spoiled(good: &Value) -> Vec<(String, Value)> {
+    let mut all = Vec::new();
+    for place in places(good, "") {
+        let mut with = |what: String, value: Value| {
+            let mut bad = good.clone();
+            *bad.pointer_mut(&place).unwrap() = value;
+            all.push((format!("{place}: {what}"), bad));
+        };
+        of_every_type().into_iter().for_each(|value| with(value.to_string(), value));
+        with("long".into(), json!("x".repeat(20_000)));
+        if good.pointer(&place).unwrap().is_string() {
+            TEXTS.iter().for_each(|text| with(format!("{text:?}"), json!(text)));
+        }
+        let mut bad = good.clone();
+        let (parent, name) = place.rsplit_once('/').unwrap_or(("", ""));
+        if let Some(Value::Object(fields)) = bad.pointer_mut(parent) {
+            fields.remove(name);
+            fields.insert("of_tomorrow".into(), json!(1));
+            all.push((format!("{place}: missing"), bad));
+        }
+    }
+    all
+}
+
+/// Pointers to all that is in a value, itself too.
+fn places(value: &Value, at: &str) -> Vec<String> {
+    let inner: Vec<String> = match value {
+        Value::Array(items) => {
+            items.iter().enumerate().flat_map(|(n, v)| places(v, &format!("{at}/{n}"))).collect()
+        }
+        Value::Object(fields) => {
+            fields.iter().flat_map(|(name, v)| places(v, &format!("{at}/{name}"))).collect()
+        }
+        _ => Vec::new(),
+    };
+    [vec![at.to_owned()], inner].concat()
+}
+
+fn whole_offer() -> Offer {
+    let storages = vec![Storage { key: "wwid:1".into(), written: true }];
+    let (id, address) = (Some("root".into()), Some("0000:00:05.0".into()));
+    let place = Some(DiskPlace { id, address, allocated: Some(5), storages, ..DiskPlace::default() });
+    let disk = DiskSpec {
+        name: "virtio0".into(),
+        virtual_size: 1 << 30,
+        format: "qcow2".into(),
+        read_only: false,
+        left_out: false,
+        place,
+    };
+    Offer { disks: vec![disk], after: Some(Uuid::nil()), ..offer("web1") }
+}
+
+/// All files below a folder that are not sockets.
+fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found: Vec<_> =
+        entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect();
+    found.sort();
+    found
+}
+
+/// No line that begins as one of our own and is not, nothing that a terminal obeys.
+fn assert_clean(log: &[String]) {
+    for line in log {
+        assert!(!line.starts_with("2026-11-29T10:00:00.000000Z"), "{line:?}");
+        let obeyed = |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
+        assert!(!line.chars().any(obeyed), "{line:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_messages_of_every_wrong_type_leave_nothing_and_end_nothing_else() {
+    let victim = Victim::start();
+    let many = RateLimit { per_second: 100_000, burst: 100_000 };
+    let bravo = Attacker::with(&victim, "bravo", Config { opens: many, ..Config::default() });
+    let session = bravo.session(&victim).await;
+    let before = files(&victim.folder.path().join("state"));
+    let requests = [
+        Request::Check(whole_offer()),
+        Request::Prepare(whole_offer()),
+        Request::ToRun { running: true },
+        Request::Abort { reason: "x".into() },
+        Request::Start,
+        Request::Settle,
+    ];
+    let (mut streams, mut misunderstood) = (0, 0);
+    let mut channel = None;
+    for request in requests {
+        let good = serde_json::to_value(Asked { number: 1, request, summary: None }).unwrap();
+        for (what, bad) in spoiled(&good) {
+            let (mut sender, mut receiver) = match channel.take() {
+                Some(open) => open,
+                None => {
+                    streams += 1;
+                    message::split(open_control(&session).await.unwrap(), &session)
+                }
+            };
+            if sender.send(&bad).await.is_err() {
+                continue;
+            }
+            // It is answered, or it ends its own stream.
+            let heard = soon(&what, receiver.recv::<Value>()).await;
+            if let Ok(Some(answer)) = heard {
+                let said = answer.to_string();
+                assert!(!said.contains("prepared") && !said.contains("started"), "{what}: {said}");
+                channel = (!said.contains("does not understand")).then_some((sender, receiver));
+                misunderstood += u32::from(channel.is_none());
+            }
+        }
+    }
+    println!("{misunderstood} of {streams} streams were not understood");
+    // Longer than any message may be.
+    let mut stream = open_control(&session).await.unwrap();
+    let length = MESSAGE_BYTES_MAX as u32 + 1;
+    stream.send.send(bytes::Bytes::copy_from_slice(&length.to_be_bytes())).await.unwrap();
+    let (_sender, mut receiver) = message::split(stream, &session);
+    let answer = soon("its end", receiver.recv::<Value>()).await.unwrap();
+    assert!(answer.is_some_and(|answer| answer.to_string().contains("exceeds the limit")));
+    let counted = "vmferry_peer_refusals_total{peer=\"bravo\",reason=\"not_understood\"}";
+    assert_eq!(victim.metric(counted), f64::from(misunderstood + 1));
+
+    assert!(session.is_live() && session.stats().await.reconnects == 0);
+    assert_eq!(files(&victim.folder.path().join("state")), before, "something was left");
+    assert_clean(&victim.log());
+    let told = victim.log().iter().filter(|line| line.contains("cannot be understood was refused")).count();
+    assert!((1..5).contains(&told), "{told} told of {misunderstood}");
+}
+
+/// Status, content type and body.
+fn ask(victim: &Victim, method: &str, path: &str, body: &str) -> (u16, String, String) {
+    let mut stream = UnixStream::connect(victim.socket()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!("{method} {path} HTTP/1.0\r\nhost: vmferry\r\ncontent-type: application/json\r\n");
+    let sent = write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len());
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap_or_else(|e| panic!("{path} {body}: {e} ({sent:?})"));
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{path} {body}: {answer}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let kind = head.lines().find_map(|l| l.to_lowercase().strip_prefix("content-type: ").map(str::to_owned));
+    (status, kind.unwrap_or_default(), body.to_owned())
+}
+
+fn bodies(victim: &Victim) -> Vec<(&'static str, String, Value)> {
+    let (vm, to) = ("web1".to_owned(), "bravo".to_owned());
+    let rate = Some("1M".parse().unwrap());
+    let options = Options { limit_bytes_per_s: rate, ..Options::default() };
+    let listen = victim.folder.path().join("near.sock").display().to_string();
+    let forward = ForwardRequest {
+        listen: listen.parse().unwrap(),
+        to: to.clone(),
+        target: "vnc".parse().unwrap(),
+        weight: 300.try_into().unwrap(),
+        limit_bytes_per_s: rate,
+        urgent: true,
+        owner: None,
+        group: None,
+        mode: "0600".to_owned().try_into().unwrap(),
+    };
+    let share = ShareRequest { limit_bytes_per_s: Some(rate), weight: Some(300.try_into().unwrap()) };
+    let of = |path: &str| path.replace("{id}", &Uuid::nil().to_string()).replace("{name}", "bravo");
+    let check = CheckRequest {
+        vm: vm.clone(),
+        to: to.clone(),
+        strict: true,
+        accept: Default::default(),
+        disks: Default::default(),
+    };
+    let all = [
+        ("/v1/check", json!(check)),
+        ("/v1/migrations", json!(MigrateRequest { vm, to, options })),
+        ("/v1/migrations/{id}/limit", json!(share)),
+        ("/v1/peers/{name}/limit", json!(PeerLimitRequest { limit_bytes_per_s: rate })),
+        ("/v1/forwards", json!(forward)),
+        ("/v1/recover/{id}", json!(ForceRequest { force: Side::There, until: Some(1) })),
+        ("/v1/libvirt", json!({"domain": "web1", "to": "bravo", "rpc": true})),
+        ("/v1/libvirt/check", json!({"domain": "web1", "to": "bravo", "rpc": true})),
+    ];
+    all.into_iter().map(|(described, body)| (described, of(described), body)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn api_requests_of_every_wrong_type_are_answered_as_described() {
+    let victim = Victim::start();
+    let (victim, asked) = blocking(move || {
+        let description = Description::load();
+        let mut asked = 0;
+        for (described, path, good) in bodies(&victim) {
+            for (what, bad) in spoiled(&good) {
+                let answer = ask(&victim, "POST", &path, &bad.to_string());
+                asked += 1;
+                assert!(answer.0 < 500 || answer.0 == 503, "{path} {what}: {answer:?}");
+                description.accepts("post", described, &answer);
+            }
+        }
+        for text in TEXTS.map(|text| text.replace(['\0', '\n', '\r', ' ', '\u{1b}', '\u{202e}'], "%0a")) {
+            for path in ["/v1/migrations/", "/v1/peers/", "/v1/forwards/", "/v1/libvirt/", "/v1/"] {
+                let (status, ..) = ask(&victim, "GET", &format!("{path}{text}"), "");
+                assert!((400..500).contains(&status) || text.is_empty(), "{path}{text}: {status}");
+            }
+        }
+        (victim, asked)
+    })
+    .await;
+    println!("{asked} requests");
+    assert!(victim.is_alive() && asked > 500);
+    assert_clean(&victim.log());
+}
