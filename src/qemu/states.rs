@@ -144,6 +144,16 @@ impl JobStatus {
     pub fn is_over(&self) -> bool {
         matches!(self, Self::Concluded | Self::Null)
     }
+
+    /// Nothing that the job reads or writes is under way, nor will be before it is resumed.
+    pub fn is_at_rest(&self) -> bool {
+        matches!(self, Self::Paused | Self::Standby) || self.is_over()
+    }
+
+    /// A mirror's copy is whole, and follows.
+    pub fn is_in_step(&self) -> bool {
+        matches!(self, Self::Ready | Self::Standby)
+    }
 }
 
 words! {

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use crate::faults::{Migration, Plan, Stage};
+use crate::support::process::{LONG, wait_for};
 use crate::support::proof::field;
 use crate::support::{Agent, with_lab};
 use anyhow::{Result, ensure};
@@ -95,5 +96,29 @@ fn limits_are_kept_changed_and_handed_on() -> Result<()> {
         let at_destination = stage.bravo.vmferry(&["limit", &migration.id, "--rate", "1M"])?;
         ensure!(at_destination.stderr.contains("limit it at the source"), "{at_destination:?}");
         stage.is_moved()
+    })
+}
+
+/// QEMU stands still in `blockdev-mirror` until what earlier mirrors are writing has been written.
+#[test]
+fn the_guest_does_not_wait_for_a_slow_link_when_its_disks_copies_begin() -> Result<()> {
+    with_lab("the_guest_does_not_wait_for_a_slow_link_when_its_disks_copies_begin", |lab| {
+        let stage = Stage::set_up(lab, Plan { rate: 60, ..Plan::ORDINARY })?;
+        let migration =
+            Migration::begin(&stage.alpha, "web1", "bravo", &["--limit", "2MiB/s", "--keep-source"])?;
+        // What the streams carried while the guest did not count on.
+        let (mut count, mut bytes, mut most) = (0, 0, 0);
+        wait_for("both disks to be copied", LONG, || {
+            let (_, now, _) = carried(&migration, &stage.alpha)?;
+            most = most.max(now - bytes);
+            let counted = stage.source.console()?.last().unwrap_or(0);
+            if counted != count {
+                (count, bytes) = (counted, now);
+            }
+            Ok((now >= 24 * MIB).then_some(()))
+        })?;
+        eprintln!("  {most} bytes at most while the guest stood still");
+        ensure!(most < 8 * MIB, "the guest stood still while {most} bytes were carried");
+        Ok(())
     })
 }

@@ -4,18 +4,22 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::time::sleep;
 
 use super::changes::{choose_ways, follow, start_delta, start_disk_stream};
 use super::failure::Failure;
 use super::reconnect::ReconnectPolicy;
+use super::stall::Stall;
 use super::state::Source;
 use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Export, Way};
 use crate::migrate::transfer::disk::mirror::{self, Mirror};
-use crate::qemu::{COMMAND_DEADLINE, Command, QmpError, QueryBlockJobs, QueryJobs, names};
+use crate::qemu::{COMMAND_DEADLINE, Command, QueryBlockJobs, QueryJobs, names};
 
-/// `blockdev-add` shakes hands with the destination's NBD server in QEMU's main loop: the guest
-/// stands still for as long.
-const BLOCKDEV_ADD_DEADLINE: Duration = Duration::from_secs(10);
+/// The guest stands still while QEMU's main loop does: for so long at most without a byte on any stream.
+const STANDSTILL_MAX: Duration = Duration::from_secs(10);
+/// Between two looks at what begins or comes to rest.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
 /// Begins what is not under way, each disk by the way of its plan.
 pub(crate) async fn start(source: &mut Source) -> Result<(), Failure> {
     // Otherwise the ways are chosen.
@@ -30,13 +34,22 @@ pub(crate) async fn start(source: &mut Source) -> Result<(), Failure> {
         let unready = is_unready(source, &disk).await?;
         source.copy.unready.extend(unready);
     }
+    // It may have left them at rest.
+    resume(source).await?;
     start_more(source).await
 }
 
 /// Begins what is not under way, in the plan's order, as far as so many whole copies may be made at once.
+/// Whole copies that are under way rest meanwhile, or the guest would wait for what they are writing.
 pub(crate) async fn start_more(source: &mut Source) -> Result<(), Failure> {
     let at_once = source.context.request.options.disks_at_once;
     let at_once = at_once.map_or(usize::MAX, |disks| u32::from(disks) as usize);
+    if source.copy.next_to_begin(at_once).is_none() {
+        return Ok(());
+    }
+    for job in whole_copies(source) {
+        rest(source, &job).await?;
+    }
     while let Some(DiskPlan { disk, target, way }) = source.copy.next_to_begin(at_once).cloned() {
         let Some(export) = target else {
             return Err(Failure::Destination(format!("disk {} is not part of its grant", disk.name)));
@@ -49,6 +62,40 @@ pub(crate) async fn start_more(source: &mut Source) -> Result<(), Failure> {
                 source.copy.unready.push(names::job_id(&disk.name));
             }
         }
+    }
+    resume(source).await
+}
+
+/// The jobs of the whole copies that are under way.
+fn whole_copies(source: &Source) -> Vec<String> {
+    let copy = &source.copy;
+    let whole = copy.plan.disks.iter().filter(|plan| plan.way == Way::Whole && copy.is_under_way(plan));
+    whole.map(|plan| names::job_id(&plan.disk.name)).collect()
+}
+
+/// Has a mirror wait until [`resume`], with nothing of it under way.
+async fn rest(source: &Source, job: &str) -> Result<(), Failure> {
+    if !mirror::pause(&source.guest.qmp, job).await? {
+        return Ok(());
+    }
+    let mut stall = Stall::new(source.context.stall());
+    loop {
+        let jobs = source.query(QueryJobs).await?;
+        match jobs.iter().find(|known| known.id == job) {
+            Some(known) if !known.status.is_at_rest() => {}
+            _ => return Ok(()),
+        }
+        let (bytes, away) = (source.copy.streams.total(), source.peer.is_away());
+        stall.check("what a disk's copy was writing", bytes, away)?;
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Has all mirrors copy. One that does not wait refuses it.
+async fn resume(source: &Source) -> Result<(), Failure> {
+    let qmp = &source.guest.qmp;
+    for job in whole_copies(source) {
+        source.reconnect_policy().ask(|| mirror::resume(qmp, &job)).await?;
     }
     Ok(())
 }
@@ -107,19 +154,35 @@ async fn start_mirror(source: &mut Source, disk: &CopiedDisk, export: &Export) -
         source.journal.will_make(undo)?;
     }
     source.guest.qmp.getfd(&mirror.fd, theirs).await?;
-    at_a_standstill(source, mirror.add(&export.export), BLOCKDEV_ADD_DEADLINE).await?;
-    at_a_standstill(source, mirror.begin(), COMMAND_DEADLINE).await
+    at_a_standstill(source, mirror.add(&export.export)).await?;
+    at_a_standstill(source, mirror.begin()).await?;
+    rest(source, &mirror.job).await
 }
 
-/// Executes what QEMU's main loop, and with it the guest, stands still for: a new node until the
-/// other end has answered, a new mirror until what the others are writing has been written.
-async fn at_a_standstill<C: Command>(source: &Source, command: C, deadline: Duration) -> Result<(), Failure> {
+/// Executes what QEMU's main loop, and with it the guest, stands still for: a new node until the other end
+/// has answered, a new mirror until what the others are writing has been written.
+async fn at_a_standstill<C: Command>(source: &Source, command: C) -> Result<(), Failure> {
     let (host, lanes) = (&source.context.host, &source.peer.lanes);
     let limit = host.config.deadlines.resume_paused();
     let policy = ReconnectPolicy::new(host, lanes, &source.context.progress, Some(limit));
-    let late = QmpError::Deadline { name: C::NAME, after: deadline, sent: true };
-    let done = lanes.within(deadline, source.guest.qmp.execute_within(command, deadline + limit));
-    policy.until_done(async { done.await.unwrap_or(Err(late)) }).await.map(drop)
+    let command = source.guest.qmp.execute_within(command, COMMAND_DEADLINE + limit);
+    tokio::select! {
+        biased;
+        done = policy.until_done(command) => done.map(drop),
+        failure = nothing_flows(source, C::NAME) => Err(failure),
+    }
+}
+
+/// Waits until the streams have carried nothing for too long.
+async fn nothing_flows(source: &Source, name: &'static str) -> Failure {
+    let mut stall = Stall::new(STANDSTILL_MAX);
+    let what = format!("{name} in the source's QEMU, with all streams,");
+    loop {
+        sleep(LOOK_EVERY).await;
+        if let Err(failure) = stall.check(&what, source.copy.streams.total(), source.peer.is_away()) {
+            return failure;
+        }
+    }
 }
 
 /// Brings the copies into the progress. Bytes that they still have to copy.

@@ -32,6 +32,8 @@ commands! {
     BlockdevDel = "blockdev-del" -> Empty;
     BlockdevMirror = "blockdev-mirror" -> Empty;
     BlockJobCancel = "block-job-cancel" -> Empty;
+    JobPause = "job-pause" -> Empty;
+    JobResume = "job-resume" -> Empty;
     BlockJobComplete = "block-job-complete" -> Empty;
     BlockJobChange = "block-job-change" -> Empty;
     JobDismiss = "job-dismiss" -> Empty;
@@ -375,6 +377,18 @@ impl BlockdevMirror {
             speed: None,
         }
     }
+}
+
+/// Pauses a job: it is `paused` once nothing that it reads or writes is under way.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobPause {
+    pub id: String,
+}
+
+/// Resumes a job after [`JobPause`]. Any other is refused.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobResume {
+    pub id: String,
 }
 
 /// What a mirror copies.
