@@ -149,11 +149,6 @@ impl JobStatus {
     pub fn is_at_rest(&self) -> bool {
         matches!(self, Self::Paused | Self::Standby) || self.is_over()
     }
-
-    /// A mirror's copy is whole, and follows.
-    pub fn is_in_step(&self) -> bool {
-        matches!(self, Self::Ready | Self::Standby)
-    }
 }
 
 words! {

@@ -1,9 +1,11 @@
 //! A QEMU with odd disks and no system on them: it is paused at the source, and waits at the
 //! destination. What is on its disks is written and read by `qemu-io`, with QEMU not there.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -32,15 +34,32 @@ impl Place {
         self.dir.join(name)
     }
 
-    /// Makes an image by `qemu-img create` with these options.
+    /// Makes an image by `qemu-img create` with these options. An encrypted one is made once and copied:
+    /// QEMU measures for seconds of CPU time how often its key is to be hashed.
     pub(super) fn create(&self, format: &str, options: &str, name: &str, bytes: u64) -> Result<PathBuf> {
+        static MADE: Mutex<BTreeMap<String, Vec<u8>>> = Mutex::new(BTreeMap::new());
         let file = self.file(name);
-        let mut command = self.paths.qemu_img();
-        command.args(["create", "-q", "--object", SECRET, "-f", format]);
-        if !options.is_empty() {
-            command.args(["-o", options]);
+        let make = || {
+            let mut command = self.paths.qemu_img();
+            command.args(["create", "-q", "--object", SECRET, "-f", format]);
+            if !options.is_empty() {
+                command.args(["-o", options]);
+            }
+            run(command.arg(&file).arg(bytes.to_string()), LONG)
+        };
+        if !options.contains("key-secret") {
+            make()?;
+            return Ok(file);
         }
-        run(command.arg(&file).arg(bytes.to_string()), LONG)?;
+        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+        let kind = format!("{format} {options} {bytes}");
+        match made.get(&kind) {
+            Some(image) => fs::write(&file, image)?,
+            None => {
+                make()?;
+                made.insert(kind, fs::read(&file)?);
+            }
+        }
         Ok(file)
     }
 

@@ -69,20 +69,21 @@ impl<'a> Mirror<'a> {
     }
 }
 
-/// Makes a mirror wait, for the others to begin. One that is over has nothing to wait with.
-pub(crate) async fn pause(qmp: &Qmp, job: &str) -> Result<(), QmpError> {
-    unless_refused(qmp.execute(JobPause { id: job.to_owned() }).await)
+/// Makes a mirror wait for the others to begin. False when it is over.
+pub(crate) async fn pause(qmp: &Qmp, job: &str) -> Result<bool, QmpError> {
+    accepted(qmp.execute(JobPause { id: job.to_owned() }).await)
 }
 
-/// Lets a mirror copy that waits.
-pub(crate) async fn resume(qmp: &Qmp, job: &str) -> Result<(), QmpError> {
-    unless_refused(qmp.execute(JobResume { id: job.to_owned() }).await)
+/// Lets a mirror that waits copy. False when it does not wait.
+pub(crate) async fn resume(qmp: &Qmp, job: &str) -> Result<bool, QmpError> {
+    accepted(qmp.execute(JobResume { id: job.to_owned() }).await)
 }
 
-fn unless_refused<T>(done: Result<T, QmpError>) -> Result<(), QmpError> {
+fn accepted<T>(done: Result<T, QmpError>) -> Result<bool, QmpError> {
     match done {
-        Err(e) if e.desc().is_none() => Err(e),
-        _ => Ok(()),
+        Ok(_) => Ok(true),
+        Err(e) if e.desc().is_some() => Ok(false),
+        Err(e) => Err(e),
     }
 }
 
