@@ -12,6 +12,7 @@
 #   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n CHAOS_STAGES=n
 #   make libvirt   libvirt's own migrations, every option and many faults, about 10 minutes       T=name: only that test
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
+#   make sbom      what is in the program: vmferry.cdx.json (CycloneDX)
 #   make setup     what the tests need and the machine lacks
 #   make clean-lab forgets all downloads
 
@@ -19,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-end test lint format dependencies model fuzz judges attacks chaos libvirt bench setup fetch tools clean-lab
+.PHONY: demo demo-end test lint format dependencies model fuzz judges attacks chaos libvirt bench sbom setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -111,6 +112,17 @@ libvirt: setup
 bench: setup
 	$(call step,two agents against plain copies and what people use; real QEMUs against their own TLS: bench/RESULTS.md)
 	bench/run.sh
+
+# The tool is built once, in some minutes.
+SBOM_TOOL := $(LAB)/tools/cargo-cyclonedx-0.5.9
+sbom: fetch
+	$(call step,what is in the program: vmferry.cdx.json)
+	@. tests/setup/shell.sh
+	[ -x $(SBOM_TOOL)/bin/cargo-cyclonedx ] || retry 3 cargo install --locked --root $(SBOM_TOOL) cargo-cyclonedx@0.5.9
+	epoch=$$(git log -1 --format=%ct 2>/dev/null || echo 0)
+	SOURCE_DATE_EPOCH=$$epoch $(SBOM_TOOL)/bin/cargo-cyclonedx cyclonedx --quiet --format json --spec-version 1.5 --describe binaries --target x86_64-unknown-linux-gnu
+	sed 's|path+file://$(CURDIR)|path+file:///vmferry|' vmferry_bin.cdx.json >vmferry.cdx.json
+	rm vmferry_bin.cdx.json
 
 setup: fetch
 	@tests/setup/qemu.sh

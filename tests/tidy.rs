@@ -54,7 +54,9 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "agent::Early",
             "agent::StartMode",
+            "agent::confine",
             "agent::run",
             "agent::handoff_formats",
             "api",

@@ -9,6 +9,7 @@
 mod call;
 mod caller;
 mod certificates;
+mod confine;
 mod gate;
 mod handoff;
 mod http;
@@ -28,6 +29,7 @@ mod status;
 mod stop;
 mod vm_states;
 
+pub use confine::{Early, confine};
 #[doc(hidden)]
 pub use handoff::reread as reread_handoff;
 pub use handoff::{StartMode, handoff_formats};

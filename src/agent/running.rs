@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::confine::Confinement;
 use super::limits::PeerLimits;
 use super::refusals::Refusals;
 use super::registry::{Entry, Registry};
@@ -46,16 +47,18 @@ pub(super) struct Agent {
     pub(super) refusals: Refusals,
     /// Where its configuration came from; a reload reads the `[tls]` of it again.
     pub(super) config_path: PathBuf,
+    /// What this process has taken from itself.
+    pub(super) confinement: Confinement,
 }
 
 impl Agent {
     /// An agent that has not begun to do anything.
     pub(super) fn new(
-        config: Config,
-        config_path: &Path,
+        (config, config_path): (Config, &Path),
         identity: Identity,
         pool: Pool,
         audit: Audit,
+        confinement: Confinement,
     ) -> Result<Self, prometheus::Error> {
         let stopping = CancellationToken::new();
         let host = Arc::new(Host::new(config, identity, pool, stopping.clone(), audit));
@@ -76,6 +79,7 @@ impl Agent {
             vm_states: VmStates::default(),
             refusals: Refusals::default(),
             config_path: config_path.to_owned(),
+            confinement,
         })
     }
 

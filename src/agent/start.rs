@@ -14,6 +14,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
+use super::confine::{Confinement, Early, confine_calls};
 use super::handoff::{self, Inherited, Kept, StartMode};
 use super::running::Agent;
 use super::signals::{Asked, Signals};
@@ -56,12 +57,12 @@ impl AgentError {
 
 /// Runs an agent until SIGTERM or SIGINT, or until another process takes over.
 /// Errors: what keeps it from starting, with the remedy.
-pub async fn run(path: &Path, mode: StartMode) -> Result<(), AgentError> {
+pub async fn run(path: &Path, mode: StartMode, early: Early) -> Result<(), AgentError> {
     keep_memory_private();
     // Before anything else is started that could inherit them in turn.
     let kept = handoff::from_store();
     let (config, tls) = configured(path).map_err(AgentError::Configuration)?;
-    serve((config, path), tls, kept, mode).await.map_err(AgentError::Unable)
+    serve((config, path), (tls, early), kept, mode).await.map_err(AgentError::Unable)
 }
 
 /// Nobody but root looks into this process's memory, which has keys: no core dump is written of it, and other
@@ -79,7 +80,12 @@ fn configured(path: &Path) -> anyhow::Result<(Config, Tls)> {
     Ok((config, tls))
 }
 
-async fn serve((config, path): (Config, &Path), tls: Tls, kept: Kept, mode: StartMode) -> anyhow::Result<()> {
+async fn serve(
+    (config, path): (Config, &Path),
+    (tls, early): (Tls, Early),
+    kept: Kept,
+    mode: StartMode,
+) -> anyhow::Result<()> {
     let Inherited { state, predecessor } = Inherited::find(&config, tls.identity.as_str(), kept, mode)?;
     if let Some(predecessor) = predecessor {
         tokio::task::block_in_place(|| predecessor.release())?;
@@ -89,11 +95,13 @@ async fn serve((config, path): (Config, &Path), tls: Tls, kept: Kept, mode: Star
         identity = %tls.identity, aead = ?tls.aead, vms = config.vms.len(), peers = config.peers.len(),
         version = env!("CARGO_PKG_VERSION"), "the agent starts"
     );
+    let confinement = confine_calls(&config, early);
     let audit = begin_record(&config, tls.identity.as_str(), state.is_some())?;
     let (incoming, streams) = mpsc::channel(INCOMING_MAX);
     let (started, sessions) = mpsc::unbounded_channel();
     let instance = state.as_ref().map(|(state, _)| state.instance);
-    let agent = Arc::new(new_agent((config, path), tls, instance, (incoming, started), audit)?);
+    let agent =
+        Arc::new(new_agent((config, path), tls, instance, (incoming, started), (audit, confinement))?);
     let taken = match state {
         Some((state, mut fds)) => {
             tracing::info!(from = state.version, left = state.summary(), "taking up what was left");
@@ -147,7 +155,7 @@ fn new_agent(
     tls: Tls,
     instance: Option<[u8; 16]>,
     (incoming, started): (mpsc::Sender<IncomingStream>, mpsc::UnboundedSender<Session>),
-    audit: Audit,
+    (audit, confinement): (Audit, Confinement),
 ) -> anyhow::Result<Agent> {
     let identity = tls.identity.clone();
     let limits = mux::Config { dead_after: config.deadlines.dead_peer(), ..mux::Config::default() };
@@ -164,7 +172,7 @@ fn new_agent(
             pool.set_message_bytes(&peer.identity, MESSAGE_BYTES);
         }
     }
-    let agent = Agent::new(config, path, identity, pool, audit)?;
+    let agent = Agent::new((config, path), identity, pool, audit, confinement)?;
     certificates::note_endings(&agent.metrics, &agent.host.pool.endpoint().tls());
     Ok(agent)
 }

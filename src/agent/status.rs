@@ -2,8 +2,9 @@
 
 use uuid::Uuid;
 
+use super::confine::Confinement;
 use super::running::Agent;
-use crate::api::{AuditStatus, LibvirtRole, Reconnecting, SessionStatus, Status, VmState};
+use crate::api::{AuditStatus, LibvirtRole, Reconnecting, SandboxStatus, SessionStatus, Status, VmState};
 use crate::audit::Figures;
 use crate::migrate::journal::Role;
 use crate::mux::Role as DialRole;
@@ -36,7 +37,13 @@ impl Agent {
             vm_states: self.vm_states().await,
             peers: config.peers.keys().cloned().collect(),
             audit: Some(self.audit_status()),
+            sandbox: Some(self.sandbox_status()),
         }
+    }
+
+    fn sandbox_status(&self) -> SandboxStatus {
+        let Confinement { landlock, seccomp } = &self.confinement;
+        SandboxStatus { landlock: landlock.to_string(), seccomp: seccomp.to_string() }
     }
 
     fn audit_status(&self) -> AuditStatus {
@@ -74,6 +81,8 @@ impl Agent {
             self.metrics.libvirt.count_ended(role, ended, count);
         }
         self.metrics.sessions.set_refusals(&self.host.refusals.counts());
+        let Confinement { landlock, seccomp } = &self.confinement;
+        self.metrics.set_sandbox([("landlock", landlock.is_on()), ("seccomp", seccomp.is_on())]);
         self.metrics.set_audit(&self.host.audit.figures());
         self.metrics.text()
     }

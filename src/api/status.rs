@@ -22,6 +22,16 @@ pub struct Status {
     /// None from an agent that keeps none.
     #[serde(default)]
     pub audit: Option<AuditStatus>,
+    /// None from an agent that has none.
+    #[serde(default)]
+    pub sandbox: Option<SandboxStatus>,
+}
+
+/// What the agent has taken from itself, in words: `on: …` or `off: …`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SandboxStatus {
+    pub landlock: String,
+    pub seccomp: String,
 }
 
 /// The audit record.

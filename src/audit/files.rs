@@ -31,6 +31,23 @@ impl Default for Limits {
     }
 }
 
+/// Room that is left on the disk, which journals need more: so much, or a twentieth of a small one.
+const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
+const RESERVE_PART: u64 = 20;
+
+/// Whether there is room for a record beside what else is written there.
+/// Errors: there is none, or nobody knows.
+pub(super) fn has_room(folder: &Path) -> io::Result<()> {
+    let disk = nix::sys::statvfs::statvfs(folder)?;
+    let available = disk.blocks_available() * disk.fragment_size();
+    let reserve = RESERVE_BYTES.min(disk.blocks() * disk.fragment_size() / RESERVE_PART);
+    if available >= reserve {
+        return Ok(());
+    }
+    let words = format!("of its disk {available} bytes are left, and {reserve} are not for it");
+    Err(io::Error::new(io::ErrorKind::StorageFull, words))
+}
+
 /// The files of a record, oldest first.
 /// Errors: the folder cannot be read.
 pub fn paths(folder: &Path) -> io::Result<Vec<PathBuf>> {

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::event::Event;
-use super::files::{Files, Limits};
+use super::files::{Files, Limits, has_room};
 use super::line::Head;
 use super::refusals::Refusals;
 
@@ -260,6 +260,9 @@ impl Writer {
             self.told_head = Head::none();
             self.files = Some(opened);
             self.tell_head("the audit record is open");
+        }
+        if !self.waiting.is_empty() {
+            has_room(&self.folder)?;
         }
         let mut is_urgent = self.sync_at.is_some_and(|at| Instant::now() >= at);
         for _ in 0..BATCH {

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::agent::StartMode;
+use crate::agent::{Early, StartMode};
 use args::{Arguments, Command};
 use exit_code::EXIT_USAGE;
 
@@ -47,6 +47,14 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return certs::run(certs);
     }
     let is_agent = matches!(arguments.command, Command::Agent { .. });
+    // Before there is a second thread, which would be left out.
+    let early = match &arguments.command {
+        Command::Agent { config, handoff_formats: false, .. } => {
+            crate::log::start();
+            Some(crate::agent::confine(config))
+        }
+        _ => None,
+    };
     let runtime = match is_agent {
         true => tokio::runtime::Builder::new_multi_thread().enable_all().build()?,
         false => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
@@ -58,9 +66,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Agent { config, take_over, .. } => {
-                crate::log::start();
                 let mode = if take_over { StartMode::TakeOver } else { StartMode::Alone };
-                Ok(agent(&config, mode).await)
+                Ok(agent(&config, mode, early).await)
             }
             command => commands::run(&arguments.socket, command).await,
         }
@@ -70,8 +77,9 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     code
 }
 
-async fn agent(config: &Path, mode: StartMode) -> ExitCode {
-    match crate::agent::run(config, mode).await {
+async fn agent(config: &Path, mode: StartMode, early: Option<Early>) -> ExitCode {
+    let Some(early) = early else { return EXIT_USAGE.into() };
+    match crate::agent::run(config, mode, early).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             let code = e.exit_code();

@@ -56,6 +56,10 @@ pub(super) fn agent(status: &Status) {
         states => states.iter().for_each(|state| println!("  VM                 {}", vms::row(state))),
     }
     println!("  migrations         {} under way", status.migrations_active);
+    if let Some(sandbox) = &status.sandbox {
+        println!("  Landlock           {}", sandbox.landlock);
+        println!("  seccomp            {}", sandbox.seccomp);
+    }
     if let Some(audit) = &status.audit {
         println!("  audit record       {}", audit.head);
         if let Some(cause) = &audit.failing {

@@ -9,6 +9,7 @@ mod deadlines;
 mod forward;
 mod libvirt;
 mod peer;
+mod sandbox;
 mod vm;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ pub use forward::{
 };
 pub use libvirt::LibvirtConfig;
 pub use peer::{DEFAULT_PORT, LANES_MAX, PeerConfig, glob_matches};
+pub use sandbox::SandboxConfig;
 pub use vm::{Start, VmConfig};
 
 /// Where a configuration is looked for when none is named.
@@ -79,6 +81,9 @@ pub struct Config {
     /// Where this host's libvirt is.
     #[serde(default)]
     pub libvirt: LibvirtConfig,
+    /// What the agent takes from itself.
+    #[serde(default)]
+    pub sandbox: SandboxConfig,
     /// Who may do what through the local API.
     #[serde(default)]
     pub api: ApiConfig,
@@ -214,6 +219,13 @@ impl Config {
         self.state_dir.join("audit")
     }
 
+    /// Whether the agent runs programs of the configuration's choosing, a QEMU among them, which have whatever
+    /// it has taken from itself taken from them as well.
+    pub fn runs_commands(&self) -> bool {
+        let mut vms = self.vms.values();
+        vms.any(|vm| matches!(vm.start, Some(Start::Command(_))) || !vm.before_start.is_empty())
+    }
+
     /// Where migrations that libvirt makes itself have their folders.
     #[must_use]
     pub fn libvirt_folder(&self) -> PathBuf {
@@ -285,6 +297,7 @@ impl Config {
         let against = |p: &mut PathBuf| *p = base.join(&*p);
         against(&mut self.state_dir);
         against(&mut self.runtime_dir);
+        self.sandbox.write.iter_mut().for_each(against);
         against(&mut self.tls.ca);
         against(&mut self.tls.cert);
         against(&mut self.tls.key);

@@ -8,7 +8,7 @@ mod migrations;
 mod register;
 mod sessions;
 
-use prometheus::{Encoder, Error, IntCounterVec, TextEncoder};
+use prometheus::{Encoder, Error, IntCounterVec, IntGaugeVec, TextEncoder};
 
 use crate::audit::Figures;
 use audit::AuditMetrics;
@@ -29,6 +29,7 @@ pub struct Metrics {
     pub forward: ForwardMetrics,
     audit: AuditMetrics,
     api_refusals: IntCounterVec,
+    sandbox: IntGaugeVec,
     pub expiry: ExpiryMetrics,
 }
 
@@ -50,6 +51,11 @@ impl Metrics {
                 &["action"],
             )?,
             expiry: ExpiryMetrics::new(&register)?,
+            sandbox: register.gauge(
+                "sandbox",
+                "1 where the agent has confined itself by this, else 0.",
+                &["by"],
+            )?,
             register,
         })
     }
@@ -64,6 +70,13 @@ impl Metrics {
     /// What the audit record is like now.
     pub fn set_audit(&self, figures: &Figures) {
         self.audit.set(figures);
+    }
+
+    /// What the agent has confined itself by.
+    pub fn set_sandbox(&self, confined: [(&str, bool); 2]) {
+        for (by, is_on) in confined {
+            self.sandbox.with_label_values(&[by]).set(i64::from(is_on));
+        }
     }
 
     /// A caller of the local API had not the role for this.

@@ -78,6 +78,25 @@ fn recorded(agent: &crate::support::Agent, id: &str) -> Result<Vec<Value>> {
     lines.stdout.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
+/// Fills the disk of the destination's state until there is room for journals and not for the record.
+fn leave_no_room_for_the_record(stage: &Stage) -> Result<std::path::PathBuf> {
+    let state = stage.bravo.host().dir.join("state");
+    let disk = nix::sys::statvfs::statvfs(&state)?;
+    let left = disk.blocks() * disk.fragment_size() / 20 * 3 / 4;
+    let filler = state.join("filler");
+    let bytes = (disk.blocks_available() * disk.fragment_size()).saturating_sub(left);
+    std::fs::write(&filler, vec![1; bytes as usize])?;
+    // Whatever is recorded next finds no room.
+    let _ = stage.bravo.vmferry(&["migrate", "nobody", "--to", "alpha"])?;
+    wait_for("a record that cannot be written", SHORT, || {
+        let is_failing = stage.bravo.metrics()?.sum("vmferry_audit_failing", &[])? == 1.0;
+        Ok(is_failing.then_some(()))
+    })?;
+    let log = std::fs::read_to_string(stage.bravo.log())?;
+    ensure!(log.contains("the audit record cannot be written"), "{log}");
+    Ok(filler)
+}
+
 /// Both sides under one id, each with the other's certificate and the head of the other's record.
 fn both_have_recorded(stage: &Stage, id: &str) -> Result<()> {
     let (source, destination) = (recorded(&stage.alpha, id)?, recorded(&stage.bravo, id)?);
@@ -106,7 +125,12 @@ fn both_have_recorded(stage: &Stage, id: &str) -> Result<()> {
 #[test]
 fn another_user_does_not_reach_the_exports_and_both_sides_are_recorded() -> Result<()> {
     with_lab("another_user_does_not_reach_the_exports_and_both_sides_are_recorded", |lab| {
-        let stage = Stage::set_up(lab, Plan { rate: 60, ..Plan::ORDINARY })?;
+        let stage = Stage::set_up(lab, Plan { rate: 60, state_volume_mib: Some(8), ..Plan::ORDINARY })?;
+        let filler = leave_no_room_for_the_record(&stage)?;
+        for agent in [&stage.alpha, &stage.bravo] {
+            let confined = agent.metrics()?.sum("vmferry_sandbox", &[("by", "seccomp")])?;
+            ensure!(confined == 1.0, "no seccomp: {}", agent.api("/v1/status")?);
+        }
         // From before the listener is there until it is gone.
         let (mut command, stop) = probe(&stage, 61_236);
         let probing = start(&mut command)?;
@@ -130,8 +154,12 @@ fn another_user_does_not_reach_the_exports_and_both_sides_are_recorded() -> Resu
             ensure!(tried.unwrap_or(0) > 0, "no {kind} were tried: {probed:?}");
         }
         stage.is_moved()?;
+        // Its record could not be written all the while, and nothing is missing in it.
+        ensure!(stage.bravo.metrics()?.sum("vmferry_audit_failing", &[])? == 1.0);
+        std::fs::remove_file(filler)?;
         wait_for("the destination's end in its record", SHORT, || {
-            let lines = recorded(&stage.bravo, &migration.id)?;
+            let is_failing = stage.bravo.metrics()?.sum("vmferry_audit_failing", &[])? == 1.0;
+            let lines = if is_failing { Vec::new() } else { recorded(&stage.bravo, &migration.id)? };
             Ok(lines.iter().any(|line| line["result"] == "moved").then_some(()))
         })?;
         both_have_recorded(&stage, &migration.id)

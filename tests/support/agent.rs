@@ -146,6 +146,8 @@ impl AgentSpec {
         let mut text = String::new();
         let string = |path: &Path| toml::Value::from(path.display().to_string()).to_string();
         writeln!(text, "state_dir = {}", string(&host_dir.join("state")))?;
+        // With start commands it has to be asked for: every QEMU of these tests lives with it.
+        writeln!(text, "sandbox = {{ seccomp = true }}")?;
         writeln!(text, "runtime_dir = {}", string(&host_dir.join("run")))?;
         writeln!(text, "listen = [\"[::]:{PORT}\"]\n{}", self.top_lines)?;
         writeln!(text, "[tls]\nca = {}", string(&credentials.join("ca-cert.pem")))?;

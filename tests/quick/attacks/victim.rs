@@ -64,7 +64,7 @@ impl Victim {
     }
 
     /// As a user without a name. Takes root.
-    pub(super) fn start_as(user: u32) -> Self {
+    pub(super) fn start_as(user: u32, change: impl FnOnce(String) -> String) -> Self {
         // The way to the program may not be open to that user.
         let program = File::open(VMFERRY).unwrap();
         let by = |folder: &Path| {
@@ -74,7 +74,7 @@ impl Victim {
             command.uid(user).gid(user);
             command
         };
-        Self::start_by(tempfile::tempdir().unwrap(), |text| text, by)
+        Self::start_by(tempfile::tempdir().unwrap(), change, by)
     }
 
     fn start_by(
