@@ -14,8 +14,10 @@
 //! ```
 
 mod authority;
+pub mod enrolment;
 mod error;
 mod files;
+pub mod host_files;
 pub mod renewal;
 pub mod report;
 mod request;

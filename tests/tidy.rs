@@ -62,13 +62,14 @@ const EDGES: &[(&str, &[&str])] = &[
             "api",
             "audit",
             "config::DEFAULT_PATH",
+            "enrol",
             "log",
             "printable",
             "rate",
         ],
     ),
     // `vmferry certs` works on files, without an agent.
-    ("cli::certs", &["net::identity", "net::naming", "net::tls::TlsPaths", "pki"]),
+    ("cli::certs", &["enrol", "net::identity", "net::naming", "net::tls::TlsPaths", "pki"]),
     (
         "agent",
         &[
@@ -246,6 +247,8 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("net::lanes", &["net::session"]),
+    // A new host and the CA's machine: without an agent, too.
+    ("enrol", &["error_chain", "net::credentials", "net::identity", "net::naming", "pki", "printable"]),
     (
         "pki",
         &[

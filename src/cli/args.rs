@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::audit::AuditArgs;
 use super::certs::CertsArgs;
+use super::join::JoinArgs;
 use super::libvirt::LibvirtCommand;
 use crate::api::{
     Accepted, DiskChoice, DisksAtOnce, DowntimeLimit, LocalSocket, Retry, Side, TargetName, Weight,
@@ -101,6 +102,8 @@ pub(super) enum Command {
     Audit(AuditArgs),
     /// Make, show and check the certificates that hosts trust each other by.
     Certs(CertsArgs),
+    /// Make this host's key, and fetch its certificate with a ticket of `vmferry certs invite`.
+    Join(JoinArgs),
 }
 
 #[derive(Debug, Args)]

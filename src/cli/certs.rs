@@ -2,6 +2,8 @@
 //! files alone, without an agent.
 
 mod dates;
+mod host;
+mod invite;
 mod renewal;
 mod rotation;
 
@@ -11,12 +13,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::net::identity::Identity;
 use crate::net::naming::TrustDomain;
 use crate::net::tls::TlsPaths;
 use crate::pki::report::{self, CertificateReport};
 use crate::pki::revocation::{CRL_DAYS, Revoke, revoke};
-use crate::pki::{CA_DAYS, CaRequest, ExtraName, HOST_DAYS, HostRequest, create_ca, issue_host};
+use crate::pki::{CA_DAYS, CaRequest, create_ca};
 use dates::{day, second};
 
 /// Make, show and check the certificates that hosts trust each other by.
@@ -31,7 +32,9 @@ enum Action {
     /// Make a CA in a folder. Keep the folder off the hypervisors, and have a backup.
     Ca(CaArgs),
     /// Issue the certificate of one host: DIR/hosts/NAME, to be copied to that host.
-    Host(HostArgs),
+    Host(host::HostArgs),
+    /// Invite a host that makes its own key: prints a ticket for `vmferry join`, and serves it until it was used.
+    Invite(invite::InviteArgs),
     /// Renew certificates of hosts: the same names, and the same key unless another one is asked for.
     Renew(renewal::RenewArgs),
     /// Replace the CA by a new one while hosts trust both; without a step, say which is the next.
@@ -58,29 +61,6 @@ struct CaArgs {
     /// Let the CA vouch only for names in this DNS domain; may be repeated.
     #[arg(long, value_name = "DOMAIN")]
     domain: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-struct HostArgs {
-    /// The host's identity, a DNS name; what other hosts' configurations call it.
-    name: Identity,
-    /// Folder of the CA.
-    #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
-    /// Validity in days; never beyond the CA's.
-    #[arg(long, default_value_t = HOST_DAYS)]
-    days: u32,
-    /// A further name for other programs that use this certificate: a DNS name, an IP
-    /// address, DNS:…, IP:…, URI:…; may be repeated. vmferry itself goes by NAME alone.
-    #[arg(long, value_name = "NAME")]
-    san: Vec<ExtraName>,
-    /// Add the URI name vmferry://DOMAIN/host/NAME, by which hosts with `trust_domain` in their configuration know
-    /// this one.
-    #[arg(long, value_name = "DOMAIN")]
-    trust_domain: Option<TrustDomain>,
-    /// Renew: replace key and certificate of this host.
-    #[arg(long)]
-    force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -141,7 +121,8 @@ pub fn run(args: CertsArgs) -> anyhow::Result<ExitCode> {
 pub fn run_to(args: CertsArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     match args.action {
         Action::Ca(args) => make_ca(args, out)?,
-        Action::Host(args) => make_host(args, out)?,
+        Action::Host(args) => host::run(args, out)?,
+        Action::Invite(args) => invite::run(args, out)?,
         Action::Renew(args) => renewal::run(args, out)?,
         Action::RotateCa(args) => rotation::run(args, out)?,
         Action::Revoke(args) => make_list(args, out)?,
@@ -159,27 +140,6 @@ fn make_ca(args: CaArgs, out: &mut impl Write) -> anyhow::Result<()> {
     writeln!(out, "  {dir}/ca-cert.pem   for every host")?;
     writeln!(out, "  {dir}/ca-key.pem    secret: keep it off the hypervisors, and keep a backup")?;
     writeln!(out, "Next: vmferry certs host NAME --dir {dir}")?;
-    Ok(())
-}
-
-fn make_host(args: HostArgs, out: &mut impl Write) -> anyhow::Result<()> {
-    let mut names = args.san;
-    if let Some(domain) = &args.trust_domain {
-        names.push(ExtraName::in_trust_domain(domain, &args.name)?);
-    }
-    let request = HostRequest { name: args.name, names, days: args.days, force: args.force };
-    let made = issue_host(&args.dir, &request)?;
-    let dir = made.dir.display();
-    let end = day(made.not_after);
-    writeln!(out, "Certificate of {} made in {dir}, valid until {end}.", request.name)?;
-    if made.cut_short {
-        writeln!(out, "It ends on that day because its CA does.")?;
-    }
-    if let Some(place) = made.left_over {
-        let place = place.display();
-        writeln!(out, "The folder held files of others; they are in {place} now.")?;
-    }
-    writeln!(out, "Copy the folder to that host, owned by the agent's user, and keep key.pem at mode 0600.")?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod client;
 mod commands;
 mod exit_code;
 mod forward;
+mod join;
 mod libvirt;
 mod limit;
 mod pick;
@@ -43,8 +44,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    if let Command::Certs(certs) = arguments.command {
-        return certs::run(certs);
+    match arguments.command {
+        Command::Certs(certs) => return certs::run(certs),
+        Command::Join(ticket) => return join::run(ticket),
+        _ => {}
     }
     let is_agent = matches!(arguments.command, Command::Agent { .. });
     // Before there is a second thread, which would be left out.

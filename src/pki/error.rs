@@ -44,6 +44,8 @@ pub enum PkiError {
         "the key of `{name}` was never here, so no new one is made here; invite it again with `vmferry certs invite {name} --force`"
     )]
     KeyElsewhere { name: String },
+    #[error("what `{name}` asks for is refused: {problem}")]
+    BadRequest { name: String, problem: &'static str },
     #[error("that is not the next step of `{}`: {}", dir.display(), in_words(*step))]
     NotNow { dir: PathBuf, step: Step },
     #[error(

@@ -203,7 +203,7 @@ fn write_here(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
     write().map_err(at("write", path))
 }
 
-fn sync_parent(path: &Path) -> Result<(), PkiError> {
+pub(super) fn sync_parent(path: &Path) -> Result<(), PkiError> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
@@ -212,7 +212,7 @@ fn sync_parent(path: &Path) -> Result<(), PkiError> {
 }
 
 /// A name beside `path` that nobody else uses.
-fn beside(path: &Path) -> Result<PathBuf, PkiError> {
+pub(super) fn beside(path: &Path) -> Result<PathBuf, PkiError> {
     let random = getrandom::u64().map_err(|e| PkiError::Random(io::Error::other(e)))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     Ok(path.with_file_name(format!(".{name}.{random:016x}")))
