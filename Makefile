@@ -10,9 +10,10 @@
 #   make judges   openssl, sslyze, tlsfuzzer and schemathesis against an agent: docs/judges.md
 #   make attacks  what attacks cost honest streams, on a quiet machine: docs/security.md
 #   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n CHAOS_STAGES=n
-#   make libvirt   libvirt's own migrations, every option and many faults, about 10 minutes       T=name: only that test
+#   make libvirt   libvirt's own migrations, every option and many faults, about 25 minutes       T=name: only that test
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
 #   make sbom      what is in the program: vmferry.cdx.json (CycloneDX)
+#   make bench-libvirt   a domain of a real libvirt moved by its own TLS, its tunnel, relays and vmferry: bench/LIBVIRT.md
 #   make setup     what the tests need and the machine lacks
 #   make clean-lab forgets all downloads
 
@@ -20,7 +21,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-end test lint format dependencies model fuzz judges attacks chaos libvirt bench sbom setup fetch tools clean-lab
+.PHONY: demo demo-end test lint format dependencies model fuzz judges attacks chaos libvirt bench bench-libvirt sbom setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -123,6 +124,10 @@ sbom: fetch
 	SOURCE_DATE_EPOCH=$$epoch $(SBOM_TOOL)/bin/cargo-cyclonedx cyclonedx --quiet --format json --spec-version 1.5 --describe binaries --target x86_64-unknown-linux-gnu
 	sed 's|path+file://$(CURDIR)|path+file:///vmferry|' vmferry_bin.cdx.json >vmferry.cdx.json
 	rm vmferry_bin.cdx.json
+
+bench-libvirt: setup
+	$(call step,a domain of a real libvirt moved in different ways: bench/LIBVIRT.md)
+	bench/run.sh --libvirt
 
 setup: fetch
 	@tests/setup/qemu.sh

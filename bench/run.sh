@@ -2,6 +2,7 @@
 # Builds and runs the benchmarks, which write bench/RESULTS.md, each its half of it.
 #   bench/run.sh                  relays beside relays, then migrations of real QEMUs
 #   bench/run.sh --moves [ARG…]   only the migrations (--moves --help lists what there is)
+#   bench/run.sh --libvirt [ARG…] domains of a real libvirt: bench/LIBVIRT.md; not among the others
 #   bench/run.sh ARG…             only the relays (--help)
 # As root all relays have the same congestion control, and there are slow and long links; the
 # migrations need root, and the QEMUs and the guest of `make setup`.
@@ -23,7 +24,15 @@ moves() {
   "$programs/bench-moves" "$@"
 }
 
+libvirt() {
+  tests/setup/relays.sh
+  tests/setup/libvirt11.sh
+  cargo build --locked --profile "$profile" --bins --example bench-libvirt
+  "$programs/bench-libvirt" --relays "$lab/relays/bin" "$@"
+}
+
 case ${1:-} in
+  --libvirt) libvirt "${@:2}" ;;
   --moves) moves "${@:2}" ;;
   '') relays; moves ;;
   *) relays "$@" ;;

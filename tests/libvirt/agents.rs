@@ -47,19 +47,24 @@ impl Agents {
         Self::start_with(lab, hosts, PERMITS)
     }
 
+    /// The same, and everything may pass between the hosts.
+    pub(crate) fn start_open(lab: &Lab, hosts: &Hosts) -> Result<Self> {
+        Self::begin_both(lab, hosts, PERMITS, USER, None, false)
+    }
+
     /// Agents with all rights.
     pub(crate) fn start_as_root(lab: &Lab, hosts: &Hosts) -> Result<Self> {
-        Self::begin_both(lab, hosts, PERMITS, 0, None)
+        Self::begin_both(lab, hosts, PERMITS, 0, None, true)
     }
 
     /// The same, beside a guest whose QEMU is nobody's but vmferry's.
     pub(crate) fn start_beside(lab: &Lab, hosts: &Hosts, guest: [&Vm; 2]) -> Result<Self> {
-        Self::begin_both(lab, hosts, PERMITS, 0, Some(guest))
+        Self::begin_both(lab, hosts, PERMITS, 0, Some(guest), true)
     }
 
     /// The same with other lines in the peers' tables.
     pub(crate) fn start_with(lab: &Lab, hosts: &Hosts, peer_lines: &str) -> Result<Self> {
-        Self::begin_both(lab, hosts, peer_lines, USER, None)
+        Self::begin_both(lab, hosts, peer_lines, USER, None, true)
     }
 
     fn begin_both(
@@ -68,8 +73,11 @@ impl Agents {
         peer_lines: &str,
         user: u32,
         guest: Option<[&Vm; 2]>,
+        is_walled: bool,
     ) -> Result<Self> {
-        hosts.net.only_port(PORT, &[Way::ToBravo, Way::ToAlpha])?;
+        if is_walled {
+            hosts.net.only_port(PORT, &[Way::ToBravo, Way::ToAlpha])?;
+        }
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
         let (alpha, bravo) = (&hosts.net.alpha, &hosts.net.bravo);
         Ok(Self {

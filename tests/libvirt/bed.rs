@@ -127,6 +127,16 @@ pub(crate) struct Domain {
 impl Domain {
     /// Makes its disks on both hosts and starts it on alpha; returns when it writes.
     pub(crate) fn boot(lab: &Lab, hosts: &Hosts, spec: &VmSpec) -> Result<Self> {
+        Self::boot_with(lab, hosts, spec, |_| Ok(()))
+    }
+
+    /// The same with disks on alpha that have been prepared.
+    pub(crate) fn boot_with(
+        lab: &Lab,
+        hosts: &Hosts,
+        spec: &VmSpec,
+        prepare: impl FnOnce(&Vm) -> Result<()>,
+    ) -> Result<Self> {
         let (alpha, bravo) = (&hosts.net.alpha, &hosts.net.bravo);
         let domain = Self {
             name: spec.name.clone(),
@@ -134,6 +144,7 @@ impl Domain {
             bravo: Vm::define(&lab.paths, bravo, spec)?,
             hosts: [alpha.clone(), bravo.clone()],
         };
+        prepare(&domain.alpha)?;
         // libvirt gives them to its QEMU's user.
         for host in [alpha, bravo] {
             fs::copy(&lab.paths.kernel, host.dir.join("vmlinuz"))?;

@@ -14,7 +14,7 @@ use crate::support::process::{LONG, Outcome, SHORT, start, wait_for};
 use crate::support::{Capture, Way, with_lab};
 
 #[test]
-#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
+#[ignore = "of the matrix that takes long: make libvirt"]
 fn ctrl_c_has_libvirt_abort_it() -> Result<()> {
     with_lab("ctrl_c_has_libvirt_abort_it", |lab| {
         let scene = Scene::set(lab)?;
@@ -29,7 +29,7 @@ fn ctrl_c_has_libvirt_abort_it() -> Result<()> {
 
 /// virsh goes on without it, and so does libvirt; the sockets are taken away when they are done.
 #[test]
-#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
+#[ignore = "of the matrix that takes long: make libvirt"]
 fn a_command_line_that_is_killed_leaves_nothing() -> Result<()> {
     with_lab("a_command_line_that_is_killed_leaves_nothing", |lab| {
         let scene = Scene::set(lab)?;
@@ -46,7 +46,7 @@ fn a_command_line_that_is_killed_leaves_nothing() -> Result<()> {
 
 /// A restart of both agents in the middle is a pause for libvirt.
 #[test]
-#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
+#[ignore = "of the matrix that takes long: make libvirt"]
 fn agents_are_restarted_under_it() -> Result<()> {
     with_lab("agents_are_restarted_under_it", |lab| {
         let mut scene = Scene::set(lab)?;
@@ -59,7 +59,7 @@ fn agents_are_restarted_under_it() -> Result<()> {
 
 /// Nothing moves any more and libvirt does not notice: vmferry cuts, aborts, and says so.
 #[test]
-#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
+#[ignore = "of the matrix that takes long: make libvirt"]
 fn what_stands_still_is_given_up() -> Result<()> {
     with_lab("what_stands_still_is_given_up", |lab| {
         let scene = Scene::set(lab)?;
@@ -90,7 +90,7 @@ fn bypassed(scene: &Scene) -> Result<Option<f64>> {
 
 /// A virsh that sends RAM and disks by ports of the destination's: the domain moves, and the command says how.
 #[test]
-#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
+#[ignore = "of the matrix that takes long: make libvirt"]
 fn what_goes_past_the_tunnel_is_noticed() -> Result<()> {
     with_lab("what_goes_past_the_tunnel_is_noticed", |lab| {
         let scene = Scene::set(lab)?;
@@ -138,7 +138,7 @@ fn by_hand(scene: &Scene, words: &[String]) -> Result<Outcome> {
 /// Without `--migrateuri` libvirt would send the RAM in clear. The destination sees that nobody waits for RAM
 /// in the folder, and refuses the disks, which come first.
 #[test]
-#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
+#[ignore = "of the matrix that takes long: make libvirt"]
 fn a_printed_line_that_somebody_changes_fails_or_is_told() -> Result<()> {
     with_lab("a_printed_line_that_somebody_changes_fails_or_is_told", |lab| {
         let scene = Scene::set(lab)?;
@@ -177,7 +177,7 @@ fn a_printed_line_that_somebody_changes_fails_or_is_told() -> Result<()> {
 
 /// Both hosts see one folder: that is refused before virsh runs.
 #[test]
-#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
+#[ignore = "of the matrix that takes long: make libvirt"]
 fn a_shared_folder_is_refused() -> Result<()> {
     with_lab("a_shared_folder_is_refused", |lab| {
         let scene = Scene::set(lab)?;
@@ -199,7 +199,7 @@ fn a_shared_folder_is_refused() -> Result<()> {
 
 /// `check` finds what would be refused, `--print` gives a line that works, and `end` takes its sockets away.
 #[test]
-#[ignore = "of the matrix that takes some 10 minutes: make libvirt"]
+#[ignore = "of the matrix that takes long: make libvirt"]
 fn a_printed_line_is_run_by_hand() -> Result<()> {
     with_lab("a_printed_line_is_run_by_hand", |lab| {
         let scene = Scene::set(lab)?;

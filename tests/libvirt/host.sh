@@ -4,7 +4,7 @@
 #   usage: host.sh DIR LAB UUID USER VMFERRY MADE     DIR is the host's folder, USER runs the QEMUs
 # MADE is what the lab has of libvirt: `libvirt`, which is laid over the machine's own /usr, or `libvirt11`, a
 # root file system of its own, in which libvirtd, virsh and QEMU run.
-# DIR is the folder of the guests' disks on this host, too: /var/lib/libvirt/images. libvirtd is started again when it ends.
+# DIR is the folder of the guests' disks on this host, too: /var/lib/libvirt/images. libvirtd is started again when it ends, with the words that are in DIR/libvirtd.words.
 set -euo pipefail
 dir=$1 lab=$2 uuid=$3 user=$4 vmferry=$5 made=$6
 newer=/run/newer
@@ -108,6 +108,7 @@ fi
 mount --bind /dev/null "$own/usr/bin/qemu-system-i386"
 
 while :; do
-  libvirtd </dev/null >>"$dir/libvirtd.out.log" 2>&1 || true
+  # shellcheck disable=SC2046
+  libvirtd $(cat "$dir/libvirtd.words" 2>/dev/null) </dev/null >>"$dir/libvirtd.out.log" 2>&1 || true
   sleep 0.2
 done

@@ -7,6 +7,7 @@ mod support;
 mod agents;
 mod bed;
 mod crowd;
+mod deploy;
 mod failures;
 mod links;
 mod matrix;

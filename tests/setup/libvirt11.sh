@@ -9,7 +9,7 @@ set -euo pipefail
 
 root=$lab/libvirt11
 this=$(recipe "${BASH_SOURCE[0]}" "$(dirname "${BASH_SOURCE[0]}")/private-apt.sh")-$lab
-packages="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils"
+packages="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils apparmor"
 # path:what it must say when it is asked for its version.
 programs="usr/sbin/libvirtd:11. usr/bin/virsh:11. usr/bin/qemu-system-x86_64:10."
 
