@@ -106,8 +106,9 @@ chaos: setup
 	CHAOS_SEED=$(CHAOS_SEED) CHAOS_INJECTIONS=$(CHAOS_INJECTIONS) CHAOS_STAGES=$(CHAOS_STAGES) tests/setup/chaos.sh
 
 libvirt: setup
-	@tests/setup/libvirt11.sh
 	$(call step,domains of a real libvirt on two hosts: tests/libvirt)
+	tests/setup/relays.sh
+	tests/setup/libvirt11.sh
 	cargo test $(LOCKED) --test libvirt -- --include-ignored --test-threads=1 $(T)
 
 bench: setup

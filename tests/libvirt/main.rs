@@ -15,3 +15,4 @@ mod moves;
 mod newer;
 mod postcopy;
 mod scene;
+mod ssh;

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Puts the relays that the benchmark compares vmferry with side by side, without installing any:
 # installed, most of them would start a server. From Debian 12's packages, unpacked with all the
-# libraries they need. Only the benchmark runs them; a test never does.
+# libraries they need. Only the benchmarks and `make libvirt` run them.
 #   usage: relays.sh      makes .lab/relays/bin/*
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
