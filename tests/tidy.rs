@@ -146,7 +146,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("migrate", &["access", "audit", "config", "error_chain", "mux", "net", "qemu"]),
     // The two roles know all below them, and not each other.
     ("migrate::source", role_uses!("audit")),
-    ("migrate::destination", role_uses!("size" "config")),
+    ("migrate::destination", role_uses!("size" "config" "printable")),
     ("migrate::checks", &["error_chain", "migrate::model", "migrate::protocol::message", "qemu"]),
     ("migrate::model", &["audit", "error_chain", "qemu", "rate", "weight"]),
     // The pure machines know nothing of those who carry out their effects, their interpreter only them.

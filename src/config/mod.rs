@@ -5,6 +5,7 @@
 //! line, the key and what was expected. Knows nothing of what the values are used for.
 
 mod api;
+mod create;
 mod deadlines;
 mod forward;
 mod libvirt;
@@ -22,6 +23,7 @@ use crate::net::identity::Identity;
 use crate::net::naming::TrustDomain;
 
 pub use api::ApiConfig;
+pub use create::{CreateConfig, CreateFormat, Preallocation};
 pub use deadlines::{Deadlines, HOOK_S_MAX};
 pub use forward::{
     ForwardConfig, LocalSocket, ModeError, NameError, SOCKET_PATH_BYTES_MAX, SocketError, SocketMode,
@@ -75,6 +77,8 @@ pub struct Config {
     /// Virtual machines that may be sent or received, by name.
     #[serde(default, rename = "vm")]
     pub vms: BTreeMap<String, VmConfig>,
+    /// How images are made for guests that come here; none are without it.
+    pub create: Option<CreateConfig>,
     /// Sockets of this host that are carried to peers, by name.
     #[serde(default, rename = "forward")]
     pub forwards: BTreeMap<String, ForwardConfig>,
@@ -232,6 +236,11 @@ impl Config {
         self.libvirt.folder.clone().unwrap_or_else(|| self.runtime_dir.join("libvirt"))
     }
 
+    /// How images are made for this VM, if they are.
+    pub fn create_for<'a>(&'a self, vm: &'a VmConfig) -> Option<&'a CreateConfig> {
+        vm.create.as_ref().or(self.create.as_ref())
+    }
+
     /// The peer whose certificate names `identity`, with the name we gave it.
     pub fn peer_by_identity(&self, identity: &Identity) -> Option<(&str, &PeerConfig)> {
         self.peers.iter().find(|(_, p)| p.identity == *identity).map(|(n, p)| (n.as_str(), p))
@@ -257,6 +266,7 @@ impl Config {
         for (name, vm) in &self.vms {
             vm.check(name)?;
         }
+        self.create.as_ref().map_or(Ok(()), |create| create.check("create"))?;
         for (name, forward) in &self.forwards {
             forward.check(name, &self.peers)?;
         }
@@ -307,6 +317,12 @@ impl Config {
         for vm in self.vms.values_mut() {
             against(&mut vm.qmp);
             vm.log.as_mut().map(against);
+            if let Some(create) = &mut vm.create {
+                create.resolve(base);
+            }
+        }
+        if let Some(create) = &mut self.create {
+            create.resolve(base);
         }
     }
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::CreateConfig;
+
 /// One virtual machine.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -15,6 +17,8 @@ pub struct VmConfig {
     pub log: Option<PathBuf>,
     /// How to start a fresh QEMU that waits for this VM (`-incoming defer -S`).
     pub start: Option<Start>,
+    /// How images are made for it, instead of `[create]`.
+    pub create: Option<CreateConfig>,
     /// Command run on the destination when the source has handed over and before the guest
     /// starts: move an address, switch a bridge port. Its time is downtime; its failure is
     /// reported and does not keep the guest from starting. It runs again when the agent died
@@ -47,7 +51,7 @@ impl VmConfig {
                 format!("vm.{name}.start.command"),
                 "is empty; write the program and its arguments".into(),
             )),
-            _ => Ok(()),
+            _ => self.create.as_ref().map_or(Ok(()), |create| create.check(&format!("vm.{name}.create"))),
         }
     }
 }

@@ -113,6 +113,9 @@ fn set_up(lab: &Lab, show: &mut Show) -> Result<Stage> {
     let destination = Vm::define(&lab.paths, &net.bravo, &spec)?;
     let copies = HandoverCopies::define(&destination)?;
     show.step("a guest on alpha", || boot(&source))?;
+    let create = show.step("its disks on bravo", || {
+        Ok((destination.without_disks()?, "none yet: bravo's agent makes them".to_owned()))
+    })?;
     show.step("control experiment", || control(&net, &source))?;
     let credentials = show.step("certificates", || {
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
@@ -122,6 +125,7 @@ fn set_up(lab: &Lab, show: &mut Show) -> Result<Stage> {
         let on_alpha = AgentSpec::default().peer(&net.bravo).vm(VmEntry::of(&source));
         let on_bravo =
             AgentSpec::default().peer(&net.alpha).vm(VmEntry::of(&destination).with_hook(copies.hook()));
+        let on_bravo = AgentSpec { end_lines: create, ..on_bravo };
         let alpha = Agent::start(&lab.paths, &net.alpha, &on_alpha, &credentials.issue("alpha")?)?;
         let bravo = Agent::start(&lab.paths, &net.bravo, &on_bravo, &credentials.issue("bravo")?)?;
         Ok(((alpha, bravo), "both ready".to_owned()))

@@ -51,7 +51,8 @@ impl Stage {
         ensure!(self.destination.console()?.counts.is_empty(), "the guest has run on the destination");
         proof::qemu_is_clean(&mut qmp)?;
         self.before.holds(&self.source, &mut qmp)?;
-        self.is_clean()
+        self.is_clean()?;
+        self.has_no_made_image()
     }
 
     /// That the agents have nothing of a migration left.

@@ -4,14 +4,14 @@
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::Side;
 use super::gate::Gate;
 use super::judge::Before;
 use crate::support::agent::PORT;
 use crate::support::net::Way;
-use crate::support::process::{LONG, run};
+use crate::support::process::{LONG, run, wait_for};
 use crate::support::proof::HandoverCopies;
 use crate::support::{
     Agent, AgentSpec, Credentials, DiskFormat, Guest, Lab, Net, Paths, Version, Vm, VmEntry, VmSpec, Volume,
@@ -41,6 +41,8 @@ pub struct Plan {
     pub state_volume_mib: Option<u64>,
     /// The second disk lies on a volume of its own, of so many MiB: on alpha, on bravo.
     pub disk_volume_mib: [Option<u64>; 2],
+    /// Bravo's agent makes the images there.
+    pub created: bool,
     /// Connections of each agent to the other, if not as many as by default.
     pub lanes: Option<usize>,
     /// More arguments for both QEMUs.
@@ -70,6 +72,7 @@ impl Plan {
         rate: 100,
         state_volume_mib: None,
         disk_volume_mib: [None; 2],
+        created: false,
         lanes: None,
         extra: &[],
         auto_read_only: false,
@@ -124,6 +127,8 @@ pub struct Stage {
     /// What must be as it was after each failure.
     pub(super) before: Before,
     limited: bool,
+    /// Bravo's agent makes the images there.
+    created: bool,
 }
 
 impl Stage {
@@ -170,6 +175,7 @@ impl Stage {
             disk_streams: [Vec::new(), Vec::new()],
             before,
             limited: false,
+            created: plan.created,
         })
     }
 
@@ -217,6 +223,29 @@ impl Stage {
         self.state.as_ref().map(|both| &both[side.index()])
     }
 
+    /// That the images which bravo's agent has made are gone, at the latest when `recover` has asked alpha.
+    ///
+    /// # Errors
+    /// One is there.
+    pub fn has_no_made_image(&self) -> Result<()> {
+        let vm = &self.destination;
+        let is_there = || (0..vm.spec.disks.len()).any(|disk| vm.disk(disk).exists());
+        if !self.created {
+            return Ok(());
+        }
+        wait_for("the images that were made to be gone", LONG, || {
+            let gone = !is_there();
+            if !gone {
+                self.bravo.vmferry(&["recover"])?;
+            }
+            Ok(gone.then_some(()))
+        })?;
+        let unfinished = fs::read_dir(vm.dir())?.flatten();
+        let mut unfinished = unfinished.filter(|e| e.file_name().to_string_lossy().starts_with(".vmferry"));
+        ensure!(unfinished.next().is_none(), "an image was left unfinished");
+        Ok(())
+    }
+
     /// Makes the link slow.
     ///
     /// # Errors
@@ -254,7 +283,9 @@ fn agents(lab: &Lab, net: &Net, plan: &Plan, vms: [&Vm; 2], gates: [&[Gate; 2]; 
     let start = |side: usize| -> Result<Agent> {
         let mut entry = VmEntry::of(vms[side]).with_hook(hooks[side].script());
         entry.start = Some(starts[side].script().to_owned());
-        let end_lines = format!("[deadlines]\n{}undecided_s = {}\n", plan.deadlines, plan.undecided_s);
+        let created = if plan.created && side == 1 { vms[side].without_disks()? } else { String::new() };
+        let end_lines =
+            format!("{created}[deadlines]\n{}undecided_s = {}\n", plan.deadlines, plan.undecided_s);
         let spec = AgentSpec { lanes: plan.lanes, end_lines, ..AgentSpec::default() };
         let spec = spec.peer(hosts[1 - side]).vm(entry);
         Agent::start(&lab.paths, hosts[side], &spec, &credentials.issue(&hosts[side].name)?)

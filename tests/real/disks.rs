@@ -3,6 +3,7 @@
 //! what is moved arrives where it should. Judged by the bytes in the images.
 
 mod again;
+mod created;
 mod left_out;
 mod machine;
 mod many;

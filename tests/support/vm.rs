@@ -143,9 +143,22 @@ impl Vm {
         run(self.paths.qemu_img().args(create).arg(self.disk(disk)).arg(format!("{mib}M")), SHORT).map(drop)
     }
 
+    /// Has the image of each disk made by the host's agent, and the lines for its configuration.
+    pub fn without_disks(&self) -> Result<String> {
+        for disk in 0..self.spec.disks.len() {
+            fs::remove_file(self.disk(disk))?;
+        }
+        let (path, qemu_img) = (self.dir.join("{disk}.{format}"), self.paths.qemu_img());
+        let (path, qemu_img) = (path.display(), qemu_img.get_program().display());
+        Ok(format!(
+            "[vm.{}.create]\npath = \"{path}\"\nformat = \"source\"\nqemu_img = \"{qemu_img}\"\n",
+            self.spec.name
+        ))
+    }
+
     /// The image file of a disk.
     pub fn disk(&self, disk: usize) -> PathBuf {
-        self.dir.join(format!("{}.{}", node_name(disk), self.spec.disks[disk].name()))
+        self.dir.join(format!("disk{disk}.{}", self.spec.disks[disk].name()))
     }
 
     /// The name of the host.

@@ -5,10 +5,17 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::created_images;
+use super::end::never_ran;
 use super::error::Error;
+use super::settling::never_begun;
+use super::state::beginning;
+use crate::config::{CreateConfig, Start, VmConfig};
 use crate::migrate::checks::{descriptors, disks, machine, qemu};
 use crate::migrate::guest::process;
 use crate::migrate::host::{Host, vm_state};
+use crate::migrate::journal::{Role as JournalRole, Undo};
+use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::problem::{Problem, ProblemKind, chain};
 use crate::migrate::model::role::Role;
 use crate::migrate::protocol::message::Offer;
@@ -41,14 +48,54 @@ pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
         // Its disks are known only to a QEMU: one is started for the questions and ended again.
         (Err(e), Some(start)) if e.is_not_listening() => {
             let _not_meanwhile = host.reserve(&offer.vm, Uuid::new_v4()).map_err(problem)?;
-            let started = process::start(&host.config, &offer.vm, config, start, Uuid::new_v4()).await;
-            let (started, qmp, _events) = started.map_err(|e| problem(unreachable(&offer.vm, &chain(&e))))?;
-            let problems = target_problems(&qmp, offer).await;
-            started.stop(&qmp).await?;
-            Ok(problems?)
+            match host.config.create_for(config) {
+                None => start_and_look(host, offer, (config, start), Uuid::new_v4()).await,
+                Some(create) => made_and_looked(host, peer, offer, (config, start), create).await,
+            }
         }
         (Err(e), _) => Err(problem(unreachable(&offer.vm, &chain(&e)))),
     }
+}
+
+/// With the images that a migration would make, for as long as it takes. A journal tells of them.
+async fn made_and_looked(
+    host: &Host,
+    peer: &Identity,
+    offer: &Offer,
+    (config, start): (&VmConfig, &Start),
+    create: &CreateConfig,
+) -> Result<Vec<Problem>, Error> {
+    let purpose = Uuid::new_v4();
+    let mut journal = host.journals.begin(purpose, JournalRole::Destination, peer, beginning(offer))?;
+    let looked = async {
+        created_images::make(create, offer, &mut journal, false).await?;
+        journal.will_make(Undo::Qemu)?;
+        start_and_look(host, offer, (config, start), purpose).await
+    };
+    let looked = looked.await;
+    let mut left = never_begun(host, &mut journal).await;
+    left.extend(created_images::remove(journal.past()).into_iter().map(Leftover::from));
+    let is_clean = left.is_empty();
+    let outcome = never_ran(&Error::Checked, left);
+    match is_clean {
+        true => host.journals.forget(journal, outcome),
+        false => host.journals.end(journal, outcome),
+    }
+    looked
+}
+
+async fn start_and_look(
+    host: &Host,
+    offer: &Offer,
+    (config, start): (&VmConfig, &Start),
+    purpose: Uuid,
+) -> Result<Vec<Problem>, Error> {
+    let problem = |p| Error::Problems(vec![p]);
+    let started = process::start(&host.config, &offer.vm, config, start, purpose).await;
+    let (started, qmp, _events) = started.map_err(|e| problem(unreachable(&offer.vm, &chain(&e))))?;
+    let problems = target_problems(&qmp, offer).await;
+    started.stop(&qmp).await?;
+    problems.map_err(Error::from)
 }
 
 /// Nobody answers at the monitor where a waiting QEMU should be.

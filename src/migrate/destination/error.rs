@@ -34,6 +34,8 @@ pub(crate) enum Error {
     Forced,
     #[error("the destination's agent was told to stop")]
     Stopping,
+    #[error("it was only checked")]
+    Checked,
     #[error("it is left to another process")]
     Frozen,
     #[error("the source gave up: {0}")]

@@ -5,8 +5,8 @@ use tokio::time::sleep;
 
 use super::end::{never_ran, undo};
 use super::error::Error;
-use super::image_stamp;
 use super::state::Destination;
+use super::{created_images, image_stamp};
 use crate::migrate::decide;
 use crate::migrate::handover::{
     self, Ask, DestinationInput, DestinationState, Ended, Fate, Illegal, Mark, Ran, Side, Written,
@@ -93,6 +93,7 @@ impl DestinationWorld for Destination {
         self.tell_trouble().await;
         let left = undo(&self.vm, &self.guest.qmp, self.journal.past(), self.guest.started.take()).await;
         let left: Vec<_> = self.serving.unwritten.take().iter().map(|e| chain(e)).chain(left).collect();
+        let left = self.undo_images(left);
         image_stamp::record(&mut self.journal, &self.data.images, &left);
         self.serving.leftovers = left.into_iter().map(Leftover::from).collect();
         Ok(())
@@ -136,6 +137,22 @@ impl DestinationWorld for Destination {
 }
 
 impl Destination {
+    /// Removes the images that were made, unless they may be needed; what is left then.
+    fn undo_images(&self, mut left: Vec<String>) -> Vec<String> {
+        let past = self.journal.past();
+        let config = self.host.config.vms.get(&self.vm).and_then(|vm| self.host.config.create_for(vm));
+        let is_kept = config.is_some_and(|config| config.keep);
+        // Its source takes the guest back: the disks there are the guest's.
+        let is_given_back = matches!(self.serving.trouble, Some(Error::Aborted(_)));
+        match self.granted.is_none() || is_given_back {
+            // A QEMU that did not end has them open.
+            _ if is_kept => {}
+            true if left.is_empty() => left.extend(created_images::remove(past)),
+            _ => left.extend(created_images::kept(past)),
+        }
+        left
+    }
+
     /// Serves the source until the guest runs here, or never will.
     pub(crate) async fn run(mut self) {
         let mut handover = DestinationRun::new(self.handover);
@@ -279,7 +296,7 @@ impl Destination {
             true => self.host.journals.forget(self.journal, outcome.clone()),
             false => self.host.journals.end(self.journal, outcome.clone()),
         }
-        // Whoever was granted a disk may have written to it.
+        // Whoever was granted a disk may have written to it, if it is still there.
         let granted = self.granted.iter().flat_map(|(_, grant)| &grant.exports);
         let written: Vec<&str> = granted.map(|export| export.disk.as_str()).collect();
         if written.is_empty() {

@@ -8,15 +8,15 @@ use super::admission::{target_problems, unreachable};
 use super::end::never_ran;
 use super::error::Error;
 use super::settling::never_begun;
-use super::state::{Data, Destination, Guest, Served, Serving};
-use super::{exports, image_stamp};
+use super::state::{Data, Destination, Guest, Served, Serving, beginning};
+use super::{created_images, exports, image_stamp};
 use crate::config::VmConfig;
 use crate::migrate::checks::disks;
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::guest::process::{self, StartedQemu};
 use crate::migrate::handover;
 use crate::migrate::host::Host;
-use crate::migrate::journal::{Beginning, Journal, Role, Undo};
+use crate::migrate::journal::{Journal, Role, Undo};
 use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
@@ -41,10 +41,12 @@ impl Destination {
         let place = host.arrival(&peer).map_err(problem)?;
         let reservation = host.reserve(&offer.vm, migration).map_err(problem)?;
         let mut journal = host.journals.begin(migration, Role::Destination, &peer, beginning(offer))?;
-        let (started, qmp, events) = match find_or_start(&host, &offer.vm, &config, &mut journal).await {
+        let (started, qmp, events) = match find_or_start(&host, offer, &config, &mut journal).await {
             Ok(found) => found,
             Err(trouble) => {
                 let mut left = never_begun(&host, &mut journal).await;
+                // Nobody was granted them.
+                left.extend(created_images::remove(journal.past()).into_iter().map(Leftover::from));
                 let vm = if let Error::Vm(error) = &trouble { error.leftover() } else { None };
                 left.extend(vm.map(Leftover::from));
                 let is_clean = left.is_empty();
@@ -136,20 +138,19 @@ impl Destination {
     }
 }
 
-fn beginning(offer: &Offer) -> Beginning<'_> {
-    let accepted = offer.policy.accept.clone();
-    Beginning { vm: &offer.vm, running: offer.running, keep_source: false, retry: None, accepted }
-}
-
 async fn find_or_start(
     host: &Host,
-    name: &str,
+    offer: &Offer,
     config: &VmConfig,
     journal: &mut Journal,
 ) -> Result<(Option<StartedQemu>, Qmp, Events), Error> {
+    let name = &offer.vm;
     match (process::connect(config).await, &config.start) {
         (Ok((qmp, events)), _) => Ok((None, qmp, events)),
         (Err(e), Some(start)) if e.is_not_listening() => {
+            if let Some(create) = host.config.create_for(config) {
+                created_images::make(create, offer, journal, true).await?;
+            }
             journal.will_make(Undo::Qemu)?;
             let purpose = journal.past().header.migration;
             let (started, qmp, events) = process::start(&host.config, name, config, start, purpose).await?;

@@ -4,7 +4,7 @@
 
 use tokio::time::sleep;
 
-use super::{end, image_stamp};
+use super::{created_images, end, image_stamp};
 use crate::migrate::decide::{self, ASK_AGAIN};
 use crate::migrate::guest::before_start::{self, Turn};
 use crate::migrate::guest::life::{self, Look};
@@ -109,7 +109,10 @@ impl DestinationWorld for Settling<'_> {
         if self.heir {
             self.host.decisions.answered(self.journal.past().header.migration);
             let past = self.journal.past().clone();
-            let left = undo(self.host, self.journal, &past).await;
+            let mut left = undo(self.host, self.journal, &past).await;
+            if left.is_empty() {
+                left.extend(created_images::remove_late(self.host, &past, false).await);
+            }
             self.leftovers.extend(left.into_iter().map(Leftover::from));
         }
         Ok(())

@@ -18,7 +18,7 @@ use crate::migrate::host::Host;
 use crate::migrate::host::decisions::{Claimed, Orders};
 use crate::migrate::host::destinations::{Incoming, Registration};
 use crate::migrate::host::reservations::Reservation;
-use crate::migrate::journal::{Journal, JournalError};
+use crate::migrate::journal::{Beginning, Journal, JournalError};
 use crate::migrate::model::image::Image;
 use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::progress::ProgressSink;
@@ -88,6 +88,12 @@ pub(crate) struct Data {
     pub(crate) streams: Streams,
     /// Our end of the RAM's socket, until its stream is there.
     pub(crate) ram: Option<OwnedFd>,
+}
+
+/// What its journal begins with.
+pub(super) fn beginning(offer: &Offer) -> Beginning<'_> {
+    let accepted = offer.policy.accept.clone();
+    Beginning { vm: &offer.vm, running: offer.running, keep_source: false, retry: None, accepted }
 }
 
 /// What others have for a destination.

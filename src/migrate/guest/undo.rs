@@ -102,7 +102,8 @@ pub(crate) fn leftovers(past: &Past) -> SourceLeftovers {
                 left.capabilities_before.clone_from(capabilities);
                 left.parameters_before = Some(parameters.clone());
             }
-            Undo::Qemu => {}
+            // What is on the destination's disks is the destination's matter.
+            Undo::Qemu | Undo::Image { .. } => {}
         }
     }
     left

@@ -25,6 +25,7 @@ pub use line::Flaw;
 pub(crate) use writers::is_written as is_in_use;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -118,6 +119,21 @@ pub enum Undo {
     Qemu,
     NbdServer,
     Export(String),
+    /// Destination: an image that was not there.
+    Image {
+        path: PathBuf,
+        /// Which file it is; none for one that is not finished and has a name that is nobody else's.
+        made: Option<MadeFile>,
+    },
+}
+
+/// What tells a file from one that takes its place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeFile {
+    pub device: u64,
+    pub inode: u64,
+    /// When it was made, in nanoseconds since the epoch, where the file system knows.
+    pub born_ns: Option<u64>,
 }
 
 /// A line of the journal.

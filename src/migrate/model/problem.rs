@@ -55,6 +55,7 @@ kinds! {
         BackingMerged,
         NotCopied,
         NoRoom,
+        ImageNotMade,
         ThinBecomesThick,
         TooManyDisks,
         TooFewDescriptors,

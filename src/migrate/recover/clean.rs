@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use tokio::time::timeout;
 
-use super::ask::QEMU_DEADLINE;
-use crate::migrate::destination;
+use super::ask::{QEMU_DEADLINE, ask_peer};
+use crate::migrate::destination::{self, created_images};
 use crate::migrate::guest::{life, process, undo};
+use crate::migrate::handover::Ended;
 use crate::migrate::host::Host;
 use crate::migrate::journal::{Past, Record, Role};
 use crate::migrate::model::leftover::words;
@@ -39,6 +40,7 @@ pub(super) async fn clean_up(host: &Arc<Host>, path: &Path, past: &Past) -> Vec<
             _ => without_qemu(host, past, &life::Known::by_journal(past, config).await),
         },
     };
+    let left = if left.is_empty() { created_images_left(host, past).await } else { left };
     if !left.is_empty() {
         return left;
     }
@@ -49,6 +51,16 @@ pub(super) async fn clean_up(host: &Arc<Host>, path: &Path, past: &Past) -> Vec<
         }
         Err(e) => vec![chain(&e)],
     }
+}
+
+/// Removes the images that were made for a guest that stays at its source, by the source's word; what stays.
+async fn created_images_left(host: &Host, past: &Past) -> Vec<String> {
+    if past.header.role != Role::Destination || past.has_moved() || created_images::present(past).is_empty() {
+        return Vec::new();
+    }
+    let told = ask_peer(host, past).await.ok().flatten();
+    let is_given_back = told.is_some_and(|told| told.known.ended == Some(Ended::Stayed));
+    created_images::remove_late(host, past, is_given_back).await
 }
 
 async fn clean_qemu(host: &Host, qmp: &Qmp, past: &Past) -> Vec<String> {

@@ -1,0 +1,174 @@
+//! `[create]`: the images that an agent makes for guests that come here.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// QEMU's smallest and largest cluster of a qcow2 image.
+const CLUSTER_KIB_MAX: u32 = 2048;
+/// The longest name of a disk that becomes a part of a file's name.
+const DISK_NAME_BYTES_MAX: usize = 64;
+
+/// How images are made that are not there yet.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateConfig {
+    /// Where a disk's image is: `{vm}`, `{disk}` and `{format}` stand for their names.
+    pub path: String,
+    #[serde(default)]
+    pub format: CreateFormat,
+    /// Of qcow2 images; QEMU's own size by default.
+    pub cluster_kib: Option<u32>,
+    #[serde(default)]
+    pub preallocation: Preallocation,
+    /// Of the files, in octal.
+    #[serde(default = "default_mode")]
+    pub mode: String,
+    /// An image stays although its guest did not come.
+    #[serde(default)]
+    pub keep: bool,
+    #[serde(default = "default_qemu_img")]
+    pub qemu_img: PathBuf,
+}
+
+/// An image's format.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CreateFormat {
+    #[default]
+    Raw,
+    Qcow2,
+    /// As the source has it; raw for what is neither of the two.
+    Source,
+}
+
+/// What an image occupies from the beginning, as QEMU names it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preallocation {
+    #[default]
+    Off,
+    Metadata,
+    Falloc,
+    Full,
+}
+
+impl Preallocation {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Metadata => "metadata",
+            Self::Falloc => "falloc",
+            Self::Full => "full",
+        }
+    }
+}
+
+fn default_mode() -> String {
+    "0600".into()
+}
+
+fn default_qemu_img() -> PathBuf {
+    "qemu-img".into()
+}
+
+impl CreateConfig {
+    pub(super) fn check(&self, key: &str) -> Result<(), (String, String)> {
+        let problem = |field: &str, problem: String| Err((format!("{key}.{field}"), problem));
+        let known = self.filled(&BTreeMap::from([("{vm}", "v"), ("{disk}", "d"), ("{format}", "f")]));
+        if known.contains(['{', '}']) {
+            return problem(
+                "path",
+                format!("{:?} has other braces than {{vm}}, {{disk}}, {{format}}", self.path),
+            );
+        }
+        let is_file = Path::new(&known).file_name().is_some() && !known.ends_with('/');
+        if !is_file || Path::new(&known).components().any(|part| part.as_os_str() == "..") {
+            return problem("path", format!("{:?} is no path of a file", self.path));
+        }
+        if key == "create" && !self.path.contains("{vm}") {
+            return problem("path", "all VMs would have one file: write {vm} into it".into());
+        }
+        if self.cluster_kib.is_some_and(|kib| !kib.is_power_of_two() || kib > CLUSTER_KIB_MAX) {
+            return problem("cluster_kib", format!("a power of 2 up to {CLUSTER_KIB_MAX} is expected"));
+        }
+        if self.format == CreateFormat::Raw && self.preallocation == Preallocation::Metadata {
+            return problem("preallocation", "a raw image has no metadata; write off, falloc or full".into());
+        }
+        match self.mode_bits() {
+            Some(_) => Ok(()),
+            None => problem("mode", format!("{:?} is no mode of a file; write 0600 or 0660", self.mode)),
+        }
+    }
+
+    pub(super) fn resolve(&mut self, base: &Path) {
+        self.path = base.join(&self.path).to_string_lossy().into_owned();
+        if self.qemu_img.components().count() > 1 {
+            self.qemu_img = base.join(&self.qemu_img);
+        }
+    }
+
+    /// Of the files; none for what is no mode.
+    pub fn mode_bits(&self) -> Option<u32> {
+        u32::from_str_radix(&self.mode, 8).ok().filter(|mode| mode & !0o666 == 0 && mode & 0o600 == 0o600)
+    }
+
+    /// QEMU's name of the format of a disk that has this one at the source.
+    pub fn format_of(&self, at_source: &str) -> &'static str {
+        match self.format {
+            CreateFormat::Qcow2 => "qcow2",
+            CreateFormat::Source if at_source == "qcow2" => "qcow2",
+            CreateFormat::Raw | CreateFormat::Source => "raw",
+        }
+    }
+
+    /// Where a disk's image is; none for a disk whose name cannot be a part of a file's name.
+    pub fn path_of(&self, vm: &str, disk: &str, format: &str) -> Option<PathBuf> {
+        let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let is_tame = !disk.is_empty() && disk.len() <= DISK_NAME_BYTES_MAX && !disk.starts_with('.');
+        let values = BTreeMap::from([("{vm}", vm), ("{disk}", disk), ("{format}", format)]);
+        (is_tame && disk.chars().all(legal)).then(|| self.filled(&values).into())
+    }
+
+    fn filled(&self, values: &BTreeMap<&str, &str>) -> String {
+        values.iter().fold(self.path.clone(), |path, (name, value)| path.replace(name, value))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
+mod tests {
+    use super::*;
+
+    fn config(lines: &str) -> CreateConfig {
+        toml::from_str(lines).unwrap()
+    }
+
+    #[test]
+    fn a_peer_names_no_path() {
+        let create = config(r#"path = "/srv/{vm}/{disk}.{format}""#);
+        assert_eq!(create.path_of("web1", "vda", "raw"), Some("/srv/web1/vda.raw".into()));
+        for name in ["", "..", ".x", "a/b", "a\0", "{vm}", "ä", &"x".repeat(65)] {
+            assert_eq!(create.path_of("web1", name, "raw"), None, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn each_mistake_names_its_key() {
+        for (lines, key) in [
+            (r#"path = "/srv/{vm}/""#, "create.path"),
+            (r#"path = "/srv/../{vm}""#, "create.path"),
+            (r#"path = "/srv/{name}{vm}""#, "create.path"),
+            (r#"path = "/srv/disk.raw""#, "create.path"),
+            ("path = \"/srv/{vm}\"\ncluster_kib = 3", "create.cluster_kib"),
+            ("path = \"/srv/{vm}\"\npreallocation = \"metadata\"", "create.preallocation"),
+            ("path = \"/srv/{vm}\"\nmode = \"0777\"", "create.mode"),
+            ("path = \"/srv/{vm}\"\nmode = \"0400\"", "create.mode"),
+        ] {
+            assert_eq!(config(lines).check("create").unwrap_err().0, key, "{lines}");
+        }
+        assert_eq!(config(r#"path = "/srv/{vm}-{disk}""#).check("create"), Ok(()));
+        assert_eq!(config(r#"path = "/srv/disk.raw""#).check("vm.web1.create"), Ok(()));
+    }
+}

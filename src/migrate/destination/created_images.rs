@@ -1,0 +1,306 @@
+//! Images that this agent makes for a guest that comes here, by its own configuration; the source tells names
+//! and sizes only.
+//!
+//! ```text
+//! journal: unfinished file ─► make it, under a name that is nobody's ─► journal: which file it is ─► its name
+//! ```
+//! So an image that is there already is never touched, and one is removed only if it is the very file that the
+//! journal tells of. It is removed when nothing can have been copied to it, or when the source has said that
+//! its guest stays there; until then it may be the best copy that there is.
+
+use std::collections::HashSet;
+use std::fs::{self, File, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, UNIX_EPOCH};
+
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::error::Error;
+use crate::config::{CreateConfig, Preallocation};
+use crate::migrate::guest::process;
+use crate::migrate::host::Host;
+use crate::migrate::journal::{Journal, MadeFile, Past, Undo};
+use crate::migrate::model::problem::{Problem, ProblemKind};
+use crate::migrate::protocol::message::{DiskSpec, Offer};
+use crate::printable::printable;
+
+/// How long an image may take to be made, with all its room.
+const MAKE_DEADLINE: Duration = Duration::from_secs(20 * 60);
+
+/// Makes what is not there, with all its room only if it is to stay.
+pub(super) async fn make(
+    config: &CreateConfig,
+    offer: &Offer,
+    journal: &mut Journal,
+    stays: bool,
+) -> Result<(), Error> {
+    let mut paths = HashSet::new();
+    for disk in offer.disks.iter().filter(|disk| disk.is_copied()) {
+        let format = config.format_of(&disk.format);
+        let path = config.path_of(&offer.vm, &disk.name, format);
+        let path = path.ok_or_else(|| not_made(disk, "its name cannot be a part of a file's name"))?;
+        if !paths.insert(path.clone()) {
+            let why = format!("another disk has {} already: write {{disk}} into `path`", path.display());
+            return Err(not_made(disk, &why));
+        }
+        match fs::symlink_metadata(&path) {
+            // Somebody has made it: it is used as it is.
+            Ok(_) => continue,
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(not_made(disk, &format!("{}: {e}", path.display()))),
+        }
+        let image = Image { config, disk, format, path: &path, stays };
+        image.make(journal).await?;
+        tracing::info!(vm = offer.vm, disk = disk.name, path = %path.display(), bytes = disk.virtual_size, "an image was made");
+    }
+    Ok(())
+}
+
+fn not_made(disk: &DiskSpec, why: &str) -> Error {
+    let text = format!("no image can be made for disk {} at the destination: {why}", printable(&disk.name));
+    let remedy = "look at `create` in the configuration there, at the folder's owner and at its room";
+    Error::Problems(vec![Problem::new(ProblemKind::ImageNotMade, text, remedy)])
+}
+
+/// One that is not there.
+struct Image<'a> {
+    config: &'a CreateConfig,
+    disk: &'a DiskSpec,
+    format: &'static str,
+    path: &'a Path,
+    stays: bool,
+}
+
+impl Image<'_> {
+    async fn make(&self, journal: &mut Journal) -> Result<(), Error> {
+        let at = |path: &Path, e: io::Error| not_made(self.disk, &format!("{}: {e}", path.display()));
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        let unfinished = folder.join(format!(".vmferry-{}", uuid::Uuid::new_v4()));
+        journal.will_make(Undo::Image { path: unfinished.clone(), made: None })?;
+        let mode = self.config.mode_bits().unwrap_or(0o600);
+        let file = File::options().write(true).create_new(true).mode(mode).open(&unfinished);
+        let file = file.map_err(|e| at(&unfinished, e))?;
+        // Whatever the mask of this process is.
+        file.set_permissions(Permissions::from_mode(mode)).map_err(|e| at(&unfinished, e))?;
+        self.fill(&file, &unfinished).await?;
+        let made = identity(&file.metadata().map_err(|e| at(&unfinished, e))?);
+        journal.will_make(Undo::Image { path: self.path.to_owned(), made: Some(made) })?;
+        let named = fs::hard_link(&unfinished, self.path);
+        let removed = fs::remove_file(&unfinished);
+        named.and(removed).map_err(|e| at(self.path, e))?;
+        // A guest's disk must be there after a power cut.
+        let synced = file.sync_all().and_then(|()| File::open(folder)?.sync_all());
+        synced.map_err(|e| at(folder, e))
+    }
+
+    async fn fill(&self, file: &File, unfinished: &Path) -> Result<(), Error> {
+        let room = if self.stays { self.config.preallocation } else { Preallocation::Off };
+        if self.format == "raw" && matches!(room, Preallocation::Off | Preallocation::Metadata) {
+            let sized = file.set_len(self.disk.virtual_size);
+            return sized.map_err(|e| not_made(self.disk, &format!("{}: {e}", self.path.display())));
+        }
+        let mut options = vec![format!("preallocation={}", room.name())];
+        if self.format == "qcow2" {
+            options.extend(self.config.cluster_kib.map(|kib| format!("cluster_size={kib}k")));
+        }
+        let mut command = Command::new(&self.config.qemu_img);
+        command.args(["create", "-q", "-f", self.format, "-o", &options.join(",")]);
+        command.arg(unfinished).arg(self.disk.virtual_size.to_string());
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        let program = self.config.qemu_img.display();
+        let why = match timeout(MAKE_DEADLINE, command.output()).await {
+            Ok(Ok(output)) if output.status.success() => return Ok(()),
+            Ok(Ok(output)) => {
+                format!("{program}: {}", printable(String::from_utf8_lossy(&output.stderr).trim()))
+            }
+            Ok(Err(e)) => format!("{program}: {e}"),
+            Err(_) => format!("{program} did not end within {} s", MAKE_DEADLINE.as_secs()),
+        };
+        Err(not_made(self.disk, &why))
+    }
+}
+
+fn identity(file: &fs::Metadata) -> MadeFile {
+    let born = file.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+    MadeFile { device: file.dev(), inode: file.ino(), born_ns: born.map(|born| born.as_nanos() as u64) }
+}
+
+/// The images that this migration has made and that are still there.
+pub(crate) fn present(past: &Past) -> Vec<PathBuf> {
+    let images = past.undo.iter().filter_map(|undo| match undo {
+        Undo::Image { path, made } => Some((path, made)),
+        _ => None,
+    });
+    let is_ours = |path: &Path, made: &Option<MadeFile>| {
+        let file = fs::symlink_metadata(path).ok();
+        file.is_some_and(|file| made.as_ref().is_none_or(|made| *made == identity(&file)))
+    };
+    images.filter(|(path, made)| is_ours(path, made)).map(|(path, _)| path.clone()).collect()
+}
+
+/// Whose the images of a migration that has ended are.
+enum Use {
+    Nobodys,
+    /// A later migration has found them, or somebody has started the VM.
+    Others,
+    /// Of a guest that came here later.
+    Guests,
+}
+
+async fn used(host: &Host, past: &Past) -> Use {
+    let all = host.journals.peek_all().unwrap_or_default();
+    let is_later = |p: &Past| {
+        let (before, after) = (&past.header, &p.header);
+        before.vm == after.vm && before.migration != after.migration && after.began_at >= before.began_at
+    };
+    let later: Vec<_> = all.iter().filter_map(|(_, p)| p.as_ref().ok()).filter(|p| is_later(p)).collect();
+    if later.iter().any(|p| p.has_moved()) {
+        return Use::Guests;
+    }
+    let Some(config) = host.config.vms.get(&past.header.vm) else { return Use::Others };
+    let is_silent = process::connect(config).await.is_err_and(|e| e.is_not_listening());
+    if is_silent && later.is_empty() { Use::Nobodys } else { Use::Others }
+}
+
+/// Removes them long after, if nobody uses them and either nothing can have been copied to them or the source
+/// has said that its guest stays there (`is_given_back`); what is still there, in words.
+pub(crate) async fn remove_late(host: &Host, past: &Past, is_given_back: bool) -> Vec<String> {
+    if present(past).is_empty() {
+        return Vec::new();
+    }
+    let is_untouched = !past.undo.contains(&Undo::NbdServer);
+    match used(host, past).await {
+        Use::Guests => Vec::new(),
+        Use::Nobodys if is_untouched || is_given_back => remove(past),
+        Use::Nobodys | Use::Others => kept(past),
+    }
+}
+
+/// Removes them; what is still there, in words.
+pub(crate) fn remove(past: &Past) -> Vec<String> {
+    let removed = present(past).into_iter().filter_map(|path| {
+        let error = fs::remove_file(&path).err()?;
+        Some(format!("the image {}, made for this migration: {error}", path.display()))
+    });
+    removed.collect()
+}
+
+/// What is said of those that stay until the source has said that its guest stays there.
+pub(crate) fn kept(past: &Past) -> Vec<String> {
+    let kept = |path: PathBuf| {
+        format!(
+            "the image {}, made for this migration. It goes when {} says that the guest stays there and no QEMU \
+             has it open (`vmferry recover` asks)",
+            path.display(),
+            past.header.peer
+        )
+    };
+    present(past).into_iter().map(kept).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::migrate::journal::{Header, Role};
+
+    fn journal(folder: &Path) -> Journal {
+        let header = Header {
+            format: 1,
+            migration: uuid::Uuid::new_v4(),
+            role: Role::Destination,
+            vm: "web1".into(),
+            host: "bravo".into(),
+            peer: "alpha".into(),
+            began_at: 0,
+            running: true,
+            keep_source: false,
+            retry: None,
+            accepted: BTreeSet::new(),
+        };
+        Journal::create(folder, header).unwrap()
+    }
+
+    fn offer(disks: &[&str]) -> Offer {
+        let disk = |name: &&str| DiskSpec {
+            name: (*name).into(),
+            virtual_size: 1 << 20,
+            format: "raw".into(),
+            read_only: false,
+            left_out: false,
+            place: None,
+        };
+        Offer {
+            vm: "web1".into(),
+            disks: disks.iter().map(disk).collect(),
+            running: true,
+            qemu: String::new(),
+            after: None,
+            compress: false,
+            policy: Default::default(),
+            machine: None,
+            audit_head: None,
+            needs: Default::default(),
+        }
+    }
+
+    fn config(folder: &Path) -> CreateConfig {
+        toml::from_str(&format!("path = \"{}/{{vm}}-{{disk}}.{{format}}\"", folder.display())).unwrap()
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder).unwrap().flatten().map(|e| e.file_name()).collect();
+        names.sort();
+        names.into_iter().map(|name| name.into_string().unwrap()).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn only_what_was_made_goes_and_what_was_there_is_not_touched() {
+        let (state, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let theirs = folder.path().join("web1-vdb.raw");
+        fs::write(&theirs, "somebody's").unwrap();
+        let mut journal = journal(state.path());
+        let (config, offer) = (config(folder.path()), offer(&["vda", "vdb", "vdc"]));
+        make(&config, &offer, &mut journal, true).await.unwrap();
+        assert_eq!(names(folder.path()), ["web1-vda.raw", "web1-vdb.raw", "web1-vdc.raw"]);
+        let made = folder.path().join("web1-vda.raw");
+        let file = fs::metadata(&made).unwrap();
+        assert_eq!((file.len(), file.blocks(), file.mode() & 0o777), (1 << 20, 0, 0o600));
+        // Somebody puts another file in the place of one.
+        let other = folder.path().join("web1-vdc.raw");
+        fs::remove_file(&other).unwrap();
+        fs::write(&other, "another").unwrap();
+        assert_eq!(present(journal.past()), [made]);
+        assert_eq!(remove(journal.past()), Vec::<String>::new());
+        assert_eq!(names(folder.path()), ["web1-vdb.raw", "web1-vdc.raw"]);
+        assert_eq!(
+            (fs::read(theirs).unwrap(), fs::read(other).unwrap()),
+            (b"somebody's".into(), b"another".into())
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_cannot_be_made_leaves_nothing_that_the_journal_does_not_tell_of() {
+        let (state, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut journal = journal(state.path());
+        let mut config = config(folder.path());
+        config.qemu_img = folder.path().join("none");
+        config.format = crate::config::CreateFormat::Qcow2;
+        let failed = make(&config, &offer(&["vda"]), &mut journal, true).await.unwrap_err();
+        assert!(
+            matches!(&failed, Error::Problems(p) if p[0].kind == ProblemKind::ImageNotMade),
+            "{failed:?}"
+        );
+        assert_eq!(names(folder.path()).len(), 1, "the unfinished one");
+        assert_eq!(remove(journal.past()), Vec::<String>::new());
+        assert_eq!(names(folder.path()), Vec::<String>::new());
+        let failed = make(&config, &offer(&["../vda"]), &mut journal, true).await.unwrap_err();
+        assert!(matches!(failed, Error::Problems(_)) && names(folder.path()).is_empty());
+    }
+}

@@ -1,0 +1,39 @@
+//! Images that the destination's agent makes: the guest moves onto them, and after each failure they are gone.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::faults::{Case, End, Fault, Plan, Reach, Stage, Who, play_all};
+use crate::support::with_lab;
+
+#[test]
+fn images_that_are_made_go_when_the_guest_does_not_come() -> Result<()> {
+    with_lab("images_that_are_made_go_when_the_guest_does_not_come", |lab| {
+        // Bravo may ask alpha what became of a guest.
+        let plan = Plan { created: true, both_ways: true, dirty_mib: 0, ..Plan::ORDINARY };
+        let mut stage = Stage::set_up(lab, plan)?;
+        let checked = stage.alpha.vmferry(&["check", "web1", "--to", "bravo"])?;
+        ensure!(checked.code == 0, "{checked:?}");
+        stage.has_no_made_image().context("after a check")?;
+        let failed = |fault, words| Case::new(fault, Reach::Mirror, End::failed(&["mirror"], words));
+        play_all(
+            &mut stage,
+            &[
+                Case::new(Fault::Cancel, Reach::Mirror, End::cancelled(&["mirror"])),
+                failed(Fault::Kill(Who::DestinationQemu), &["destination", "QEMU", "web1|gone"]),
+                failed(Fault::Kill(Who::SourceAgent), &["agent", "restarted"]),
+            ],
+        )?;
+        stage.moves()?;
+        // Thin is what was thin.
+        let (there, here) = (stage.destination.disk(0), stage.source.disk(0));
+        let occupied = |file| -> Result<u64> { Ok(fs::metadata(file)?.blocks() * 512) };
+        let (there, here) = (occupied(there)?, occupied(here)?);
+        ensure!(there <= here + (8 << 20), "{there} bytes at the destination, {here} at the source");
+        let outcome = stage.bravo.vmferry(&["recover"])?;
+        ensure!(outcome.code == 0 && stage.destination.disk(0).exists(), "{outcome:?}");
+        Ok(())
+    })
+}
