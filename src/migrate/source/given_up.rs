@@ -3,7 +3,7 @@
 //! QEMU says only that its migration has failed, and mostly that its channel did. What tells the
 //! causes apart is which end of the RAM's stream ended first. The destination's, or the connection:
 //! what failed is over there. QEMU's own: somebody cancelled it here, which QEMU does by closing its
-//! end before it says so. Nobody's end, and no reason: QEMU 7.2 could not give the guest's disks up in
+//! end before it says so, or a disk's copy was lost. Nobody's end, and no reason: QEMU 7.2 could not give the guest's disks up in
 //! the switchover, which 10.0 tells in its own way.
 
 use std::time::Duration;
@@ -48,10 +48,24 @@ pub(crate) async fn ram_failed(source: &Source) -> Failure {
     if told || (says_nothing && first != Some(FirstEnd::Stream)) {
         return Meanwhile::NotGivenUp { told, exports: exports_of_others(source).await }.into();
     }
-    if first == Some(FirstEnd::Local) {
-        return Meanwhile::MigrationCancelled { told: false }.into();
+    let error = info.error_desc.unwrap_or_default();
+    let error = match (first, lost_disk(source)) {
+        (Some(FirstEnd::Local), None) => return Meanwhile::MigrationCancelled { told: false }.into(),
+        (_, None) => error,
+        (_, Some(disk)) => format!("the stream of disk {disk} had ended before; {error}"),
+    };
+    Failure::Ram { status: MigrationStatus::Failed, error }
+}
+
+/// A disk whose stream has ended before its time. QEMU flushes all nodes in the pause, and ends its
+/// migration by itself when the copy's cannot be flushed (10.0.2).
+fn lost_disk(source: &Source) -> Option<&str> {
+    if source.clock.phase != Phase::Precopy {
+        return None;
     }
-    Failure::Ram { status: MigrationStatus::Failed, error: info.error_desc.unwrap_or_default() }
+    let streams = &source.copy.streams;
+    let mut names = source.copy.plan.disks.iter().map(|plan| &plan.disk.name);
+    names.find(|name| streams.first_end(&Label::Disk((*name).clone())).is_some()).map(String::as_str)
 }
 
 async fn first_end_of_ram(streams: &Streams) -> Option<FirstEnd> {
