@@ -315,7 +315,7 @@ mod tests {
             let mut command = Command::new("echo");
             command.arg("said");
             assert!(spawn(command, &log).unwrap().wait().await.unwrap().success());
-            assert_eq!(std::fs::metadata(&log).unwrap().permissions().mode() & 0o777, PRIVATE);
+            assert_eq!(std::fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
             assert_eq!(tail(&log), "said");
         }
     }
