@@ -290,7 +290,7 @@ fn xml(spec: &VmSpec) -> String {
         let (format, node) = (format.name(), node_name(number));
         format!(
             "<disk type='file' device='disk'><driver name='qemu' type='{format}' cache='none' discard='unmap'/>\
-             <source file='{}/{node}.{format}'/><target dev='{node}' bus='virtio'/></disk>\n",
+             <source file='{}/disk{number}.{format}'/><target dev='{node}' bus='virtio'/></disk>\n",
             dir.display()
         )
     });

@@ -2,8 +2,8 @@
 //! users, certificates and journals are everywhere.
 
 use std::collections::BTreeSet;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -78,6 +78,11 @@ fn folders(config: &Config) -> BTreeSet<PathBuf> {
         LocalSocket::Tcp(_) => None,
     });
     let libvirt = config.libvirt.folder.clone();
+    // Others pass through it. One that is there is somebody's choice.
+    if let Some(folder) = libvirt.as_ref().filter(|folder| !folder.exists()) {
+        let made = DirBuilder::new().recursive(true).mode(0o711).create(folder);
+        let _ = made.and_then(|()| std::fs::set_permissions(folder, Permissions::from_mode(0o711)));
+    }
     let own = own.map(|(folder, _)| folder.clone()).into_iter();
     own.chain(sockets).chain(libvirt).chain(config.sandbox.write.iter().cloned()).collect()
 }
@@ -104,6 +109,16 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "state_dir = 'state'\nruntime_dir = 'run'\n[tls]\nca = 'a'\ncert = 'b'\nkey = 'c'\n";
+
+    #[test]
+    fn libvirts_folder_is_made_so_that_there_can_be_a_rule() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = folder.path().join("run/libvirt");
+        let text = format!("{TEXT}[libvirt]\nfolder = '{}'\n", all.display());
+        let config = Config::parse(&text, folder.path()).unwrap();
+        assert!(folders(&config).contains(&all));
+        assert_eq!(std::fs::metadata(&all).unwrap().permissions().mode() & 0o777, 0o711);
+    }
 
     #[test]
     fn only_what_the_configuration_names_is_written_to_executed_and_dialed() {
