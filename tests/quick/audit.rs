@@ -163,6 +163,9 @@ async fn a_disk_that_takes_nothing_is_said_and_nothing_is_lost_when_it_does_agai
     (0..10).for_each(|n| audit.record(step(n)));
     until("a failure", || audit.figures().failing.is_some()).await;
     assert_eq!(soon("an answer", audit.record_durably(step(10))).await, None);
+    // What waits is still there after further failures.
+    let before = audit.figures().failures;
+    until("further failures", || audit.figures().failures >= before + 2).await;
     let failing = audit.figures();
     assert!(failing.failures > 0 && failing.failing.unwrap().contains("audit"));
     std::fs::remove_file(&folder).unwrap();
