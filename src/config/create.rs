@@ -109,6 +109,12 @@ impl CreateConfig {
         }
     }
 
+    /// The folder below which all images are.
+    pub fn folder(&self) -> &Path {
+        let fixed = self.path.split('{').next().unwrap_or_default();
+        Path::new(fixed.rfind('/').map_or("/", |end| &fixed[..=end]))
+    }
+
     /// Of the files; none for what is no mode.
     pub fn mode_bits(&self) -> Option<u32> {
         u32::from_str_radix(&self.mode, 8).ok().filter(|mode| mode & !0o666 == 0 && mode & 0o600 == 0o600)

@@ -236,6 +236,11 @@ impl Config {
         self.libvirt.folder.clone().unwrap_or_else(|| self.runtime_dir.join("libvirt"))
     }
 
+    /// All ways in which images are made here.
+    pub fn creates(&self) -> impl Iterator<Item = &CreateConfig> {
+        self.vms.values().filter_map(|vm| vm.create.as_ref()).chain(&self.create)
+    }
+
     /// How images are made for this VM, if they are.
     pub fn create_for<'a>(&'a self, vm: &'a VmConfig) -> Option<&'a CreateConfig> {
         vm.create.as_ref().or(self.create.as_ref())

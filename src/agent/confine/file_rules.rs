@@ -34,7 +34,8 @@ pub(super) fn apply(config: &Config) -> Result<Applied, RulesetError> {
     }
     rules = beneath(rules, Path::new("/dev"), AccessFs::from_file(KNOWN) & writable)?;
     let own = std::env::current_exe().ok();
-    for programs in PROGRAMS.iter().map(Path::new).chain(own.as_deref()) {
+    let makers = config.creates().map(|create| create.qemu_img.as_path());
+    for programs in PROGRAMS.iter().map(Path::new).chain(own.as_deref()).chain(makers) {
         rules = beneath(rules, programs, AccessFs::Execute.into())?;
     }
     let ports = ports(config);
@@ -84,7 +85,8 @@ fn folders(config: &Config) -> BTreeSet<PathBuf> {
         let _ = made.and_then(|()| std::fs::set_permissions(folder, Permissions::from_mode(0o711)));
     }
     let own = own.map(|(folder, _)| folder.clone()).into_iter();
-    own.chain(sockets).chain(libvirt).chain(config.sandbox.write.iter().cloned()).collect()
+    let images = config.creates().map(|create| create.folder().to_owned());
+    own.chain(sockets).chain(libvirt).chain(images).chain(config.sandbox.write.iter().cloned()).collect()
 }
 
 /// Ports of peers and of targets.
@@ -118,6 +120,20 @@ mod tests {
         let config = Config::parse(&text, folder.path()).unwrap();
         assert!(folders(&config).contains(&all));
         assert_eq!(std::fs::metadata(&all).unwrap().permissions().mode() & 0o777, 0o711);
+    }
+
+    #[test]
+    fn images_are_made_in_their_folders() {
+        let text = format!(
+            "{TEXT}[create]\npath = '/images/{{vm}}/{{disk}}'\n[vm.web1]\nqmp = '/x'\n[vm.web1.create]\n\
+             path = '/fast/web1-{{disk}}.raw'\n"
+        );
+        let config = Config::parse(&text, Path::new("/etc/vmferry.toml")).unwrap();
+        let folders = folders(&config);
+        assert!(
+            folders.contains(Path::new("/images/")) && folders.contains(Path::new("/fast/")),
+            "{folders:?}"
+        );
     }
 
     #[test]
