@@ -75,7 +75,9 @@ fn whole_copies(source: &Source) -> Vec<String> {
 
 /// Has a mirror wait until [`resume`], with nothing of it under way.
 async fn rest(source: &Source, job: &str) -> Result<(), Failure> {
-    if !mirror::pause(&source.guest.qmp, job).await? {
+    let qmp = &source.guest.qmp;
+    // One that is over refuses it, and one whose first answer was lost with the monitor.
+    if !source.reconnect_policy().ask(|| mirror::pause(qmp, job)).await? {
         return Ok(());
     }
     let mut stall = Stall::new(source.context.stall());
