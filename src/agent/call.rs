@@ -6,6 +6,7 @@ use crate::access::Action;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call {
     Status,
+    Names,
     Description,
     ListMigrations,
     ShowMigration,
@@ -35,6 +36,7 @@ impl Call {
     pub(super) fn action(self) -> Action<'static> {
         match self {
             Self::Status
+            | Self::Names
             | Self::Description
             | Self::ListMigrations
             | Self::ShowMigration
@@ -64,6 +66,7 @@ impl Call {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Status => "status",
+            Self::Names => "names",
             Self::Description => "description",
             Self::ListMigrations => "list-migrations",
             Self::ShowMigration => "show-migration",

@@ -26,8 +26,8 @@ use super::registry::NoCancel;
 use super::running::Agent;
 use crate::api::{
     CheckReport, CheckRequest, ForceRequest, Forward, ForwardRequest, Forwards, Limits, MigrateRequest,
-    Migration, MigrationLimit, OPENAPI, PeerLimit, PeerLimitRequest, RecoverQuery, Recovery, ShareRequest,
-    Status, Target, unknown_remedy,
+    Migration, MigrationLimit, Names, OPENAPI, PeerLimit, PeerLimitRequest, RecoverQuery, Recovery,
+    ShareRequest, Status, Target, unknown_remedy,
 };
 use crate::error_chain::chain;
 use crate::forward::AddError;
@@ -59,6 +59,7 @@ pub(super) fn router(agent: Arc<Agent>) -> Gate {
     let description = || async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) };
     Gate::new(agent)
         .route(Call::Status, "/v1/status", get(status))
+        .route(Call::Names, "/v1/names", get(names))
         .route(Call::Description, "/v1/openapi.json", get(description))
         .route(Call::Check, "/v1/check", post(check))
         .route(Call::ListMigrations, "/v1/migrations", get(list))
@@ -96,6 +97,11 @@ pub(super) type Id = Result<Path<Uuid>, PathRejection>;
 
 async fn status(State(agent): Agents) -> Json<Status> {
     Json(agent.status().await)
+}
+
+async fn names(State(agent): Agents) -> Json<Names> {
+    let config = &agent.host.config;
+    Json(Names { vms: config.vms.keys().cloned().collect(), peers: config.peers.keys().cloned().collect() })
 }
 
 async fn check(

@@ -39,7 +39,7 @@ pub use libvirt::{
 pub use limits::{Limits, MigrationLimit, PeerLimit, PeerLimitRequest, ShareRequest};
 pub use migration::{MigrateRequest, Migration};
 pub use recovery::{ForceRequest, RecoverQuery, Recovery};
-pub use status::{AuditStatus, SandboxStatus, SessionStatus, Status};
+pub use status::{AuditStatus, Names, SandboxStatus, SessionStatus, Status};
 
 /// The version that all paths begin with.
 pub const VERSION: &str = "/v1";

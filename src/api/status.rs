@@ -27,6 +27,13 @@ pub struct Status {
     pub sandbox: Option<SandboxStatus>,
 }
 
+/// `GET /v1/names`: what this host knows by a name, without a question to anybody: for completions.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Names {
+    pub vms: Vec<String>,
+    pub peers: Vec<String>,
+}
+
 /// What the agent has taken from itself, in words: `on: …` or `off: …`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SandboxStatus {

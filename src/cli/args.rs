@@ -8,6 +8,8 @@ use uuid::Uuid;
 
 use super::audit::AuditArgs;
 use super::certs::CertsArgs;
+use super::client::{SOCKET, SOCKET_VARIABLE};
+use super::complete;
 use super::join::JoinArgs;
 use super::libvirt::LibvirtCommand;
 use crate::api::{
@@ -29,8 +31,8 @@ pub(super) struct Arguments {
         long,
         global = true,
         value_name = "PATH",
-        env = "VMFERRY_SOCKET",
-        default_value = "/run/vmferry/vmferry.sock"
+        env = SOCKET_VARIABLE,
+        default_value = SOCKET
     )]
     pub(super) socket: PathBuf,
     #[command(subcommand)]
@@ -65,7 +67,7 @@ pub(super) enum Command {
     /// Show the agent and which VMs run here, or one VM or migration.
     Status {
         /// A VM, a migration's id, or the beginning of one.
-        #[arg(value_name = "VM|ID")]
+        #[arg(value_name = "VM|ID", add = complete::vms_and_migrations())]
         what: Option<String>,
         /// Print JSON.
         #[arg(long)]
@@ -75,7 +77,7 @@ pub(super) enum Command {
     Watch {
         /// The migration: its id, the beginning of it, or its VM; or a forwarding: its id, the beginning of
         /// it, or its name.
-        #[arg(value_name = "VM|ID|NAME")]
+        #[arg(value_name = "VM|ID|NAME", add = complete::migrations_and_forwards())]
         what: String,
         /// Print one line of JSON for each change.
         #[arg(long)]
@@ -84,7 +86,7 @@ pub(super) enum Command {
     /// Roll a migration back; possible until the hand-over.
     Cancel {
         /// The migration: its id, the beginning of it, or its VM.
-        #[arg(value_name = "VM|ID")]
+        #[arg(value_name = "VM|ID", add = complete::migrations())]
         migration: String,
     },
     /// Show what may be sent in a second, or change it while it runs.
@@ -104,14 +106,21 @@ pub(super) enum Command {
     Certs(CertsArgs),
     /// Make this host's key, and fetch its certificate with a ticket of `vmferry certs invite`.
     Join(JoinArgs),
+    /// Write manual pages and completions into a folder, as packages install them: share/man/man1 and so on.
+    #[command(hide = true)]
+    Manual {
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
 pub(super) struct MigrateArgs {
     /// The virtual machine, as [vm.NAME] in the configuration of both hosts.
+    #[arg(add = complete::vms())]
     pub(super) vm: String,
     /// The destination, as [peer.NAME] in this host's configuration.
-    #[arg(long, value_name = "PEER")]
+    #[arg(long, value_name = "PEER", add = complete::peers())]
     pub(super) to: String,
     /// Leave the source's QEMU, paused for ever, instead of ending it.
     #[arg(long)]
@@ -196,7 +205,7 @@ pub(super) enum ForwardCommand {
     /// ends or the agent stops.
     Limit {
         /// The forwarding: its id, the beginning of it, or its name in the configuration.
-        #[arg(value_name = "ID|NAME")]
+        #[arg(value_name = "ID|NAME", add = complete::forwards())]
         forward: String,
         /// Bytes per second over all its connections, as in 100MiB/s or 1G, or `none`.
         #[arg(long, value_name = "RATE", required_unless_present = "weight")]
@@ -212,7 +221,7 @@ pub(super) enum ForwardCommand {
     /// the agent.
     End {
         /// The forwarding: its id, the beginning of it, or its name in the configuration.
-        #[arg(value_name = "ID|NAME")]
+        #[arg(value_name = "ID|NAME", add = complete::forwards())]
         forward: String,
     },
 }
@@ -222,7 +231,7 @@ pub(super) struct AddForwardArgs {
     /// Where programs connect: a unix socket's absolute path, or TCP on loopback, as in 127.0.0.1:5900.
     pub(super) listen: LocalSocket,
     /// The peer, as [peer.NAME] in this host's configuration.
-    #[arg(long, value_name = "PEER")]
+    #[arg(long, value_name = "PEER", add = complete::peers())]
     pub(super) to: String,
     /// The target's name at the peer, as [target.NAME] in its configuration.
     #[arg(long, value_name = "NAME")]
@@ -272,7 +281,7 @@ impl FromStr for Limit {
 #[derive(Debug, Args)]
 pub(super) struct LimitArgs {
     /// A migration's id, the beginning of it, or a VM that is being moved away; all are shown if it is left out.
-    #[arg(conflicts_with = "peer")]
+    #[arg(conflicts_with = "peer", add = complete::migrations())]
     pub(super) migration: Option<String>,
     /// Bytes per second, as in 100MiB/s or 1G, or `none`.
     #[arg(long, value_name = "RATE")]
@@ -281,7 +290,7 @@ pub(super) struct LimitArgs {
     #[arg(long, value_name = "WEIGHT", value_parser = weight(), requires = "migration")]
     pub(super) weight: Option<u16>,
     /// All that is sent to this peer, instead of a migration.
-    #[arg(long, value_name = "PEER")]
+    #[arg(long, value_name = "PEER", add = complete::peers())]
     pub(super) peer: Option<String>,
     /// Print JSON.
     #[arg(long)]
@@ -291,6 +300,7 @@ pub(super) struct LimitArgs {
 #[derive(Debug, Args)]
 pub(super) struct RecoverArgs {
     /// Only this migration.
+    #[arg(add = complete::migration_ids())]
     pub(super) id: Option<Uuid>,
     /// Decide whose its virtual machine is, seen from this host. Only for when the other host is
     /// lost for good: if this is wrong, the VM runs twice.
@@ -318,9 +328,10 @@ fn side(word: &str) -> Result<Side, String> {
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
     /// The virtual machine.
+    #[arg(add = complete::vms())]
     pub(super) vm: String,
     /// The destination.
-    #[arg(long, value_name = "PEER")]
+    #[arg(long, value_name = "PEER", add = complete::peers())]
     pub(super) to: String,
     #[command(flatten)]
     pub(super) disks: DiskArgs,

@@ -16,6 +16,10 @@ use uuid::Uuid;
 use crate::api::{ErrorBody, migration_path};
 use crate::printable;
 
+/// Where the local agent's socket is, unless the environment says so.
+pub(super) const SOCKET: &str = "/run/vmferry/vmferry.sock";
+/// … and what says so.
+pub(super) const SOCKET_VARIABLE: &str = "VMFERRY_SOCKET";
 /// Longest answer read into memory.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 

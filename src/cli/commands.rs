@@ -30,7 +30,9 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
         Command::Audit(args) => audit::run(socket, args).await,
         Command::Libvirt(command) => libvirt::run(socket, command).await,
         Command::Recover(args) => recover::run(&client, args).await,
-        Command::Agent { .. } | Command::Certs(_) | Command::Join(_) => Ok(EXIT_USAGE.into()),
+        Command::Agent { .. } | Command::Certs(_) | Command::Join(_) | Command::Manual { .. } => {
+            Ok(EXIT_USAGE.into())
+        }
     }
 }
 

@@ -5,11 +5,13 @@ mod audit;
 pub mod certs;
 mod client;
 mod commands;
+mod complete;
 mod exit_code;
 mod forward;
 mod join;
 mod libvirt;
 mod limit;
+mod manual;
 mod pick;
 mod recover;
 mod show;
@@ -19,7 +21,8 @@ mod watch;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::CompleteEnv;
 
 use crate::agent::{Early, StartMode};
 use args::{Arguments, Command};
@@ -27,6 +30,13 @@ use exit_code::EXIT_USAGE;
 
 /// Runs the command line, and says what went wrong with all its causes.
 pub fn main() -> ExitCode {
+    // A shell that asks what could come next.
+    let completions = CompleteEnv::with_factory(Arguments::command).var(complete::VARIABLE);
+    match completions.try_complete(std::env::args_os(), std::env::current_dir().ok().as_deref()) {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(_) => return EXIT_USAGE.into(),
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(e) => {
@@ -47,6 +57,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Certs(certs) => return certs::run(certs),
         Command::Join(ticket) => return join::run(ticket),
+        Command::Manual { folder } => return manual::write(&folder).map(|()| ExitCode::SUCCESS),
         _ => {}
     }
     let is_agent = matches!(arguments.command, Command::Agent { .. });

@@ -27,14 +27,14 @@ const VMFERRY: &str = env!("CARGO_BIN_EXE_vmferry");
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// An agent that knows one peer, which is not there, and one VM, which is not there either.
-struct Agent {
+pub(crate) struct Agent {
     child: Child,
-    socket: PathBuf,
+    pub(crate) socket: PathBuf,
     folder: tempfile::TempDir,
 }
 
 impl Agent {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), "")
     }
 
@@ -67,7 +67,7 @@ impl Agent {
     }
 
     /// Status, content type and body; HTTP/1.0, so that the answer ends where the connection does.
-    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> (u16, String, String) {
+    pub(crate) fn ask(&self, method: &str, path: &str, body: Option<&str>) -> (u16, String, String) {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(ANSWER_WITHIN)).unwrap();
         let body = body.unwrap_or("");
@@ -245,6 +245,7 @@ fn live_answers_are_as_described() {
         ("POST", "/v1/libvirt/{id}/end", format!("/v1/libvirt/{id}/end"), Some(r#""failed""#), 404),
         ("POST", "/v1/libvirt/{id}/end", format!("/v1/libvirt/{id}/end"), Some(r#""well""#), 422),
         ("GET", "/v1/status", "/v1/status".into(), None, 200),
+        ("GET", "/v1/names", "/v1/names".into(), None, 200),
         ("POST", "/v1/check", "/v1/check".into(), good, 200),
         ("POST", "/v1/check", "/v1/check".into(), Some(r#"{"vm":"web1","to":"bravo","too":1}"#), 422),
     ];

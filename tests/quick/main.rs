@@ -19,6 +19,7 @@ mod fuzzed;
 #[allow(unreachable_pub)]
 mod handover;
 mod journals;
+mod manual;
 mod qmp;
 mod qmp_real;
 mod resume;
