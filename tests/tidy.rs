@@ -232,7 +232,9 @@ const EDGES: &[(&str, &[&str])] = &[
     ("net::link", &["mux", "net::connect_error", "net::connection"]),
     ("net::stream_port", &["mux"]),
     ("net::stream", &["mux", "net::connection::Resumed", "net::frozen", "net::stream_port"]),
-    ("net::pump", &["mux", "net::compress", "net::stream"]),
+    ("net::pump", &["mux", "net::compress", "net::inbox", "net::nbd_requests", "net::stream"]),
+    ("net::inbox", &["net::compress", "net::nbd_requests", "net::stream"]),
+    ("net::nbd_requests", &[]),
     (
         "net::session",
         &[

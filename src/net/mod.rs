@@ -12,7 +12,7 @@
 //! ```text
 //! all sessions         pool, lanes; trust; stream_owner; pending_handshakes, single_flight, duplicate_agent
 //! a session begins     accept; session_thread; driver: tls_socket, black_hole
-//! who takes a stream   pump, message, purposes
+//! who takes a stream   pump: inbox, nbd_requests; message, purposes
 //! handles              session; stream
 //! within a session     frozen; link, stream_port, message_budget
 //! a connection begins  resume; dial; endpoint, hello_exchange, addresses
@@ -38,11 +38,13 @@ pub mod handshake;
 pub mod handshake_failure;
 mod hello_exchange;
 pub mod identity;
+mod inbox;
 pub mod lanes;
 mod link;
 pub mod message;
 pub mod message_budget;
 pub mod naming;
+pub mod nbd_requests;
 mod pending_handshakes;
 pub mod pool;
 pub mod pump;

@@ -2,13 +2,13 @@
 //!
 //! A pump passes on half-closes as half-closes and anything abnormal as an abort of both ends:
 //! a peer that only stopped reading would leave QEMU's writer waiting for ever. It can be cut
-//! at any time without QEMU's help. Knows no QEMU and looks at no byte; one direction may be
-//! compressed (`compress`).
+//! at any time without QEMU's help. Knows no QEMU and changes no byte. One direction may be
+//! compressed (`compress`), and what goes to an NBD server is written so that each request's header is in
+//! one piece (`nbd_requests`).
 //!
 //! A local socket is a unix socket or TCP. Of both the same calls are made; a TCP socket that does not
 //! end in order is reset.
 
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 use tokio::io::AsyncReadExt;
@@ -26,7 +26,9 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::compress::{self, Coding, DecodeError, Decoder, Encoder, Undelivered};
+use super::compress::{self, Coding, DecodeError, Encoder};
+use super::inbox::{Inbox, WRITE_CHUNKS};
+use super::nbd_requests::NbdRequests;
 use super::stream::{RecvHalf, SendHalf, StoppedStream, Stream, StreamEnded};
 use crate::mux::Code;
 use crate::mux::frame::PAYLOAD_MAX;
@@ -35,8 +37,6 @@ use crate::mux::frame::PAYLOAD_MAX;
 const READ_BYTES_MIN: usize = 16 * 1024;
 /// A block with its header.
 const BLOCK_BYTES: usize = compress::HEADER_LEN + compress::PLAIN_MAX;
-/// Received chunks written to a local socket in one call.
-const WRITE_CHUNKS: usize = 16;
 /// Buffer asked of the kernel for our end; the kernel may give less (`net.core.wmem_max`).
 const SOCKET_BUFFER_BYTES: usize = 1024 * 1024;
 
@@ -130,12 +130,20 @@ pub struct PumpState {
     saved_bytes: u64,
     #[serde(default)]
     coding: Coding,
+    // What follows is of format 3: an agent that does not know of it hands requests over as they come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    requests: Option<NbdRequests>,
 }
 
 impl PumpState {
     /// One that begins.
     pub fn new(coding: Coding) -> Self {
         Self { coding, ..Self::default() }
+    }
+
+    /// What comes out of the stream goes to an NBD server: each request's header is written whole.
+    pub fn to_nbd_server(self) -> Self {
+        Self { requests: Some(NbdRequests::default()), ..self }
     }
 
     /// Bytes that it has moved into the stream, and into the local socket.
@@ -178,7 +186,7 @@ impl Pump {
         state: PumpState,
         ended: impl FnOnce(PumpEnd) + Send + 'static,
     ) -> Self {
-        let PumpState { moved: (sent_bytes, received_bytes), saved_bytes, coding } = state;
+        let PumpState { moved: (sent_bytes, received_bytes), saved_bytes, coding, requests } = state;
         let counters = Arc::new(PumpCounters {
             sent_bytes: sent_bytes.into(),
             received_bytes: received_bytes.into(),
@@ -190,7 +198,7 @@ impl Pump {
         let freezing = freeze.clone();
         let (leave, frozen) = oneshot::channel();
         let task = runtime.spawn(async move {
-            match run(local, stream, coding, &counting, &freezing).await {
+            match run(local, stream, coding, requests, &counting, &freezing).await {
                 Outcome::Ended(end) => ended(end),
                 Outcome::Frozen(pump) => drop(leave.send(pump)),
             }
@@ -225,10 +233,12 @@ async fn run(
     local: OwnedFd,
     stream: Stream,
     coding: Coding,
+    requests: Option<NbdRequests>,
     counters: &PumpCounters,
     freeze: &CancellationToken,
 ) -> Outcome {
-    let prepared = adopt(local).and_then(|local| Ok((local, Outbox::new(&coding)?, Inbox::new(&coding)?)));
+    let prepared =
+        adopt(local).and_then(|local| Ok((local, Outbox::new(&coding)?, Inbox::new(&coding, requests)?)));
     let (mut local, mut outbox, mut inbox) = match prepared {
         Ok(prepared) => prepared,
         Err(e) => return Outcome::Ended(PumpEnd::Local(e)),
@@ -253,7 +263,7 @@ async fn run(
         }
         Ok(_) => match local.into_std() {
             Ok(local) => {
-                let (untaken, undelivered) = inbox.into_rest();
+                let (untaken, undelivered, requests) = inbox.into_rest();
                 let coding = match coding {
                     Coding::Decompress(_) => Coding::Decompress(undelivered),
                     other => other,
@@ -265,6 +275,7 @@ async fn run(
                         moved: (counters.sent_bytes.load(Relaxed), counters.received_bytes.load(Relaxed)),
                         saved_bytes: counters.saved_bytes.load(Relaxed),
                         coding,
+                        requests,
                     },
                 })
             }
@@ -374,79 +385,6 @@ async fn read_some(local: &mut ReadHalf<'_>, outbox: &mut Outbox) -> io::Result<
     local.read_buf(&mut outbox.room()).await
 }
 
-/// What was received and is not delivered.
-struct Inbox {
-    queue: VecDeque<Bytes>,
-    decoder: Option<Decoder>,
-}
-
-impl Inbox {
-    fn new(coding: &Coding) -> io::Result<Self> {
-        let (queue, decoder) = match coding {
-            Coding::Decompress(undelivered) => {
-                let queue = undelivered.plain.iter().cloned().collect();
-                (queue, Some(Decoder::new(&undelivered.partial)?))
-            }
-            Coding::Plain | Coding::Compress => (VecDeque::with_capacity(WRITE_CHUNKS), None),
-        };
-        Ok(Self { queue, decoder })
-    }
-
-    /// Takes what was received.
-    fn push(&mut self, chunk: Bytes) {
-        match &mut self.decoder {
-            None => self.queue.push_back(chunk),
-            Some(decoder) => decoder.push(&chunk),
-        }
-    }
-
-    /// Fills the queue from what is there already. Of blocks one at a time: a short one may become
-    /// long, and what waits must be bounded.
-    fn fill(&mut self, recv: &mut RecvHalf) -> Result<(), DecodeError> {
-        match &mut self.decoder {
-            None => {
-                while self.queue.len() < WRITE_CHUNKS {
-                    let Some(next) = recv.try_recv() else { break };
-                    self.queue.push_back(next);
-                }
-            }
-            Some(decoder) if self.queue.is_empty() => {
-                if let Some((plain, length)) = decoder.next_block()? {
-                    recv.consumed(length);
-                    self.queue.push_back(plain);
-                }
-            }
-            Some(_) => {}
-        }
-        Ok(())
-    }
-
-    /// So much of the queue has been delivered.
-    fn delivered(&mut self, written: usize, recv: &RecvHalf) {
-        if self.decoder.is_none() {
-            recv.consumed(written);
-        }
-        discard(&mut self.queue, written);
-    }
-
-    /// The peer has sent all.
-    fn end(&self) -> Result<(), DecodeError> {
-        let is_whole = self.decoder.as_ref().is_none_or(|decoder| decoder.partial().is_empty());
-        if is_whole { Ok(()) } else { Err(DecodeError::Truncated) }
-    }
-
-    /// Of a plain stream what has not been consumed, of blocks what has not been delivered.
-    fn into_rest(self) -> (Vec<Bytes>, Undelivered) {
-        match self.decoder {
-            None => (self.queue.into(), Undelivered::default()),
-            Some(decoder) => {
-                let partial = Bytes::copy_from_slice(decoder.partial());
-                (Vec::new(), Undelivered { plain: self.queue.into(), partial })
-            }
-        }
-    }
-}
-
 async fn inward(
     local: WriteHalf<'_>,
     recv: &mut RecvHalf,
@@ -454,26 +392,31 @@ async fn inward(
     count: &AtomicU64,
     freeze: &CancellationToken,
 ) -> Result<Flow, PumpEnd> {
-    if recv.is_ended() && inbox.queue.is_empty() {
+    if recv.is_ended() && inbox.is_empty() {
         return Ok(Flow::Done);
     }
     let freezing = freeze.cancelled();
     tokio::pin!(freezing);
     loop {
         inbox.fill(recv).map_err(PumpEnd::Coding)?;
-        if inbox.queue.is_empty() {
+        let mut slices = [IoSlice::new(&[]); WRITE_CHUNKS];
+        let used = inbox.next_write(&mut slices);
+        if used == 0 {
             let next = tokio::select! {
                 biased;
                 () = &mut freezing => return Ok(Flow::Frozen),
                 next = recv.recv() => next.map_err(PumpEnd::Remote)?,
             };
-            let Some(chunk) = next else { break };
-            inbox.push(chunk);
+            match next {
+                Some(chunk) => inbox.push(chunk),
+                None if inbox.is_empty() => break,
+                None => inbox.release(),
+            }
             continue;
         }
         let n = tokio::select! {
             biased;
-            n = write_some(&local, &inbox.queue) => n.map_err(PumpEnd::Local)?,
+            n = write_some(&local, &slices[..used]) => n.map_err(PumpEnd::Local)?,
             () = &mut freezing => return Ok(Flow::Frozen),
         };
         count.fetch_add(n as u64, Relaxed);
@@ -485,28 +428,12 @@ async fn inward(
     Ok(Flow::Done)
 }
 
-async fn write_some(local: &WriteHalf<'_>, queue: &VecDeque<Bytes>) -> io::Result<usize> {
-    let mut slices = [IoSlice::new(&[]); WRITE_CHUNKS];
-    for (slice, chunk) in slices.iter_mut().zip(queue) {
-        *slice = IoSlice::new(chunk);
-    }
-    let slices = &slices[..queue.len().min(WRITE_CHUNKS)];
+async fn write_some(local: &WriteHalf<'_>, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     loop {
         match local.try_write_vectored(slices) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => local.writable().await?,
             done => return done,
         }
-    }
-}
-
-fn discard(queue: &mut VecDeque<Bytes>, mut written: usize) {
-    while let Some(front) = queue.front_mut() {
-        if front.len() > written {
-            front.advance(written);
-            return;
-        }
-        written -= front.len();
-        queue.pop_front();
     }
 }

@@ -20,6 +20,7 @@ mod fuzzed;
 mod handover;
 mod journals;
 mod manual;
+mod nbd_server;
 mod qmp;
 mod qmp_real;
 mod resume;

@@ -2,7 +2,7 @@
 //!
 //! `VMFERRY_QEMU72` and `VMFERRY_QEMU10` name the binaries of a QEMU 7.2 and a QEMU 10.0.
 
-mod machine;
+pub(crate) mod machine;
 mod pair;
 
 use machine::{Machine, PATIENCE, binary, connect, image, nameless_listener, refused};

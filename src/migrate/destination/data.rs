@@ -16,6 +16,7 @@ use crate::migrate::transfer::ram::precopy::{self, RamChannel};
 use crate::migrate::transfer::streams::socket_pair;
 use crate::mux::{Code, purpose};
 use crate::net::compress::{Coding, Undelivered};
+use crate::net::pump::PumpState;
 use crate::net::session::IncomingStream;
 use crate::qemu::{Abilities, Stop};
 
@@ -61,13 +62,14 @@ impl Destination {
                 if is_disk {
                     self.enter(Phase::Mirror);
                 }
-                let coding = match &self.granted {
+                let state = match &self.granted {
                     Some((_, grant)) if grant.compress && is_disk => {
-                        Coding::Decompress(Undelivered::default())
+                        PumpState::new(Coding::Decompress(Undelivered::default()))
                     }
-                    _ => Coding::Plain,
+                    _ => PumpState::default(),
                 };
-                self.data.streams.start_coded(label, &session, local, stream, coding);
+                let state = if is_disk { state.to_nbd_server() } else { state };
+                self.data.streams.start_as(label, &session, local, stream, state);
             }
             Err(e) => tracing::warn!(stream = %label, error = %e, "the stream ended before it began"),
         }

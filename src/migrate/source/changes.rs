@@ -15,6 +15,7 @@ use crate::migrate::protocol::message::Export;
 use crate::migrate::transfer::disk::delta::{Bitmaps, Followed};
 use crate::migrate::transfer::streams::socket_pair;
 use crate::mux::purpose;
+use crate::net::pump::PumpState;
 use crate::qemu::{Qmp, QmpError, QueryMigrateCapabilities, names, nbd_server_runs};
 
 /// Plans to copy only what changed of the disks of which that is enough. Says why of the others.
@@ -104,7 +105,7 @@ pub(crate) async fn start_disk_stream(
     let label = Label::Disk(disk.name.clone());
     let (lane, stream) = source.open(&label, purpose::NBD, export.channel).await?;
     let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
-    source.copy.streams.start_coded(label, &lane, ours, stream, source.peer.disk_coding());
+    source.copy.streams.start_as(label, &lane, ours, stream, PumpState::new(source.peer.disk_coding()));
     Ok(theirs)
 }
 

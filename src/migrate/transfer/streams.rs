@@ -12,7 +12,6 @@ use super::frozen::{FrozenData, StoppedData, StreamLost, ThawedData};
 use crate::migrate::model::label::Label;
 use crate::migrate::model::progress::Reconnecting;
 use crate::mux::Code;
-use crate::net::compress::Coding;
 use crate::net::pump::{FirstEnd, Pump, PumpEnd, PumpState};
 use crate::net::session::{Away, Session};
 use crate::net::stream::{Stream, StreamEnded};
@@ -37,19 +36,18 @@ impl Streams {
     /// Starts pumping between a local socket and a stream of `session`. An earlier pump of the
     /// same label is cut.
     pub(crate) fn start(&mut self, label: Label, session: &Session, local: OwnedFd, stream: Stream) {
-        self.start_coded(label, session, local, stream, Coding::Plain);
+        self.start_as(label, session, local, stream, PumpState::default());
     }
 
-    /// As [`Streams::start`], with a direction that is compressed.
-    pub(crate) fn start_coded(
+    /// As [`Streams::start`], where the bytes of a direction are dealt with in a way of their own.
+    pub(crate) fn start_as(
         &mut self,
         label: Label,
         session: &Session,
         local: OwnedFd,
         stream: Stream,
-        coding: Coding,
+        state: PumpState,
     ) {
-        let state = PumpState::new(coding);
         self.resume(ThawedData { label, session: session.clone(), local, stream, state });
     }
 

@@ -11,6 +11,7 @@ mod journal;
 mod messages;
 mod nbd;
 mod qmp;
+mod requests;
 mod script;
 mod session;
 mod words;
@@ -18,7 +19,7 @@ mod words;
 type Target = fn(&[u8]);
 
 /// By name; the corpus of each is in the folder of that name.
-pub(crate) const TARGETS: [(&str, Target); 15] = [
+pub(crate) const TARGETS: [(&str, Target); 16] = [
     ("api", api::requests),
     ("blocks", blocks::blocks),
     ("config", config::config),
@@ -32,6 +33,7 @@ pub(crate) const TARGETS: [(&str, Target); 15] = [
     ("messages", messages::messages),
     ("nbd", nbd::server),
     ("qmp", qmp::lines),
+    ("requests", requests::requests),
     ("session", session::session),
     ("words", words::words),
 ];

@@ -189,15 +189,32 @@ impl Pair {
 
     /// Local sockets joined by pumps and a stream.
     pub async fn pumped(&mut self, channel: u16) -> Pumped {
-        self.pumped_with(channel, Coding::Plain, Coding::Plain).await
+        self.pumped_as(channel, PumpState::default(), PumpState::default()).await
     }
 
-    pub async fn pumped_with(&mut self, channel: u16, near_coding: Coding, far_coding: Coding) -> Pumped {
+    pub async fn pumped_with(&mut self, channel: u16, near: Coding, far: Coding) -> Pumped {
+        self.pumped_as(channel, PumpState::new(near), PumpState::new(far)).await
+    }
+
+    /// Each pump deals with bytes in its own way.
+    pub async fn pumped_as(&mut self, channel: u16, near_state: PumpState, far_state: PumpState) -> Pumped {
+        let (far, far_fd) = UnixStream::pair().unwrap();
+        self.pumped_into(channel, near_state, far_state, far, far_fd).await
+    }
+
+    /// The far pump's socket is one of a program: `far` is anything that the test reads or keeps.
+    pub async fn pumped_into(
+        &mut self,
+        channel: u16,
+        near_state: PumpState,
+        far_state: PumpState,
+        far: UnixStream,
+        far_fd: UnixStream,
+    ) -> Pumped {
         let (ours, theirs) = self.stream(channel).await;
         let (near, near_fd) = UnixStream::pair().unwrap();
-        let (far, far_fd) = UnixStream::pair().unwrap();
-        let (near_pump, near_end) = pump(&self.session, near_fd.into(), ours, near_coding);
-        let (far_pump, far_end) = pump(&self.far_session(), far_fd.into(), theirs, far_coding);
+        let (near_pump, near_end) = pump(&self.session, near_fd.into(), ours, near_state);
+        let (far_pump, far_end) = pump(&self.far_session(), far_fd.into(), theirs, far_state);
         for socket in [&near, &far] {
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -220,10 +237,10 @@ fn pump(
     session: &Session,
     fd: OwnedFd,
     stream: Stream,
-    coding: Coding,
+    state: PumpState,
 ) -> (Pump, mpsc::UnboundedReceiver<PumpEnd>) {
     let (sender, end) = mpsc::unbounded_channel();
-    let (state, tell) = (PumpState::new(coding), move |how| drop(sender.send(how)));
+    let tell = move |how| drop(sender.send(how));
     (Pump::resume(session.runtime(), fd, stream, state, tell), end)
 }
 
