@@ -12,6 +12,8 @@
 #   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n CHAOS_STAGES=n
 #   make libvirt   libvirt's own migrations, every option and many faults, about 25 minutes       T=name: only that test
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
+#   make packages  the .deb and the .rpm in target/packages, judged by lintian, and lived through under a real systemd: install,
+#                  move, upgrade in mid-migration, remove, purge: deploy/README.md
 #   make sbom      what is in the program: vmferry.cdx.json (CycloneDX)
 #   make bench-libvirt   a domain of a real libvirt moved by its own TLS, its tunnel, relays and vmferry: bench/LIBVIRT.md
 #   make setup     what the tests need and the machine lacks
@@ -21,7 +23,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-end test lint format dependencies model fuzz judges attacks chaos libvirt bench bench-libvirt sbom setup fetch tools clean-lab
+.PHONY: demo demo-end test lint format dependencies model fuzz judges attacks chaos libvirt bench bench-libvirt packages sbom setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -114,6 +116,15 @@ libvirt: setup
 bench: setup
 	$(call step,two agents against plain copies and what people use; real QEMUs against their own TLS: bench/RESULTS.md)
 	bench/run.sh
+
+packages: setup
+	$(call step,packages: target/packages)
+	tests/setup/packages.sh lintian:lintian rpmbuild:rpm pkaction:polkitd
+	cargo build $(LOCKED) --release --bins
+	rm -rf target/packages
+	deploy/package/build.sh target/release/vmferry target/packages
+	lintian --allow-root --fail-on error target/packages/*.deb
+	VMFERRY_PACKAGED=$(CURDIR)/target/release/vmferry cargo test $(LOCKED) --test real -- --include-ignored --test-threads=1 package::
 
 # The tool is built once, in some minutes.
 SBOM_TOOL := $(LAB)/tools/cargo-cyclonedx-0.5.9

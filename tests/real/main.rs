@@ -8,6 +8,7 @@ mod support;
 
 mod bed;
 mod bed_plain;
+mod booted;
 mod chaos;
 mod check;
 mod compress;
@@ -24,6 +25,7 @@ mod monitor;
 mod moves;
 mod network;
 mod ownership;
+mod package;
 mod qemu_ends;
 mod recover;
 mod refusals;

@@ -4,97 +4,36 @@
 //! test's paths and user, and leaves all else as it is.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use crate::booted::Machine;
 use crate::faults::{Migration, Plan, Reach, Stage};
-use crate::support::process::{LONG, SHORT, run, wait_for};
+use crate::support::process::{SHORT, wait_for};
 use crate::support::proof::{self, field};
 use crate::support::{Agent, Lab, Paths, Vm, VmEntry, VmSpec, with_lab};
 
-/// A machine whose first process is systemd, on one host of the lab. Gone when dropped.
-struct Machine {
-    dir: PathBuf,
-}
-
-impl Machine {
-    fn boot(lab: &Lab, agent: &Agent, paths: &Paths) -> Result<Self> {
-        let host = agent.host();
-        let machine = Self { dir: lab.dir().join(format!("machine-{}", host.name)) };
-        let mut up = machine.script("up");
-        // The machine has a /tmp of its own, where this checkout may lie.
-        let program = paths.vmferry.parent().context("the binary lies in no folder")?;
-        up.arg(host.namespace()).arg(&host.dir).arg(lab.dir().join("certs")).arg(program);
-        run(&mut up, LONG)?;
-        machine.install(&host.dir, paths)?;
-        machine.systemctl(&["start", "vmferry"])?;
-        Ok(machine)
-    }
-
-    fn script(&self, what: &str) -> Command {
-        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/container/container.sh"));
-        command.arg(what).arg(&self.dir);
-        command
-    }
-
-    fn install(&self, dir: &Path, paths: &Paths) -> Result<()> {
-        let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/vmferry.service");
-        fs::copy(unit, self.units().join("vmferry.service"))?;
-        let (dir, program) = (dir.display(), paths.vmferry.display());
-        self.drop_in(
-            "test",
-            &format!(
-                "ExecStart=\nExecStart={program} agent --config {dir}/vmferry.toml\nUser=root\nGroup=root\n\
-                 SupplementaryGroups=\nPrivateTmp=no\nProtectHome=no\nReadWritePaths={dir}\n"
-            ),
-        )
-    }
-
-    fn units(&self) -> PathBuf {
-        self.dir.join("root/etc/systemd/system")
-    }
-
-    /// Changes the service from its next start on.
-    fn drop_in(&self, name: &str, lines: &str) -> Result<()> {
-        let folder = self.units().join("vmferry.service.d");
-        fs::create_dir_all(&folder)?;
-        fs::write(folder.join(format!("{name}.conf")), format!("[Service]\n{lines}"))?;
-        self.systemctl(&["daemon-reload"])
-    }
-
-    fn systemctl(&self, words: &[&str]) -> Result<()> {
-        run(self.script("exec").arg("systemctl").args(words), LONG)
-            .map(drop)
-            .with_context(|| format!("systemctl {}: {}", words.join(" "), self.log()))
-    }
-
-    /// The end of the agent's log.
-    fn log(&self) -> String {
-        let journal = ["journalctl", "-u", "vmferry", "-n", "80", "-o", "cat"];
-        run(self.script("exec").args(journal), SHORT).unwrap_or_else(|e| e.to_string())
-    }
-
-    /// How many descriptors systemd keeps for the service.
-    fn kept(&self) -> Result<u32> {
-        let show = ["systemctl", "show", "-P", "NFileDescriptorStore", "vmferry"];
-        Ok(run(self.script("exec").args(show), SHORT)?.trim().parse()?)
-    }
-
-    /// What systemd still held would keep QEMU from noticing the end of a stream.
-    fn restart(&self) -> Result<()> {
-        self.systemctl(&["restart", "vmferry"])?;
-        wait_for("systemd to keep nothing", SHORT, || Ok((self.kept()? == 0).then_some(())))
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = run(&mut self.script("down"), LONG);
-    }
+/// Boots a machine with the agent as its service, as deploy/ has it.
+fn boot(lab: &Lab, agent: &Agent, paths: &Paths) -> Result<Machine> {
+    let host = agent.host();
+    // The machine has a /tmp of its own, where this checkout may lie.
+    let program = paths.vmferry.parent().context("the binary lies in no folder")?;
+    let machine = Machine::boot(lab, host, &[&host.dir, &lab.dir().join("certs"), program])?;
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/vmferry.service");
+    fs::copy(unit, machine.units().join("vmferry.service"))?;
+    let (dir, program) = (host.dir.display(), paths.vmferry.display());
+    machine.drop_in(
+        "test",
+        &format!(
+            "ExecStart=\nExecStart={program} agent --config {dir}/vmferry.toml\nUser=root\nGroup=root\n\
+             SupplementaryGroups=\nPrivateTmp=no\nProtectHome=no\nReadWritePaths={dir}\n"
+        ),
+    )?;
+    machine.systemctl(&["start", "vmferry"])?;
+    Ok(machine)
 }
 
 /// Whose service is restarted.
@@ -115,8 +54,8 @@ impl Services {
     fn boot(lab: &Lab, stage: &mut Stage) -> Result<Self> {
         stage.alpha.terminate()?;
         stage.bravo.terminate()?;
-        let alpha = Machine::boot(lab, &stage.alpha, &stage.paths)?;
-        let bravo = Machine::boot(lab, &stage.bravo, &stage.paths)?;
+        let alpha = boot(lab, &stage.alpha, &stage.paths)?;
+        let bravo = boot(lab, &stage.bravo, &stage.paths)?;
         Ok(Self { alpha, bravo })
     }
 
@@ -338,7 +277,7 @@ fn systemctl_stop_rolls_back_and_keeps_nothing() -> Result<()> {
     with_lab("systemctl_stop_rolls_back_and_keeps_nothing", |lab| {
         let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
         stage.alpha.terminate()?;
-        let machine = Machine::boot(lab, &stage.alpha, &stage.paths)?;
+        let machine = boot(lab, &stage.alpha, &stage.paths)?;
         let migration = stage.begin()?;
         stage.bring_to(Reach::Mirror, &migration)?;
         machine.systemctl(&["stop", "vmferry"])?;

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs, from the machine's own Debian sources, the programs that the build, the tests and the
 # demo call and that are not there yet. Does nothing, in no time, when all of them are.
-#   usage: packages.sh        (as root, when something is missing)
+#   usage: packages.sh [PROGRAM:PACKAGE...]       (as root, when something is missing; the words are wanted as well)
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
 
@@ -17,6 +17,7 @@ wanted="
   awk:mawk sed:sed find:findutils tar:tar od:coreutils cksum:coreutils timeout:coreutils
   dpkg-deb:dpkg
   systemd-nspawn:systemd-container dbus-daemon:dbus
+  $*
 "
 
 has_program() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null; }

@@ -1,0 +1,262 @@
+//! The .deb under two real systemds, as an operator has it: installed, configured by README's words, a guest of the
+//! example units moved by agents that run as their own user; upgraded in mid-migration, removed, purged.
+//! `make packages` runs this.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::booted::Machine;
+use crate::support::agent::PORT;
+use crate::support::console::Console;
+use crate::support::lab::Paths;
+use crate::support::net::{Host, Way};
+use crate::support::process::{LONG, run, run_any, wait_for};
+use crate::support::vm::{KERNEL_WORDS, write_script};
+use crate::support::{Credentials, Lab, Version, VmSpec, with_lab};
+
+const VM: &str = "web1";
+const DISK_MIB: u64 = 64;
+/// The disk takes some seconds, in which both packages are replaced.
+const LIMIT: &str = "4MiB/s";
+const SERIAL: &str = "/var/lib/vmferry-vm/web1.serial";
+const DISK: &str = "/var/lib/vmferry-vm/web1.raw";
+/// Where packages put something.
+const WATCHED: [&str; 4] = ["/etc", "/usr", "/var/lib", "/run"];
+
+/// Makes a package of the program, or of the one that `make packages` has built.
+fn package(lab: &Lab, version: &str) -> Result<PathBuf> {
+    let out = lab.dir().join("packages");
+    let program = std::env::var_os("VMFERRY_PACKAGED").map_or(lab.paths.vmferry.clone(), PathBuf::from);
+    let mut build = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/package/build.sh"));
+    build.arg(program).arg(&out).arg(version).env("COMPRESSION", "none").env("FORMATS", "deb");
+    run(&mut build, LONG)?;
+    let made = fs::read_dir(&out)?.flatten().map(|entry| entry.path());
+    let mut made = made.filter(|path| path.to_string_lossy().contains(&format!("_{version}_")));
+    made.next().with_context(|| format!("no package of {version}"))
+}
+
+/// One of the two hosts.
+struct Hypervisor {
+    machine: Machine,
+    host: Host,
+}
+
+impl Hypervisor {
+    fn boot(lab: &Lab, host: &Host, qemu: &Path) -> Result<Self> {
+        let lab_folder = qemu.parent().and_then(Path::parent).and_then(Path::parent).context("no lab")?;
+        let packages = lab.dir().join("packages");
+        let machine = Machine::boot(lab, host, &[lab_folder, &packages])?;
+        // QEMU's user goes through all folders above it.
+        for folder in lab_folder.ancestors().filter(|folder| folder.parent().is_some()) {
+            machine.run(&["chmod", "a+rx", &folder.display().to_string()])?;
+        }
+        // This machine may forbid packages to start anything.
+        let _ = fs::remove_file(machine.root().join("usr/sbin/policy-rc.d"));
+        let program = machine.root().join("usr/bin/qemu-system-x86_64");
+        let _ = fs::remove_file(&program);
+        write_script(&program, &format!("#!/bin/sh\nexec {} \"$@\"\n", qemu.display()))?;
+        Ok(Self { machine, host: host.clone() })
+    }
+
+    fn dpkg(&self, words: &[&str]) -> Result<String> {
+        let quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "--force-confold"];
+        self.machine.run(&[&quiet, words].concat()).with_context(|| format!("dpkg {words:?}"))
+    }
+
+    fn install(&self, package: &Path) -> Result<()> {
+        self.dpkg(&["-i", &package.display().to_string()]).map(drop)
+    }
+
+    fn write(&self, path: &str, text: &str) -> Result<()> {
+        let path = self.machine.root().join(path.trim_start_matches('/'));
+        fs::write(&path, text).with_context(|| path.display().to_string())
+    }
+
+    /// As README says it.
+    fn configure(&self, peer: &Host, credentials: &Path, env: &str) -> Result<()> {
+        for file in ["ca-cert.pem", "cert.pem", "key.pem"] {
+            fs::copy(credentials.join(file), self.machine.root().join("etc/vmferry/tls").join(file))?;
+        }
+        self.machine.run(&["systemd-tmpfiles", "--create", "vmferry.conf"])?;
+        let (name, address) = (&peer.name, &peer.v4);
+        self.write(
+            "/etc/vmferry/vmferry.toml",
+            &format!(
+                "[tls]\nca = \"tls/ca-cert.pem\"\ncert = \"tls/cert.pem\"\nkey = \"tls/key.pem\"\n\
+                 [peer.{name}]\nidentity = \"{name}\"\naddress = \"{address}:{PORT}\"\nreceive = [\"web*\"]\n\
+                 [create]\npath = \"/var/lib/vmferry-vm/{{vm}}.raw\"\nmode = \"0660\"\n\
+                 [vm.{VM}]\nqmp = \"/run/qemu/{VM}/agent.qmp\"\nstart = {{ unit = \"qemu-incoming@{VM}.service\" }}\n"
+            ),
+        )?;
+        self.write(&format!("/etc/vmferry/vm/{VM}.env"), env)
+    }
+
+    fn vmferry(&self, words: &[&str]) -> Result<String> {
+        self.machine.run(&[&["vmferry"], words].concat()).with_context(|| self.machine.log())
+    }
+
+    /// A migration, as this host sees it.
+    fn now(&self, id: &str) -> Result<Value> {
+        Ok(serde_json::from_str(&self.vmferry(&["status", id, "--json"])?)?)
+    }
+
+    fn console(&self) -> Result<Console> {
+        Console::read(&self.machine.root().join(SERIAL.trim_start_matches('/')))
+    }
+
+    fn wait_more(&self, more: u64) -> Result<()> {
+        let now = self.console()?.last().unwrap_or(0);
+        let counts = || Ok((self.console()?.last() >= Some(now + more)).then_some(()));
+        wait_for(&format!("the guest to count on {}", self.host.name), LONG, counts)
+            .with_context(|| self.machine.run(&["journalctl", "-n", "60", "-o", "cat"]).unwrap_or_default())
+    }
+
+    /// Everything that lies where packages put something.
+    fn files(&self) -> Result<BTreeSet<String>> {
+        let found = self.machine.run(&[&["find"], &WATCHED[..], &["-xdev"]].concat())?;
+        Ok(found.lines().map(str::to_owned).collect())
+    }
+}
+
+/// QEMU's arguments of the guest.
+fn arguments(paths: &Paths) -> String {
+    let words = VmSpec {
+        disks: vec![crate::support::DiskFormat::Raw],
+        rate: 50,
+        blocks: 512,
+        ..VmSpec::new(VM, Version::V10)
+    }
+    .words();
+    format!(
+        "QEMU_ARGS=-machine pc-q35-7.2 -accel tcg -cpu qemu64 -m 128 -display none \
+         -chardev file,id=serial,path={SERIAL},append=on -serial chardev:serial \
+         -kernel {} -initrd {} -append \"{KERNEL_WORDS}\" \
+         -blockdev driver=raw,node-name=disk0,discard=unmap,file.driver=file,file.filename={DISK} \
+         -device virtio-blk-pci,drive=disk0,id=vda -fw_cfg \"name=opt/vmferry/words,string={words} vf_seed=1\"\n",
+        paths.kernel.display(),
+        paths.initrd.display()
+    )
+}
+
+#[test]
+#[ignore = "`make packages` runs it"]
+fn a_package_lives_through_a_migration_and_leaves_nothing() -> Result<()> {
+    with_lab("a_package_lives_through_a_migration_and_leaves_nothing", |lab| {
+        let (old, new) = (package(lab, "0.1.0~1")?, package(lab, "0.1.0~2")?);
+        let net = lab.two_hosts()?;
+        net.only_port(PORT, &[Way::ToBravo, Way::ToAlpha])?;
+        let qemu = lab.paths.qemu(Version::V10, "qemu-system-x86_64");
+        let hosts = [Hypervisor::boot(lab, &net.alpha, &qemu)?, Hypervisor::boot(lab, &net.bravo, &qemu)?];
+        let before = hosts[0].files()?;
+        for host in &hosts {
+            host.install(&old)?;
+            is_quiet(host)?;
+        }
+        let credentials = Credentials::create(&lab.paths, lab.dir())?;
+        for (host, peer) in [(&hosts[0], &net.bravo), (&hosts[1], &net.alpha)] {
+            host.configure(peer, &credentials.issue(&host.host.name)?, &arguments(&lab.paths))?;
+        }
+        boot_guest(&hosts[0])?;
+        for host in &hosts {
+            host.machine.systemctl(&["enable", "--now", "vmferry"])?;
+        }
+        upgrade_in_mid_migration(&hosts, &new)?;
+        is_removed(&hosts, &before)
+    })
+}
+
+/// A package that nobody has configured runs nothing, and says what is wrong when it is started all the same.
+fn is_quiet(host: &Hypervisor) -> Result<()> {
+    let shown = |property| host.machine.shown(property, "vmferry");
+    ensure!(shown("ActiveState")? == "inactive" && shown("UnitFileState")? == "disabled", "it was started");
+    let started = run_any(&mut host.machine.command(&["systemctl", "start", "vmferry"]), LONG)?;
+    ensure!(started.code != 0 && shown("ExecMainStatus")? == "2", "{started:?}");
+    ensure!(shown("ActiveState")? == "failed", "it is tried again: {}", host.machine.log());
+    host.machine.systemctl(&["reset-failed", "vmferry"])?;
+    let documents = shown("Documentation")?;
+    ensure!(!documents.is_empty(), "no documentation");
+    for document in documents.split_whitespace() {
+        match document.strip_prefix("file://") {
+            Some(path) => ensure!(host.machine.root().join(&path[1..]).exists(), "{path} is not there"),
+            None => ensure!(host.machine.root().join("usr/share/man/man1/vmferry.1.gz").exists(), "no page"),
+        }
+    }
+    Ok(())
+}
+
+fn boot_guest(host: &Hypervisor) -> Result<()> {
+    host.machine.run(&[
+        "install",
+        "-o",
+        "vmferry-vm",
+        "-g",
+        "vmferry-vm",
+        "-m",
+        "0600",
+        "/dev/null",
+        DISK,
+    ])?;
+    host.machine.run(&["truncate", "-s", &format!("{DISK_MIB}M"), DISK])?;
+    host.machine.systemctl(&["start", &format!("qemu@{VM}")])?;
+    host.wait_more(20)
+}
+
+/// Both packages are replaced while the disk is copied: the migration goes on, and so does the guest.
+fn upgrade_in_mid_migration(hosts: &[Hypervisor; 2], new: &Path) -> Result<()> {
+    let [alpha, bravo] = hosts;
+    let id = alpha.vmferry(&["migrate", VM, "--to", "bravo", "--limit", LIMIT, "--detach"])?;
+    let id = id.trim();
+    wait_for("the disk's copy", LONG, || {
+        let now = alpha.now(id)?;
+        ensure!(now["outcome"].is_null(), "{now}");
+        Ok((now["phase"] == "mirror" && now["disks"][0]["done_bytes"].as_u64() > Some(0)).then_some(()))
+    })?;
+    for host in hosts {
+        let pid = host.machine.shown("MainPID", "vmferry")?;
+        host.install(new)?;
+        ensure!(host.machine.shown("MainPID", "vmferry")? != pid, "the agent was not restarted");
+        ensure!(host.machine.shown("ActiveState", "vmferry")? == "active", "{}", host.machine.log());
+    }
+    let now = alpha.now(id)?;
+    ensure!(now["outcome"].is_null(), "it ended before both were replaced: {now}");
+    alpha.vmferry(&["limit", id, "--rate", "none"])?;
+    let ended = run_any(&mut alpha.machine.command(&["vmferry", "watch", id]), LONG)?;
+    ensure!(ended.code == 0, "{ended:?}\nalpha: {}\nbravo: {}", alpha.machine.log(), bravo.machine.log());
+    bravo.wait_more(20)?;
+    let (here, there) = (alpha.console()?, bravo.console()?);
+    ensure!(there.generations.is_empty() && there.first() > here.last().map(|n| n - 1), "it booted again");
+    let version = alpha.vmferry(&["--version"])?;
+    ensure!(version.starts_with("vmferry "), "{version}");
+    Ok(())
+}
+
+/// A removal keeps what the operator wrote; a purge takes all of it but the images; guests go on.
+fn is_removed([alpha, bravo]: &[Hypervisor; 2], before: &BTreeSet<String>) -> Result<()> {
+    for host in [alpha, bravo] {
+        host.dpkg(&["-r", "vmferry"])?;
+        ensure!(host.machine.root().join("etc/vmferry/tls/key.pem").exists(), "the key is gone");
+        ensure!(host.machine.root().join("etc/vmferry/vmferry.toml").exists(), "the configuration is gone");
+        ensure!(!host.machine.root().join("usr/bin/vmferry").exists(), "the program is still there");
+        host.dpkg(&["-P", "vmferry"])?;
+    }
+    bravo.wait_more(20)?;
+    let after = alpha.files()?;
+    let is_theirs = |path: &String| {
+        let others =
+            ["/var/lib/dpkg/", "/var/lib/systemd/", "/run/systemd/", "/run/udev/", "/run/dbus/", "/run/log/"];
+        others.iter().any(|folder| path.starts_with(folder))
+            || path.starts_with("/var/lib/vmferry-vm")
+            || path.starts_with("/run/polkit")
+            || path.starts_with("/etc/") && (path.ends_with('-') || path.ends_with(".pwd.lock"))
+            || path == "/usr/bin/qemu-system-x86_64"
+    };
+    let left: Vec<_> = after.difference(before).filter(|path| !is_theirs(path)).collect();
+    ensure!(left.is_empty(), "the purge leaves {left:?}");
+    ensure!(after.contains(DISK), "the image is gone");
+    Ok(())
+}
