@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Disk, Downtime, Options, Outcome, Phase, Ram, Reconnecting, Role, Tries, Wish};
+use super::{Disk, Downtime, Options, Outcome, Phase, Ram, Reconnecting, Role, Tries, Whole, Wish};
 use crate::migrate::progress::Progress;
 
 /// `POST /v1/migrations`
@@ -45,6 +45,9 @@ pub struct Migration {
     pub slow: Option<String>,
     /// Bytes per second over all streams, over about the last second.
     pub rate_bytes_per_s: u64,
+    /// The whole of it, over all tries, where this host is its source.
+    #[serde(default)]
+    pub whole: Option<Whole>,
     /// Set when it is begun again after a failure.
     #[serde(default)]
     pub tries: Option<Tries>,
@@ -79,6 +82,7 @@ impl Migration {
             reconnecting: known.reconnecting,
             slow: known.slow,
             rate_bytes_per_s: known.rate_bytes_per_s,
+            whole: known.whole,
             tries: known.tries,
             share: known.share,
             paused: known.paused,

@@ -13,6 +13,7 @@ mod libvirt;
 mod limit;
 mod manual;
 mod pick;
+mod progress;
 mod recover;
 mod show;
 mod vms;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::vms;
+use super::{progress, vms};
 use crate::api::{Disk, Leftover, Migration, Outcome, Problem, Role, Severity, Status};
 
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
@@ -93,7 +93,11 @@ pub(super) fn migration(p: &Migration) {
         Role::Destination => println!("  from    {}", p.peer),
     }
     println!("  began   {}", when(p.began_at));
-    println!("  phase   {}", p.phase.name());
+    println!("  phase   {}: {}", p.phase.name(), progress::phase_words(p.phase));
+    if let Some(whole) = &p.whole {
+        let left: String = progress::left(p).iter().map(|words| format!(", {words}")).collect();
+        println!("  whole   {}.{} %{left}", whole.permille / 10, whole.permille % 10);
+    }
     if let Some(tries) = &p.tries {
         println!("  try     {} of {}, as migration {}", tries.number, tries.of, tries.migration);
     }
@@ -122,14 +126,6 @@ pub(super) fn migration(p: &Migration) {
         );
     }
     outcome(p);
-}
-
-/// A migration's VM and the other host, from where this one stands.
-pub(super) fn way(p: &Migration) -> String {
-    match p.role {
-        Role::Source => format!("{} to {}", p.vm, p.peer),
-        Role::Destination => format!("{} from {}", p.vm, p.peer),
-    }
 }
 
 /// The host to which it goes.
@@ -189,8 +185,9 @@ pub(super) fn outcome(p: &Migration) {
 fn downtime(p: &Migration) {
     let Some(d) = &p.downtime else { return };
     let hook = d.hook_ms.map(|ms| format!(" of which before_start {ms}")).unwrap_or_default();
+    let other = if d.other_ms > 0 { format!(", other {}", d.other_ms) } else { String::new() };
     println!(
-        "the guest stood still for {} ms: disks {}, device state {}, start {}{hook}",
+        "the guest stood still for {} ms: disks {}, device state {}, start {}{hook}{other}",
         d.total_ms, d.disks_ms, d.device_ms, d.start_ms
     );
 }

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use uuid::Uuid;
 
 use super::client::{Client, Lines};
 use super::exit_code::{self, EXIT_USAGE};
+use super::progress::{self, Bar, Rates};
 use super::show;
-use crate::api::{Migration, Phase, Ram, migration_path};
+use crate::api::{Migration, Phase, migration_path};
 
 /// Plain lines come at a change of phase and otherwise this often.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -104,149 +105,92 @@ impl Interrupts {
 enum View {
     Json,
     Plain { shown: Option<(Phase, bool, String)>, at: Instant },
-    Bars { all: MultiProgress, head: ProgressBar, bars: BTreeMap<String, ProgressBar> },
+    Bars(Bars),
+}
+
+/// A terminal: the whole in the first line, a bar for it, and one for each disk and the RAM.
+struct Bars {
+    all: MultiProgress,
+    head: ProgressBar,
+    bars: BTreeMap<String, ProgressBar>,
+    rates: Rates,
 }
 
 impl View {
     fn new(json: bool) -> Self {
         use std::io::IsTerminal;
         if json {
-            return Self::Json;
+            Self::Json
+        } else if std::io::stderr().is_terminal() {
+            Self::Bars(Bars::new())
+        } else {
+            Self::Plain { shown: None, at: Instant::now() }
         }
-        if !std::io::stderr().is_terminal() {
-            return Self::Plain { shown: None, at: Instant::now() };
-        }
-        let all = MultiProgress::new();
-        let head = all.add(ProgressBar::new_spinner());
-        head.enable_steady_tick(Duration::from_millis(120));
-        Self::Bars { all, head, bars: BTreeMap::new() }
     }
 
-    fn show(&mut self, progress: &Migration) -> anyhow::Result<()> {
+    fn show(&mut self, migration: &Migration) -> anyhow::Result<()> {
         match self {
-            Self::Json => println!("{}", serde_json::to_string(progress)?),
+            Self::Json => println!("{}", serde_json::to_string(migration)?),
             Self::Plain { shown, at } => {
-                let now = Some((progress.phase, reconnecting(progress).is_some(), which_try(progress)));
+                let hindered = progress::hindrance(migration).is_some();
+                let now = Some((migration.phase, hindered, progress::which_try(migration)));
                 if *shown != now || at.elapsed() > PLAIN_EVERY {
                     (*shown, *at) = (now, Instant::now());
-                    eprintln!("{}", plain(progress));
+                    eprintln!("{}", progress::line(migration));
                 }
             }
-            Self::Bars { all, head, bars } => draw(all, head, bars, progress),
+            Self::Bars(bars) => bars.draw(migration),
         }
         Ok(())
     }
 
     fn say(&self, text: &str) {
         match self {
-            Self::Bars { all, .. } => drop(all.println(text)),
+            Self::Bars(bars) => drop(bars.all.println(text)),
             _ => eprintln!("{text}"),
         }
     }
 
     fn end(&mut self) {
-        if let Self::Bars { all, .. } = self {
-            let _ = all.clear();
+        if let Self::Bars(bars) = self {
+            let _ = bars.all.clear();
         }
     }
 }
 
-/// The one thing that matters while it lasts.
-fn reconnecting(progress: &Migration) -> Option<String> {
-    let Some(missing) = progress.reconnecting.as_ref() else { return progress.slow.clone() };
-    Some(format!("reconnecting, {} s of {} ({})", missing.for_s, missing.of_s, missing.cause))
-}
-
-/// Which try it is, where there may be several.
-fn which_try(progress: &Migration) -> String {
-    progress.tries.as_ref().map_or_else(String::new, |t| format!(", try {} of {}", t.number, t.of))
-}
-
-/// The wait for the next try, while there is one.
-fn waiting(progress: &Migration) -> Option<String> {
-    let next_in_ms = progress.tries.as_ref()?.next_in_ms?;
-    let last = progress.tries.as_ref()?.last_failure.as_deref().unwrap_or_default();
-    let head = format!("{}{}", show::way(progress), which_try(progress));
-    Some(format!("{head}, next in {} s: {last}", next_in_ms.div_ceil(1000)))
-}
-
-fn plain(progress: &Migration) -> String {
-    if let Some(waiting) = waiting(progress) {
-        return waiting;
+impl Bars {
+    fn new() -> Self {
+        let all = MultiProgress::new();
+        let head = all.add(ProgressBar::new_spinner());
+        head.enable_steady_tick(Duration::from_millis(120));
+        Self { all, head, bars: BTreeMap::new(), rates: Rates::default() }
     }
-    if let Some(words) = reconnecting(progress) {
-        return format!("{}: {}, {words}", show::way(progress), progress.phase.name());
+
+    fn draw(&mut self, migration: &Migration) {
+        if let Some(waiting) = progress::waiting(migration) {
+            return self.head.set_message(waiting);
+        }
+        let way = format!("{}{}", progress::way(migration), progress::which_try(migration));
+        let words = progress::phase_words(migration.phase);
+        self.head.set_message(format!("{way}: {words}, {}", progress::pace(migration)));
+        if let Some(whole) = &migration.whole {
+            let bar = self.bar("all of it", "  {prefix:14} {bar:30} {msg}");
+            bar.set_length(1000);
+            bar.set_position(whole.permille.into());
+            bar.set_message(format!("{}.{} %", whole.permille / 10, whole.permille % 10));
+        }
+        for Bar { name, done_bytes, total_bytes, text } in self.rates.bars(migration, Instant::now()) {
+            let bar = self.bar(&name, "  {prefix:14} {bar:30} {bytes:>11} of {total_bytes:11} {msg}");
+            bar.set_length(total_bytes);
+            bar.set_position(done_bytes);
+            bar.set_message(text);
+        }
     }
-    let (done, total) = totals(progress);
-    format!(
-        "{}{}: {} {} of {}, {}/s",
-        show::way(progress),
-        which_try(progress),
-        progress.phase.name(),
-        HumanBytes(done),
-        HumanBytes(total),
-        HumanBytes(progress.rate_bytes_per_s),
-    )
-}
 
-fn totals(progress: &Migration) -> (u64, u64) {
-    let ram = progress.ram.as_ref().map_or((0, 0), ram_done);
-    progress.disks.iter().fold(ram, |(done, total), d| (done + d.done_bytes, total + d.total_bytes))
-}
-
-fn ram_done(ram: &Ram) -> (u64, u64) {
-    (ram.total_bytes.saturating_sub(ram.remaining_bytes), ram.total_bytes)
-}
-
-fn draw(
-    all: &MultiProgress,
-    head: &ProgressBar,
-    bars: &mut BTreeMap<String, ProgressBar>,
-    progress: &Migration,
-) {
-    if let Some(waiting) = waiting(progress) {
-        return head.set_message(waiting);
+    fn bar(&mut self, name: &str, style: &str) -> &ProgressBar {
+        self.bars.entry(name.to_owned()).or_insert_with(|| {
+            let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+            self.all.add(ProgressBar::new(1)).with_style(style).with_prefix(name.to_owned())
+        })
     }
-    let eta = eta(progress).map(|t| format!(", about {} left", HumanDuration(t))).unwrap_or_default();
-    let pace =
-        reconnecting(progress).unwrap_or_else(|| format!("{}/s{eta}", HumanBytes(progress.rate_bytes_per_s)));
-    head.set_message(format!(
-        "{}{}: {}, {pace}",
-        show::way(progress),
-        which_try(progress),
-        progress.phase.name()
-    ));
-    for disk in &progress.disks {
-        let state = if disk.ready { "in step" } else { "" };
-        bar(all, bars, &format!("disk {}", disk.name), disk.done_bytes, disk.total_bytes, state);
-    }
-    if let Some(ram) = &progress.ram {
-        let (done, total) = ram_done(ram);
-        bar(all, bars, "RAM", done, total, &format!("pass {}", ram.passes));
-    }
-}
-
-fn bar(
-    all: &MultiProgress,
-    bars: &mut BTreeMap<String, ProgressBar>,
-    name: &str,
-    done: u64,
-    total: u64,
-    state: &str,
-) {
-    let bar = bars.entry(name.to_owned()).or_insert_with(|| {
-        let style = "  {prefix:14} {bar:30} {bytes:>11} of {total_bytes:11} {msg}";
-        let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
-        all.add(ProgressBar::new(total)).with_style(style).with_prefix(name.to_owned())
-    });
-    bar.set_length(total);
-    bar.set_position(done);
-    bar.set_message(state.to_owned());
-}
-
-fn eta(progress: &Migration) -> Option<Duration> {
-    let (done, total) = totals(progress);
-    let copying = matches!(progress.phase, Phase::Mirror | Phase::Precopy);
-    let seconds = total.saturating_sub(done).checked_div(progress.rate_bytes_per_s)?;
-    (copying && seconds > 0).then(|| Duration::from_secs(seconds))
 }

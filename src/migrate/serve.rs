@@ -83,7 +83,7 @@ pub(crate) async fn serve(
                     announce(destination.progress.clone());
                     granted(&host, &destination, &offer, &control);
                     control.answer(Response::Prepared(prepared)).await;
-                    destination.serving = Serving::new(Some(control));
+                    destination.serving = Serving::new(Some(control), destination.data.streams.total());
                     destination.run().await;
                 }
                 Err(trouble) => {

@@ -23,7 +23,7 @@ pub mod stage;
 
 pub use case::{Case, play_all};
 pub use fault::{Fault, Who};
-pub use migration::{End, Migration};
+pub use migration::{End, Events, Migration};
 pub use reach::Reach;
 pub use stage::{Plan, Stage};
 

@@ -21,7 +21,7 @@ use vmferry::api::{
 use vmferry::migrate::journal::Role;
 use vmferry::migrate::phase::Phase;
 use vmferry::migrate::problem::{Problem, ProblemKind};
-use vmferry::migrate::progress::{DiskProgress, Downtime, Outcome, Progress, RamProgress};
+use vmferry::migrate::progress::{DiskProgress, Downtime, Outcome, Progress, RamProgress, Whole};
 
 const VMFERRY: &str = env!("CARGO_BIN_EXE_vmferry");
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
@@ -346,6 +346,7 @@ fn a_whole_migration_is_as_described() {
         let mut progress = Progress::new(Uuid::new_v4(), "web1", Role::Destination, "bravo");
         progress.disks = vec![DiskProgress::default()];
         progress.ram = Some(RamProgress::default());
+        progress.whole = Some(Whole { left_s: Some(1), ..Whole::default() });
         progress.downtime = Some(Downtime { hook_ms: Some(1), ..Downtime::default() });
         progress.outcome = Some(outcome);
         description.check("Migration", &serde_json::to_value(Migration::new(progress, "alpha")).unwrap());

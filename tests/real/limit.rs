@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::faults::{Migration, Plan, Stage};
+use crate::faults::{Events, Migration, Plan, Stage};
 use crate::support::process::{LONG, wait_for};
 use crate::support::proof::field;
 use crate::support::{Agent, with_lab};
@@ -35,9 +35,13 @@ fn carried(migration: &Migration, agent: &Agent) -> Result<(Instant, u64, Instan
 
 /// Looks on for a while: no more than `limit` may be carried, and more than nothing.
 fn keeps(limit: u64, migration: &Migration, agent: &Agent) -> Result<()> {
-    let (begin, before, _) = carried(migration, agent)?;
+    let since = carried(migration, agent)?;
     std::thread::sleep(Duration::from_secs(4));
-    let (_, after, end) = carried(migration, agent)?;
+    has_kept(limit, since, carried(migration, agent)?)
+}
+
+fn has_kept(limit: u64, since: (Instant, u64, Instant), until: (Instant, u64, Instant)) -> Result<()> {
+    let ((begin, before, _), (_, after, end)) = (since, until);
     let (bytes, time) = (after - before, end.duration_since(begin) + LATE);
     let most = (limit as f64 * time.as_secs_f64() * 1.02) as u64 + QUEUED;
     eprintln!("  {bytes} bytes in {time:?}; at most {most}");
@@ -53,6 +57,29 @@ fn are_as_set(agent: &Agent, migration: &Migration) -> Result<()> {
     let shown = (one["id"].as_str(), one["limit_bytes_per_s"].as_u64(), one["weight"].as_u64());
     ensure!(shown == (Some(migration.id.as_str()), Some(LIMIT), Some(300)), "{now}");
     Ok(())
+}
+
+/// What is shown after a restart: one total that goes on, a rate within the limit, no wild time.
+fn goes_on(before: &Value, migration: &Migration, agent: &Agent) -> Result<()> {
+    let number = |progress: &Value, at: &str| field(progress, at).map(|n| n.as_u64().unwrap_or_default());
+    ensure!(number(before, "/whole/left_bytes")? > 0 && number(before, "/whole/permille")? > 0, "{before}");
+    let mut events = Events::of(&agent.socket(), &migration.id)?;
+    let (mut last, mut measured) = (before.clone(), 0);
+    wait_for("a rate that was measured since", LONG, || {
+        let Some(now) = events.next()? else { return Ok(None) };
+        for at in ["/elapsed_ms", "/whole/done_bytes", "/whole/permille"] {
+            ensure!(number(&now, at)? >= number(&last, at)?, "{at} has fallen: {last}, {now}");
+        }
+        let (rate, left_s) = (number(&now, "/rate_bytes_per_s")?, &now["whole"]["left_s"]);
+        ensure!(rate <= 2 * LIMIT + QUEUED, "{rate} bytes per second are shown: {now}");
+        if let Some(left_s) = left_s.as_u64() {
+            let by_limit = number(&now, "/whole/left_bytes")? / LIMIT;
+            ensure!(left_s >= by_limit / 2, "{left_s} s is wild, by the limit it takes {by_limit}");
+        }
+        measured += u32::from(rate != number(&last, "/rate_bytes_per_s")?);
+        last = now;
+        Ok((measured > 2).then_some(()))
+    })
 }
 
 #[test]
@@ -80,8 +107,11 @@ fn limits_are_kept_changed_and_handed_on() -> Result<()> {
         let waited = metrics.sum("vmferry_session_limited_seconds_total", &[])?;
         ensure!(waited > 1.0, "limits were waited for {waited} s only");
 
+        let (since, before) = (carried(&migration, &stage.alpha)?, migration.now(&stage.alpha)?);
         stage.alpha.take_over()?;
         are_as_set(&stage.alpha, &migration)?;
+        goes_on(&before, &migration, &stage.alpha)?;
+        has_kept(LIMIT, since, carried(&migration, &stage.alpha)?)?;
         let half = stage.alpha.vmferry(&["limit", "web1", "--rate", "2MiB/s"])?;
         ensure!(half.code == 0 && half.stdout.contains("2.0 MiB/s, weight 300"), "{half:?}");
         keeps(LIMIT / 2, &migration, &stage.alpha)?;

@@ -69,6 +69,7 @@ pub(crate) fn take_up(
     let config = host.vm(&left.vm, "destination").map_err(|p| p.to_string())?.clone();
     let control = left.control.as_ref().and_then(|control| Control::take_up(control, streams));
     let pumps = Streams::thaw(left.data, streams, fds, |_| {}).map_err(|e| e.to_string())?;
+    let carried = pumps.total();
     let within = left.grant_left.unwrap_or(host.config.deadlines.grant());
     let place = host.arrival(&peer).ok();
     let (id, served) = (left.id, Served::new(host, left.id, &peer, (within, place)));
@@ -92,7 +93,7 @@ pub(crate) fn take_up(
             data,
             served,
             handover: left.handover,
-            serving: Serving::new(control),
+            serving: Serving::new(control, carried),
             granted: left.granted,
             said_started: left.said_started,
             _reservation: reservation,

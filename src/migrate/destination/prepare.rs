@@ -74,7 +74,7 @@ impl Destination {
             data: Data { exports: exports::exports(&offer.disks), ..Data::default() },
             served,
             handover: handover::Destination::new(),
-            serving: Serving::new(None),
+            serving: Serving::new(None, 0),
             granted: None,
             said_started: None,
             _reservation: reservation,

@@ -156,15 +156,15 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
-    /// A source that speaks on `control`.
-    pub(crate) fn new(control: Option<Control>) -> Self {
+    /// A source that speaks on `control`; what an earlier process has carried is none of this one's rate.
+    pub(crate) fn new(control: Option<Control>, carried_bytes: u64) -> Self {
         Self {
             control,
             asked: false,
             confirmed: false,
             alone_until: None,
             tick: interval(TICK),
-            rate: (std::time::Instant::now(), 0),
+            rate: (std::time::Instant::now(), carried_bytes),
             begun: false,
             trouble: None,
             explained: false,

@@ -33,9 +33,8 @@ impl Destination {
     pub(crate) fn show_disks(&self, offer: &Offer) {
         let copied = offer.disks.iter().filter(|d| self.data.exports.iter().any(|e| e.disk == d.name));
         let disks = copied.map(|d| DiskProgress {
-            name: d.name.clone(),
-            total_bytes: d.virtual_size.min(Summary::BYTES_MAX),
-            ..DiskProgress::default()
+            left_bytes: None,
+            ..DiskProgress::new(&d.name, d.virtual_size.min(Summary::BYTES_MAX), None)
         });
         let disks = disks.collect();
         self.progress.update(|p| p.disks = disks);
@@ -95,6 +94,7 @@ impl Summary {
                 remaining_bytes: bounded(said.remaining_bytes).min(bounded(said.total_bytes)),
                 stream_bytes: ram.stream_bytes,
                 passes: bounded(said.passes),
+                left_bytes: None,
             };
         }
         if let Some(mut downtime) = self.downtime {
@@ -103,6 +103,7 @@ impl Summary {
                 &mut downtime.disks_ms,
                 &mut downtime.device_ms,
                 &mut downtime.start_ms,
+                &mut downtime.other_ms,
             ] {
                 *ms = bounded(*ms);
             }
@@ -140,6 +141,7 @@ mod tests {
                 remaining_bytes: u64::MAX,
                 stream_bytes: u64::MAX,
                 passes: u64::MAX,
+                left_bytes: Some(u64::MAX),
             }),
             downtime: Some(Downtime { total_ms: u64::MAX, start_ms: 5, ..Downtime::default() }),
         };

@@ -2,6 +2,7 @@
 
 pub(crate) mod bandwidth;
 pub(crate) mod disk_choice;
+pub(crate) mod forecast;
 pub(crate) mod image;
 pub(crate) mod label;
 pub mod leftover;

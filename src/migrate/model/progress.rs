@@ -3,13 +3,15 @@
 //!
 //! The migration writes it, everyone else reads copies. Knows no QEMU and no network.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::bandwidth::Wish;
+pub use super::forecast::Whole;
+use super::forecast::really_left;
 use super::leftover::Leftover;
 use super::phase::Phase;
 use super::role::Role;
@@ -30,6 +32,49 @@ pub struct DiskProgress {
     /// Bytes that compression has kept off it.
     #[serde(default)]
     pub saved_bytes: u64,
+    /// What the disk occupied at the source when it began, where that is known.
+    #[serde(default)]
+    pub allocated_bytes: Option<u64>,
+    /// What the guest has written meanwhile where it was copied already.
+    #[serde(default)]
+    pub grown_bytes: u64,
+    /// Bytes that really have to be copied still: no holes. Only the source knows.
+    #[serde(default)]
+    pub left_bytes: Option<u64>,
+}
+
+impl DiskProgress {
+    /// One that nothing has been copied of.
+    pub(crate) fn new(name: &str, virtual_size: u64, allocated: Option<u64>) -> Self {
+        // Of a block device nothing is known.
+        let allocated = allocated.filter(|bytes| *bytes > 0);
+        Self {
+            name: name.into(),
+            total_bytes: virtual_size,
+            allocated_bytes: allocated,
+            left_bytes: Some(allocated.unwrap_or(virtual_size)),
+            ..Self::default()
+        }
+    }
+
+    /// What QEMU says of its mirror: `offset` of `len` bytes are done with, holes among them.
+    pub(crate) fn learn(&mut self, len: u64, offset: u64, ready: bool) {
+        if len == 0 && !ready {
+            // It looks for what is allocated.
+            return;
+        }
+        self.grown_bytes += len.saturating_sub(self.total_bytes);
+        (self.total_bytes, self.done_bytes, self.ready) = (len, offset, ready);
+        let left = len.saturating_sub(offset);
+        let expected = self.allocated_bytes.map(|bytes| bytes.saturating_add(self.grown_bytes));
+        let really = || really_left(left, offset, self.copied_bytes(), expected);
+        self.left_bytes = Some(if ready { left } else { really() });
+    }
+
+    /// Bytes of it that were copied, those that compression saved included.
+    pub(crate) fn copied_bytes(&self) -> u64 {
+        self.stream_bytes.saturating_add(self.saved_bytes)
+    }
 }
 
 /// The RAM's copy.
@@ -42,6 +87,23 @@ pub struct RamProgress {
     /// Bytes on the RAM stream, both directions.
     pub stream_bytes: u64,
     pub passes: u64,
+    /// Bytes that really have to be copied still: no pages of zeroes. Only the source knows.
+    #[serde(default)]
+    pub left_bytes: Option<u64>,
+}
+
+impl RamProgress {
+    /// What QEMU says; `expected_bytes` are what the guest is taken to use.
+    pub(crate) fn of(
+        (total_bytes, remaining_bytes, passes): (u64, u64, u64),
+        stream_bytes: u64,
+        expected: Option<u64>,
+    ) -> Self {
+        let covered = total_bytes.saturating_sub(remaining_bytes);
+        let expected = expected.filter(|_| passes <= 1);
+        let left_bytes = Some(really_left(remaining_bytes, covered, stream_bytes, expected));
+        Self { total_bytes, remaining_bytes, stream_bytes, passes, left_bytes }
+    }
 }
 
 /// The tries of a migration that may be begun again.
@@ -74,6 +136,17 @@ pub struct Downtime {
     pub start_ms: u64,
     /// Of that, the destination's `before_start` command.
     pub hook_ms: Option<u64>,
+    /// What is none of these: between two steps, and with a lost connection or a lost word.
+    #[serde(default)]
+    pub other_ms: u64,
+}
+
+impl Downtime {
+    /// It lasted this long in all, so that its parts add up.
+    pub(crate) fn lasted(&mut self, total_ms: u64) {
+        self.total_ms = total_ms;
+        self.other_ms = total_ms.saturating_sub(self.disks_ms + self.device_ms + self.start_ms);
+    }
 }
 
 /// A connection that was lost and is waited for.
@@ -153,6 +226,9 @@ pub struct Progress {
     pub slow: Option<String>,
     /// Bytes per second over all streams, over about the last second.
     pub rate_bytes_per_s: u64,
+    /// The whole of it, where this host is its source.
+    #[serde(default)]
+    pub whole: Option<Whole>,
     /// Set when it is begun again after a failure.
     #[serde(default)]
     pub tries: Option<Tries>,
@@ -186,6 +262,7 @@ impl Progress {
             reconnecting: None,
             slow: None,
             rate_bytes_per_s: 0,
+            whole: None,
             tries: None,
             share: None,
             paused: false,
@@ -200,6 +277,21 @@ impl Progress {
         let of_this_try = self.disks.iter().map(|d| d.stream_bytes).sum::<u64>()
             + self.ram.as_ref().map_or(0, |r| r.stream_bytes);
         self.tries.as_ref().map_or(0, |t| t.earlier_stream_bytes) + of_this_try
+    }
+
+    /// Bytes that all tries have copied, those included that compression saved in this one.
+    pub(crate) fn copied_bytes(&self) -> u64 {
+        self.stream_bytes() + self.disks.iter().map(|disk| disk.saved_bytes).sum::<u64>()
+    }
+
+    /// Bytes that the disks, and all of it, still have to copy; none where that is not known.
+    pub(crate) fn left_bytes(&self) -> Option<(u64, u64)> {
+        let disks: u64 = self.disks.iter().map(|disk| disk.left_bytes).sum::<Option<u64>>()?;
+        let ram = match &self.ram {
+            Some(ram) => ram.left_bytes?,
+            None => self.whole.as_ref()?.ram_expected_bytes?,
+        };
+        Some((disks, disks + ram))
     }
 
     /// What both hosts call it: the try that is under way.
@@ -263,9 +355,11 @@ impl Recorded {
 }
 
 impl ProgressSink {
-    /// A sink that starts with `progress`.
+    /// A sink that goes on from `progress`.
     pub fn new(progress: Progress) -> Self {
-        Self { sender: watch::Sender::new(progress), began: Instant::now(), recorded: None }
+        let (now, before) = (Instant::now(), Duration::from_millis(progress.elapsed_ms));
+        let began = now.checked_sub(before).unwrap_or(now);
+        Self { sender: watch::Sender::new(progress), began, recorded: None }
     }
 
     /// From here on each step is recorded, that which it is at included.
@@ -302,6 +396,9 @@ impl ProgressSink {
         self.update(|p| {
             p.phase = phase;
             p.slow = None;
+            if let Some(whole) = &mut p.whole {
+                whole.end(matches!(outcome, Outcome::Moved { .. }));
+            }
             p.outcome = Some(outcome);
         });
     }

@@ -1,5 +1,7 @@
 //! One try of a migration: Begin, which changes nothing at either host's QEMU, and then all the rest.
 
+use std::collections::BTreeMap;
+
 use super::clock::Clock;
 use super::connect::connect;
 use super::context::Context;
@@ -10,10 +12,11 @@ use super::further_try::{Ended, Held};
 use super::guest::Guest;
 use super::peer::Peer;
 use super::state::Source;
+use crate::migrate::checks::disks::allocated;
 use crate::migrate::guest::last_words::LastWords;
 use crate::migrate::journal::{Beginning, Role};
 use crate::migrate::model::phase::Phase;
-use crate::migrate::model::plan::{self, CopiedDisk};
+use crate::migrate::model::plan;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::{DiskProgress, Downtime};
 use crate::migrate::transfer::streams::Streams;
@@ -69,17 +72,17 @@ async fn begin(context: Context, held: &mut Option<Held>) -> Result<Source, Fail
     let last_words = LastWords::of(config, qmp.process(), None);
     // Now that this one tells of the bitmaps.
     let tracking = held.take().map(|held| held.pass_on(host)).unwrap_or_default();
+    let ram_expected = crate::qemu::ram_in_use(&qmp).await;
+    let allocated: BTreeMap<_, _> = disks.iter().map(|d| (d.name.clone(), allocated(d))).collect();
     let disks = plan::copied(&disks, &request.options.disks);
     progress.update(|p| {
-        p.disks = disks.iter().map(disk_progress).collect();
+        let known = |name: &str| allocated.get(name).copied().flatten();
+        p.disks = disks.iter().map(|d| DiskProgress::new(&d.name, d.virtual_size, known(&d.name))).collect();
+        p.whole.get_or_insert_default().ram_expected_bytes = ram_expected;
         p.paused = !running;
     });
     let guest = Guest::new((qmp, events), Some(inventory), last_words, false);
     let copy = Copying::new(disks, Streams::default(), tracking);
     let clock = Clock::new(Phase::Begin, Downtime::default(), None);
     Ok(Source::new(context, destination, guest, copy, clock, journal))
-}
-
-fn disk_progress(disk: &CopiedDisk) -> DiskProgress {
-    DiskProgress { name: disk.name.clone(), total_bytes: disk.virtual_size, ..DiskProgress::default() }
 }

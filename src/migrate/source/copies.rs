@@ -196,7 +196,7 @@ pub(crate) async fn look(source: &mut Source) -> Result<u64, Failure> {
         for disk in &mut p.disks {
             let id = names::job_id(&disk.name);
             if let Some(job) = jobs.iter().find(|j| j.device == id) {
-                (disk.total_bytes, disk.done_bytes, disk.ready) = (job.len, job.offset, job.ready);
+                disk.learn(job.len, job.offset, job.ready);
                 remaining += job.len.saturating_sub(job.offset);
             }
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::context::Context;
+use crate::migrate::model::forecast::{Forecast, Passes, Seen};
 use crate::migrate::model::label::Label;
 use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Plan, Way};
 use crate::migrate::model::progress::ProgressSink;
@@ -30,12 +31,16 @@ pub(crate) struct Copying {
     /// Copies what changed since the try before.
     pub(crate) delta: Delta,
     rate: (Instant, u64),
+    forecast: Forecast,
 }
 
 impl Copying {
     pub(crate) fn new(disks: Vec<CopiedDisk>, streams: Streams, tracking: Tracking) -> Self {
-        let (plan, delta, rate) = (Plan::whole(disks), Delta::new(), (Instant::now(), 0));
-        Self { plan, unready: Vec::new(), unfinished: Vec::new(), streams, tracking, delta, rate }
+        let (plan, delta) = (Plan::whole(disks), Delta::new());
+        // What an earlier process has carried is none of this one's rate.
+        let rate = (Instant::now(), streams.total());
+        let forecast = Forecast::default();
+        Self { plan, unready: Vec::new(), unfinished: Vec::new(), streams, tracking, delta, rate, forecast }
     }
 
     /// Whether another process can go on with it. What this very process reads and writes cannot be left
@@ -133,10 +138,30 @@ impl Copying {
                 if let Some(disk) = p.disks.iter_mut().find(|d| d.name == *name) {
                     disk.total_bytes = done.saturating_add(left);
                     (disk.done_bytes, disk.ready) = (done, copied.once.load(Relaxed));
+                    disk.left_bytes = Some(left);
                 }
             }
         });
         remaining
+    }
+
+    /// Foretells the rest from what the progress has of disks and RAM.
+    pub(crate) fn foresee(&mut self, progress: &ProgressSink, passes: Option<Passes>, is_away: bool) {
+        let forecast = &mut self.forecast;
+        if is_away {
+            forecast.forget();
+        }
+        progress.update(|p| {
+            let (copied_bytes, left) = (p.copied_bytes(), p.left_bytes());
+            let Some(whole) = &mut p.whole else { return };
+            match left {
+                Some((disks_left_bytes, left_bytes)) if !is_away => {
+                    let seen = Seen { copied_bytes, left_bytes, disks_left_bytes, passes };
+                    forecast.look(Instant::now().into_std(), &seen, whole);
+                }
+                _ => whole.stand_still(),
+            }
+        });
     }
 
     /// Says how much was copied again.

@@ -74,19 +74,25 @@ pub(crate) fn take_up(
     let reservation = host.reserve(&left.vm, left.id).map_err(|p| p.to_string())?;
     let link = left.control.as_ref().and_then(|control| Link::take_up(control, streams));
     let link = link.ok_or("its session has ended")?;
+    let (progress, options) = (ProgressSink::new(left.progress), left.options);
+    let share = ShareHandle::new(&options, progress.clone());
+    // Before anything of it can be sent.
+    let attached = share.attach(link.lanes(), left.id);
     let journal = journal(host, left.id, Role::Source)?;
     let config = host.vm(&left.vm, "source").map_err(|p| p.to_string())?.clone();
-    let pumps = Streams::thaw(left.data, streams, fds, |session| link.lanes().add(session));
+    let pumps = Streams::thaw(left.data, streams, fds, |session| {
+        link.lanes().add(session);
+        attached.spread();
+    });
     let pumps = pumps.map_err(|e| e.to_string())?;
     left.ended.into_iter().for_each(|label| pumps.has_ended(label));
-    let (id, vm, peer, options) = (left.id, left.vm, left.peer, left.options);
-    let progress = ProgressSink::new(left.progress).recorded(&host.audit);
+    let (id, vm, peer) = (left.id, left.vm, left.peer);
+    let progress = progress.recorded(&host.audit);
     let cancel = CancellationToken::new();
-    let share = ShareHandle::new(&options, progress.clone());
     let request = SourceRequest { id, vm, peer, options, retry: left.retry, share: share.clone() };
     let context =
         Context { host: Arc::clone(host), request, progress: progress.clone(), cancel: cancel.clone() };
-    let mut peer = Peer::new(&context, link);
+    let mut peer = Peer::with_share(link, attached);
     (peer.grant, peer.loaded) = (left.grant, left.loaded);
     if left.paused_ms.is_some() {
         peer.share.go_ahead();

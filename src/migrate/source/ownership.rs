@@ -195,7 +195,7 @@ impl Source {
         }
         if fate == Fate::Runs {
             self.clock.downtime.start_ms = self.end.since.map_or(0, millis);
-            self.clock.downtime.total_ms = self.clock.paused_at.map_or(0, millis);
+            self.clock.downtime.lasted(self.clock.paused_at.map_or(0, millis));
             self.clock.downtime.hook_ms = started.as_ref().and_then(|started| started.hook_ms);
             self.end.started = started;
         } else {
@@ -233,7 +233,7 @@ impl Source {
         if let Some(link) = link {
             self.peer.link = link;
         }
-        self.clock.downtime.total_ms = self.clock.paused_at.map_or(0, millis);
+        self.clock.downtime.lasted(self.clock.paused_at.map_or(0, millis));
     }
 
     /// Says that the destination's word is known here for good.

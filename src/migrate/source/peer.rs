@@ -26,8 +26,13 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) fn new(context: &Context, link: Link) -> Self {
+        let share = context.request.share.attach(link.lanes(), context.request.id);
+        Self::with_share(link, share)
+    }
+
+    /// One that is sent to within `share` already.
+    pub(crate) fn with_share(link: Link, share: Attached) -> Self {
         let lanes = link.lanes().clone();
-        let share = context.request.share.attach(&lanes, context.request.id);
         Self { link, lanes, grant: None, loaded: false, share }
     }
 

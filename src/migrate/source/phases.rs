@@ -15,6 +15,7 @@ use super::stall::{Stall, Waiting};
 use super::state::Source;
 use super::{copies, given_up, guest_watch};
 use crate::migrate::guest::settings;
+use crate::migrate::model::forecast::Passes;
 use crate::migrate::model::label::Label;
 use crate::migrate::model::meanwhile::Meanwhile;
 use crate::migrate::model::phase::Phase;
@@ -44,7 +45,8 @@ pub(crate) async fn mirror(source: &mut Source) -> Result<(), Failure> {
         match source.next().await? {
             Event::Tick => {
                 let remaining = copies::look(source).await?;
-                let Source { copy, peer, .. } = &*source;
+                let Source { copy, peer, context, .. } = &mut *source;
+                copy.foresee(&context.progress, None, peer.is_away());
                 stall.check(
                     "the copy of the disks",
                     copy.streams.total(),
@@ -110,7 +112,12 @@ async fn start_migration(source: &mut Source) -> Result<(), Failure> {
         let (lane, stream) = source.open(&channel.label, purpose::RAM, channel.channel).await?;
         let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
         source.copy.streams.start(channel.label.clone(), &lane, ours, stream);
-        source.context.progress.update(|p| p.ram = Some(RamProgress::default()));
+        source.context.progress.update(|p| {
+            p.ram = Some(RamProgress {
+                left_bytes: p.whole.as_ref().and_then(|w| w.ram_expected_bytes),
+                ..RamProgress::default()
+            })
+        });
         channel.give::<Failure>(&source.guest.qmp, &mut source.journal, theirs).await?;
     }
     source.guest.qmp.execute(precopy::send()).await?;
@@ -143,21 +150,29 @@ async fn missed_migration(source: &Source) -> Result<MigrationStatus, Failure> {
 async fn look_at_ram(source: &mut Source) -> Result<(), Failure> {
     // While the guest stands still, QEMU has better things to do than to answer.
     if source.peer.is_away() || source.clock.paused_at.is_some() {
+        source.copy.foresee(&source.context.progress, None, true);
         return Ok(());
     }
     // QEMU's main loop may be busy stopping the guest behind a slow mirror.
     let info = source.query(QueryMigrate).await?;
     let stream_bytes = source.copy.streams.bytes(&Label::Ram);
+    let mut passes = None;
     if let Some(stats) = info.ram {
-        let ram = RamProgress {
-            total_bytes: stats.total,
+        let figures = (stats.total, stats.remaining, stats.dirty_sync_count);
+        passes = (stats.dirty_sync_count > 1).then(|| Passes {
             remaining_bytes: stats.remaining,
-            stream_bytes,
-            passes: stats.dirty_sync_count,
-        };
-        source.context.progress.update(|p| p.ram = Some(ram));
+            dirty_bytes_per_s: stats.dirty_pages_rate.saturating_mul(stats.page_size),
+            expected_downtime_ms: info.expected_downtime,
+            downtime_limit_ms: source.context.request.options.downtime_limit_ms.into(),
+        });
+        source.context.progress.update(|p| {
+            let expected = p.whole.as_ref().and_then(|whole| whole.ram_expected_bytes);
+            p.ram = Some(RamProgress::of(figures, stream_bytes, expected));
+        });
     }
-    copies::look(source).await.map(drop)
+    copies::look(source).await?;
+    source.copy.foresee(&source.context.progress, passes, false);
+    Ok(())
 }
 
 /// The guest is at rest: finishes the copies of the disks, so that both sides' disks are identical, and

@@ -34,6 +34,8 @@ pub struct MigrationInfo {
     /// What has gone wrong, for people. QEMU does not always say.
     pub error_desc: Option<String>,
     pub ram: Option<MigrationStats>,
+    /// How long the pause would be by what QEMU has measured, in milliseconds.
+    pub expected_downtime: Option<u64>,
     /// Why this machine cannot be migrated at the moment, for people.
     pub blocked_reasons: Vec<String>,
 }
@@ -55,6 +57,10 @@ pub struct MigrationStats {
     pub remaining: u64,
     /// How many passes have begun.
     pub dirty_sync_count: u64,
+    /// Pages that the guest changes in a second, by the last pass.
+    pub dirty_pages_rate: u64,
+    /// Bytes of a page.
+    pub page_size: u64,
 }
 
 /// A capability and whether it is on.

@@ -16,7 +16,7 @@ mod source;
 
 pub(crate) use compare::destination_findings;
 pub(crate) use left_out::unknown as unknown_names;
-pub(crate) use offered::offered;
+pub(crate) use offered::{allocated, offered};
 pub(crate) use pairing::pair;
 pub(crate) use source::source_findings;
 

@@ -38,7 +38,7 @@ fn spec(disk: &Disk, choice: &DiskChoice, room: &mut usize) -> DiskSpec {
 }
 
 /// What the images of a disk occupy together, its backing files included; at most its size.
-fn allocated(disk: &Disk) -> Option<u64> {
+pub(crate) fn allocated(disk: &Disk) -> Option<u64> {
     let images = disk.layers.iter().filter(|layer| layer.is_leaf).map(|layer| layer.actual_size);
     let sum = images.into_iter().try_fold(0_u64, |sum, size| Some(sum.saturating_add(size?)));
     let top = if disk.layers_known && !disk.layers.is_empty() { sum } else { disk.actual_size };
