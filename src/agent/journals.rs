@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::registry::Timelines;
 use super::running::Agent;
 use crate::error_chain::chain;
 use crate::migrate::journal::Role;
@@ -17,11 +18,18 @@ use crate::migrate::{Host, settle};
 const END_LATE_EVERY: Duration = Duration::from_secs(5);
 
 /// Takes up what an earlier life of this agent left open.
-pub(super) fn settle_all(agent: &Arc<Agent>, (open, history): (Vec<settle::Open>, Vec<Progress>)) {
+pub(super) fn settle_all(
+    agent: &Arc<Agent>,
+    (open, history): (Vec<settle::Open>, Vec<Progress>),
+    mut timelines: Timelines,
+) {
     for progress in history {
-        agent.registry.add(ProgressSink::new(progress));
+        let progress = ProgressSink::new(progress);
+        timelines.restore(&progress);
+        agent.registry.add(progress);
     }
     for one in open {
+        timelines.restore(&one.progress);
         agent.registry.add(one.progress.clone());
         settle_one(agent, one);
     }

@@ -148,7 +148,7 @@ pub(super) async fn serve_metrics(agent: Arc<Agent>, listener: TcpListener) {
     let text = move || {
         let agent = Arc::clone(&agent);
         async move {
-            match agent.metrics_text() {
+            match agent.metrics_text().await {
                 Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
                     .into_response(),
                 Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),

@@ -3,7 +3,7 @@
 //! ```text
 //! start ─► handoff, listen, certificates, journals, sessions, signals, stop
 //!                      └─► routes ─► gate ─► call, caller; status, limits
-//! all of them ─► running: the Agent ─► registry, limits, vm_states, refusals
+//! observe, all of them ─► running: the Agent ─► registry, limits, vm_states, journals_read, refusals
 //! ```
 
 mod call;
@@ -14,9 +14,11 @@ mod gate;
 mod handoff;
 mod http;
 mod journals;
+mod journals_read;
 mod libvirt_routes;
 mod limits;
 mod listen;
+mod observe;
 mod refusal;
 mod refusals;
 mod registry;

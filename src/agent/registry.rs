@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -10,9 +11,12 @@ use crate::migrate::bandwidth::ShareHandle;
 use crate::migrate::journal::Role;
 use crate::migrate::phase::Phase;
 use crate::migrate::progress::{Outcome, Progress, ProgressSink};
+use crate::migrate::timeline::Timeline;
 
 /// Ended migrations kept in memory; the journals keep more.
 const ENDED_MAX: usize = 200;
+/// Ended migrations whose course is left to the next process.
+const LEFT_MAX: usize = 50;
 
 /// One migration on one side. Two agents on one host are two processes, so (id, role) is unique.
 #[derive(Debug, Clone)]
@@ -21,6 +25,21 @@ pub(crate) struct Entry {
     pub(crate) cancel: CancellationToken,
     /// What it may send, while this process runs it as its source.
     pub(crate) share: Option<ShareHandle>,
+}
+
+/// What migrations have been through, for the next process.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Timelines(Vec<(Uuid, String, Timeline)>);
+
+impl Timelines {
+    /// Gives a migration its own, if it is here.
+    pub(crate) fn restore(&mut self, progress: &ProgressSink) {
+        let now = progress.now();
+        let is_its = |(id, role, _): &(Uuid, String, Timeline)| *id == now.id && role == now.role.name();
+        if let Some(at) = self.0.iter().position(is_its) {
+            progress.restore_timeline(self.0.swap_remove(at).2);
+        }
+    }
 }
 
 /// Why a migration cannot be cancelled.
@@ -78,6 +97,25 @@ impl Registry {
     /// All migrations, oldest first.
     pub(crate) fn all(&self) -> Vec<Progress> {
         self.locked().all.values().map(|e| e.progress.now()).collect()
+    }
+
+    /// Where all of them write their progress, oldest first.
+    pub(crate) fn sinks(&self) -> Vec<ProgressSink> {
+        self.locked().all.values().map(|e| e.progress.clone()).collect()
+    }
+
+    /// What all that are under way, and the last that have ended, have been through.
+    pub(crate) fn timelines(&self) -> Timelines {
+        let mut ended = 0;
+        let mut all = Vec::new();
+        for sink in self.sinks().iter().rev() {
+            let now = sink.now();
+            ended += usize::from(now.outcome.is_some());
+            if now.outcome.is_none() || ended <= LEFT_MAX {
+                all.push((now.id, now.role.name().to_owned(), sink.timeline()));
+            }
+        }
+        Timelines(all)
     }
 
     /// A migration by its id; the source's side where this agent has both.

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::confine::Confinement;
+use super::journals_read::JournalsRead;
 use super::limits::PeerLimits;
 use super::refusals::Refusals;
 use super::registry::{Entry, Registry};
@@ -45,6 +46,7 @@ pub(super) struct Agent {
     pub(super) peer_limits: PeerLimits,
     pub(super) vm_states: VmStates,
     pub(super) refusals: Refusals,
+    pub(super) journals_read: JournalsRead,
     /// Where its configuration came from; a reload reads the `[tls]` of it again.
     pub(super) config_path: PathBuf,
     /// What this process has taken from itself.
@@ -78,6 +80,7 @@ impl Agent {
             peer_limits: PeerLimits::default(),
             vm_states: VmStates::default(),
             refusals: Refusals::default(),
+            journals_read: JournalsRead::default(),
             config_path: config_path.to_owned(),
             confinement,
         })
@@ -113,7 +116,9 @@ impl Agent {
 
     /// Counts a migration that is at its end; one that was left to another process is not.
     pub(super) fn ended(&self, progress: &ProgressSink) {
-        self.metrics.migrations.count_end(&progress.now());
+        let now = progress.now();
+        self.metrics.migrations.count(now.role, &progress.take_uncounted());
+        self.metrics.migrations.count_end(&now);
     }
 
     /// Migrations that are not at their end.

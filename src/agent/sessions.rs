@@ -9,7 +9,6 @@ use uuid::Uuid;
 use super::running::Agent;
 use crate::audit::Event;
 use crate::error_chain::chain;
-use crate::mux::Stats;
 use crate::net::session::Session;
 
 /// Between two looks at a session's figures.
@@ -38,15 +37,12 @@ impl Agent {
             session: id.clone(),
         });
         let mut since = connection.since;
-        let mut before = Stats::default();
         let end = loop {
             tokio::select! {
                 end = session.ended() => break end,
                 () = tokio::time::sleep(SAMPLE) => {}
             }
-            let now = session.stats().await;
-            self.metrics.sessions.count(peer, &before, &now);
-            before = now;
+            self.metrics.sessions.count(peer, session.id(), &session.stats().await);
             self.sample(peer).await;
             let connection = session.link().connection;
             if connection.since != since {
@@ -59,9 +55,9 @@ impl Agent {
                 });
             }
         };
-        self.metrics.sessions.count(peer, &before, &end.stats);
+        self.metrics.sessions.count(peer, session.id(), &end.stats);
         self.sample(peer).await;
-        self.metrics.sessions.count_end(peer, end.cause.label());
+        self.metrics.sessions.count_end(peer, session.id(), end.cause.label());
         tracing::info!(peer, cause = chain(&end.cause), "session ends");
         let cause = chain(&end.cause);
         audit.record(Event::SessionEnds { peer: peer.to_owned(), session: id, cause });

@@ -102,13 +102,18 @@ async fn serve(
     let instance = state.as_ref().map(|(state, _)| state.instance);
     let agent =
         Arc::new(new_agent((config, path), tls, instance, (incoming, started), (audit, confinement))?);
-    let taken = match state {
-        Some((state, mut fds)) => {
+    let (taken, mut timelines) = match state {
+        Some((mut state, mut fds)) => {
             tracing::info!(from = state.version, left = state.summary(), "taking up what was left");
-            agent.thaw(state, &mut fds)
+            let (counts, timelines) = (state.counts.take(), std::mem::take(&mut state.timelines));
+            let taken = agent.thaw(state, &mut fds);
+            // Before anybody can ask how it is.
+            counts.into_iter().for_each(|counts| agent.inherit_counts(counts));
+            (taken, timelines)
         }
-        None => Vec::new(),
+        None => Default::default(),
     };
+    taken.iter().for_each(|taken| timelines.restore(&taken.progress));
     // Before anybody can ask for a migration of the same VMs.
     let taken_up = taken.iter().map(|taken| taken.journal).collect();
     let found = tokio::task::block_in_place(|| settle::find(&agent.host, &taken_up))?;
@@ -122,7 +127,7 @@ async fn serve(
     let successors = handoff::listen(&agent.host.config.runtime_dir)?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
     servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
-    journals::settle_all(&agent, found);
+    journals::settle_all(&agent, found, timelines);
     taken.into_iter().for_each(|taken| agent.resume(taken));
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     keep_watchdog(&servers);

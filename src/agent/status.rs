@@ -1,12 +1,11 @@
-//! What is asked of the agent as a whole: its status, and its metrics.
+//! What is asked of the agent as a whole: its status.
 
 use uuid::Uuid;
 
 use super::confine::Confinement;
 use super::running::Agent;
-use crate::api::{AuditStatus, LibvirtRole, Reconnecting, SandboxStatus, SessionStatus, Status, VmState};
+use crate::api::{AuditStatus, Reconnecting, SandboxStatus, SessionStatus, Status, VmState};
 use crate::audit::Figures;
-use crate::migrate::journal::Role;
 use crate::mux::Role as DialRole;
 
 impl Agent {
@@ -58,32 +57,5 @@ impl Agent {
         let is_known = |id: &Uuid| self.registry.get(*id).is_some();
         states.iter_mut().for_each(|state| state.migration = state.migration.filter(is_known));
         states
-    }
-
-    /// The text for Prometheus.
-    pub(super) fn metrics_text(&self) -> Result<String, prometheus::Error> {
-        let all = self.registry.all();
-        for role in [Role::Source, Role::Destination] {
-            let count = all.iter().filter(|p| p.role == role && p.outcome.is_none()).count();
-            self.metrics.migrations.set_active(role.name(), count);
-        }
-        let limits = all
-            .iter()
-            .filter(|p| p.outcome.is_none())
-            .filter_map(|p| Some((p.vm.as_str(), p.share?.limit_bytes_per_s?.into())));
-        self.metrics.migrations.set_limits(limits);
-        self.metrics.sessions.set_dial_failures(&self.host.pool.dial_failures());
-        self.metrics.forward.set(&self.forwards.figures(), self.forwards.bypassed());
-        for role in [LibvirtRole::Source, LibvirtRole::Destination] {
-            self.metrics.libvirt.set_active(role, self.libvirt.active(role));
-        }
-        for ((role, ended), count) in self.libvirt.take_ends() {
-            self.metrics.libvirt.count_ended(role, ended, count);
-        }
-        self.metrics.sessions.set_refusals(&self.host.refusals.counts());
-        let Confinement { landlock, seccomp } = &self.confinement;
-        self.metrics.set_sandbox([("landlock", landlock.is_on()), ("seccomp", seccomp.is_on())]);
-        self.metrics.set_audit(&self.host.audit.figures());
-        self.metrics.text()
     }
 }

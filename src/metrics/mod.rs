@@ -1,23 +1,34 @@
-//! Metrics for Prometheus. Labels are bounded: peers and results, never ids or addresses.
+//! Metrics for Prometheus. Labels are bounded: names of the configuration and words of ours, never ids,
+//! addresses or a peer's words. What is counted goes on over a planned restart.
 
 mod audit;
 mod expiry;
 mod forward;
+mod host;
+mod inherited;
 mod libvirt;
 mod migrations;
+mod page;
+mod process;
 mod register;
 mod sessions;
 
+use std::sync::OnceLock;
+
+use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, Error, IntCounterVec, IntGaugeVec, TextEncoder};
 
 use crate::audit::Figures;
 use audit::AuditMetrics;
 pub use expiry::ExpiryMetrics;
 pub use forward::ForwardMetrics;
+pub use host::HostMetrics;
+pub use inherited::Counts;
 pub use libvirt::LibvirtMetrics;
-pub use migrations::MigrationMetrics;
+pub use migrations::{MigrationMetrics, UnderWay};
+use process::ProcessMetrics;
 use register::Register;
-pub use sessions::SessionMetrics;
+pub use sessions::{Counted, SessionMetrics};
 
 /// All metrics of an agent.
 #[derive(Debug)]
@@ -31,6 +42,10 @@ pub struct Metrics {
     api_refusals: IntCounterVec,
     sandbox: IntGaugeVec,
     pub expiry: ExpiryMetrics,
+    pub host: HostMetrics,
+    process: ProcessMetrics,
+    /// Of the processes before this one.
+    inherited: OnceLock<Counts>,
 }
 
 impl Metrics {
@@ -56,15 +71,37 @@ impl Metrics {
                 "1 where the agent has confined itself by this, else 0.",
                 &["by"],
             )?,
+            host: HostMetrics::new(&register)?,
+            process: ProcessMetrics::new(&register)?,
+            inherited: OnceLock::new(),
             register,
         })
     }
 
     /// The text that Prometheus scrapes.
     pub fn text(&self) -> Result<String, Error> {
+        self.process.set();
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.register.0.gather(), &mut text)?;
+        TextEncoder::new().encode(&self.gather(), &mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// What has been counted, by the processes before this one as well.
+    pub fn counts(&self) -> Counts {
+        Counts::of(&self.gather())
+    }
+
+    /// The processes before this one have counted so much. Only the first call counts.
+    pub fn inherit(&self, counts: Counts) {
+        let _ = self.inherited.set(counts);
+    }
+
+    fn gather(&self) -> Vec<MetricFamily> {
+        let mut families = self.register.registry.gather();
+        if let Some(counts) = self.inherited.get() {
+            counts.add_to(&mut families, &self.register.described());
+        }
+        families
     }
 
     /// What the audit record is like now.

@@ -1,4 +1,6 @@
-//! Registration. A name gets the prefix `vmferry_`, and is listed in `README.md`.
+//! Registration, and what a reader is told of each metric. A name gets the prefix `vmferry_`.
+
+use std::sync::{Mutex, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -6,13 +8,46 @@ use prometheus::{
     Registry,
 };
 
+/// What every name begins with.
+pub(super) const PREFIX: &str = "vmferry_";
+
+/// What kind of metric it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+impl Kind {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// A metric, as it is told to a reader.
+#[derive(Debug, Clone)]
+pub(super) struct Described {
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    pub(super) labels: Vec<String>,
+    pub(super) help: String,
+}
+
 /// Makes metrics and registers them.
 #[derive(Debug, Default)]
-pub(super) struct Register(pub(super) Registry);
+pub(super) struct Register {
+    pub(super) registry: Registry,
+    described: Mutex<Vec<Described>>,
+}
 
 impl Register {
     pub(super) fn counter(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
-        self.add(IntCounterVec::new(opts(name, help), labels)?)
+        self.add(Kind::Counter, IntCounterVec::new(opts(name, help), labels)?)
     }
 
     pub(super) fn seconds_counter(
@@ -21,19 +56,19 @@ impl Register {
         help: &str,
         labels: &[&str],
     ) -> Result<CounterVec, Error> {
-        self.add(CounterVec::new(opts(name, help), labels)?)
+        self.add(Kind::Counter, CounterVec::new(opts(name, help), labels)?)
     }
 
     pub(super) fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, Error> {
-        self.add(IntGaugeVec::new(opts(name, help), labels)?)
+        self.add(Kind::Gauge, IntGaugeVec::new(opts(name, help), labels)?)
     }
 
     pub(super) fn seconds_gauge(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, Error> {
-        self.add(GaugeVec::new(opts(name, help), labels)?)
+        self.add(Kind::Gauge, GaugeVec::new(opts(name, help), labels)?)
     }
 
     pub(super) fn single_gauge(&self, name: &str, help: &str) -> Result<IntGauge, Error> {
-        self.add(IntGauge::with_opts(opts(name, help))?)
+        self.add(Kind::Gauge, IntGauge::with_opts(opts(name, help))?)
     }
 
     pub(super) fn histogram(
@@ -44,15 +79,30 @@ impl Register {
         labels: &[&str],
     ) -> Result<HistogramVec, Error> {
         let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
-        self.add(HistogramVec::new(opts, labels)?)
+        self.add(Kind::Histogram, HistogramVec::new(opts, labels)?)
     }
 
-    fn add<M: Collector + Clone + 'static>(&self, metric: M) -> Result<M, Error> {
-        self.0.register(Box::new(metric.clone()))?;
+    /// Registers a metric, with its whole name.
+    pub(super) fn add<M: Collector + Clone + 'static>(&self, kind: Kind, metric: M) -> Result<M, Error> {
+        self.registry.register(Box::new(metric.clone()))?;
+        let mut described = self.described.lock().unwrap_or_else(PoisonError::into_inner);
+        described.extend(metric.desc().into_iter().map(|desc| Described {
+            name: desc.fq_name.clone(),
+            kind,
+            labels: desc.variable_labels.clone(),
+            help: desc.help.clone(),
+        }));
         Ok(metric)
+    }
+
+    /// All of them, by name.
+    pub(super) fn described(&self) -> Vec<Described> {
+        let mut all = self.described.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
     }
 }
 
 fn opts(name: &str, help: &str) -> Opts {
-    Opts::new(format!("vmferry_{name}"), help)
+    Opts::new(format!("{PREFIX}{name}"), help)
 }

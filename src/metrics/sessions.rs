@@ -1,8 +1,10 @@
 //! Metrics of sessions and of connections that became none.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prometheus::{CounterVec, Error, GaugeVec, IntCounterVec, IntGaugeVec};
+use serde::{Deserialize, Serialize};
 
 use super::register::Register;
 use crate::migrate::refusals::Reason;
@@ -27,6 +29,81 @@ pub struct SessionMetrics {
     connect_failures: IntCounterVec,
     refusals: IntCounterVec,
     rtt_seconds: GaugeVec,
+    flow: FlowMetrics,
+    counted: Mutex<Counted>,
+}
+
+/// What keeps bytes from flowing, and what waits for it.
+#[derive(Debug)]
+struct FlowMetrics {
+    stalls: IntCounterVec,
+    queued: IntGaugeVec,
+    credit: IntGaugeVec,
+}
+
+impl FlowMetrics {
+    fn new(register: &Register) -> Result<Self, Error> {
+        Ok(Self {
+            stalls: register.counter(
+                "session_stalls_total",
+                "Times that something was to be sent and could not.",
+                &["peer", "cause"],
+            )?,
+            queued: register.gauge(
+                "session_queued_bytes",
+                "Bytes that wait to be sent, and that have come and are not asked for yet.",
+                &["peer", "direction"],
+            )?,
+            credit: register.gauge(
+                "session_credit_bytes",
+                "What the peer may make this host hold: credit that it has and has not used.",
+                &["peer"],
+            )?,
+        })
+    }
+
+    fn set(&self, peer: &str, stats: &[Stats]) {
+        let sum = |figure: fn(&Stats) -> u64| stats.iter().map(|s| figure(s) as i64).sum::<i64>();
+        self.queued.with_label_values(&[peer, "out"]).set(sum(|s| s.send_queued_bytes as u64));
+        self.queued.with_label_values(&[peer, "in"]).set(sum(|s| s.recv_queued_bytes as u64));
+        self.credit.with_label_values(&[peer]).set(sum(|s| s.credit_outstanding_bytes));
+    }
+}
+
+/// What of each live session has been counted, by its id: its figures go on in the next process.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Counted(BTreeMap<[u8; 16], Figures>);
+
+/// Figures of a session that only grow.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Figures {
+    sent_bytes: u64,
+    received_bytes: u64,
+    reconnects: u64,
+    replayed_bytes: u64,
+    away_ms: u64,
+    /// Of this process alone, as all below.
+    #[serde(skip)]
+    held_ms: u64,
+    #[serde(skip)]
+    credit_stalls: u64,
+    #[serde(skip)]
+    log_stalls: u64,
+}
+
+impl Figures {
+    fn of(stats: &Stats) -> Self {
+        Self {
+            sent_bytes: stats.sent_data_bytes,
+            received_bytes: stats.received_data_bytes,
+            reconnects: stats.reconnects,
+            replayed_bytes: stats.replayed_bytes,
+            away_ms: stats.away.as_millis() as u64,
+            held_ms: stats.held.as_millis() as u64,
+            credit_stalls: stats.credit_stalls,
+            log_stalls: stats.log_stalls,
+        }
+    }
 }
 
 impl SessionMetrics {
@@ -91,26 +168,47 @@ impl SessionMetrics {
                 "Smallest round trip of the session seen lately.",
                 &["peer"],
             )?,
+            flow: FlowMetrics::new(register)?,
+            counted: Mutex::default(),
         })
     }
 
     /// A session's figures since the last look at it.
-    pub fn count(&self, peer: &str, before: &Stats, now: &Stats) {
-        let label = &[peer];
-        self.sent_bytes
-            .with_label_values(label)
-            .inc_by(now.sent_data_bytes.saturating_sub(before.sent_data_bytes));
-        self.received_bytes
-            .with_label_values(label)
-            .inc_by(now.received_data_bytes.saturating_sub(before.received_data_bytes));
-        self.reconnects.with_label_values(label).inc_by(now.reconnects.saturating_sub(before.reconnects));
-        self.replayed_bytes
-            .with_label_values(label)
-            .inc_by(now.replayed_bytes.saturating_sub(before.replayed_bytes));
-        let held = now.held.saturating_sub(before.held);
-        self.limited_seconds.with_label_values(label).inc_by(held.as_secs_f64());
-        let away = now.away.saturating_sub(before.away);
-        self.away_seconds.with_label_values(label).inc_by(away.as_secs_f64());
+    pub fn count(&self, peer: &str, session: [u8; 16], stats: &Stats) {
+        let now = Figures::of(stats);
+        let before = self.locked().0.insert(session, now.clone()).unwrap_or_default();
+        let by_peer = &[peer];
+        for (counter, now, before) in [
+            (&self.sent_bytes, now.sent_bytes, before.sent_bytes),
+            (&self.received_bytes, now.received_bytes, before.received_bytes),
+            (&self.reconnects, now.reconnects, before.reconnects),
+            (&self.replayed_bytes, now.replayed_bytes, before.replayed_bytes),
+        ] {
+            counter.with_label_values(by_peer).inc_by(now.saturating_sub(before));
+        }
+        for (cause, now, before) in [
+            ("credit", now.credit_stalls, before.credit_stalls),
+            ("replay_log", now.log_stalls, before.log_stalls),
+        ] {
+            self.flow.stalls.with_label_values(&[peer, cause]).inc_by(now.saturating_sub(before));
+        }
+        let seconds = |now: u64, before: u64| now.saturating_sub(before) as f64 / 1e3;
+        self.limited_seconds.with_label_values(by_peer).inc_by(seconds(now.held_ms, before.held_ms));
+        self.away_seconds.with_label_values(by_peer).inc_by(seconds(now.away_ms, before.away_ms));
+    }
+
+    /// What has been counted of live sessions, for the next process.
+    pub fn counted(&self) -> Counted {
+        self.locked().clone()
+    }
+
+    /// An earlier process has counted so much of the sessions that go on here.
+    pub fn restore_counted(&self, counted: Counted) {
+        *self.locked() = counted;
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Counted> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The state of a peer's sessions, `away` of which have no connection; all of them added up.
@@ -120,6 +218,7 @@ impl SessionMetrics {
         self.away.with_label_values(label).set(away as i64);
         self.streams.with_label_values(label).set(stats.iter().map(|s| s.streams as i64).sum());
         self.replay_log_bytes.with_label_values(label).set(stats.iter().map(|s| s.log_bytes as i64).sum());
+        self.flow.set(peer, stats);
         match stats.iter().find_map(|s| s.limit) {
             Some(limit) => self.limit.with_label_values(label).set(limit.get() as i64),
             None => drop(self.limit.remove_label_values(label)),
@@ -131,7 +230,8 @@ impl SessionMetrics {
         }
     }
 
-    pub fn count_end(&self, peer: &str, reason: &str) {
+    pub fn count_end(&self, peer: &str, session: [u8; 16], reason: &str) {
+        self.locked().0.remove(&session);
         self.ended.with_label_values(&[peer, reason]).inc();
     }
 

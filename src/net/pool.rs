@@ -3,7 +3,7 @@
 //! A session serves both directions, whoever dialed. When two agents dial each other at the
 //! same moment, both sides use the session that the smaller identity dialed. Knows no streams.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -89,6 +89,8 @@ pub struct Pool {
     incoming: mpsc::Sender<IncomingStream>,
     started: mpsc::UnboundedSender<Session>,
     dial_failures: Mutex<BTreeMap<&'static str, u64>>,
+    /// Peers that the last dial did not reach.
+    unreached: Mutex<BTreeSet<Identity>>,
     terms: Mutex<BTreeMap<Identity, Terms>>,
     /// Goes up with each stream that is given a lane.
     turn: AtomicUsize,
@@ -111,6 +113,7 @@ impl Pool {
             incoming,
             started,
             dial_failures: Mutex::default(),
+            unreached: Mutex::default(),
             terms: Mutex::default(),
             turn: AtomicUsize::new(0),
             leaving: AtomicBool::new(false),
@@ -218,6 +221,15 @@ impl Pool {
         self.dial_failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether `peer` can be reached, by its sessions or else the last dial; `None` when nothing is known.
+    pub fn reachable(&self, peer: &Identity) -> Option<bool> {
+        if !self.connected(peer).is_empty() {
+            return Some(true);
+        }
+        let is_unreached = self.unreached.lock().unwrap_or_else(PoisonError::into_inner).contains(peer);
+        (is_unreached || self.count(peer) > 0).then_some(false)
+    }
+
     fn count_dial_failure(&self, error: &ConnectError) {
         let mut failures = self.dial_failures.lock().unwrap_or_else(PoisonError::into_inner);
         *failures.entry(error.label()).or_default() += 1;
@@ -318,6 +330,12 @@ impl Pool {
 
     async fn dial_another(&self, peer: &Identity, address: &str) -> Result<Session, ConnectError> {
         let dialed = dial::dial(&self.endpoint, address, peer).await;
+        let mut unreached = self.unreached.lock().unwrap_or_else(PoisonError::into_inner);
+        match &dialed {
+            Ok(_) => drop(unreached.remove(peer)),
+            Err(_) => drop(unreached.insert(peer.clone())),
+        }
+        drop(unreached);
         self.adopt(dialed.inspect_err(|e| self.count_dial_failure(e))?)
     }
 

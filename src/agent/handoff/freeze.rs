@@ -46,6 +46,8 @@ impl Agent {
             migrations,
             limits: self.peer_limits.set(),
             forwards,
+            counts: Some(self.left_counts().await),
+            timelines: self.registry.timelines(),
         };
         tracing::info!(left = state.summary(), "everything has stopped for the next process");
         (state, fds)

@@ -22,6 +22,7 @@ use state::HandoffState;
 use transport::{Offer, Package};
 
 pub(super) use socket::{Predecessor, listen};
+pub(super) use state::LeftCounts;
 pub(super) use systemd::from_store;
 
 /// What the service manager has kept, if anything.

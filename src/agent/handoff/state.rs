@@ -5,7 +5,9 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::limits::LimitsSet;
+use crate::agent::registry::Timelines;
 use crate::forward::FrozenForwards;
+use crate::metrics::{Counted, Counts};
 use crate::migrate::FrozenMigrations;
 use crate::net::frozen::FrozenSession;
 
@@ -30,6 +32,17 @@ pub(crate) struct HandoffState {
     /// Of a version before there were any, none.
     #[serde(default)]
     pub(super) forwards: FrozenForwards,
+    #[serde(default)]
+    pub(crate) counts: Option<LeftCounts>,
+    #[serde(default)]
+    pub(crate) timelines: Timelines,
+}
+
+/// What the processes up to this one have counted.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LeftCounts {
+    pub(crate) counts: Counts,
+    pub(crate) sessions: Counted,
 }
 
 impl HandoffState {
@@ -83,6 +96,8 @@ mod tests {
             migrations: FrozenMigrations::default(),
             limits: LimitsSet::default(),
             forwards: FrozenForwards::default(),
+            counts: None,
+            timelines: Timelines::default(),
         }
     }
 

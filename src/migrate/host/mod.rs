@@ -85,6 +85,11 @@ impl Host {
         }
     }
 
+    /// How many journals are not believed.
+    pub fn journals_refused(&self) -> usize {
+        self.journals.refused().len()
+    }
+
     /// The VM's configuration, for this host's own operators.
     pub(crate) fn vm(&self, name: &str, side: &str) -> Result<&VmConfig, Problem> {
         self.config.vms.get(name).ok_or_else(|| self.no_vm(name, side, self.config.vms.keys()))

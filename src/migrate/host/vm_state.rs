@@ -49,6 +49,36 @@ pub enum Here {
 }
 
 impl Here {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Runs,
+        Self::Holds,
+        Self::NotBegun,
+        Self::Waits,
+        Self::Receives,
+        Self::Spent,
+        Self::GivenAway,
+        Self::NoQemu,
+        Self::InMigration,
+        Self::Unknown,
+    ];
+
+    /// A label for metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Runs => "runs",
+            Self::Holds => "holds",
+            Self::NotBegun => "not_begun",
+            Self::Waits => "waits",
+            Self::Receives => "receives",
+            Self::Spent => "spent",
+            Self::GivenAway => "given_away",
+            Self::NoQemu => "no_qemu",
+            Self::InMigration => "in_migration",
+            Self::Unknown => "unknown",
+        }
+    }
+
     /// What QEMU's own words mean. A state that this build does not know counts as that of a QEMU with
     /// a guest: that is the careful reading.
     pub(crate) fn of(state: &RunState, migration: &MigrationStatus) -> Self {

@@ -13,3 +13,4 @@ pub mod plan;
 pub mod problem;
 pub mod progress;
 pub(crate) mod role;
+pub mod timeline;

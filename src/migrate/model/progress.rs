@@ -3,6 +3,7 @@
 //!
 //! The migration writes it, everyone else reads copies. Knows no QEMU and no network.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use super::forecast::really_left;
 use super::leftover::Leftover;
 use super::phase::Phase;
 use super::role::Role;
+use super::timeline::{Moment, StreamSample, Timeline, Uncounted, Waiting};
 use crate::audit::{Audit, Event, Step, Subject};
 
 /// One disk's copy.
@@ -307,6 +309,43 @@ impl Progress {
         Subject { migration, first, role: self.role.name(), vm, peer }
     }
 
+    /// As its timeline notes it.
+    fn moment(&self) -> Moment<'_> {
+        let disk = |disk: &DiskProgress| StreamSample {
+            done_bytes: disk.done_bytes,
+            remaining_bytes: disk.total_bytes.saturating_sub(disk.done_bytes),
+            stream_bytes: disk.stream_bytes,
+        };
+        let ram = self.ram.as_ref().map(|ram| StreamSample {
+            done_bytes: ram.total_bytes.saturating_sub(ram.remaining_bytes),
+            remaining_bytes: ram.remaining_bytes,
+            stream_bytes: ram.stream_bytes,
+        });
+        Moment {
+            phase: self.phase,
+            waiting: self.waiting(),
+            rate_bytes_per_s: self.rate_bytes_per_s,
+            disks: self.disks.iter().map(|d| (d.name.as_str(), disk(d))).collect(),
+            ram,
+            is_over: self.outcome.is_some(),
+        }
+    }
+
+    /// What it waits for while nothing moves, and in words.
+    pub fn waiting(&self) -> Option<(Waiting, Option<&str>)> {
+        if self.outcome.is_some() {
+            return None;
+        }
+        if let Some(tries) = self.tries.as_ref().filter(|tries| tries.next_in_ms.is_some()) {
+            return Some((Waiting::NextTry, tries.last_failure.as_deref()));
+        }
+        match (&self.reconnecting, &self.slow) {
+            (Some(reconnecting), _) => Some((Waiting::Connection, Some(&reconnecting.cause))),
+            (None, Some(slow)) => Some((Waiting::Qemu, Some(slow))),
+            (None, None) => None,
+        }
+    }
+
     /// Tries that were begun after the first.
     pub fn retries(&self) -> u64 {
         let begun = |t: &Tries| u64::from(t.number) - 1 - u64::from(t.next_in_ms.is_some());
@@ -334,6 +373,7 @@ pub struct ProgressSink {
     sender: watch::Sender<Progress>,
     began: Instant,
     recorded: Option<Recorded>,
+    timeline: Arc<Mutex<Timeline>>,
 }
 
 /// Where its steps are recorded.
@@ -359,7 +399,9 @@ impl ProgressSink {
     pub fn new(progress: Progress) -> Self {
         let (now, before) = (Instant::now(), Duration::from_millis(progress.elapsed_ms));
         let began = now.checked_sub(before).unwrap_or(now);
-        Self { sender: watch::Sender::new(progress), began, recorded: None }
+        let timeline = Timeline::begin(progress.elapsed_ms, &progress.moment());
+        let timeline = Arc::new(Mutex::new(timeline));
+        Self { sender: watch::Sender::new(progress), began, recorded: None, timeline }
     }
 
     /// From here on each step is recorded, that which it is at included.
@@ -376,13 +418,14 @@ impl ProgressSink {
 
     /// Changes it and tells all who watch.
     pub fn update(&self, change: impl FnOnce(&mut Progress)) {
-        let elapsed_ms = self.began.elapsed().as_millis() as u64;
+        let elapsed_ms = self.elapsed_ms();
         self.sender.send_modify(|progress| {
             if progress.outcome.is_none() || matches!(progress.outcome, Some(Outcome::Undecided { .. })) {
                 progress.elapsed_ms = elapsed_ms;
             }
             let before = self.recorded.as_ref().map(|recorded| (recorded, place(progress)));
             change(progress);
+            self.locked_timeline().note(elapsed_ms, &progress.moment());
             if let Some((recorded, before)) = before
                 && before != place(progress)
             {
@@ -405,6 +448,41 @@ impl ProgressSink {
 
     pub fn now(&self) -> Progress {
         self.sender.borrow().clone()
+    }
+
+    /// What it has been through.
+    pub fn timeline(&self) -> Timeline {
+        self.locked_timeline().clone()
+    }
+
+    /// An earlier process had this one; it goes on here.
+    pub fn restore_timeline(&self, timeline: Timeline) {
+        // Whoever writes has this lock first and then that of the timeline.
+        let is_over = self.sender.borrow().outcome.is_some();
+        let mut now = self.locked_timeline();
+        *now = timeline;
+        if !is_over {
+            now.note_restart(self.elapsed_ms());
+        }
+    }
+
+    /// What nobody has counted yet, and from now on somebody has.
+    pub fn take_uncounted(&self) -> Uncounted {
+        self.locked_timeline().take_uncounted(self.elapsed_ms())
+    }
+
+    /// Milliseconds in which nothing has moved, and in the phase that it is in.
+    pub fn idle_and_phase_ms(&self) -> (u64, u64) {
+        let (timeline, now_ms) = (self.locked_timeline(), self.elapsed_ms());
+        (timeline.idle_ms(now_ms), timeline.phase_ms(now_ms))
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
+    fn locked_timeline(&self) -> MutexGuard<'_, Timeline> {
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn watch(&self) -> watch::Receiver<Progress> {

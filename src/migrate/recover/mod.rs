@@ -97,6 +97,14 @@ pub async fn cases(host: &Arc<Host>, asked: Asked) -> Result<Vec<Case>, JournalE
     Ok(cases.into_iter().map(|(_, case)| case).collect())
 }
 
+/// How many migrations have ended and left something to clean up.
+/// Errors: [`JournalError::Io`] when the journals' folder cannot be read.
+pub fn leftovers_count(host: &Host) -> Result<usize, JournalError> {
+    let all = host.journals.peek_all()?;
+    let has_left = |past: &Past| past.ended.is_some() && !past.left().is_empty();
+    Ok(all.iter().filter(|(_, past)| past.as_ref().is_ok_and(has_left)).count())
+}
+
 /// What is open, left or not believed about one journal.
 async fn case_of(
     host: &Arc<Host>,

@@ -79,6 +79,11 @@ fn another_process_takes_connections_and_listeners_over_on_either_side() {
     let all = alpha.api("/v1/forwards");
     assert_eq!(all["forwards"][1]["id"], id.trim());
     assert_eq!(all["forwards"][0]["sent_bytes"], 12_010_000, "{all}");
+    // Each byte is counted once, by whichever process; what is more is what agents say to each other.
+    let sent = alpha.metric("vmferry_session_sent_bytes_total{peer=\"bravo\"}");
+    assert!((12_020_000..13_000_000).contains(&sent), "{sent}");
+    let forwarded = alpha.metric("vmferry_forward_sent_bytes_total{name=\"vnc\",side=\"forward\"}");
+    assert_eq!(forwarded, 12_010_000);
     // A take-over does not end the sockets, the agent's end does.
     alpha.stop();
     assert!(!near.exists() && !added.exists());

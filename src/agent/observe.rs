@@ -1,0 +1,91 @@
+//! What the agent has counted and measured, brought together: for Prometheus, and for the next process.
+
+use std::sync::Arc;
+
+use super::confine::Confinement;
+use super::handoff::LeftCounts;
+use super::running::Agent;
+use crate::api::LibvirtRole;
+use crate::metrics::UnderWay;
+use crate::migrate::journal::Role;
+use crate::migrate::progress::Outcome;
+
+/// The label of a virtual machine that is not in the configuration.
+const OTHER: &str = "other";
+
+impl Agent {
+    /// The text for Prometheus.
+    pub(super) async fn metrics_text(self: &Arc<Self>) -> Result<String, prometheus::Error> {
+        let (vms, leftovers) =
+            (self.vm_states.look(&self.host).await, self.journals_read.leftovers(&self.host).await);
+        self.metrics.host.set(&vms, leftovers, self.host.journals_refused());
+        self.measure_migrations();
+        for config in self.host.config.peers.values() {
+            let reachable = self.host.pool.reachable(&config.identity);
+            self.metrics.host.set_reachable(config.identity.as_str(), reachable);
+        }
+        let Confinement { landlock, seccomp } = &self.confinement;
+        self.metrics.set_sandbox([("landlock", landlock.is_on()), ("seccomp", seccomp.is_on())]);
+        for role in [LibvirtRole::Source, LibvirtRole::Destination] {
+            self.metrics.libvirt.set_active(role, self.libvirt.active(role));
+        }
+        self.count().await;
+        self.metrics.text()
+    }
+
+    /// What has been counted, for the next process. Everything has stopped.
+    pub(super) async fn left_counts(&self) -> LeftCounts {
+        self.count().await;
+        LeftCounts { counts: self.metrics.counts(), sessions: self.metrics.sessions.counted() }
+    }
+
+    /// Goes on with what the process before has counted, once everything else of it is here.
+    pub(super) fn inherit_counts(&self, left: LeftCounts) {
+        self.metrics.inherit(left.counts);
+        self.metrics.sessions.restore_counted(left.sessions);
+        self.metrics.forward.begin_at(self.forwards.figures());
+    }
+
+    /// Brings the counters up to now.
+    async fn count(&self) {
+        for session in self.host.pool.all() {
+            let stats = session.stats().await;
+            self.metrics.sessions.count(session.info().peer.as_str(), session.id(), &stats);
+        }
+        for progress in self.registry.sinks() {
+            self.metrics.migrations.count(progress.now().role, &progress.take_uncounted());
+        }
+        self.metrics.sessions.set_dial_failures(&self.host.pool.dial_failures());
+        self.metrics.forward.set(&self.forwards.figures(), self.forwards.bypassed());
+        for ((role, ended), count) in self.libvirt.take_ends() {
+            self.metrics.libvirt.count_ended(role, ended, count);
+        }
+        self.metrics.sessions.set_refusals(&self.host.refusals.counts());
+        self.metrics.set_audit(&self.host.audit.figures());
+    }
+
+    fn measure_migrations(&self) {
+        let mut under_way = Vec::new();
+        let mut undecided = Vec::new();
+        for sink in self.registry.sinks() {
+            let progress = sink.now();
+            match &progress.outcome {
+                None => {
+                    let (idle_ms, phase_ms) = sink.idle_and_phase_ms();
+                    under_way.push(UnderWay { progress, idle_ms, phase_ms });
+                }
+                Some(Outcome::Undecided { .. }) => undecided.push(progress.role),
+                Some(_) => {}
+            }
+        }
+        for role in [Role::Source, Role::Destination] {
+            let active = under_way.iter().filter(|one| one.progress.role == role).count();
+            let undecided = undecided.iter().filter(|one| **one == role).count();
+            self.metrics.migrations.set_counts(role, active, undecided);
+        }
+        // A source may name a machine as it likes.
+        let known =
+            |vm: &str| self.host.config.vms.get_key_value(vm).map_or(OTHER, |(name, _)| name).to_owned();
+        self.metrics.migrations.set_under_way(&under_way, known);
+    }
+}
