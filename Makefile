@@ -14,6 +14,7 @@
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
 #   make packages  the .deb and the .rpm in target/packages, judged by lintian, and lived through under a real systemd: install,
 #                  move, upgrade in mid-migration, remove, purge: deploy/README.md
+#   make book      the documentation as a site: target/book/site/index.html
 #   make sbom      what is in the program: vmferry.cdx.json (CycloneDX)
 #   make bench-libvirt   a domain of a real libvirt moved by its own TLS, its tunnel, relays and vmferry: bench/LIBVIRT.md
 #   make setup     what the tests need and the machine lacks
@@ -23,7 +24,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: demo demo-end test lint format dependencies model fuzz judges attacks chaos libvirt bench bench-libvirt packages sbom setup fetch tools clean-lab
+.PHONY: book demo demo-end test lint format dependencies model fuzz judges attacks chaos libvirt bench bench-libvirt packages sbom setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -125,6 +126,21 @@ packages: setup
 	deploy/package/build.sh target/release/vmferry target/packages
 	lintian --allow-root --fail-on error target/packages/*.deb
 	VMFERRY_PACKAGED=$(CURDIR)/target/release/vmferry cargo test $(LOCKED) --test real -- --include-ignored --test-threads=1 package::
+# The tool is built once, in some minutes. Pages lie as in the checkout, so that their links hold.
+BOOK_TOOL := $(LAB)/tools/mdbook-0.5.0
+BOOK := target/book
+book:
+	$(call step,documentation as a site: $(BOOK)/site/index.html)
+	@. tests/setup/shell.sh
+	[ -x $(BOOK_TOOL)/bin/mdbook ] || retry 3 cargo install --locked --root $(BOOK_TOOL) mdbook@0.5.0
+	rm -rf $(BOOK)
+	mkdir -p $(BOOK)/pages
+	cp --parents README.md ARCHITECTURE.md LICENSE-* docs/*.md certs/README.md bench/*.md tests/CHAOS.md $(BOOK)/pages
+	cp -r deploy $(BOOK)/pages
+	cp docs/book.toml $(BOOK)
+	sed 's|](\.\./|](|; t; s|](|](docs/|' docs/SUMMARY.md >$(BOOK)/pages/SUMMARY.md
+	rm $(BOOK)/pages/docs/SUMMARY.md
+	$(BOOK_TOOL)/bin/mdbook build $(BOOK)
 
 # The tool is built once, in some minutes.
 SBOM_TOOL := $(LAB)/tools/cargo-cyclonedx-0.5.9

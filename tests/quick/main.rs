@@ -12,6 +12,7 @@ mod api;
 mod attacks;
 mod audit;
 mod certs;
+mod documentation;
 mod enrol;
 #[allow(unreachable_pub)]
 mod forward;
