@@ -126,6 +126,7 @@ packages: setup
 	deploy/package/build.sh target/release/vmferry target/packages
 	lintian --allow-root --fail-on error target/packages/*.deb
 	VMFERRY_PACKAGED=$(CURDIR)/target/release/vmferry cargo test $(LOCKED) --test real -- --include-ignored --test-threads=1 package::
+
 # The tool is built once, in some minutes. Pages lie as in the checkout, so that their links hold.
 BOOK_TOOL := $(LAB)/tools/mdbook-0.5.0
 BOOK := target/book
