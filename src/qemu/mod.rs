@@ -47,7 +47,7 @@ pub use graph::{Bitmap, Encryption, Layer};
 pub use image::{Image, Seen};
 pub use leftovers::{Leftovers, leftovers, nbd_server_runs};
 pub use machine::{Device, Machine, machine};
-pub use nbd::{NbdError, NbdReader, NbdWriter, REQUEST_BYTES_MAX};
+pub use nbd::{NbdError, NbdReader, NbdWriter, REQUEST_BYTES_MAX, reads_as_zeroes};
 pub use process::{Life, Process, ProcessId};
 pub use ram::ram_in_use;
 pub use states::{IoStatus, JobStatus, MigrationStatus, RunState};

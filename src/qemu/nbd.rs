@@ -1,5 +1,6 @@
 //! A client of QEMU's NBD server, for what no job of QEMU's does: reading which parts of a disk a
-//! dirty bitmap holds, and copying just those while the guest goes on writing.
+//! dirty bitmap holds, and copying just those while the guest goes on writing; and asking whether a disk
+//! reads as zeroes.
 //!
 //! Speaks the NBD protocol's fixed newstyle handshake, structured replies where it reads and
 //! simple ones where it writes. Owns one connected socket; knows no bitmap, job or migration.
@@ -43,6 +44,10 @@ const SEND_FLUSH: u16 = 1 << 2;
 const SEND_WRITE_ZEROES: u16 = 1 << 6;
 const SEND_DF: u16 = 1 << 7;
 
+/// Flags of an extent: in a dirty bitmap, and in `base:allocation`.
+const EXTENT_DIRTY: u32 = 1;
+const EXTENT_ZERO: u32 = 1 << 1;
+
 const CHUNK_DONE: u16 = 1;
 const CHUNK_NONE: u16 = 0;
 const CHUNK_OFFSET_DATA: u16 = 1;
@@ -53,7 +58,7 @@ const CHUNK_ERROR_BIT: u16 = 1 << 15;
 const REPLY_BYTES_MAX: usize = 2 << 20;
 /// Bytes read or written in one request. QEMU takes 32 MiB.
 pub const REQUEST_BYTES_MAX: usize = 1 << 20;
-/// How much of a disk one question about dirty parts covers.
+/// How much of a disk one question about its parts covers.
 const STATUS_BYTES_MAX: u64 = 1 << 30;
 /// Writes that may be on their way at once.
 const WRITES_MAX: u64 = 16;
@@ -196,21 +201,27 @@ pub struct NbdReader {
 impl NbdReader {
     /// Shakes hands for an export that shows this bitmap.
     pub async fn connect(socket: OwnedFd, export: &str, bitmap: &str) -> Result<Self, NbdError> {
+        Self::asking(socket, export, &format!("qemu:dirty-bitmap:{bitmap}")).await
+    }
+
+    /// Shakes hands for an export whose parts are described in this context.
+    async fn asking(socket: OwnedFd, export: &str, context: &str) -> Result<Self, NbdError> {
         let mut connection = Connection::greeted(socket).await?;
         connection.option(OPT_STRUCTURED_REPLY, &[]).await?;
         while connection.option_reply("structured replies").await?.is_some() {}
         let mut data = named(export)?;
         data.extend_from_slice(&1_u32.to_be_bytes());
-        data.extend_from_slice(&named(&format!("qemu:dirty-bitmap:{bitmap}"))?);
+        data.extend_from_slice(&named(context)?);
         connection.option(OPT_SET_META_CONTEXT, &data).await?;
         let mut context = None;
-        while let Some((kind, reply)) = connection.option_reply("the bitmap").await? {
+        while let Some((kind, reply)) = connection.option_reply("what its parts are").await? {
             if kind == REP_META_CONTEXT {
                 context = reply.get(..4).map(|id| u32::from_be_bytes([id[0], id[1], id[2], id[3]]));
             }
         }
         let Some(context) = context else {
-            return Err(NbdError::Handshake { what: "the bitmap", text: "it does not show it".into() });
+            let text = "it does not show it".into();
+            return Err(NbdError::Handshake { what: "what its parts are", text });
         };
         connection.go(export).await?;
         connection.wants(SEND_DF, "whole reads")?;
@@ -224,13 +235,18 @@ impl NbdReader {
 
     /// The dirty parts from `from` on, as far as one question goes, and where the next begins.
     pub async fn dirty(&mut self, from: u64) -> Result<(Vec<Range<u64>>, u64), NbdError> {
+        self.parts(from, EXTENT_DIRTY).await
+    }
+
+    /// The parts from `from` on that bear this flag, as far as one question goes, and where the next begins.
+    async fn parts(&mut self, from: u64, flag: u32) -> Result<(Vec<Range<u64>>, u64), NbdError> {
         let until = self.size().min(from.saturating_add(STATUS_BYTES_MAX));
         self.connection.request(CMD_BLOCK_STATUS, 0, from..until).await?;
-        let (mut dirty, mut at) = (Vec::new(), from);
+        let (mut parts, mut at) = (Vec::new(), from);
         // Of all its chunks together: parts of a byte each would be gigabytes.
         let mut room = REPLY_BYTES_MAX as u32;
         loop {
-            let (flags, kind, length) = self.connection.chunk("question for dirty parts").await?;
+            let (flags, kind, length) = self.connection.chunk("question for parts").await?;
             match kind {
                 CHUNK_NONE if length == 0 => {}
                 CHUNK_BLOCK_STATUS if (4..=room).contains(&length) => {
@@ -238,19 +254,19 @@ impl NbdReader {
                     let mut data = vec![0; length as usize];
                     self.connection.socket.read_exact(&mut data).await?;
                     if be_u32(&data) == self.context {
-                        at = extents(&data[4..], at, until, &mut dirty);
+                        at = extents(&data[4..], at..until, flag, &mut parts);
                     }
                 }
-                _ => return Err(NbdError::Protocol("a reply that does not fit a question for dirty parts")),
+                _ => return Err(NbdError::Protocol("a reply that does not fit a question for parts")),
             }
             if flags & CHUNK_DONE != 0 {
                 break;
             }
         }
         if at <= from && from < until {
-            return Err(NbdError::Protocol("nothing about the dirty parts"));
+            return Err(NbdError::Protocol("nothing about the parts"));
         }
-        Ok((dirty, at))
+        Ok((parts, at))
     }
 
     /// Reads `at` into `buffer`, which is as long.
@@ -279,14 +295,40 @@ impl NbdReader {
     }
 }
 
-/// Takes extents of a block status reply: `length, flags` each, bit 0 for dirty.
-fn extents(data: &[u8], mut at: u64, until: u64, dirty: &mut Vec<Range<u64>>) -> u64 {
+/// Whether an export reads as zeroes from its beginning to its end. Its server says so without reading it, but
+/// for a little: QEMU writes the first block of the images that it makes.
+///
+/// Errors: any [`NbdError`]; a server that does not say what its parts are is one, too.
+pub async fn reads_as_zeroes(socket: OwnedFd, export: &str) -> Result<bool, NbdError> {
+    let mut reader = NbdReader::asking(socket, export, "base:allocation").await?;
+    let (mut at, mut to_read) = (0, REQUEST_BYTES_MAX as u64);
+    while at < reader.size() {
+        let (zeroes, next) = reader.parts(at, EXTENT_ZERO).await?;
+        for zero in zeroes.into_iter().chain(std::iter::once(next..next)) {
+            let unknown = at..zero.start;
+            let Some(left) = to_read.checked_sub(unknown.end - unknown.start) else { return Ok(false) };
+            let mut data = vec![0; (unknown.end - unknown.start) as usize];
+            if !data.is_empty() {
+                reader.read(unknown.start, &mut data).await?;
+            }
+            if data.iter().any(|&byte| byte != 0) {
+                return Ok(false);
+            }
+            (at, to_read) = (zero.end, left);
+        }
+    }
+    Ok(true)
+}
+
+/// Takes those extents of a block status reply that bear a flag: `length, flags` each.
+fn extents(data: &[u8], of: Range<u64>, flag: u32, parts: &mut Vec<Range<u64>>) -> u64 {
+    let mut at = of.start;
     for extent in data.chunks_exact(8) {
-        let end = at.saturating_add(u64::from(be_u32(extent))).min(until);
-        if be_u32(&extent[4..]) & 1 != 0 && end > at {
-            match dirty.last_mut() {
+        let end = at.saturating_add(u64::from(be_u32(extent))).min(of.end);
+        if be_u32(&extent[4..]) & flag != 0 && end > at {
+            match parts.last_mut() {
                 Some(last) if last.end == at => last.end = end,
-                _ => dirty.push(at..end),
+                _ => parts.push(at..end),
             }
         }
         at = end;
@@ -419,10 +461,12 @@ mod tests {
     fn dirty_extents_are_joined_and_cut_at_the_end_of_the_question() {
         let data = [extent(10, 0), extent(5, 1), extent(5, 1), extent(10, 0), extent(100, 1)].concat();
         let mut dirty = Vec::new();
-        assert_eq!(extents(&data, 1000, 1050, &mut dirty), 1050);
+        assert_eq!(extents(&data, 1000..1050, EXTENT_DIRTY, &mut dirty), 1050);
         assert_eq!(dirty, [1010..1020, 1030..1050]);
         let mut none = Vec::new();
-        assert_eq!(extents(&extent(7, 2), 0, 50, &mut none), 7, "other flags are not dirty");
+        assert_eq!(extents(&extent(7, 2), 0..50, EXTENT_DIRTY, &mut none), 7, "other flags are not dirty");
         assert!(none.is_empty());
+        assert_eq!(extents(&extent(7, 3), 0..50, EXTENT_ZERO, &mut none), 7);
+        assert_eq!(none, [0..7]);
     }
 }

@@ -9,6 +9,7 @@ mod machine;
 mod many;
 mod moved;
 mod refused;
+mod thin;
 
 use std::path::PathBuf;
 
@@ -29,14 +30,30 @@ struct Stage {
 
 impl Stage {
     fn set_up(lab: &Lab, names: &[&str]) -> Result<Self> {
+        Self::set_up_with(lab, names, None)
+    }
+
+    /// With a destination's agent that starts the QEMUs ([`Place::will_start`]) and has these lines about the
+    /// images that it makes.
+    fn set_up_with(lab: &Lab, names: &[&str], create: Option<&str>) -> Result<Self> {
         let net = lab.two_hosts()?;
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
         let mut agents = Vec::new();
         for (host, peer) in [(&net.alpha, &net.bravo), (&net.bravo, &net.alpha)] {
             let mut spec = AgentSpec::default().peer(peer);
+            let create = create.filter(|_| host.name == "bravo");
+            if let Some(lines) = create {
+                let (dir, qemu_img) = (host.dir.display(), lab.paths.qemu_img());
+                let qemu_img = qemu_img.get_program().display();
+                spec.end_lines = format!(
+                    "[create]\npath = \"{dir}/{{vm}}/{{disk}}.{{format}}\"\nqemu_img = \"{qemu_img}\"\n{lines}\n"
+                );
+            }
             for name in names {
-                let qmp = host.dir.join(name).join("agent.qmp");
-                spec = spec.vm(VmEntry { name: (*name).to_owned(), qmp, start: None, before_start: None });
+                let dir = host.dir.join(name);
+                let (name, qmp) = ((*name).to_owned(), dir.join("agent.qmp"));
+                let start = create.map(|_| dir.join("start"));
+                spec = spec.vm(VmEntry { name, qmp, start, before_start: None });
             }
             agents.push(Agent::start(&lab.paths, host, &spec, &credentials.issue(&host.name)?)?);
         }

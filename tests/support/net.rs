@@ -78,6 +78,13 @@ impl Host {
         Ok(text.lines().filter_map(TcpConnection::parse).collect())
     }
 
+    /// What this host has sent over the link, in bytes, by its interface.
+    pub fn sent_bytes(&self) -> Result<u64> {
+        let counters = run(self.command("ip").args(["-s", "-j", "link", "show", LINK]), SHORT)?;
+        let counters: serde_json::Value = serde_json::from_str(&counters)?;
+        counters[0]["stats64"]["tx"]["bytes"].as_u64().context("no counter")
+    }
+
     /// The kernel ends every TCP connection from or to this port with a reset. Whether there was one.
     pub fn reset_tcp(&self, port: u16) -> Result<bool> {
         let filter = format!("( dport = :{port} or sport = :{port} )");

@@ -27,6 +27,7 @@ use crate::migrate::journal::{Journal, MadeFile, Past, Undo};
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::protocol::message::{DiskSpec, Offer};
 use crate::printable::printable;
+use crate::qemu::Disk;
 
 /// How long an image may take to be made, with all its room.
 const MAKE_DEADLINE: Duration = Duration::from_secs(20 * 60);
@@ -140,6 +141,14 @@ pub(crate) fn present(past: &Past) -> Vec<PathBuf> {
         file.is_some_and(|file| made.as_ref().is_none_or(|made| *made == identity(&file)))
     };
     images.filter(|(path, made)| is_ours(path, made)).map(|(path, _)| path.clone()).collect()
+}
+
+/// Whether a disk is one of them and stands on nothing else.
+pub(crate) fn is_made(past: &Past, disk: &Disk) -> bool {
+    let [image] = &disk.images[..] else { return false };
+    // Where the agent may not see what QEMU has open, its name has to do.
+    let seen = image.seen.as_ref().and_then(|seen| seen.path.as_deref());
+    present(past).iter().any(|path| seen.unwrap_or(Path::new(&image.filename)) == path)
 }
 
 /// Whose the images of a migration that has ended are.

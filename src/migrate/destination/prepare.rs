@@ -112,8 +112,11 @@ impl Destination {
             .collect();
         if !nodes.is_empty() {
             let folder = self.host.config.runtime_dir.join("nbd");
-            self.data.nbd =
-                Some(NbdServer::start(&self.guest.qmp, &mut self.journal, &folder, &nodes).await?);
+            let nbd = NbdServer::start(&self.guest.qmp, &mut self.journal, &folder, &nodes).await?;
+            let past = self.journal.past();
+            let is_made = |disk: &str| pairs.of(disk).is_some_and(|disk| created_images::is_made(past, disk));
+            exports::look_for_zeroes(&nbd, &mut self.data.exports, is_made).await;
+            self.data.nbd = Some(nbd);
         }
         let (major, minor, micro) = Abilities::ask(&self.guest.qmp).await?.version;
         self.enter(Phase::Prepare);

@@ -32,9 +32,14 @@ impl Destination {
     /// The disks that are to come.
     pub(crate) fn show_disks(&self, offer: &Offer) {
         let copied = offer.disks.iter().filter(|d| self.data.exports.iter().any(|e| e.disk == d.name));
+        let bounded = |bytes: u64| bytes.min(Summary::BYTES_MAX);
         let disks = copied.map(|d| DiskProgress {
             left_bytes: None,
-            ..DiskProgress::new(&d.name, d.virtual_size.min(Summary::BYTES_MAX), None)
+            ..DiskProgress::new(
+                &d.name,
+                bounded(d.virtual_size),
+                d.place.as_ref().and_then(|place| place.allocated).map(bounded),
+            )
         });
         let disks = disks.collect();
         self.progress.update(|p| p.disks = disks);

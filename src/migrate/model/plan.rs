@@ -35,6 +35,9 @@ pub struct Export {
     pub export: String,
     /// The channel that its stream is opened with.
     pub channel: u16,
+    /// The image was made for this migration, and reads as zeroes by the word of the QEMU that has it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_fresh: bool,
 }
 
 /// A disk that is copied, where to, and how.

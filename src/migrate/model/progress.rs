@@ -27,6 +27,9 @@ pub struct DiskProgress {
     /// Bytes to copy so far known; grows while the guest writes.
     pub total_bytes: u64,
     pub done_bytes: u64,
+    /// Bytes that the guest sees; 0 where it is not known.
+    #[serde(default)]
+    pub virtual_bytes: u64,
     /// Whether the mirror follows the guest's writes.
     pub ready: bool,
     /// Bytes on the disk's stream, both directions.
@@ -53,6 +56,7 @@ impl DiskProgress {
         Self {
             name: name.into(),
             total_bytes: virtual_size,
+            virtual_bytes: virtual_size,
             allocated_bytes: allocated,
             left_bytes: Some(allocated.unwrap_or(virtual_size)),
             ..Self::default()

@@ -13,7 +13,7 @@ use super::stall::Stall;
 use super::state::Source;
 use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Export, Way};
 use crate::migrate::transfer::disk::mirror::{self, Mirror};
-use crate::qemu::{COMMAND_DEADLINE, Command, QueryBlockJobs, QueryJobs, names};
+use crate::qemu::{Abilities, COMMAND_DEADLINE, Command, QueryBlockJobs, QueryJobs, names};
 
 /// The guest stands still while QEMU's main loop does: for so long at most without a byte on any stream.
 const STANDSTILL_MAX: Duration = Duration::from_secs(10);
@@ -50,6 +50,7 @@ pub(crate) async fn start_more(source: &mut Source) -> Result<(), Failure> {
     for job in whole_copies(source) {
         rest(source, &job).await?;
     }
+    let can_skip = can_skip_zeroes(source).await?;
     while let Some(DiskPlan { disk, target, way }) = source.copy.next_to_begin(at_once).cloned() {
         let Some(export) = target else {
             return Err(Failure::Destination(format!("disk {} is not part of its grant", disk.name)));
@@ -58,12 +59,22 @@ pub(crate) async fn start_more(source: &mut Source) -> Result<(), Failure> {
             Way::Changes => start_delta(source, &disk, &export).await?,
             Way::Whole => {
                 follow(source, &disk).await?;
-                start_mirror(source, &disk, &export).await?;
+                start_mirror(source, &disk, &export, can_skip).await?;
                 source.copy.unready.push(names::job_id(&disk.name));
             }
         }
     }
     resume(source).await
+}
+
+/// Whether the source's QEMU can be told that a target reads as zeroes; not asked where none does.
+async fn can_skip_zeroes(source: &Source) -> Result<bool, Failure> {
+    let targets = source.copy.plan.disks.iter().filter_map(|plan| plan.target.as_ref());
+    if !targets.into_iter().any(|target| target.is_fresh) {
+        return Ok(false);
+    }
+    let qmp = &source.guest.qmp;
+    Ok(source.reconnect_policy().ask(|| Abilities::ask(qmp)).await?.mirror_target_is_zero)
 }
 
 /// The jobs of the whole copies that are under way.
@@ -149,7 +160,12 @@ async fn is_finished(source: &Source, id: &str) -> Result<bool, Failure> {
     }
 }
 
-async fn start_mirror(source: &mut Source, disk: &CopiedDisk, export: &Export) -> Result<(), Failure> {
+async fn start_mirror(
+    source: &mut Source,
+    disk: &CopiedDisk,
+    export: &Export,
+    can_skip: bool,
+) -> Result<(), Failure> {
     let theirs = start_disk_stream(source, disk, export).await?;
     let mirror = Mirror::of(disk);
     for undo in mirror.undo() {
@@ -157,7 +173,7 @@ async fn start_mirror(source: &mut Source, disk: &CopiedDisk, export: &Export) -
     }
     source.guest.qmp.getfd(&mirror.fd, theirs).await?;
     at_a_standstill(source, mirror.add(&export.export)).await?;
-    at_a_standstill(source, mirror.begin()).await?;
+    at_a_standstill(source, mirror.begin(export, can_skip)).await?;
     rest(source, &mirror.job).await
 }
 

@@ -360,6 +360,13 @@ pub struct BlockdevMirror {
     /// Bytes per second; none is no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub speed: Option<u64>,
+    /// The least that is copied, in bytes: a power of two; QEMU's choice is 64 KiB at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub granularity: Option<u32>,
+    /// The target reads as zeroes: none are written.
+    /// Only if [`Abilities::mirror_target_is_zero`](crate::qemu::Abilities::mirror_target_is_zero).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub target_is_zero: bool,
 }
 
 impl BlockdevMirror {
@@ -375,6 +382,8 @@ impl BlockdevMirror {
             on_source_error: BlockdevOnError::Report,
             on_target_error: BlockdevOnError::Report,
             speed: None,
+            granularity: None,
+            target_is_zero: false,
         }
     }
 }

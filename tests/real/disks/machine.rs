@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -90,26 +91,34 @@ impl Place {
         wait_for("the storage daemon", SHORT, || Ok(socket.exists().then_some(())))
     }
 
+    /// The words that every QEMU gets besides.
+    fn all_words(&self, words: &[String], incoming: bool) -> Vec<String> {
+        let fixed =
+            "-S -machine pc-q35-7.2 -accel tcg -cpu qemu64 -m 64 -nodefaults -no-user-config -display none";
+        let mut all: Vec<String> = fixed.split(' ').map(str::to_owned).collect();
+        for monitor in ["agent", "test"] {
+            let path = self.file(&format!("{monitor}.qmp"));
+            let chardev = format!("socket,id={monitor},path={},server=on,wait=off", path.display());
+            all.extend([
+                "-chardev".into(),
+                chardev,
+                "-mon".into(),
+                format!("chardev={monitor},mode=control"),
+            ]);
+        }
+        if incoming {
+            all.extend(["-incoming".into(), "defer".into()]);
+        }
+        all.extend_from_slice(words);
+        all
+    }
+
     /// Starts QEMU with these words.
     pub(super) fn start(&self, words: &[String], incoming: bool) -> Result<Machine> {
         let log = fs::File::create(self.file("qemu.log"))?;
         let mut command = self.host.command(self.paths.qemu(self.version, "qemu-system-x86_64"));
-        command.args(
-            "-S -machine pc-q35-7.2 -accel tcg -cpu qemu64 -m 64 -nodefaults -no-user-config -display none"
-                .split(' '),
-        );
-        for monitor in ["agent", "test"] {
-            let path = self.file(&format!("{monitor}.qmp"));
-            command.args([
-                "-chardev",
-                &format!("socket,id={monitor},path={},server=on,wait=off", path.display()),
-            ]);
-            command.args(["-mon", &format!("chardev={monitor},mode=control")]);
-        }
-        if incoming {
-            command.args(["-incoming", "defer"]);
-        }
-        command.args(words).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.args(self.all_words(words, incoming));
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut machine = Machine { child: command.spawn()?, dir: self.dir.clone() };
         machine.wait_up()?;
         if !incoming {
@@ -119,6 +128,26 @@ impl Place {
             qmp.query("stop")?;
         }
         Ok(machine)
+    }
+
+    /// Has the agent start QEMU with these words when a guest comes.
+    pub(super) fn will_start(&self, words: &[String]) -> Result<()> {
+        let program = self.paths.qemu(self.version, "qemu-system-x86_64");
+        let words: Vec<String> = self.all_words(words, true).iter().map(|word| format!("'{word}'")).collect();
+        crate::support::vm::write_script(
+            &self.file("start"),
+            &format!("#!/bin/sh\nexec '{}' {}", program.display(), words.join(" ")),
+        )
+    }
+
+    /// Ends the QEMU that the agent has started and that has the guest, which is paused.
+    pub(super) fn quit_started(&self) -> Result<()> {
+        let monitor = self.file("test.qmp");
+        let mut qmp = Qmp::connect(&monitor)?;
+        ensure!(qmp.status()? == "paused", "the guest was paused");
+        let _ = qmp.query("quit");
+        drop(qmp);
+        wait_for("the end of QEMU", SHORT, || Ok(UnixStream::connect(&monitor).is_err().then_some(())))
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::migrate::journal::Undo;
-use crate::migrate::model::plan::CopiedDisk;
+use crate::migrate::model::plan::{CopiedDisk, Export};
 use crate::qemu::{
     BlockJobCancel, BlockdevAdd, BlockdevMirror, JobDismiss, JobPause, JobResume, MirrorSyncMode, Qmp,
     QmpError, QueryJobs, names,
@@ -23,6 +23,12 @@ use crate::qemu::{
 const CONCLUDE_DEADLINE: Duration = Duration::from_secs(10);
 /// Between two looks at it.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Of a file system's blocks.
+const GRANULARITY_BYTES_MIN: u64 = 4096;
+/// What QEMU chooses by itself for an image without clusters.
+const GRANULARITY_BYTES_QEMU: u32 = 64 * 1024;
+/// QEMU keeps two bits for each part of a disk: 16 MiB for so many.
+const PARTS_MAX: u64 = 1 << 26;
 
 /// Why a mirror did not end as it should.
 #[derive(Debug)]
@@ -63,10 +69,19 @@ impl<'a> Mirror<'a> {
         BlockdevAdd::nbd_on_fd(&self.node, &self.fd, export)
     }
 
-    /// Begins to copy to that node.
-    pub(crate) fn begin(&self) -> BlockdevMirror {
-        BlockdevMirror::new(&self.job, &self.disk.node_name, &self.node, MirrorSyncMode::Full)
+    /// Begins to copy to that node. `can_skip`: this QEMU can be told that the target reads as zeroes.
+    pub(crate) fn begin(&self, export: &Export, can_skip: bool) -> BlockdevMirror {
+        let mirror = BlockdevMirror::new(&self.job, &self.disk.node_name, &self.node, MirrorSyncMode::Full);
+        let granularity = export.is_fresh.then(|| granularity(self.disk.virtual_size)).flatten();
+        BlockdevMirror { granularity, target_is_zero: export.is_fresh && can_skip, ..mirror }
     }
+}
+
+/// The least that is copied to a fresh image: what is a hole at the source stays one there if it is no smaller.
+/// None where QEMU's own choice is as good.
+fn granularity(size: u64) -> Option<u32> {
+    let wanted = size.div_ceil(PARTS_MAX).next_power_of_two().max(GRANULARITY_BYTES_MIN);
+    u32::try_from(wanted).ok().filter(|wanted| *wanted < GRANULARITY_BYTES_QEMU)
 }
 
 /// Makes a mirror wait for the others to begin. False when it is over.
@@ -120,4 +135,31 @@ pub(crate) async fn dismiss(qmp: &Qmp, disks: impl Iterator<Item = String>) -> R
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_fresh_target_is_called_empty_and_only_where_qemu_knows_the_word() {
+        let disk = CopiedDisk { name: "vda".into(), node_name: "n".into(), virtual_size: 1 << 30 };
+        let began = |is_fresh, can_skip| {
+            let export = Export { disk: "vda".into(), export: "vda".into(), channel: 1, is_fresh };
+            serde_json::to_value(Mirror::of(&disk).begin(&export, can_skip)).unwrap()
+        };
+        let skips = |is_fresh, can_skip| began(is_fresh, can_skip).get("target-is-zero").cloned();
+        assert_eq!(skips(true, true), Some(true.into()));
+        assert_eq!([skips(true, false), skips(false, true), skips(false, false)], [None, None, None]);
+        assert_eq!(began(true, false)["granularity"], 4096);
+        assert!(began(false, true).get("granularity").is_none());
+    }
+
+    #[test]
+    fn what_qemu_remembers_of_a_disk_stays_small() {
+        let of_gib = |gib: u64| granularity(gib << 30);
+        assert_eq!([of_gib(1), of_gib(256), of_gib(257)], [Some(4096), Some(4096), Some(8192)]);
+        assert_eq!([of_gib(2048), of_gib(4096), of_gib(1 << 30)], [Some(32768), None, None]);
+    }
 }

@@ -1,0 +1,130 @@
+//! What is thin at the source is so at the destination, and nothing is sent for what is not there. Judged by
+//! the link's own counter and by the blocks of the destination's images.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::Stage;
+use super::machine::{Machine, blockdev, device, raw};
+use crate::faults::Migration;
+use crate::support::process::{LONG, run, wait_for};
+use crate::support::{Lab, Paths, Version, with_lab};
+
+const MIB: u64 = 1 << 20;
+const THIN_BYTES: u64 = 4096 * MIB;
+/// Of it, what is in large pieces.
+const LARGE_BYTES: u64 = 32 * MIB;
+/// How many pieces of 4 KiB there are besides, with holes between them.
+const SMALL: u64 = 2048;
+const SMALL_BYTES: u64 = 4096;
+const SMALL_EVERY: u64 = 64 * 1024;
+const DATA_BYTES: u64 = LARGE_BYTES + SMALL * SMALL_BYTES;
+/// What the guest writes zeroes over after it was copied.
+const ZEROED_BYTES: u64 = MIB;
+
+/// Disks of these images, by their extensions.
+fn disks(files: &[PathBuf]) -> Vec<String> {
+    let one = |(n, file): (usize, &PathBuf)| {
+        let mut node = raw(&format!("n{n}"), file);
+        node["driver"] = json!(file.extension().and_then(|e| e.to_str()).unwrap_or("raw"));
+        [blockdev(&node), device(&format!("virtio-blk-pci,id=disk{n},addr={},drive=n{n}", n + 5))].concat()
+    };
+    files.iter().enumerate().flat_map(one).collect()
+}
+
+/// Writes what no part of is zeroes.
+fn write(file: &Path) -> Result<()> {
+    let file = fs::OpenOptions::new().write(true).open(file)?;
+    let bytes: Vec<u8> = (0..LARGE_BYTES / 4).map(|n| (n % 251) as u8 + 1).collect();
+    (0..4_u64).try_for_each(|part| file.write_all_at(&bytes, part * (THIN_BYTES / 8)))?;
+    let small = |n: u64| THIN_BYTES / 2 + n * SMALL_EVERY + SMALL_BYTES;
+    Ok((0..SMALL).try_for_each(|n| file.write_all_at(&bytes[..SMALL_BYTES as usize], small(n)))?)
+}
+
+/// Does it as the guest would.
+fn io(machine: &Machine, disk: usize, command: &str) -> Result<()> {
+    let line = format!("qemu-io -d /machine/peripheral/disk{disk}/virtio-backend \"{command}\"");
+    let told = machine.qmp()?.execute("human-monitor-command", json!({"command-line": line}))?;
+    ensure!(!told.to_string().to_lowercase().contains("fail"), "{command}: {told}");
+    Ok(())
+}
+
+fn allocated(file: &Path) -> Result<u64> {
+    Ok(fs::metadata(file)?.blocks() * 512)
+}
+
+fn same(paths: &Paths, ours: &Path, theirs: &Path) -> Result<()> {
+    run(paths.qemu_img().args(["compare", "-q"]).arg(ours).arg(theirs), LONG).map(drop)
+}
+
+fn what_is_thin_stays_thin(lab: &Lab, stage: &Stage, version: Version) -> Result<()> {
+    let [source, target] = stage.places(lab, "thin", version)?;
+    let image = |format: &str, name: &str| source.create(format, "", name, THIN_BYTES);
+    let ours = [image("raw", "0.raw")?, image("qcow2", "1.qcow2")?];
+    let theirs = [target.file("disk0.raw"), target.file("disk1.raw")];
+    write(&ours[0])?;
+    let at_source = source.start(&disks(&ours), false)?;
+    target.will_start(&disks(&theirs))?;
+    let before = stage.net.alpha.sent_bytes()?;
+    let slowly = ["--limit", "2MiB/s", "--keep-source"];
+    let migration = Migration::begin(&stage.alpha, "thin", "bravo", &slowly)?;
+    wait_for("the first piece at the destination", LONG, || {
+        let is_there = theirs[0].exists() && allocated(&theirs[0])? > ZEROED_BYTES;
+        Ok(is_there.then_some(()))
+    })?;
+    io(&at_source, 0, &format!("write -z -u 0 {ZEROED_BYTES}"))?;
+    let limited = stage.alpha.vmferry(&["limit", "thin", "--rate", "none"])?;
+    ensure!(limited.code == 0, "{limited:?}");
+    let last = migration.ended(&stage.alpha)?;
+    ensure!(last["outcome"]["result"] == "moved", "{last}");
+    let (sent, most) = (stage.net.alpha.sent_bytes()? - before, DATA_BYTES * 105 / 100);
+    ensure!(sent <= most, "{sent} bytes were sent, at most {most} for {DATA_BYTES} of data");
+    let (disk, occupied) = (&last["disks"][0], last["disks"][0]["allocated_bytes"].as_u64());
+    let is_about = occupied.is_some_and(|bytes| (DATA_BYTES..DATA_BYTES + MIB).contains(&bytes));
+    ensure!(disk["virtual_bytes"] == THIN_BYTES && is_about, "{last}");
+    at_source.quit()?;
+    target.quit_started()?;
+    let there = allocated(&theirs[0])?;
+    // What the file system itself needs for so many pieces.
+    let most = DATA_BYTES - ZEROED_BYTES + MIB;
+    ensure!(there <= most, "{there} bytes are occupied at the destination, at most {most} are data");
+    ensure!(allocated(&theirs[1])? <= MIB, "nothing of the other disk was data");
+    ours.iter().zip(&theirs).try_for_each(|(ours, theirs)| same(&lab.paths, ours, theirs))
+}
+
+/// So many bytes that nobody has written to.
+fn nothing_is_sent_for_nothing(lab: &Lab, stage: &Stage, version: Version, bytes: u64) -> Result<()> {
+    let [source, target] = stage.places(lab, "nothing", version)?;
+    let theirs = target.file("disk0.raw");
+    let at_source = source.start(&disks(&[source.create("raw", "", "0.raw", bytes)?]), false)?;
+    target.will_start(&disks(std::slice::from_ref(&theirs)))?;
+    let before = stage.net.alpha.sent_bytes()?;
+    let (code, last) = stage.migrate("nothing", &[])?;
+    ensure!(code == 0 && last["outcome"]["result"] == "moved", "{last}");
+    let (sent, most) = (stage.net.alpha.sent_bytes()? - before, MIB + 8 * (bytes >> 20));
+    ensure!(sent <= most && allocated(&theirs)? <= MIB, "{sent} bytes were sent for nothing, at most {most}");
+    at_source.quit()?;
+    target.quit_started()
+}
+
+fn both(name: &str, version: Version, nothing_bytes: u64) -> Result<()> {
+    with_lab(name, |lab| {
+        let stage = Stage::set_up_with(lab, &["thin", "nothing"], Some(""))?;
+        what_is_thin_stays_thin(lab, &stage, version)?;
+        nothing_is_sent_for_nothing(lab, &stage, version, nothing_bytes)
+    })
+}
+
+#[test]
+fn what_is_thin_stays_thin_on_qemu_10() -> Result<()> {
+    both("what_is_thin_stays_thin_on_qemu_10", Version::V10, 1 << 40)
+}
+
+#[test]
+fn what_is_thin_stays_thin_on_qemu_7_2() -> Result<()> {
+    both("what_is_thin_stays_thin_on_qemu_7_2", Version::V72, 1 << 37)
+}
