@@ -11,6 +11,7 @@
 #   make attacks  what attacks cost honest streams, on a quiet machine: docs/security.md
 #   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n CHAOS_STAGES=n
 #   make libvirt   libvirt's own migrations, every option and many faults, about 25 minutes       T=name: only that test
+#   make fleet     a host with eight guests emptied while a peer and the agent fail: docs/drain.md
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
 #   make packages  the .deb and the .rpm in target/packages, judged by lintian, and lived through under a real systemd: install,
 #                  move, upgrade in mid-migration, remove, purge: deploy/README.md
@@ -24,7 +25,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: book demo demo-end test lint format dependencies model fuzz judges attacks chaos libvirt bench bench-libvirt packages sbom setup fetch tools clean-lab
+.PHONY: book demo demo-end test lint format dependencies model fuzz judges attacks chaos libvirt fleet bench bench-libvirt packages sbom setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -113,6 +114,10 @@ libvirt: setup
 	tests/setup/relays.sh
 	tests/setup/libvirt11.sh
 	cargo test $(LOCKED) --test libvirt -- --include-ignored --test-threads=1 $(T)
+
+fleet: setup
+	$(call step,a host with eight guests is emptied: docs/drain.md)
+	cargo test $(LOCKED) --test real -- --ignored --test-threads=1 drain::
 
 bench: setup
 	$(call step,two agents against plain copies and what people use; real QEMUs against their own TLS: bench/RESULTS.md)

@@ -77,6 +77,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "api",
             "audit",
             "config",
+            "drain",
             "error_chain",
             "forward",
             "libvirt",
@@ -89,6 +90,7 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "agent::handoff",
         &[
+            "agent::draining",
             "agent::journals",
             "agent::limits",
             "agent::registry",
@@ -110,6 +112,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "config::LocalSocket",
             "config::SocketMode",
             "config::TargetName",
+            "drain",
             "forward",
             "libvirt",
             "migrate::DiskChoice",
@@ -133,6 +136,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "metrics",
         &[
             "audit",
+            "drain",
             "forward",
             "libvirt::Ended",
             "libvirt::Role",
@@ -214,6 +218,8 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("migrate::journal", &["migrate::handover", "migrate::model", "qemu"]),
+    // What is moved when: it knows how a migration is asked for, and no migration.
+    ("drain", &["config::glob_matches", "migrate::Options"]),
     // Beside `migrate`; neither knows the other.
     ("forward", &["config", "error_chain", "mux", "net", "printable", "rate", "weight"]),
     // Migrations that libvirt makes itself: nothing of ours.

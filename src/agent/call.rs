@@ -16,6 +16,11 @@ pub(super) enum Call {
     LookAtRecovery,
     ListLibvirt,
     FollowLibvirt,
+    ShowDrain,
+    FollowDrain,
+    Drain,
+    PlanDrain,
+    CancelDrain,
     Check,
     Migrate,
     Cancel,
@@ -45,7 +50,9 @@ impl Call {
             | Self::ListForwards
             | Self::LookAtRecovery
             | Self::ListLibvirt
-            | Self::FollowLibvirt => Action::View,
+            | Self::FollowLibvirt
+            | Self::ShowDrain
+            | Self::FollowDrain => Action::View,
             Self::Check
             | Self::Migrate
             | Self::Cancel
@@ -57,7 +64,10 @@ impl Call {
             | Self::EndLibvirt
             | Self::Recover
             | Self::AddForward
-            | Self::EndForward => Action::Operate,
+            | Self::EndForward
+            | Self::Drain
+            | Self::PlanDrain
+            | Self::CancelDrain => Action::Operate,
             Self::Force => Action::Administer,
         }
     }
@@ -88,6 +98,11 @@ impl Call {
             Self::Recover => "recover",
             Self::AddForward => "add-forward",
             Self::EndForward => "end-forward",
+            Self::ShowDrain => "show-drain",
+            Self::FollowDrain => "follow-drain",
+            Self::Drain => "drain",
+            Self::PlanDrain => "plan-drain",
+            Self::CancelDrain => "cancel-drain",
             Self::Force => "force",
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! start ─► handoff, listen, certificates, journals, sessions, signals, stop
-//!                      └─► routes ─► gate ─► call, caller; status, limits
+//!                      └─► routes ─► gate ─► call, caller; status, limits, draining
 //! observe, all of them ─► running: the Agent ─► registry, limits, vm_states, journals_read, refusals
 //! ```
 
@@ -10,6 +10,8 @@ mod call;
 mod caller;
 mod certificates;
 mod confine;
+mod drain_routes;
+mod draining;
 mod gate;
 mod handoff;
 mod http;

@@ -29,6 +29,7 @@ impl Agent {
         for role in [LibvirtRole::Source, LibvirtRole::Destination] {
             self.metrics.libvirt.set_active(role, self.libvirt.active(role));
         }
+        self.metrics.drain.set(self.draining.now().map(|shown| shown.drain).as_ref());
         self.count().await;
         self.metrics.text()
     }

@@ -80,7 +80,7 @@ pub(super) fn router(agent: Arc<Agent>) -> Gate {
 }
 
 /// What is served: these routes and others, for bodies within their limits.
-pub(super) fn served(gates: [Gate; 2]) -> Router {
+pub(super) fn served<const N: usize>(gates: [Gate; N]) -> Router {
     let all = gates.into_iter().fold(Router::new(), |all, gate| all.merge(gate.open()));
     all.fallback(|| async {
         Refusal::new(

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::confine::Confinement;
+use super::draining::Draining;
 use super::journals_read::JournalsRead;
 use super::limits::PeerLimits;
 use super::refusals::Refusals;
@@ -45,6 +46,8 @@ pub(super) struct Agent {
     pub(super) stopping: CancellationToken,
     pub(super) peer_limits: PeerLimits,
     pub(super) vm_states: VmStates,
+    /// Whether this host is being emptied.
+    pub(super) draining: Draining,
     pub(super) refusals: Refusals,
     pub(super) journals_read: JournalsRead,
     /// Where its configuration came from; a reload reads the `[tls]` of it again.
@@ -65,6 +68,7 @@ impl Agent {
         let stopping = CancellationToken::new();
         let host = Arc::new(Host::new(config, identity, pool, stopping.clone(), audit));
         let forwards = Arc::new(Forwards::new(&host.config, Arc::clone(&host.pool)));
+        let draining = Draining::new(&host.config.state_dir);
         let pool = Arc::clone(&host.pool);
         let libvirt = Libvirt::new(&host.config, host.identity.clone(), pool, Arc::clone(&forwards));
         Ok(Self {
@@ -79,6 +83,7 @@ impl Agent {
             stopping,
             peer_limits: PeerLimits::default(),
             vm_states: VmStates::default(),
+            draining,
             refusals: Refusals::default(),
             journals_read: JournalsRead::default(),
             config_path: config_path.to_owned(),
@@ -88,10 +93,14 @@ impl Agent {
 
     /// Begins a migration; `None` when the agent is on its way out.
     pub(super) fn migrate(self: &Arc<Self>, request: MigrateRequest) -> Option<Progress> {
-        if self.stopping.is_cancelled() || self.host.freeze.is_on() {
+        self.migrate_as(Uuid::new_v4(), request)
+    }
+
+    /// The same, under an identity that was told before.
+    pub(super) fn migrate_as(self: &Arc<Self>, id: Uuid, request: MigrateRequest) -> Option<Progress> {
+        if self.is_leaving() {
             return None;
         }
-        let id = Uuid::new_v4();
         let identity =
             self.host.config.peers.get(&request.to).map_or(request.to.as_str(), |p| p.identity.as_str());
         let progress = Progress::new(id, &request.vm, Role::Source, identity);
@@ -107,6 +116,11 @@ impl Agent {
             agent.ended(&sink);
         });
         Some(progress.now())
+    }
+
+    /// Whether nothing new is begun: it stops, or another process is about to take over.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.stopping.is_cancelled() || self.host.freeze.is_on()
     }
 
     /// A migration as this host shows it.

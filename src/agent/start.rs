@@ -18,7 +18,7 @@ use super::confine::{Confinement, Early, confine_calls};
 use super::handoff::{self, Inherited, Kept, StartMode};
 use super::running::Agent;
 use super::signals::{Asked, Signals};
-use super::{certificates, journals, listen};
+use super::{certificates, draining, journals, listen};
 use crate::access::{Action, Who, authorize};
 use crate::audit::{self, Audit, Event};
 use crate::config::Config;
@@ -117,6 +117,8 @@ async fn serve(
     // Before anybody can ask for a migration of the same VMs.
     let taken_up = taken.iter().map(|taken| taken.journal).collect();
     let found = tokio::task::block_in_place(|| settle::find(&agent.host, &taken_up))?;
+    // Before a peer can send anything.
+    draining::find(&agent);
     // Before anything listens: who is told to stop must not be half started.
     let signals = Signals::new()?;
     let servers = TaskTracker::new();
@@ -129,6 +131,7 @@ async fn serve(
     servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
     journals::settle_all(&agent, found, timelines);
     taken.into_iter().for_each(|taken| agent.resume(taken));
+    draining::go_on(&agent);
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     keep_watchdog(&servers);
     servers.spawn(journals::end_late(Arc::clone(&agent)));

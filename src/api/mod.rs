@@ -6,6 +6,7 @@
 //! `openapi.json` describes all of it, and tests hold every answer to it.
 
 mod check;
+mod drain;
 mod forward;
 mod libvirt;
 mod limits;
@@ -31,6 +32,10 @@ pub use crate::migrate::vm_state::{Here, VmState};
 pub use crate::migrate::{DiskChoice, DisksAtOnce, DowntimeLimit, Options, Retry};
 pub use crate::rate::Rate;
 pub use check::{CheckReport, CheckRequest};
+pub use drain::{
+    AT_ONCE_MAX, DRAIN, DrainPeer, DrainPlan, DrainRequest, DrainResult, DrainStage, DrainStatus, DrainTry,
+    DrainVm, DrainVmState, PeerCheck, PlannedVm,
+};
 pub use forward::{Forward, ForwardRequest, Forwards, Target, Traffic, forward_path};
 pub use libvirt::{
     Channel, Channels, Expected, LIBVIRT, LibvirtEnd, LibvirtLook, LibvirtMigration, LibvirtRequest,

@@ -133,6 +133,18 @@ pub enum Event {
     /// This source was let begin.
     Obtained(Grant),
     Migration(Step),
+    /// This host is being emptied: it begins, moves a VM, is cancelled, ends.
+    Drain {
+        drain: Uuid,
+        step: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        vm: Option<String>,
+        /// The peer's name in the configuration.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        peer: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        migration: Option<Uuid>,
+    },
 }
 
 impl Event {

@@ -13,7 +13,8 @@ use super::complete;
 use super::join::JoinArgs;
 use super::libvirt::LibvirtCommand;
 use crate::api::{
-    Accepted, DiskChoice, DisksAtOnce, DowntimeLimit, LocalSocket, Retry, Side, TargetName, Weight,
+    AT_ONCE_MAX, Accepted, DiskChoice, DisksAtOnce, DowntimeLimit, LocalSocket, Retry, Side, TargetName,
+    Weight,
 };
 use crate::config::DEFAULT_PATH;
 use crate::rate::{Rate, RateError};
@@ -85,10 +86,13 @@ pub(super) enum Command {
     },
     /// Roll a migration back; possible until the hand-over.
     Cancel {
-        /// The migration: its id, the beginning of it, or its VM.
+        /// The migration: its id, the beginning of it, or its VM; `drain` for the drain of this host.
         #[arg(value_name = "VM|ID", add = complete::migrations())]
         migration: String,
     },
+    /// Empty this host: move all of its VMs, or those selected, to other hosts. Closing the terminal does
+    /// not stop it. Exit code 0: all moved; 1: some stay; 3: moved, but something is left to clean up; 4: undecided.
+    Drain(Box<DrainArgs>),
     /// Show what may be sent in a second, or change it while it runs.
     Limit(LimitArgs),
     /// Carry sockets of this host to peers: a program that connects here is connected there.
@@ -161,6 +165,61 @@ pub(super) struct MigrateArgs {
     #[arg(long)]
     pub(super) detach: bool,
     /// Print one line of JSON for each change.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["to", "status", "cancel"])))]
+pub(super) struct DrainArgs {
+    /// Where VMs may go, as [peer.NAME] in this host's configuration: each goes to the first of these with the
+    /// fewest on their way and a free place.
+    #[arg(long, value_name = "PEER", value_delimiter = ',', add = complete::peers())]
+    pub(super) to: Vec<String>,
+    /// Only VMs of this name, `*` for any run of characters; may be given several times.
+    #[arg(long = "vm", value_name = "PATTERN", add = complete::vms(), conflicts_with_all = ["status", "cancel"])]
+    pub(super) vms: Vec<String>,
+    /// All but VMs of this name; may be given several times.
+    #[arg(long, value_name = "PATTERN", add = complete::vms(), conflicts_with_all = ["status", "cancel"])]
+    pub(super) except: Vec<String>,
+    /// Move no more than N at once; the configuration's number by default.
+    #[arg(long, value_name = "N", conflicts_with_all = ["status", "cancel"], value_parser = clap::value_parser!(u64).range(1..=AT_ONCE_MAX as u64))]
+    pub(super) at_once: Option<u64>,
+    /// Only say what would be done: the order, where each VM would go, what `check` says. Where the destination's
+    /// agent starts QEMUs, one is started for the questions and ended again.
+    #[arg(long, conflicts_with_all = ["status", "cancel", "detach"])]
+    pub(super) dry_run: bool,
+    /// Show the drain that is under way, or the last one.
+    #[arg(long)]
+    pub(super) status: bool,
+    /// Begin nothing further, and roll back what can be.
+    #[arg(long)]
+    pub(super) cancel: bool,
+    /// Slow guests down when their RAM changes faster than it can be sent.
+    #[arg(long, conflicts_with_all = ["status", "cancel"])]
+    pub(super) auto_converge: bool,
+    /// Longest pause to plan for the rest of the RAM, in milliseconds; at most 2000000.
+    #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=DowntimeLimit::MAX_MS))]
+    pub(super) downtime_limit: u64,
+    /// Begin a VM's migration again at the same peer, up to N times, before the next peer is tried.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=i64::from(Retry::MAX)))]
+    pub(super) retry: u32,
+    /// Compress the disks on their way (zstd), for slow links.
+    #[arg(long, conflicts_with_all = ["status", "cancel"])]
+    pub(super) compress: bool,
+    /// Send no more than this in a second for each VM: 100MiB/s, 1G.
+    #[arg(long, value_name = "RATE", conflicts_with_all = ["status", "cancel"])]
+    pub(super) limit: Option<Rate>,
+    /// Refuse for warnings, too.
+    #[arg(long, conflicts_with_all = ["status", "cancel"])]
+    pub(super) strict: bool,
+    /// Go on in spite of problems of this kind (docs/check.md); may be given several times.
+    #[arg(long, value_name = "KIND", conflicts_with_all = ["status", "cancel"])]
+    pub(super) accept: Vec<Accepted>,
+    /// Begin, print the drain's id and return.
+    #[arg(long, conflicts_with_all = ["status", "cancel"])]
+    pub(super) detach: bool,
+    /// Print JSON: one line for each change.
     #[arg(long)]
     pub(super) json: bool,
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::args::{CheckArgs, Command, MigrateArgs};
 use super::client::Client;
 use super::exit_code::{EXIT_FAILED, EXIT_USAGE};
-use super::{audit, forward, libvirt, limit, pick, recover, show, vms, watch};
+use super::{audit, drain, forward, libvirt, limit, pick, recover, show, vms, watch};
 use crate::api::{
     CheckReport, CheckRequest, LIBVIRT, LibvirtMigration, MigrateRequest, Migration, Options, Severity,
     Status, VmState, migration_path,
@@ -25,6 +25,7 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
         Command::Status { what: Some(what), json } => status_of(&client, &what, json).await,
         Command::Watch { what, json } => watch_any(&client, &what, json).await,
         Command::Cancel { migration } => cancel(&client, &migration).await,
+        Command::Drain(args) => drain::run(&client, *args).await,
         Command::Limit(args) => limit::run(&client, args).await,
         Command::Forward(command) => forward::run(&client, command).await,
         Command::Audit(args) => audit::run(socket, args).await,
@@ -145,7 +146,11 @@ async fn status_of(client: &Client, wanted: &str, json: bool) -> anyhow::Result<
 }
 
 async fn cancel(client: &Client, wanted: &str) -> anyhow::Result<ExitCode> {
-    let id = pick::migration(client, wanted).await?;
+    let id = match pick::migration(client, wanted).await {
+        // A VM of that name goes first.
+        Err(_) if wanted == "drain" => return drain::cancel(client).await,
+        picked => picked?,
+    };
     client.cancel(id).await?;
     println!("{id} is being rolled back; `vmferry watch {id}` shows its end");
     Ok(ExitCode::SUCCESS)

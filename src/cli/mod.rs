@@ -6,6 +6,7 @@ pub mod certs;
 mod client;
 mod commands;
 mod complete;
+mod drain;
 mod exit_code;
 mod forward;
 mod join;

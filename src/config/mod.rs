@@ -7,6 +7,7 @@
 mod api;
 mod create;
 mod deadlines;
+mod drain;
 mod forward;
 mod libvirt;
 mod peer;
@@ -25,6 +26,7 @@ use crate::net::naming::TrustDomain;
 pub use api::ApiConfig;
 pub use create::{CreateConfig, CreateFormat, Preallocation};
 pub use deadlines::{Deadlines, HOOK_S_MAX};
+pub use drain::DrainConfig;
 pub use forward::{
     ForwardConfig, LocalSocket, ModeError, NameError, SOCKET_PATH_BYTES_MAX, SocketError, SocketMode,
     TARGET_BYTES_MAX, TargetConfig, TargetName, TargetPattern,
@@ -94,6 +96,9 @@ pub struct Config {
     /// How much of the audit record is kept.
     #[serde(default)]
     pub audit: AuditConfig,
+    /// How many VMs leave at once when this host is emptied.
+    #[serde(default)]
+    pub drain: DrainConfig,
     /// What peers may be connected to on this host, by name.
     #[serde(default, rename = "target")]
     pub targets: BTreeMap<String, TargetConfig>,
@@ -280,6 +285,7 @@ impl Config {
             target.check(name, &self.peers)?;
         }
         self.api.check()?;
+        self.drain.check()?;
         if self.audit.files < 2 {
             return Err(("audit.files".into(), "at least 2: one that is written, and the one before".into()));
         }
@@ -385,6 +391,8 @@ start = { command = ["start", "web1"] }
             (GOOD.replace("receive = [\"web*\"]", "lanes = 9"), "peer.bravo.lanes"),
             (format!("{GOOD}\n[api]\nview = [\"\"]\n"), "api.view: a group has a name"),
             (format!("{GOOD}\n[audit]\nfiles = 1\n"), "audit.files: at least 2"),
+            (format!("{GOOD}\n[drain]\nat_once = 0\n"), "drain.at_once: 0 is outside 1–64"),
+            (format!("{GOOD}\n[drain]\nat_once_per_peer = 65\n"), "drain.at_once_per_peer: 65 is"),
             (GOOD.replace("ca = \"ca-cert.pem\"\n", ""), "missing field `ca`"),
             (GOOD.replace("[tls]", "[tls]\ntrust_domain = \"*.corp\""), "can't be a trust domain"),
             (GOOD.replace("/run/qemu", &"/long".repeat(20)), "vm.web1.qmp: a socket's path has at most 107"),

@@ -2,6 +2,7 @@
 //! addresses or a peer's words. What is counted goes on over a planned restart.
 
 mod audit;
+mod drain;
 mod expiry;
 mod forward;
 mod host;
@@ -20,6 +21,7 @@ use prometheus::{Encoder, Error, IntCounterVec, IntGaugeVec, TextEncoder};
 
 use crate::audit::Figures;
 use audit::AuditMetrics;
+pub use drain::DrainMetrics;
 pub use expiry::ExpiryMetrics;
 pub use forward::ForwardMetrics;
 pub use host::HostMetrics;
@@ -38,6 +40,7 @@ pub struct Metrics {
     pub libvirt: LibvirtMetrics,
     pub sessions: SessionMetrics,
     pub forward: ForwardMetrics,
+    pub drain: DrainMetrics,
     audit: AuditMetrics,
     api_refusals: IntCounterVec,
     sandbox: IntGaugeVec,
@@ -59,6 +62,7 @@ impl Metrics {
             libvirt: LibvirtMetrics::new(&register)?,
             sessions: SessionMetrics::new(&register)?,
             forward: ForwardMetrics::new(&register)?,
+            drain: DrainMetrics::new(&register)?,
             audit: AuditMetrics::new(&register)?,
             api_refusals: register.counter(
                 "api_refusals_total",

@@ -30,14 +30,15 @@ const LABELS: &[(&str, &str)] = &[
     (
         "result",
         "`moved`, `failed`, `cancelled`, `undecided`; of libvirt's own migrations `moved`, `failed`, `bypassed`, \
-         `unknown`",
+         `unknown`. Of drains `moved`, `left`, `incomplete`, `cancelled`, `undecided`",
     ),
     ("role", "of this host: `source`, `destination`"),
     ("side", "`forward` where programs of this host connect, `target` where peers are connected"),
     (
         "state",
         "`runs`, `holds` (a guest that does not run), `not_begun`, `waits` (for a migration), `receives`, `spent`, \
-         `given_away`, `no_qemu`, `in_migration`, `unknown`",
+         `given_away`, `no_qemu`, `in_migration`, `unknown`. Of a drain's VMs: `waiting`, `busy`, `moving`, `moved`, \
+         `undecided`, `stays`",
     ),
     ("stream", "`disk` (all disks together), `ram`"),
     ("version", "of the agent"),

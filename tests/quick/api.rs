@@ -1,6 +1,7 @@
 //! The local API against its own description: every route is described, every described route
 //! answers, and live answers carry exactly the documented fields. Needs no QEMU and no root.
 
+pub(crate) mod drained;
 pub(crate) mod schema;
 mod settled;
 
@@ -137,8 +138,11 @@ fn an_agent_with_many_old_journals_starts_and_answers_soon() {
 
 #[test]
 fn every_route_is_described_and_no_other() {
-    let source =
-        concat!(include_str!("../../src/agent/routes.rs"), include_str!("../../src/agent/libvirt_routes.rs"));
+    let source = concat!(
+        include_str!("../../src/agent/routes.rs"),
+        include_str!("../../src/agent/libvirt_routes.rs"),
+        include_str!("../../src/agent/drain_routes.rs")
+    );
     let paths = source.split(".route(Call::").skip(1).map(|r| r.split('"').nth(1).unwrap().to_owned());
     let mut routes: Vec<String> = paths.collect();
     routes.sort();
@@ -215,6 +219,17 @@ fn live_answers_are_as_described() {
         ("POST", "/v1/recover/{id}", format!("/v1/recover/{id}"), Some(r#"{"force":"up"}"#), 422),
         ("POST", "/v1/recover/{id}", format!("/v1/recover/{id}"), Some(r#"{"force":"here","until":1}"#), 409),
         ("POST", "/v1/recover/{id}", "/v1/recover/x".into(), Some(r#"{"force":"here"}"#), 400),
+        ("GET", "/v1/drain", "/v1/drain".into(), None, 404),
+        ("GET", "/v1/drain/events", "/v1/drain/events".into(), None, 404),
+        ("POST", "/v1/drain/cancel", "/v1/drain/cancel".into(), None, 404),
+        ("POST", "/v1/drain", "/v1/drain".into(), Some(r#"{"to":["nobody"]}"#), 404),
+        ("POST", "/v1/drain", "/v1/drain".into(), Some(r#"{"to":["bravo"],"at_once":5}"#), 400),
+        ("POST", "/v1/drain", "/v1/drain".into(), Some(r#"{"to":[]}"#), 422),
+        ("POST", "/v1/drain/plan", "/v1/drain/plan".into(), Some(r#"{"to":["bravo"]}"#), 200),
+        ("POST", "/v1/drain/plan", "/v1/drain/plan".into(), Some(r#"{"to":["bravo"],"at_once":65}"#), 422),
+        ("POST", "/v1/drain", "/v1/drain".into(), Some(r#"{"to":["bravo"],"vms":["web*"]}"#), 201),
+        ("GET", "/v1/drain/events", "/v1/drain/events".into(), None, 200),
+        ("GET", "/v1/drain", "/v1/drain".into(), None, 200),
         ("GET", "/v1/libvirt", "/v1/libvirt".into(), None, 200),
         (
             "POST",

@@ -13,6 +13,7 @@ mod chaos;
 mod check;
 mod compress;
 mod disks;
+mod drain;
 mod failures;
 mod grants;
 mod judge;

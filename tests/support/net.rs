@@ -175,6 +175,21 @@ impl Net {
         Ok(Self { alpha, bravo })
     }
 
+    /// A third host, "charlie", that has a link to alpha alone. The lab's janitor removes it.
+    pub fn third(&self, lab_dir: &Path) -> Result<Host> {
+        const SECOND_LINK: &str = "link1";
+        let prefix = self.alpha.namespace.strip_suffix("alpha").unwrap_or_default();
+        let mut charlie = make_host(lab_dir, prefix, "charlie", 3)?;
+        (charlie.v4, charlie.v6) = ("10.78.0.2".to_owned(), "fd78::2".to_owned());
+        let peer = ["type", "veth", "peer", "name", LINK, "netns", &charlie.namespace];
+        let of_alpha = ["link", "add", SECOND_LINK, "netns", &self.alpha.namespace];
+        run(Command::new("ip").args(of_alpha).args(peer), SHORT)?;
+        charlie.set_up()?;
+        self.alpha.ip(&["addr", "add", "10.78.0.1/24", "dev", SECOND_LINK])?;
+        self.alpha.ip(&["link", "set", SECOND_LINK, "up"])?;
+        Ok(charlie)
+    }
+
     /// From now on only TCP to `port`, opened in the ways given, crosses the link; the rest is
     /// dropped without an answer and counted.
     pub fn only_port(&self, port: u16, ways: &[Way]) -> Result<()> {

@@ -13,6 +13,7 @@ mod transport;
 
 use std::sync::Arc;
 
+use super::draining;
 use super::journals::settle_abandoned;
 use super::running::Agent;
 use crate::config::Config;
@@ -153,5 +154,6 @@ async fn hand_off(agent: &Arc<Agent>, send: impl AsyncFnOnce(&Package) -> anyhow
     let taken_up = taken.iter().map(|taken| taken.journal).collect();
     taken.into_iter().for_each(|taken| agent.resume(taken));
     settle_abandoned(agent, &taken_up);
+    draining::go_on(agent);
     false
 }

@@ -14,6 +14,7 @@ pub(crate) mod reservations;
 pub mod vm_state;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -33,7 +34,7 @@ use super::model::problem::{Problem, ProblemKind};
 use super::protocol::message::Offer;
 use crate::access::{Action, Denied, Who, authorize};
 use crate::audit::Audit;
-use crate::config::{Config, VmConfig};
+use crate::config::{Config, PeerConfig, VmConfig};
 use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 
@@ -55,6 +56,8 @@ pub struct Host {
     pub(crate) freeze: Freeze,
     pub audit: Audit,
     pub refusals: Refusals,
+    /// It is being emptied: no VM is received.
+    draining: AtomicBool,
 }
 
 impl Host {
@@ -78,6 +81,7 @@ impl Host {
             freeze: Freeze::new(),
             audit,
             refusals: Refusals::default(),
+            draining: AtomicBool::new(false),
             config,
             identity,
             pool,
@@ -93,6 +97,11 @@ impl Host {
     /// The VM's configuration, for this host's own operators.
     pub(crate) fn vm(&self, name: &str, side: &str) -> Result<&VmConfig, Problem> {
         self.config.vms.get(name).ok_or_else(|| self.no_vm(name, side, self.config.vms.keys()))
+    }
+
+    /// A peer by its name in the configuration, for this host's own operators.
+    pub fn find_peer(&self, name: &str) -> Result<&PeerConfig, Problem> {
+        self.peers.find(name)
     }
 
     /// A peer, as somebody who asks for something.
@@ -118,8 +127,26 @@ impl Host {
         self.audit.refused(peer.as_str(), &reason.label().replace('_', "-"), what);
     }
 
-    /// What keeps an offer of this peer from being looked at: something in it is not understood, or it is too large.
+    /// From now on VMs are received, or none is; what is on its way comes all the same.
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::SeqCst);
+    }
+
+    /// Whether it is being emptied.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// What keeps an offer of this peer from being looked at: this host is being emptied, something in the offer is
+    /// not understood, or it is too large.
     pub(crate) fn not_acceptable(&self, peer: &Identity, offer: &Offer) -> Option<Problem> {
+        if self.is_draining() {
+            self.refused(peer, Reason::Draining, || format!("VM {}", offer.vm));
+            let text = format!("{} is being emptied and takes no VM", self.identity);
+            let remedy =
+                "choose another host, or wait: `vmferry drain --status` there says when it has ended";
+            return Some(Problem::new(ProblemKind::Draining, text, remedy));
+        }
         if let Some(needed) = offer.needs.first() {
             self.refused(peer, Reason::NotUnderstood, || format!("an offer that needs \"{needed}\""));
             let text =

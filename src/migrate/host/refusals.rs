@@ -23,6 +23,8 @@ pub enum Reason {
     NotPermitted,
     /// It may, but not so much at once or in all.
     Quota,
+    /// This host is being emptied.
+    Draining,
     /// A stream of a migration that was granted to nobody.
     NoGrant,
     /// … to another peer.
@@ -42,6 +44,7 @@ impl Reason {
             Self::NotUnderstood => "not_understood",
             Self::NotPermitted => "not_permitted",
             Self::Quota => "quota",
+            Self::Draining => "draining",
             Self::NoGrant => "no_grant",
             Self::AnothersGrant => "anothers_grant",
             Self::GrantOver => "grant_over",
@@ -56,6 +59,7 @@ impl Reason {
             Self::NotUnderstood => "a request that cannot be understood was refused",
             Self::NotPermitted => "a request for what the peer may not do was refused",
             Self::Quota => "a request beyond what the peer may do was refused",
+            Self::Draining => "a VM was refused: this host is being emptied",
             Self::NoGrant => "a stream without a grant was refused",
             Self::AnothersGrant => "a stream with another peer's grant was refused",
             Self::GrantOver => "a stream of a grant whose deadline is over was refused",

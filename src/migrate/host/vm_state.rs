@@ -120,6 +120,22 @@ pub async fn look(host: &Arc<Host>) -> Vec<VmState> {
     stream::iter(looks).buffered(AT_ONCE).collect().await
 }
 
+/// What the disks of a VM have together that its guest can write to; none if its QEMU does not say.
+pub async fn disk_bytes(host: &Host, vm: &str) -> Option<u64> {
+    let monitor = &host.config.vms.get(vm)?.qmp;
+    let looking = host.reservations.begin_look(vm).ok()?;
+    let asked = async {
+        let (qmp, _events) = Qmp::connect(monitor, LOOK_DEADLINE).await.ok()?;
+        let disks = crate::qemu::disks(&qmp).await.ok()?;
+        Some(disks.iter().filter(|disk| !disk.read_only).map(|disk| disk.virtual_size).sum())
+    };
+    tokio::select! {
+        biased;
+        _ = looking.taken() => None,
+        asked = tokio::time::timeout(LOOK_DEADLINE, asked) => asked.ok().flatten(),
+    }
+}
+
 async fn look_at(host: Arc<Host>, name: String, monitor: PathBuf, until: Instant) -> VmState {
     let state = |here| VmState { vm: name.clone(), here, qemu_state: None, migration: None, cause: None };
     let in_migration = |id| VmState { migration: Some(id), ..state(Here::InMigration) };

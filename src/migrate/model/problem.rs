@@ -63,6 +63,7 @@ kinds! {
         PeerUnknown,
         PeerUnreachable,
         PeerNotTrusted,
+        Draining,
         NotPermitted,
         MigrationBlocked,
         MigrationRefused,

@@ -12,7 +12,7 @@ use vmferry::migrate::phase::Phase;
 
 use super::{ANSWER_WITHIN, Agent};
 
-fn journal(folder: &Path, vm: &str, number: u128, role: Role, records: Vec<Record>) {
+pub(super) fn journal(folder: &Path, vm: &str, number: u128, role: Role, records: Vec<Record>) {
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
     let header = Header {
         format: FORMAT,
@@ -38,7 +38,7 @@ fn past(agent: &Agent, number: u128, role: Role) -> Past {
     Journal::peek(&Journal::path(&folder, Uuid::from_u128(number), role), "alpha").unwrap()
 }
 
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(super) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let since = Instant::now();
     loop {
         if let Some(found) = look() {

@@ -6,11 +6,13 @@ use std::os::unix::net::UnixListener;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use vmferry::migrate::message::{Offer, Reply, Request, Response};
+use vmferry::migrate::problem::ProblemKind;
 use vmferry::mux::{Code, Open, purpose};
 use vmferry::net::message;
 use vmferry::net::session::{OpenStreamError, Session};
 
 use super::victim::{Attacker, Victim, ask, control, offer, open_control};
+use crate::api::drained::left_for_ever;
 use crate::rig::{blocking, soon, until};
 
 fn refusals(victim: &Victim, peer: &str, reason: &str) -> f64 {
@@ -59,6 +61,34 @@ async fn ask_raw(session: &Session, json: Value) -> Response {
             response
         }
         other => panic!("no answer to {json}: {other:?}"),
+    }
+}
+
+/// Neither looked at nor prepared, from the agent's start on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_is_emptied_takes_no_vm() {
+    let folder = tempfile::tempdir().unwrap();
+    let deadlines = left_for_ever(folder.path());
+    let victim = Victim::start_in(folder, |text| text + deadlines);
+    let session = Attacker::new(&victim, "bravo").session(&victim).await;
+    for request in [Request::Check(offer("web1")), Request::Prepare(offer("web1"))] {
+        let problems = match ask(&session, request).await {
+            Response::Checked(problems) => problems,
+            Response::Refused(refusal) => refusal.problems,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            problems.iter().map(|p| p.kind).collect::<Vec<_>>(),
+            [ProblemKind::Draining],
+            "{problems:?}"
+        );
+    }
+    assert_eq!(refusals(&victim, "bravo", "draining"), 2.0);
+    assert_eq!(victim.metric("vmferry_draining"), 1.0);
+    // What it may not send is told nothing of it.
+    match ask(&session, Request::Check(offer("db1"))).await {
+        Response::Checked(problems) => assert_eq!(problems[0].kind, ProblemKind::NotPermitted),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -1,0 +1,120 @@
+//! The local API of drains. Turns requests into calls on the agent.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::extract::connect_info::ConnectInfo;
+use axum::extract::rejection::JsonRejection;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json};
+use futures_util::stream;
+use tokio::sync::watch;
+
+use super::call::Call;
+use super::caller::Caller;
+use super::draining::{self, DrainError, Shown};
+use super::gate::{About, Gate};
+use super::refusal::Refusal;
+use super::routes::Agents;
+use super::running::Agent;
+use crate::api::{DrainPlan, DrainRequest, DrainStage, DrainStatus, PeerCheck};
+use crate::error_chain::chain;
+use crate::migrate::problem::ProblemKind;
+
+/// The routes.
+pub(super) fn router(agent: Arc<Agent>) -> Gate {
+    Gate::new(agent)
+        .route(Call::ShowDrain, "/v1/drain", get(show))
+        .route(Call::Drain, "/v1/drain", post(begin))
+        .route(Call::PlanDrain, "/v1/drain/plan", post(plan))
+        .route(Call::FollowDrain, "/v1/drain/events", get(events))
+        .route(Call::CancelDrain, "/v1/drain/cancel", post(cancel))
+}
+
+impl From<DrainError> for Refusal {
+    fn from(error: DrainError) -> Self {
+        let status = match &error {
+            DrainError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            DrainError::Peer(problem) if problem.kind == ProblemKind::PeerUnknown => StatusCode::NOT_FOUND,
+            DrainError::AtOnce { .. } => StatusCode::BAD_REQUEST,
+            DrainError::Record(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            DrainError::None => StatusCode::NOT_FOUND,
+            DrainError::Peer(_) | DrainError::UnderWay(_) => StatusCode::CONFLICT,
+        };
+        Self::new(status, chain(&error), error.remedy())
+    }
+}
+
+fn status(shown: Shown) -> DrainStatus {
+    DrainStatus::new(shown.drain, shown.trouble)
+}
+
+fn no_drain() -> Refusal {
+    let remedy = "begin one with `vmferry drain --to PEER`";
+    Refusal::new(StatusCode::NOT_FOUND, "this host was never drained", remedy)
+}
+
+async fn show(State(agent): Agents) -> Result<Json<DrainStatus>, Refusal> {
+    agent.draining.now().map(|shown| Json(status(shown))).ok_or_else(no_drain)
+}
+
+async fn begin(
+    State(agent): Agents,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    body: Result<Json<DrainRequest>, JsonRejection>,
+) -> Result<(StatusCode, Extension<About>, Json<DrainStatus>), Refusal> {
+    let Json(request) = body?;
+    tracing::info!(uid = caller.uid, pid = caller.pid, to = ?request.to.names(), "drain asked for");
+    let (shown, is_new) = draining::begin(&agent, request).await?;
+    let code = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((code, Extension(About(shown.drain.id)), Json(status(shown))))
+}
+
+async fn plan(
+    State(agent): Agents,
+    body: Result<Json<DrainRequest>, JsonRejection>,
+) -> Result<Json<DrainPlan>, Refusal> {
+    let Json(request) = body?;
+    let (drain, found) = draining::dry_run(&agent, request).await?;
+    let check = |checked: draining::Checked| PeerCheck { peer: checked.peer, problems: checked.findings };
+    let found = found.into_iter().map(|(vm, checks)| (vm, checks.into_iter().map(check).collect()));
+    Ok(Json(DrainPlan::new(drain, found.collect())))
+}
+
+async fn cancel(
+    State(agent): Agents,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+) -> Result<(StatusCode, Extension<About>), Refusal> {
+    tracing::info!(uid = caller.uid, pid = caller.pid, "end of the drain asked for");
+    let drain = agent.draining.cancel()?;
+    Ok((StatusCode::ACCEPTED, Extension(About(drain))))
+}
+
+/// One line of JSON for each change, until the drain's end.
+async fn events(State(agent): Agents) -> Result<Response, Refusal> {
+    let mut watch = agent.draining.watch();
+    if watch.borrow().is_none() {
+        return Err(no_drain());
+    }
+    watch.mark_changed();
+    let lines = stream::unfold(Some(watch), next_line);
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+}
+
+type Following = watch::Receiver<Option<Shown>>;
+
+async fn next_line(
+    watch: Option<Following>,
+) -> Option<(Result<Vec<u8>, serde_json::Error>, Option<Following>)> {
+    let mut watch = watch?;
+    watch.changed().await.ok()?;
+    let now = status(watch.borrow_and_update().clone()?);
+    let line = serde_json::to_vec(&now).map(|mut line| {
+        line.push(b'\n');
+        line
+    });
+    Some((line, (now.stage != DrainStage::Ended).then_some(watch)))
+}
