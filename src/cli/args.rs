@@ -10,6 +10,7 @@ use super::audit::AuditArgs;
 use super::certs::CertsArgs;
 use super::client::{SOCKET, SOCKET_VARIABLE};
 use super::complete;
+use super::guest::GuestCommand;
 use super::join::JoinArgs;
 use super::libvirt::LibvirtCommand;
 use crate::api::{
@@ -110,6 +111,9 @@ pub(super) enum Command {
     Certs(CertsArgs),
     /// Make this host's key, and fetch its certificate with a ticket of `vmferry certs invite`.
     Join(JoinArgs),
+    /// What the example units of guests ask of their QEMU.
+    #[command(subcommand, hide = true)]
+    Guest(GuestCommand),
     /// Write manual pages and completions into a folder, as packages install them: share/man/man1 and so on.
     #[command(hide = true)]
     Manual {

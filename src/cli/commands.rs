@@ -31,9 +31,11 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
         Command::Audit(args) => audit::run(socket, args).await,
         Command::Libvirt(command) => libvirt::run(socket, command).await,
         Command::Recover(args) => recover::run(&client, args).await,
-        Command::Agent { .. } | Command::Certs(_) | Command::Join(_) | Command::Manual { .. } => {
-            Ok(EXIT_USAGE.into())
-        }
+        Command::Agent { .. }
+        | Command::Certs(_)
+        | Command::Guest(_)
+        | Command::Join(_)
+        | Command::Manual { .. } => Ok(EXIT_USAGE.into()),
     }
 }
 

@@ -9,6 +9,7 @@ mod complete;
 mod drain;
 mod exit_code;
 mod forward;
+mod guest;
 mod join;
 mod libvirt;
 mod limit;
@@ -59,6 +60,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Certs(certs) => return certs::run(certs),
         Command::Join(ticket) => return join::run(ticket),
+        Command::Guest(command) => return guest::run(command).map(|()| ExitCode::SUCCESS),
         Command::Manual { folder } => return manual::write(&folder).map(|()| ExitCode::SUCCESS),
         _ => {}
     }

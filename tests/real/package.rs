@@ -25,6 +25,8 @@ const DISK_MIB: u64 = 64;
 const LIMIT: &str = "4MiB/s";
 const SERIAL: &str = "/var/lib/vmferry-vm/web1.serial";
 const DISK: &str = "/var/lib/vmferry-vm/web1.raw";
+/// Ten times what `systemd-analyze security` may say of the agent's unit: deploy/README.md.
+const EXPOSURE: u32 = 14;
 /// Where packages put something.
 const WATCHED: [&str; 4] = ["/etc", "/usr", "/var/lib", "/run"];
 
@@ -123,24 +125,28 @@ impl Hypervisor {
     }
 }
 
-/// QEMU's arguments of the guest.
-fn arguments(paths: &Paths) -> String {
-    let words = VmSpec {
-        disks: vec![crate::support::DiskFormat::Raw],
-        rate: 50,
-        blocks: 512,
-        ..VmSpec::new(VM, Version::V10)
+/// The example guest's arguments, small and with the test's system, which writes to its console.
+fn arguments(paths: &Paths) -> Result<String> {
+    let raw = vec![crate::support::DiskFormat::Raw];
+    let words = VmSpec { disks: raw, rate: 50, blocks: 512, ..VmSpec::new(VM, Version::V10) }.words();
+    let mut text = include_str!("../../deploy/vm-example.env").trim_end().to_owned();
+    for (told, wanted) in [
+        ("-smp 2 -m 2048", "-smp 1 -m 128"),
+        // Not on every file system that a test may have.
+        ("file.cache.direct=on,", ""),
+        (
+            "socket,id=console,path=/run/qemu/web1/console,server=on,wait=off",
+            &format!("file,id=console,path={SERIAL},append=on"),
+        ),
+    ] {
+        ensure!(text.contains(told), "the example has no {told} any more");
+        text = text.replace(told, wanted);
     }
-    .words();
-    format!(
-        "QEMU_ARGS=-machine pc-q35-7.2 -accel tcg -cpu qemu64 -m 128 -display none \
-         -chardev file,id=serial,path={SERIAL},append=on -serial chardev:serial \
-         -kernel {} -initrd {} -append \"{KERNEL_WORDS}\" \
-         -blockdev driver=raw,node-name=disk0,discard=unmap,file.driver=file,file.filename={DISK} \
-         -device virtio-blk-pci,drive=disk0,id=vda -fw_cfg \"name=opt/vmferry/words,string={words} vf_seed=1\"\n",
+    Ok(format!(
+        "{text} \\\n -kernel {} -initrd {} -append \"{KERNEL_WORDS}\" -fw_cfg \"name=opt/vmferry/words,string={words} vf_seed=1\"\n",
         paths.kernel.display(),
         paths.initrd.display()
-    )
+    ))
 }
 
 #[test]
@@ -159,13 +165,14 @@ fn a_package_lives_through_a_migration_and_leaves_nothing() -> Result<()> {
         }
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
         for (host, peer) in [(&hosts[0], &net.bravo), (&hosts[1], &net.alpha)] {
-            host.configure(peer, &credentials.issue(&host.host.name)?, &arguments(&lab.paths))?;
+            host.configure(peer, &credentials.issue(&host.host.name)?, &arguments(&lab.paths)?)?;
         }
         boot_guest(&hosts[0])?;
         for host in &hosts {
             host.machine.systemctl(&["enable", "--now", "vmferry"])?;
         }
         upgrade_in_mid_migration(&hosts, &new)?;
+        stops_in_order(&hosts)?;
         is_removed(&hosts, &before)
     })
 }
@@ -178,6 +185,13 @@ fn is_quiet(host: &Hypervisor) -> Result<()> {
     ensure!(started.code != 0 && shown("ExecMainStatus")? == "2", "{started:?}");
     ensure!(shown("ActiveState")? == "failed", "it is tried again: {}", host.machine.log());
     host.machine.systemctl(&["reset-failed", "vmferry"])?;
+    host.machine.run(&[
+        "systemd-analyze",
+        "security",
+        "--no-pager",
+        &format!("--threshold={EXPOSURE}"),
+        "vmferry",
+    ])?;
     let documents = shown("Documentation")?;
     ensure!(!documents.is_empty(), "no documentation");
     for document in documents.split_whitespace() {
@@ -203,7 +217,33 @@ fn boot_guest(host: &Hypervisor) -> Result<()> {
     ])?;
     host.machine.run(&["truncate", "-s", &format!("{DISK_MIB}M"), DISK])?;
     host.machine.systemctl(&["start", &format!("qemu@{VM}")])?;
-    host.wait_more(20)
+    host.wait_more(20)?;
+    host.write("/etc/vmferry/vm/broken.env", "QEMU_ARGS=-machine pc-q35-7.2 -device no-such-device\n")?;
+    let broken = run_any(&mut host.machine.command(&["systemctl", "start", "qemu@broken"]), LONG)?;
+    ensure!(broken.code != 0, "a QEMU that does not take its arguments counts as started");
+    ensure!(
+        run_any(&mut host.machine.command(&["test", "-e", "/run/qemu/broken"]), LONG)?.code == 1,
+        "its folder"
+    );
+    Ok(())
+}
+
+/// A guest that runs is asked to shut down (the test's has no ear for it); a QEMU that waits for its guest just ends,
+/// whichever of the two units is stopped.
+fn stops_in_order([alpha, bravo]: &[Hypervisor; 2]) -> Result<()> {
+    let waiting = format!("qemu-incoming@{VM}");
+    let pid = bravo.machine.shown("MainPID", &waiting)?;
+    let folder = format!("/run/qemu/{VM}");
+    let powerdown = ["vmferry", "guest", "powerdown", &folder, "--pid", &pid, "--within", "1"];
+    let asked = run_any(&mut bravo.machine.command(&powerdown), LONG)?;
+    ensure!(asked.stderr.contains("has not shut down within 1 s"), "{asked:?}");
+    alpha.machine.systemctl(&["start", &waiting])?;
+    alpha.machine.systemctl(&["stop", &format!("qemu@{VM}")])?;
+    let stopped = || Ok((alpha.machine.shown("ActiveState", &waiting)? == "inactive").then_some(()));
+    wait_for("the unit that waits to stop with the other", LONG, stopped)?;
+    let said = alpha.machine.run(&["journalctl", "-u", &format!("qemu*@{VM}.service"), "-o", "cat"])?;
+    ensure!(said.contains("the guest does not run here"), "{said}");
+    Ok(())
 }
 
 /// Both packages are replaced while the disk is copied: the migration goes on, and so does the guest.
