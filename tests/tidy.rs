@@ -241,8 +241,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("net::connection", &["mux", "net::connect_error", "net::identity", "net::record", "net::session_key"]),
     ("net::link", &["mux", "net::connect_error", "net::connection"]),
     ("net::stream_port", &["mux"]),
-    ("net::stream", &["mux", "net::connection::Resumed", "net::frozen", "net::stream_port"]),
-    ("net::pump", &["mux", "net::compress", "net::inbox", "net::nbd_requests", "net::stream"]),
+    ("net::stream", &["mux", "net::connection::Resumed", "net::cpu_time", "net::frozen", "net::stream_port"]),
+    ("net::cpu_time", &[]),
+    ("net::waits", &[]),
+    ("net::pump", &["mux", "net::compress", "net::inbox", "net::nbd_requests", "net::stream", "net::waits"]),
     ("net::inbox", &["net::compress", "net::nbd_requests", "net::stream"]),
     ("net::nbd_requests", &[]),
     (
@@ -250,6 +252,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &[
             "mux",
             "net::connection",
+            "net::cpu_time",
             "net::frozen",
             "net::identity",
             "net::link",

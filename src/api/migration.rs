@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Disk, Downtime, Options, Outcome, Phase, Ram, Reconnecting, Role, Tries, Whole, Wish};
+use super::{Disk, Downtime, HeldUp, Options, Outcome, Phase, Ram, Reconnecting, Role, Tries, Whole, Wish};
 use crate::migrate::progress::Progress;
 
 /// `POST /v1/migrations`
@@ -45,6 +45,9 @@ pub struct Migration {
     pub slow: Option<String>,
     /// Bytes per second over all streams, over about the last second.
     pub rate_bytes_per_s: u64,
+    /// Why it is not faster, by what was measured lately, where this host is its source.
+    #[serde(default)]
+    pub held_up_by: Option<HeldUp>,
     /// The whole of it, over all tries, where this host is its source.
     #[serde(default)]
     pub whole: Option<Whole>,
@@ -82,6 +85,7 @@ impl Migration {
             reconnecting: known.reconnecting,
             slow: known.slow,
             rate_bytes_per_s: known.rate_bytes_per_s,
+            held_up_by: known.held_up_by,
             whole: known.whole,
             tries: known.tries,
             share: known.share,

@@ -25,7 +25,7 @@ pub use crate::migrate::leftover::Leftover;
 pub use crate::migrate::phase::Phase;
 pub use crate::migrate::problem::{Accepted, Problem, ProblemKind, Severity};
 pub use crate::migrate::progress::{
-    DiskProgress as Disk, Downtime, Outcome, RamProgress as Ram, Reconnecting, Tries, Whole,
+    DiskProgress as Disk, Downtime, HeldUp, Outcome, RamProgress as Ram, Reconnecting, Tries, Whole,
 };
 pub use crate::migrate::recover::{Case, CaseKind, Owner};
 pub use crate::migrate::vm_state::{Here, VmState};

@@ -84,6 +84,7 @@ pub(super) fn pace(progress: &Migration) -> String {
         None => {
             parts.push(format!("{}/s", HumanBytes(progress.rate_bytes_per_s)));
             parts.extend(left(progress));
+            parts.extend(held_up(progress));
         }
     }
     parts.join(", ")
@@ -95,6 +96,12 @@ pub(super) fn left(progress: &Migration) -> Vec<String> {
     let left = whole.left_s.map(|s| format!("about {} left", HumanDuration(Duration::from_secs(s))));
     let pause = whole.downtime_ms.map(|ms| format!("pause of about {ms} ms"));
     left.into_iter().chain(pause).collect()
+}
+
+/// Why it is not faster, where that is known.
+pub(super) fn held_up(progress: &Migration) -> Option<String> {
+    let words = progress.held_up_by?.words()?;
+    Some(format!("held up by {words}"))
 }
 
 /// A disk's copy or the RAM's, as a bar.
@@ -166,13 +173,14 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::api::{Reconnecting, Whole};
+    use crate::api::{HeldUp, Reconnecting, Whole};
     use crate::migrate::progress::Progress;
 
     fn copying() -> Migration {
         let mut known = Progress::new(Uuid::nil(), "web1", Role::Source, "bravo");
         known.phase = Phase::Mirror;
         known.rate_bytes_per_s = 100 << 20;
+        known.held_up_by = Some(HeldUp::Limit);
         known.whole = Some(Whole {
             done_bytes: 1 << 30,
             left_bytes: 3 << 30,
@@ -188,13 +196,13 @@ mod tests {
     fn a_line_says_how_far_how_fast_and_how_long_or_what_keeps_it() {
         let mut migration = copying();
         let said = "web1 to bravo: mirror (copying the disks), 25.1 %, 1.00 GiB of 4.00 GiB, 100.00 MiB/s, \
-                    about 31 seconds left, pause of about 80 ms";
+                    about 31 seconds left, pause of about 80 ms, held up by a limit (`vmferry limit`)";
         assert_eq!(line(&migration), said);
         let cause = "timed out".into();
         migration.reconnecting = Some(Reconnecting { for_s: 3, of_s: 60, cause });
         assert!(line(&migration).ends_with("of 4.00 GiB, reconnecting, 3 s of 60 (timed out)"));
         migration.whole = Some(Whole::default());
-        migration.reconnecting = None;
+        (migration.reconnecting, migration.held_up_by) = (None, Some(HeldUp::Unknown));
         assert!(line(&migration).ends_with("100.00 MiB/s"), "nothing is foretold: {}", line(&migration));
     }
 

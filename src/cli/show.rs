@@ -104,6 +104,9 @@ pub(super) fn migration(p: &Migration) {
     let limit = p.share.and_then(|wish| wish.limit_bytes_per_s);
     let limit = limit.map_or_else(String::new, |limit| format!(", limited to {limit}"));
     println!("  rate    {}/s{limit}", HumanBytes(p.rate_bytes_per_s));
+    if let Some(words) = progress::held_up(p) {
+        println!("          {words}");
+    }
     for disk in &p.disks {
         let state = if disk.ready { ", in step" } else { "" };
         println!(

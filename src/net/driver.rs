@@ -23,6 +23,7 @@ use tokio::time::sleep_until;
 use super::black_hole::BlackHole;
 use super::connect_error::ConnectError;
 use super::connection::{Connection, Resumed};
+use super::cpu_time::CpuTime;
 use super::frozen::{Backlog, FrozenConnection, FrozenSession};
 use super::link::{Away, EndCause, LinkState, SessionEnd};
 use super::resume::Redial;
@@ -384,6 +385,7 @@ impl Driver {
             Command::Limit(limit) => self.session.set_limit(limit),
             Command::Share(migration, share) => self.session.set_share(migration, share),
             Command::Stats(reply) => drop(reply.send(self.session.stats())),
+            Command::CpuTime(reply) => drop(reply.send(CpuTime::of_this_thread())),
             Command::StreamStats(id, reply) => drop(reply.send(self.session.stream_stats(id))),
             Command::Fence(generation, reply) => self.fence(generation, reply)?,
             Command::Rejoin(generation, resumed) => {

@@ -30,6 +30,7 @@ use super::compress::{self, Coding, DecodeError, Encoder};
 use super::inbox::{Inbox, WRITE_CHUNKS};
 use super::nbd_requests::NbdRequests;
 use super::stream::{RecvHalf, SendHalf, StoppedStream, Stream, StreamEnded};
+use super::waits::{Wait, Waited, Waits};
 use crate::mux::Code;
 use crate::mux::frame::PAYLOAD_MAX;
 
@@ -61,6 +62,8 @@ pub struct PumpCounters {
     pub received_bytes: AtomicU64,
     /// By how much compression has made the first of these smaller.
     pub saved_bytes: AtomicU64,
+    /// What the way into the stream has waited for.
+    waits: Waits,
     first_end: AtomicU8,
 }
 
@@ -77,6 +80,11 @@ impl PumpCounters {
     /// Both directions together.
     pub fn total(&self) -> u64 {
         self.sent_bytes.load(Relaxed) + self.received_bytes.load(Relaxed)
+    }
+
+    /// What the way into the stream has waited for, in this process.
+    pub fn waited(&self) -> Waited {
+        self.waits.waited()
     }
 
     /// Which end ended first; none while both are open.
@@ -191,6 +199,7 @@ impl Pump {
             sent_bytes: sent_bytes.into(),
             received_bytes: received_bytes.into(),
             saved_bytes: saved_bytes.into(),
+            waits: Waits::default(),
             first_end: 0.into(),
         });
         let counting = Arc::clone(&counters);
@@ -251,7 +260,7 @@ async fn run(
             counters.note_end(ended, FirstEnd::Local)
         },
         async {
-            let ended = inward(writer, &mut recv, &mut inbox, &counters.received_bytes, freeze).await;
+            let ended = inward(writer, &mut recv, &mut inbox, counters, freeze).await;
             counters.note_end(ended, FirstEnd::Stream)
         },
     );
@@ -353,16 +362,19 @@ async fn outward(
     let freezing = freeze.cancelled();
     tokio::pin!(freezing);
     loop {
+        counters.waits.enter(Wait::Session);
         let permit = tokio::select! {
             biased;
             permit = send.reserve() => permit.map_err(PumpEnd::Remote)?,
             () = &mut freezing => return Ok(Flow::Frozen),
         };
+        counters.waits.enter_read();
         let n = tokio::select! {
             biased;
             n = read_some(&mut local, outbox) => n.map_err(PumpEnd::Local)?,
             () = &mut freezing => return Ok(Flow::Frozen),
         };
+        counters.waits.given();
         if n == 0 {
             break;
         }
@@ -389,7 +401,7 @@ async fn inward(
     local: WriteHalf<'_>,
     recv: &mut RecvHalf,
     inbox: &mut Inbox,
-    count: &AtomicU64,
+    counters: &PumpCounters,
     freeze: &CancellationToken,
 ) -> Result<Flow, PumpEnd> {
     if recv.is_ended() && inbox.is_empty() {
@@ -419,7 +431,8 @@ async fn inward(
             n = write_some(&local, &slices[..used]) => n.map_err(PumpEnd::Local)?,
             () = &mut freezing => return Ok(Flow::Frozen),
         };
-        count.fetch_add(n as u64, Relaxed);
+        counters.received_bytes.fetch_add(n as u64, Relaxed);
+        counters.waits.answer();
         inbox.delivered(n, recv);
     }
     inbox.end().map_err(PumpEnd::Coding)?;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::connection::Resumed;
+use super::cpu_time::CpuTime;
 use super::frozen::FrozenSession;
 use super::identity::Identity;
 pub use super::link::{Away, EndCause, LinkState, SessionEnd};
@@ -178,6 +179,12 @@ impl Session {
             Some(stats) => stats,
             None => self.ended.borrow().as_ref().map(|e| e.stats.clone()).unwrap_or_default(),
         }
+    }
+
+    /// What the session's thread has used of a processor: its driver, its pumps, encryption. None where
+    /// the kernel does not tell, or the session has ended.
+    pub async fn cpu_time(&self) -> Option<CpuTime> {
+        self.ask(Command::CpuTime).await?
     }
 
     /// Limits what is sent on all bulk streams together; `None` for no limit.

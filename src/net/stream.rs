@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::connection::Resumed;
+use super::cpu_time::CpuTime;
 use super::frozen::{Ended, FrozenSession, FrozenStream};
 pub use super::stream_port::StreamEnded;
 use super::stream_port::{Answer, ChunkPermit, Inbound, Shared};
@@ -32,6 +33,7 @@ pub(super) enum Command {
     Limit(Option<SharedLimit>),
     Share(MigrationId, Share),
     Stats(oneshot::Sender<mux::Stats>),
+    CpuTime(oneshot::Sender<Option<CpuTime>>),
     StreamStats(StreamId, oneshot::Sender<Option<mux::StreamStats>>),
     /// Let go of the connection for the attempt of this number, and tell what was received; no
     /// answer if a later attempt has come first.

@@ -12,6 +12,8 @@ const WINDOW: Duration = Duration::from_secs(10);
 const SAMPLE_EVERY: Duration = Duration::from_millis(400);
 /// Nothing is foretold from less.
 const SEEN_MIN: Duration = Duration::from_secs(3);
+/// What a copy that follows the guest lags behind.
+const FOLLOWS_BYTES: u64 = 32 << 20;
 /// Longer is not foretold.
 const LEFT_MAX_S: u64 = 30 * 86_400;
 
@@ -81,12 +83,19 @@ pub(crate) struct Passes {
 #[derive(Debug, Default)]
 pub(crate) struct Forecast {
     samples: VecDeque<(Instant, u64, u64)>,
+    outrun: bool,
 }
 
 impl Forecast {
     /// Nothing moves for want of a connection: what was measured says nothing of what comes.
     pub(crate) fn forget(&mut self) {
         self.samples.clear();
+        self.outrun = false;
+    }
+
+    /// Whether the guest makes more to copy than is copied, by the last look.
+    pub(crate) fn is_outrun(&self) -> bool {
+        self.outrun
     }
 
     pub(crate) fn look(&mut self, now: Instant, seen: &Seen, whole: &mut Whole) {
@@ -97,6 +106,10 @@ impl Forecast {
         }
         whole.count(seen);
         let rate = self.rate(now, seen);
+        self.outrun = rate.is_some_and(|rate| match &seen.passes {
+            Some(passes) => !passes.converges(rate.copied),
+            None => rate.is_outrun(seen.left_bytes),
+        });
         whole.left_s = match (&seen.passes, &rate) {
             (_, None) => None,
             (Some(passes), Some(rate)) => passes.left_s(rate.copied),
@@ -131,6 +144,11 @@ struct Rate {
 }
 
 impl Rate {
+    /// What is left when a copy only follows the guest is no sign of it.
+    fn is_outrun(self, left_bytes: u64) -> bool {
+        left_bytes > FOLLOWS_BYTES && self.copied > 0 && self.grown >= self.copied / 10 * 9
+    }
+
     fn left_s(self, left_bytes: u64) -> Option<u64> {
         // Through a large hole: the time is neither that of the hole nor that without it.
         let in_a_hole = self.skipped > self.copied;

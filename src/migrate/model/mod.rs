@@ -14,3 +14,4 @@ pub mod problem;
 pub mod progress;
 pub(crate) mod role;
 pub mod timeline;
+pub(crate) mod slowness;

@@ -17,6 +17,7 @@ use super::leftover::Leftover;
 use super::phase::Phase;
 use super::role::Role;
 use super::timeline::{Moment, StreamSample, Timeline, Uncounted, Waiting};
+pub use super::slowness::HeldUp;
 use crate::audit::{Audit, Event, Step, Subject};
 
 /// One disk's copy.
@@ -232,6 +233,9 @@ pub struct Progress {
     pub slow: Option<String>,
     /// Bytes per second over all streams, over about the last second.
     pub rate_bytes_per_s: u64,
+    /// Why it is not faster, by what was measured lately, where this host is its source.
+    #[serde(default)]
+    pub held_up_by: Option<HeldUp>,
     /// The whole of it, where this host is its source.
     #[serde(default)]
     pub whole: Option<Whole>,
@@ -268,6 +272,7 @@ impl Progress {
             reconnecting: None,
             slow: None,
             rate_bytes_per_s: 0,
+            held_up_by: None,
             whole: None,
             tries: None,
             share: None,
@@ -442,7 +447,7 @@ impl ProgressSink {
     pub(crate) fn end(&self, phase: Phase, outcome: Outcome) {
         self.update(|p| {
             p.phase = phase;
-            p.slow = None;
+            (p.slow, p.held_up_by) = (None, None);
             if let Some(whole) = &mut p.whole {
                 whole.end(matches!(outcome, Outcome::Moved { .. }));
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::context::Context;
+use super::meter::Meter;
 use crate::migrate::model::forecast::{Forecast, Passes, Seen};
 use crate::migrate::model::label::Label;
 use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Plan, Way};
@@ -32,6 +33,7 @@ pub(crate) struct Copying {
     pub(crate) delta: Delta,
     rate: (Instant, u64),
     forecast: Forecast,
+    pub(crate) meter: Meter,
 }
 
 impl Copying {
@@ -39,8 +41,9 @@ impl Copying {
         let (plan, delta) = (Plan::whole(disks), Delta::new());
         // What an earlier process has carried is none of this one's rate.
         let rate = (Instant::now(), streams.total());
-        let forecast = Forecast::default();
-        Self { plan, unready: Vec::new(), unfinished: Vec::new(), streams, tracking, delta, rate, forecast }
+        let (forecast, meter) = (Forecast::default(), Meter::default());
+        let (unready, unfinished) = (Vec::new(), Vec::new());
+        Self { plan, unready, unfinished, streams, tracking, delta, rate, forecast, meter }
     }
 
     /// Whether another process can go on with it. What this very process reads and writes cannot be left
@@ -162,6 +165,11 @@ impl Copying {
                 _ => whole.stand_still(),
             }
         });
+    }
+
+    /// Whether the guest makes more to copy than is copied.
+    pub(crate) fn is_outrun(&self) -> bool {
+        self.forecast.is_outrun()
     }
 
     /// Says how much was copied again.

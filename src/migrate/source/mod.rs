@@ -5,7 +5,7 @@
 //!   attempt                          one try: begins it and runs it to its end
 //!     ownership                      the hand-over and the roll-back
 //!       perform, phases              the phases before it
-//!         prepare, copies, changes, guest_watch, given_up, trial, explain
+//!         prepare, copies, changes, guest_watch, given_up, slowness, trial, explain
 //!           state                    a migration: context, peer, guest, copying, clock
 //! ```
 
@@ -26,6 +26,7 @@ mod given_up;
 pub(crate) mod guest;
 mod guest_watch;
 pub(crate) mod handoff;
+mod meter;
 mod ownership;
 pub(crate) mod peer;
 mod perform;
@@ -34,6 +35,7 @@ mod prepare;
 mod reconnect;
 pub(crate) mod request;
 pub(crate) mod retry;
+mod slowness;
 mod stall;
 pub(crate) mod state;
 mod trial;

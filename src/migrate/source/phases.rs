@@ -13,7 +13,7 @@ use super::event::Event;
 use super::failure::Failure;
 use super::stall::{Stall, Waiting};
 use super::state::Source;
-use super::{copies, given_up, guest_watch};
+use super::{copies, given_up, guest_watch, slowness};
 use crate::migrate::guest::settings;
 use crate::migrate::model::forecast::Passes;
 use crate::migrate::model::label::Label;
@@ -47,6 +47,8 @@ pub(crate) async fn mirror(source: &mut Source) -> Result<(), Failure> {
                 let remaining = copies::look(source).await?;
                 let Source { copy, peer, context, .. } = &mut *source;
                 copy.foresee(&context.progress, None, peer.is_away());
+                slowness::look(source).await;
+                let Source { copy, peer, .. } = &*source;
                 stall.check(
                     "the copy of the disks",
                     copy.streams.total(),
@@ -151,6 +153,9 @@ async fn look_at_ram(source: &mut Source) -> Result<(), Failure> {
     // While the guest stands still, QEMU has better things to do than to answer.
     if source.peer.is_away() || source.clock.paused_at.is_some() {
         source.copy.foresee(&source.context.progress, None, true);
+        if source.peer.is_away() {
+            slowness::look(source).await;
+        }
         return Ok(());
     }
     // QEMU's main loop may be busy stopping the guest behind a slow mirror.
@@ -172,6 +177,7 @@ async fn look_at_ram(source: &mut Source) -> Result<(), Failure> {
     }
     copies::look(source).await?;
     source.copy.foresee(&source.context.progress, passes, false);
+    slowness::look(source).await;
     Ok(())
 }
 

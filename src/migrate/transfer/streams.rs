@@ -16,6 +16,7 @@ use crate::net::pump::{FirstEnd, Pump, PumpEnd, PumpState};
 use crate::net::session::{Away, Session};
 use crate::net::stream::{Stream, StreamEnded};
 use crate::net::stream_owner::{Descriptors, SessionId, ThawedStreams};
+use crate::net::waits::Waited;
 
 /// Owns a migration's pumps. Dropped, all are cut.
 #[derive(Debug)]
@@ -103,6 +104,11 @@ impl Streams {
     /// Bytes that a stream did not have to carry.
     pub(crate) fn saved(&self, label: &Label) -> u64 {
         self.pumps.get(label).map_or(0, |(_, pump)| pump.counters().saved_bytes.load(Relaxed))
+    }
+
+    /// What the way of a stream to the peer has waited for, in this process.
+    pub(crate) fn waited(&self, label: &Label) -> Option<Waited> {
+        self.pumps.get(label).map(|(_, pump)| pump.counters().waited())
     }
 
     /// Which end of a stream ended first; none while both are open.
