@@ -13,5 +13,5 @@ pub mod plan;
 pub mod problem;
 pub mod progress;
 pub(crate) mod role;
-pub mod timeline;
 pub(crate) mod slowness;
+pub mod timeline;

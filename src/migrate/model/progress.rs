@@ -16,8 +16,8 @@ use super::forecast::really_left;
 use super::leftover::Leftover;
 use super::phase::Phase;
 use super::role::Role;
-use super::timeline::{Moment, StreamSample, Timeline, Uncounted, Waiting};
 pub use super::slowness::HeldUp;
+use super::timeline::{Moment, StreamSample, Timeline, Uncounted, Waiting};
 use crate::audit::{Audit, Event, Step, Subject};
 
 /// One disk's copy.
