@@ -8,6 +8,7 @@
 #   make model     the session protocol against its model, many more steps        STEPS=n
 #   make fuzz     every parser under libFuzzer, FUZZ_SECONDS for each: tests/fuzz/README.md       T="names": only these
 #   make judges   openssl, sslyze, tlsfuzzer and schemathesis against an agent: docs/judges.md
+#   make observe   a real Prometheus on two agents: metrics, rules, alerts, every panel: tests/observe
 #   make attacks  what attacks cost honest streams, on a quiet machine: docs/security.md
 #   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n CHAOS_STAGES=n
 #   make libvirt   libvirt's own migrations, every option and many faults, about 25 minutes       T=name: only that test
@@ -25,7 +26,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: book demo demo-end test lint format dependencies model fuzz judges attacks chaos libvirt fleet bench bench-libvirt packages sbom setup fetch tools clean-lab
+.PHONY: book demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet bench bench-libvirt packages sbom setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -100,6 +101,12 @@ judges: fetch
 	$(call step,programs of other people against an agent: docs/judges.md)
 	cargo build $(LOCKED) --bins
 	tests/judges/judges.sh $(T)
+
+observe: setup
+	$(call step,a real Prometheus scrapes two real agents while a guest moves)
+	tests/setup/prometheus.sh
+	cargo build $(LOCKED) --bins
+	python3 tests/observe/observe.py target/debug/vmferry $(LAB) .
 
 attacks: fetch
 	$(call step,honest streams beside attacks)

@@ -127,6 +127,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "migrate::problem",
             "migrate::progress",
             "migrate::recover",
+            "migrate::timeline",
             "migrate::bandwidth",
             "migrate::vm_state",
             "rate",

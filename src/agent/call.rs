@@ -10,6 +10,7 @@ pub(super) enum Call {
     Description,
     ListMigrations,
     ShowMigration,
+    ShowTimeline,
     FollowMigration,
     ListLimits,
     ListForwards,
@@ -45,6 +46,7 @@ impl Call {
             | Self::Description
             | Self::ListMigrations
             | Self::ShowMigration
+            | Self::ShowTimeline
             | Self::FollowMigration
             | Self::ListLimits
             | Self::ListForwards
@@ -80,6 +82,7 @@ impl Call {
             Self::Description => "description",
             Self::ListMigrations => "list-migrations",
             Self::ShowMigration => "show-migration",
+            Self::ShowTimeline => "show-timeline",
             Self::FollowMigration => "follow-migration",
             Self::ListLimits => "list-limits",
             Self::ListForwards => "list-forwards",

@@ -25,9 +25,9 @@ use super::refusal::Refusal;
 use super::registry::NoCancel;
 use super::running::Agent;
 use crate::api::{
-    CheckReport, CheckRequest, ForceRequest, Forward, ForwardRequest, Forwards, Limits, MigrateRequest,
-    Migration, MigrationLimit, Names, OPENAPI, PeerLimit, PeerLimitRequest, RecoverQuery, Recovery,
-    ShareRequest, Status, Target, unknown_remedy,
+    CheckReport, CheckRequest, Course, ForceRequest, Forward, ForwardRequest, Forwards, Limits,
+    MigrateRequest, Migration, MigrationLimit, Names, OPENAPI, PeerLimit, PeerLimitRequest, RecoverQuery,
+    Recovery, ShareRequest, Status, Target, unknown_remedy,
 };
 use crate::error_chain::chain;
 use crate::forward::AddError;
@@ -65,6 +65,7 @@ pub(super) fn router(agent: Arc<Agent>) -> Gate {
         .route(Call::ListMigrations, "/v1/migrations", get(list))
         .route(Call::Migrate, "/v1/migrations", post(migrate))
         .route(Call::ShowMigration, "/v1/migrations/{id}", get(one))
+        .route(Call::ShowTimeline, "/v1/migrations/{id}/timeline", get(timeline))
         .route(Call::FollowMigration, "/v1/migrations/{id}/events", get(events))
         .route(Call::Cancel, "/v1/migrations/{id}/cancel", post(cancel))
         .route(Call::LimitMigration, "/v1/migrations/{id}/limit", post(share))
@@ -136,6 +137,12 @@ async fn migrate(
             "try again when it is back",
         )),
     }
+}
+
+async fn timeline(State(agent): Agents, id: Id) -> Result<Json<Course>, Refusal> {
+    let Path(id) = id?;
+    let entry = agent.registry.get(id).ok_or_else(|| Refusal::unknown(id))?;
+    Ok(Json(Course::new(agent.shown(entry.progress.now()), entry.progress.timeline())))
 }
 
 async fn one(State(agent): Agents, id: Id) -> Result<Json<Migration>, Refusal> {

@@ -13,6 +13,7 @@ mod limits;
 mod migration;
 mod recovery;
 mod status;
+mod timeline;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -28,6 +29,7 @@ pub use crate::migrate::progress::{
     DiskProgress as Disk, Downtime, HeldUp, Outcome, RamProgress as Ram, Reconnecting, Tries, Whole,
 };
 pub use crate::migrate::recover::{Case, CaseKind, Owner};
+pub use crate::migrate::timeline::{Entered, Sample, StreamSample, Wait, Waiting};
 pub use crate::migrate::vm_state::{Here, VmState};
 pub use crate::migrate::{DiskChoice, DisksAtOnce, DowntimeLimit, Options, Retry};
 pub use crate::rate::Rate;
@@ -45,6 +47,7 @@ pub use limits::{Limits, MigrationLimit, PeerLimit, PeerLimitRequest, ShareReque
 pub use migration::{MigrateRequest, Migration};
 pub use recovery::{ForceRequest, RecoverQuery, Recovery};
 pub use status::{AuditStatus, Names, SandboxStatus, SessionStatus, Status};
+pub use timeline::Course;
 
 /// The version that all paths begin with.
 pub const VERSION: &str = "/v1";

@@ -13,6 +13,7 @@ use super::complete;
 use super::guest::GuestCommand;
 use super::join::JoinArgs;
 use super::libvirt::LibvirtCommand;
+use super::report::ReportArgs;
 use crate::api::{
     AT_ONCE_MAX, Accepted, DiskChoice, DisksAtOnce, DowntimeLimit, LocalSocket, Retry, Side, TargetName,
     Weight,
@@ -85,6 +86,9 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Tell what a migration has been through, as a page of HTML: phases, rate, what was left of each disk and
+    /// RAM, waits, the downtime.
+    Report(ReportArgs),
     /// Roll a migration back; possible until the hand-over.
     Cancel {
         /// The migration: its id, the beginning of it, or its VM; `drain` for the drain of this host.

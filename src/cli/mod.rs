@@ -17,6 +17,7 @@ mod manual;
 mod pick;
 mod progress;
 mod recover;
+mod report;
 mod show;
 mod vms;
 mod watch;

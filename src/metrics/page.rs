@@ -49,8 +49,8 @@ const HEAD: &str = "\
 # Metrics
 
 The agent serves these on `[metrics] listen`, at `/metrics`, for Prometheus: 32 connections at once, of which the
-oldest makes room, one scrape for each. `deploy/prometheus/` has a scrape configuration, rules, alerts and a
-dashboard.
+oldest makes room, one scrape for each. `deploy/prometheus/` has a scrape configuration, recording rules, alerts
+with their tests, and a dashboard; `make observe` has a real Prometheus try them on real agents.
 
 What is counted (counters and histograms) goes on over a planned restart of the agent, `process_*` aside; after a
 crash it begins at 0. What is measured (gauges) is as it is at the scrape.

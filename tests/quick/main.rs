@@ -22,6 +22,7 @@ mod handover;
 mod journals;
 mod manual;
 mod nbd_server;
+mod observe;
 mod qmp;
 mod qmp_real;
 mod resume;

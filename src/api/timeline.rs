@@ -1,0 +1,31 @@
+//! What a migration has been through.
+
+use serde::{Deserialize, Serialize};
+
+use super::Migration;
+use crate::migrate::timeline::{Entered, Sample, Timeline, Wait};
+
+/// `GET /v1/migrations/{id}/timeline`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Course {
+    pub migration: Migration,
+    pub phases: Vec<Entered>,
+    pub waits: Vec<Wait>,
+    /// When another process of the agent went on with it.
+    pub restarts_ms: Vec<u64>,
+    /// Phases, waits and restarts that are not among those above.
+    pub left_out: u64,
+    /// Names of the streams in `samples`.
+    pub streams: Vec<String>,
+    pub samples: Vec<Sample>,
+    /// Milliseconds between two samples, about.
+    pub sample_every_ms: u64,
+}
+
+impl Course {
+    pub fn new(migration: Migration, timeline: Timeline) -> Self {
+        let Timeline { phases, waits, restarts_ms, left_out, streams, samples, sample_every_ms, .. } =
+            timeline;
+        Self { migration, phases, waits, restarts_ms, left_out, streams, samples, sample_every_ms }
+    }
+}

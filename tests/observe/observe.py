@@ -1,0 +1,273 @@
+"""A real Prometheus scrapes two real agents while a guest moves between them: names, rules, every panel of
+the dashboard, and alerts whose causes are provoked. Usage: observe.py VMFERRY LAB CHECKOUT"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+VMFERRY, LAB, CHECKOUT = (Path(word).resolve() for word in sys.argv[1:4])
+DEPLOY = CHECKOUT / "deploy/prometheus"
+PROMTOOL = LAB / "prometheus/bin/promtool"
+QEMU = LAB / "qemu10/bin/qemu-system-x86_64"
+PATIENCE_S = 120
+MIB = 1 << 20
+
+started = []
+failed = []
+
+
+def say(is_good, what):
+    print(("ok      " if is_good else "FAILED  ") + what, flush=True)
+    if not is_good:
+        failed.append(what)
+
+
+def run(*words, **more):
+    return subprocess.run([str(word) for word in words], capture_output=True, text=True, **more)
+
+
+def must(*words):
+    done = run(*words)
+    if done.returncode != 0:
+        sys.exit(f"{words}: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def start(*words, log):
+    process = subprocess.Popen([str(word) for word in words], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    started.append(process)
+    return process
+
+
+def wait(what, look, patience=PATIENCE_S):
+    until = time.monotonic() + patience
+    while not (found := look()):
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.2)
+    return found
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+class Agent:
+    def __init__(self, ground, name, text):
+        self.name, self.folder = name, ground / name
+        self.folder.mkdir()
+        self.metrics = free_port()
+        tls = ground / "pki/hosts" / name
+        head = f"""state_dir = 'state'
+runtime_dir = 'run'
+[metrics]
+listen = '127.0.0.1:{self.metrics}'
+[tls]
+ca = '{tls}/ca-cert.pem'
+cert = '{tls}/cert.pem'
+key = '{tls}/key.pem'
+crl = '{ground}/pki/crl.pem'
+"""
+        listen, rest = text.split("\n", 1)
+        (self.folder / "vmferry.toml").write_text(listen + "\n" + head + rest)
+        self.log = open(self.folder / "log", "wb")
+
+    def start(self):
+        self.process = start(VMFERRY, "agent", "--config", self.folder / "vmferry.toml", log=self.log)
+        if not wait("an agent", lambda: self.scrape(), 30):
+            sys.exit((self.folder / "log").read_text())
+
+    def scrape(self):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=10) as answer:
+                return answer.read().decode()
+        except OSError:
+            return None
+
+    def cli(self, *words):
+        return run(VMFERRY, "--socket", self.folder / "run/vmferry.sock", *words)
+
+
+def guest(ground, side, log, *more):
+    folder = ground / side
+    disk, qmp = folder / "disk.raw", folder / "agent.qmp"
+    with open(disk, "wb") as image:
+        image.truncate(48 * MIB)
+        if not more:
+            for _ in range(32):
+                image.write(os.urandom(MIB))
+    process = start(
+        QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m", "64",
+        "-chardev", f"socket,id=agent,path={qmp},server=on,wait=off", "-mon", "chardev=agent,mode=control",
+        "-blockdev", f"driver=raw,node-name=disk0,file.driver=file,file.filename={disk}",
+        "-device", "virtio-blk-pci,drive=disk0,id=vda", *more, log=log)
+    if not wait("a QEMU", qmp.exists, 30):
+        sys.exit(f"{side}: no QEMU")
+    return process, qmp
+
+
+class Prometheus:
+    def __init__(self, ground, agents):
+        # As they are, but for patience: what waits for minutes waits for a second here.
+        rules = (DEPLOY / "vmferry.rules.yml").read_text()
+        rules = re.sub(r"\bfor: \d+m\b", "for: 1s", rules).replace("_idle_seconds > 120", "_idle_seconds > 3")
+        (ground / "vmferry.rules.yml").write_text(rules)
+        targets = ", ".join(f'"127.0.0.1:{agent.metrics}"' for agent in agents)
+        (ground / "prometheus.yml").write_text(f"""global: {{scrape_interval: 1s, evaluation_interval: 1s}}
+rule_files: [vmferry.rules.yml]
+scrape_configs:
+  - job_name: vmferry
+    static_configs: [{{targets: [{targets}]}}]
+""")
+        self.port = free_port()
+        start(LAB / "prometheus/bin/prometheus", f"--config.file={ground}/prometheus.yml",
+              f"--storage.tsdb.path={ground}/tsdb", f"--web.listen-address=127.0.0.1:{self.port}",
+              log=open(ground / "prometheus.log", "wb"))
+        if not wait("Prometheus", lambda: self.ask("query", query="vector(1)"), 60):
+            sys.exit((ground / "prometheus.log").read_text())
+
+    def ask(self, what, **query):
+        url = f"http://127.0.0.1:{self.port}/api/v1/{what}?{urllib.parse.urlencode(query)}"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return json.load(answer)["data"]
+        except OSError:
+            return None
+
+    def has(self, expression):
+        data = self.ask("query", query=expression)
+        return bool(data and data["result"])
+
+    def fires(self, alert):
+        return self.has(f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
+
+
+def expressions():
+    """Of every panel, with Grafana's variables in place."""
+    dashboard = json.loads((DEPLOY / "dashboard.json").read_text())
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            yield panel["title"], target["expr"].replace("$instance", ".*").replace("$__rate_interval", "10s")
+
+
+def check_files():
+    for what in (["check", "rules", DEPLOY / "vmferry.rules.yml"], ["test", "rules", DEPLOY / "vmferry.rules.test.yml"]):
+        done = run(PROMTOOL, *what)
+        say(done.returncode == 0, f"promtool {what[0]} {what[1]}" + ("" if done.returncode == 0 else done.stdout))
+XX, input=agent.scrape())
+        say(done.returncode == 0 and not done.stderr, f"promtool check metrics: {agent.name} {done.stdout}{done.stderr}")
+
+
+def expect(prometheus, alert, cause, patience=PATIENCE_S):
+    say(bool(wait(alert, lambda: prometheus.fires(alert), patience)), f"{alert} fires: {cause}")
+
+
+def move_and_look(prometheus, alpha, bravo):
+    wanted = dict(expressions())
+    before = {title: text for title, text in wanted.items() if prometheus.has(text)}
+    begun = alpha.cli("migrate", "web1", "--to", "bravo", "--limit", "2MiB/s", "--detach")
+    say(begun.returncode == 0, f"a migration begins {begun.stderr}")
+    wait("bytes that flow", lambda: prometheus.has("vmferry_migration_rate_bytes_per_second > 0"))
+    check_metrics([alpha, bravo])
+    # A host that does not answer, and lives.
+    os.kill(bravo.process.pid, signal.SIGSTOP)
+    expect(prometheus, "VmferryMigrationStuck", "the destination's agent is stopped", patience=40)
+    os.kill(bravo.process.pid, signal.SIGCONT)
+    seen = set(before)
+
+    def all_seen():
+        seen.update(title for title, text in wanted.items() if title not in seen and prometheus.has(text))
+        return len(seen) == len(wanted)
+
+    wait("every panel", all_seen)
+    for title in wanted:
+        say(title in seen, f"panel \"{title}\" has data" + ("" if title in seen else f": {wanted[title]}"))
+
+
+def main():
+    ground = Path(tempfile.mkdtemp(prefix="vmferry-observe-"))
+    pki = ground / "pki"
+    must(VMFERRY, "certs", "ca", "--dir", pki, "--days", "30")
+    for host in ("alpha", "bravo"):
+        must(VMFERRY, "certs", "host", host, "--dir", pki, "--days", "3")
+    must(VMFERRY, "certs", "revoke", "--dir", pki, "--days", "1")
+    port = free_port()
+    log = open(ground / "qemu.log", "wb")
+    alpha = Agent(ground, "alpha", f"""listen = []
+[peer.bravo]
+identity = 'bravo'
+address = '127.0.0.1:{port}'
+[peer.nobody]
+identity = 'nobody'
+address = '127.0.0.1:1'
+[vm.web1]
+qmp = '{ground}/alpha/agent.qmp'
+[forward.vnc]
+listen = '{ground}/vnc'
+to = 'bravo'
+target = 'vnc'
+""")
+    bravo = Agent(ground, "bravo", f"""listen = ['127.0.0.1:{port}']
+[peer.alpha]
+identity = 'alpha'
+receive = ['web1']
+[vm.web1]
+qmp = '{ground}/bravo/agent.qmp'
+""")
+    guest(ground, "alpha", log)
+    guest(ground, "bravo", log, "-incoming", "defer", "-S")
+    alpha.start()
+    bravo.start()
+    check_files()
+    check_metrics([alpha, bravo])
+    prometheus = Prometheus(ground, [alpha, bravo])
+    # What never happened has no figure yet.
+    alpha.cli("check", "web1", "--to", "nobody")
+    move_and_look(prometheus, alpha, bravo)
+    check_metrics([alpha, bravo])
+
+    for alert, cause in [
+        ("VmferryCertificateExpiring", "certificates of three days"),
+        ("VmferryAuthorityExpiring", "a CA of thirty days"),
+        ("VmferryRevocationListExpiring", "a list of one day"),
+    ]:
+        expect(prometheus, alert, cause)
+    (ground / "vnc").unlink()
+    socket.socket(socket.AF_UNIX).bind(str(ground / "vnc"))
+    expect(prometheus, "VmferryForwardBypassed", "the socket's file is another one")
+    for _ in range(5):
+        before = alpha.scrape()
+        run("ss", "-K", "dst", "127.0.0.1", "dport", "=", port)
+        wait("a new connection", lambda: alpha.scrape() != before, 10)
+        time.sleep(2)
+    expect(prometheus, "VmferrySessionFlapping", "its connection is cut five times")
+    expect(prometheus, "VmferryPeerUnreachable", "a peer at a port where nobody listens")
+    os.kill(bravo.process.pid, signal.SIGKILL)
+    expect(prometheus, "VmferryAgentDown", "an agent is killed")
+    journal = bravo.folder / "state/migrations" / "00000000-0000-4000-8000-000000000000.source.journal"
+    damaged = sorted((bravo.folder / "state/migrations").iterdir())
+    damaged[0].write_bytes(b"x" + damaged[0].read_bytes()[1:]) if damaged else journal.write_bytes(b"x\n")
+    bravo.start()
+    expect(prometheus, "VmferryJournalRefused", "a journal is damaged")
+    print(f"{len(failed)} of these failed" if failed else "all of it as it should be")
+    return 1 if failed else 0
+
+
+try:
+    code = main()
+finally:
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+sys.exit(code)
