@@ -30,6 +30,12 @@ pub struct CreateConfig {
     pub keep: bool,
     #[serde(default = "default_qemu_img")]
     pub qemu_img: PathBuf,
+    /// Makes what is to be at `path` instead, with its arguments.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Removes what `command` has made.
+    #[serde(default)]
+    pub remove: Vec<String>,
 }
 
 /// An image's format.
@@ -96,6 +102,12 @@ impl CreateConfig {
         if self.format == CreateFormat::Raw && self.preallocation == Preallocation::Metadata {
             return problem("preallocation", "a raw image has no metadata; write off, falloc or full".into());
         }
+        if self.command.is_empty() != self.remove.is_empty() {
+            return problem("remove", "what `command` makes `remove` removes: there are both or none".into());
+        }
+        if [&self.command, &self.remove].iter().any(|words| words.first().is_some_and(String::is_empty)) {
+            return problem("command", "a command begins with a program".into());
+        }
         match self.mode_bits() {
             Some(_) => Ok(()),
             None => problem("mode", format!("{:?} is no mode of a file; write 0600 or 0660", self.mode)),
@@ -107,6 +119,12 @@ impl CreateConfig {
         if self.qemu_img.components().count() > 1 {
             self.qemu_img = base.join(&self.qemu_img);
         }
+    }
+
+    /// The programs that make and remove.
+    pub fn programs(&self) -> impl Iterator<Item = &Path> {
+        let commands = [&self.command, &self.remove].into_iter().filter_map(|words| words.first());
+        commands.map(Path::new).chain([self.qemu_img.as_path()])
     }
 
     /// The folder below which all images are.
@@ -171,6 +189,8 @@ mod tests {
             ("path = \"/srv/{vm}\"\npreallocation = \"metadata\"", "create.preallocation"),
             ("path = \"/srv/{vm}\"\nmode = \"0777\"", "create.mode"),
             ("path = \"/srv/{vm}\"\nmode = \"0400\"", "create.mode"),
+            ("path = \"/srv/{vm}\"\ncommand = [\"x\"]", "create.remove"),
+            ("path = \"/srv/{vm}\"\ncommand = [\"\"]\nremove = [\"x\"]", "create.command"),
         ] {
             assert_eq!(config(lines).check("create").unwrap_err().0, key, "{lines}");
         }

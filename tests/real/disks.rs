@@ -10,6 +10,7 @@ mod many;
 mod moved;
 mod refused;
 mod thin;
+mod volumes;
 
 use std::path::PathBuf;
 
@@ -46,7 +47,8 @@ impl Stage {
                 let (dir, qemu_img) = (host.dir.display(), lab.paths.qemu_img());
                 let qemu_img = qemu_img.get_program().display();
                 spec.end_lines = format!(
-                    "[create]\npath = \"{dir}/{{vm}}/{{disk}}.{{format}}\"\nqemu_img = \"{qemu_img}\"\n{lines}\n"
+                    "[create]\npath = \"{dir}/{{vm}}/{{disk}}.{{format}}\"\nqemu_img = \"{qemu_img}\"\n{}\n",
+                    lines.replace("DIR", &dir.to_string())
                 );
             }
             for name in names {

@@ -34,7 +34,7 @@ pub(super) fn apply(config: &Config) -> Result<Applied, RulesetError> {
     }
     rules = beneath(rules, Path::new("/dev"), AccessFs::from_file(KNOWN) & writable)?;
     let own = std::env::current_exe().ok();
-    let makers = config.creates().map(|create| create.qemu_img.as_path());
+    let makers = config.creates().flat_map(|create| create.programs());
     for programs in PROGRAMS.iter().map(Path::new).chain(own.as_deref()).chain(makers) {
         rules = beneath(rules, programs, AccessFs::Execute.into())?;
     }
@@ -85,7 +85,8 @@ fn folders(config: &Config) -> BTreeSet<PathBuf> {
         let _ = made.and_then(|()| std::fs::set_permissions(folder, Permissions::from_mode(0o711)));
     }
     let own = own.map(|(folder, _)| folder.clone()).into_iter();
-    let images = config.creates().map(|create| create.folder().to_owned());
+    let made_here = config.creates().filter(|create| create.command.is_empty());
+    let images = made_here.map(|create| create.folder().to_owned());
     own.chain(sockets).chain(libvirt).chain(images).chain(config.sandbox.write.iter().cloned()).collect()
 }
 

@@ -68,13 +68,14 @@ async fn made_and_looked(
     let purpose = Uuid::new_v4();
     let mut journal = host.journals.begin(purpose, JournalRole::Destination, peer, beginning(offer))?;
     let looked = async {
-        created_images::make(create, offer, &mut journal, false).await?;
+        created_images::make(&host.config, create, offer, &mut journal, false).await?;
         journal.will_make(Undo::Qemu)?;
         start_and_look(host, offer, (config, start), purpose).await
     };
     let looked = looked.await;
     let mut left = never_begun(host, &mut journal).await;
-    left.extend(created_images::remove(journal.past()).into_iter().map(Leftover::from));
+    let images = created_images::remove(&host.config, journal.past()).await;
+    left.extend(images.into_iter().map(Leftover::from));
     let is_clean = left.is_empty();
     let outcome = never_ran(&Error::Checked, left);
     match is_clean {

@@ -11,19 +11,20 @@
 use std::collections::HashSet;
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::error::Error;
-use crate::config::{CreateConfig, Preallocation};
+use super::made_by_command;
+use crate::config::{Config, CreateConfig, Preallocation};
 use crate::migrate::guest::process;
 use crate::migrate::host::Host;
-use crate::migrate::journal::{Journal, MadeFile, Past, Undo};
+use crate::migrate::journal::{Journal, MadeFile, MadeVolume, Past, Undo};
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::protocol::message::{DiskSpec, Offer};
 use crate::printable::printable;
@@ -34,6 +35,7 @@ const MAKE_DEADLINE: Duration = Duration::from_secs(20 * 60);
 
 /// Makes what is not there, with all its room only if it is to stay.
 pub(super) async fn make(
+    all: &Config,
     config: &CreateConfig,
     offer: &Offer,
     journal: &mut Journal,
@@ -54,8 +56,19 @@ pub(super) async fn make(
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(not_made(disk, &format!("{}: {e}", path.display()))),
         }
-        let image = Image { config, disk, format, path: &path, stays };
-        image.make(journal).await?;
+        if config.command.is_empty() {
+            Image { config, disk, format, path: &path, stays }.make(journal).await?;
+        } else {
+            let volume = MadeVolume {
+                disk: disk.name.clone(),
+                path: path.clone(),
+                bytes: disk.virtual_size,
+                format: format.to_owned(),
+                made: None,
+            };
+            let made = made_by_command::make(all, config, volume, journal).await?;
+            made.map_err(|why| not_made(disk, &why))?;
+        }
         tracing::info!(vm = offer.vm, disk = disk.name, path = %path.display(), bytes = disk.virtual_size, "an image was made");
     }
     Ok(())
@@ -88,7 +101,7 @@ impl Image<'_> {
         // Whatever the mask of this process is.
         file.set_permissions(Permissions::from_mode(mode)).map_err(|e| at(&unfinished, e))?;
         self.fill(&file, &unfinished).await?;
-        let made = identity(&file.metadata().map_err(|e| at(&unfinished, e))?);
+        let made = MadeFile::of(&file.metadata().map_err(|e| at(&unfinished, e))?);
         journal.will_make(Undo::Image { path: self.path.to_owned(), made: Some(made) })?;
         let named = fs::hard_link(&unfinished, self.path);
         let removed = fs::remove_file(&unfinished);
@@ -125,20 +138,20 @@ impl Image<'_> {
     }
 }
 
-fn identity(file: &fs::Metadata) -> MadeFile {
-    let born = file.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
-    MadeFile { device: file.dev(), inode: file.ino(), born_ns: born.map(|born| born.as_nanos() as u64) }
+/// What this migration has made, or had made, and what is still there.
+pub(crate) fn present(past: &Past) -> Vec<PathBuf> {
+    let volumes = made_by_command::present(past).into_iter().map(|volume| volume.path.clone());
+    images(past).into_iter().chain(volumes).collect()
 }
 
-/// The images that this migration has made and that are still there.
-pub(crate) fn present(past: &Past) -> Vec<PathBuf> {
+fn images(past: &Past) -> Vec<PathBuf> {
     let images = past.undo.iter().filter_map(|undo| match undo {
         Undo::Image { path, made } => Some((path, made)),
         _ => None,
     });
     let is_ours = |path: &Path, made: &Option<MadeFile>| {
         let file = fs::symlink_metadata(path).ok();
-        file.is_some_and(|file| made.as_ref().is_none_or(|made| *made == identity(&file)))
+        file.is_some_and(|file| made.as_ref().is_none_or(|made| *made == MadeFile::of(&file)))
     };
     images.filter(|(path, made)| is_ours(path, made)).map(|(path, _)| path.clone()).collect()
 }
@@ -184,18 +197,20 @@ pub(crate) async fn remove_late(host: &Host, past: &Past, is_given_back: bool) -
     let is_untouched = !past.undo.contains(&Undo::NbdServer);
     match used(host, past).await {
         Use::Guests => Vec::new(),
-        Use::Nobodys if is_untouched || is_given_back => remove(past),
+        Use::Nobodys if is_untouched || is_given_back => remove(&host.config, past).await,
         Use::Nobodys | Use::Others => kept(past),
     }
 }
 
 /// Removes them; what is still there, in words.
-pub(crate) fn remove(past: &Past) -> Vec<String> {
-    let removed = present(past).into_iter().filter_map(|path| {
+pub(crate) async fn remove(config: &Config, past: &Past) -> Vec<String> {
+    let removed = images(past).into_iter().filter_map(|path| {
         let error = fs::remove_file(&path).err()?;
         Some(format!("the image {}, made for this migration: {error}", path.display()))
     });
-    removed.collect()
+    let mut left: Vec<String> = removed.collect();
+    left.extend(made_by_command::remove(config, past).await);
+    left
 }
 
 /// What is said of those that stay until the source has said that its guest stays there.
@@ -215,6 +230,7 @@ pub(crate) fn kept(past: &Past) -> Vec<String> {
 #[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 mod tests {
     use std::collections::BTreeSet;
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
     use crate::migrate::journal::{Header, Role};
@@ -263,6 +279,15 @@ mod tests {
         toml::from_str(&format!("path = \"{}/{{vm}}-{{disk}}.{{format}}\"", folder.display())).unwrap()
     }
 
+    /// Of this host, which knows the VM.
+    fn all(state: &Path, lines: &str) -> Config {
+        let text = format!(
+            "state_dir = '{}'\n[tls]\nca = 'a'\ncert = 'b'\nkey = 'c'\n{lines}[vm.web1]\nqmp = '/x'\n",
+            state.display()
+        );
+        Config::parse(&text, state).unwrap()
+    }
+
     fn names(folder: &Path) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(folder).unwrap().flatten().map(|e| e.file_name()).collect();
         names.sort();
@@ -275,8 +300,9 @@ mod tests {
         let theirs = folder.path().join("web1-vdb.raw");
         fs::write(&theirs, "somebody's").unwrap();
         let mut journal = journal(state.path());
-        let (config, offer) = (config(folder.path()), offer(&["vda", "vdb", "vdc"]));
-        make(&config, &offer, &mut journal, true).await.unwrap();
+        let (all, config) = (all(state.path(), ""), config(folder.path()));
+        let offer = offer(&["vda", "vdb", "vdc"]);
+        make(&all, &config, &offer, &mut journal, true).await.unwrap();
         assert_eq!(names(folder.path()), ["web1-vda.raw", "web1-vdb.raw", "web1-vdc.raw"]);
         let made = folder.path().join("web1-vda.raw");
         let file = fs::metadata(&made).unwrap();
@@ -286,7 +312,7 @@ mod tests {
         fs::remove_file(&other).unwrap();
         fs::write(&other, "another").unwrap();
         assert_eq!(present(journal.past()), [made]);
-        assert_eq!(remove(journal.past()), Vec::<String>::new());
+        assert_eq!(remove(&all, journal.past()).await, Vec::<String>::new());
         assert_eq!(names(folder.path()), ["web1-vdb.raw", "web1-vdc.raw"]);
         assert_eq!(
             (fs::read(theirs).unwrap(), fs::read(other).unwrap()),
@@ -298,18 +324,46 @@ mod tests {
     async fn what_cannot_be_made_leaves_nothing_that_the_journal_does_not_tell_of() {
         let (state, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut journal = journal(state.path());
-        let mut config = config(folder.path());
+        let (all, mut config) = (all(state.path(), ""), config(folder.path()));
         config.qemu_img = folder.path().join("none");
         config.format = crate::config::CreateFormat::Qcow2;
-        let failed = make(&config, &offer(&["vda"]), &mut journal, true).await.unwrap_err();
+        let failed = make(&all, &config, &offer(&["vda"]), &mut journal, true).await.unwrap_err();
         assert!(
             matches!(&failed, Error::Problems(p) if p[0].kind == ProblemKind::ImageNotMade),
             "{failed:?}"
         );
         assert_eq!(names(folder.path()).len(), 1, "the unfinished one");
-        assert_eq!(remove(journal.past()), Vec::<String>::new());
+        assert_eq!(remove(&all, journal.past()).await, Vec::<String>::new());
         assert_eq!(names(folder.path()), Vec::<String>::new());
-        let failed = make(&config, &offer(&["../vda"]), &mut journal, true).await.unwrap_err();
+        let failed = make(&all, &config, &offer(&["../vda"]), &mut journal, true).await.unwrap_err();
         assert!(matches!(failed, Error::Problems(_)) && names(folder.path()).is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_command_surely_made_is_removed_by_a_command_and_nothing_else() {
+        let (state, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let script = state.path().join("script");
+        let text = "echo too much said >&2\n[ $VMFERRY_ACTION = create ] || exec rm \"$VMFERRY_PATH\"\n\
+                    truncate -s $VMFERRY_BYTES \"$VMFERRY_PATH\"\n[ $VMFERRY_DISK != vdc ]\n";
+        fs::write(&script, text).unwrap();
+        let (path, script) = (folder.path().display(), script.display());
+        let lines = format!(
+            "[create]\npath = '{path}/{{vm}}-{{disk}}'\ncommand = ['sh', '{script}']\nremove = ['sh', '{script}']\n"
+        );
+        let all = all(state.path(), &lines);
+        let create = all.create.clone().unwrap();
+        let mut journal = journal(state.path());
+        let vdb = folder.path().join("web1-vdb");
+        make(&all, &create, &offer(&["vda", "vdb"]), &mut journal, true).await.unwrap();
+        assert_eq!(fs::metadata(&vdb).unwrap().len(), 1 << 20);
+        // Another one takes its place.
+        fs::rename(&vdb, folder.path().join("kept")).unwrap();
+        fs::write(&vdb, "another").unwrap();
+        let failed = make(&all, &create, &offer(&["vdc"]), &mut journal, true).await.unwrap_err();
+        let Error::Problems(problems) = failed else { unreachable!("{failed:?}") };
+        assert!(problems[0].text.contains("too much said"), "{problems:?}");
+        let left = remove(&all, journal.past()).await;
+        assert!(left.len() == 1 && left[0].contains("web1-vdc") && left[0].contains("perhaps"), "{left:?}");
+        assert_eq!(names(folder.path()), ["kept", "web1-vdb", "web1-vdc"]);
     }
 }

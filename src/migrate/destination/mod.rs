@@ -13,6 +13,7 @@ mod explain;
 mod exports;
 pub(crate) mod handoff;
 pub(crate) mod image_stamp;
+mod made_by_command;
 mod ownership;
 mod prepare;
 mod serve;

@@ -93,7 +93,7 @@ impl DestinationWorld for Destination {
         self.tell_trouble().await;
         let left = undo(&self.vm, &self.guest.qmp, self.journal.past(), self.guest.started.take()).await;
         let left: Vec<_> = self.serving.unwritten.take().iter().map(|e| chain(e)).chain(left).collect();
-        let left = self.undo_images(left);
+        let left = self.undo_images(left).await;
         image_stamp::record(&mut self.journal, &self.data.images, &left);
         self.serving.leftovers = left.into_iter().map(Leftover::from).collect();
         Ok(())
@@ -138,7 +138,7 @@ impl DestinationWorld for Destination {
 
 impl Destination {
     /// Removes the images that were made, unless they may be needed; what is left then.
-    fn undo_images(&self, mut left: Vec<String>) -> Vec<String> {
+    async fn undo_images(&self, mut left: Vec<String>) -> Vec<String> {
         let past = self.journal.past();
         let config = self.host.config.vms.get(&self.vm).and_then(|vm| self.host.config.create_for(vm));
         let is_kept = config.is_some_and(|config| config.keep);
@@ -147,7 +147,7 @@ impl Destination {
         match self.granted.is_none() || is_given_back {
             // A QEMU that did not end has them open.
             _ if is_kept => {}
-            true if left.is_empty() => left.extend(created_images::remove(past)),
+            true if left.is_empty() => left.extend(created_images::remove(&self.host.config, past).await),
             _ => left.extend(created_images::kept(past)),
         }
         left

@@ -46,7 +46,8 @@ impl Destination {
             Err(trouble) => {
                 let mut left = never_begun(&host, &mut journal).await;
                 // Nobody was granted them.
-                left.extend(created_images::remove(journal.past()).into_iter().map(Leftover::from));
+                let images = created_images::remove(&host.config, journal.past()).await;
+                left.extend(images.into_iter().map(Leftover::from));
                 let vm = if let Error::Vm(error) = &trouble { error.leftover() } else { None };
                 left.extend(vm.map(Leftover::from));
                 let is_clean = left.is_empty();
@@ -152,7 +153,7 @@ async fn find_or_start(
         (Ok((qmp, events)), _) => Ok((None, qmp, events)),
         (Err(e), Some(start)) if e.is_not_listening() => {
             if let Some(create) = host.config.create_for(config) {
-                created_images::make(create, offer, journal, true).await?;
+                created_images::make(&host.config, create, offer, journal, true).await?;
             }
             journal.will_make(Undo::Qemu)?;
             let purpose = journal.past().header.migration;

@@ -76,7 +76,7 @@ async fn run_command(
 
 /// The lock, for the command to inherit. `None` when another process has it for as long as the
 /// deadline.
-async fn lock_file(path: PathBuf, turn: Turn, deadline: Duration) -> io::Result<Option<File>> {
+pub(crate) async fn lock_file(path: PathBuf, turn: Turn, deadline: Duration) -> io::Result<Option<File>> {
     if turn == Turn::First {
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

@@ -103,7 +103,7 @@ pub(crate) fn leftovers(past: &Past) -> SourceLeftovers {
                 left.parameters_before = Some(parameters.clone());
             }
             // What is on the destination's disks is the destination's matter.
-            Undo::Qemu | Undo::Image { .. } => {}
+            Undo::Qemu | Undo::Image { .. } | Undo::Volume(_) => {}
         }
     }
     left

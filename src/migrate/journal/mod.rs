@@ -25,7 +25,10 @@ pub use line::Flaw;
 pub(crate) use writers::is_written as is_in_use;
 
 use std::collections::BTreeSet;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -125,6 +128,20 @@ pub enum Undo {
         /// Which file it is; none for one that is not finished and has a name that is nobody else's.
         made: Option<MadeFile>,
     },
+    /// Destination: what a command was about to make, or has made.
+    Volume(MadeVolume),
+}
+
+/// What a command makes at a path where nothing was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeVolume {
+    pub disk: String,
+    pub path: PathBuf,
+    /// That the guest sees.
+    pub bytes: u64,
+    pub format: String,
+    /// What there was when the command had ended well; none before.
+    pub made: Option<MadeFile>,
 }
 
 /// What tells a file from one that takes its place.
@@ -134,6 +151,13 @@ pub struct MadeFile {
     pub inode: u64,
     /// When it was made, in nanoseconds since the epoch, where the file system knows.
     pub born_ns: Option<u64>,
+}
+
+impl MadeFile {
+    pub fn of(file: &Metadata) -> Self {
+        let born = file.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        Self { device: file.dev(), inode: file.ino(), born_ns: born.map(|born| born.as_nanos() as u64) }
+    }
 }
 
 /// A line of the journal.

@@ -12,18 +12,19 @@ use crate::support::with_lab;
 fn images_that_are_made_go_when_the_guest_does_not_come() -> Result<()> {
     with_lab("images_that_are_made_go_when_the_guest_does_not_come", |lab| {
         // Bravo may ask alpha what became of a guest.
-        let plan = Plan { created: true, both_ways: true, dirty_mib: 0, ..Plan::ORDINARY };
+        let plan = Plan { created: true, both_ways: true, ..Plan::ORDINARY };
         let mut stage = Stage::set_up(lab, plan)?;
         let checked = stage.alpha.vmferry(&["check", "web1", "--to", "bravo"])?;
         ensure!(checked.code == 0, "{checked:?}");
         stage.has_no_made_image().context("after a check")?;
-        let failed = |fault, words| Case::new(fault, Reach::Mirror, End::failed(&["mirror"], words));
+        let gone = End::failed(&["precopy"], &["destination", "QEMU", "web1|gone"]);
+        let restarted = End::failed(&["mirror"], &["agent", "restarted"]);
         play_all(
             &mut stage,
             &[
-                Case::new(Fault::Cancel, Reach::Mirror, End::cancelled(&["mirror"])),
-                failed(Fault::Kill(Who::DestinationQemu), &["destination", "QEMU", "web1|gone"]),
-                failed(Fault::Kill(Who::SourceAgent), &["agent", "restarted"]),
+                Case::new(Fault::Kill(Who::SourceAgent), Reach::Mirror, restarted),
+                Case::new(Fault::Kill(Who::DestinationQemu), Reach::Precopy, gone),
+                Case::new(Fault::Cancel, Reach::Device, End::cancelled(&["device"])),
             ],
         )?;
         stage.moves()?;

@@ -122,13 +122,14 @@ fn size(want: &DiskSpec, have: &Disk) -> Option<Problem> {
         ProblemKind::DiskTooSmall => Problem::new(
             kind,
             format!("disk {name} has {found} bytes at the destination and needs {wanted}"),
-            format!("`qemu-img resize` it there to {wanted} bytes"),
+            format!("`qemu-img resize` it there to {wanted} bytes, or make the device under it as large"),
         ),
         _ => Problem::new(
             kind,
             format!("disk {name} has {found} bytes at the destination, the source's has {wanted}"),
             format!(
-                "create it anew with {wanted} bytes: the guest's disk must not change its size while it runs"
+                "on a larger device give its raw node `size={wanted}` there, else create the image anew with {wanted} \
+                 bytes: the guest's disk must not change its size while it runs"
             ),
         ),
     })
