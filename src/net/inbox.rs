@@ -41,30 +41,31 @@ impl Inbox {
         }
     }
 
-    /// Fills the queue from what is there already. Of blocks one at a time: a short one may become
-    /// long, and what waits must be bounded.
+    /// Fills the queue from what is there already, until something may be written or nothing is left.
     pub(super) fn fill(&mut self, recv: &mut RecvHalf) -> Result<(), DecodeError> {
-        let is_waiting = self.writable() == 0;
-        if is_waiting && self.queue.len() > 1 {
-            // Less than a header.
-            self.queue = VecDeque::from([self.queue.iter().flatten().copied().collect()]);
-        }
-        match &mut self.decoder {
-            None => {
-                while self.queue.len() < WRITE_CHUNKS {
-                    let Some(next) = recv.try_recv() else { break };
-                    self.queue.push_back(next);
-                }
+        loop {
+            let is_waiting = self.writable() == 0;
+            if is_waiting && self.queue.len() > 1 {
+                // Less than a header.
+                self.queue = VecDeque::from([self.queue.iter().flatten().copied().collect()]);
             }
-            Some(decoder) if is_waiting => {
-                if let Some((plain, length)) = decoder.next_block()? {
+            match &mut self.decoder {
+                None => {
+                    while self.queue.len() < WRITE_CHUNKS {
+                        let Some(next) = recv.try_recv() else { break };
+                        self.queue.push_back(next);
+                    }
+                    return Ok(());
+                }
+                // One at a time: a short block may become long, and what waits must be bounded.
+                Some(decoder) if is_waiting => {
+                    let Some((plain, length)) = decoder.next_block()? else { return Ok(()) };
                     recv.consumed(length);
                     self.queue.push_back(plain);
                 }
+                Some(_) => return Ok(()),
             }
-            Some(_) => {}
         }
-        Ok(())
     }
 
     /// So much of the queue has been delivered.
