@@ -23,6 +23,7 @@ pub mod net;
 pub mod pki;
 pub mod printable;
 pub mod qemu;
+mod ranged;
 pub mod rate;
 pub mod size;
 pub mod weight;

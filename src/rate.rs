@@ -7,12 +7,14 @@ use std::str::FromStr;
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::ranged::read_within;
+
 /// Bytes per second, at least [`Rate::MIN`].
 ///
 /// As text: a number with `K`, `M`, `G`, `T` (powers of 1000) or `Ki`, `Mi`, `Gi`, `Ti` (of 1024),
 /// with or without `B` and `/s`: `100MiB/s`, `1G`, `2500000`. In JSON: the number of bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "u64", into = "u64")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(into = "u64")]
 pub struct Rate(NonZeroU64);
 
 /// Why a rate was refused.
@@ -34,6 +36,8 @@ impl Rate {
         self.0
     }
 }
+
+read_within!(Rate: u64, Rate::MIN, u64::MAX);
 
 impl TryFrom<u64> for Rate {
     type Error = RateError;

@@ -1,13 +1,14 @@
 //! Weights: parts of what is sent, as operators write them.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::mux::SHARE_WEIGHT_DEFAULT;
+use crate::ranged::read_within;
 
 /// The part of a migration or a forwarding among those that have something to send: 1 to
 /// [`Weight::MAX`], ordinarily 100. Twice the weight is twice the bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "u16", into = "u16")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(into = "u16")]
 pub struct Weight(u16);
 
 /// No weight.
@@ -19,6 +20,8 @@ impl Weight {
     /// The largest.
     pub const MAX: u16 = 1000;
 }
+
+read_within!(Weight: u16, 1, Weight::MAX.into());
 
 impl Default for Weight {
     fn default() -> Self {

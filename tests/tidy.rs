@@ -157,7 +157,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("migrate::source", role_uses!("audit")),
     ("migrate::destination", role_uses!("size" "config" "printable")),
     ("migrate::checks", &["error_chain", "migrate::model", "migrate::protocol::message", "qemu"]),
-    ("migrate::model", &["audit", "error_chain", "qemu", "rate", "weight"]),
+    ("migrate::model", &["audit", "error_chain", "qemu", "ranged", "rate", "weight"]),
     // The pure machines know nothing of those who carry out their effects, their interpreter only them.
     ("migrate::handover", &[]),
     ("migrate::handover_run", &["migrate::handover"]),
@@ -220,7 +220,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("migrate::journal", &["migrate::handover", "migrate::model", "qemu"]),
     // What is moved when: it knows how a migration is asked for, and no migration.
-    ("drain", &["config::glob_matches", "migrate::Options"]),
+    ("drain", &["config::glob_matches", "migrate::Options", "ranged"]),
     // Beside `migrate`; neither knows the other.
     ("forward", &["config", "error_chain", "mux", "net", "printable", "rate", "weight"]),
     // Migrations that libvirt makes itself: nothing of ours.
@@ -286,9 +286,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("error_chain", &[]),
     ("log", &["printable"]),
     ("printable", &[]),
-    ("rate", &[]),
+    ("ranged", &[]),
+    ("rate", &["ranged"]),
     ("size", &[]),
-    ("weight", &["mux::SHARE_WEIGHT_DEFAULT"]),
+    ("weight", &["mux::SHARE_WEIGHT_DEFAULT", "ranged"]),
     ("lib", &[]),
     ("main", &[]),
 ];

@@ -20,7 +20,7 @@ use super::gate::{About, Gate};
 use super::refusal::Refusal;
 use super::routes::Agents;
 use super::running::Agent;
-use crate::api::{DrainPlan, DrainRequest, DrainStage, DrainStatus, PeerCheck};
+use crate::api::{DrainPlan, DrainRequest, DrainStage, DrainStatus, Event, PeerCheck};
 use crate::error_chain::chain;
 use crate::migrate::problem::ProblemKind;
 
@@ -112,9 +112,6 @@ async fn next_line(
     let mut watch = watch?;
     watch.changed().await.ok()?;
     let now = status(watch.borrow_and_update().clone()?);
-    let line = serde_json::to_vec(&now).map(|mut line| {
-        line.push(b'\n');
-        line
-    });
-    Some((line, (now.stage != DrainStage::Ended).then_some(watch)))
+    let goes_on = now.stage != DrainStage::Ended;
+    Some((Event::line(now, !goes_on), goes_on.then_some(watch)))
 }

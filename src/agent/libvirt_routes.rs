@@ -19,7 +19,7 @@ use super::gate::Gate;
 use super::refusal::Refusal;
 use super::routes::{Agents, Id};
 use super::running::Agent;
-use crate::api::{LibvirtLook, LibvirtMigration, LibvirtRequest, LibvirtStage, Told};
+use crate::api::{Event, LibvirtLook, LibvirtMigration, LibvirtRequest, LibvirtStage, Told};
 use crate::error_chain::chain;
 use crate::libvirt::{Follower, LibvirtError};
 
@@ -106,10 +106,6 @@ async fn next_line(follower: Option<Follower>) -> Option<(Line, Option<Follower>
     // Without a change the same is told again.
     let _ = tokio::time::timeout(TELL_EVERY, follower.states.changed()).await;
     let state = follower.states.borrow_and_update().clone();
-    let line = serde_json::to_vec(&state).map(|mut line| {
-        line.push(b'\n');
-        line
-    });
     let goes_on = state.stage != LibvirtStage::Ended;
-    Some((line, goes_on.then_some(follower)))
+    Some((Event::line(state, !goes_on), goes_on.then_some(follower)))
 }

@@ -21,6 +21,7 @@ mod libvirt_routes;
 mod limits;
 mod listen;
 mod observe;
+mod once;
 mod refusal;
 mod refusals;
 mod registry;

@@ -2,20 +2,29 @@
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use uuid::Uuid;
 
-use crate::api::ErrorBody;
+use crate::api::{ErrorBody, PROBLEM_JSON};
 use crate::error_chain::chain;
 use crate::migrate::journal::JournalError;
 
 /// An answer that is not 2xx.
-pub(super) struct Refusal(StatusCode, ErrorBody);
+pub(super) struct Refusal(Box<ErrorBody>);
 
 impl Refusal {
     pub(super) fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self(status, ErrorBody { error: error.into(), remedy: remedy.into() })
+        let title = status.canonical_reason().unwrap_or_default().to_owned();
+        let (kind, error, remedy) = ("about:blank".to_owned(), error.into(), remedy.into());
+        let (status, detail, field) = (status.as_u16(), error.clone(), None);
+        Self(Box::new(ErrorBody { kind, title, status, detail, error, remedy, field }))
+    }
+
+    /// The same, of one field of the request.
+    pub(super) fn in_field(mut self, field: Option<String>) -> Self {
+        self.0.field = field;
+        self
     }
 
     pub(super) fn unknown(id: Uuid) -> Self {
@@ -30,14 +39,39 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        (self.0, Json(self.1)).into_response()
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], Json(self.0)).into_response()
     }
 }
 
 impl From<JsonRejection> for Refusal {
     fn from(rejection: JsonRejection) -> Self {
-        Self::new(rejection.status(), rejection.body_text(), "send JSON as the documentation shows it")
+        let remedy = "see GET /v1/openapi.json for what may be asked";
+        match wrong_field(&rejection) {
+            Some((field, what)) => {
+                let error = format!("`{field}`: {what}");
+                Self::new(StatusCode::BAD_REQUEST, error, remedy).in_field(Some(field))
+            }
+            None if matches!(rejection, JsonRejection::JsonDataError(_)) => {
+                Self::new(StatusCode::BAD_REQUEST, rejection.body_text(), remedy)
+            }
+            None => Self::new(rejection.status(), rejection.body_text(), remedy),
+        }
     }
+}
+
+/// The field that JSON of another shape, or a value outside its range, is in, and what is wrong with it.
+fn wrong_field(rejection: &JsonRejection) -> Option<(String, String)> {
+    let JsonRejection::JsonDataError(error) = rejection else { return None };
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref::<serde_path_to_error::Error<serde_json::Error>>() {
+            let field = found.path().to_string();
+            return (field != ".").then(|| (field, found.inner().to_string()));
+        }
+        cause = error.source();
+    }
+    None
 }
 
 impl From<PathRejection> for Refusal {

@@ -73,9 +73,15 @@ struct Entries {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     entries: Mutex<Entries>,
+    asked: Mutex<()>,
 }
 
 impl Registry {
+    /// Held while somebody looks whether there is a migration, and begins it if there is none.
+    pub(crate) fn one_at_a_time(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Adds a migration of which nothing can be changed here.
     pub(crate) fn add(&self, progress: ProgressSink) {
         self.insert(Entry { progress, cancel: CancellationToken::new(), share: None });

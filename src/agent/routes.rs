@@ -7,7 +7,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::connect_info::ConnectInfo;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -21,11 +21,12 @@ use super::call::Call;
 use super::caller::Caller;
 use super::gate::{About, BODY_BYTES_MAX, Gate};
 use super::limits::{self, NoShare};
+use super::once;
 use super::refusal::Refusal;
 use super::registry::NoCancel;
-use super::running::Agent;
+use super::running::{Agent, Asked};
 use crate::api::{
-    CheckReport, CheckRequest, Course, ForceRequest, Forward, ForwardRequest, Forwards, Limits,
+    CheckReport, CheckRequest, Course, Event, ForceRequest, Forward, ForwardRequest, Forwards, Limits,
     MigrateRequest, Migration, MigrationLimit, Names, OPENAPI, PeerLimit, PeerLimitRequest, RecoverQuery,
     Recovery, ShareRequest, Status, Target, unknown_remedy,
 };
@@ -33,7 +34,7 @@ use crate::error_chain::chain;
 use crate::forward::AddError;
 use crate::migrate::problem::Policy;
 use crate::migrate::progress::Progress;
-use crate::migrate::recover::{self as recovery, Asked, NotForced};
+use crate::migrate::recover::{self as recovery, Asked as RecoverAsked, NotForced};
 
 /// How long it may take.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
@@ -90,6 +91,13 @@ pub(super) fn served<const N: usize>(gates: [Gate; N]) -> Router {
             "see GET /v1/openapi.json for those that there are",
         )
     })
+    .method_not_allowed_fallback(|| async {
+        Refusal::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "that cannot be done with this path",
+            "see GET /v1/openapi.json for what can",
+        )
+    })
     .layer(middleware::from_fn(whole_body))
 }
 
@@ -123,15 +131,21 @@ async fn list(State(agent): Agents) -> Json<Vec<Migration>> {
 async fn migrate(
     State(agent): Agents,
     ConnectInfo(caller): ConnectInfo<Caller>,
+    headers: HeaderMap,
     body: Result<Json<MigrateRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Extension<About>, Json<Migration>), Refusal> {
     let Json(request) = body?;
+    let id = once::migration(&headers, caller.uid)?;
     tracing::info!(uid = caller.uid, pid = caller.pid, vm = request.vm, to = request.to, "migrate asked for");
-    match agent.migrate(request) {
-        Some(progress) => {
+    match agent.migrate_once(id, request) {
+        Asked::Begun(progress) => {
             Ok((StatusCode::CREATED, Extension(About(progress.id)), Json(agent.shown(progress))))
         }
-        None => Err(Refusal::new(
+        Asked::Before(progress) => {
+            Ok((StatusCode::OK, Extension(About(progress.id)), Json(agent.shown(progress))))
+        }
+        Asked::OtherwiseBefore(progress) => Err(once::another(&progress)),
+        Asked::Leaving => Err(Refusal::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "the agent is shutting down",
             "try again when it is back",
@@ -169,11 +183,8 @@ async fn next_line(following: Option<Following>) -> Option<(Line, Option<Followi
     let (agent, mut watch) = following?;
     watch.changed().await.ok()?;
     let migration = agent.shown(watch.borrow_and_update().clone());
-    let line = serde_json::to_vec(&migration).map(|mut line| {
-        line.push(b'\n');
-        line
-    });
-    Some((line, (!migration.is_over()).then_some((agent, watch))))
+    let is_over = migration.is_over();
+    Some((Event::line(migration, is_over), (!is_over).then_some((agent, watch))))
 }
 
 async fn cancel(
@@ -298,7 +309,7 @@ impl From<AddError> for Refusal {
             AddError::TooMany => (StatusCode::CONFLICT, "end one with `vmferry forward end`"),
             AddError::Taken(_) => (StatusCode::CONFLICT, "see `vmferry forward list` for which it is"),
             AddError::NoOwner | AddError::Name(_) => {
-                (StatusCode::UNPROCESSABLE_ENTITY, "see docs/forward.md for what a forwarding may be")
+                (StatusCode::BAD_REQUEST, "see docs/forward.md for what a forwarding may be")
             }
             AddError::Listen(_) => (
                 StatusCode::CONFLICT,
@@ -328,7 +339,7 @@ async fn recover(
 }
 
 async fn recovery_of(agent: &Agent, wanted: RecoverQuery, clean: bool) -> Result<Json<Recovery>, Refusal> {
-    let asked = Asked { migration: wanted.id, clean, without_peers: wanted.peers == Some(false) };
+    let asked = RecoverAsked { migration: wanted.id, clean, without_peers: wanted.peers == Some(false) };
     let cases = recovery::cases(&agent.host, asked).await?;
     match wanted.id {
         Some(id) if cases.is_empty() => Err(Refusal::new(

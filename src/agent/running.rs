@@ -56,6 +56,17 @@ pub(super) struct Agent {
     pub(super) confinement: Confinement,
 }
 
+/// What came of a migration that was asked for.
+pub(super) enum Asked {
+    Begun(Progress),
+    /// It had been asked for before, and this is what has become of it.
+    Before(Progress),
+    /// Another one has its identity.
+    OtherwiseBefore(Progress),
+    /// The agent is on its way out.
+    Leaving,
+}
+
 impl Agent {
     /// An agent that has not begun to do anything.
     pub(super) fn new(
@@ -91,12 +102,18 @@ impl Agent {
         })
     }
 
-    /// Begins a migration; `None` when the agent is on its way out.
-    pub(super) fn migrate(self: &Arc<Self>, request: MigrateRequest) -> Option<Progress> {
-        self.migrate_as(Uuid::new_v4(), request)
+    /// Begins a migration under this identity, unless there is one.
+    pub(super) fn migrate_once(self: &Arc<Self>, id: Uuid, request: MigrateRequest) -> Asked {
+        let _one_at_a_time = self.registry.one_at_a_time();
+        let Some(before) = self.registry.get(id).map(|entry| entry.progress.now()) else {
+            return self.migrate_as(id, request).map_or(Asked::Leaving, Asked::Begun);
+        };
+        let peer = self.host.config.peers.get(&request.to).map(|peer| peer.identity.as_str());
+        let is_same = before.vm == request.vm && before.peer == peer.unwrap_or(&request.to);
+        if is_same { Asked::Before(before) } else { Asked::OtherwiseBefore(before) }
     }
 
-    /// The same, under an identity that was told before.
+    /// Begins a migration; `None` when the agent is on its way out. There is none of that identity.
     pub(super) fn migrate_as(self: &Arc<Self>, id: Uuid, request: MigrateRequest) -> Option<Progress> {
         if self.is_leaving() {
             return None;

@@ -55,12 +55,55 @@ pub const VERSION: &str = "/v1";
 /// All that follows, for programs.
 pub const OPENAPI: &str = include_str!("openapi.json");
 
+/// What an answer that is not 2xx is: RFC 9457.
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
 /// Any answer that is not 2xx.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ErrorBody {
+    /// `about:blank`: the status says what kind of problem it is.
+    #[serde(default, rename = "type")]
+    pub kind: String,
+    /// The status in words.
+    #[serde(default)]
+    pub title: String,
+    #[serde(default)]
+    pub status: u16,
+    /// The same as `error`.
+    #[serde(default)]
+    pub detail: String,
     pub error: String,
     /// What to do about it.
     pub remedy: String,
+    /// The field of the request that is wrong, as in `options.retry`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+}
+
+/// The format of a line of events.
+pub const EVENT_FORMAT: u32 = 1;
+
+/// A line of events: what it is about, as it is now.
+#[derive(Debug, Clone, Serialize)]
+pub struct Event<T> {
+    /// [`EVENT_FORMAT`]
+    pub event_format: u32,
+    /// It is the last one: what ends without it has lost its agent, and is asked for again.
+    pub end: bool,
+    #[serde(flatten)]
+    pub now: T,
+}
+
+impl<T: Serialize> Event<T> {
+    /// A whole line.
+    ///
+    /// # Errors
+    /// There is no JSON of it.
+    pub fn line(now: T, end: bool) -> Result<Vec<u8>, serde_json::Error> {
+        let mut line = serde_json::to_vec(&Self { event_format: EVENT_FORMAT, end, now })?;
+        line.push(b'\n');
+        Ok(line)
+    }
 }
 
 pub fn migration_path(id: Uuid) -> String {

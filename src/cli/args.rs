@@ -193,6 +193,10 @@ pub(super) struct DrainArgs {
     /// Move no more than N at once; the configuration's number by default.
     #[arg(long, value_name = "N", conflicts_with_all = ["status", "cancel"], value_parser = clap::value_parser!(u64).range(1..=AT_ONCE_MAX as u64))]
     pub(super) at_once: Option<u64>,
+    /// Cancel it after so many seconds: nothing further is begun then, what can be is rolled back, and its end is
+    /// waited for.
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["status", "cancel", "detach", "dry_run"], value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub(super) within: Option<u64>,
     /// Only say what would be done: the order, where each VM would go, what `check` says. Where the destination's
     /// agent starts QEMUs, one is started for the questions and ended again.
     #[arg(long, conflicts_with_all = ["status", "cancel", "detach"])]

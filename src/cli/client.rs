@@ -100,7 +100,7 @@ impl Client {
         }
         let status = answer.status();
         match printable::to_show::<ErrorBody>(&collect(answer).await?) {
-            Ok(ErrorBody { error, remedy }) if status.is_client_error() => {
+            Ok(ErrorBody { error, remedy, .. }) if status.is_client_error() => {
                 Err(NotDone::Refused { error, remedy }.into())
             }
             Ok(body) => Err(anyhow!("{}; {}", body.error, body.remedy)),

@@ -37,6 +37,7 @@ pub(super) async fn run(client: &Client, args: DrainArgs) -> anyhow::Result<Exit
         return Ok(exit_code(&status));
     }
     let (dry_run, detach, json) = (args.dry_run, args.detach, args.json);
+    let until = args.within.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let request = request(args)?;
     if dry_run {
         let plan: DrainPlan = client.call(Method::POST, &format!("{DRAIN}/plan"), &request).await?;
@@ -55,7 +56,7 @@ pub(super) async fn run(client: &Client, args: DrainArgs) -> anyhow::Result<Exit
     if !json {
         show_beginning(&begun);
     }
-    follow(client, json).await
+    follow(client, json, until).await
 }
 
 /// What the agent is asked. The ranges are the agent's to judge.
@@ -90,7 +91,8 @@ fn exit_code(status: &DrainStatus) -> ExitCode {
     }
 }
 
-async fn follow(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
+/// To its end; at `until` it is cancelled.
+async fn follow(client: &Client, json: bool, mut until: Option<Instant>) -> anyhow::Result<ExitCode> {
     let events = format!("{DRAIN}/events");
     let mut lines = client.lines(&events).await?;
     let (mut said, mut asked) = (BTreeMap::new(), None::<Instant>);
@@ -109,13 +111,16 @@ async fn follow(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
                 }
                 gone => lines = reattach(client, &events, gone.err()).await?,
             },
+            () = at(until) => {
+                eprintln!("its time is over: cancelling…");
+                until = None;
+                ask_to_cancel(client).await;
+            }
             interrupt = tokio::signal::ctrl_c() => {
                 interrupt?;
                 if asked.is_some_and(|first| first.elapsed() < CONFIRM_WITHIN) {
                     eprintln!("cancelling…");
-                    if let Err(e) = client.call::<_, ()>(Method::POST, &format!("{DRAIN}/cancel"), &()).await {
-                        eprintln!("not cancelled: {e:#}");
-                    }
+                    ask_to_cancel(client).await;
                 } else {
                     eprintln!("press Ctrl-C again within 10 s to cancel the drain; it goes on otherwise");
                 }
@@ -127,6 +132,20 @@ async fn follow(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
         show_end(&last);
     }
     Ok(exit_code(&last))
+}
+
+/// A moment; never without one.
+async fn at(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn ask_to_cancel(client: &Client) {
+    if let Err(e) = client.call::<_, ()>(Method::POST, &format!("{DRAIN}/cancel"), &()).await {
+        eprintln!("not cancelled: {e:#}");
+    }
 }
 
 /// Waits for an agent that is restarted, which takes moments.

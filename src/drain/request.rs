@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::glob_matches;
 use crate::migrate::Options;
+use crate::ranged::read_within;
 
 /// The most peers that one drain may use.
 const TARGETS_MAX: usize = 32;
@@ -54,14 +55,16 @@ impl Targets {
 }
 
 /// How many VMs are moved at once: 1 to [`AT_ONCE_MAX`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "usize", into = "usize")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(into = "usize")]
 pub struct AtOnce(usize);
 
 /// Nobody means that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0} VMs at once are outside 1–{AT_ONCE_MAX}")]
 pub struct AtOnceError(usize);
+
+read_within!(AtOnce: usize, 1, AT_ONCE_MAX as u64);
 
 impl TryFrom<usize> for AtOnce {
     type Error = AtOnceError;
@@ -147,8 +150,8 @@ mod tests {
         for (value, words) in [
             (json!({"to": []}), "1 to 32 peers"),
             (json!({"to": ["bravo", "charlie", "bravo"]}), "\"bravo\" is named twice"),
-            (json!({"to": ["bravo"], "at_once": 0}), "0 VMs at once are outside 1–64"),
-            (json!({"to": ["bravo"], "at_once": 65}), "65 VMs at once"),
+            (json!({"to": ["bravo"], "at_once": 0}), "integer `0`, expected a whole number from 1 to 64"),
+            (json!({"to": ["bravo"], "at_once": 65}), "integer `65`, expected"),
             (json!({"to": ["bravo"], "vms": vec!["x"; 257]}), "257 patterns"),
             (json!({"to": ["bravo"], "vm": ["x"]}), "unknown field"),
         ] {

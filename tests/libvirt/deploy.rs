@@ -49,9 +49,11 @@ fn verified(root: &Path, drop_in: &str) -> Result<String> {
     let units = root.join("usr/lib/systemd/system");
     let folder = units.join("vmferry.service.d");
     fs::create_dir_all(&folder)?;
-    fs::copy(deploy().join("vmferry.service"), units.join("vmferry.service"))?;
+    for unit in ["vmferry.service", "vmferry-drain.service"] {
+        fs::copy(deploy().join(unit), units.join(unit))?;
+    }
     fs::write(folder.join("test.conf"), drop_in)?;
-    for program in ["usr/bin/vmferry", "bin/kill"] {
+    for program in ["usr/bin/vmferry", "bin/kill", "bin/true", "bin/sh"] {
         let file = root.join(program);
         fs::create_dir_all(file.parent().context("a program without a folder")?)?;
         fs::write(&file, "")?;
@@ -66,7 +68,8 @@ fn verified(root: &Path, drop_in: &str) -> Result<String> {
         }
     }
     let mut command = Command::new("systemd-analyze");
-    command.args(["verify", "--man=no"]).arg(format!("--root={}", root.display())).arg("vmferry.service");
+    command.args(["verify", "--man=no"]).arg(format!("--root={}", root.display()));
+    command.args(["vmferry.service", "vmferry-drain.service"]);
     let outcome = run_any(&mut command, SHORT)?;
     Ok(outcome.stderr + &outcome.stdout)
 }

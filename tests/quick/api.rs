@@ -69,12 +69,17 @@ impl Agent {
 
     /// Status, content type and body; HTTP/1.0, so that the answer ends where the connection does.
     pub(crate) fn ask(&self, method: &str, path: &str, body: Option<&str>) -> (u16, String, String) {
+        self.ask_with(method, path, body, "")
+    }
+
+    /// With more headers, each with its end.
+    fn ask_with(&self, method: &str, path: &str, body: Option<&str>, more: &str) -> (u16, String, String) {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(ANSWER_WITHIN)).unwrap();
         let body = body.unwrap_or("");
         write!(
             stream,
-            "{method} {path} HTTP/1.0\r\nhost: vmferry\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "{method} {path} HTTP/1.0\r\nhost: vmferry\r\ncontent-type: application/json\r\n{more}content-length: {}\r\n\r\n{body}",
             body.len()
         )
         .unwrap();
@@ -187,14 +192,14 @@ fn live_answers_are_as_described() {
         ("POST", "/v1/migrations/{id}/cancel", "/v1/migrations/x/cancel".into(), None, 400),
         ("GET", "/v1/migrations", "/v1/migrations".into(), None, 200),
         ("POST", "/v1/migrations", "/v1/migrations".into(), Some("{"), 400),
-        ("POST", "/v1/migrations", "/v1/migrations".into(), Some("{}"), 422),
+        ("POST", "/v1/migrations", "/v1/migrations".into(), Some("{}"), 400),
         ("POST", "/v1/migrations/{id}/limit", one("/limit"), Some(r#"{"weight":300}"#), 409),
-        ("POST", "/v1/migrations/{id}/limit", one("/limit"), Some(r#"{"weight":0}"#), 422),
+        ("POST", "/v1/migrations/{id}/limit", one("/limit"), Some(r#"{"weight":0}"#), 400),
         ("POST", "/v1/migrations/{id}/limit", unknown("/limit"), Some("{}"), 404),
         ("POST", "/v1/migrations/{id}/limit", "/v1/migrations/x/limit".into(), Some("{}"), 400),
         ("GET", "/v1/limits", "/v1/limits".into(), None, 200),
         ("POST", "/v1/peers/{name}/limit", limit_of("bravo"), Some(r#"{"limit_bytes_per_s":1000000}"#), 200),
-        ("POST", "/v1/peers/{name}/limit", limit_of("bravo"), Some(r#"{"limit_bytes_per_s":1}"#), 422),
+        ("POST", "/v1/peers/{name}/limit", limit_of("bravo"), Some(r#"{"limit_bytes_per_s":1}"#), 400),
         ("POST", "/v1/peers/{name}/limit", limit_of("nobody"), Some("{}"), 404),
         ("GET", "/v1/forwards", "/v1/forwards".into(), None, 200),
         ("POST", "/v1/forwards", "/v1/forwards".into(), forward("bravo", "near"), 201),
@@ -207,7 +212,7 @@ fn live_answers_are_as_described() {
             "/v1/forwards",
             "/v1/forwards".into(),
             Some(r#"{"listen":"near","to":"bravo","target":"x"}"#),
-            422,
+            400,
         ),
         ("POST", "/v1/forwards/{id}/end", format!("/v1/forwards/{}/end", Uuid::nil()), None, 404),
         ("POST", "/v1/forwards/{id}/end", "/v1/forwards/x/end".into(), None, 400),
@@ -219,7 +224,7 @@ fn live_answers_are_as_described() {
         ("GET", "/v1/recover", "/v1/recover?id=x".into(), None, 400),
         ("POST", "/v1/recover", "/v1/recover?ids=x".into(), None, 400),
         ("POST", "/v1/recover/{id}", format!("/v1/recover/{id}"), Some(r#"{"force":"here"}"#), 409),
-        ("POST", "/v1/recover/{id}", format!("/v1/recover/{id}"), Some(r#"{"force":"up"}"#), 422),
+        ("POST", "/v1/recover/{id}", format!("/v1/recover/{id}"), Some(r#"{"force":"up"}"#), 400),
         ("POST", "/v1/recover/{id}", format!("/v1/recover/{id}"), Some(r#"{"force":"here","until":1}"#), 409),
         ("POST", "/v1/recover/{id}", "/v1/recover/x".into(), Some(r#"{"force":"here"}"#), 400),
         ("GET", "/v1/drain", "/v1/drain".into(), None, 404),
@@ -227,9 +232,9 @@ fn live_answers_are_as_described() {
         ("POST", "/v1/drain/cancel", "/v1/drain/cancel".into(), None, 404),
         ("POST", "/v1/drain", "/v1/drain".into(), Some(r#"{"to":["nobody"]}"#), 404),
         ("POST", "/v1/drain", "/v1/drain".into(), Some(r#"{"to":["bravo"],"at_once":5}"#), 400),
-        ("POST", "/v1/drain", "/v1/drain".into(), Some(r#"{"to":[]}"#), 422),
+        ("POST", "/v1/drain", "/v1/drain".into(), Some(r#"{"to":[]}"#), 400),
         ("POST", "/v1/drain/plan", "/v1/drain/plan".into(), Some(r#"{"to":["bravo"]}"#), 200),
-        ("POST", "/v1/drain/plan", "/v1/drain/plan".into(), Some(r#"{"to":["bravo"],"at_once":65}"#), 422),
+        ("POST", "/v1/drain/plan", "/v1/drain/plan".into(), Some(r#"{"to":["bravo"],"at_once":65}"#), 400),
         ("POST", "/v1/drain", "/v1/drain".into(), Some(r#"{"to":["bravo"],"vms":["web*"]}"#), 201),
         ("GET", "/v1/drain/events", "/v1/drain/events".into(), None, 200),
         ("GET", "/v1/drain", "/v1/drain".into(), None, 200),
@@ -242,7 +247,7 @@ fn live_answers_are_as_described() {
             404,
         ),
         ("POST", "/v1/libvirt", "/v1/libvirt".into(), Some(r#"{"domain":"","to":"bravo","rpc":true}"#), 409),
-        ("POST", "/v1/libvirt", "/v1/libvirt".into(), Some(r#"{"domain":"web1"}"#), 422),
+        ("POST", "/v1/libvirt", "/v1/libvirt".into(), Some(r#"{"domain":"web1"}"#), 400),
         (
             "POST",
             "/v1/libvirt/check",
@@ -261,20 +266,91 @@ fn live_answers_are_as_described() {
             404,
         ),
         ("POST", "/v1/libvirt/{id}/end", format!("/v1/libvirt/{id}/end"), Some(r#""failed""#), 404),
-        ("POST", "/v1/libvirt/{id}/end", format!("/v1/libvirt/{id}/end"), Some(r#""well""#), 422),
+        ("POST", "/v1/libvirt/{id}/end", format!("/v1/libvirt/{id}/end"), Some(r#""well""#), 400),
         ("GET", "/v1/status", "/v1/status".into(), None, 200),
         ("GET", "/v1/names", "/v1/names".into(), None, 200),
         ("POST", "/v1/check", "/v1/check".into(), good, 200),
-        ("POST", "/v1/check", "/v1/check".into(), Some(r#"{"vm":"web1","to":"bravo","too":1}"#), 422),
+        ("POST", "/v1/check", "/v1/check".into(), Some(r#"{"vm":"web1","to":"bravo","too":1}"#), 400),
     ];
     for (method, described, path, body, expected) in asked {
         let answer = agent.ask(method, path, *body);
         assert_eq!(answer.0, *expected, "{method} {path}: {}", answer.2);
         description.accepts(&method.to_lowercase(), described, &answer);
     }
-    let (status, _, body) = agent.ask("GET", "/v1/nowhere", None);
-    assert_eq!(status, 404);
-    description.check("Error", &serde_json::from_str(&body).unwrap());
+    for (method, path, expected) in [("GET", "/v1/nowhere", 404), ("DELETE", "/v1/status", 405)] {
+        let (status, kind, body) = agent.ask(method, path, None);
+        assert_eq!((status, kind.as_str()), (expected, "application/problem+json"));
+        let body = serde_json::from_str(&body).unwrap();
+        description.check("Error", &body);
+        assert_eq!(body["status"], expected);
+    }
+}
+
+/// A value outside its range is refused before anything begins, by its field and the range.
+#[test]
+fn what_is_outside_its_range_is_refused_by_field_and_range() {
+    let agent = Agent::start();
+    let migrate = |options: &str| format!(r#"{{"vm":"web1","to":"bravo","options":{{{options}}}}}"#);
+    let one = |tail: &str| format!("/v1/migrations/{}{tail}", Uuid::nil());
+    let migrations = || "/v1/migrations".to_owned();
+    for (path, body, field, words) in [
+        (migrations(), migrate(r#""retry":101"#), "options.retry", "from 0 to 100"),
+        (migrations(), migrate(r#""retry":-1"#), "options.retry", "from 0 to 100"),
+        (migrations(), migrate(r#""downtime_limit_ms":2000001"#), "options.downtime_limit_ms", "to 2000000"),
+        (migrations(), migrate(r#""limit_bytes_per_s":1"#), "options.limit_bytes_per_s", "at least 65536"),
+        (migrations(), migrate(r#""weight":0"#), "options.weight", "from 1 to 1000"),
+        (migrations(), migrate(r#""weight":70000"#), "options.weight", "from 1 to 1000"),
+        (migrations(), migrate(r#""disks_at_once":257"#), "options.disks_at_once", "from 1 to 256"),
+        (migrations(), migrate(r#""accept":["tired"]"#), "options.accept[0]", "docs/check.md"),
+        (migrations(), migrate(r#""speed":1"#), "options.speed", "unknown field"),
+        (one("/limit"), r#"{"weight":1001}"#.into(), "weight", "from 1 to 1000"),
+        (
+            "/v1/peers/bravo/limit".into(),
+            r#"{"limit_bytes_per_s":0}"#.into(),
+            "limit_bytes_per_s",
+            "at least",
+        ),
+        ("/v1/drain".into(), r#"{"to":["bravo"],"at_once":65}"#.into(), "at_once", "from 1 to 64"),
+    ] {
+        let (status, kind, text) = agent.ask("POST", &path, Some(&body));
+        assert_eq!((status, kind.as_str()), (400, "application/problem+json"), "{body}: {text}");
+        let refused: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(refused["field"], field, "{body}: {text}");
+        assert!(refused["detail"].as_str().unwrap().contains(words), "{body}: {text}");
+    }
+    assert_eq!(agent.ask("GET", "/v1/migrations", None).2, "[]", "none of them began anything");
+}
+
+/// The same key is the same migration, however often and by how many it is sent; another request is refused.
+#[test]
+fn a_request_that_is_sent_again_is_carried_out_once() {
+    let agent = Agent::start();
+    let ask = |vm: &str, key: &str| {
+        let body = json!({"vm": vm, "to": "bravo"}).to_string();
+        let (status, _, body) =
+            agent.ask_with("POST", "/v1/migrations", Some(&body), &format!("idempotency-key: {key}\r\n"));
+        (status, serde_json::from_str::<Value>(&body).unwrap())
+    };
+    let (begun, again, other) = (ask("web1", "one"), ask("web1", "one"), ask("web1", "two"));
+    assert_eq!((begun.0, again.0, other.0), (201, 200, 201), "{begun:?} {again:?} {other:?}");
+    assert_eq!(begun.1["id"], again.1["id"]);
+    assert_ne!(begun.1["id"], other.1["id"]);
+    let refused = ask("web2", "one");
+    assert_eq!(refused.0, 409, "{refused:?}");
+    assert_eq!(ask("web1", "no key").0, 400);
+    // Each of many at once is the same one.
+    let ids: BTreeSet<String> = std::thread::scope(|scope| {
+        let asking: Vec<_> =
+            (0..20).map(|_| scope.spawn(|| ask("web1", "many").1["id"].to_string())).collect();
+        asking.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    let all: Value = serde_json::from_str(&agent.ask("GET", "/v1/migrations", None).2).unwrap();
+    assert_eq!(all.as_array().unwrap().len(), 3, "{all}");
+    let events =
+        agent.ask("GET", &format!("/v1/migrations/{}/events", begun.1["id"].as_str().unwrap()), None);
+    let last: Value = serde_json::from_str(events.2.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["event_format"], &last["end"]), (&json!(1), &json!(true)), "{last}");
 }
 
 /// A monitor that greets, knows two questions, and says so when its client has gone.
@@ -423,12 +499,18 @@ fn whole_requests_are_as_described() {
 #[test]
 fn the_check_against_the_description_can_fail() {
     let description = Description::load();
-    let good = json!({"error": "x", "remedy": "y"});
+    let good = json!({"type": "about:blank", "title": "t", "status": 400, "detail": "x", "error": "x", "remedy": "y"});
     assert_eq!(description.errors("Error", &good), Vec::<String>::new());
+    let with = |key: &str, value: Value| {
+        let mut bad = good.clone();
+        bad[key] = value;
+        bad
+    };
     for bad in [
         json!({"error": "x"}),
-        json!({"error": "x", "remedy": "y", "more": 1}),
-        json!({"error": 1, "remedy": "y"}),
+        with("more", json!(1)),
+        with("error", json!(1)),
+        with("status", json!(200)),
         json!([]),
     ] {
         assert!(!description.errors("Error", &bad).is_empty(), "{bad}");

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::qemu::Disk;
+use crate::ranged::read_within;
 
 /// Which of the disks that the guest can write to are copied. The destination's guest finds the others as
 /// they are there.
@@ -63,8 +64,8 @@ pub(crate) fn is_copyable(disk: &Disk) -> bool {
 }
 
 /// How many disks are copied whole at the same time: 1 to [`DisksAtOnce::MAX`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "u32", into = "u32")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(into = "u32")]
 pub struct DisksAtOnce(u32);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +76,8 @@ impl DisksAtOnce {
     /// As many as one migration copies at all.
     pub const MAX: u32 = 256;
 }
+
+read_within!(DisksAtOnce: u32, 1, DisksAtOnce::MAX.into());
 
 impl TryFrom<u32> for DisksAtOnce {
     type Error = DisksAtOnceError;

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use super::bandwidth::Weight;
 use super::disk_choice::{DiskChoice, DisksAtOnce};
 use super::problem::{Accepted, Policy};
+use crate::ranged::read_within;
 use crate::rate::Rate;
 
 /// How often a migration that failed is begun again: 0 to [`Retry::MAX`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(try_from = "u32", into = "u32")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(into = "u32")]
 pub struct Retry(u32);
 
 /// More retries than anybody can mean.
@@ -27,6 +28,8 @@ impl Retry {
     }
 }
 
+read_within!(Retry: u32, 0, Retry::MAX.into());
+
 impl TryFrom<u32> for Retry {
     type Error = RetryTooLarge;
 
@@ -43,8 +46,8 @@ impl From<Retry> for u32 {
 
 /// The longest pause that QEMU may plan for the rest of the RAM, in milliseconds: 0 to
 /// [`DowntimeLimit::MAX_MS`], which is QEMU's own limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(try_from = "u64", into = "u64")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(into = "u64")]
 pub struct DowntimeLimit(u64);
 
 /// QEMU would refuse it, after the disks have been copied.
@@ -62,6 +65,8 @@ impl Default for DowntimeLimit {
         Self(300)
     }
 }
+
+read_within!(DowntimeLimit: u64, 0, DowntimeLimit::MAX_MS);
 
 impl TryFrom<u64> for DowntimeLimit {
     type Error = DowntimeLimitError;
