@@ -120,6 +120,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "migrate::DowntimeLimit",
             "migrate::Options",
             "migrate::Retry",
+            "migrate::DiskSample",
             "migrate::handover::Side",
             "migrate::journal::Role",
             "migrate::leftover",

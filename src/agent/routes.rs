@@ -119,8 +119,8 @@ async fn check(
 ) -> Result<Json<CheckReport>, Refusal> {
     let Json(request) = body?;
     let policy = Policy { strict: request.strict, accept: request.accept.clone() };
-    let CheckRequest { vm, to, disks, .. } = &request;
-    let problems = crate::migrate::check(&agent.host, vm, to, &policy, disks).await;
+    let CheckRequest { vm, to, disks, verify, .. } = &request;
+    let problems = crate::migrate::check(&agent.host, vm, to, &policy, disks, *verify).await;
     Ok(Json(CheckReport { problems }))
 }
 

@@ -21,6 +21,9 @@ pub struct CheckRequest {
     /// Which disks are copied.
     #[serde(default)]
     pub disks: DiskChoice,
+    /// Whether disks could be compared, too.
+    #[serde(default)]
+    pub verify: bool,
 }
 
 /// The answer to [`CheckRequest`].

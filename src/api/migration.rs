@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Disk, Downtime, HeldUp, Options, Outcome, Phase, Ram, Reconnecting, Role, Tries, Whole, Wish};
+use super::{
+    Comparison, Disk, Downtime, HeldUp, Options, Outcome, Phase, Ram, Reconnecting, Role, Tries, Whole, Wish,
+};
 use crate::migrate::progress::Progress;
 
 /// `POST /v1/migrations`
@@ -54,6 +56,9 @@ pub struct Migration {
     /// Set when it is begun again after a failure.
     #[serde(default)]
     pub tries: Option<Tries>,
+    /// Set when its disks are compared.
+    #[serde(default)]
+    pub comparison: Option<Comparison>,
     /// What it may send, where this host is its source.
     #[serde(default)]
     pub share: Option<Wish>,
@@ -88,6 +93,7 @@ impl Migration {
             held_up_by: known.held_up_by,
             whole: known.whole,
             tries: known.tries,
+            comparison: known.comparison,
             share: known.share,
             paused: known.paused,
             downtime: known.downtime,

@@ -26,12 +26,13 @@ pub use crate::migrate::leftover::Leftover;
 pub use crate::migrate::phase::Phase;
 pub use crate::migrate::problem::{Accepted, Problem, ProblemKind, Severity};
 pub use crate::migrate::progress::{
-    DiskProgress as Disk, Downtime, HeldUp, Outcome, RamProgress as Ram, Reconnecting, Tries, Whole,
+    Comparison, DiskProgress as Disk, Downtime, HeldUp, Outcome, RamProgress as Ram, Reconnecting, Tries,
+    Whole,
 };
 pub use crate::migrate::recover::{Case, CaseKind, Owner};
 pub use crate::migrate::timeline::{Entered, Sample, StreamSample, Wait, Waiting};
 pub use crate::migrate::vm_state::{Here, VmState};
-pub use crate::migrate::{DiskChoice, DisksAtOnce, DowntimeLimit, Options, Retry};
+pub use crate::migrate::{DiskChoice, DiskSample, DisksAtOnce, DowntimeLimit, Options, Retry};
 pub use crate::rate::Rate;
 pub use check::{CheckReport, CheckRequest};
 pub use drain::{

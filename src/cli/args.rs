@@ -15,8 +15,8 @@ use super::join::JoinArgs;
 use super::libvirt::LibvirtCommand;
 use super::report::ReportArgs;
 use crate::api::{
-    AT_ONCE_MAX, Accepted, DiskChoice, DisksAtOnce, DowntimeLimit, LocalSocket, Retry, Side, TargetName,
-    Weight,
+    AT_ONCE_MAX, Accepted, DiskChoice, DiskSample, DisksAtOnce, DowntimeLimit, LocalSocket, Retry, Side,
+    TargetName, Weight,
 };
 use crate::config::DEFAULT_PATH;
 use crate::rate::{Rate, RateError};
@@ -163,6 +163,10 @@ pub(super) struct MigrateArgs {
     /// Copy no more than N disks at the same time, in the order of `--disk`, or QEMU's; all by default.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(DisksAtOnce::MAX)))]
     pub(super) disks_at_once: Option<u32>,
+    /// Compare the disks on both hosts before the switchover, all of them or as much as is said; the guest does
+    /// not wait for it.
+    #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100%")]
+    pub(super) verify: Option<DiskSample>,
     /// Refuse for warnings, too.
     #[arg(long)]
     pub(super) strict: bool,
@@ -406,6 +410,9 @@ pub(super) struct CheckArgs {
     pub(super) to: String,
     #[command(flatten)]
     pub(super) disks: DiskArgs,
+    /// Whether the disks could be compared on the way, too.
+    #[arg(long)]
+    pub(super) verify: bool,
     /// Refuse for warnings, too.
     #[arg(long)]
     pub(super) strict: bool,

@@ -65,6 +65,7 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
         weight: args.weight.try_into()?,
         disks: args.disks.choice(),
         disks_at_once: args.disks_at_once.map(TryInto::try_into).transpose()?,
+        verify: args.verify,
         strict: args.strict,
         accept: args.accept.into_iter().collect(),
     };
@@ -79,8 +80,8 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
 
 async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
     let accept = args.accept.into_iter().collect();
-    let request =
-        CheckRequest { vm: args.vm, to: args.to, strict: args.strict, accept, disks: args.disks.choice() };
+    let (disks, verify) = (args.disks.choice(), args.verify);
+    let request = CheckRequest { vm: args.vm, to: args.to, strict: args.strict, accept, disks, verify };
     let report: CheckReport = client.call(Method::POST, "/v1/check", &request).await?;
     let refused = report.problems.iter().any(|p| p.severity == Severity::Problem);
     if args.json {

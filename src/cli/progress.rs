@@ -79,6 +79,13 @@ pub(super) fn pace(progress: &Migration) -> String {
         )),
         None => parts.push(format!("{} have come", HumanBytes(progress.stream_bytes()))),
     }
+    if let Some(c) = progress.comparison.filter(|_| progress.phase == Phase::Mirror) {
+        parts.push(format!(
+            "{} of {} equal on both hosts",
+            HumanBytes(c.equal_bytes),
+            HumanBytes(c.of_bytes)
+        ));
+    }
     match hindrance(progress) {
         Some(hindrance) => parts.push(hindrance),
         None => {

@@ -128,6 +128,9 @@ pub(super) fn migration(p: &Migration) {
             ram.passes
         );
     }
+    if let Some(c) = &p.comparison {
+        println!("  compared {} of {} equal", HumanBytes(c.equal_bytes), HumanBytes(c.of_bytes));
+    }
     outcome(p);
 }
 

@@ -10,6 +10,9 @@ use crate::migrate::phase::Phase;
 use crate::migrate::progress::{Outcome, Progress};
 use crate::migrate::timeline::{Uncounted, Waiting};
 
+/// What becomes known of parts of disks that are compared.
+const COMPARED: [&str; 3] = ["equal", "different", "unknown"];
+
 /// What is counted and measured of migrations.
 #[derive(Debug)]
 pub struct MigrationMetrics {
@@ -22,6 +25,7 @@ pub struct MigrationMetrics {
     moved_bytes: IntCounterVec,
     waited: CounterVec,
     retries: IntCounterVec,
+    compared_bytes: IntCounterVec,
     under_way: UnderWayMetrics,
 }
 
@@ -95,6 +99,11 @@ impl MigrationMetrics {
                 "Tries after the first of ended migrations of which this host was the source.",
                 &[],
             )?,
+            compared_bytes: register.counter(
+                "migration_compared_bytes_total",
+                "Bytes of disks that ended migrations of this host were to compare, by what became known of them.",
+                &["result"],
+            )?,
             under_way: UnderWayMetrics::new(register)?,
         };
         metrics.begin_at_zero();
@@ -114,6 +123,9 @@ impl MigrationMetrics {
                 self.waited.with_label_values(&[role, waiting.name()]);
             }
             self.duration.with_label_values(&[role]);
+        }
+        for result in COMPARED {
+            self.compared_bytes.with_label_values(&[result]);
         }
         self.retries.with_label_values::<&str>(&[]);
         self.downtime.with_label_values::<&str>(&[]);
@@ -139,6 +151,12 @@ impl MigrationMetrics {
         let role = progress.role.name();
         self.ended.with_label_values(&[role, outcome.label()]).inc();
         self.retries.with_label_values::<&str>(&[]).inc_by(progress.retries());
+        if let Some(c) = progress.comparison.filter(|_| progress.role == Role::Source) {
+            let unknown = c.of_bytes.saturating_sub(c.equal_bytes + c.different_bytes);
+            for (result, bytes) in COMPARED.into_iter().zip([c.equal_bytes, c.different_bytes, unknown]) {
+                self.compared_bytes.with_label_values(&[result]).inc_by(bytes);
+            }
+        }
         self.duration.with_label_values(&[role]).observe(progress.elapsed_ms as f64 / 1e3);
         // Each pause once: at the source.
         if let (Outcome::Moved { .. }, Some(downtime)) = (outcome, &progress.downtime)

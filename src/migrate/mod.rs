@@ -35,6 +35,7 @@ pub use handoff::{FrozenMigrations, TakenUp, go_on, settle_stopped, take_up};
 pub use host::{Host, refusals, vm_state};
 pub use model::disk_choice::{DiskChoice, DisksAtOnce, DisksAtOnceError};
 pub use model::options::{DowntimeLimit, DowntimeLimitError, Options, Retry, RetryTooLarge};
+pub use model::sample::{DiskSample, DiskSampleError};
 pub use model::{leftover, phase, plan, problem, progress, timeline};
 pub use protocol::message;
 pub use router::accept_streams;

@@ -6,6 +6,9 @@
 /// What every name of ours begins with.
 pub const PREFIX: &str = "vmferry-";
 
+/// What names of things begin with that are there to compare disks.
+const COMPARED: &str = "vmferry-compared-";
+
 /// The descriptor name of the destination's listening NBD socket.
 pub const NBD_LISTEN_FDNAME: &str = "vmferry-nbd-listen";
 
@@ -55,6 +58,21 @@ pub fn nbd_fdname(disk: &str) -> String {
 /// One of the two dirty bitmaps that follow a disk from try to try of this migration.
 pub fn bitmap(migration: &str, which: char) -> String {
     format!("{PREFIX}{which}-{migration}")
+}
+
+/// One of the two dirty bitmaps by which this migration knows what it has compared.
+pub fn compared(migration: &str, which: char) -> String {
+    format!("{COMPARED}{which}-{migration}")
+}
+
+/// Whether a bitmap of ours is one of those.
+pub fn is_compared(bitmap: &str) -> bool {
+    bitmap.starts_with(COMPARED)
+}
+
+/// The source's private block export of a disk that is compared (its id, and its name at the NBD server).
+pub fn compared_export(disk: &str) -> String {
+    format!("{COMPARED}{disk}")
 }
 
 /// Whether a name inside QEMU was given by vmferry.

@@ -228,6 +228,11 @@ impl NbdReader {
         Ok(Self { connection, context })
     }
 
+    /// Shakes hands for an export that is only read.
+    pub async fn plain(socket: OwnedFd, export: &str) -> Result<Self, NbdError> {
+        Self::asking(socket, export, "base:allocation").await
+    }
+
     /// The export's size in bytes.
     pub fn size(&self) -> u64 {
         self.connection.size

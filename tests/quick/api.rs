@@ -465,6 +465,7 @@ fn whole_requests_are_as_described() {
         accept: accept.clone(),
         disks,
         disks_at_once,
+        verify: Some(10.try_into().unwrap()),
         ..Options::default()
     };
     let share = ShareRequest { limit_bytes_per_s: Some(None), weight: Some(300.try_into().unwrap()) };
@@ -483,7 +484,14 @@ fn whole_requests_are_as_described() {
         ("MigrateRequest", json!(MigrateRequest { vm: vm.clone(), to: to.clone(), options })),
         (
             "CheckRequest",
-            json!(CheckRequest { vm, to, strict: true, accept, disks: DiskChoice::Only(vec!["vda".into()]) }),
+            json!(CheckRequest {
+                vm,
+                to,
+                strict: true,
+                accept,
+                disks: DiskChoice::Only(vec!["vda".into()]),
+                verify: true
+            }),
         ),
         ("ShareRequest", json!(share)),
         ("ForwardRequest", json!(forward)),

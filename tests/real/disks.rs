@@ -10,6 +10,7 @@ mod many;
 mod moved;
 mod refused;
 mod thin;
+mod verify;
 mod volumes;
 
 use std::path::PathBuf;

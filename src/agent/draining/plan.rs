@@ -38,7 +38,8 @@ pub(crate) async fn dry_run(
             let others = request.to.names().iter().filter(|name| **name != first).cloned();
             for peer in std::iter::once(first.clone()).chain(others) {
                 let (policy, disks) = (request.options.policy(), &request.options.disks);
-                let findings = crate::migrate::check(&agent.host, &vm, &peer, &policy, disks).await;
+                let compares = request.options.verify.is_some();
+                let findings = crate::migrate::check(&agent.host, &vm, &peer, &policy, disks, compares).await;
                 checked.push(Checked { peer, findings });
                 if checked.last().is_some_and(Checked::may_go) {
                     break;

@@ -12,6 +12,7 @@ pub(crate) mod error;
 mod explain;
 mod exports;
 pub(crate) mod handoff;
+mod hash;
 pub(crate) mod image_stamp;
 mod made_by_command;
 mod ownership;

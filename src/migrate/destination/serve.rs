@@ -174,6 +174,11 @@ impl Destination {
                 self.answer(answer).await;
                 return Ok(None);
             }
+            Request::Hash(wanted) if open && !self.guest.incoming => {
+                let answer = self.hash(&wanted).await;
+                self.answer(answer).await;
+                return Ok(None);
+            }
             Request::Incoming if self.guest.incoming => Ok(()),
             Request::Incoming if open => self.accept_ram().await,
             Request::ToRun { running } if open => self.note_to_run(running),

@@ -13,14 +13,14 @@ use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::problem::chain;
 use crate::qemu::{
     BlockdevDel, CleanupReport, Cont, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState,
-    SourceLeftovers, source_cleanup,
+    SourceLeftovers, names, source_cleanup,
 };
 
 /// How long the guest may take to run again.
 const RESUME_DEADLINE: Duration = Duration::from_secs(60);
 const RESUME_POLL: Duration = Duration::from_millis(50);
 
-/// What becomes of the dirty bitmaps.
+/// What becomes of the dirty bitmaps that follow disks from try to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bitmaps {
     Go,
@@ -65,7 +65,7 @@ impl RolledBack {
 pub(crate) async fn roll_back(qmp: &Qmp, past: &Past, bitmaps: Bitmaps) -> RolledBack {
     let mut what = leftovers(past);
     if bitmaps == Bitmaps::StayForTheNextTry {
-        what.bitmaps.clear();
+        what.bitmaps.retain(|(_, name)| names::is_compared(name));
     }
     let report = source_cleanup(qmp, &what).await;
     if report.is_connection_lost() || report.is_unanswered() {

@@ -31,7 +31,7 @@ use self::peers::{Peers, listed};
 use self::refusals::{Reason, Refusals};
 use self::reservations::{Looking, Reservation, Reservations};
 use super::model::problem::{Problem, ProblemKind};
-use super::protocol::message::Offer;
+use super::protocol::message::{NEEDS_KNOWN, Offer};
 use crate::access::{Action, Denied, Who, authorize};
 use crate::audit::Audit;
 use crate::config::{Config, PeerConfig, VmConfig};
@@ -147,7 +147,8 @@ impl Host {
                 "choose another host, or wait: `vmferry drain --status` there says when it has ended";
             return Some(Problem::new(ProblemKind::Draining, text, remedy));
         }
-        if let Some(needed) = offer.needs.first() {
+        let unknown = |need: &&String| !NEEDS_KNOWN.contains(&need.as_str());
+        if let Some(needed) = offer.needs.iter().find(unknown) {
             self.refused(peer, Reason::NotUnderstood, || format!("an offer that needs \"{needed}\""));
             let text =
                 format!("{} does not know \"{needed}\", which the source's agent insists on", self.identity);

@@ -13,5 +13,6 @@ pub mod plan;
 pub mod problem;
 pub mod progress;
 pub(crate) mod role;
+pub(crate) mod sample;
 pub(crate) mod slowness;
 pub mod timeline;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::bandwidth::Weight;
 use super::disk_choice::{DiskChoice, DisksAtOnce};
 use super::problem::{Accepted, Policy};
+use super::sample::DiskSample;
 use crate::ranged::read_within;
 use crate::rate::Rate;
 
@@ -106,6 +107,9 @@ pub struct Options {
     /// How many of them are copied whole at the same time; none for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disks_at_once: Option<DisksAtOnce>,
+    /// How much of them is compared on both hosts before the switchover; none for nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verify: Option<DiskSample>,
     pub strict: bool,
     /// Kinds of problems that do not keep it from going on.
     pub accept: BTreeSet<Accepted>,

@@ -54,6 +54,7 @@ kinds! {
         SnapshotsDropped,
         BackingMerged,
         NotCopied,
+        NotComparable,
         NoRoom,
         ImageNotMade,
         ThinBecomesThick,

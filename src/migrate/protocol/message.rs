@@ -130,6 +130,8 @@ pub enum Request {
     ToRun {
         running: bool,
     },
+    /// What are the hashes of these parts of a disk, as your QEMU has them at this moment?
+    Hash(Pieces),
     /// The mirrors are finished: close the exports, so that the disks are the guest's alone.
     Switchover,
     /// The source has durably handed over: start the guest.
@@ -155,6 +157,7 @@ impl Request {
             Self::Prepare(_) => "prepare",
             Self::Incoming => "incoming",
             Self::ToRun { .. } => "to-run",
+            Self::Hash(_) => "hash",
             Self::Switchover => "switchover",
             Self::Start => "start",
             Self::Confirmed => "confirmed",
@@ -190,9 +193,30 @@ pub struct Offer {
     /// The last line of the source's audit record, which the destination keeps in its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit_head: Option<String>,
-    /// Names of what else is in it that must not be ignored. This version knows none.
+    /// Names of what else is in it that must not be ignored: of [`NEEDS_KNOWN`].
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub needs: BTreeSet<String>,
+}
+
+/// In [`Offer::needs`]: the destination is to answer [`Request::Hash`].
+pub const NEEDS_HASHES: &str = "hashes";
+/// What this version knows of [`Offer::needs`].
+pub const NEEDS_KNOWN: &[&str] = &[NEEDS_HASHES];
+
+/// Parts of a granted disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pieces {
+    pub disk: String,
+    pub pieces: Vec<Piece>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Piece {
+    /// Where it begins, in bytes.
+    pub at: u64,
+    pub bytes: u32,
 }
 
 impl Offer {
@@ -227,6 +251,8 @@ pub enum Response {
     /// To what needs no other answer.
     Done,
     Started(Started),
+    /// To [`Request::Hash`]: SHA-256 in hex, in the order of the pieces.
+    Hashes(Vec<String>),
     /// To [`Request::Settle`] and [`Request::Abort`], and to a [`Request::Start`] that comes too late.
     Fate(Fate),
     /// To [`Request::Tell`]; none when there is no journal.

@@ -46,7 +46,8 @@ async fn begin(context: Context, held: &mut Option<Held>) -> Result<Source, Fail
     let Context { host, request, progress, .. } = &context;
     let problem = |p| Failure::Problems(vec![p]);
     let peer = host.peers.find(&request.peer).map_err(problem)?.identity.clone();
-    let examined = examine::source(host, &request.vm, &request.options.disks).await?;
+    let examined =
+        examine::source(host, &request.vm, &request.options.disks, request.options.verify.is_some()).await?;
     let Examined { qmp, events, disks, inventory, problems, running, .. } = examined;
     context.note_findings(request.options.policy().judge(problems).map_err(Failure::Problems)?);
     let destination = Peer::new(&context, connect(&context).await?);

@@ -7,6 +7,7 @@
 use super::failure::Failure;
 use super::state::Source;
 use crate::migrate::guest::nbd_server::NbdServer;
+use crate::migrate::guest::undo;
 use crate::migrate::journal::Undo;
 use crate::migrate::model::label::Label;
 use crate::migrate::model::plan::{CopiedDisk, Way};
@@ -16,7 +17,9 @@ use crate::migrate::transfer::disk::delta::{Bitmaps, Followed};
 use crate::migrate::transfer::streams::socket_pair;
 use crate::mux::purpose;
 use crate::net::pump::PumpState;
-use crate::qemu::{Qmp, QmpError, QueryMigrateCapabilities, names, nbd_server_runs};
+use crate::qemu::{
+    Qmp, QmpError, QueryMigrateCapabilities, SourceLeftovers, names, nbd_server_runs, source_cleanup,
+};
 
 /// Plans to copy only what changed of the disks of which that is enough. Says why of the others.
 pub(crate) async fn choose_ways(source: &mut Source) -> Result<(), Failure> {
@@ -32,7 +35,7 @@ pub(crate) async fn choose_ways(source: &mut Source) -> Result<(), Failure> {
             Some(doubt) => source.context.note(whole(&disk.name, &doubt)),
         }
     }
-    let doubt = if chosen.is_empty() { None } else { serve_changes(source).await? };
+    let doubt = if chosen.is_empty() { None } else { serve(source).await? };
     for at in chosen {
         let plan = &mut source.copy.plan.disks[at];
         match &doubt {
@@ -65,9 +68,17 @@ async fn doubt(source: &Source, disk: &CopiedDisk) -> Result<Option<String>, Fai
     })
 }
 
-/// Starts the server from which this agent reads what changed; why it cannot.
-async fn serve_changes(source: &mut Source) -> Result<Option<String>, Failure> {
+/// Starts the server from which this agent reads the source's disks, unless there is one; why it cannot.
+pub(crate) async fn serve(source: &mut Source) -> Result<Option<String>, Failure> {
+    if source.copy.delta.server().is_some() {
+        return Ok(None);
+    }
     let qmp = &source.guest.qmp;
+    // Of an earlier process of this agent, which nobody can connect to any more.
+    let SourceLeftovers { exports, nbd_server, .. } = undo::leftovers(source.journal.past());
+    if nbd_server {
+        source_cleanup(qmp, &SourceLeftovers { exports, nbd_server, ..SourceLeftovers::default() }).await;
+    }
     if source.reconnect_policy().ask(|| nbd_server_runs(qmp)).await? {
         return Ok(Some("the source's QEMU has an NBD server of somebody else's".into()));
     }

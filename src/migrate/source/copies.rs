@@ -1,10 +1,11 @@
 //! The copies of a plan's disks, whichever their ways: begun, looked at, finished. Each can be asked for again,
 //! and looks at what is there. What a way demands of QEMU is in its file of `transfer/disk`.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::changes::{choose_ways, follow, start_delta, start_disk_stream};
 use super::failure::Failure;
@@ -13,10 +14,12 @@ use super::stall::Stall;
 use super::state::Source;
 use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Export, Way};
 use crate::migrate::transfer::disk::mirror::{self, Mirror};
-use crate::qemu::{Abilities, COMMAND_DEADLINE, Command, QueryBlockJobs, QueryJobs, names};
+use crate::qemu::{Abilities, COMMAND_DEADLINE, Command, JobStatus, QueryBlockJobs, QueryJobs, names};
 
 /// The guest stands still while QEMU's main loop does: for so long at most without a byte on any stream.
 const STANDSTILL_MAX: Duration = Duration::from_secs(10);
+/// How long a mirror is given to write everything that was written before.
+const CATCH_UP_MAX: Duration = Duration::from_secs(10);
 /// Between two looks at what begins or comes to rest.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -111,6 +114,43 @@ async fn resume(source: &Source) -> Result<(), Failure> {
         source.reconnect_policy().ask(|| mirror::resume(qmp, &job)).await?;
     }
     Ok(())
+}
+
+/// Waits until the destination has everything that was written to a disk before this call. False when the guest
+/// writes too much for that to be seen, or the copy is over.
+///
+/// Of a mirror: it is at rest, which is a point of its loop, and once it is ready again it has counted anew
+/// what it has to write. When none of that is left, all of it has been written. Of changes: a pass that
+/// began after the call is over.
+pub(crate) async fn has_all_until_now(source: &mut Source, plan: &DiskPlan) -> Result<bool, Failure> {
+    let until = Instant::now() + CATCH_UP_MAX;
+    let job = names::job_id(&plan.disk.name);
+    let copied = source.copy.delta.disks.get(&plan.disk.name).cloned();
+    let passes = copied.as_ref().map_or(0, |copied| copied.passes.load(Relaxed));
+    if plan.way == Way::Whole {
+        rest(source, &job).await?;
+        let qmp = &source.guest.qmp;
+        source.reconnect_policy().ask(|| mirror::resume(qmp, &job)).await?;
+    }
+    let mut has_counted = false;
+    while Instant::now() < until {
+        let done = match &copied {
+            // The one that is under way may have begun before.
+            Some(copied) => copied.passes.load(Relaxed) >= passes + 2,
+            None => {
+                let jobs = source.query(QueryBlockJobs).await?;
+                let Some(job) = jobs.iter().find(|known| known.device == job) else { return Ok(false) };
+                let has_all = has_counted && job.len == job.offset;
+                has_counted |= job.status == JobStatus::Ready;
+                has_all
+            }
+        };
+        if done {
+            return Ok(true);
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    Ok(false)
 }
 
 /// Brings the copies to their ends, with the guest at rest. Those that had ended already are not waited for.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::failure::Failure;
-use super::trial;
+use super::{trial, verify};
 use crate::migrate::checks::{descriptors, disks, machine, qemu};
 use crate::migrate::guest::inventory::Inventory;
 use crate::migrate::guest::process;
@@ -15,7 +15,7 @@ use crate::migrate::model::disk_choice::DiskChoice;
 use crate::migrate::model::problem::{Policy, Problem, ProblemKind, chain};
 use crate::migrate::model::role::Role;
 use crate::migrate::protocol::client::{Link, LinkError};
-use crate::migrate::protocol::message::{Offer, Request, Response};
+use crate::migrate::protocol::message::{NEEDS_HASHES, Offer, Request, Response};
 use crate::net::session::Session;
 use crate::qemu::{
     Abilities, Disk, Events, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState,
@@ -40,7 +40,7 @@ pub(crate) struct Examined {
 }
 
 impl Examined {
-    pub(crate) fn offer(&self, vm: &str, choice: &DiskChoice) -> Offer {
+    pub(crate) fn offer(&self, vm: &str, choice: &DiskChoice, compares: bool) -> Offer {
         Offer {
             vm: vm.into(),
             disks: disks::offered(&self.disks, choice),
@@ -51,13 +51,18 @@ impl Examined {
             policy: Policy::default(),
             machine: None,
             audit_head: None,
-            needs: std::collections::BTreeSet::new(),
+            needs: compares.then(|| NEEDS_HASHES.to_owned()).into_iter().collect(),
         }
     }
 }
 
 /// Asks the source's QEMU everything that would make a migration fail.
-pub(crate) async fn source(host: &Host, name: &str, choice: &DiskChoice) -> Result<Examined, Failure> {
+pub(crate) async fn source(
+    host: &Host,
+    name: &str,
+    choice: &DiskChoice,
+    compares: bool,
+) -> Result<Examined, Failure> {
     let config = host.vm(name, "source").map_err(|p| Failure::Problems(vec![p]))?;
     let (qmp, events) = process::connect(config).await.map_err(|e| {
         let text = format!("the QEMU of VM {name} cannot be asked: {}", chain(&e));
@@ -74,6 +79,9 @@ pub(crate) async fn source(host: &Host, name: &str, choice: &DiskChoice) -> Resu
     problems.extend(qemu::busy(&qmp, name).await?);
     problems.extend(left_over(&qmp, name).await?);
     problems.extend(disks::source_findings(&qmp, &disks, choice).await?);
+    if compares {
+        problems.extend(verify::hindrance(&qmp).await?);
+    }
     problems.extend(descriptors::findings(&qmp, "source", disks.len()));
     problems.extend(blocked(&qmp, name).await?);
     let (major, minor, micro) = abilities.version;
@@ -154,19 +162,26 @@ pub async fn check(
     peer: &str,
     policy: &Policy,
     choice: &DiskChoice,
+    compares: bool,
 ) -> Vec<Problem> {
-    policy.applied(findings(host, vm, peer, choice).await)
+    policy.applied(findings(host, vm, peer, choice, compares).await)
 }
 
-async fn findings(host: &Arc<Host>, vm: &str, peer: &str, choice: &DiskChoice) -> Vec<Problem> {
+async fn findings(
+    host: &Arc<Host>,
+    vm: &str,
+    peer: &str,
+    choice: &DiskChoice,
+    compares: bool,
+) -> Vec<Problem> {
     let _not_meanwhile = match host.reserve(vm, Uuid::new_v4()) {
         Ok(reservation) => reservation,
         Err(problem) => return vec![problem],
     };
-    let (mut problems, offer) = match source(host, vm, choice).await {
+    let (mut problems, offer) = match source(host, vm, choice, compares).await {
         Ok(examined) => {
             let tried = tried(&examined, vm).await;
-            let mut offer = examined.offer(vm, choice);
+            let mut offer = examined.offer(vm, choice, compares);
             let mut problems = examined.problems;
             problems.extend(tried);
             match machine::ask(&examined.qmp, "source").await {

@@ -71,6 +71,13 @@ pub enum Failure {
     Mirror { disk: String, error: String },
     #[error("what changed of disk {disk} could not be copied")]
     Delta { disk: String, source: DeltaError },
+    #[error(
+        "disk {disk} is not the same on both hosts: bytes {} to {} differ, and nobody has written to them in between",
+        .range.start, .range.end - 1
+    )]
+    Differs { disk: String, range: std::ops::Range<u64> },
+    #[error("disk {disk} could not be compared")]
+    NotCompared { disk: String, source: DeltaError },
     #[error(transparent)]
     Meanwhile(#[from] Meanwhile),
     #[error("the migration of the RAM ended as {status}{}", said(error))]
@@ -187,6 +194,8 @@ impl Failure {
             Self::Cancelled | Self::Stopping | Self::Frozen => false,
             Self::QemuGone(_) | Self::QemuUnknown(_) => false,
             Self::Meanwhile(meanwhile) => meanwhile.may_pass(),
+            // Something on the way is broken, and may hide it the next time.
+            Self::Differs { .. } => false,
             Self::Journal(_) | Self::Vm(_) | Self::Step(_) | Self::Link(LinkError::Unexpected { .. }) => {
                 false
             }
@@ -206,6 +215,7 @@ impl Failure {
             | Self::Stream { .. }
             | Self::Mirror { .. }
             | Self::Delta { .. }
+            | Self::NotCompared { .. }
             | Self::Away { .. }
             | Self::Ram { .. }
             | Self::Stalled { .. }

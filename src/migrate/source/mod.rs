@@ -9,6 +9,7 @@
 //!           state                    a migration: context, peer, guest, copying, clock
 //! ```
 
+mod any_phase;
 mod attempt;
 mod changes;
 pub(crate) mod clock;
@@ -39,5 +40,6 @@ mod slowness;
 mod stall;
 pub(crate) mod state;
 mod trial;
+pub(crate) mod verify;
 
 pub(crate) use end::kept_by_force;

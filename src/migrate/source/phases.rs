@@ -13,12 +13,11 @@ use super::event::Event;
 use super::failure::Failure;
 use super::stall::{Stall, Waiting};
 use super::state::Source;
-use super::{copies, given_up, guest_watch, slowness};
+use super::{any_phase, copies, given_up, guest_watch, slowness, verify};
 use crate::migrate::guest::settings;
 use crate::migrate::model::forecast::Passes;
 use crate::migrate::model::label::Label;
 use crate::migrate::model::meanwhile::Meanwhile;
-use crate::migrate::model::phase::Phase;
 use crate::migrate::model::progress::RamProgress;
 use crate::migrate::protocol::message::Request;
 use crate::migrate::transfer::disk::mirror;
@@ -40,6 +39,7 @@ pub(crate) async fn mirror(source: &mut Source) -> Result<(), Failure> {
     copies::start(source).await?;
     let mut stall = Stall::new(source.context.stall());
     let mut caught_up_at = None;
+    let mut compared = source.context.request.options.verify.is_none();
     while !source.copy.plan.disks.is_empty() {
         copies::start_more(source).await?;
         match source.next().await? {
@@ -57,12 +57,17 @@ pub(crate) async fn mirror(source: &mut Source) -> Result<(), Failure> {
                 if copy.has_caught_up() {
                     let since = *caught_up_at.get_or_insert_with(Instant::now);
                     if remaining <= MIRROR_REMAINDER_BYTES || since.elapsed() > MIRROR_SETTLE {
+                        if !std::mem::replace(&mut compared, true) {
+                            verify::verify(source).await?;
+                            caught_up_at = None;
+                            continue;
+                        }
                         note_remainder(source, remaining);
                         break;
                     }
                 }
             }
-            event => common(source, event).await?,
+            event => any_phase::on_event(source, event).await?,
         }
     }
     Ok(())
@@ -101,7 +106,7 @@ pub(crate) async fn precopy(source: &mut Source) -> Result<(), Failure> {
                 let Source { copy, peer, .. } = &*source;
                 stall.check("the copy of the RAM", copy.streams.total(), peer.is_away())?;
             }
-            event => common(source, event).await?,
+            event => any_phase::on_event(source, event).await?,
         }
     }
 }
@@ -193,7 +198,7 @@ pub(crate) async fn switchover(source: &mut Source) -> Result<(), Failure> {
                 source.copy.mirror_finished(&device);
             }
             Event::Tick => waiting.check("finishing the mirrors", source.peer.is_away())?,
-            event => common(source, event).await?,
+            event => any_phase::on_event(source, event).await?,
         }
     }
     source.copy.note_changes(&source.context);
@@ -206,14 +211,17 @@ pub(crate) async fn switchover(source: &mut Source) -> Result<(), Failure> {
 /// Has the exports closed. Dismissing the jobs that have completed does not delay that.
 async fn close_exports(source: &mut Source) -> Result<(), Failure> {
     let policy = source.reconnect_policy();
-    let Source { peer, guest, copy, .. } = source;
+    let Source { context, peer, guest, copy, .. } = &mut *source;
     let closed = policy.with(peer.link.demand(Request::Switchover, REQUEST_DEADLINE));
     let disks = copy.plan.disks.iter().map(|plan| plan.disk.name.clone());
-    let (closed, dismissed, given_up) = tokio::join!(
+    let compares = context.request.options.verify.is_some();
+    let (closed, dismissed, given_up, written) = tokio::join!(
         closed,
         mirror::dismiss(&guest.qmp, disks),
-        given_up::is_possible(&guest.qmp, guest.inventory.as_ref())
+        given_up::is_possible(&guest.qmp, guest.inventory.as_ref()),
+        verify::written_since(&guest.qmp, compares)
     );
+    verify::conclude(source, written);
     closed.and(dismissed.map_err(Failure::from)).and(given_up)
 }
 
@@ -236,39 +244,9 @@ pub(crate) async fn device(source: &mut Source) -> Result<(), Failure> {
             // Closed by now: the exports in order, the RAM stream when its last byte is there.
             Event::StreamEnded(..) | Event::Loaded => {}
             Event::Tick => waiting.check("the transfer of the devices' state", source.peer.is_away())?,
-            event => common(source, event).await?,
+            event => any_phase::on_event(source, event).await?,
         }
     }
     source.clock.downtime.device_ms = millis(since);
     Ok(())
-}
-
-/// What means the same in every phase.
-async fn common(source: &mut Source, event: Event) -> Result<(), Failure> {
-    match event {
-        Event::Qemu(EventKind::BlockJobReady { device }) => {
-            source.copy.mirror_is_ready(&device);
-            Ok(())
-        }
-        Event::Qemu(EventKind::BlockJobCompleted { device, error, .. }) => {
-            let Some(disk) = source.copy.disk_of(&device) else { return Ok(()) };
-            match error {
-                Some(error) => Err(Failure::Mirror { disk, error }),
-                // We end none before the guest is paused.
-                None if source.clock.phase < Phase::Switchover => {
-                    Err(Meanwhile::MirrorEnded { disk, what: "ended" }.into())
-                }
-                // Ours, and known by a question already: asked and told at the same time, after a restart.
-                None => Ok(()),
-            }
-        }
-        Event::Qemu(EventKind::BlockJobCancelled { device, .. }) => match source.copy.disk_of(&device) {
-            Some(disk) => Err(Meanwhile::MirrorEnded { disk, what: "cancelled" }.into()),
-            None => Ok(()),
-        },
-        Event::Copied(disk, Err(source)) => Err(Failure::Delta { disk, source }),
-        Event::StreamEnded(label, source) => Err(Failure::Stream { stream: label.to_string(), source }),
-        Event::Qemu(event) => guest_watch::on_guest_event(source, &event).await,
-        Event::Tick | Event::Loaded | Event::Copied(_, Ok(())) => Ok(()),
-    }
 }

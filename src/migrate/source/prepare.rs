@@ -8,7 +8,7 @@ use super::{examine, trial};
 use crate::audit::{Event, Grant};
 use crate::migrate::checks::{disks, machine};
 use crate::migrate::protocol::client::LinkError;
-use crate::migrate::protocol::message::{Offer, Prepared, Request, Response};
+use crate::migrate::protocol::message::{NEEDS_HASHES, Offer, Prepared, Request, Response};
 
 /// How long the destination may take, the start of its QEMU aside.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
@@ -70,6 +70,6 @@ async fn offer(source: &Source) -> Result<Offer, Failure> {
         machine: machine::ask(qmp, "source").await.map_err(unknown).ok(),
         after: tracking.after.filter(|_| tracking.is_worth_keeping()),
         audit_head: Some(source.context.host.audit.figures().head.to_string()),
-        needs: std::collections::BTreeSet::new(),
+        needs: request.options.verify.map(|_| NEEDS_HASHES.to_owned()).into_iter().collect(),
     })
 }

@@ -5,3 +5,4 @@ pub(crate) mod disk;
 pub(crate) mod frozen;
 pub(crate) mod ram;
 pub(crate) mod streams;
+pub(crate) mod verify;

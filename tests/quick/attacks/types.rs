@@ -203,6 +203,7 @@ fn bodies(victim: &Victim) -> Vec<(&'static str, String, Value)> {
         strict: true,
         accept: Default::default(),
         disks: Default::default(),
+        verify: true,
     };
     let all = [
         ("/v1/check", json!(check)),

@@ -97,6 +97,12 @@ impl Bitmaps {
         Self { node: node.into(), names: ['a', 'b'].map(|which| names::bitmap(&id, which)) }
     }
 
+    /// Others on the same node, which tell what was written since it was compared.
+    pub(crate) fn compared(node: &str, migration: Uuid) -> Self {
+        let id = migration.simple().to_string();
+        Self { node: node.into(), names: ['a', 'b'].map(|which| names::compared(&id, which)) }
+    }
+
     pub(crate) fn undo(&self) -> [Undo; 2] {
         self.names.clone().map(|name| Undo::Bitmap { node: self.node.clone(), name })
     }
@@ -138,7 +144,7 @@ impl Bitmaps {
     }
 
     /// Has the other bitmap record from now on; what was recorded until now, and how much it is.
-    async fn freeze(&self, qmp: &Qmp) -> Result<(String, u64), DeltaError> {
+    pub(crate) async fn freeze(&self, qmp: &Qmp) -> Result<(String, u64), DeltaError> {
         let ours = self.ours(qmp).await?;
         let now = ours.iter().find(|b| b.recording).ok_or(DeltaError::NotRecorded)?.name.clone();
         // What a pass that failed has left.
@@ -206,6 +212,8 @@ pub(crate) struct Copied {
     pub(crate) left: AtomicU64,
     /// The first pass is over.
     pub(crate) once: AtomicBool,
+    /// Passes that are over.
+    pub(crate) passes: AtomicU64,
     /// Little is left, so it waits.
     idle: AtomicBool,
 }
@@ -235,6 +243,11 @@ impl Delta {
 
     pub(crate) fn serve(&mut self, server: NbdServer) {
         self.server = Some(Arc::new(server));
+    }
+
+    /// The source's server, once there is one.
+    pub(crate) fn server(&self) -> Option<Arc<NbdServer>> {
+        self.server.clone()
     }
 
     /// Begins to copy what changed of a disk, pass after pass, to an NBD server at the other end of
@@ -306,6 +319,7 @@ impl Copier {
             let last = *self.at_rest.borrow_and_update();
             let bytes = self.pass(&mut writer).await?;
             self.copied.once.store(true, Relaxed);
+            self.copied.passes.fetch_add(1, Relaxed);
             if last {
                 return Ok(writer);
             }

@@ -1,0 +1,46 @@
+//! Hashes of parts of a disk, as QEMU shows them: SHA-256, in hex.
+
+use aws_lc_rs::digest::{SHA256, digest};
+
+use super::ledger::PIECE_BYTES_MAX;
+use crate::migrate::protocol::message::Piece;
+use crate::qemu::{NbdError, NbdReader};
+
+/// What one request may ask for: so many pieces, of so many bytes in all.
+pub(crate) const PIECES_MAX: usize = 256;
+pub(crate) const BATCH_BYTES_MAX: u64 = 16 << 20;
+
+/// Whether so much may be asked for at once.
+pub(crate) fn is_bounded(pieces: &[Piece]) -> bool {
+    let is_short = |piece: &Piece| (1..=PIECE_BYTES_MAX).contains(&u64::from(piece.bytes));
+    let bytes: u64 = pieces.iter().map(|piece| u64::from(piece.bytes)).sum();
+    pieces.len() <= PIECES_MAX && pieces.iter().all(is_short) && bytes <= BATCH_BYTES_MAX
+}
+
+/// Reads and hashes pieces of an export, all of which lie within it.
+pub(crate) async fn of(reader: &mut NbdReader, pieces: &[Piece]) -> Result<Vec<String>, NbdError> {
+    let mut buffer = vec![0; PIECE_BYTES_MAX as usize];
+    let mut hashes = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        let data = &mut buffer[..piece.bytes as usize];
+        reader.read(piece.at, data).await?;
+        hashes.push(digest(&SHA256, data).as_ref().iter().map(|byte| format!("{byte:02x}")).collect());
+    }
+    Ok(hashes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_may_ask_for_is_bounded() {
+        let piece = |bytes| Piece { at: 0, bytes };
+        let most = PIECE_BYTES_MAX as u32;
+        assert!(is_bounded(&[piece(1), piece(most)]));
+        assert!(!is_bounded(&[piece(0)]));
+        assert!(!is_bounded(&[piece(most + 1)]));
+        assert!(is_bounded(&vec![piece(most); 16]) && !is_bounded(&vec![piece(most); 17]));
+        assert!(is_bounded(&vec![piece(1); PIECES_MAX]) && !is_bounded(&vec![piece(1); PIECES_MAX + 1]));
+    }
+}
