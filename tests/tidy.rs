@@ -56,6 +56,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &[
             "agent::Early",
             "agent::StartMode",
+            "agent::check_config",
             "agent::confine",
             "agent::run",
             "agent::handoff_formats",

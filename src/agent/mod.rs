@@ -38,4 +38,4 @@ pub use confine::{Early, confine};
 #[doc(hidden)]
 pub use handoff::reread as reread_handoff;
 pub use handoff::{StartMode, handoff_formats};
-pub use start::{AgentError, run};
+pub use start::{AgentError, check_config, run};

@@ -73,6 +73,14 @@ fn keep_memory_private() {
     }
 }
 
+/// Judges a configuration and the files that it names, and starts nothing. In words, what it is for.
+/// Errors: what would keep an agent from starting with it.
+pub fn check_config(path: &Path) -> anyhow::Result<String> {
+    let (config, tls) = configured(path)?;
+    let (peers, vms) = (config.peers.len(), config.vms.len());
+    Ok(format!("{} is right: host {}, peers: {peers}, VMs: {vms}", path.display(), tls.identity))
+}
+
 fn configured(path: &Path) -> anyhow::Result<(Config, Tls)> {
     let config = Config::load(path)?;
     let tls = certificates::load(&config.tls)?;

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
-use uuid::Uuid;
 
 use super::audit::AuditArgs;
 use super::certs::CertsArgs;
@@ -52,6 +51,10 @@ pub(super) enum Command {
         /// Take everything over from the running agent, migrations in flight included; it ends.
         #[arg(long)]
         take_over: bool,
+        /// Only judge the configuration, the certificates that it names and their folder's secrets; exit
+        /// code 2 if the agent would not start with them. Needs to read the private key.
+        #[arg(long, conflicts_with_all = ["take_over", "handoff_formats"])]
+        check_config: bool,
         /// Print what this version can take over, and do nothing else.
         #[arg(long = "succession-formats", hide = true)]
         handoff_formats: bool,
@@ -374,9 +377,9 @@ pub(super) struct LimitArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct RecoverArgs {
-    /// Only this migration.
-    #[arg(add = complete::migration_ids())]
-    pub(super) id: Option<Uuid>,
+    /// Only this migration: its id, the beginning of it, or its VM.
+    #[arg(value_name = "VM|ID", add = complete::migration_ids())]
+    pub(super) id: Option<String>,
     /// Decide whose its virtual machine is, seen from this host. Only for when the other host is
     /// lost for good: if this is wrong, the VM runs twice.
     #[arg(long, value_name = "here|there", requires = "id", value_parser = side)]

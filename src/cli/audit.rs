@@ -10,7 +10,6 @@ use clap::{Args, Subcommand};
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime};
-use uuid::Uuid;
 
 use super::client::Client;
 use super::show;
@@ -39,9 +38,9 @@ struct ShowArgs {
     /// Only what happened since: 2026-11-29, 2026-11-29T10:00:00Z, or 90m, 24h, 7d ago.
     #[arg(long, value_name = "TIME")]
     since: Option<Since>,
-    /// Only what is about this migration; on both hosts it has the same id.
+    /// Only what is about migrations whose id begins so; on both hosts it has the same id.
     #[arg(long, value_name = "ID")]
-    migration: Option<Uuid>,
+    migration: Option<String>,
     /// Print the lines as they are.
     #[arg(long)]
     json: bool,
@@ -118,9 +117,9 @@ fn no_record(dir: &Path) -> String {
 }
 
 fn is_wanted(args: &ShowArgs, line: &Kept) -> bool {
-    let is_of = |id: &Uuid| {
-        let id = id.to_string();
-        ["migration", "first"].iter().any(|name| line.field(name).is_some_and(|v| v.as_str() == Some(&id)))
+    let is_of = |begin: &String| {
+        let begins = |id: Option<&str>| id.is_some_and(|id| id.starts_with(&begin.to_ascii_lowercase()));
+        ["migration", "first"].iter().any(|name| line.field(name).is_some_and(|v| begins(v.as_str())))
     };
     args.since.is_none_or(|Since(since)| line.at >= since) && args.migration.as_ref().is_none_or(is_of)
 }

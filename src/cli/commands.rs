@@ -100,7 +100,7 @@ async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
 async fn list(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
     let all: Vec<Migration> = client.get("/v1/migrations").await?;
     if json {
-        show::json(&all)?
+        show::json_list("migrations", &all)?
     } else {
         show::list(&all);
         let status: Status = client.get("/v1/status").await?;

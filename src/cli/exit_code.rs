@@ -11,6 +11,9 @@ pub(super) const EXIT_LEFT: u8 = 3;
 /// Nobody knows whose a virtual machine is.
 pub(super) const EXIT_UNDECIDED: u8 = 4;
 
+/// Nobody reads what is printed any more: as of a program that the kernel ends for it (SIGPIPE).
+pub(super) const EXIT_UNREAD: u8 = 141;
+
 /// Of `vmferry migrate`.
 pub(super) fn of(outcome: &Outcome) -> u8 {
     match outcome {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use hyper::Method;
 use indicatif::HumanBytes;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::args::{AddForwardArgs, ForwardCommand, Limit};
 use super::client::Client;
-use super::show;
+use super::{pick, show};
 use crate::api::{Forward, ForwardRequest, Forwards, ShareRequest, Target, Traffic, forward_path};
 
 const PATH: &str = "/v1/forwards";
@@ -98,7 +98,7 @@ pub(super) async fn watch(client: &Client, id: Uuid, json: bool) -> anyhow::Resu
         };
         let now = (Instant::now(), forward.traffic.clone());
         if json {
-            println!("{}", serde_json::to_string(&forward)?);
+            show::json_line(&forward, false)?;
         } else {
             println!("{}: {}", name(&forward), moving_text(before.as_ref().unwrap_or(&now), &now));
             if !forward.intact {
@@ -136,14 +136,10 @@ pub(super) async fn find(client: &Client, wanted: &str) -> anyhow::Result<Uuid> 
     if let Some(named) = all.forwards.iter().find(|f| f.name.as_deref() == Some(wanted)) {
         return Ok(named.id);
     }
-    let mut found = all.forwards.iter().filter(|f| f.id.to_string().starts_with(wanted));
-    let first = found.next().with_context(|| {
+    let known = all.forwards.iter().map(|f| pick::Known { id: f.id, told: name(f) });
+    pick::by_beginning(known, wanted)?.with_context(|| {
         format!("there is no forwarding {wanted}; see `vmferry forward list` for those that there are")
-    })?;
-    if found.next().is_some() {
-        bail!("several forwardings begin with {wanted}; write more of the id");
-    }
-    Ok(first.id)
+    })
 }
 
 fn show_all(all: &Forwards) {

@@ -1,5 +1,8 @@
 //! Arguments, progress, output; talks only to the local API.
 
+#[macro_use]
+mod out;
+
 mod args;
 mod audit;
 pub mod certs;
@@ -64,6 +67,10 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Guest(command) => return guest::run(command).map(|()| ExitCode::SUCCESS),
         Command::Manual { folder } => return manual::write(&folder).map(|()| ExitCode::SUCCESS),
         _ => {}
+    }
+    if let Command::Agent { config, check_config: true, .. } = &arguments.command {
+        println!("{}", crate::agent::check_config(config)?);
+        return Ok(ExitCode::SUCCESS);
     }
     let is_agent = matches!(arguments.command, Command::Agent { .. });
     // Before there is a second thread, which would be left out.

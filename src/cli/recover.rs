@@ -10,21 +10,25 @@ use uuid::Uuid;
 use super::args::RecoverArgs;
 use super::client::{Client, NotDone};
 use super::exit_code::{EXIT_LEFT, EXIT_UNDECIDED};
-use super::show;
+use super::{pick, show};
 use crate::api::{Case, CaseKind, ForceRequest, Owner, Recovery, Side, unknown_remedy};
 
 /// An agent that gets to a decision later than that does not carry it out.
 const DECISION_VALID_S: i64 = 30;
 
 pub(super) async fn run(client: &Client, args: RecoverArgs) -> anyhow::Result<ExitCode> {
-    if let (Some(id), Some(side)) = (args.id, args.force)
+    let id = match &args.id {
+        Some(wanted) => Some(case(client, wanted).await?),
+        None => None,
+    };
+    if let (Some(id), Some(side)) = (id, args.force)
         && let Forced::Unknown = force(client, id, side, args.yes).await?
     {
         return Ok(EXIT_UNDECIDED.into());
     }
     let method = if args.look { Method::GET } else { Method::POST };
     // After a decision nobody waits for what the other host knows.
-    let path = path(args.id, args.force.is_none());
+    let path = path(id, args.force.is_none());
     let recovery: Recovery = client.call(method, &path, &()).await?;
     if args.json {
         show::json(&recovery)?;
@@ -34,6 +38,26 @@ pub(super) async fn run(client: &Client, args: RecoverArgs) -> anyhow::Result<Ex
         recovery.cases.iter().for_each(show_case);
     }
     Ok(exit_code(&recovery.cases).into())
+}
+
+/// Which migration is meant: of those that are not closed, else of those that the agent knows.
+async fn case(client: &Client, wanted: &str) -> anyhow::Result<Uuid> {
+    if let Ok(id) = wanted.parse() {
+        return Ok(id);
+    }
+    let open: Recovery = client.get(&path(None, false)).await?;
+    let known = |case: &Case| {
+        let vm = case.vm.clone().unwrap_or_default();
+        Some(pick::Known { id: case.id?, told: vm })
+    };
+    let of_vm = open.cases.iter().filter(|case| case.vm.as_deref() == Some(wanted)).filter_map(known);
+    if let Some(id) = pick::only(of_vm, wanted)? {
+        return Ok(id);
+    }
+    match pick::by_beginning(open.cases.iter().filter_map(known), wanted)? {
+        Some(id) => Ok(id),
+        None => pick::migration(client, wanted).await,
+    }
 }
 
 fn path(id: Option<Uuid>, peers: bool) -> String {

@@ -1,5 +1,7 @@
 //! Answers as text, for people, or as JSON.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context;
 use indicatif::HumanBytes;
 use serde::Serialize;
@@ -9,8 +11,34 @@ use time::format_description::well_known::Rfc3339;
 use super::{progress, vms};
 use crate::api::{Disk, Leftover, Migration, Outcome, Problem, Role, Severity, Status};
 
+/// Of what `--json` prints. Fields may be added; where one changes or goes, this rises.
+const SCHEMA: u32 = 1;
+
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value).context("no JSON")?);
+    let text = serde_json::to_string_pretty(value).context("no JSON")?;
+    match text.strip_prefix("{\n") {
+        Some(fields) => println!("{{\n  \"schema\": {SCHEMA},\n{fields}"),
+        None => println!("{text}"),
+    }
+    Ok(())
+}
+
+/// A list under its name, so that there is a place for the version.
+pub(super) fn json_list(name: &str, all: &impl Serialize) -> anyhow::Result<()> {
+    json(&BTreeMap::from([(name, all)]))
+}
+
+/// A line of JSON, one of several; whether it is the last.
+#[derive(Debug, Serialize)]
+struct Line<'a, T> {
+    schema: u32,
+    last: bool,
+    #[serde(flatten)]
+    value: &'a T,
+}
+
+pub(super) fn json_line(value: &impl Serialize, last: bool) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(&Line { schema: SCHEMA, last, value }).context("no JSON")?);
     Ok(())
 }
 

@@ -130,7 +130,7 @@ impl View {
 
     fn show(&mut self, migration: &Migration) -> anyhow::Result<()> {
         match self {
-            Self::Json => println!("{}", serde_json::to_string(migration)?),
+            Self::Json => show::json_line(migration, migration.outcome.is_some())?,
             Self::Plain { shown, at } => {
                 let hindered = progress::hindrance(migration).is_some();
                 let now = Some((migration.phase, hindered, progress::which_try(migration)));

@@ -8,6 +8,7 @@ mod api;
 mod create;
 mod deadlines;
 mod drain;
+mod explain;
 mod forward;
 mod libvirt;
 mod peer;
@@ -22,6 +23,8 @@ use serde::Deserialize;
 
 use crate::net::identity::Identity;
 use crate::net::naming::TrustDomain;
+
+use explain::{Mistake, explain};
 
 pub use api::ApiConfig;
 pub use create::{CreateConfig, CreateFormat, Preallocation};
@@ -44,8 +47,14 @@ pub const DEFAULT_PATH: &str = "/etc/vmferry/vmferry.toml";
 pub enum ConfigError {
     #[error("cannot read configuration {}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("configuration {} is wrong", path.display())]
-    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("configuration {}{}: {}{problem}", path.display(), line_text(*line), key_text(key))]
+    Parse {
+        path: PathBuf,
+        line: Option<usize>,
+        /// The key, in TOML's dotted form; empty where there is none.
+        key: String,
+        problem: String,
+    },
     #[error("configuration {}: {key}: {problem}", path.display())]
     Value {
         path: PathBuf,
@@ -53,6 +62,14 @@ pub enum ConfigError {
         key: String,
         problem: String,
     },
+}
+
+fn line_text(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!(", line {line}"))
+}
+
+fn key_text(key: &str) -> String {
+    if key.is_empty() { String::new() } else { format!("{key}: ") }
 }
 
 /// A whole agent configuration.
@@ -203,8 +220,10 @@ impl Config {
 
     /// The same, with the folder in which systemd has put this service's credentials.
     fn parse_with(text: &str, path: &Path, credentials: Option<&Path>) -> Result<Self, ConfigError> {
-        let mut config: Self = toml::from_str(text)
-            .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })?;
+        let mut config: Self = toml::from_str(text).map_err(|error| {
+            let Mistake { line, key, problem } = explain(text, &error);
+            ConfigError::Parse { path: path.into(), line, key, problem }
+        })?;
         config.check().map_err(|(key, problem)| ConfigError::Value { path: path.into(), key, problem })?;
         let found = config.tls.find_credentials(credentials);
         found.map_err(|(key, problem)| ConfigError::Value { path: path.into(), key, problem })?;
@@ -393,7 +412,7 @@ start = { command = ["start", "web1"] }
             (format!("{GOOD}\n[audit]\nfiles = 1\n"), "audit.files: at least 2"),
             (format!("{GOOD}\n[drain]\nat_once = 0\n"), "drain.at_once: 0 is outside 1–64"),
             (format!("{GOOD}\n[drain]\nat_once_per_peer = 65\n"), "drain.at_once_per_peer: 65 is"),
-            (GOOD.replace("ca = \"ca-cert.pem\"\n", ""), "missing field `ca`"),
+            (GOOD.replace("ca = \"ca-cert.pem\"\n", ""), "the key `ca` is missing"),
             (GOOD.replace("[tls]", "[tls]\ntrust_domain = \"*.corp\""), "can't be a trust domain"),
             (GOOD.replace("/run/qemu", &"/long".repeat(20)), "vm.web1.qmp: a socket's path has at most 107"),
             (
@@ -428,6 +447,46 @@ start = { command = ["start", "web1"] }
         for (text, expected) in cases {
             let got = error(&text);
             assert!(got.contains(expected), "{expected:?} not in {got:?}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_is_told_in_plain_words_with_its_line_and_key() {
+        let in_vain = |more: &str| error(&format!("{GOOD}{more}\n"));
+        for (more, expected) in [
+            (
+                "[deadlines]\nstall_s = \"long\"",
+                "line 14: deadlines.stall_s: a whole number that is not negative is expected here, not the text \"long\"",
+            ),
+            (
+                "[deadlines]\nstall_s = -5",
+                "line 14: deadlines.stall_s: a whole number that is not negative is expected here, not the number -5",
+            ),
+            (
+                "[deadlines]\nstall_s = 1.5",
+                "line 14: deadlines.stall_s: a whole number that is not negative is expected here, not the number 1.5",
+            ),
+            (
+                "[deadlines]\nstal_s = 5",
+                "line 14: deadlines.stal_s: there is no key `stal_s` here; there is `dead_peer_s`",
+            ),
+            (
+                "[sandbox]\nlandlock = \"yes\"",
+                "sandbox.landlock: `true` or `false` is expected here, not the text \"yes\"",
+            ),
+            ("[vm.db]\nqmp = 5", "line 14: vm.db.qmp: a text in quotes is expected here, not the number 5"),
+            ("[vm.db]\nstart = { unit = \"x\" }", "vm.db: the key `qmp` is missing"),
+            (
+                "[peer.x]\nidentity = \"x\"\nreceive = \"web\"",
+                "line 15: peer.x.receive: a list in [ ] is expected here, not the text \"web\"",
+            ),
+        ] {
+            let said = in_vain(more);
+            assert!(said.contains(expected), "{expected:?} not in {said:?}");
+            assert!(
+                !["u64", "usize", "expected struct", "invalid type"].iter().any(|rust| said.contains(rust)),
+                "{said}"
+            );
         }
     }
 

@@ -420,6 +420,48 @@ fn the_status_says_of_each_vm_what_its_qemu_has() {
     drop(silent);
 }
 
+/// Whoever reads the first line of an answer and goes has not made anything fail.
+#[test]
+fn an_output_that_nobody_reads_ends_quietly() {
+    let agent = Agent::start();
+    for words in [&["list", "--json"][..], &["status"], &["limit"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(VMFERRY);
+        command.arg("--socket").arg(&agent.socket).args(words).stdout(writer).stderr(Stdio::piped());
+        let ended = command.output().unwrap();
+        assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(141), &b""[..]), "{words:?}: {ended:?}");
+    }
+    let listed = Command::new(VMFERRY).arg("--socket").arg(&agent.socket).args(["list", "--json"]).output();
+    let listed: Value = serde_json::from_slice(&listed.unwrap().stdout).unwrap();
+    assert_eq!(listed, json!({"schema": 1, "migrations": []}));
+}
+
+/// Without an agent, and with what only the certificate tells.
+#[test]
+fn a_configuration_is_judged_alone() {
+    let agent = Agent::start();
+    let path = agent.folder.path().join("vmferry.toml");
+    let good = std::fs::read_to_string(&path).unwrap();
+    for (text, code, said) in [
+        (good.clone(), 0, "is right: host alpha, peers: 1, VMs: 1"),
+        (good.replace("'bravo'", "'alpha'"), 2, "peer.bravo.identity: \"alpha\" is this host's own identity"),
+        (
+            good.clone() + "[audit]\nfiles = 'many'\n",
+            2,
+            "audit.files: a whole number that is not negative is expected",
+        ),
+        (good.replace("/cert.pem", "/nothing.pem"), 2, "nothing.pem"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let judged = Command::new(VMFERRY).args(["agent", "--check-config", "--config"]).arg(&path).output();
+        let judged = judged.unwrap();
+        let words = String::from_utf8_lossy(if code == 0 { &judged.stdout } else { &judged.stderr });
+        assert_eq!(judged.status.code(), Some(code), "{judged:?}");
+        assert!(words.contains(said), "{said:?} not in {words}");
+    }
+}
+
 /// What no agent without a guest would say: a migration in full, and each of its ends.
 #[test]
 fn a_whole_migration_is_as_described() {

@@ -293,7 +293,7 @@ fn answers_about(agent: &Agent, ids: &[&str]) -> Result<()> {
         ensure!(outcome.code == 0, "{words:?}: {outcome:?}");
         Ok(serde_json::from_str(&outcome.stdout)?)
     };
-    let list = json(&["list", "--json"])?;
+    let list = json(&["list", "--json"])?["migrations"].clone();
     let listed: Vec<_> = list.as_array().into_iter().flatten().filter_map(|p| p["id"].as_str()).collect();
     ensure!(listed == ids, "{listed:?} are listed, not {ids:?}");
     for id in ids {

@@ -1,7 +1,6 @@
 //! The arguments of `vmferry libvirt`.
 
 use clap::Subcommand;
-use uuid::Uuid;
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum LibvirtCommand {
@@ -40,7 +39,9 @@ pub(in crate::cli) enum LibvirtCommand {
     /// Take away what `migrate --print` has made, on both hosts. What is connected through it is cut. Says
     /// whether all that libvirt has moved went through it: exit code 3 if not.
     End {
-        id: Uuid,
+        /// The migration: its id, the beginning of it, or its domain.
+        #[arg(value_name = "DOMAIN|ID")]
+        id: String,
         /// This host's libvirt.
         #[arg(long, value_name = "URI")]
         connect: Option<String>,

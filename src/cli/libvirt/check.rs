@@ -47,7 +47,7 @@ pub(super) async fn run(client: &Client, wanted: &Wanted) -> anyhow::Result<Exit
 
 fn show(wanted: &Wanted, found: &[Finding]) -> anyhow::Result<()> {
     if wanted.json {
-        return crate::cli::show::json(&found);
+        return crate::cli::show::json_list("findings", &found);
     }
     let (domain, to) = (&wanted.domain, &wanted.to);
     match found.iter().any(|finding| finding.refused) {

@@ -20,10 +20,12 @@ mod watch;
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use hyper::Method;
 use uuid::Uuid;
 
 use super::client::Client;
+use super::pick;
 use crate::api::{LIBVIRT, LibvirtMigration, LibvirtStage, Told, libvirt_path};
 pub(super) use args::LibvirtCommand;
 use verdict::Fate;
@@ -35,6 +37,21 @@ pub(super) fn list_beside(all: &[LibvirtMigration]) {
         println!();
         show::rows(all);
     }
+}
+
+/// By its id, the beginning of that, or its domain.
+fn one(all: &[LibvirtMigration], wanted: &str) -> anyhow::Result<Uuid> {
+    if let Ok(id) = wanted.parse() {
+        return Ok(id);
+    }
+    let known = |m: &LibvirtMigration| pick::Known { id: m.id, told: m.domain.clone() };
+    if let Some(id) = pick::only(all.iter().filter(|m| m.domain == wanted).map(known), wanted)? {
+        return Ok(id);
+    }
+    let found = pick::by_beginning(all.iter().map(known), wanted)?;
+    found.ok_or_else(|| {
+        anyhow!("{wanted} is neither a migration of libvirt's nor its domain; see `vmferry libvirt list`")
+    })
 }
 
 /// Runs one of its commands.
@@ -55,12 +72,13 @@ pub(super) async fn run(socket: &Path, command: LibvirtCommand) -> anyhow::Resul
             show::list(&all, json)?;
             Ok(ExitCode::SUCCESS)
         }
-        LibvirtCommand::End { id, connect } => end(&Client::new(socket), id, connect.as_deref()).await,
+        LibvirtCommand::End { id, connect } => end(&Client::new(socket), &id, connect.as_deref()).await,
     }
 }
 
-async fn end(client: &Client, id: Uuid, connect: Option<&str>) -> anyhow::Result<ExitCode> {
+async fn end(client: &Client, wanted: &str, connect: Option<&str>) -> anyhow::Result<ExitCode> {
     let all: Vec<LibvirtMigration> = client.get(LIBVIRT).await?;
+    let id = one(&all, wanted)?;
     let known = all.into_iter().find(|migration| migration.id == id);
     // Of what nobody has used libvirt knows nothing.
     let used = known.filter(|migration| migration.stage == LibvirtStage::UnderWay);

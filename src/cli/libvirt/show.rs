@@ -104,7 +104,7 @@ fn text(state: &LibvirtMigration, job: Option<&Job>, rate: u64) -> String {
 /// All of them.
 pub(super) fn list(all: &[LibvirtMigration], json: bool) -> anyhow::Result<()> {
     if json {
-        return crate::cli::show::json(&all);
+        return crate::cli::show::json_list("migrations", &all);
     }
     if all.is_empty() {
         println!("no migrations of libvirt's yet");

@@ -10,7 +10,7 @@ pub(crate) fn config(data: &[u8]) {
     match Config::parse(text, Path::new("/etc/vmferry/vmferry.toml")) {
         Ok(config) => sound(&config),
         Err(ConfigError::Value { key, problem, .. }) => assert!(!key.is_empty() && !problem.is_empty()),
-        Err(ConfigError::Parse { source, .. }) => assert!(!source.message().is_empty()),
+        Err(ConfigError::Parse { problem, .. }) => assert!(!problem.is_empty()),
         Err(error @ ConfigError::Read { .. }) => panic!("nothing is read: {error}"),
     }
 }
