@@ -43,6 +43,8 @@ impl Role {
 pub enum Action<'a> {
     /// Peer: ask after migrations of its own, and end them.
     AskAfterOwn,
+    /// Peer: try how fast bytes go here, one at a time and not many.
+    Probe,
     /// Peer: send any VM here at all. What a stranger may hold of this agent is less without it.
     SendVms,
     /// Peer: send this VM here, or ask whether it could.
@@ -78,7 +80,7 @@ pub fn authorize(action: Action<'_>, who: Who<'_>) -> Result<(), Denied> {
 fn peer_may(peer: &PeerConfig, action: Action<'_>) -> bool {
     let is_among = |patterns: &[String], name| patterns.iter().any(|pattern| glob_matches(pattern, name));
     match action {
-        Action::AskAfterOwn => true,
+        Action::AskAfterOwn | Action::Probe => true,
         Action::SendVms => !peer.receive.is_empty(),
         Action::SendVm(vm) => is_among(&peer.receive, vm),
         Action::MoveDomain(domain) => is_among(&peer.libvirt, domain),
@@ -94,6 +96,7 @@ fn needed(action: Action<'_>) -> Option<Role> {
         Action::Operate => Some(Role::Operate),
         Action::Administer => Some(Role::Admin),
         Action::AskAfterOwn
+        | Action::Probe
         | Action::SendVms
         | Action::SendVm(_)
         | Action::MoveDomain(_)
@@ -106,8 +109,9 @@ fn needed(action: Action<'_>) -> Option<Role> {
 mod tests {
     use super::*;
 
-    const ACTIONS: [Action<'_>; 11] = [
+    const ACTIONS: [Action<'_>; 12] = [
         Action::AskAfterOwn,
+        Action::Probe,
         Action::SendVms,
         Action::SendVm("web1"),
         Action::SendVm("db1"),
@@ -131,15 +135,15 @@ mod tests {
         let (libvirt, rpc) = (peer("libvirt = ['web*']"), peer("libvirt = ['web*']\nlibvirt_rpc = true"));
         let rpc_alone = peer("libvirt_rpc = true");
         for (who, row) in [
-            (Who::Peer(None), "..........."),
-            (Who::Peer(Some(&none)), "x.........."),
-            (Who::Peer(Some(&some)), "xxx........"),
-            (Who::Peer(Some(&libvirt)), "x...x......"),
-            (Who::Peer(Some(&rpc)), "x...x.x...."),
-            (Who::Peer(Some(&rpc_alone)), "x.........."),
-            (Who::Local(Role::View), "........x.."),
-            (Who::Local(Role::Operate), "........xx."),
-            (Who::Local(Role::Admin), "........xxx"),
+            (Who::Peer(None), "............"),
+            (Who::Peer(Some(&none)), "xx.........."),
+            (Who::Peer(Some(&some)), "xxxx........"),
+            (Who::Peer(Some(&libvirt)), "xx...x......"),
+            (Who::Peer(Some(&rpc)), "xx...x.x...."),
+            (Who::Peer(Some(&rpc_alone)), "xx.........."),
+            (Who::Local(Role::View), ".........x.."),
+            (Who::Local(Role::Operate), ".........xx."),
+            (Who::Local(Role::Admin), ".........xxx"),
         ] {
             let may: String =
                 ACTIONS.iter().map(|a| if authorize(*a, who).is_ok() { 'x' } else { '.' }).collect();

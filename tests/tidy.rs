@@ -63,12 +63,15 @@ const EDGES: &[(&str, &[&str])] = &[
             "api",
             "audit",
             "config::DEFAULT_PATH",
+            "doctor",
             "enrol",
             "log",
             "printable",
             "rate",
         ],
     ),
+    // It looks at files and the kernel, without an agent, too.
+    ("doctor", &["config", "error_chain", "net::expiry", "net::tls"]),
     // `vmferry certs` works on files, without an agent.
     ("cli::certs", &["enrol", "net::identity", "net::naming", "net::tls::TlsPaths", "pki"]),
     (

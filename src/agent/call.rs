@@ -27,6 +27,7 @@ pub(super) enum Call {
     Cancel,
     LimitMigration,
     LimitPeer,
+    Ping,
     LimitForward,
     CheckLibvirt,
     MigrateLibvirt,
@@ -60,6 +61,7 @@ impl Call {
             | Self::Cancel
             | Self::LimitMigration
             | Self::LimitPeer
+            | Self::Ping
             | Self::LimitForward
             | Self::CheckLibvirt
             | Self::MigrateLibvirt
@@ -94,6 +96,7 @@ impl Call {
             Self::Cancel => "cancel",
             Self::LimitMigration => "limit-migration",
             Self::LimitPeer => "limit-peer",
+            Self::Ping => "ping",
             Self::LimitForward => "limit-forward",
             Self::CheckLibvirt => "check-libvirt",
             Self::MigrateLibvirt => "migrate-libvirt",

@@ -22,6 +22,7 @@ mod limits;
 mod listen;
 mod observe;
 mod once;
+mod ping;
 mod refusal;
 mod refusals;
 mod registry;

@@ -22,13 +22,14 @@ use super::caller::Caller;
 use super::gate::{About, BODY_BYTES_MAX, Gate};
 use super::limits::{self, NoShare};
 use super::once;
+use super::ping;
 use super::refusal::Refusal;
 use super::registry::NoCancel;
 use super::running::{Agent, Asked};
 use crate::api::{
     CheckReport, CheckRequest, Course, Event, ForceRequest, Forward, ForwardRequest, Forwards, Limits,
-    MigrateRequest, Migration, MigrationLimit, Names, OPENAPI, PeerLimit, PeerLimitRequest, RecoverQuery,
-    Recovery, ShareRequest, Status, Target, unknown_remedy,
+    MigrateRequest, Migration, MigrationLimit, Names, OPENAPI, PeerLimit, PeerLimitRequest, Ping, PingRequest,
+    RecoverQuery, Recovery, ShareRequest, Status, Target, unknown_remedy,
 };
 use crate::error_chain::chain;
 use crate::forward::AddError;
@@ -72,6 +73,7 @@ pub(super) fn router(agent: Arc<Agent>) -> Gate {
         .route(Call::LimitMigration, "/v1/migrations/{id}/limit", post(share))
         .route(Call::ListLimits, "/v1/limits", get(all_limits))
         .route(Call::LimitPeer, "/v1/peers/{name}/limit", post(limit_peer))
+        .route(Call::Ping, "/v1/peers/{name}/ping", post(ping))
         .route(Call::ListForwards, "/v1/forwards", get(forwards))
         .route(Call::AddForward, "/v1/forwards", post(add_forward))
         .route(Call::EndForward, "/v1/forwards/{id}/end", post(end_forward))
@@ -224,6 +226,22 @@ async fn limit_peer(
     tracing::info!(uid = caller.uid, pid = caller.pid, peer = name, limit, "limit asked for");
     let limited = agent.peer_limits.limit(&agent.host, &name, request.limit_bytes_per_s);
     limited.map(Json).map_err(|p| Refusal::new(StatusCode::NOT_FOUND, p.text, p.remedy))
+}
+
+async fn ping(
+    State(agent): Agents,
+    Path(name): Path<String>,
+    body: Result<Json<PingRequest>, JsonRejection>,
+) -> Result<Json<Ping>, Refusal> {
+    let Json(request) = body?;
+    let Some(config) = agent.host.config.peers.get(&name) else {
+        return Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            format!("this agent knows no peer {name}"),
+            "see `vmferry status` for the peers that it knows",
+        ));
+    };
+    Ok(Json(ping::ping(&agent.host, &name, config, &request).await))
 }
 
 async fn share(

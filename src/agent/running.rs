@@ -12,6 +12,7 @@ use super::confine::Confinement;
 use super::draining::Draining;
 use super::journals_read::JournalsRead;
 use super::limits::PeerLimits;
+use super::ping::accept_probes;
 use super::refusals::Refusals;
 use super::registry::{Entry, Registry};
 use super::vm_states::VmStates;
@@ -181,6 +182,7 @@ impl Agent {
         });
         self.forwards.accept_streams(&mut purposes);
         self.libvirt.accept_streams(&mut purposes);
+        accept_probes(&mut purposes, &self.host);
         purposes
     }
 }

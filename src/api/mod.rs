@@ -11,6 +11,7 @@ mod forward;
 mod libvirt;
 mod limits;
 mod migration;
+mod ping;
 mod recovery;
 mod status;
 mod timeline;
@@ -46,6 +47,7 @@ pub use libvirt::{
 };
 pub use limits::{Limits, MigrationLimit, PeerLimit, PeerLimitRequest, ShareRequest};
 pub use migration::{MigrateRequest, Migration};
+pub use ping::{Ping, PingRequest, Probe, Reached};
 pub use recovery::{ForceRequest, RecoverQuery, Recovery};
 pub use status::{AuditStatus, Names, SandboxStatus, SessionStatus, Status};
 pub use timeline::Course;

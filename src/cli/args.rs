@@ -9,9 +9,11 @@ use super::audit::AuditArgs;
 use super::certs::CertsArgs;
 use super::client::{SOCKET, SOCKET_VARIABLE};
 use super::complete;
+use super::doctor::DoctorArgs;
 use super::guest::GuestCommand;
 use super::join::JoinArgs;
 use super::libvirt::LibvirtCommand;
+use super::ping::PingArgs;
 use super::report::ReportArgs;
 use crate::api::{
     AT_ONCE_MAX, Accepted, DiskChoice, DiskSample, DisksAtOnce, DowntimeLimit, LocalSocket, Retry, Side,
@@ -92,6 +94,12 @@ pub(super) enum Command {
     /// Tell what a migration has been through, as a page of HTML: phases, rate, what was left of each disk and
     /// RAM, waits, the downtime.
     Report(ReportArgs),
+    /// Try the way to a peer: whether it is reached, who it proves to be, versions, round trip, segments, throughput.
+    /// Exit code 0: all of that; 1: it is not reached, or answers no probe.
+    Ping(PingArgs),
+    /// Look at this host: configuration, certificates, permissions, port, kernel, limits, clock. Changes nothing, and
+    /// says what it could not look at. Exit code 0: nothing has failed; 1: something has.
+    Doctor(DoctorArgs),
     /// Roll a migration back; possible until the hand-over.
     Cancel {
         /// The migration: its id, the beginning of it, or its VM; `drain` for the drain of this host.

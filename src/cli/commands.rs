@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::args::{CheckArgs, Command, MigrateArgs};
 use super::client::Client;
 use super::exit_code::{EXIT_FAILED, EXIT_USAGE};
-use super::{audit, drain, forward, libvirt, limit, pick, recover, report, show, vms, watch};
+use super::{audit, doctor, drain, forward, libvirt, limit, pick, ping, recover, report, show, vms, watch};
 use crate::api::{
     CheckReport, CheckRequest, LIBVIRT, LibvirtMigration, MigrateRequest, Migration, Options, Severity,
     Status, VmState, migration_path,
@@ -24,6 +24,8 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
         Command::Status { what: None, json } => status(&client, json).await,
         Command::Status { what: Some(what), json } => status_of(&client, &what, json).await,
         Command::Watch { what, json } => watch_any(&client, &what, json).await,
+        Command::Doctor(args) => doctor::run(&client, socket, args).await,
+        Command::Ping(args) => ping::run(&client, args).await,
         Command::Report(args) => report::run(&client, args).await,
         Command::Cancel { migration } => cancel(&client, &migration).await,
         Command::Drain(args) => drain::run(&client, *args).await,

@@ -137,4 +137,6 @@ pub mod purpose {
     pub const FORWARD: u16 = 7;
     /// A question about a migration that libvirt makes itself.
     pub const LIBVIRT: u16 = 8;
+    /// Bytes that are swallowed, to learn how fast they go.
+    pub const PROBE: u16 = 9;
 }

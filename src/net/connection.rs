@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::CertificateDer;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::connect_error::ConnectError;
@@ -24,6 +25,8 @@ pub struct ConnectionInfo {
     /// The certificates with which the peer proved itself, its own first.
     pub chain: Vec<CertificateDer<'static>>,
     pub since: Instant,
+    /// Largest TCP segment that the kernel sends, when the connection came about.
+    pub segment_bytes: Option<u32>,
 }
 
 impl ConnectionInfo {
@@ -49,7 +52,9 @@ impl Connection {
     ) -> Result<Self, ConnectError> {
         let tls = tls.into();
         let chain = tls.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
-        let info = ConnectionInfo { address, cipher: cipher(&tls), chain, since: Instant::now() };
+        let (cipher, since) = (cipher(&tls), Instant::now());
+        let segment_bytes = SockRef::from(&tcp).tcp_mss().ok();
+        let info = ConnectionInfo { address, cipher, chain, since, segment_bytes };
         let tcp = tcp.into_std().map_err(ConnectError::Start)?;
         Ok(Self { tcp, record: Record::new(tls), info })
     }

@@ -112,6 +112,7 @@ impl FrozenConnection {
     pub(super) fn thaw(&self) -> ConnectionInfo {
         let unknown = || std::net::SocketAddr::from(([0, 0, 0, 0], 0));
         ConnectionInfo {
+            segment_bytes: None,
             address: self.address.parse().unwrap_or_else(|_| unknown()),
             cipher: self.cipher.clone(),
             chain: self.chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect(),

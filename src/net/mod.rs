@@ -48,6 +48,7 @@ pub mod naming;
 pub mod nbd_requests;
 mod pending_handshakes;
 pub mod pool;
+pub mod probe;
 pub mod pump;
 pub mod purposes;
 mod record;

@@ -165,7 +165,11 @@ def check_files():
     for what in (["check", "rules", DEPLOY / "vmferry.rules.yml"], ["test", "rules", DEPLOY / "vmferry.rules.test.yml"]):
         done = run(PROMTOOL, *what)
         say(done.returncode == 0, f"promtool {what[0]} {what[1]}" + ("" if done.returncode == 0 else done.stdout))
-XX, input=agent.scrape())
+
+
+def check_metrics(agents):
+    for agent in agents:
+        done = run(PROMTOOL, "check", "metrics", input=agent.scrape())
         say(done.returncode == 0 and not done.stderr, f"promtool check metrics: {agent.name} {done.stdout}{done.stderr}")
 
 
@@ -191,6 +195,12 @@ def move_and_look(prometheus, alpha, bravo):
         return len(seen) == len(wanted)
 
     wait("every panel", all_seen)
+    # Of a migration that has ended, too.
+    wait("its end", lambda: '"outcome": null' not in alpha.cli("status", "web1", "--json").stdout)
+    report = alpha.cli("report", "web1")
+    if len(sys.argv) > 4:
+        Path(sys.argv[4]).write_text(report.stdout)
+    say(report.returncode == 0 and report.stdout.count("<polyline") >= 3, f"a report of it {report.stderr}")
     for title in wanted:
         say(title in seen, f"panel \"{title}\" has data" + ("" if title in seen else f": {wanted[title]}"))
 

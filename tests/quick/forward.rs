@@ -1,6 +1,6 @@
 //! Forwarded sockets between two agents that run as processes, with TLS on loopback.
 
-mod agents;
+pub(crate) mod agents;
 mod hostile;
 mod life;
 mod managers;

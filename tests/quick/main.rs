@@ -12,6 +12,7 @@ mod api;
 mod attacks;
 mod audit;
 mod certs;
+mod doctor;
 mod documentation;
 mod enrol;
 #[allow(unreachable_pub)]
@@ -23,6 +24,7 @@ mod journals;
 mod manual;
 mod nbd_server;
 mod observe;
+mod ping;
 mod qmp;
 mod qmp_real;
 mod resume;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 /// Width of the drawing, without what stands at its left.
 const WIDTH: f64 = 860.0;
-const LEFT: f64 = 70.0;
+const LEFT: f64 = 84.0;
 const HEIGHT: f64 = 180.0;
 /// Lines of these colours can be told apart by most eyes; after the last they begin anew.
 const COLOURS: [&str; 8] =
