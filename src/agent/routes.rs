@@ -28,8 +28,8 @@ use super::registry::NoCancel;
 use super::running::{Agent, Asked};
 use crate::api::{
     CheckReport, CheckRequest, Course, Event, ForceRequest, Forward, ForwardRequest, Forwards, Limits,
-    MigrateRequest, Migration, MigrationLimit, Names, OPENAPI, PeerLimit, PeerLimitRequest, Ping, PingRequest,
-    RecoverQuery, Recovery, ShareRequest, Status, Target, unknown_remedy,
+    MigrateRequest, Migration, MigrationLimit, Names, OPENAPI, PeerLimit, PeerLimitRequest, Ping,
+    PingRequest, RecoverQuery, Recovery, ShareRequest, Status, Target, unknown_remedy,
 };
 use crate::error_chain::chain;
 use crate::forward::AddError;
