@@ -4,6 +4,8 @@
 
 #![allow(clippy::expect_used)]
 
+#[path = "tidy_rules/locks.rs"]
+mod locks;
 #[path = "tidy_rules/modules.rs"]
 mod modules;
 #[path = "tidy_rules/source.rs"]
@@ -647,4 +649,17 @@ fn the_example_configuration_has_every_key() {
     assert!(keys.len() > 15, "only {keys:?} were found");
     let missing: Vec<&String> = keys.iter().filter(|k| !has(k)).collect();
     assert!(missing.is_empty(), "deploy/vmferry.toml does not show {missing:?}");
+}
+
+#[test]
+fn what_is_fuzzed_is_what_is_shipped() {
+    let [product, fuzzer] = ["Cargo.lock", "tests/fuzz/Cargo.lock"].map(|path| read(&root().join(path)));
+    let tests_alone = ["proptest", "tempfile"];
+    let stale = locks::stale(&product, &fuzzer, &tests_alone);
+    let remedy = "cargo metadata --manifest-path tests/fuzz/Cargo.toml";
+    assert!(stale.is_empty(), "tests/fuzz/Cargo.lock is stale ({remedy} mends it): {stale:?}");
+    let older = fuzzer
+        .replace("\"clap_mangen\",", "")
+        .replace("name = \"serde\"\nversion = \"1", "name = \"serde\"\nversion = \"0");
+    assert_eq!(locks::stale(&product, &older, &tests_alone).len(), 2, "a stale one is not seen");
 }
