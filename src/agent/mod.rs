@@ -34,6 +34,7 @@ mod start;
 mod status;
 mod stop;
 mod vm_states;
+mod watchdog;
 
 pub use confine::{Early, confine};
 #[doc(hidden)]

@@ -5,7 +5,6 @@ use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
@@ -15,10 +14,10 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use super::confine::{Confinement, Early, confine_calls};
-use super::handoff::{self, Inherited, Kept, StartMode};
+use super::handoff::{self, Inherited, Kept, PassedSockets, StartMode};
 use super::running::Agent;
 use super::signals::{Asked, Signals};
-use super::{certificates, draining, journals, listen};
+use super::{certificates, draining, journals, listen, watchdog};
 use crate::access::{Action, Who, authorize};
 use crate::audit::{self, Audit, Event};
 use crate::config::Config;
@@ -60,9 +59,9 @@ impl AgentError {
 pub async fn run(path: &Path, mode: StartMode, early: Early) -> Result<(), AgentError> {
     keep_memory_private();
     // Before anything else is started that could inherit them in turn.
-    let kept = handoff::from_store();
+    let handoff::Passed { kept, sockets } = handoff::passed();
     let (config, tls) = configured(path).map_err(AgentError::Configuration)?;
-    serve((config, path), (tls, early), kept, mode).await.map_err(AgentError::Unable)
+    serve((config, path), (tls, early), (kept, sockets), mode).await.map_err(AgentError::Unable)
 }
 
 /// Nobody but root looks into this process's memory, which has keys: no core dump is written of it, and other
@@ -91,7 +90,7 @@ fn configured(path: &Path) -> anyhow::Result<(Config, Tls)> {
 async fn serve(
     (config, path): (Config, &Path),
     (tls, early): (Tls, Early),
-    kept: Kept,
+    (kept, sockets): (Kept, PassedSockets),
     mode: StartMode,
 ) -> anyhow::Result<()> {
     let Inherited { state, predecessor } = Inherited::find(&config, tls.identity.as_str(), kept, mode)?;
@@ -133,7 +132,7 @@ async fn serve(
     // Who can ask the agent finds its sockets.
     agent.forwards.start_configured()?;
     agent.libvirt.start();
-    listen_all(&agent, &servers).await?;
+    listen_all(&agent, &servers, sockets).await?;
     let successors = handoff::listen(&agent.host.config.runtime_dir)?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
     servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
@@ -141,7 +140,7 @@ async fn serve(
     taken.into_iter().for_each(|taken| agent.resume(taken));
     draining::go_on(&agent);
     let _ = sd_notify::notify(&[NotifyState::Ready]);
-    keep_watchdog(&servers);
+    watchdog::keep(&agent, &servers);
     servers.spawn(journals::end_late(Arc::clone(&agent)));
     servers.spawn(certificates::keep_judging(Arc::clone(&agent)));
     let summing = Arc::clone(&agent);
@@ -242,10 +241,17 @@ fn lock(file: File, folder: &Path) -> anyhow::Result<Flock<File>> {
         .with_context(|| format!("another agent uses {}; stop it first", folder.display()))
 }
 
-async fn listen_all(agent: &Arc<Agent>, servers: &TaskTracker) -> anyhow::Result<()> {
+async fn listen_all(agent: &Arc<Agent>, servers: &TaskTracker, passed: PassedSockets) -> anyhow::Result<()> {
     let config = &agent.host.config;
-    let peers = listen::peers(&config.listen).await?;
-    let local = listen::local(&config.api_socket(), &config.api).await?;
+    let passed = passed.sort(&config.api_socket())?;
+    let peers = match passed.peers.is_empty() {
+        true => listen::peers(&config.listen).await?,
+        false => passed.peers,
+    };
+    let local = match passed.local {
+        Some(local) => local,
+        None => listen::local(&config.api_socket(), &config.api).await?,
+    };
     let metrics = config.metrics.as_ref().map(|m| listen::metrics(m.listen)).transpose()?;
     for listener in peers {
         servers.spawn(listen::accept_peers(Arc::clone(agent), listener));
@@ -255,14 +261,4 @@ async fn listen_all(agent: &Arc<Agent>, servers: &TaskTracker) -> anyhow::Result
         servers.spawn(listen::serve_metrics(Arc::clone(agent), listener));
     }
     Ok(())
-}
-
-fn keep_watchdog(servers: &TaskTracker) {
-    let Some(interval) = sd_notify::watchdog_enabled() else { return };
-    servers.spawn(async move {
-        loop {
-            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-            tokio::time::sleep(interval.div_f64(3.0).max(Duration::from_millis(100))).await;
-        }
-    });
 }

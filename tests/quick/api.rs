@@ -100,7 +100,7 @@ impl Drop for Agent {
     }
 }
 
-fn configuration(tls: &Path) -> String {
+pub(crate) fn configuration(tls: &Path) -> String {
     let tls = tls.display();
     format!(
         "state_dir = 'state'\nruntime_dir = 'run'\nlisten = []\n\

@@ -29,5 +29,6 @@ mod qmp;
 mod qmp_real;
 mod resume;
 mod rig;
+mod service;
 mod sessions;
 mod tls;

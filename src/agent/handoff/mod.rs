@@ -6,6 +6,7 @@
 
 mod fd_queue;
 mod freeze;
+mod passed_sockets;
 mod socket;
 mod state;
 mod systemd;
@@ -22,12 +23,26 @@ use socket::Successor;
 use state::HandoffState;
 use transport::{Offer, Package};
 
+pub(super) use passed_sockets::PassedSockets;
 pub(super) use socket::{Predecessor, listen};
 pub(super) use state::LeftCounts;
-pub(super) use systemd::from_store;
 
 /// What the service manager has kept, if anything.
 pub(super) type Kept = anyhow::Result<Option<Package>>;
+
+/// What the service manager passes to a process that it starts.
+pub(super) struct Passed {
+    pub(super) kept: Kept,
+    pub(super) sockets: PassedSockets,
+}
+
+/// What it has passed to this one. To be called once.
+pub(super) fn passed() -> Passed {
+    match systemd::passed() {
+        Ok((kept, sockets)) => Passed { kept, sockets: PassedSockets::new(sockets) },
+        Err(e) => Passed { kept: Err(e), sockets: PassedSockets::default() },
+    }
+}
 
 /// How an agent begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

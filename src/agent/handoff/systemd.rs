@@ -19,6 +19,8 @@ use sd_notify::NotifyState;
 use super::fd_queue::{self, FdQueue};
 use super::transport::{FDS_MAX, Offer, Package, STATE_BYTES_MAX};
 
+/// The name of sockets that the service manager listens on for us: their unit's.
+const SOCKET_UNIT: &str = "vmferry.socket";
 /// The store's names of the two ends of the queue.
 const RECEIVER_NAME: &str = "vmferry-parcel";
 const SENDER_NAME: &str = "vmferry-parcel-sender";
@@ -33,19 +35,24 @@ const ASK_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the service manager may take to have handled what it was told.
 const BARRIER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What the service manager has kept for us, if anything. It keeps nothing afterwards: a
-/// descriptor that it still held would hide our end of a socket from QEMU.
-/// Errors: what it kept is incomplete.
-pub(crate) fn from_store() -> anyhow::Result<Option<Package>> {
-    let kept = sd_listen_fds::get().context("descriptors from the service manager")?;
+/// Everything that the service manager has passed: what it has kept for us, if anything, and sockets that it listens on
+/// for us. It keeps nothing afterwards: a descriptor that it still held would hide our end of a socket from QEMU.
+/// Errors: the descriptors cannot be told apart; within: what it kept is incomplete.
+pub(super) fn passed() -> anyhow::Result<(anyhow::Result<Option<Package>>, Vec<OwnedFd>)> {
+    let passed = sd_listen_fds::get().context("descriptors from the service manager")?;
+    let passed = passed.into_iter().map(|(name, fd)| (name.unwrap_or_default(), fd.into_std()));
+    let (sockets, kept): (Vec<_>, Vec<_>) = passed.partition(|(name, _)| name == SOCKET_UNIT);
+    Ok((from_store(kept), sockets.into_iter().map(|(_, fd)| fd).collect()))
+}
+
+fn from_store(kept: Vec<(String, OwnedFd)>) -> anyhow::Result<Option<Package>> {
     let (mut receiver, mut old) = (None, Vec::new());
     for (name, fd) in kept {
-        let name = name.unwrap_or_default();
         forget(&name);
         match name.as_str() {
-            RECEIVER_NAME => receiver = Some(fd.into_std()),
+            RECEIVER_NAME => receiver = Some(fd),
             SENDER_NAME => {}
-            _ => old.push((name, fd.into_std())),
+            _ => old.push((name, fd)),
         }
     }
     match receiver {
