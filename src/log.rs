@@ -1,8 +1,11 @@
-//! The agent's log: lines on standard error, for people and systemd's journal.
+//! The agent's log: lines on standard error, for people, or entries of systemd's journal where that is behind it.
 //!
 //! Whatever an event repeats of others, each is one line, and nothing in it is obeyed by a terminal. No place
 //! in the code can fill a disk: each may write so many lines, then a few a second; what was left out is counted
 //! in front of the next one.
+
+mod journal;
+mod line;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -15,14 +18,13 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
 
-use crate::printable::printable;
+use journal::Journal;
+use line::line;
 
 /// Lines that one place in the code may write at once: hundreds of migrations may end together.
 const LINES_AT_ONCE: u32 = 500;
 /// … and how soon it may write one more after that.
 const LINE_EVERY: Duration = Duration::from_millis(500);
-/// Longest line in bytes.
-const LINE_BYTES_MAX: usize = 32 * 1024;
 
 /// What is written unless somebody says otherwise. The TLS library warns of what strangers do, each time; what
 /// becomes of them is told by the agent, once.
@@ -34,9 +36,10 @@ pub(crate) fn start() {
     // Colours are sequences that a terminal obeys.
     let lines = fmt::layer().with_writer(|| Lines(io::stderr())).with_ansi(false).with_target(false);
     // The journal stamps its lines itself.
-    let lines = match std::env::var_os("JOURNAL_STREAM") {
-        Some(_) => lines.without_time().boxed(),
-        None => lines.boxed(),
+    let lines = match (Journal::behind_stderr(), std::env::var_os("JOURNAL_STREAM")) {
+        (Some(journal), _) => journal.boxed(),
+        (None, Some(_)) => lines.without_time().boxed(),
+        (None, None) => lines.boxed(),
     };
     let started =
         tracing_subscriber::registry().with(filter).with(Throttle::default()).with(lines).try_init();
@@ -51,9 +54,7 @@ struct Lines<W>(W);
 impl<W: Write> Write for Lines<W> {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = event.strip_suffix(b"\n").unwrap_or(event);
-        let shown = &text[..text.len().min(LINE_BYTES_MAX)];
-        let mut line = printable(&String::from_utf8_lossy(shown));
-        line.push_str(if shown.len() < text.len() { "…\n" } else { "\n" });
+        let line = line(&String::from_utf8_lossy(text)) + "\n";
         self.0.write_all(line.as_bytes())?;
         Ok(event.len())
     }
@@ -121,6 +122,7 @@ impl<S: Subscriber> Layer<S> for Throttle {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::line::LINE_BYTES_MAX;
     use super::*;
 
     fn written(event: &str) -> String {

@@ -41,7 +41,14 @@ common() {
   cp -r "$checkout/docs" "$doc/docs"
   install -D -m644 "$checkout/certs/README.md" "$doc/certs/README.md"
   install -D -m644 "$deploy/README.md" "$doc/deploy/README.md"
-  cp -r "$deploy"/{vmferry.service.d,apparmor.d,vm-example.env,vmferry.toml} "$deploy"/*.yml "$doc/examples/"
+  # Whatever nobody else reads is an example.
+  local entry
+  for entry in "$deploy"/*; do
+    case ${entry##*/} in
+    *.service | *.socket | *.slice | sysusers.d | tmpfiles.d | polkit-1 | package | README.md) ;;
+    *) cp -r "$entry" "$doc/examples/" ;;
+    esac
+  done
 }
 
 # Times and modes do not tell when and by whom it was made.

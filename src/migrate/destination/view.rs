@@ -20,13 +20,13 @@ impl Destination {
         });
         if is_new {
             let migration = self.journal.past().header.migration;
-            tracing::info!(%migration, vm = self.vm, phase = phase.name(), "phase");
+            tracing::info!(%migration, vm = self.vm, peer = %self.peer, phase = phase.name(), "phase");
         }
     }
 
     pub(crate) fn log_end(&self, outcome: &Outcome) {
         let (migration, phase) = (self.journal.past().header.migration, self.progress.now().phase);
-        tracing::info!(%migration, vm = self.vm, phase = phase.name(), result = outcome.label(), "migration ends");
+        tracing::info!(%migration, vm = self.vm, peer = %self.peer, phase = phase.name(), result = outcome.label(), "migration ends");
     }
 
     /// The disks that are to come.

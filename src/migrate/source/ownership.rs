@@ -383,6 +383,7 @@ impl Source {
         tracing::info!(
             migration = %request.id,
             vm = request.vm,
+            peer = request.peer,
             phase = phase.name(),
             result = outcome.label(),
             "migration ends"

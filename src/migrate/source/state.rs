@@ -64,7 +64,7 @@ impl Source {
         }
         self.clock.phase = next;
         let Context { request, progress, .. } = &self.context;
-        tracing::info!(migration = %request.id, vm = request.vm, phase = next.name(), "phase");
+        tracing::info!(migration = %request.id, vm = request.vm, peer = request.peer, phase = next.name(), "phase");
         progress.update(|p| p.phase = next);
         Ok(())
     }
