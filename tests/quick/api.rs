@@ -203,7 +203,7 @@ fn live_answers_are_as_described() {
         ("POST", "/v1/peers/{name}/limit", limit_of("nobody"), Some("{}"), 404),
         ("POST", "/v1/peers/{name}/ping", "/v1/peers/bravo/ping".into(), Some("{}"), 200),
         ("POST", "/v1/peers/{name}/ping", "/v1/peers/nobody/ping".into(), Some("{}"), 404),
-        ("POST", "/v1/peers/{name}/ping", "/v1/peers/bravo/ping".into(), Some(r#"{"bytes":-1}"#), 422),
+        ("POST", "/v1/peers/{name}/ping", "/v1/peers/bravo/ping".into(), Some(r#"{"bytes":-1}"#), 400),
         ("GET", "/v1/forwards", "/v1/forwards".into(), None, 200),
         ("POST", "/v1/forwards", "/v1/forwards".into(), forward("bravo", "near"), 201),
         ("GET", "/v1/forwards", "/v1/forwards".into(), None, 200),
