@@ -73,7 +73,7 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     // It looks at files and the kernel, without an agent, too.
-    ("doctor", &["config", "error_chain", "net::expiry", "net::tls"]),
+    ("doctor", &["config", "error_chain", "net::tls"]),
     // `vmferry certs` works on files, without an agent.
     ("cli::certs", &["enrol", "net::identity", "net::naming", "net::tls::TlsPaths", "pki"]),
     (

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use time::OffsetDateTime;
 
-use super::Finding;
+use super::finding::Finding;
 use crate::config::{Config, TlsConfig};
 use crate::error_chain::chain;
 use crate::net::tls::{Aead, Tls, TlsPaths};

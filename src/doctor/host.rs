@@ -6,7 +6,7 @@ use std::process::Command;
 use landlock::{ABI, Access, AccessFs, CompatLevel, Compatible, Ruleset, RulesetAttr};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
-use super::{Finding, RunningAgent};
+use super::finding::{Finding, RunningAgent};
 use crate::error_chain::chain;
 
 /// Descriptors that an agent with a few hundred streams needs: two sockets and a pipe each, and reserve.

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 
-use super::Finding;
+use super::finding::Finding;
 use crate::config::Config;
 
 /// IPv6 carries no less.

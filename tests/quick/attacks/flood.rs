@@ -70,17 +70,20 @@ pub(super) fn client_hello(victim: &Victim) -> Vec<u8> {
     hello
 }
 
-/// Connects so many times a second until it is told to stop, says `what`, and holds on.
+/// Connects so many times a second until it is told to stop, says `what`, and holds on. What a busy machine has
+/// kept it from is not made up for: that would be a burst, and another attack.
 fn flood(to: SocketAddr, per_second: u32, what: Vec<u8>) -> (Arc<AtomicBool>, Arc<AtomicUsize>) {
     let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let (stopped, count) = (Arc::clone(&stop), Arc::clone(&made));
     std::thread::spawn(move || {
         // So many that the agent, not this end, lets go of them.
         let mut held = std::collections::VecDeque::new();
-        let begin = std::time::Instant::now();
+        let each = Duration::from_secs(1) / per_second;
+        let mut due = std::time::Instant::now();
         while !stopped.load(Relaxed) {
-            let due = begin.elapsed().as_secs_f64() * f64::from(per_second);
-            if (count.load(Relaxed) as f64) < due {
+            let now = std::time::Instant::now();
+            if due <= now {
+                due = (due + each).max(now - Duration::from_millis(5));
                 if let Ok(mut stream) = std::net::TcpStream::connect(to) {
                     let _ = stream.write_all(&what);
                     held.push_back(stream);
