@@ -110,6 +110,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     // What the agent has, below it.
     ("agent::limits", &["agent::registry", "api", "migrate", "rate"]),
+    ("agent::history", &["migrate"]),
     ("agent::registry", &["migrate"]),
     ("agent::vm_states", &["migrate"]),
     (

@@ -23,7 +23,7 @@ pub(super) fn settle_all(
     (open, history): (Vec<settle::Open>, Vec<Progress>),
     mut timelines: Timelines,
 ) {
-    for progress in history {
+    for progress in agent.history.load(history) {
         let progress = ProgressSink::new(progress);
         timelines.restore(&progress);
         agent.registry.add(progress);

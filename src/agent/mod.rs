@@ -14,6 +14,7 @@ mod drain_routes;
 mod draining;
 mod gate;
 mod handoff;
+mod history;
 mod http;
 mod journals;
 mod journals_read;

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::confine::Confinement;
 use super::draining::Draining;
+use super::history::History;
 use super::journals_read::JournalsRead;
 use super::limits::PeerLimits;
 use super::ping::accept_probes;
@@ -34,6 +35,8 @@ use crate::net::session::IncomingStream;
 pub(super) struct Agent {
     pub(super) host: Arc<Host>,
     pub(super) registry: Registry,
+    /// What it is asked for of those that ended, over restarts.
+    pub(super) history: History,
     pub(super) forwards: Arc<Forwards>,
     /// Migrations that libvirt makes itself.
     pub(super) libvirt: Arc<Libvirt>,
@@ -79,6 +82,7 @@ impl Agent {
     ) -> Result<Self, prometheus::Error> {
         let stopping = CancellationToken::new();
         let host = Arc::new(Host::new(config, identity, pool, stopping.clone(), audit));
+        let history = History::new(&host.config.state_dir);
         let forwards = Arc::new(Forwards::new(&host.config, Arc::clone(&host.pool)));
         let draining = Draining::new(&host.config.state_dir);
         let pool = Arc::clone(&host.pool);
@@ -88,6 +92,7 @@ impl Agent {
             libvirt: Arc::new(libvirt),
             host,
             registry: Registry::default(),
+            history,
             metrics: Metrics::new()?,
             sources: TaskTracker::new(),
             served: TaskTracker::new(),
@@ -151,6 +156,7 @@ impl Agent {
         let now = progress.now();
         self.metrics.migrations.count(now.role, &progress.take_uncounted());
         self.metrics.migrations.count_end(&now);
+        self.history.add(&now);
     }
 
     /// Migrations that are not at their end.

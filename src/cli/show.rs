@@ -61,17 +61,37 @@ pub(super) fn list(all: &[Migration]) {
         println!("no migrations yet");
         return;
     }
-    println!("{:36}  {:16} {:11} {:16} {:11} BEGAN", "ID", "VM", "ROLE", "PEER", "PHASE");
+    println!("{:36}  {:16} {:11} {:16} {:11} {:20}  END", "ID", "VM", "ROLE", "PEER", "PHASE", "BEGAN");
     for p in all {
         println!(
-            "{:36}  {:16} {:11} {:16} {:11} {}",
+            "{:36}  {:16} {:11} {:16} {:11} {:20}  {}",
             p.id,
             p.vm,
             p.role.name(),
             p.peer,
             p.phase.name(),
-            when(p.began_at)
+            when(p.began_at),
+            end(p)
         );
+    }
+}
+
+/// How it ended, in one line; nothing while it has not.
+fn end(p: &Migration) -> String {
+    let took = if p.elapsed_ms > 0 { format!(" after {} s", seconds(p.elapsed_ms)) } else { String::new() };
+    match &p.outcome {
+        None => String::new(),
+        Some(Outcome::Moved { leftovers }) => {
+            let mut words = vec![format!("moved{took}")];
+            words.extend(p.downtime.as_ref().map(|d| format!("stood still for {} ms", d.total_ms)));
+            words.extend(Some(p.stream_bytes()).filter(|b| *b > 0).map(|b| HumanBytes(b).to_string()));
+            words.extend((!leftovers.is_empty()).then(|| "something is left".to_owned()));
+            words.join(", ")
+        }
+        Some(Outcome::Failed { cause, cancelled, .. }) => {
+            format!("{}{took}: {cause}", if *cancelled { "cancelled" } else { "failed" })
+        }
+        Some(Outcome::Undecided { cause }) => format!("UNDECIDED: {cause}"),
     }
 }
 

@@ -445,6 +445,41 @@ fn an_output_that_nobody_reads_ends_quietly() {
     assert_eq!(listed, json!({"schema": 1, "migrations": []}));
 }
 
+/// What ended is listed by the next process as well: what it knew itself, and not only the journals.
+#[test]
+fn what_ended_is_remembered_over_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("state")).unwrap();
+    let path = folder.path().join("state/history.jsonl");
+    let mut moved = Progress::new(Uuid::new_v4(), "db", Role::Source, "bravo");
+    (moved.phase, moved.elapsed_ms) = (Phase::Done, 4200);
+    moved.downtime = Some(Downtime { total_ms: 23, ..Downtime::default() });
+    moved.outcome = Some(Outcome::Moved { leftovers: Vec::new() });
+    std::fs::write(&path, serde_json::to_string(&moved).unwrap() + "\n").unwrap();
+    let agent = Agent::start_in(folder, "");
+    let listed = Command::new(VMFERRY).arg("--socket").arg(&agent.socket).arg("list").output().unwrap();
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.contains("moved after 4.2 s, stood still for 23 ms"), "{listed}");
+    // One more that ends: there is no such VM, so no journal tells of it.
+    let (status, ..) = agent.ask("POST", "/v1/migrations", Some(r#"{"vm": "nobody", "to": "bravo"}"#));
+    assert_eq!(status, 201);
+    let since = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(agent.folder.path().join("state/history.jsonl")).unwrap();
+        if text.lines().count() == 2 && text.ends_with('\n') {
+            let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+            assert_eq!(
+                (&last["vm"], &last["outcome"]["result"]),
+                (&json!("nobody"), &json!("failed")),
+                "{last}"
+            );
+            break;
+        }
+        assert!(since.elapsed() < ANSWER_WITHIN, "it is not remembered: {text}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Without an agent, and with what only the certificate tells.
 #[test]
 fn a_configuration_is_judged_alone() {
