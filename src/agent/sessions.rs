@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::running::Agent;
 use crate::audit::Event;
 use crate::error_chain::chain;
-use crate::net::session::Session;
+use crate::net::session::{EndCause, Session};
 
 /// Between two looks at a session's figures.
 const SAMPLE: Duration = Duration::from_secs(1);
@@ -57,7 +57,11 @@ impl Agent {
         };
         self.metrics.sessions.count(peer, session.id(), &end.stats);
         self.sample(peer).await;
-        self.metrics.sessions.count_end(peer, session.id(), end.cause.label());
+        self.metrics.sessions.count_end(peer, end.cause.label());
+        // One that is left to another process goes on there, with these figures.
+        if !matches!(end.cause, EndCause::Frozen) {
+            self.metrics.sessions.forget(session.id());
+        }
         tracing::info!(peer, cause = chain(&end.cause), "session ends");
         let cause = chain(&end.cause);
         audit.record(Event::SessionEnds { peer: peer.to_owned(), session: id, cause });

@@ -192,7 +192,7 @@ mod tests {
     fn what_is_counted_goes_on_over_two_restarts() {
         let first = Metrics::new().unwrap();
         count(&first, 5, &[500, 2000]);
-        first.sessions.count_end("bravo", [0; 16], "closed");
+        first.sessions.count_end("bravo", "closed");
         let travels = |counts: &Counts| -> Counts {
             let mut bytes = Vec::new();
             ciborium::into_writer(counts, &mut bytes).unwrap();

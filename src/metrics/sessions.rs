@@ -230,8 +230,12 @@ impl SessionMetrics {
         }
     }
 
-    pub fn count_end(&self, peer: &str, session: [u8; 16], reason: &str) {
+    /// Nothing more is counted of a session.
+    pub fn forget(&self, session: [u8; 16]) {
         self.locked().0.remove(&session);
+    }
+
+    pub fn count_end(&self, peer: &str, reason: &str) {
         self.ended.with_label_values(&[peer, reason]).inc();
     }
 

@@ -149,7 +149,7 @@ async fn a_configuration_that_is_wrong_is_not_taken_at_a_reload() {
     victim.logs(|line| line.contains("certificates not reloaded") && line.contains("nowhere.pem")).await;
     reconfigure(&victim, "nowhere.pem'", "");
     reload(&victim);
-    victim.logs(|line| line.contains("certificates not reloaded") && line.contains("TOML")).await;
+    victim.logs(|line| line.contains("certificates not reloaded") && line.contains("tls.crl")).await;
     assert!(session.is_live() && victim.is_alive());
     session.close(Code::Shutdown, "");
 }
