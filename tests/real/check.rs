@@ -127,7 +127,7 @@ impl Stage {
         let checked = self.alpha.vmferry(&["check", "fits", "--to", "bravo", "--json"])?;
         ensure!(checked.code == 0, "{checked:?}");
         let report: Value = serde_json::from_str(&checked.stdout)?;
-        ensure!(report == json!({"problems": []}), "{report}");
+        ensure!(report == json!({"schema": 1, "problems": []}), "{report}");
         let plain = self.alpha.vmferry(&["check", "fits", "--to", "bravo"])?;
         ensure!(plain.code == 0 && plain.stdout.contains("fits can be moved to bravo"), "{plain:?}");
         Ok(())
