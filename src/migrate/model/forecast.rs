@@ -237,6 +237,35 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_outruns_the_copy_is_told_from_a_copy_that_follows_it() {
+        let outrun = |left: u64, grown: u64, passes: Option<Passes>| {
+            let (mut forecast, mut whole, begin) = (Forecast::default(), Whole::default(), Instant::now());
+            for second in 0..10 {
+                let (copied_bytes, left_bytes) =
+                    (100 * MIB * second, left + grown * second - 100 * MIB * second);
+                let seen = Seen { copied_bytes, left_bytes, passes, ..Seen::default() };
+                forecast.look(begin + Duration::from_secs(second), &seen, &mut whole);
+            }
+            let while_it_lasts = forecast.is_outrun();
+            forecast.forget();
+            (while_it_lasts, forecast.is_outrun())
+        };
+        let passes = |dirty| {
+            Some(Passes {
+                remaining_bytes: 500 * MIB,
+                dirty_bytes_per_s: dirty,
+                expected_downtime_ms: None,
+                downtime_limit_ms: 300,
+            })
+        };
+        assert_eq!(outrun(4000 * MIB, 100 * MIB, None), (true, false), "as fast as it is copied");
+        assert_eq!(outrun(4000 * MIB, 50 * MIB, None), (false, false), "half as fast");
+        assert_eq!(outrun(FOLLOWS_BYTES, 100 * MIB, None), (false, false), "the copy follows it");
+        assert_eq!(outrun(4000 * MIB, 0, passes(95 * MIB)), (true, false), "its RAM changes as fast");
+        assert_eq!(outrun(4000 * MIB, 0, passes(50 * MIB)), (false, false), "half as fast");
+    }
+
+    #[test]
     fn what_was_faster_before_is_forgotten() {
         let seen = run(30, |t| {
             (
