@@ -37,14 +37,15 @@ impl Agent {
     /// What has been counted, for the next process. Everything has stopped.
     pub(super) async fn left_counts(&self) -> LeftCounts {
         self.count().await;
-        LeftCounts { counts: self.metrics.counts(), sessions: self.metrics.sessions.counted() }
+        let (counts, sessions) = self.metrics.left();
+        LeftCounts { counts, sessions }
     }
 
-    /// Goes on with what the process before has counted, once everything else of it is here.
+    /// Goes on with what the process before has counted. To be called before anything of it goes on here, and is
+    /// counted.
     pub(super) fn inherit_counts(&self, left: LeftCounts) {
         self.metrics.inherit(left.counts);
         self.metrics.sessions.restore_counted(left.sessions);
-        self.metrics.forward.begin_at(self.forwards.figures());
     }
 
     /// Brings the counters up to now.

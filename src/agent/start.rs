@@ -113,10 +113,8 @@ async fn serve(
         Some((mut state, mut fds)) => {
             tracing::info!(from = state.version, left = state.summary(), "taking up what was left");
             let (counts, timelines) = (state.counts.take(), std::mem::take(&mut state.timelines));
-            let taken = agent.thaw(state, &mut fds);
-            // Before anybody can ask how it is.
             counts.into_iter().for_each(|counts| agent.inherit_counts(counts));
-            (taken, timelines)
+            (agent.thaw(state, &mut fds), timelines)
         }
         None => Default::default(),
     };

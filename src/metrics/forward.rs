@@ -1,8 +1,6 @@
 //! Metrics of forwarded sockets. A name is one of the configuration, `dynamic` for all others together, or
 //! `none` for what was never let in.
 
-use std::sync::{Mutex, PoisonError};
-
 use prometheus::{Error, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::register::Register;
@@ -18,8 +16,6 @@ pub struct ForwardMetrics {
     received_bytes: IntCounterVec,
     stalls: IntCounterVec,
     bypassed: IntGauge,
-    /// What was counted before this process, and is among its figures.
-    before: Mutex<Figures>,
 }
 
 impl ForwardMetrics {
@@ -52,35 +48,27 @@ impl ForwardMetrics {
                 "forward_bypassed",
                 "Forwardings whose socket's file is another one now: programs connect past them.",
             )?,
-            before: Mutex::default(),
         })
     }
 
-    /// Of these figures an earlier process has counted all.
-    pub fn begin_at(&self, figures: Figures) {
-        *self.before.lock().unwrap_or_else(PoisonError::into_inner) = figures;
-    }
-
-    /// As it is now.
+    /// As it is now. The figures are of this process alone.
     pub fn set(&self, figures: &Figures, bypassed: usize) {
         self.bypassed.set(bypassed as i64);
-        let before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
-        for (key @ (side, name), (open, totals)) in figures {
-            let earlier = before.get(key).map(|(_, totals)| totals.clone()).unwrap_or_default();
+        for ((side, name), (open, totals)) in figures {
             let labels = &[side.name(), name];
             let Totals { opened, sent_bytes, received_bytes, stalls, failed } = totals;
             self.connections.with_label_values(labels).set(*open as i64);
-            for (counter, total, earlier) in [
-                (&self.opened, opened, earlier.opened),
-                (&self.sent_bytes, sent_bytes, earlier.sent_bytes),
-                (&self.received_bytes, received_bytes, earlier.received_bytes),
-                (&self.stalls, stalls, earlier.stalls),
+            for (counter, total) in [
+                (&self.opened, opened),
+                (&self.sent_bytes, sent_bytes),
+                (&self.received_bytes, received_bytes),
+                (&self.stalls, stalls),
             ] {
-                raise_to(&counter.with_label_values(labels), total.saturating_sub(earlier));
+                raise_to(&counter.with_label_values(labels), *total);
             }
             for (reason, total) in failed {
                 let counter = self.failed.with_label_values(&[side.name(), name, reason]);
-                raise_to(&counter, total.saturating_sub(earlier.failed.get(reason).copied().unwrap_or(0)));
+                raise_to(&counter, *total);
             }
         }
     }

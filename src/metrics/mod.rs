@@ -95,6 +95,12 @@ impl Metrics {
         Counts::of(&self.gather())
     }
 
+    /// What is left to the next process: the same, with what of it is of live sessions. Nothing of them is counted
+    /// between the two.
+    pub fn left(&self) -> (Counts, Counted) {
+        self.sessions.while_still(|counted| (self.counts(), counted.clone()))
+    }
+
     /// The processes before this one have counted so much. Only the first call counts.
     pub fn inherit(&self, counts: Counts) {
         let _ = self.inherited.set(counts);

@@ -176,7 +176,8 @@ impl SessionMetrics {
     /// A session's figures since the last look at it.
     pub fn count(&self, peer: &str, session: [u8; 16], stats: &Stats) {
         let now = Figures::of(stats);
-        let before = self.locked().0.insert(session, now.clone()).unwrap_or_default();
+        let mut counted = self.locked();
+        let before = counted.0.insert(session, now.clone()).unwrap_or_default();
         let by_peer = &[peer];
         for (counter, now, before) in [
             (&self.sent_bytes, now.sent_bytes, before.sent_bytes),
@@ -197,9 +198,9 @@ impl SessionMetrics {
         self.away_seconds.with_label_values(by_peer).inc_by(seconds(now.away_ms, before.away_ms));
     }
 
-    /// What has been counted of live sessions, for the next process.
-    pub fn counted(&self) -> Counted {
-        self.locked().clone()
+    /// Has a look at what has been counted of live sessions while nothing more is.
+    pub(super) fn while_still<T>(&self, look: impl FnOnce(&Counted) -> T) -> T {
+        look(&self.locked())
     }
 
     /// An earlier process has counted so much of the sessions that go on here.

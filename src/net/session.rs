@@ -177,7 +177,8 @@ impl Session {
     pub async fn stats(&self) -> mux::Stats {
         match self.ask(Command::Stats).await {
             Some(stats) => stats,
-            None => self.ended.borrow().as_ref().map(|e| e.stats.clone()).unwrap_or_default(),
+            // It has stopped to answer, and its end may not be known yet.
+            None => self.ended().await.stats.clone(),
         }
     }
 
