@@ -26,7 +26,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: book demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet bench bench-libvirt packages sbom setup fetch tools clean-lab
+.PHONY: book disks demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet bench bench-libvirt packages sbom setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -125,6 +125,10 @@ libvirt: setup
 fleet: setup
 	$(call step,a host with eight guests is emptied: docs/drain.md)
 	cargo test $(LOCKED) --test real -- --ignored --test-threads=1 drain::
+
+disks: setup
+	$(call step,more ways of moving disks: docs/disks.md)
+	cargo test $(LOCKED) --test real -- --ignored --test-threads=1 $(or $(T),disks::)
 
 bench: setup
 	$(call step,two agents against plain copies and what people use; real QEMUs against their own TLS: bench/RESULTS.md)
