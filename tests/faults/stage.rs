@@ -24,8 +24,10 @@ const MIB: u64 = 1 << 20;
 /// What a stage is made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    /// Both QEMUs.
+    /// Both QEMUs, but for `to`.
     pub version: Version,
+    /// The QEMU on bravo, if it is another one.
+    pub to: Option<Version>,
     pub disk_mib: u32,
     /// MiB of random data at the end of each disk, so that its copy takes time and bandwidth.
     pub ballast_mib: u32,
@@ -62,6 +64,7 @@ impl Plan {
     /// copied, and a mirror of the first 32 MiB can fall well behind.
     pub const ORDINARY: Self = Self {
         version: Version::V10,
+        to: None,
         disk_mib: 192,
         ballast_mib: 64,
         dirty_mib: 16,
@@ -96,7 +99,7 @@ impl Plan {
             rate: self.rate,
             auto_read_only: self.auto_read_only,
             extra,
-            ..VmSpec::new(VM, self.version)
+            ..VmSpec::new(VM, self.to.filter(|_| side == Side::Bravo).unwrap_or(self.version))
         }
     }
 }

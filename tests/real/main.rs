@@ -36,3 +36,4 @@ mod stop;
 mod successor;
 mod survives;
 mod systemd;
+mod versions;

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-const VM: &str = "web1";
+pub(super) const VM: &str = "web1";
 /// The guest's writes are live and yet leave the other side air.
 const RATE: u64 = 400;
 /// The same, where more than the writes costs time.
@@ -28,7 +28,7 @@ fn spec(name: &str, version: Version) -> VmSpec {
 }
 
 /// A migration by the command line: its exit code must be 0, its last words say "moved".
-fn migrate(pair: &Pair, vm: &str, way: Way, options: &[&str]) -> Result<Value> {
+pub(super) fn migrate(pair: &Pair, vm: &str, way: Way, options: &[&str]) -> Result<Value> {
     let (agent, peer) = pair.from(way);
     let words = [&["migrate", vm, "--to", peer, "--json"], options].concat();
     let outcome = agent.vmferry_start(&words)?.wait(MOVE_WITHIN)?;

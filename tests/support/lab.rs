@@ -21,13 +21,15 @@ const LOG_TAIL: usize = 4000;
 /// A guest's console is only interesting at its very end.
 const CONSOLE_TAIL: usize = 200;
 
-/// Which of the two QEMUs.
+/// Which QEMU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
     /// Debian 12's 7.2.
     V72,
     /// Debian 12 backports' 10.0.
     V10,
+    /// The newest of Debian's suites; only for tests that `make versions` runs.
+    V11,
 }
 
 /// What `tests/setup` made.
@@ -84,6 +86,7 @@ impl Paths {
         let name = match version {
             Version::V72 => "qemu72",
             Version::V10 => "qemu10",
+            Version::V11 => "qemu11",
         };
         self.lab.join(name).join("bin").join(program)
     }
