@@ -13,6 +13,7 @@
 #   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n CHAOS_STAGES=n
 #   make libvirt   libvirt's own migrations, every option and many faults, about 25 minutes       T=name: only that test
 #   make fleet     a host with eight guests emptied while a peer and the agent fail: docs/drain.md
+#   make versions  moves between all pairs of QEMU 7.2, 10 and the newest of Debian's suites: docs/disks.md       T=name: only that
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
 #   make packages  the .deb and the .rpm in target/packages, judged by lintian, and lived through under a real systemd: install,
 #                  move, upgrade in mid-migration, remove, purge: deploy/README.md
@@ -26,7 +27,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: book disks demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet bench bench-libvirt packages sbom setup fetch tools clean-lab
+.PHONY: book disks demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet versions bench bench-libvirt packages sbom setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -129,6 +130,11 @@ fleet: setup
 disks: setup
 	$(call step,more ways of moving disks: docs/disks.md)
 	cargo test $(LOCKED) --test real -- --ignored --test-threads=1 $(or $(T),disks::)
+
+versions: setup
+	$(call step,moves between all pairs of three QEMUs: docs/disks.md)
+	tests/setup/qemu11.sh
+	cargo test $(LOCKED) --test real -- --ignored --test-threads=1 $(or $(T),versions::)
 
 bench: setup
 	$(call step,two agents against plain copies and what people use; real QEMUs against their own TLS: bench/RESULTS.md)

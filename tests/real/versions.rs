@@ -29,9 +29,6 @@ fn moves(name: &str, from: Version, to: Version) -> Result<()> {
         ensure!(compared("equal_bytes")? >= compared("of_bytes")? / 2, "{last}");
         let state = guest.bravo.qmp()?.status()?;
         ensure!(state == "running", "the guest is {state} on bravo");
-        for (vm, side) in [(&guest.alpha, "alpha"), (&guest.bravo, "bravo")] {
-            eprintln!("{side}: {}", vm.qemu_log());
-        }
         // QEMU 7.2 loses RAM of its own while it sends (tests/real/moves.rs).
         if from != Version::V72 {
             proof::guest_continued(&guest.alpha, &guest.bravo)?;
