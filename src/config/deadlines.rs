@@ -8,6 +8,9 @@ use serde::Deserialize;
 /// Longest that a `before_start` command may take.
 pub const HOOK_S_MAX: u64 = 600;
 
+/// What a destination may take to look at its QEMU and at what is on offer.
+const LOOK: Duration = Duration::from_secs(30);
+
 /// One line for each: its key, its method, its default, and what it may be.
 macro_rules! deadlines {
     ($($(#[$doc:meta])* pub $key:ident: $name:ident = $default:literal, $range:expr;)+) => {
@@ -24,6 +27,13 @@ macro_rules! deadlines {
 
         impl Deadlines {
             $($(#[$doc])* #[must_use] pub fn $name(&self) -> Duration { Duration::from_secs(self.$key) })+
+
+            /// What a source gives its destination to get ready, or to say what would keep it from that: images are
+            /// made there and a QEMU is started.
+            #[must_use]
+            pub fn prepare(&self) -> Duration {
+                self.make() + self.qemu_start() + LOOK
+            }
 
             pub(super) fn check(&self) -> Result<(), (String, String)> {
                 $(check(stringify!($key), self.$key, $range)?;)+
@@ -43,6 +53,8 @@ deadlines! {
     pub resume_paused_s: resume_paused = 15, 1..=3600;
     /// A fresh destination QEMU must offer its monitor within this time.
     pub qemu_start_s: qemu_start = 60, 1..=600;
+    /// The images of one guest may take this long to be made, all together; its source waits as long.
+    pub make_s: make = 1200, 1..=86_400;
     /// A mirror or RAM stream without any progress for this long fails the migration.
     pub stall_s: stall = 60, 5..=3600;
     /// A `before_start` command may take this long; it is downtime.

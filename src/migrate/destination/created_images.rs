@@ -14,10 +14,9 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::error::Error;
 use super::made_by_command;
@@ -30,9 +29,6 @@ use crate::migrate::protocol::message::{DiskSpec, Offer};
 use crate::printable::printable;
 use crate::qemu::Disk;
 
-/// How long an image may take to be made, with all its room.
-const MAKE_DEADLINE: Duration = Duration::from_secs(20 * 60);
-
 /// Makes what is not there, with all its room only if it is to stay.
 pub(super) async fn make(
     all: &Config,
@@ -42,6 +38,7 @@ pub(super) async fn make(
     stays: bool,
 ) -> Result<(), Error> {
     let mut paths = HashSet::new();
+    let end = Instant::now() + all.deadlines.make();
     for disk in offer.disks.iter().filter(|disk| disk.is_copied()) {
         let format = config.format_of(&disk.format);
         let path = config.path_of(&offer.vm, &disk.name, format);
@@ -57,7 +54,9 @@ pub(super) async fn make(
             Err(e) => return Err(not_made(disk, &format!("{}: {e}", path.display()))),
         }
         if config.command.is_empty() {
-            Image { config, disk, format, path: &path, stays }.make(journal).await?;
+            let image = Image { config, disk, format, path: &path, stays };
+            let made = timeout_at(end, image.make(journal)).await;
+            made.map_err(|_| too_late(all, disk))??;
         } else {
             let volume = MadeVolume {
                 disk: disk.name.clone(),
@@ -66,7 +65,8 @@ pub(super) async fn make(
                 format: format.to_owned(),
                 made: None,
             };
-            let made = made_by_command::make(all, config, volume, journal).await?;
+            let left = end.saturating_duration_since(Instant::now());
+            let made = made_by_command::make(all, config, volume, journal, left).await?;
             made.map_err(|why| not_made(disk, &why))?;
         }
         tracing::info!(vm = offer.vm, disk = disk.name, path = %path.display(), bytes = disk.virtual_size, "an image was made");
@@ -78,6 +78,13 @@ fn not_made(disk: &DiskSpec, why: &str) -> Error {
     let text = format!("no image can be made for disk {} at the destination: {why}", printable(&disk.name));
     let remedy = "look at `create` in the configuration there, at the folder's owner and at its room";
     Error::Problems(vec![Problem::new(ProblemKind::ImageNotMade, text, remedy)])
+}
+
+fn too_late(config: &Config, disk: &DiskSpec) -> Error {
+    not_made(
+        disk,
+        &format!("it was not ready {} s (`make_s` there) after the first was begun", config.deadlines.make_s),
+    )
 }
 
 /// One that is not there.
@@ -126,13 +133,12 @@ impl Image<'_> {
         command.arg(unfinished).arg(self.disk.virtual_size.to_string());
         command.stdin(Stdio::null()).kill_on_drop(true);
         let program = self.config.qemu_img.display();
-        let why = match timeout(MAKE_DEADLINE, command.output()).await {
-            Ok(Ok(output)) if output.status.success() => return Ok(()),
-            Ok(Ok(output)) => {
+        let why = match command.output().await {
+            Ok(output) if output.status.success() => return Ok(()),
+            Ok(output) => {
                 format!("{program}: {}", printable(String::from_utf8_lossy(&output.stderr).trim()))
             }
-            Ok(Err(e)) => format!("{program}: {e}"),
-            Err(_) => format!("{program} did not end within {} s", MAKE_DEADLINE.as_secs()),
+            Err(e) => format!("{program}: {e}"),
         };
         Err(not_made(self.disk, &why))
     }
@@ -337,6 +343,31 @@ mod tests {
         assert_eq!(names(folder.path()), Vec::<String>::new());
         let failed = make(&all, &config, &offer(&["../vda"]), &mut journal, true).await.unwrap_err();
         assert!(matches!(failed, Error::Problems(_)) && names(folder.path()).is_empty());
+    }
+
+    /// Whatever makes them, and whatever of it is slow.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn images_that_take_too_long_are_given_up() {
+        let (state, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let program = state.path().join("hangs");
+        fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        fs::set_permissions(&program, Permissions::from_mode(0o700)).unwrap();
+        let lines = format!(
+            "[deadlines]\nmake_s = 1\n[create]\npath = '{}/{{vm}}-{{disk}}'\n",
+            folder.path().display()
+        );
+        for more in ["format = 'qcow2'\nqemu_img = 'HANGS'\n", "command = ['HANGS']\nremove = ['rm']\n"] {
+            let more = more.replace("HANGS", &program.display().to_string());
+            let all = all(state.path(), &(lines.clone() + &more));
+            let mut journal = journal(state.path());
+            let failed = make(&all, all.create.as_ref().unwrap(), &offer(&["vda"]), &mut journal, true)
+                .await
+                .unwrap_err();
+            let Error::Problems(problems) = failed else { unreachable!("{failed:?}") };
+            assert!(problems[0].text.contains(" after "), "{problems:?}");
+            assert_eq!(remove(&all, journal.past()).await, Vec::<String>::new());
+        }
+        assert_eq!(names(folder.path()), Vec::<String>::new());
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -29,10 +30,11 @@ pub(super) async fn make(
     create: &CreateConfig,
     volume: MadeVolume,
     journal: &mut Journal,
+    within: Duration,
 ) -> Result<Result<(), String>, JournalError> {
     journal.will_make(Undo::Volume(volume.clone()))?;
     let run = Run { config, words: &create.command, past: journal.past(), volume: &volume, action: "create" };
-    if let Err(why) = run.run().await {
+    if let Err(why) = run.run(within).await {
         return Ok(Err(why));
     }
     let path = volume.path.display();
@@ -74,7 +76,7 @@ pub(super) async fn remove(config: &Config, past: &Past) -> Vec<String> {
             left.push(format!("{what}: there is no `remove` command in `create` any more"));
         } else {
             let run = Run { config, words, past, volume, action: "remove" };
-            let why = match run.run().await {
+            let why = match run.run(config.deadlines.hook()).await {
                 Ok(()) if present(past).contains(&volume) => Some(format!("{} did not remove it", words[0])),
                 run => run.err(),
             };
@@ -94,10 +96,9 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Not beside one that an agent which crashed has left.
-    async fn run(&self) -> Result<(), String> {
+    async fn run(&self, deadline: Duration) -> Result<(), String> {
         let Self { config, past, volume, action, .. } = self;
         let [program, arguments @ ..] = self.words else { return Err(format!("no command to {action} it")) };
-        let deadline = config.deadlines.hook();
         let lock = config.state_dir.join(format!("{}.create", past.header.vm));
         let input = match lock_file(lock, Turn::Again, deadline).await {
             Ok(Some(lock)) => lock,

@@ -21,9 +21,6 @@ use crate::qemu::{
     Abilities, Disk, Events, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState,
 };
 
-/// How long the destination's questions to its QEMU may take; it may have to start one first.
-const CHECK_DEADLINE: Duration = Duration::from_secs(60);
-
 /// So many of QEMU's reasons are shown.
 const BLOCKERS_SHOWN_MAX: usize = 32;
 
@@ -198,18 +195,18 @@ async fn findings(
         // The destination has nothing to say to a VM that the source does not know.
         Ok(session) => {
             if let Some(offer) = offer {
-                problems.extend(ask(&session, offer).await);
+                problems.extend(ask(&session, offer, host.config.deadlines.prepare()).await);
             }
         }
     }
     problems
 }
 
-async fn ask(session: &Session, offer: Offer) -> Vec<Problem> {
+async fn ask(session: &Session, offer: Offer, deadline: Duration) -> Vec<Problem> {
     let leaves_out = offer.disks.iter().any(|disk| disk.left_out);
     let asked = async {
         let mut link = Link::open(session, Uuid::new_v4()).await?;
-        let answer = link.ask(Request::Check(offer), CHECK_DEADLINE).await?;
+        let answer = link.ask(Request::Check(offer), deadline).await?;
         link.finish();
         match answer {
             Response::Checked(problems) => Ok(problems),

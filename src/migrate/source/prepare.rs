@@ -1,7 +1,5 @@
 //! Prepare: the source's QEMU is tried, and the destination gets ready for what it is offered.
 
-use std::time::Duration;
-
 use super::failure::Failure;
 use super::state::Source;
 use super::{examine, trial};
@@ -9,9 +7,6 @@ use crate::audit::{Event, Grant};
 use crate::migrate::checks::{disks, machine};
 use crate::migrate::protocol::client::LinkError;
 use crate::migrate::protocol::message::{NEEDS_HASHES, Offer, Prepared, Request, Response};
-
-/// How long the destination may take, the start of its QEMU aside.
-const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
     trial::rehearse(&source.context, &source.guest.qmp, &mut source.journal).await?;
@@ -42,7 +37,7 @@ pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
 
 async fn ask(source: &mut Source, offer: Offer) -> Result<Prepared, Failure> {
     let policy = source.reconnect_policy();
-    let deadline = source.context.host.config.deadlines.qemu_start() + PREPARE_DEADLINE;
+    let deadline = source.context.host.config.deadlines.prepare();
     let answer = tokio::select! {
         answer = policy.with(source.peer.link.ask(Request::Prepare(offer), deadline)) => answer?,
         () = source.context.cancel.cancelled() => return Err(source.context.cancelled()),
