@@ -151,6 +151,10 @@ pub(super) struct MigrateArgs {
     /// Slow the guest down when its RAM changes faster than it can be sent.
     #[arg(long)]
     pub(super) auto_converge: bool,
+    /// Let no write of the guest's wait, also when it writes faster than its disks can be copied: such a copy may
+    /// never end, or lengthen the pause.
+    #[arg(long)]
+    pub(super) never_slow_writes: bool,
     /// Longest pause to plan for the rest of the RAM, in milliseconds; at most 2000000.
     #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=DowntimeLimit::MAX_MS))]
     pub(super) downtime_limit: u64,
@@ -225,6 +229,9 @@ pub(super) struct DrainArgs {
     /// Slow guests down when their RAM changes faster than it can be sent.
     #[arg(long, conflicts_with_all = ["status", "cancel"])]
     pub(super) auto_converge: bool,
+    /// Let no write of a guest's wait, also when it writes faster than its disks can be copied.
+    #[arg(long, conflicts_with_all = ["status", "cancel"])]
+    pub(super) never_slow_writes: bool,
     /// Longest pause to plan for the rest of the RAM, in milliseconds; at most 2000000.
     #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=DowntimeLimit::MAX_MS))]
     pub(super) downtime_limit: u64,

@@ -60,6 +60,7 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
     let options = Options {
         keep_source: args.keep_source,
         auto_converge: args.auto_converge,
+        never_slow_writes: args.never_slow_writes,
         downtime_limit_ms: args.downtime_limit.try_into()?,
         retry: args.retry.try_into()?,
         compress: args.compress,

@@ -63,6 +63,7 @@ pub(super) async fn run(client: &Client, args: DrainArgs) -> anyhow::Result<Exit
 fn request(args: DrainArgs) -> anyhow::Result<Value> {
     let options = Options {
         auto_converge: args.auto_converge,
+        never_slow_writes: args.never_slow_writes,
         downtime_limit_ms: args.downtime_limit.try_into()?,
         retry: args.retry.try_into()?,
         compress: args.compress,

@@ -92,6 +92,7 @@ pub(super) fn pace(progress: &Migration) -> String {
             parts.push(format!("{}/s", HumanBytes(progress.rate_bytes_per_s)));
             parts.extend(left(progress));
             parts.extend(held_up(progress));
+            parts.extend(slowed(progress));
         }
     }
     parts.join(", ")
@@ -109,6 +110,12 @@ pub(super) fn left(progress: &Migration) -> Vec<String> {
 pub(super) fn held_up(progress: &Migration) -> Option<String> {
     let words = progress.held_up_by?.words()?;
     Some(format!("held up by {words}"))
+}
+
+/// To which disks the guest's writes are made slower.
+fn slowed(progress: &Migration) -> Vec<String> {
+    let words = |disk: &Disk| Some(format!("{}: {}", disk.name, disk.slowed?.words()));
+    progress.disks.iter().filter_map(words).collect()
 }
 
 /// A disk's copy or the RAM's, as a bar.
@@ -165,7 +172,12 @@ fn disk_bar(disk: &Disk, role: Role) -> Bar {
         }
         _ => (disk.done_bytes, disk.total_bytes),
     };
-    let text = if disk.ready { "in step" } else { "" }.to_owned();
+    let text = match (disk.slowed, disk.ready) {
+        (Some(slowed), _) => slowed.words(),
+        (None, true) => "in step",
+        (None, false) => "",
+    };
+    let text = text.to_owned();
     Bar { name: format!("disk {}", disk.name), done_bytes, total_bytes, text }
 }
 

@@ -157,8 +157,9 @@ pub(super) fn migration(p: &Migration) {
     }
     for disk in &p.disks {
         let state = if disk.ready { ", in step" } else { "" };
+        let slowed = disk.slowed.map_or_else(String::new, |slowed| format!(", {}", slowed.words()));
         println!(
-            "  disk    {}: {} of {}{state}{}",
+            "  disk    {}: {} of {}{state}{slowed}{}",
             disk.name,
             HumanBytes(disk.done_bytes),
             HumanBytes(disk.total_bytes),

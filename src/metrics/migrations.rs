@@ -7,7 +7,7 @@ use prometheus::{CounterVec, Error, HistogramVec, IntCounterVec, IntGaugeVec};
 use super::register::Register;
 use crate::migrate::journal::Role;
 use crate::migrate::phase::Phase;
-use crate::migrate::progress::{Outcome, Progress};
+use crate::migrate::progress::{Outcome, Progress, Slowed};
 use crate::migrate::timeline::{Uncounted, Waiting};
 
 /// What becomes known of parts of disks that are compared.
@@ -26,6 +26,7 @@ pub struct MigrationMetrics {
     waited: CounterVec,
     retries: IntCounterVec,
     compared_bytes: IntCounterVec,
+    slowed_disks: IntCounterVec,
     under_way: UnderWayMetrics,
 }
 
@@ -104,6 +105,12 @@ impl MigrationMetrics {
                 "Bytes of disks that ended migrations of this host were to compare, by what became known of them.",
                 &["result"],
             )?,
+            slowed_disks: register.counter(
+                "migration_slowed_disks_total",
+                "Disks of ended migrations of this host to which the guest's writes were made slower, so that their \
+                 copies came to an end, by how.",
+                &["how"],
+            )?,
             under_way: UnderWayMetrics::new(register)?,
         };
         metrics.begin_at_zero();
@@ -126,6 +133,9 @@ impl MigrationMetrics {
         }
         for result in COMPARED {
             self.compared_bytes.with_label_values(&[result]);
+        }
+        for how in Slowed::ALL {
+            self.slowed_disks.with_label_values(&[how.name()]);
         }
         self.retries.with_label_values::<&str>(&[]);
         self.downtime.with_label_values::<&str>(&[]);
@@ -156,6 +166,9 @@ impl MigrationMetrics {
             for (result, bytes) in COMPARED.into_iter().zip([c.equal_bytes, c.different_bytes, unknown]) {
                 self.compared_bytes.with_label_values(&[result]).inc_by(bytes);
             }
+        }
+        for how in progress.disks.iter().filter_map(|disk| disk.slowed) {
+            self.slowed_disks.with_label_values(&[how.name()]).inc();
         }
         self.duration.with_label_values(&[role]).observe(progress.elapsed_ms as f64 / 1e3);
         // Each pause once: at the source.

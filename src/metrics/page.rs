@@ -16,6 +16,7 @@ const LABELS: &[(&str, &str)] = &[
          acknowledged)",
     ),
     ("direction", "`in`, `out`"),
+    ("how", "`write-blocking`"),
     (
         "name",
         "of a forwarding or target in the configuration, `dynamic` for all others, `none` for what was never let in",

@@ -8,6 +8,7 @@ mod left_out;
 mod machine;
 mod many;
 mod moved;
+mod outrun;
 mod refused;
 mod thin;
 mod verify;

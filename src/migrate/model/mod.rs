@@ -1,6 +1,7 @@
 //! The words of a migration as plain values: no I/O, no clock, no QEMU.
 
 pub(crate) mod bandwidth;
+pub(crate) mod convergence;
 pub(crate) mod disk_choice;
 pub(crate) mod forecast;
 pub(crate) mod image;
@@ -14,5 +15,6 @@ pub mod problem;
 pub mod progress;
 pub(crate) mod role;
 pub(crate) mod sample;
+pub(crate) mod slowed;
 pub(crate) mod slowness;
 pub mod timeline;

@@ -93,6 +93,9 @@ pub struct Options {
     pub auto_converge: bool,
     /// Longest pause that QEMU plans for the rest of the RAM, in milliseconds.
     pub downtime_limit_ms: DowntimeLimit,
+    /// Let no write of the guest's wait, also when it writes faster than its disks can be copied.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub never_slow_writes: bool,
     /// How often to begin again after a failure that may pass.
     pub retry: Retry,
     /// Compress what is sent of the disks: for links that are slower than a core compresses.

@@ -16,6 +16,7 @@ use super::forecast::really_left;
 use super::leftover::Leftover;
 use super::phase::Phase;
 use super::role::Role;
+pub use super::slowed::Slowed;
 pub use super::slowness::HeldUp;
 use super::timeline::{Moment, StreamSample, Timeline, Uncounted, Waiting};
 use crate::audit::{Audit, Event, Step, Subject};
@@ -47,6 +48,9 @@ pub struct DiskProgress {
     /// Bytes that really have to be copied still: no holes. Only the source knows.
     #[serde(default)]
     pub left_bytes: Option<u64>,
+    /// How the guest's writes to it were made slower, so that its copy comes to an end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slowed: Option<Slowed>,
 }
 
 impl DiskProgress {
@@ -352,6 +356,11 @@ impl Progress {
             None => self.whole.as_ref()?.ram_expected_bytes?,
         };
         Some((disks, disks + ram))
+    }
+
+    /// Whether some of the guest's writes stand still without a connection.
+    pub(crate) fn waits_for_destination(&self) -> bool {
+        self.disks.iter().any(|disk| disk.slowed == Some(Slowed::WriteBlocking))
     }
 
     /// What both hosts call it: the try that is under way.

@@ -1,5 +1,6 @@
 //! The copy of a migration's disks and RAM: what is to be copied how, and the streams that carry it.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use tokio::time::Instant;
 
 use super::context::Context;
 use super::meter::Meter;
+use crate::migrate::model::convergence::Convergence;
 use crate::migrate::model::forecast::{Forecast, Passes, Seen};
 use crate::migrate::model::label::Label;
 use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Plan, Way};
@@ -18,6 +20,16 @@ use crate::qemu::names;
 /// The rate is over about the last second.
 const RATE_OVER: Duration = Duration::from_millis(900);
 const MIB: u64 = 1 << 20;
+
+/// The disks whose guest is slowed down, or may have to be.
+#[derive(Debug, Default)]
+pub(crate) struct Slowing {
+    pub(crate) convergence: Convergence,
+    /// Those that have caught up since.
+    pub(crate) caught_up: BTreeSet<String>,
+    /// QEMU has no way to do it.
+    pub(crate) cannot: bool,
+}
 
 /// The copy of a migration's disks and RAM.
 pub(crate) struct Copying {
@@ -34,6 +46,7 @@ pub(crate) struct Copying {
     rate: (Instant, u64),
     forecast: Forecast,
     pub(crate) meter: Meter,
+    pub(crate) slowing: Slowing,
 }
 
 impl Copying {
@@ -41,9 +54,9 @@ impl Copying {
         let (plan, delta) = (Plan::whole(disks), Delta::new());
         // What an earlier process has carried is none of this one's rate.
         let rate = (Instant::now(), streams.total());
-        let (forecast, meter) = (Forecast::default(), Meter::default());
+        let (forecast, meter, slowing) = (Forecast::default(), Meter::default(), Slowing::default());
         let (unready, unfinished) = (Vec::new(), Vec::new());
-        Self { plan, unready, unfinished, streams, tracking, delta, rate, forecast, meter }
+        Self { plan, unready, unfinished, streams, tracking, delta, rate, forecast, meter, slowing }
     }
 
     /// Whether another process can go on with it. What this very process reads and writes cannot be left

@@ -5,7 +5,7 @@
 //!   attempt                          one try: begins it and runs it to its end
 //!     ownership                      the hand-over and the roll-back
 //!       perform, phases              the phases before it
-//!         prepare, copies, changes, guest_watch, given_up, slowness, trial, explain
+//!         prepare, copies, changes, guest_watch, given_up, slow_writes, slowness, trial, explain
 //!           state                    a migration: context, peer, guest, copying, clock
 //! ```
 
@@ -36,6 +36,7 @@ mod prepare;
 mod reconnect;
 pub(crate) mod request;
 pub(crate) mod retry;
+mod slow_writes;
 mod slowness;
 mod stall;
 pub(crate) mod state;

@@ -13,7 +13,7 @@ use super::event::Event;
 use super::failure::Failure;
 use super::stall::{Stall, Waiting};
 use super::state::Source;
-use super::{any_phase, copies, given_up, guest_watch, slowness, verify};
+use super::{any_phase, copies, given_up, guest_watch, slow_writes, slowness, verify};
 use crate::migrate::guest::settings;
 use crate::migrate::model::forecast::Passes;
 use crate::migrate::model::label::Label;
@@ -48,6 +48,7 @@ pub(crate) async fn mirror(source: &mut Source) -> Result<(), Failure> {
                 let Source { copy, peer, context, .. } = &mut *source;
                 copy.foresee(&context.progress, None, peer.is_away());
                 slowness::look(source).await;
+                slow_writes::look(source).await?;
                 let Source { copy, peer, .. } = &*source;
                 stall.check(
                     "the copy of the disks",
@@ -56,7 +57,8 @@ pub(crate) async fn mirror(source: &mut Source) -> Result<(), Failure> {
                 )?;
                 if copy.has_caught_up() {
                     let since = *caught_up_at.get_or_insert_with(Instant::now);
-                    if remaining <= MIRROR_REMAINDER_BYTES || since.elapsed() > MIRROR_SETTLE {
+                    let is_late = since.elapsed() > MIRROR_SETTLE && !slow_writes::may_help(source);
+                    if remaining <= MIRROR_REMAINDER_BYTES || is_late {
                         if !std::mem::replace(&mut compared, true) {
                             verify::verify(source).await?;
                             caught_up_at = None;
@@ -183,7 +185,7 @@ async fn look_at_ram(source: &mut Source) -> Result<(), Failure> {
     copies::look(source).await?;
     source.copy.foresee(&source.context.progress, passes, false);
     slowness::look(source).await;
-    Ok(())
+    slow_writes::look(source).await
 }
 
 /// The guest is at rest: finishes the copies of the disks, so that both sides' disks are identical, and

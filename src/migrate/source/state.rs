@@ -69,13 +69,16 @@ impl Source {
         Ok(())
     }
 
-    /// How long a connection is missed: for long while the guest runs, for less while it stands
-    /// still.
+    /// How long a connection is missed: for long while the guest runs, for less while it, or what it writes,
+    /// stands still.
     pub(crate) fn reconnect_policy(&self) -> ReconnectPolicy {
         let Context { host, progress, .. } = &self.context;
-        let limit = self.clock.paused_at.is_some().then(|| host.config.deadlines.resume_paused());
-        let monitor = limit.unwrap_or_else(|| self.context.stall());
-        ReconnectPolicy::new(host, &self.peer.lanes, progress, limit).for_monitor(&self.guest.qmp, monitor)
+        let paused = self.clock.paused_at.is_some();
+        let limit = Some(host.config.deadlines.resume_paused());
+        let monitor = limit.filter(|_| paused).unwrap_or_else(|| self.context.stall());
+        let waits = paused || progress.now().waits_for_destination();
+        ReconnectPolicy::new(host, &self.peer.lanes, progress, limit.filter(|_| waits))
+            .for_monitor(&self.guest.qmp, monitor)
     }
 
     /// From now on every millisecond counts.

@@ -36,6 +36,7 @@ commands! {
     JobResume = "job-resume" -> Empty;
     BlockJobComplete = "block-job-complete" -> Empty;
     BlockJobChange = "block-job-change" -> Empty;
+    BlockJobSetSpeed = "block-job-set-speed" -> Empty;
     JobDismiss = "job-dismiss" -> Empty;
 }
 
@@ -446,13 +447,20 @@ pub struct BlockJobComplete {
     pub device: String,
 }
 
-/// Changes a ready mirror to write-blocking.
+/// Changes a mirror to write-blocking. There is no way back.
 /// Only if [`Abilities::block_job_change`](crate::qemu::Abilities::block_job_change).
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "type", rename = "mirror", rename_all = "kebab-case")]
 pub struct BlockJobChange {
     pub id: String,
     pub copy_mode: MirrorCopyMode,
+}
+
+/// Limits what a job copies by itself in a second, not what it does with the guest's writes; 0 is no limit.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockJobSetSpeed {
+    pub device: String,
+    pub speed: u64,
 }
 
 /// Forgets a concluded job.

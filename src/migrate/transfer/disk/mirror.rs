@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep};
 use crate::migrate::journal::Undo;
 use crate::migrate::model::plan::{CopiedDisk, Export};
 use crate::qemu::{
-    BlockJobCancel, BlockdevAdd, BlockdevMirror, JobDismiss, JobPause, JobResume, MirrorSyncMode, Qmp,
-    QmpError, QueryJobs, names,
+    BlockJobCancel, BlockJobChange, BlockJobSetSpeed, BlockdevAdd, BlockdevMirror, JobDismiss, JobPause,
+    JobResume, MirrorCopyMode, MirrorSyncMode, Qmp, QmpError, QueryJobs, names,
 };
 
 /// How long a finished job may take to conclude.
@@ -27,6 +27,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const GRANULARITY_BYTES_MIN: u64 = 4096;
 /// What QEMU chooses by itself for an image without clusters.
 const GRANULARITY_BYTES_QEMU: u32 = 64 * 1024;
+/// The least that a mirror which waits with the guest's writes copies in a second besides.
+const SPEED_BYTES_MIN: u64 = 256 * 1024;
 /// QEMU keeps two bits for each part of a disk: 16 MiB for so many.
 const PARTS_MAX: u64 = 1 << 26;
 
@@ -92,6 +94,19 @@ pub(crate) async fn pause(qmp: &Qmp, job: &str) -> Result<bool, QmpError> {
 /// Lets a mirror that waits copy. False when it does not wait.
 pub(crate) async fn resume(qmp: &Qmp, job: &str) -> Result<bool, QmpError> {
     accepted(qmp.execute(JobResume { id: job.to_owned() }).await)
+}
+
+/// Has the guest's writes wait until the destination has them, and leaves them half of what was copied in a
+/// second; false where the job is over. May be asked for again.
+pub(crate) async fn block_writes(qmp: &Qmp, job: &str, bytes_per_s: u64) -> Result<bool, QmpError> {
+    limit(qmp, job, (bytes_per_s / 2).max(SPEED_BYTES_MIN)).await?;
+    let change = BlockJobChange { id: job.to_owned(), copy_mode: MirrorCopyMode::WriteBlocking };
+    accepted(qmp.execute(change).await)
+}
+
+/// Limits what a mirror copies by itself in a second; 0 is no limit.
+pub(crate) async fn limit(qmp: &Qmp, job: &str, speed: u64) -> Result<bool, QmpError> {
+    accepted(qmp.execute(BlockJobSetSpeed { device: job.to_owned(), speed }).await)
 }
 
 fn accepted<T>(done: Result<T, QmpError>) -> Result<bool, QmpError> {
