@@ -53,6 +53,8 @@ pub enum Action<'a> {
     MoveDomain(&'a str),
     /// Peer: reach this host's libvirt, to move such a domain.
     ReachLibvirt(&'a str),
+    /// Peer: be sent this VM of this host, or this domain of its libvirt, for which a user of this host asks.
+    GetVm(&'a str),
     /// User: read status, migrations, limits, forwardings, what is left to recover.
     View,
     /// User: begin, change and end them.
@@ -83,6 +85,7 @@ fn peer_may(peer: &PeerConfig, action: Action<'_>) -> bool {
         Action::AskAfterOwn | Action::Probe => true,
         Action::SendVms => !peer.receive.is_empty(),
         Action::SendVm(vm) => is_among(&peer.receive, vm),
+        Action::GetVm(vm) => is_among(&peer.send, vm),
         Action::MoveDomain(domain) => is_among(&peer.libvirt, domain),
         Action::ReachLibvirt(domain) => peer.libvirt_rpc && is_among(&peer.libvirt, domain),
         Action::View | Action::Operate | Action::Administer => false,
@@ -99,6 +102,7 @@ fn needed(action: Action<'_>) -> Option<Role> {
         | Action::Probe
         | Action::SendVms
         | Action::SendVm(_)
+        | Action::GetVm(_)
         | Action::MoveDomain(_)
         | Action::ReachLibvirt(_) => None,
     }
@@ -109,7 +113,7 @@ fn needed(action: Action<'_>) -> Option<Role> {
 mod tests {
     use super::*;
 
-    const ACTIONS: [Action<'_>; 12] = [
+    const ACTIONS: [Action<'_>; 14] = [
         Action::AskAfterOwn,
         Action::Probe,
         Action::SendVms,
@@ -122,6 +126,8 @@ mod tests {
         Action::View,
         Action::Operate,
         Action::Administer,
+        Action::GetVm("web1"),
+        Action::GetVm("db1"),
     ];
 
     fn peer(permissions: &str) -> PeerConfig {
@@ -133,17 +139,20 @@ mod tests {
     fn the_table() {
         let (none, some) = (peer(""), peer("receive = ['web*']"));
         let (libvirt, rpc) = (peer("libvirt = ['web*']"), peer("libvirt = ['web*']\nlibvirt_rpc = true"));
+        let (no_vm, web) = (peer("send = []"), peer("send = ['web*']"));
         let rpc_alone = peer("libvirt_rpc = true");
         for (who, row) in [
-            (Who::Peer(None), "............"),
-            (Who::Peer(Some(&none)), "xx.........."),
-            (Who::Peer(Some(&some)), "xxxx........"),
-            (Who::Peer(Some(&libvirt)), "xx...x......"),
-            (Who::Peer(Some(&rpc)), "xx...x.x...."),
-            (Who::Peer(Some(&rpc_alone)), "xx.........."),
-            (Who::Local(Role::View), ".........x.."),
-            (Who::Local(Role::Operate), ".........xx."),
-            (Who::Local(Role::Admin), ".........xxx"),
+            (Who::Peer(None), ".............."),
+            (Who::Peer(Some(&none)), "xx..........xx"),
+            (Who::Peer(Some(&some)), "xxxx........xx"),
+            (Who::Peer(Some(&libvirt)), "xx...x......xx"),
+            (Who::Peer(Some(&rpc)), "xx...x.x....xx"),
+            (Who::Peer(Some(&rpc_alone)), "xx..........xx"),
+            (Who::Peer(Some(&no_vm)), "xx............"),
+            (Who::Peer(Some(&web)), "xx..........x."),
+            (Who::Local(Role::View), ".........x...."),
+            (Who::Local(Role::Operate), ".........xx..."),
+            (Who::Local(Role::Admin), ".........xxx.."),
         ] {
             let may: String =
                 ACTIONS.iter().map(|a| if authorize(*a, who).is_ok() { 'x' } else { '.' }).collect();

@@ -8,6 +8,7 @@
 
 mod call;
 mod caller;
+mod certificate_files;
 mod certificates;
 mod confine;
 mod drain_routes;

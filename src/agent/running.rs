@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use super::certificate_files::CertificatesInUse;
 use super::confine::Confinement;
 use super::draining::Draining;
 use super::history::History;
@@ -41,6 +42,7 @@ pub(super) struct Agent {
     /// Migrations that libvirt makes itself.
     pub(super) libvirt: Arc<Libvirt>,
     pub(super) metrics: Metrics,
+    pub(super) certificates: CertificatesInUse,
     /// Migrations of which this host is the source, and settlements.
     pub(super) sources: TaskTracker,
     /// Streams that peers opened: migrations of which this host is the destination.
@@ -94,6 +96,7 @@ impl Agent {
             registry: Registry::default(),
             history,
             metrics: Metrics::new()?,
+            certificates: CertificatesInUse::default(),
             sources: TaskTracker::new(),
             served: TaskTracker::new(),
             tasks: TaskTracker::new(),

@@ -13,6 +13,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
+use super::certificate_files::Stamp;
 use super::confine::{Confinement, Early, confine_calls};
 use super::handoff::{self, Inherited, Kept, PassedSockets, StartMode};
 use super::running::Agent;
@@ -60,8 +61,8 @@ pub async fn run(path: &Path, mode: StartMode, early: Early) -> Result<(), Agent
     keep_memory_private();
     // Before anything else is started that could inherit them in turn.
     let handoff::Passed { kept, sockets } = handoff::passed();
-    let (config, tls) = configured(path).map_err(AgentError::Configuration)?;
-    serve((config, path), (tls, early), (kept, sockets), mode).await.map_err(AgentError::Unable)
+    let (config, before, tls) = configured(path).map_err(AgentError::Configuration)?;
+    serve((config, path), (before, tls, early), (kept, sockets), mode).await.map_err(AgentError::Unable)
 }
 
 /// Nobody but root looks into this process's memory, which has keys: no core dump is written of it, and other
@@ -75,21 +76,23 @@ fn keep_memory_private() {
 /// Judges a configuration and the files that it names, and starts nothing. In words, what it is for.
 /// Errors: what would keep an agent from starting with it.
 pub fn check_config(path: &Path) -> anyhow::Result<String> {
-    let (config, tls) = configured(path)?;
+    let (config, _, tls) = configured(path)?;
     let (peers, vms) = (config.peers.len(), config.vms.len());
     Ok(format!("{} is right: host {}, peers: {peers}, VMs: {vms}", path.display(), tls.identity))
 }
 
-fn configured(path: &Path) -> anyhow::Result<(Config, Tls)> {
+/// The configuration and the files that it names, with what was seen of these before they were read.
+fn configured(path: &Path) -> anyhow::Result<(Config, Stamp, Tls)> {
     let config = Config::load(path)?;
+    let before = Stamp::of(&config.tls);
     let tls = certificates::load(&config.tls)?;
     config.check_own(&tls.identity, path)?;
-    Ok((config, tls))
+    Ok((config, before, tls))
 }
 
 async fn serve(
     (config, path): (Config, &Path),
-    (tls, early): (Tls, Early),
+    (before, tls, early): (Stamp, Tls, Early),
     (kept, sockets): (Kept, PassedSockets),
     mode: StartMode,
 ) -> anyhow::Result<()> {
@@ -109,6 +112,7 @@ async fn serve(
     let instance = state.as_ref().map(|(state, _)| state.instance);
     let agent =
         Arc::new(new_agent((config, path), tls, instance, (incoming, started), (audit, confinement))?);
+    agent.certificates.set(agent.host.config.tls.clone(), before);
     let (taken, mut timelines) = match state {
         Some((mut state, mut fds)) => {
             tracing::info!(from = state.version, left = state.summary(), "taking up what was left");
@@ -141,6 +145,7 @@ async fn serve(
     watchdog::keep(&agent, &servers);
     servers.spawn(journals::end_late(Arc::clone(&agent)));
     servers.spawn(certificates::keep_judging(Arc::clone(&agent)));
+    servers.spawn(certificates::keep_watching(Arc::clone(&agent)));
     let summing = Arc::clone(&agent);
     servers.spawn(async move { summing.refusals.sum_up(&summing.host.audit).await });
     agent.tasks.spawn(recover::clean_at_start(Arc::clone(&agent.host)));
@@ -180,6 +185,7 @@ fn new_agent(
     let pool = Pool::new(endpoint, incoming, started);
     for peer in config.peers.values() {
         pool.set_limit(&peer.identity, peer.limit);
+        pool.set_receive_rate(&peer.identity, peer.receive_rate);
         pool.set_lanes(&peer.identity, peer.lanes);
         if authorize(Action::SendVms, Who::Peer(Some(peer))).is_ok() {
             pool.set_message_bytes(&peer.identity, MESSAGE_BYTES);

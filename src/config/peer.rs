@@ -1,4 +1,4 @@
-//! `[peer.NAME]`: another agent, and which VMs it may send.
+//! `[peer.NAME]`: another agent, which VMs it may send, and which it may be sent.
 
 use serde::Deserialize;
 
@@ -38,6 +38,14 @@ pub struct PeerConfig {
     /// many times over while they are copied.
     #[serde(default)]
     pub receive_bytes: Option<Size>,
+    /// What this peer may send to us in a second, over everything. No limit by default. A peer that could send more is
+    /// given credit for so much; one that sends more without it loses its session.
+    #[serde(default, deserialize_with = "rate::from_text")]
+    pub receive_rate: Option<Rate>,
+    /// VMs, and domains of libvirt, of this host that its operators may move to this peer: patterns as in `receive`.
+    /// All by default.
+    #[serde(default = "all")]
+    pub send: Vec<String>,
     /// Domains that this peer's libvirt may move to us through the tunnel; none by default.
     #[serde(default)]
     pub libvirt: Vec<String>,
@@ -75,6 +83,10 @@ impl PeerConfig {
         }
         Ok(())
     }
+}
+
+fn all() -> Vec<String> {
+    vec!["*".to_owned()]
 }
 
 fn at_once() -> usize {

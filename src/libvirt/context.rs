@@ -13,6 +13,7 @@ use super::error::LibvirtError;
 use super::message::{Answer, Ask};
 use super::state::Channel;
 use super::store::Store;
+use crate::access::{Action, Denied, Who, authorize};
 use crate::config::{LibvirtConfig, NameError, PeerConfig, TargetName};
 use crate::forward::Forwards;
 use crate::mux::{Class, Name, Open, WEIGHT_DEFAULT, purpose};
@@ -58,6 +59,14 @@ impl Context {
     /// The peer's configuration.
     pub(super) fn peer(&self, name: &str) -> Result<&PeerConfig, LibvirtError> {
         self.peers.get(name).ok_or_else(|| LibvirtError::NoPeer(name.to_owned()))
+    }
+
+    /// The same, if this domain may go there.
+    pub(super) fn peer_for(&self, name: &str, domain: &str) -> Result<&PeerConfig, LibvirtError> {
+        let peer = self.peer(name)?;
+        let may = authorize(Action::GetVm(domain), Who::Peer(Some(peer)));
+        may.map_err(|Denied| LibvirtError::NotSent { peer: name.to_owned(), domain: domain.to_owned() })?;
+        Ok(peer)
     }
 
     /// What the configuration says of the peer of that identity.

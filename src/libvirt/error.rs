@@ -11,6 +11,9 @@ pub enum LibvirtError {
     /// Not in the configuration.
     #[error("this host knows no peer {0}")]
     NoPeer(String),
+    /// `send` has not this domain.
+    #[error("this host does not send domain {domain} to {peer}")]
+    NotSent { peer: String, domain: String },
     /// No session with the peer.
     #[error("no session with peer {peer}")]
     Connect { peer: String, source: ConnectError },
@@ -53,6 +56,9 @@ impl LibvirtError {
         match self {
             Self::NoPeer(peer) => {
                 format!("add [peer.{peer}] with `identity` and `address` to the configuration")
+            }
+            Self::NotSent { peer, .. } => {
+                format!("add it to `send` of [peer.{peer}] in this host's configuration")
             }
             Self::Connect { .. } => {
                 "check that its agent runs, its `address`, and that the firewall passes that one port".into()

@@ -39,6 +39,7 @@ const GROUP_MODE: &str = "0660";
 /// host lacks.
 pub(super) async fn look(context: &Context, request: &Request) -> Result<(bool, Vec<String>), LibvirtError> {
     check_name(request)?;
+    context.peer_for(&request.to, &request.domain)?;
     let ask = Ask::Look { domain: request.there().to_owned(), folder: context.folder.clone() };
     match context.ask(&request.to, Uuid::new_v4(), ask).await? {
         Answer::Looked { rpc, lacks } => Ok((rpc, lacks)),
@@ -58,7 +59,7 @@ fn check_name(request: &Request) -> Result<(), LibvirtError> {
 /// Makes everything on both hosts.
 pub(super) async fn prepare(context: &Context, request: &Request) -> Result<State, LibvirtError> {
     check_name(request)?;
-    let peer = context.peer(&request.to)?.identity.to_string();
+    let peer = context.peer_for(&request.to, &request.domain)?.identity.to_string();
     let id = Uuid::new_v4();
     let own = folder::of(&context.folder, id);
     folder::make(&own, Role::Source, None).map_err(|source| LibvirtError::Here {

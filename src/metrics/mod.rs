@@ -22,7 +22,7 @@ use prometheus::{Encoder, Error, IntCounterVec, IntGaugeVec, TextEncoder};
 use crate::audit::Figures;
 use audit::AuditMetrics;
 pub use drain::DrainMetrics;
-pub use expiry::ExpiryMetrics;
+pub use expiry::{ExpiryMetrics, ReloadCause};
 pub use forward::ForwardMetrics;
 pub use host::HostMetrics;
 pub use inherited::Counts;

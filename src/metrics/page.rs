@@ -13,7 +13,7 @@ const LABELS: &[(&str, &str)] = &[
         "cause",
         "what is waited for. Of migrations: `connection` (to the other host), `qemu` (it does not answer), \
          `next_try`, `none`. Of sessions: `credit` (the peer takes no more of a stream), `replay_log` (too much is not \
-         acknowledged)",
+         acknowledged). Of certificates read again: `signal`, `files`",
     ),
     ("direction", "`in`, `out`"),
     ("how", "`write-blocking`"),
@@ -31,7 +31,8 @@ const LABELS: &[(&str, &str)] = &[
     (
         "result",
         "`moved`, `failed`, `cancelled`, `undecided`; of libvirt's own migrations `moved`, `failed`, `bypassed`, \
-         `unknown`. Of drains `moved`, `left`, `incomplete`, `cancelled`, `undecided`",
+         `unknown`. Of drains `moved`, `left`, `incomplete`, `cancelled`, `undecided`. Of certificates read again \
+         `taken`, `refused`",
     ),
     ("role", "of this host: `source`, `destination`"),
     ("side", "`forward` where programs of this host connect, `target` where peers are connected"),

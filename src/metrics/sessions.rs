@@ -39,6 +39,7 @@ struct FlowMetrics {
     stalls: IntCounterVec,
     queued: IntGaugeVec,
     credit: IntGaugeVec,
+    receive_limit: IntGaugeVec,
 }
 
 impl FlowMetrics {
@@ -59,6 +60,11 @@ impl FlowMetrics {
                 "What the peer may make this host hold: credit that it has and has not used.",
                 &["peer"],
             )?,
+            receive_limit: register.gauge(
+                "session_receive_limit_bytes_per_second",
+                "What the peer may send to this host in a second (`receive_rate`); absent without a limit.",
+                &["peer"],
+            )?,
         })
     }
 
@@ -67,6 +73,10 @@ impl FlowMetrics {
         self.queued.with_label_values(&[peer, "out"]).set(sum(|s| s.send_queued_bytes as u64));
         self.queued.with_label_values(&[peer, "in"]).set(sum(|s| s.recv_queued_bytes as u64));
         self.credit.with_label_values(&[peer]).set(sum(|s| s.credit_outstanding_bytes));
+        match stats.iter().find_map(|s| s.receive_limit) {
+            Some(limit) => self.receive_limit.with_label_values(&[peer]).set(limit.get() as i64),
+            None => drop(self.receive_limit.remove_label_values(&[peer])),
+        }
     }
 }
 

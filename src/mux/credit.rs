@@ -336,13 +336,16 @@ impl RecvCredit {
         }
     }
 
-    /// The window becomes at least this, if the budget has it, once both sides want the stream.
-    pub(super) fn start(&mut self, budget: &mut Budget, window: u64) {
+    /// The window becomes at least this, if the budget has it, once both sides want the stream. It is granted at
+    /// once, unless that has to wait for its turn.
+    pub(super) fn start(&mut self, budget: &mut Budget, window: u64, grants_wait: bool) {
         let window = self.window.max(window.min(self.window_max));
         if budget.can_want(window - self.window) {
             self.change(budget, |credit| credit.window = window);
         }
-        self.grant(budget);
+        if !grants_wait {
+            self.grant(budget, u64::MAX);
+        }
     }
 
     /// Whether it is worth telling the peer of more credit: a quarter of the window.
@@ -351,9 +354,9 @@ impl RecvCredit {
         target - self.advertised > 0 && target - self.advertised >= (target - self.consumed) / 4
     }
 
-    /// Raises what is advertised as far as window and budget allow, and returns it.
-    pub(super) fn grant(&mut self, budget: &mut Budget) -> u64 {
-        let target = self.target(budget);
+    /// Raises what is advertised as far as window and budget allow, by `most` at most, and returns it.
+    pub(super) fn grant(&mut self, budget: &mut Budget, most: u64) -> u64 {
+        let target = self.target(budget).min(self.advertised.saturating_add(most));
         self.change(budget, |credit| credit.advertised = target);
         target
     }

@@ -24,12 +24,14 @@ impl Session {
         let initial = self.config.initial_credit.of(open.class);
         let window_max = self.config.window_max(open.class);
         let mut credit = RecvCredit::new(&mut self.budget, initial, window_max, now);
-        credit.start(&mut self.budget, self.config.start_credit.of(open.class));
+        let is_limited = self.inflow.limit().is_some();
+        credit.start(&mut self.budget, self.config.start_credit.of(open.class), is_limited);
         let phase = Phase::Opening { deadline: now + self.config.open_deadline };
         let limit = self.peer.initial_credit.of(open.class);
         let mut stream = Stream::new(id, open, phase, limit, credit);
         stream.slot = true;
         stream.control.open = true;
+        stream.control.credit = is_limited;
         self.streams.0.insert(id, stream);
         self.opening.push_back(id);
         self.list_control(id);
@@ -68,7 +70,13 @@ impl Session {
         }
         let Some(stream) = self.streams.0.get_mut(&id) else { return Err(StreamError::Unknown(id)) };
         stream.control.accept = true;
-        stream.recv.credit.start(&mut self.budget, self.config.start_credit.of(stream.open.class));
+        let is_limited = self.inflow.limit().is_some();
+        stream.control.credit |= is_limited && stream.recv.state == RecvState::Open;
+        stream.recv.credit.start(
+            &mut self.budget,
+            self.config.start_credit.of(stream.open.class),
+            is_limited,
+        );
         let (finished, stopped) = (stream.recv.state == RecvState::Finished, stream.stopped.take());
         if let Some(code) = stopped {
             stream.reset_send(code, false);
@@ -218,6 +226,29 @@ impl Session {
     /// The same limit again: its rate may be another.
     pub fn set_limit(&mut self, limit: Option<SharedLimit>) {
         self.scheduler.set_limit(limit);
+    }
+
+    /// Holds the peer to what it may send on all streams together; `None` for no limit. What a stream may receive
+    /// before it is accepted does not wait, but is paid for by what follows. The same limit again: its rate may be
+    /// another.
+    pub fn set_receive_limit(&mut self, limit: Option<SharedLimit>) {
+        for id in self.inflow.set(limit) {
+            self.may_ask_for_credit(id);
+        }
+    }
+
+    /// Has the next stream that waits for credit ask for it, if there may be some by now.
+    pub(super) fn call_for_credit(&mut self, now: Instant) {
+        if let Some(id) = self.inflow.on_timeout(now) {
+            self.may_ask_for_credit(id);
+        }
+    }
+
+    fn may_ask_for_credit(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.0.get_mut(&id) {
+            stream.control.credit = true;
+            self.list_control(id);
+        }
     }
 
     /// What a migration may send from now on; [`Share::default`] forgets it.

@@ -28,6 +28,7 @@ mod error;
 mod fair_queue;
 pub mod frame;
 pub mod hello;
+mod inflow;
 mod liveness;
 mod local;
 mod open;
@@ -54,6 +55,6 @@ pub use open::{
 };
 pub use session::{Event, Session};
 pub use share::{SHARE_WEIGHT_DEFAULT, Share};
-pub use shared_limit::SharedLimit;
+pub use shared_limit::{DEBT_REFUSED_BYTES, SharedLimit};
 pub use snapshot::Snapshot;
 pub use stats::{Stats, StreamStats};

@@ -21,11 +21,18 @@ pub(super) struct Pacer {
     at: Instant,
     /// Since when somebody waits for it.
     waiting: Option<Instant>,
+    /// What may be owed at least, whatever the rate.
+    owed_min: i128,
 }
 
 impl Pacer {
     pub(super) fn new(per_second: NonZeroU64, now: Instant) -> Self {
-        Self { per_second, level: 0, at: now, waiting: None }
+        Self { per_second, level: 0, at: now, waiting: None, owed_min: 0 }
+    }
+
+    /// The same, and so many bytes may be owed at least, whatever the rate.
+    pub(super) fn owing(self, bytes: u64) -> Self {
+        Self { owed_min: i128::from(bytes) * NANOS, ..self }
     }
 
     /// Another rate from now on. What was owed at the old one is forgotten.
@@ -59,8 +66,15 @@ impl Pacer {
 
     /// So much has left. Returns for how long it had been waited for.
     pub(super) fn charge(&mut self, bytes: usize, now: Instant) -> Duration {
-        self.level = (self.level - bytes as i128 * NANOS).max(-self.worth(OWED));
+        let owed = self.worth(OWED).max(self.owed_min);
+        self.level = (self.level - bytes as i128 * NANOS).max(-owed);
         self.waiting.take().map(|since| now.saturating_duration_since(since)).unwrap_or_default()
+    }
+
+    /// What is owed now.
+    pub(super) fn debt_bytes(&mut self, now: Instant) -> u64 {
+        self.refill(now);
+        u64::try_from(-self.level / NANOS).unwrap_or(0)
     }
 
     fn worth(&self, time: Duration) -> i128 {

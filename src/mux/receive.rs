@@ -161,6 +161,7 @@ impl Session {
         let refusal = match open {
             None => Some(Code::Unsupported),
             Some(_) if self.farewell.ours.is_some() => Some(Code::Refused),
+            Some(_) if self.inflow.is_overdrawn(now) => Some(Code::Limit),
             Some(_) if self.offered >= self.config.pending_open_max => Some(Code::Limit),
             Some(_) if !self.budget.has_slot(false) => Some(Code::Limit),
             Some(_) => None,
@@ -231,9 +232,11 @@ impl Session {
         }
         let Some(stream) = self.streams.0.get_mut(&id) else { return Ok(()) };
         let len = payload.len() as u64;
+        let free = self.config.initial_credit.of(stream.open.class).saturating_sub(offset).min(len);
         if !stream.recv.credit.on_data(&mut self.budget, now, len, idle_after) {
             return Err(SessionError::Flow { stream: id });
         }
+        self.inflow.arrived(now, free)?;
         if stream.recv.given_up {
             return Ok(());
         }

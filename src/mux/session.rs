@@ -11,6 +11,7 @@ use super::credit::Budget;
 use super::deficit_round_robin::{Backlog, Turn};
 use super::frame;
 use super::hello::{Negotiated, PeerLimits};
+use super::inflow::Inflow;
 use super::liveness::Liveness;
 use super::replay_log::ReplayLog;
 use super::schedule::Scheduler;
@@ -113,6 +114,7 @@ pub struct Session {
     pub(super) streams: Table,
     pub(super) budget: Budget,
     pub(super) scheduler: Scheduler,
+    pub(super) inflow: Inflow,
     /// Streams with control frames to send, each once.
     pub(super) control: VecDeque<StreamId>,
     /// Streams that the peer has not answered, oldest first.
@@ -147,6 +149,7 @@ impl Session {
             streams: Table::default(),
             budget: Budget::new(&config, negotiated.peer.max_streams),
             scheduler: Scheduler::new(&config, now),
+            inflow: Inflow::default(),
             control: VecDeque::new(),
             opening: VecDeque::new(),
             offered: 0,
@@ -223,7 +226,10 @@ impl Session {
         let alive = self.liveness.deadline(self.log.is_empty(), &self.config);
         let ack = self.ack_state.deadline(&self.config);
         let open = self.opening.front().and_then(|id| self.open_deadline(*id));
-        [Some(alive), ack, open, self.scheduler.deadline()].into_iter().flatten().min()
+        [Some(alive), ack, open, self.scheduler.deadline(), self.inflow.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Time has passed. May be called at any time.
@@ -236,6 +242,7 @@ impl Session {
         }
         self.ack_state.on_timeout(now, &self.config);
         self.scheduler.on_timeout(now);
+        self.call_for_credit(now);
         if let Err(e) = self.liveness.on_timeout(now, self.log.is_empty(), &self.config) {
             return Err(if e.is_resumable() { e } else { self.fail(e) });
         }
@@ -333,6 +340,7 @@ impl Session {
             log_bytes_max: self.log.bytes_max(),
             log_frames: self.log.frames(),
             limit: self.scheduler.limit(),
+            receive_limit: self.inflow.limit(),
             held: self.scheduler.held_for(),
             credit_outstanding_bytes: self.budget.outstanding(),
             credit_committed_bytes: self.budget.committed(),
@@ -388,6 +396,9 @@ impl Session {
         }
         let Some(mut stream) = self.streams.0.remove(&id) else { return };
         self.scheduler.forget(id, &mut stream.turn);
+        if stream.recv.waits {
+            self.inflow.leave(id);
+        }
         self.budget.retire(&stream.recv.credit, stream.slot, stream.local);
         self.opening.retain(|other| *other != id);
         if stream.phase == Phase::RefusedUnasked {

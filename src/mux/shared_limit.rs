@@ -18,6 +18,11 @@ const LATE: Duration = Duration::from_millis(10);
 /// Who neither waits nor sends for this long is owed nothing when it comes back.
 const IDLE: Duration = Duration::from_millis(100);
 
+/// Streams are refused while the peer has sent so much more than it may.
+pub const DEBT_REFUSED_BYTES: u64 = 16 << 20;
+/// A peer that sends so much more than it may, on streams that are refused, loses its session.
+pub(super) const DEBT_MAX_BYTES: u64 = 4 * DEBT_REFUSED_BYTES;
+
 /// A limit that may be changed at any time; clones are the same one.
 #[derive(Debug, Clone)]
 pub struct SharedLimit(Arc<Mutex<Shared>>);
@@ -55,6 +60,15 @@ impl SharedLimit {
     pub fn new(per_second: NonZeroU64, now: Instant) -> Self {
         let pacer = Pacer::new(per_second, now);
         Self(Arc::new(Mutex::new(Shared { pacer, drawers: BTreeMap::new(), next: 0, most: 0 })))
+    }
+
+    /// A limit on what arrives: what cannot wait is counted to the last byte, as far as [`DEBT_MAX_BYTES`].
+    pub fn of_arrivals(per_second: NonZeroU64, now: Instant) -> Self {
+        let limit = Self::new(per_second, now);
+        let mut shared = limit.locked();
+        shared.pacer = Pacer::new(per_second, now).owing(DEBT_MAX_BYTES);
+        drop(shared);
+        limit
     }
 
     /// `before` at another rate, or a first one.
@@ -145,6 +159,13 @@ impl Draw {
         let mut shared = self.limit.locked();
         shared.has_had(self.name, bytes as u64, now);
         shared.pacer.charge(bytes, now)
+    }
+}
+
+impl Draw {
+    /// What has passed before its time.
+    pub(super) fn debt_bytes(&self, now: Instant) -> u64 {
+        self.limit.locked().pacer.debt_bytes(now)
     }
 }
 

@@ -140,6 +140,9 @@ impl Session {
     pub fn into_snapshot(mut self, now: Instant) -> Snapshot {
         self.handle_disconnected(now);
         let stats = self.stats();
+        let unlisted = |id: &StreamId| self.streams.0.get(id).is_some_and(|s| !s.has_control());
+        let waiting = self.inflow.waiting().filter(unlisted);
+        let control = self.control.iter().copied().chain(waiting).map(|id| id.0).collect();
         let (acked, entries) = self.log.into_entries();
         Snapshot {
             is_dialer: self.role == Role::Dialer,
@@ -154,7 +157,7 @@ impl Session {
             log: entries.map(|(header, payload)| (header.encode(), payload)).collect(),
             rx_seq: self.ack_state.rx_seq(),
             streams: self.streams.0.into_values().map(StreamSnapshot::of).collect(),
-            control: self.control.iter().map(|id| id.0).collect(),
+            control,
             opening: self.opening.iter().map(|id| id.0).collect(),
             next_local: self.next_local,
             next_remote: self.next_remote,
@@ -266,7 +269,12 @@ impl StreamSnapshot {
             handed: stream.recv.handed,
             given_up: stream.recv.given_up,
             turn: (stream.turn.class.to_wire(), stream.turn.weight),
-            waits: [stream.control.open, stream.control.accept, stream.control.credit, stream.control.prio],
+            waits: [
+                stream.control.open,
+                stream.control.accept,
+                stream.control.credit || stream.recv.waits,
+                stream.control.prio,
+            ],
             stop: stream.control.stop.map(Code::to_wire),
             slot: stream.slot,
             local: stream.local,

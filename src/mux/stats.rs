@@ -40,6 +40,8 @@ pub struct Stats {
     pub log_frames: usize,
     /// What bulk streams may send together in a second now.
     pub limit: Option<NonZeroU64>,
+    /// What the peer may send in a second now.
+    pub receive_limit: Option<NonZeroU64>,
     /// For how long limits have kept what could have been sent.
     pub held: Duration,
     /// Batches that ended because the replay log was full.

@@ -95,6 +95,8 @@ pub(super) struct RecvSide {
     pub(super) given_up: bool,
     /// A Readable event waits.
     pub(super) announced: bool,
+    /// It waits until the limit on what arrives has credit for it.
+    pub(super) waits: bool,
 }
 
 #[derive(Debug)]
@@ -141,6 +143,7 @@ impl Stream {
                 handed: 0,
                 given_up: false,
                 announced: false,
+                waits: false,
             },
             turn: Turn::new(open.class, open.migration, open.weight),
             control: Control::default(),

@@ -113,7 +113,7 @@ impl Session {
     /// True if all control frames had room.
     fn fill_control(&mut self, now: Instant, batch: &mut Batch) -> bool {
         while let Some(id) = self.control.front().copied() {
-            while let Some((header, payload)) = self.next_control(id, batch) {
+            while let Some((header, payload)) = self.next_control(now, id, batch) {
                 self.push_numbered(now, batch, header, payload);
             }
             match self.streams.0.get_mut(&id) {
@@ -128,7 +128,7 @@ impl Session {
     }
 
     /// The next control frame of a stream, when batch and log have room for it.
-    fn next_control(&mut self, id: StreamId, batch: &Batch) -> Option<(Header, Bytes)> {
+    fn next_control(&mut self, now: Instant, id: StreamId, batch: &Batch) -> Option<(Header, Bytes)> {
         let longest = frame::CONTROL_PAYLOAD_MAX;
         let room = batch.fits(longest, self.batch_limit()) && self.log.fits(longest);
         let stream = self.streams.0.get_mut(&id).filter(|_| room)?;
@@ -152,19 +152,27 @@ impl Session {
             let value = frame::encode_prio(stream.turn.class, stream.turn.weight);
             return Some((Header::new(Kind::Prio, id.0, value), Bytes::new()));
         }
-        self.credit_frame(id)
+        self.credit_frame(now, id)
     }
 
-    fn credit_frame(&mut self, id: StreamId) -> Option<(Header, Bytes)> {
+    fn credit_frame(&mut self, now: Instant, id: StreamId) -> Option<(Header, Bytes)> {
         let stream = self.streams.0.get_mut(&id)?;
         let due = std::mem::take(&mut stream.control.credit)
             && stream.recv.state == RecvState::Open
             && stream.recv.credit.wants_grant(&self.budget);
         if !due {
+            if std::mem::take(&mut stream.recv.waits) {
+                self.inflow.leave(id);
+            }
             return None;
         }
+        let most = self.inflow.may_grant(now, id, &mut stream.recv.waits)?;
         self.stats.credits_sent += 1;
-        let value = stream.recv.credit.grant(&mut self.budget);
+        let before = stream.recv.credit.advertised();
+        let value = stream.recv.credit.grant(&mut self.budget, most);
+        self.inflow.granted(now, value - before);
+        // What has to wait for its turn asks again.
+        stream.control.credit = most != u64::MAX;
         Some((Header::new(Kind::Credit, id.0, value), Bytes::new()))
     }
 

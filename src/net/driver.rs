@@ -383,6 +383,7 @@ impl Driver {
             }
             Command::Consumed(id, bytes) => self.session.consumed(Instant::now(), id, bytes),
             Command::Limit(limit) => self.session.set_limit(limit),
+            Command::ReceiveLimit(limit) => self.session.set_receive_limit(limit),
             Command::Share(migration, share) => self.session.set_share(migration, share),
             Command::Stats(reply) => drop(reply.send(self.session.stats())),
             Command::CpuTime(reply) => drop(reply.send(CpuTime::of_this_thread())),

@@ -61,6 +61,7 @@ const LANE_AGAIN_AFTER: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Terms {
     limit: Option<(Rate, SharedLimit)>,
+    receive_limit: Option<SharedLimit>,
     lanes: usize,
     /// When a further lane could not be dialed.
     refused: Option<Instant>,
@@ -75,7 +76,7 @@ impl Terms {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { limit: None, lanes: 1, refused: None, messages: None }
+        Self { limit: None, receive_limit: None, lanes: 1, refused: None, messages: None }
     }
 }
 
@@ -253,6 +254,12 @@ impl Pool {
         sessions.get(peer).into_iter().flatten().for_each(|session| session.limit(terms.shared_limit()));
     }
 
+    /// Holds `peer` to so much in a second, in sessions to come, over all of them.
+    pub fn set_receive_rate(&self, peer: &Identity, rate: Option<Rate>) {
+        let limit = rate.map(|rate| SharedLimit::of_arrivals(rate.get(), Instant::now()));
+        self.locked_terms().entry(peer.clone()).or_default().receive_limit = limit;
+    }
+
     /// What may be sent to `peer`.
     pub fn limit(&self, peer: &Identity) -> Option<Rate> {
         Some(self.locked_terms().get(peer)?.limit.as_ref()?.0)
@@ -370,7 +377,7 @@ impl Pool {
                 Ok((session, streams)) => {
                     let _ = self.started.send(session.clone());
                     let terms = self.locked_terms();
-                    session.limit(terms.get(&peer).and_then(Terms::shared_limit));
+                    begin_limits(&session, terms.get(&peer));
                     streams.into_iter().for_each(|stream| thawed.add(&session, stream));
                     self.locked().entry(peer).or_default().push(session);
                 }
@@ -387,7 +394,7 @@ impl Pool {
             .map_err(ConnectError::Start)?;
         let _ = self.started.send(session.clone());
         let terms = self.locked_terms();
-        session.limit(terms.get(&session.info().peer).and_then(Terms::shared_limit));
+        begin_limits(&session, terms.get(&session.info().peer));
         let mut sessions = self.locked();
         let of_peer = sessions.entry(session.info().peer.clone()).or_default();
         of_peer.retain(Session::is_live);
@@ -423,6 +430,12 @@ impl Pool {
     fn locked(&self) -> MutexGuard<'_, BTreeMap<Identity, Vec<Session>>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Tells a session what may be sent, both ways.
+fn begin_limits(session: &Session, terms: Option<&Terms>) {
+    session.limit(terms.and_then(Terms::shared_limit));
+    session.receive_limit(terms.and_then(|terms| terms.receive_limit.clone()));
 }
 
 /// Whether the process that `old` was held with is gone: an agent keeps its instance for as long as

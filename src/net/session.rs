@@ -193,6 +193,11 @@ impl Session {
         let _ = self.commands.send(Command::Limit(limit));
     }
 
+    /// Holds the peer to what it may send on all streams together; `None` for no limit.
+    pub fn receive_limit(&self, limit: Option<SharedLimit>) {
+        let _ = self.commands.send(Command::ReceiveLimit(limit));
+    }
+
     /// What a migration may send from now on; [`Share::default`] forgets it.
     pub fn share(&self, migration: MigrationId, share: Share) {
         let _ = self.commands.send(Command::Share(migration, share));

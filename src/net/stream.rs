@@ -31,6 +31,7 @@ pub(super) enum Command {
     Stop(StreamId, Code),
     Consumed(StreamId, u64),
     Limit(Option<SharedLimit>),
+    ReceiveLimit(Option<SharedLimit>),
     Share(MigrationId, Share),
     Stats(oneshot::Sender<mux::Stats>),
     CpuTime(oneshot::Sender<Option<CpuTime>>),

@@ -22,7 +22,7 @@ pub(super) fn link(kind: Kind, value: u64) -> Vec<u8> {
     numbered(kind, 0, value, &[])
 }
 
-fn open(stream: u32) -> Vec<u8> {
+pub(super) fn open(stream: u32) -> Vec<u8> {
     numbered(Kind::Open, stream, 64 << 10, &frame::encode_open(&BULK))
 }
 

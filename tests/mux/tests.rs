@@ -6,6 +6,7 @@
 mod attack;
 mod cuts;
 mod hostile;
+mod inflow;
 mod life;
 mod model;
 mod pair;

@@ -335,6 +335,9 @@ impl World {
         if self.rng.one_in(3) {
             return session.set_limit(limit);
         }
+        if self.rng.one_in(2) {
+            return session.set_receive_limit(limit);
+        }
         let migration = [self.rng.below(MIGRATIONS) as u8; 16];
         let share = Share { weight: self.rng.size(2000) as u16, limit, ahead: self.rng.one_in(4) };
         session.set_share(migration, share);

@@ -10,6 +10,24 @@ fn ping(agent: &Agent, words: &[&str]) -> (bool, Value) {
     (is_well, report)
 }
 
+/// The receiver's word counts, whatever the sender would like: an upper bound, which a busy machine only leaves the
+/// further below.
+#[test]
+fn a_peer_sends_no_faster_than_it_may() {
+    const MIB: u64 = 1 << 20;
+    let ground = Ground::new();
+    let bravo = ground.bravo("receive_rate = '4MiB/s'\n");
+    let alpha = ground.alpha("");
+    let (is_well, report) = ping(&alpha, &["--bytes", &(6 * MIB).to_string()]);
+    assert!(is_well, "{report}");
+    let rate = report["reached"]["probe"]["bytes_per_s"].as_u64().unwrap();
+    // What a stream has from the beginning does not wait.
+    assert!(rate <= 4 * MIB + MIB / 2, "{rate} bytes a second");
+    assert_eq!(bravo.metric("vmferry_session_receive_limit_bytes_per_second{peer=\"alpha\"}"), 4 * MIB);
+    // The other direction has no limit, and neither has another session of the same peer one of its own.
+    assert_eq!(alpha.metric("vmferry_session_receive_limit_bytes_per_second{peer=\"bravo\"}"), 0);
+}
+
 #[test]
 fn who_is_reached_says_so_and_who_is_not_is_told_why() {
     let ground = Ground::new();

@@ -104,6 +104,17 @@ impl Host {
         self.peers.find(name)
     }
 
+    /// Whether this VM may go to that peer, for this host's own operators.
+    pub(crate) fn may_go(&self, vm: &str, peer: &str) -> Result<(), Problem> {
+        let found = self.peers.find(peer)?;
+        authorize(Action::GetVm(vm), Who::Peer(Some(found))).map_err(|Denied| {
+            let text = format!("{} does not send VM {vm} to {peer}", self.identity);
+            let remedy =
+                format!("add it to `send` of [peer.{peer}] in the configuration of {}", self.identity);
+            Problem::new(ProblemKind::NotSent, text, remedy)
+        })
+    }
+
     /// A peer, as somebody who asks for something.
     pub(crate) fn who(&self, peer: &Identity) -> Who<'_> {
         Who::Peer(self.config.peer_by_identity(peer).map(|(_, config)| config))

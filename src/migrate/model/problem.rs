@@ -66,6 +66,7 @@ kinds! {
         PeerNotTrusted,
         Draining,
         NotPermitted,
+        NotSent,
         MigrationBlocked,
         MigrationRefused,
         MigrationSettings,

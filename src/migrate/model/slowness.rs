@@ -54,8 +54,14 @@ impl HeldUp {
             Self::SourceCpu => "the source's processors",
             Self::Network => "the network: what is sent is slow to arrive",
             Self::Limit => "a limit (`vmferry limit`)",
-            Self::DestinationCpu => "the destination's QEMU: the RAM that has arrived is slow to be loaded",
-            Self::DestinationDisk => "the destination's disk: what has arrived is slow to be written",
+            Self::DestinationCpu => {
+                "the destination's QEMU: the RAM that has arrived is slow to be loaded, or that host takes no more in a \
+                 second (its `receive_rate`)"
+            }
+            Self::DestinationDisk => {
+                "the destination's disk: what has arrived is slow to be written, or that host takes no more in a second \
+                 (its `receive_rate`)"
+            }
             Self::GuestWrites => "the guest, which writes faster than is copied",
             Self::Reconnecting => "a lost connection",
             Self::Unknown => return None,

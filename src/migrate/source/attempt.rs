@@ -46,6 +46,7 @@ async fn begin(context: Context, held: &mut Option<Held>) -> Result<Source, Fail
     let Context { host, request, progress, .. } = &context;
     let problem = |p| Failure::Problems(vec![p]);
     let peer = host.peers.find(&request.peer).map_err(problem)?.identity.clone();
+    host.may_go(&request.vm, &request.peer).map_err(problem)?;
     let examined =
         examine::source(host, &request.vm, &request.options.disks, request.options.verify.is_some()).await?;
     let Examined { qmp, events, disks, inventory, problems, running, .. } = examined;

@@ -171,6 +171,12 @@ async fn findings(
     choice: &DiskChoice,
     compares: bool,
 ) -> Vec<Problem> {
+    // The peer's name is judged below, with what else there is to say of it.
+    if let Err(problem) = host.may_go(vm, peer)
+        && problem.kind == ProblemKind::NotSent
+    {
+        return vec![problem];
+    }
     let _not_meanwhile = match host.reserve(vm, Uuid::new_v4()) {
         Ok(reservation) => reservation,
         Err(problem) => return vec![problem],

@@ -263,6 +263,9 @@ fn world(script: &mut Script<'_>, session: &mut Session, now: &mut Instant) -> R
         _ => {
             let rate = NonZeroU64::new(64 << 10 | script.number());
             session.set_limit(rate.map(|rate| SharedLimit::new(rate, *now)));
+            session.set_receive_limit(
+                rate.filter(|rate| rate.get() % 2 == 1).map(|rate| SharedLimit::of_arrivals(rate, *now)),
+            );
         }
     }
     while session.poll_event().is_some() {}

@@ -64,6 +64,32 @@ async fn ask_raw(session: &Session, json: Value) -> Response {
     }
 }
 
+/// What this host's own operators may send where, whatever the other side would take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vm_goes_only_where_the_configuration_lets_it() {
+    let victim = Victim::start_with(|text| {
+        text.replace("identity = 'charlie'\n", "identity = 'charlie'\nsend = ['web*']\n")
+    });
+    let kinds = |vm: &str, peer: &str| {
+        let (said, _) = victim.vmferry(&["check", vm, "--to", peer, "--json"]);
+        let report: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
+        let problems = report["problems"].as_array().unwrap().clone();
+        problems.iter().map(|p| p["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds("db1", "charlie"), ["not-sent"]);
+    // No QEMU is there, and neither peer can be dialed: looked at it is.
+    for (vm, peer) in [("web1", "charlie"), ("db1", "bravo"), ("web1", "bravo")] {
+        assert_eq!(kinds(vm, peer), ["qemu-unreachable", "peer-unreachable"], "{vm} to {peer}");
+    }
+    let (said, is_well) = victim.vmferry(&["migrate", "db1", "--to", "charlie"]);
+    assert!(!is_well && said.contains("alpha does not send VM db1 to charlie"), "{said}");
+    assert!(said.contains("add it to `send` of [peer.charlie] in the configuration of alpha"), "{said}");
+    let (said, is_well) = victim.vmferry(&["drain", "--to", "charlie", "--dry-run"]);
+    assert!(!is_well || !said.contains("db1 →"), "{said}");
+    let journals = std::fs::read_dir(victim.folder.path().join("state/migrations")).unwrap();
+    assert_eq!(journals.count(), 0, "nothing was begun");
+}
+
 /// Neither looked at nor prepared, from the agent's start on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_is_emptied_takes_no_vm() {

@@ -1,6 +1,7 @@
 //! A peer that is trusted no more: by a list that a reload finds in the configuration, or because its certificate
 //! has expired while a connection was up.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
@@ -13,7 +14,7 @@ use vmferry::pki::revocation::{Revoke, revoke};
 
 use super::victim::{Attacker, Victim, open_control};
 use crate::rig::{soon, until};
-use crate::tls::pki::{Ca, Wish, good, write};
+use crate::tls::pki::{Ca, Wish, good, pem, write};
 
 pub(super) fn reload(victim: &Victim) {
     kill(Pid::from_raw(victim.pid()), Signal::SIGHUP).unwrap();
@@ -136,6 +137,52 @@ async fn what_ends_soon_is_said_and_when_is_in_the_metrics() {
     }
     let ends = ["certificate", "authority", "revocation_list"].map(|name| in_days(ends(name)));
     assert_eq!(ends, [5, 10, 3]);
+}
+
+/// Files are replaced, one after the other, and nobody says so to the agent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_have_changed_are_taken_once_they_are_whole() {
+    let victim = Victim::start();
+    let (bravo, charlie) = (Attacker::new(&victim, "bravo"), Attacker::new(&victim, "charlie"));
+    let revoke = |who: &str| revoke(&victim.pki(), &Revoke::Host(who.into()), 10).unwrap().path;
+    let list = revoke("mallory");
+    reconfigure(&victim, "[metrics]", &format!("crl = '{}'\n[metrics]", list.display()));
+    reload(&victim);
+    victim.logs(|line| line.contains("certificates reloaded")).await;
+    let reloads = |cause, result| {
+        let labels = format!("{{cause=\"{cause}\",result=\"{result}\"}}");
+        victim.metric(&format!("vmferry_certificate_reloads_total{labels}"))
+    };
+    assert_eq!((reloads("signal", "taken"), reloads("files", "taken")), (1.0, 0.0));
+    let (revoked, other) = (bravo.session(&victim).await, charlie.session(&victim).await);
+    // The list alone: it ends a session, as after a reload.
+    revoke("bravo");
+    soon("the end of the session", revoked.ended()).await;
+    assert_eq!((reloads("files", "taken"), reloads("files", "refused")), (1.0, 0.0));
+    // A certificate without its key is half a set.
+    let host = victim.pki().join("hosts/alpha");
+    let issued = Ca::read(&victim.pki()).issue(&Wish { to_days: 25, ..good("alpha") });
+    let place = |file: &str, text: String| {
+        let next = host.join("next");
+        std::fs::write(&next, text).unwrap();
+        std::fs::set_permissions(&next, PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::rename(&next, host.join(file)).unwrap();
+    };
+    place("cert.pem", pem("CERTIFICATE", &issued.cert));
+    let refused = |line: &str| line.contains("have changed and are not taken");
+    let line = victim.logs(refused).await;
+    assert!(line.contains("key.pem"), "{line}");
+    let ends = || victim.metric("vmferry_certificate_expiry_timestamp_seconds") as i64;
+    let in_days = |at: i64| (at - time::OffsetDateTime::now_utc().unix_timestamp() + 3600) / 86_400;
+    assert_eq!(in_days(ends()), 10, "the old one is in use");
+    drop(open_control(&other).await.unwrap());
+    // And now it is whole.
+    place("key.pem", issued.key.serialize_pem());
+    until("the new certificate to be in use", || in_days(ends()) == 25).await;
+    assert_eq!((reloads("files", "taken"), reloads("files", "refused")), (2.0, 1.0));
+    assert_eq!(victim.log().into_iter().filter(|line| refused(line)).count(), 1, "{:?}", victim.log());
+    assert!(other.is_live());
+    drop(open_control(&other).await.unwrap());
 }
 
 /// What is wrong with the configuration changes nothing.
