@@ -102,7 +102,7 @@ async fn follow(client: &Client, json: bool, mut until: Option<Instant>) -> anyh
             status = lines.next::<DrainStatus>() => match status {
                 Ok(Some(status)) => {
                     if json {
-                        println!("{}", serde_json::to_string(&status)?);
+                        show::json_line(&status, status.stage == DrainStage::Ended)?;
                     } else {
                         say_changes(&status, &mut said);
                     }
