@@ -132,6 +132,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "migrate::journal::Role",
             "migrate::leftover",
             "migrate::phase::Phase",
+            "migrate::prediction",
             "migrate::problem",
             "migrate::progress",
             "migrate::recover",

@@ -23,6 +23,7 @@ pub(super) enum Call {
     PlanDrain,
     CancelDrain,
     Check,
+    PlanMigration,
     Migrate,
     Cancel,
     LimitMigration,
@@ -57,6 +58,7 @@ impl Call {
             | Self::ShowDrain
             | Self::FollowDrain => Action::View,
             Self::Check
+            | Self::PlanMigration
             | Self::Migrate
             | Self::Cancel
             | Self::LimitMigration
@@ -92,6 +94,7 @@ impl Call {
             Self::ListLibvirt => "list-libvirt",
             Self::FollowLibvirt => "follow-libvirt",
             Self::Check => "check",
+            Self::PlanMigration => "plan-migration",
             Self::Migrate => "migrate",
             Self::Cancel => "cancel",
             Self::LimitMigration => "limit-migration",

@@ -1,5 +1,6 @@
 //! The local API of drains. Turns requests into calls on the agent.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -15,7 +16,8 @@ use tokio::sync::watch;
 
 use super::call::Call;
 use super::caller::Caller;
-use super::draining::{self, DrainError, Shown};
+use super::draining::{self, Checked, DrainError, Shown};
+use super::foretell;
 use super::gate::{About, Gate};
 use super::refusal::Refusal;
 use super::routes::Agents;
@@ -79,9 +81,23 @@ async fn plan(
 ) -> Result<Json<DrainPlan>, Refusal> {
     let Json(request) = body?;
     let (drain, found) = draining::dry_run(&agent, request).await?;
-    let check = |checked: draining::Checked| PeerCheck { peer: checked.peer, problems: checked.findings };
-    let found = found.into_iter().map(|(vm, checks)| (vm, checks.into_iter().map(check).collect()));
-    Ok(Json(DrainPlan::new(drain, found.collect())))
+    let check = |checked: Checked| PeerCheck { peer: checked.peer, problems: checked.findings };
+    // The way to a peer is tried once.
+    let (mut rates, mut all) = (BTreeMap::new(), Vec::new());
+    for (vm, checks) in found {
+        let foretold = match checks.iter().find(|checked| checked.may_go()) {
+            None => None,
+            Some(Checked { peer, .. }) => {
+                if !rates.contains_key(peer) {
+                    rates.insert(peer.clone(), foretell::rate(&agent, peer).await);
+                }
+                let rate = rates[peer].clone();
+                Some(foretell::foretell(&agent, &vm, &drain.request.options, rate).await)
+            }
+        };
+        all.push((vm, checks.into_iter().map(check).collect(), foretold));
+    }
+    Ok(Json(DrainPlan::new(drain, all)))
 }
 
 async fn cancel(

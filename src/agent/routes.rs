@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::call::Call;
 use super::caller::Caller;
+use super::foretell;
 use super::gate::{About, BODY_BYTES_MAX, Gate};
 use super::limits::{self, NoShare};
 use super::once;
@@ -28,12 +29,12 @@ use super::registry::NoCancel;
 use super::running::{Agent, Asked};
 use crate::api::{
     CheckReport, CheckRequest, Course, Event, ForceRequest, Forward, ForwardRequest, Forwards, Limits,
-    MigrateRequest, Migration, MigrationLimit, Names, OPENAPI, PeerLimit, PeerLimitRequest, Ping,
-    PingRequest, RecoverQuery, Recovery, ShareRequest, Status, Target, unknown_remedy,
+    MigrateRequest, Migration, MigrationLimit, MigrationPlan, Names, OPENAPI, PeerLimit, PeerLimitRequest,
+    Ping, PingRequest, RecoverQuery, Recovery, ShareRequest, Status, Target, unknown_remedy,
 };
 use crate::error_chain::chain;
 use crate::forward::AddError;
-use crate::migrate::problem::Policy;
+use crate::migrate::problem::{Policy, Problem};
 use crate::migrate::progress::Progress;
 use crate::migrate::recover::{self as recovery, Asked as RecoverAsked, NotForced};
 
@@ -66,6 +67,7 @@ pub(super) fn router(agent: Arc<Agent>) -> Gate {
         .route(Call::Check, "/v1/check", post(check))
         .route(Call::ListMigrations, "/v1/migrations", get(list))
         .route(Call::Migrate, "/v1/migrations", post(migrate))
+        .route(Call::PlanMigration, "/v1/migrations/plan", post(plan))
         .route(Call::ShowMigration, "/v1/migrations/{id}", get(one))
         .route(Call::ShowTimeline, "/v1/migrations/{id}/timeline", get(timeline))
         .route(Call::FollowMigration, "/v1/migrations/{id}/events", get(events))
@@ -153,6 +155,24 @@ async fn migrate(
             "try again when it is back",
         )),
     }
+}
+
+/// What a migration would do.
+async fn plan(
+    State(agent): Agents,
+    body: Result<Json<MigrateRequest>, JsonRejection>,
+) -> Result<Json<MigrationPlan>, Refusal> {
+    let Json(MigrateRequest { vm, to, options }) = body?;
+    let (policy, compares) = (options.policy(), options.verify.is_some());
+    let problems = crate::migrate::check(&agent.host, &vm, &to, &policy, &options.disks, compares).await;
+    let foretold = match problems.iter().any(Problem::is_refusal) {
+        true => None,
+        false => {
+            let rate = foretell::rate(&agent, &to).await;
+            Some(foretell::foretell(&agent, &vm, &options, rate).await)
+        }
+    };
+    Ok(Json(MigrationPlan { problems, foretold }))
 }
 
 async fn timeline(State(agent): Agents, id: Id) -> Result<Json<Course>, Refusal> {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::Problem;
+use super::{Foretold, Problem};
 pub use crate::drain::{AT_ONCE_MAX, DrainResult, Request as DrainRequest, Try as DrainTry};
 use crate::drain::{Drain, Guest, GuestState, ORDER, PeerUse};
 
@@ -111,6 +111,9 @@ pub struct PlannedVm {
     pub to: Option<String>,
     /// What `check` says of each peer, up to the first that would take it.
     pub checks: Vec<PeerCheck>,
+    /// What is to be expected of its migration, alone on the way; none if no peer would take it.
+    #[serde(default)]
+    pub foretold: Option<Foretold>,
 }
 
 /// What `check` says of a VM and a peer.
@@ -179,12 +182,12 @@ impl DrainStatus {
 
 impl DrainPlan {
     /// What a drain would do, with what was found of each VM.
-    pub fn new(drain: Drain, found: Vec<(String, Vec<PeerCheck>)>) -> Self {
+    pub fn new(drain: Drain, found: Vec<(String, Vec<PeerCheck>, Option<Foretold>)>) -> Self {
         let size = |vm: &str| drain.guests.iter().find(|guest| guest.vm == vm).and_then(|g| g.disk_bytes);
-        let planned = found.into_iter().map(|(vm, checks)| {
+        let planned = found.into_iter().map(|(vm, checks, foretold)| {
             let takes = |check: &&PeerCheck| !check.problems.iter().any(Problem::is_refusal);
             let to = checks.iter().find(takes).map(|check| check.peer.clone());
-            PlannedVm { disk_bytes: size(&vm), to, checks, vm }
+            PlannedVm { disk_bytes: size(&vm), to, checks, vm, foretold }
         });
         let vms: Vec<_> = planned.collect();
         let limits = drain.limits;

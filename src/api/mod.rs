@@ -12,6 +12,7 @@ mod libvirt;
 mod limits;
 mod migration;
 mod ping;
+mod plan;
 mod recovery;
 mod status;
 mod timeline;
@@ -25,6 +26,7 @@ pub use crate::migrate::handover::Side;
 pub use crate::migrate::journal::Role;
 pub use crate::migrate::leftover::Leftover;
 pub use crate::migrate::phase::Phase;
+pub use crate::migrate::prediction::{DiskOutlook, Outlook, Prediction};
 pub use crate::migrate::problem::{Accepted, Problem, ProblemKind, Severity};
 pub use crate::migrate::progress::{
     Comparison, DiskProgress as Disk, Downtime, HeldUp, Outcome, RamProgress as Ram, Reconnecting, Tries,
@@ -48,6 +50,7 @@ pub use libvirt::{
 pub use limits::{Limits, MigrationLimit, PeerLimit, PeerLimitRequest, ShareRequest};
 pub use migration::{MigrateRequest, Migration};
 pub use ping::{Ping, PingRequest, Probe, Reached};
+pub use plan::{Foretold, MigrationPlan};
 pub use recovery::{ForceRequest, RecoverQuery, Recovery};
 pub use status::{AuditStatus, Names, SandboxStatus, SessionStatus, Status};
 pub use timeline::Course;

@@ -188,10 +188,15 @@ pub(super) struct MigrateArgs {
     /// Go on in spite of problems of this kind (docs/check.md); may be given several times.
     #[arg(long, value_name = "KIND")]
     pub(super) accept: Vec<Accepted>,
+    /// Only say what would be done, how much would be copied, and how long that and the pause would take, if the
+    /// guest and the way went on as they are now: `check`, 8 MiB sent to the destination, and a second of looking at
+    /// the guest's RAM.
+    #[arg(long, conflicts_with = "detach")]
+    pub(super) dry_run: bool,
     /// Begin, print the migration's id and return.
     #[arg(long)]
     pub(super) detach: bool,
-    /// Print one line of JSON for each change.
+    /// Print JSON: one line for each change.
     #[arg(long)]
     pub(super) json: bool,
 }

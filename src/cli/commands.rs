@@ -9,7 +9,9 @@ use serde::Serialize;
 use super::args::{CheckArgs, Command, MigrateArgs};
 use super::client::Client;
 use super::exit_code::{EXIT_FAILED, EXIT_USAGE};
-use super::{audit, doctor, drain, forward, libvirt, limit, pick, ping, recover, report, show, vms, watch};
+use super::{
+    audit, doctor, drain, forward, libvirt, limit, pick, ping, plan, recover, report, show, vms, watch,
+};
 use crate::api::{
     CheckReport, CheckRequest, LIBVIRT, LibvirtMigration, MigrateRequest, Migration, Options, Severity,
     Status, VmState, migration_path,
@@ -73,6 +75,9 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
         accept: args.accept.into_iter().collect(),
     };
     let request = MigrateRequest { vm: args.vm, to: args.to, options };
+    if args.dry_run {
+        return plan::run(client, &request, args.json).await;
+    }
     let begun: Migration = client.call(Method::POST, "/v1/migrations", &request).await?;
     if args.detach {
         println!("{}", begun.id);

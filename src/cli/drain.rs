@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::args::DrainArgs;
 use super::client::{Client, Lines};
 use super::exit_code::{EXIT_FAILED, EXIT_LEFT, EXIT_UNDECIDED};
-use super::show;
+use super::{plan, show};
 use crate::api::{
     DRAIN, DrainPlan, DrainResult, DrainStage, DrainStatus, DrainVm, DrainVmState, Options, PlannedVm,
 };
@@ -270,6 +270,7 @@ fn show_plan(plan: &DrainPlan) {
 fn show_planned(at: usize, vm: &PlannedVm) {
     let to = vm.to.as_ref().map_or_else(|| "stays: no peer takes it".to_owned(), |peer| format!("→ {peer}"));
     println!("{at:3}. {:16} {:>12} {to}", vm.vm, size(vm.disk_bytes));
+    vm.foretold.iter().flat_map(plan::lines).for_each(|line| println!("     {line}"));
     for check in vm.checks.iter().filter(|check| !check.problems.is_empty()) {
         println!("     {} to {}:", vm.vm, check.peer);
         show::problems(&check.problems);

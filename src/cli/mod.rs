@@ -20,6 +20,7 @@ mod limit;
 mod manual;
 mod pick;
 mod ping;
+mod plan;
 mod progress;
 mod recover;
 mod report;

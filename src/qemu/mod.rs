@@ -49,7 +49,7 @@ pub use leftovers::{Leftovers, leftovers, nbd_server_runs};
 pub use machine::{Device, Machine, machine};
 pub use nbd::{NbdError, NbdReader, NbdWriter, REQUEST_BYTES_MAX, reads_as_zeroes};
 pub use process::{Life, Process, ProcessId};
-pub use ram::ram_in_use;
+pub use ram::{dirty_rate, ram_in_use};
 pub use states::{IoStatus, JobStatus, MigrationStatus, RunState};
 pub use storage::boot_id;
 pub use wire::LINE_MAX_BYTES;

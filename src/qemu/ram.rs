@@ -1,7 +1,15 @@
-//! The guest's RAM: how much there is, and how much of it QEMU has ever touched.
+//! The guest's RAM: how much there is, how much of it QEMU has ever touched, and how fast it changes.
+
+use std::time::Duration;
 
 use super::client::Qmp;
-use super::commands::QueryMemorySizeSummary;
+use super::commands::{CalcDirtyRate, QueryDirtyRate, QueryMemorySizeSummary};
+
+/// Seconds over which a rate is measured.
+const MEASURED_S: u32 = 1;
+/// Questions for the result, and the time between them.
+const ASKED_MAX: u32 = 50;
+const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// Bytes of the guest's RAM that hold something, at most: what of its process is in memory, or swapped out.
 /// All of the RAM where the kernel does not tell; none where QEMU does not.
@@ -12,6 +20,22 @@ pub async fn ram_in_use(qmp: &Qmp) -> Option<u64> {
         qmp.process().pid().and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/status")).ok());
     let held = status.as_deref().and_then(held_bytes);
     Some(held.map_or(ram_bytes, |held| held.min(ram_bytes)))
+}
+
+/// Bytes of its RAM that the guest changes in a second, as QEMU estimates them from a sample of pages; none where
+/// QEMU does not say.
+pub async fn dirty_rate(qmp: &Qmp) -> Option<u64> {
+    qmp.execute(CalcDirtyRate { calc_time: MEASURED_S }).await.ok()?;
+    for _ in 0..ASKED_MAX {
+        tokio::time::sleep(ASK_EVERY).await;
+        let measured = qmp.execute(QueryDirtyRate).await.ok()?;
+        match measured.status.as_str() {
+            "measured" => return measured.dirty_rate.map(|mib| mib.saturating_mul(1 << 20)),
+            "measuring" => {}
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// What a process holds, by its `/proc/PID/status` (proc_pid_status(5)).

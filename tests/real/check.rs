@@ -128,6 +128,18 @@ impl Stage {
         ensure!(checked.code == 0, "{checked:?}");
         let report: Value = serde_json::from_str(&checked.stdout)?;
         ensure!(report == json!({"schema": 1, "problems": []}), "{report}");
+        let plan = self.alpha.vmferry(&["migrate", "fits", "--to", "bravo", "--dry-run", "--json"])?;
+        let foretold = serde_json::from_str::<Value>(&plan.stdout)?["foretold"].take();
+        let (guest, prediction) = (&foretold["guest"], &foretold["prediction"]);
+        let copied = guest["disks"][0]["allocated_bytes"].as_u64().context("no disk")?;
+        let expected = copied + guest["ram_bytes"].as_u64().context("no RAM")?;
+        ensure!(plan.code == 0 && guest["ram_dirty_bytes_per_s"].is_u64(), "{plan:?}");
+        ensure!(prediction["bytes"].as_u64() >= Some(expected) && prediction["outruns"] == false, "{plan:?}");
+        let plain = self.alpha.vmferry(&["migrate", "fits", "--to", "bravo", "--dry-run"])?;
+        ensure!(
+            plain.stdout.contains("nothing was begun") && plain.stdout.contains("a pause of about"),
+            "{plain:?}"
+        );
         let plain = self.alpha.vmferry(&["check", "fits", "--to", "bravo"])?;
         ensure!(plain.code == 0 && plain.stdout.contains("fits can be moved to bravo"), "{plain:?}");
         Ok(())

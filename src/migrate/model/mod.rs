@@ -11,6 +11,7 @@ pub(crate) mod meanwhile;
 pub(crate) mod options;
 pub mod phase;
 pub mod plan;
+pub mod prediction;
 pub mod problem;
 pub mod progress;
 pub(crate) mod role;

@@ -28,6 +28,7 @@ pub(crate) mod guest;
 mod guest_watch;
 pub(crate) mod handoff;
 mod meter;
+pub(crate) mod outlook;
 mod ownership;
 pub(crate) mod peer;
 mod perform;

@@ -12,6 +12,8 @@ plain_commands! {
     QueryMigrateCapabilities = "query-migrate-capabilities" -> Vec<CapabilityStatus>;
     /// The numbers of a migration.
     QueryMigrateParameters = "query-migrate-parameters" -> MigrationParameters;
+    /// How fast the guest changes its RAM, by the last measurement (QEMU 5.2).
+    QueryDirtyRate = "query-dirty-rate" -> DirtyRateInfo;
     /// Takes a migration back; the guest goes on by itself. QEMU hangs in here if it is in the
     /// state `device` and the stream stands still.
     MigrateCancel = "migrate_cancel" -> Empty;
@@ -23,6 +25,7 @@ commands! {
     Migrate = "migrate" -> Empty;
     MigrateIncoming = "migrate-incoming" -> Empty;
     MigrateContinue = "migrate-continue" -> Empty;
+    CalcDirtyRate = "calc-dirty-rate" -> Empty;
 }
 
 /// What is looked at of the return of [`QueryMigrate`]. The destination knows only `status`.
@@ -61,6 +64,26 @@ pub struct MigrationStats {
     pub dirty_pages_rate: u64,
     /// Bytes of a page.
     pub page_size: u64,
+}
+
+/// Begins to measure how fast the guest changes its RAM: QEMU hashes a sample of its pages twice. The guest does
+/// not wait for it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CalcDirtyRate {
+    /// Seconds between the two, 1 to 60.
+    pub calc_time: u32,
+}
+
+/// The return of [`QueryDirtyRate`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DirtyRateInfo {
+    /// MiB in a second; none until it is measured.
+    #[serde(default)]
+    pub dirty_rate: Option<u64>,
+    /// `unstarted`, `measuring` or `measured`.
+    pub status: String,
 }
 
 /// A capability and whether it is on.
