@@ -43,7 +43,10 @@ impl History {
 
     /// Remembers one that has ended; one that has not, or is undecided, is not remembered.
     pub(super) fn add(&self, ended: &Progress) {
-        if !matches!(ended.outcome, Some(Outcome::Moved { .. } | Outcome::Failed { .. })) {
+        if !matches!(
+            ended.outcome,
+            Some(Outcome::Moved { .. } | Outcome::Failed { .. } | Outcome::Replicated { .. })
+        ) {
             return;
         }
         let mut lines = self.locked();

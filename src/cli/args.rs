@@ -63,6 +63,9 @@ pub(super) enum Command {
     },
     /// Move a running VM to another host. Closing the terminal does not stop it.
     Migrate(MigrateArgs),
+    /// Bring a replica of a VM's disks at another host into step; the VM stays. The first time copies all, later
+    /// ones what changed since, and so does a `migrate` there.
+    Replicate(Box<ReplicateArgs>),
     /// Say everything that would make a migration fail; both hosts stay as they are. Where the
     /// destination's agent starts QEMUs, one is started for the questions and ended again.
     Check(CheckArgs),
@@ -259,6 +262,42 @@ pub(super) struct DrainArgs {
     #[arg(long, conflicts_with_all = ["status", "cancel"])]
     pub(super) detach: bool,
     /// Print JSON: one line for each change.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReplicateArgs {
+    /// The virtual machine, as [vm.NAME] in the configuration of both hosts.
+    #[arg(add = complete::vms())]
+    pub(super) vm: String,
+    /// The host that keeps the replica, as [peer.NAME] in this host's configuration.
+    #[arg(long, value_name = "PEER", add = complete::peers())]
+    pub(super) to: String,
+    /// Begin again, up to N times, after a failure that may pass.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=i64::from(Retry::MAX)))]
+    pub(super) retry: u32,
+    /// Compress the disks on their way (zstd), for slow links.
+    #[arg(long)]
+    pub(super) compress: bool,
+    /// Send no more than this in a second: 100MiB/s, 1G.
+    #[arg(long, value_name = "RATE")]
+    pub(super) limit: Option<Rate>,
+    /// Its part among migrations to the same host: twice the weight is twice the bytes.
+    #[arg(long, value_name = "WEIGHT", default_value_t = Weight::default().into(), value_parser = weight())]
+    pub(super) weight: u16,
+    #[command(flatten)]
+    pub(super) disks: DiskArgs,
+    /// Refuse for warnings, too.
+    #[arg(long)]
+    pub(super) strict: bool,
+    /// Go on in spite of problems of this kind (docs/check.md); may be given several times.
+    #[arg(long, value_name = "KIND")]
+    pub(super) accept: Vec<Accepted>,
+    /// Begin, print the run's id and return.
+    #[arg(long)]
+    pub(super) detach: bool,
+    /// Print one line of JSON for each change.
     #[arg(long)]
     pub(super) json: bool,
 }

@@ -10,7 +10,7 @@ use super::args::{CheckArgs, Command, MigrateArgs};
 use super::client::Client;
 use super::exit_code::{EXIT_FAILED, EXIT_USAGE};
 use super::{
-    audit, doctor, drain, forward, libvirt, limit, pick, ping, plan, recover, report, show, vms, watch,
+    audit, doctor, drain, forward, libvirt, limit, pick, ping, plan, recover, replicate, report, show, vms, watch,
 };
 use crate::api::{
     CheckReport, CheckRequest, LIBVIRT, LibvirtMigration, MigrateRequest, Migration, Options, Severity,
@@ -21,6 +21,7 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
     let client = Client::new(socket);
     match command {
         Command::Migrate(args) => migrate(&client, args).await,
+        Command::Replicate(args) => replicate::run(&client, *args).await,
         Command::Check(args) => check(&client, args).await,
         Command::List { json } => list(&client, json).await,
         Command::Status { what: None, json } => status(&client, json).await,
@@ -71,6 +72,7 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
         disks: args.disks.choice(),
         disks_at_once: args.disks_at_once.map(TryInto::try_into).transpose()?,
         verify: args.verify,
+        replicate: false,
         strict: args.strict,
         accept: args.accept.into_iter().collect(),
     };

@@ -17,8 +17,8 @@ pub(super) const EXIT_UNREAD: u8 = 141;
 /// Of `vmferry migrate`.
 pub(super) fn of(outcome: &Outcome) -> u8 {
     match outcome {
-        Outcome::Moved { leftovers } if leftovers.is_empty() => 0,
-        Outcome::Moved { .. } => EXIT_LEFT,
+        Outcome::Moved { leftovers } | Outcome::Replicated { leftovers } if leftovers.is_empty() => 0,
+        Outcome::Moved { .. } | Outcome::Replicated { .. } => EXIT_LEFT,
         Outcome::Failed { .. } => EXIT_FAILED,
         Outcome::Undecided { .. } => EXIT_UNDECIDED,
     }

@@ -23,6 +23,7 @@ mod ping;
 mod plan;
 mod progress;
 mod recover;
+mod replicate;
 mod report;
 mod show;
 mod vms;

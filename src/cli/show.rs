@@ -88,6 +88,10 @@ fn end(p: &Migration) -> String {
             words.extend((!leftovers.is_empty()).then(|| "something is left".to_owned()));
             words.join(", ")
         }
+        Some(Outcome::Replicated { leftovers }) => {
+            let left = if leftovers.is_empty() { "" } else { ", something is left" };
+            format!("replicated{took}, {}{left}", HumanBytes(p.stream_bytes()))
+        }
         Some(Outcome::Failed { cause, cancelled, .. }) => {
             format!("{}{took}: {cause}", if *cancelled { "cancelled" } else { "failed" })
         }
@@ -192,6 +196,15 @@ fn destination(p: &Migration) -> String {
     }
 }
 
+/// Where the guest of a replica stays.
+fn source(p: &Migration) -> &str {
+    match (p.role, &p.host[..]) {
+        (Role::Source, "") => "this host",
+        (Role::Source, host) => host,
+        (Role::Destination, _) => &p.peer,
+    }
+}
+
 fn saved(disk: &Disk) -> String {
     match disk.saved_bytes {
         0 => String::new(),
@@ -215,6 +228,17 @@ pub(super) fn outcome(p: &Migration) {
                 HumanBytes(p.stream_bytes())
             );
             downtime(p);
+            left(leftovers);
+        }
+        Some(Outcome::Replicated { leftovers }) => {
+            println!(
+                "the replica of {} on {} is in step ({} s in all, {} on the wire); the VM stays on {}",
+                p.vm,
+                destination(p),
+                seconds(p.elapsed_ms),
+                HumanBytes(p.stream_bytes()),
+                source(p)
+            );
             left(leftovers);
         }
         Some(Outcome::Failed { phase, cause, problems: found, cancelled, leftovers }) => {

@@ -9,6 +9,9 @@ pub const PREFIX: &str = "vmferry-";
 /// What names of things begin with that are there to compare disks.
 const COMPARED: &str = "vmferry-compared-";
 
+/// What names of dirty bitmaps begin with that stay for a replica when a migration has ended.
+const REPLICA: &str = "vmferry-replica-";
+
 /// The descriptor name of the destination's listening NBD socket.
 pub const NBD_LISTEN_FDNAME: &str = "vmferry-nbd-listen";
 
@@ -58,6 +61,16 @@ pub fn nbd_fdname(disk: &str) -> String {
 /// One of the two dirty bitmaps that follow a disk from try to try of this migration.
 pub fn bitmap(migration: &str, which: char) -> String {
     format!("{PREFIX}{which}-{migration}")
+}
+
+/// One of the two dirty bitmaps that follow a disk from run to run of this replica.
+pub fn replica(id: &str, which: char) -> String {
+    format!("{REPLICA}{which}-{id}")
+}
+
+/// Whether a bitmap of ours is one of those.
+pub fn is_replica(bitmap: &str) -> bool {
+    bitmap.starts_with(REPLICA)
 }
 
 /// One of the two dirty bitmaps by which this migration knows what it has compared.

@@ -10,6 +10,7 @@ mod many;
 mod moved;
 mod outrun;
 mod refused;
+mod replica;
 mod thin;
 mod verify;
 mod volumes;

@@ -94,6 +94,10 @@ async fn freed(agent: &Arc<Agent>, followed: &Followed, over: Option<&Progress>)
 async fn ended(agent: &Arc<Agent>, followed: &Followed, over: Option<&Progress>, was_cut: bool) -> End {
     let outcome = over.and_then(|progress| progress.outcome.clone());
     match outcome {
+        // None that a drain has begun.
+        Some(Outcome::Replicated { .. }) => {
+            stayed(agent, followed, "only a replica of it was made".into(), After::Nowhere).await
+        }
         Some(Outcome::Moved { leftovers }) => End::Moved { left: !leftovers.is_empty() },
         Some(Outcome::Undecided { cause }) => End::Undecided { cause },
         Some(Outcome::Failed { phase, cause, problems, cancelled, leftovers }) => {

@@ -51,7 +51,7 @@ fn facts(migration: &Migration) -> String {
             (format!("{} in phase {}", outcome_word(migration), phase.name()), Some(cause.as_str()))
         }
         Some(Outcome::Undecided { cause }) => ("undecided".to_owned(), Some(cause.as_str())),
-        Some(Outcome::Moved { .. }) => ("moved".to_owned(), None),
+        Some(done @ (Outcome::Moved { .. } | Outcome::Replicated { .. })) => (done.label().to_owned(), None),
     };
     let mut rows = vec![
         ("From", source.clone()),
@@ -64,7 +64,10 @@ fn facts(migration: &Migration) -> String {
     rows.extend(cause.map(|cause| ("Cause", cause.to_owned())));
     rows.push(("Bytes on streams", HumanBytes(migration.stream_bytes()).to_string()));
     rows.extend(migration.tries.as_ref().map(|t| ("Tries", format!("{} of {}", t.number, t.of))));
-    if let Some(Outcome::Moved { leftovers } | Outcome::Failed { leftovers, .. }) = &migration.outcome {
+    if let Some(
+        Outcome::Moved { leftovers } | Outcome::Replicated { leftovers } | Outcome::Failed { leftovers, .. },
+    ) = &migration.outcome
+    {
         rows.extend(leftovers.iter().map(|left| ("Left", left.to_string())));
     }
     rows.push(("Id", migration.id.to_string()));

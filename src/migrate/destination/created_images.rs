@@ -197,7 +197,7 @@ async fn used(host: &Host, past: &Past) -> Use {
 /// Removes them long after, if nobody uses them and either nothing can have been copied to them or the source
 /// has said that its guest stays there (`is_given_back`); what is still there, in words.
 pub(crate) async fn remove_late(host: &Host, past: &Past, is_given_back: bool) -> Vec<String> {
-    if present(past).is_empty() {
+    if present(past).is_empty() || host.replicas.has(past) {
         return Vec::new();
     }
     let is_untouched = !past.undo.contains(&Undo::NbdServer);

@@ -37,6 +37,9 @@ impl Destination {
 }
 
 pub(crate) fn never_ran(trouble: &Error, leftovers: Vec<Leftover>) -> Outcome {
+    if matches!(trouble, Error::Aborted(Abort::Replicated)) {
+        return Outcome::Replicated { leftovers };
+    }
     let problems = trouble.refusal().problems;
     let cancelled = matches!(trouble, Error::Aborted(Abort::Cancelled));
     let cause = chain(trouble);

@@ -3,7 +3,7 @@
 use crate::migrate::guest::nbd_server::NbdServerError;
 use crate::migrate::guest::process;
 use crate::migrate::model::problem::{Problem, chain};
-use crate::migrate::protocol::message::{CANCELLED, Refusal};
+use crate::migrate::protocol::message::{CANCELLED, REPLICATED, Refusal};
 use crate::qemu::{MigrationStatus, Qmp, QmpError};
 use crate::size::Size;
 
@@ -24,6 +24,8 @@ pub(crate) enum Error {
     Vm(#[from] process::VmError),
     #[error("the destination's journal cannot be written, so nothing further is done")]
     Journal(#[from] crate::migrate::journal::JournalError),
+    #[error(transparent)]
+    Replica(#[from] crate::migrate::host::replicas::ReplicaError),
     #[error("no local socket at the destination")]
     Socket(#[from] std::io::Error),
     #[error("exports of the guest's disks are still open in the destination's QEMU: {}", .0.join(", "))]
@@ -60,12 +62,18 @@ pub(crate) enum Error {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Abort {
     Cancelled,
+    /// It did what it was for: nothing was to be moved.
+    Replicated,
     Failed(String),
 }
 
 impl From<String> for Abort {
     fn from(reason: String) -> Self {
-        if reason == CANCELLED { Self::Cancelled } else { Self::Failed(reason) }
+        match reason.as_str() {
+            CANCELLED => Self::Cancelled,
+            REPLICATED => Self::Replicated,
+            _ => Self::Failed(reason),
+        }
     }
 }
 
@@ -73,6 +81,7 @@ impl std::fmt::Display for Abort {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Cancelled => f.write_str(CANCELLED),
+            Self::Replicated => f.write_str(REPLICATED),
             Self::Failed(reason) => f.write_str(reason),
         }
     }

@@ -14,13 +14,17 @@ use std::os::unix::fs::MetadataExt;
 
 use uuid::Uuid;
 
+use crate::migrate::host::Host;
 use crate::migrate::host::journals::Journals;
-use crate::migrate::journal::{self, Ending, Journal, Past, Record, Role};
+use crate::migrate::journal::{self, Ending, Journal, Record, Role};
 use crate::migrate::model::image::{FileStamp, Image, ImageFile, ImageStamp};
 use crate::migrate::model::problem::chain;
+use crate::migrate::model::replica::LeftAs;
 use crate::migrate::protocol::message::DiskState;
 use crate::net::identity::Identity;
 use crate::qemu::{Disk, boot_id};
+
+const HERE_SINCE: &str = "the VM has been at the destination since";
 
 /// The images of these disks, under the names that the source knows.
 pub(crate) fn images<'a>(disks: impl IntoIterator<Item = (&'a str, &'a Disk)>) -> Vec<Image> {
@@ -48,14 +52,22 @@ fn image_file(image: &crate::qemu::Image) -> Result<ImageFile, String> {
     Ok(ImageFile { path, device: seen.device, inode: seen.inode })
 }
 
-/// Writes into a try's journal how it left the images. Not if something is left of it, which might
-/// still write to them.
-pub(crate) fn record(journal: &mut Journal, images: &[Image], leftovers: &[String]) {
+/// Writes into a try's journal how it left the images, and into the record of the replica that they are. Not if
+/// something is left of it, which might still write to them.
+pub(crate) fn record(host: &Host, journal: &mut Journal, images: &[Image], leftovers: &[String]) {
     if images.is_empty() || !leftovers.is_empty() {
         return;
     }
-    if let Err(e) = journal.record(Record::ImageStamp(take(images))) {
+    let stamp = take(images);
+    if let Err(e) = journal.record(Record::ImageStamp(stamp.clone())) {
         tracing::info!(error = chain(&e), "a further try will copy the whole disks");
+        return;
+    }
+    let header = &journal.past().header;
+    let left = LeftAs { after: header.migration, began_at: header.began_at, stamp };
+    if let Err(e) = host.replicas.left(journal.past(), left) {
+        // The journal has it as well, for as long as it is kept.
+        tracing::warn!(error = chain(&e), "how the images of a replica were left is not in its record");
     }
 }
 
@@ -92,14 +104,9 @@ fn see(image: &Image) -> Result<Vec<FileStamp>, String> {
 }
 
 /// What has become of each image since the try `after`, which `peer` had sent.
-pub(crate) fn since(
-    journals: &Journals,
-    peer: &Identity,
-    vm: &str,
-    after: Uuid,
-    images: &[Image],
-) -> Vec<DiskState> {
-    let stamp = recorded(journals, peer, vm, after);
+pub(crate) fn since(host: &Host, peer: &Identity, vm: &str, after: Uuid, images: &[Image]) -> Vec<DiskState> {
+    let stamp =
+        of_replica(host, peer, vm, after).unwrap_or_else(|| recorded(&host.journals, peer, vm, after));
     let state = |image: &Image| {
         let doubt = match &stamp {
             Ok(stamp) => doubt(stamp, image, &boot_id().unwrap_or_default()),
@@ -108,6 +115,15 @@ pub(crate) fn since(
         DiskState { disk: image.disk.clone(), doubt }
     };
     images.iter().map(state).collect()
+}
+
+/// The same, of the images of a replica that was last touched by that run or migration. Journals go in time.
+fn of_replica(host: &Host, peer: &Identity, vm: &str, after: Uuid) -> Option<Result<ImageStamp, String>> {
+    let left = host.replicas.kept(vm, peer.as_str())?.left.filter(|left| left.after == after)?;
+    Some(match was_here_since(&host.journals, vm, left.began_at) {
+        true => Err(HERE_SINCE.into()),
+        false => Ok(left.stamp),
+    })
 }
 
 /// The stamp of a try that durably never ran its guest here, and after which it ran from nothing
@@ -123,22 +139,22 @@ fn recorded(journals: &Journals, peer: &Identity, vm: &str, after: Uuid) -> Resu
     if !undone || !past.never_ran || past.runs {
         return Err("the destination did not undo the try before completely".into());
     }
-    if was_here_since(journals, vm, &past) {
-        return Err("the VM has been at the destination since".into());
+    if was_here_since(journals, vm, past.header.began_at) {
+        return Err(HERE_SINCE.into());
     }
     past.image_stamp
         .ok_or_else(|| "the destination took no note of how the try before left its images".into())
 }
 
-/// Whether journals tell of another migration of the VM with which its guest was on this host.
-fn was_here_since(journals: &Journals, vm: &str, before: &Past) -> bool {
+/// Whether journals tell of another migration of the VM, begun since, with which its guest was on this host.
+pub(crate) fn was_here_since(journals: &Journals, vm: &str, began_at: i64) -> bool {
     // Only looked at: others are writing to theirs.
     let Ok(all) = journals.peek_all() else { return true };
     all.iter().any(|(path, past)| match past {
         // Of one that is not believed nothing is known.
         Err(_) => journal::vm_of(path).is_none_or(|of| of == vm),
         Ok(past) => {
-            let later = past.header.began_at >= before.header.began_at;
+            let later = past.header.began_at >= began_at;
             let here = past.header.role == Role::Source || past.starting || past.runs;
             past.header.vm == vm && later && here
         }
@@ -147,7 +163,7 @@ fn was_here_since(journals: &Journals, vm: &str, before: &Past) -> bool {
 
 fn doubt(then: &ImageStamp, image: &Image, boot_id: &str) -> Option<String> {
     if then.boot_id.is_empty() || then.boot_id != boot_id {
-        return Some("the destination was booted since the try before".into());
+        return Some("the destination was booted since it was copied".into());
     }
     let now = match see(image) {
         Ok(now) => now,
@@ -162,7 +178,7 @@ fn doubt(then: &ImageStamp, image: &Image, boot_id: &str) -> Option<String> {
         return Some("there is another file in the place of its image at the destination".into());
     }
     let unchanged = then.into_iter().eq(now.iter());
-    (!unchanged).then(|| "its image at the destination was changed since the try before".into())
+    (!unchanged).then(|| "its image at the destination was changed since it was copied".into())
 }
 
 #[cfg(test)]

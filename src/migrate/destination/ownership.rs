@@ -4,7 +4,7 @@
 use tokio::time::sleep;
 
 use super::end::{never_ran, undo};
-use super::error::Error;
+use super::error::{Abort, Error};
 use super::state::Destination;
 use super::{created_images, image_stamp};
 use crate::migrate::decide;
@@ -94,7 +94,7 @@ impl DestinationWorld for Destination {
         let left = undo(&self.vm, &self.guest.qmp, self.journal.past(), self.guest.started.take()).await;
         let left: Vec<_> = self.serving.unwritten.take().iter().map(|e| chain(e)).chain(left).collect();
         let left = self.undo_images(left).await;
-        image_stamp::record(&mut self.journal, &self.data.images, &left);
+        image_stamp::record(&self.host, &mut self.journal, &self.data.images, &left);
         self.serving.leftovers = left.into_iter().map(Leftover::from).collect();
         Ok(())
     }
@@ -139,6 +139,10 @@ impl DestinationWorld for Destination {
 impl Destination {
     /// Removes the images that were made, unless they may be needed; what is left then.
     async fn undo_images(&self, mut left: Vec<String>) -> Vec<String> {
+        // What was granted for a replica is the replica's.
+        if self.is_replica() {
+            return left;
+        }
         let past = self.journal.past();
         let config = self.host.config.vms.get(&self.vm).and_then(|vm| self.host.config.create_for(vm));
         let is_kept = config.is_some_and(|config| config.keep);
@@ -217,7 +221,10 @@ impl Destination {
         }
         self.refuse().await;
         if let Some(trouble) = &self.serving.trouble {
-            tracing::warn!(vm = self.vm, cause = chain(trouble), "the destination gives up");
+            match trouble {
+                Error::Aborted(Abort::Replicated) => tracing::info!(vm = self.vm, "the replica is in step"),
+                trouble => tracing::warn!(vm = self.vm, cause = chain(trouble), "the destination gives up"),
+            }
             // A source that gave up knows why.
             if let Some(control) = &mut self.serving.control
                 && !matches!(trouble, Error::Aborted(_))
@@ -291,7 +298,7 @@ impl Destination {
         let trouble = self.serving.trouble.take().unwrap_or(Error::Stopping);
         let outcome = never_ran(&trouble, std::mem::take(&mut self.serving.leftovers));
         self.log_end(&outcome);
-        let is_clean = matches!(&outcome, Outcome::Failed { leftovers, .. } if leftovers.is_empty());
+        let is_clean = matches!(&outcome, Outcome::Failed { leftovers, .. } | Outcome::Replicated { leftovers } if leftovers.is_empty());
         match self.granted.is_none() && is_clean {
             true => self.host.journals.forget(self.journal, outcome.clone()),
             false => self.host.journals.end(self.journal, outcome.clone()),
@@ -307,7 +314,11 @@ impl Destination {
             tracing::info!(vm = self.vm, peer = %self.peer, note, "the destination has given the VM up");
             self.progress.update(|p| p.notes.push(note.clone()));
         }
-        self.progress.end(Phase::Failed, outcome);
+        let phase = match outcome {
+            Outcome::Replicated { .. } => Phase::Done,
+            _ => Phase::Failed,
+        };
+        self.progress.end(phase, outcome);
         // Whatever the source says next is answered by the journal.
         if let Some(mut control) = self.serving.control {
             if matches!(trouble, Error::Aborted(_)) {

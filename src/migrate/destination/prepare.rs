@@ -103,7 +103,7 @@ impl Destination {
         self.data.images =
             image_stamp::images(pairs.pairs.iter().map(|(want, have)| (want.name.as_str(), *have)));
         let since = offer.after.map_or_else(Vec::new, |after| {
-            image_stamp::since(&self.host.journals, &self.peer, &self.vm, after, &self.data.images)
+            image_stamp::since(&self.host, &self.peer, &self.vm, after, &self.data.images)
         });
         let nodes: Vec<_> = self
             .data
@@ -120,6 +120,9 @@ impl Destination {
             self.data.nbd = Some(nbd);
         }
         let (major, minor, micro) = Abilities::ask(&self.guest.qmp).await?.version;
+        if offer.is_replica() {
+            self.host.replicas.begin(self.journal.past())?;
+        }
         self.enter(Phase::Prepare);
         self.show_disks(offer);
         Ok(Prepared {

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::error::Error;
+use super::error::{Abort, Error};
 use super::state::Destination;
 use crate::migrate::handover::{self, Ask, DestinationInput, DestinationState, Ended, Fate};
 use crate::migrate::host::refusals::Reason;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
-use crate::migrate::protocol::message::{Offer, Request, Response};
+use crate::migrate::protocol::message::{Offer, REPLICATED, Request, Response};
 use crate::migrate::protocol::server::Control;
 use crate::net::message::MessageError;
 use crate::qemu::{EventKind, MigrationStatus, QueryMigrate, QueryStatus};
@@ -179,6 +179,12 @@ impl Destination {
                 self.answer(answer).await;
                 return Ok(None);
             }
+            // Its QEMU never has a guest, so none can be continued in it.
+            Request::Incoming | Request::Switchover | Request::Start | Request::ToRun { .. }
+                if self.is_replica() =>
+            {
+                Err(Error::OutOfOrder(request.name()))
+            }
             Request::Incoming if self.guest.incoming => Ok(()),
             Request::Incoming if open => self.accept_ram().await,
             Request::ToRun { running } if open => self.note_to_run(running),
@@ -198,7 +204,12 @@ impl Destination {
                 self.serving.confirmed = true;
                 return Ok(Some(DestinationInput::Asked(Ask::Confirmed)));
             }
-            Request::Abort { reason } if open => return Err(Error::Aborted(reason.into())),
+            Request::Abort { reason } if open => {
+                return Err(Error::Aborted(match Abort::from(reason) {
+                    Abort::Replicated if !self.is_replica() => Abort::Failed(REPLICATED.into()),
+                    abort => abort,
+                }));
+            }
             Request::Abort { .. } => return Ok(Some(DestinationInput::Asked(Ask::Abort))),
             Request::Start => return Ok(Some(DestinationInput::Asked(Ask::Start))),
             Request::Settle => return Ok(Some(DestinationInput::Asked(Ask::Settle))),

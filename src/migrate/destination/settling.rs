@@ -46,7 +46,7 @@ async fn undo(host: &Host, journal: &mut Journal, past: &Past) -> Vec<String> {
                 let disks = crate::qemu::disks(&qmp).await.unwrap_or_default();
                 let images = image_stamp::images(disks.iter().map(|disk| (disk.name.as_str(), disk)));
                 let leftovers = end::undo(name, &qmp, past, None).await;
-                image_stamp::record(journal, &images, &leftovers);
+                image_stamp::record(host, journal, &images, &leftovers);
                 return leftovers;
             }
             Look::Lost(known) | Look::Silent(known) => known,
@@ -154,7 +154,10 @@ impl<'a> Settling<'a> {
             let why = match life::look(past, config).await {
                 Look::Lost(known) => return Ok((Ran::No, vec![known.of_destination(name)])),
                 Look::Answers(qmp) => match start(&qmp, past, &mut hook).await {
-                    Ok(()) => return Ok((Ran::Yes, hook.trouble)),
+                    Ok(()) => {
+                        self.host.replicas.guest_is_here(name);
+                        return Ok((Ran::Yes, hook.trouble));
+                    }
                     Err(e) if e.desc().is_some() => {
                         let words = format!("VM {name} could not be continued: {}", chain(&e));
                         hook.trouble.push(Leftover::Guest(words));

@@ -27,6 +27,7 @@ impl Destination {
         let looked = self.serving.asked && hook_ms.is_none();
         let (ran, trouble) = self.let_run(looked, &mut warnings).await;
         if trouble.is_none() {
+            self.host.replicas.guest_is_here(&self.vm);
             self.enter(Phase::Confirm);
             tracing::info!(vm = self.vm, "the guest runs here");
             self.said_started = Some(Started { hook_ms, warnings });

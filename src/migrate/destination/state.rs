@@ -90,6 +90,13 @@ pub(crate) struct Data {
     pub(crate) ram: Option<OwnedFd>,
 }
 
+impl Destination {
+    /// Whether it serves a replica alone: no guest comes, whatever its source asks for.
+    pub(crate) fn is_replica(&self) -> bool {
+        self.granted.as_ref().is_some_and(|(offer, _)| offer.is_replica())
+    }
+}
+
 /// What its journal begins with.
 pub(super) fn beginning(offer: &Offer) -> Beginning<'_> {
     let accepted = offer.policy.accept.clone();

@@ -10,6 +10,7 @@ pub(crate) mod freeze;
 pub(crate) mod journals;
 pub(crate) mod peers;
 pub mod refusals;
+pub(crate) mod replicas;
 pub(crate) mod reservations;
 pub mod vm_state;
 
@@ -29,6 +30,7 @@ use self::freeze::Freeze;
 use self::journals::Journals;
 use self::peers::{Peers, listed};
 use self::refusals::{Reason, Refusals};
+use self::replicas::Replicas;
 use self::reservations::{Looking, Reservation, Reservations};
 use super::model::problem::{Problem, ProblemKind};
 use super::protocol::message::{NEEDS_KNOWN, Offer};
@@ -52,6 +54,7 @@ pub struct Host {
     pub(crate) control_streams: ControlStreams,
     pub(crate) check_turns: CheckTurns,
     pub(crate) journals: Journals,
+    pub(crate) replicas: Replicas,
     pub(crate) decisions: Decisions,
     pub(crate) freeze: Freeze,
     pub audit: Audit,
@@ -77,6 +80,7 @@ impl Host {
             control_streams: ControlStreams::default(),
             check_turns: CheckTurns::default(),
             journals: Journals::new(config.state_dir.join("migrations"), identity.clone()),
+            replicas: Replicas::new(&config.state_dir),
             decisions: Decisions::default(),
             freeze: Freeze::new(),
             audit,

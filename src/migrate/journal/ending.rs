@@ -8,6 +8,9 @@ use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::Problem;
 use crate::migrate::model::progress::Outcome;
 
+/// What an older agent reads of a replica that was brought into step.
+const REPLICATED: &str = "a replica was brought into step; nothing was to be moved";
+
 /// See [`super::Record::Ended`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "result")]
@@ -33,6 +36,10 @@ pub enum Ending {
         leftovers: Vec<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         guest_stands: Option<bool>,
+        /// Nothing was to be moved: a replica was brought into step. Older agents read a failure, of which they do
+        /// the same.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        replicated: bool,
     },
     /// Not written; read as it always was.
     Undecided { cause: String },
@@ -49,8 +56,18 @@ impl From<Outcome> for Ending {
             }
             Outcome::Failed { phase, cause, problems, cancelled, leftovers } => {
                 let (guest_stands, leftovers) = (stands(&leftovers), words(leftovers));
-                Self::Failed { phase, cause, problems, cancelled, leftovers, guest_stands }
+                let replicated = false;
+                Self::Failed { phase, cause, problems, cancelled, leftovers, guest_stands, replicated }
             }
+            Outcome::Replicated { leftovers } => Self::Failed {
+                phase: Phase::Mirror,
+                cause: REPLICATED.into(),
+                problems: Vec::new(),
+                cancelled: false,
+                guest_stands: stands(&leftovers),
+                leftovers: words(leftovers),
+                replicated: true,
+            },
             Outcome::Undecided { cause } => Self::Undecided { cause },
         }
     }
@@ -61,6 +78,9 @@ impl From<Ending> for Outcome {
         let others = |left: Vec<String>| left.into_iter().map(Leftover::from).collect();
         match ending {
             Ending::Moved { leftovers, .. } => Self::Moved { leftovers: others(leftovers) },
+            Ending::Failed { replicated: true, leftovers, .. } => {
+                Self::Replicated { leftovers: others(leftovers) }
+            }
             Ending::Failed { phase, cause, problems, cancelled, leftovers, .. } => {
                 Self::Failed { phase, cause, problems, cancelled, leftovers: others(leftovers) }
             }
@@ -103,6 +123,7 @@ mod tests {
             cancelled: false,
             leftovers: vec!["a node".into()],
             guest_stands: None,
+            replicated: false,
         };
         let moved = r#"{"ended":{"result":"moved","leftovers":[]}}"#;
         let written = serde_json::to_string(&Record::Ended(Ending::Moved {

@@ -14,6 +14,7 @@ pub mod plan;
 pub mod prediction;
 pub mod problem;
 pub mod progress;
+pub(crate) mod replica;
 pub(crate) mod role;
 pub(crate) mod sample;
 pub(crate) mod slowed;

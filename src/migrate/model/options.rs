@@ -113,6 +113,9 @@ pub struct Options {
     /// How much of them is compared on both hosts before the switchover; none for nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<DiskSample>,
+    /// Only bring a replica of the disks at the destination into step; the guest stays.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub replicate: bool,
     pub strict: bool,
     /// Kinds of problems that do not keep it from going on.
     pub accept: BTreeSet<Accepted>,

@@ -237,6 +237,11 @@ pub enum Outcome {
         /// What is left to clean up by hand; mostly nothing.
         leftovers: Vec<Leftover>,
     },
+    /// The guest is where it was, as was wanted: a replica of its disks is in step at the destination.
+    Replicated {
+        /// What is left to clean up by hand; mostly nothing.
+        leftovers: Vec<Leftover>,
+    },
     /// Handed over, and the destination's word is missing.
     Undecided {
         /// What is missing and what is done about it.
@@ -245,12 +250,13 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub const LABELS: [&str; 4] = ["moved", "cancelled", "failed", "undecided"];
+    pub const LABELS: [&str; 5] = ["moved", "replicated", "cancelled", "failed", "undecided"];
 
     /// A bounded label for metrics.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Moved { .. } => "moved",
+            Self::Replicated { .. } => "replicated",
             Self::Failed { cancelled: true, .. } => "cancelled",
             Self::Failed { .. } => "failed",
             Self::Undecided { .. } => "undecided",

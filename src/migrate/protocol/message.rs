@@ -115,6 +115,9 @@ pub struct Summary {
 /// The reason of an [`Request::Abort`] that an operator asked for.
 pub const CANCELLED: &str = "cancelled";
 
+/// The reason of an [`Request::Abort`] when a replica is in step, which was all that was wanted.
+pub const REPLICATED: &str = "the replica is in step";
+
 /// From source to destination.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -200,8 +203,10 @@ pub struct Offer {
 
 /// In [`Offer::needs`]: the destination is to answer [`Request::Hash`].
 pub const NEEDS_HASHES: &str = "hashes";
+/// In [`Offer::needs`]: no guest comes. The images stay, and are remembered as a replica's.
+pub const NEEDS_REPLICA: &str = "replica";
 /// What this version knows of [`Offer::needs`].
-pub const NEEDS_KNOWN: &[&str] = &[NEEDS_HASHES];
+pub const NEEDS_KNOWN: &[&str] = &[NEEDS_HASHES, NEEDS_REPLICA];
 
 /// Parts of a granted disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -220,6 +225,11 @@ pub struct Piece {
 }
 
 impl Offer {
+    /// Whether only a replica of the disks is wanted.
+    pub(crate) fn is_replica(&self) -> bool {
+        self.needs.contains(NEEDS_REPLICA)
+    }
+
     /// Whether it is the same offer, said again: what a disk occupies changes while the guest runs.
     pub(crate) fn is_again(&self, before: &Self) -> bool {
         let disk = |d: &DiskSpec| (d.name.clone(), d.virtual_size, d.read_only, d.left_out);

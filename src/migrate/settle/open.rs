@@ -56,7 +56,7 @@ pub(super) fn told(past: &Past) -> Progress {
     let mut progress = Progress::new(id, &header.vm, header.role, &header.peer);
     progress.began_at = header.began_at;
     progress.phase = match &past.ended {
-        Some(Ending::Moved { .. }) => Phase::Done,
+        Some(Ending::Moved { .. } | Ending::Failed { replicated: true, .. }) => Phase::Done,
         Some(_) => Phase::Failed,
         None => phase_of(past),
     };

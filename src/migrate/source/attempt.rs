@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::further_try::{Ended, Held};
 use super::guest::Guest;
 use super::peer::Peer;
+use super::replica;
 use super::state::Source;
 use crate::migrate::checks::disks::allocated;
 use crate::migrate::guest::last_words::LastWords;
@@ -73,7 +74,10 @@ async fn begin(context: Context, held: &mut Option<Held>) -> Result<Source, Fail
     let config = host.vm(&request.vm, "source").map_err(problem)?;
     let last_words = LastWords::of(config, qmp.process(), None);
     // Now that this one tells of the bitmaps.
-    let tracking = held.take().map(|held| held.pass_on(host)).unwrap_or_default();
+    let tracking = match held.take() {
+        Some(held) => held.pass_on(host),
+        None => replica::known(host, request, &peer, qmp.process()),
+    };
     let ram_expected = crate::qemu::ram_in_use(&qmp).await;
     let allocated: BTreeMap<_, _> = disks.iter().map(|d| (d.name.clone(), allocated(d))).collect();
     let disks = plan::copied(&disks, &request.options.disks);

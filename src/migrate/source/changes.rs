@@ -5,6 +5,7 @@
 //! two tries is in `retry.rs`.
 
 use super::failure::Failure;
+use super::replica;
 use super::state::Source;
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::guest::undo;
@@ -23,16 +24,21 @@ use crate::qemu::{
 
 /// Plans to copy only what changed of the disks of which that is enough. Says why of the others.
 pub(crate) async fn choose_ways(source: &mut Source) -> Result<(), Failure> {
-    if source.context.request.retry.is_none() {
-        return Ok(());
+    let tracking = &source.copy.tracking;
+    let has_copies = source.context.request.retry.is_some() || !tracking.disks.is_empty();
+    if !has_copies && tracking.stale.is_none() {
+        return replica::remember(source);
     }
-    let whole = |name: &str, doubt: &str| format!("{name}: the whole disk is copied again: {doubt}");
     let mut chosen = Vec::new();
     for at in 0..source.copy.plan.disks.len() {
-        let disk = &source.copy.plan.disks[at].disk;
-        match doubt(source, disk).await? {
+        let disk = source.copy.plan.disks[at].disk.clone();
+        match doubt(source, &disk).await? {
             None => chosen.push(at),
-            Some(doubt) => source.context.note(whole(&disk.name, &doubt)),
+            Some(doubt) => {
+                let followed = source.copy.tracking.disks.get_mut(&disk.name);
+                followed.into_iter().for_each(|followed| followed.is_doubted(&doubt));
+                source.context.note(whole(&disk.name, &doubt));
+            }
         }
     }
     let doubt = if chosen.is_empty() { None } else { serve(source).await? };
@@ -40,17 +46,31 @@ pub(crate) async fn choose_ways(source: &mut Source) -> Result<(), Failure> {
         let plan = &mut source.copy.plan.disks[at];
         match &doubt {
             None => plan.way = Way::Changes,
-            Some(doubt) => source.context.note(whole(&plan.disk.name, doubt)),
+            Some(doubt) => {
+                let followed = source.copy.tracking.disks.get_mut(&plan.disk.name);
+                followed.into_iter().for_each(|followed| followed.is_doubted(doubt));
+                source.context.note(whole(&plan.disk.name, doubt));
+            }
         }
     }
-    Ok(())
+    // Before anything is written there.
+    replica::remember(source)
+}
+
+fn whole(name: &str, doubt: &str) -> String {
+    format!("{name}: the whole disk is copied again: {doubt}")
 }
 
 /// Why a disk must be copied as a whole.
 async fn doubt(source: &Source, disk: &CopiedDisk) -> Result<Option<String>, Failure> {
-    let Some(followed) = source.copy.tracking.disks.get(&disk.name) else {
-        return Ok(Some("there is no whole copy of it whose changes were recorded".into()));
+    let tracking = &source.copy.tracking;
+    let Some(followed) = tracking.disks.get(&disk.name) else {
+        let none = || "there is no whole copy of it whose changes were recorded".to_owned();
+        return Ok(Some(tracking.stale.clone().unwrap_or_else(none)));
     };
+    if followed.doubt.is_some() {
+        return Ok(followed.doubt.clone());
+    }
     if !followed.in_step {
         return Ok(Some("its copy was not whole when the try before failed".into()));
     }
@@ -58,14 +78,7 @@ async fn doubt(source: &Source, disk: &CopiedDisk) -> Result<Option<String>, Fai
         return Ok(Some("it is another image at the source, or has another size".into()));
     }
     let qmp = &source.guest.qmp;
-    if let Some(doubt) = source.reconnect_policy().ask(|| followed.bitmaps.doubt(qmp)).await? {
-        return Ok(Some(doubt.into()));
-    }
-    let states = source.peer.grant.as_ref().map_or(&[][..], |g| &g.since);
-    Ok(match states.iter().find(|s| s.disk == disk.name) {
-        None => Some("the destination does not say whether its image is as it was left".into()),
-        Some(state) => state.doubt.clone(),
-    })
+    Ok(source.reconnect_policy().ask(|| followed.bitmaps.doubt(qmp)).await?.map(str::to_owned))
 }
 
 /// Starts the server from which this agent reads the source's disks, unless there is one; why it cannot.
@@ -103,7 +116,7 @@ pub(crate) async fn start_delta(
     let theirs = start_disk_stream(source, disk, export).await?;
     source.journal.will_make(Undo::Export(names::export_id(&disk.name)))?;
     source.copy.delta.start(&source.guest.qmp, &disk.name, bitmaps, &export.export, theirs);
-    tracing::info!(disk = disk.name, "only what changed since the try before is copied");
+    tracing::info!(disk = disk.name, "only what changed since it was copied is copied");
     Ok(())
 }
 
@@ -120,11 +133,13 @@ pub(crate) async fn start_disk_stream(
     Ok(theirs)
 }
 
-/// Follows a disk from before its copy begins, if there may be a further try. A QEMU that does
-/// not let us is no reason to fail.
+/// Follows a disk from before its copy begins, for its replica, or if there may be a further try. A QEMU that
+/// does not let us is no reason to fail.
 pub(crate) async fn follow(source: &mut Source, disk: &CopiedDisk) -> Result<(), Failure> {
     source.copy.tracking.disks.remove(&disk.name);
-    if !source.context.has_successor() {
+    let replica = source.copy.tracking.replica.as_ref().map(|replica| replica.id);
+    let replica = replica.filter(|_| source.context.request.options.replicate);
+    if replica.is_none() && !source.context.has_successor() {
         return Ok(());
     }
     let (qmp, request) = (&source.guest.qmp, &source.context.request);
@@ -134,13 +149,16 @@ pub(crate) async fn follow(source: &mut Source, disk: &CopiedDisk) -> Result<(),
         return Ok(());
     }
     let id = request.retry.as_ref().map_or(request.id, |r| r.first);
-    let bitmaps = Bitmaps::new(&disk.node_name, id);
-    for undo in bitmaps.undo() {
+    let bitmaps = match replica {
+        Some(replica) => Bitmaps::replica(&disk.node_name, replica),
+        None => Bitmaps::new(&disk.node_name, id),
+    };
+    for undo in bitmaps.undo().into_iter().filter(|_| replica.is_none()) {
         source.journal.will_make(undo)?;
     }
     match bitmaps.begin(qmp).await {
         Ok(()) => {
-            let followed = Followed { disk: disk.clone(), bitmaps, in_step: false };
+            let followed = Followed::new(disk, bitmaps, false);
             source.copy.tracking.disks.insert(disk.name.clone(), followed);
         }
         Err(e) if e.desc().is_some() => {

@@ -11,6 +11,7 @@ use crate::net::stream::StreamEnded;
 use crate::qemu::{MigrationStatus, Qmp, QmpError};
 
 use crate::migrate::guest::process::VmError;
+use crate::migrate::host::replicas::ReplicaError;
 use crate::migrate::host::{AskError, Host};
 use crate::migrate::journal::JournalError;
 use crate::migrate::model::leftover::Leftover;
@@ -19,7 +20,7 @@ use crate::migrate::model::phase::{IllegalStep, Phase};
 use crate::migrate::model::problem::Problem;
 use crate::migrate::model::progress::Outcome;
 use crate::migrate::protocol::client::LinkError;
-use crate::migrate::protocol::message::CANCELLED;
+use crate::migrate::protocol::message::{CANCELLED, REPLICATED};
 use crate::migrate::transfer::disk::delta::DeltaError;
 use crate::migrate::transfer::disk::mirror::MirrorError;
 
@@ -29,6 +30,9 @@ pub enum Failure {
     /// An operator asked for it.
     #[error("{CANCELLED}")]
     Cancelled,
+    /// Not a failure: a replica is in step, and nothing else was wanted.
+    #[error("{REPLICATED}")]
+    Replicated,
     /// It is left to another process; not a failure at all.
     #[error("it is left to another process")]
     Frozen,
@@ -87,6 +91,8 @@ pub enum Failure {
     Stalled { what: String, seconds: u64 },
     #[error("the journal cannot be written, so nothing further is done")]
     Journal(#[from] JournalError),
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
     #[error("no local socket")]
     Socket(#[source] std::io::Error),
     #[error(transparent)]
@@ -136,6 +142,9 @@ impl Failure {
 
     /// The end of a migration that failed so. `cause`: in words.
     pub(crate) fn outcome(&self, phase: Phase, cause: String, leftovers: Vec<Leftover>) -> Outcome {
+        if matches!(self, Self::Replicated) {
+            return Outcome::Replicated { leftovers };
+        }
         let cancelled = matches!(self, Self::Cancelled);
         Outcome::Failed { phase, cause, problems: self.problems(), cancelled, leftovers }
     }
@@ -191,14 +200,16 @@ impl Failure {
     pub fn may_pass(&self) -> bool {
         let all_may = |problems: &[Problem]| problems.iter().all(|p| p.kind.may_pass());
         match self {
-            Self::Cancelled | Self::Stopping | Self::Frozen => false,
+            Self::Cancelled | Self::Replicated | Self::Stopping | Self::Frozen => false,
             Self::QemuGone(_) | Self::QemuUnknown(_) => false,
             Self::Meanwhile(meanwhile) => meanwhile.may_pass(),
             // Something on the way is broken, and may hide it the next time.
             Self::Differs { .. } => false,
-            Self::Journal(_) | Self::Vm(_) | Self::Step(_) | Self::Link(LinkError::Unexpected { .. }) => {
-                false
-            }
+            Self::Journal(_)
+            | Self::Replica(_)
+            | Self::Vm(_)
+            | Self::Step(_)
+            | Self::Link(LinkError::Unexpected { .. }) => false,
             Self::Problems(problems) => all_may(problems),
             // Without problems it is an error at the destination, such as a full disk.
             Self::Link(LinkError::Refused(refusal)) => all_may(&refusal.problems),

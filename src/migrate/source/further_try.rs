@@ -58,7 +58,9 @@ impl Held {
 
 pub(crate) fn add_leftovers(outcome: &mut Outcome, more: Vec<String>) {
     match outcome {
-        Outcome::Failed { leftovers, .. } | Outcome::Moved { leftovers } => {
+        Outcome::Failed { leftovers, .. }
+        | Outcome::Moved { leftovers }
+        | Outcome::Replicated { leftovers } => {
             leftovers.extend(more.into_iter().map(Leftover::from));
         }
         Outcome::Undecided { .. } => {}

@@ -142,6 +142,7 @@ pub(crate) async fn overruled(source: &mut Source, failure: Failure, cause: Stri
     let is_own_decision = matches!(
         failure,
         Failure::Cancelled
+            | Failure::Replicated
             | Failure::Stopping
             | Failure::Frozen
             | Failure::Meanwhile(_)

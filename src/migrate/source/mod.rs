@@ -35,6 +35,8 @@ mod perform;
 mod phases;
 mod prepare;
 mod reconnect;
+mod replica;
+mod replicate;
 pub(crate) mod request;
 pub(crate) mod retry;
 mod slow_writes;

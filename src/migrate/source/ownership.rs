@@ -14,6 +14,7 @@ use super::further_try::{Ended, Held};
 use super::guest_watch::overruled;
 use super::perform::perform;
 use super::reconnect::ReconnectPolicy;
+use super::replica;
 use super::state::Source;
 use crate::migrate::decide::{self, Decided, Leaving, Question};
 use crate::migrate::guest::process;
@@ -125,6 +126,8 @@ impl SourceWorld for Source {
         } else {
             process::end_the_old(&self.context.request.vm, &self.guest.qmp).await.into_iter().collect()
         };
+        self.end.leftovers.extend(left.into_iter().map(Leftover::from));
+        let left = replica::became_the_guests(self).await;
         self.end.leftovers.extend(left.into_iter().map(Leftover::from));
         Ok(())
     }
@@ -263,7 +266,10 @@ impl Source {
         let phase = self.clock.phase;
         let cause = explain(self, &failure).await;
         let (failure, cause) = overruled(self, failure, cause).await;
-        tracing::warn!(phase = phase.name(), cause, "migration fails; rolling back");
+        match &failure {
+            Failure::Replicated => tracing::info!("the replica is in step; the guest stays"),
+            _ => tracing::warn!(phase = phase.name(), cause, "migration fails; rolling back"),
+        }
         self.copy.count_bytes(&self.context.progress);
         self.clock.phase = Phase::RollBack;
         self.context.progress.update(|p| p.phase = Phase::RollBack);
@@ -280,6 +286,9 @@ impl Source {
         };
         // Before anything else, so that neither QEMU hangs on a stream that no longer moves.
         self.copy.abort().await;
+        if !matches!(failure, Failure::Replicated) {
+            replica::remember_late(self);
+        }
         let keeps = self.context.has_successor()
             && failure.may_pass()
             && !self.journal.past().handed_over
@@ -361,7 +370,8 @@ impl Source {
         let failure = self.end.failure.take().unwrap_or_else(|| self.context.cancelled());
         let cause = explained_late(&mut self.peer, &failure, cause);
         let outcome = failure.outcome(phase, cause, leftovers);
-        if keeps { self.hold(outcome) } else { self.close(Phase::Failed, outcome, failure.may_pass()) }
+        let phase = if matches!(failure, Failure::Replicated) { Phase::Done } else { Phase::Failed };
+        if keeps { self.hold(outcome) } else { self.close(phase, outcome, failure.may_pass()) }
     }
 
     fn end_moved(mut self, leftovers: Vec<Leftover>) -> Ended {

@@ -4,16 +4,27 @@ use super::failure::Failure;
 use super::guest_watch::look_if_missed;
 use super::phases;
 use super::prepare::prepare;
+use super::replicate;
 use super::state::Source;
 use crate::migrate::model::phase::Phase;
+
+/// The disks are brought into step, and that is all.
+async fn bring_into_step(source: &mut Source) -> Result<(), Failure> {
+    phases::mirror(source).await?;
+    replicate::complete(source).await
+}
 
 /// Everything from where it is up to the hand-over.
 pub(crate) async fn perform(source: &mut Source) -> Result<(), Failure> {
     loop {
         let looked = look_if_missed(source).await;
         let phase = source.clock.phase;
+        let replicates = source.context.request.options.replicate;
         let done = match phase {
             _ if looked.is_err() => looked,
+            // Whatever the plan: of a replica no RAM follows.
+            _ if replicates && phase > Phase::Mirror => return Err(Failure::Replicated),
+            Phase::Mirror if replicates => bring_into_step(source).await,
             Phase::Prepare => prepare(source).await,
             Phase::Mirror => phases::mirror(source).await,
             Phase::Precopy => phases::precopy(source).await,

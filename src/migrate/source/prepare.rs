@@ -1,15 +1,20 @@
 //! Prepare: the source's QEMU is tried, and the destination gets ready for what it is offered.
 
+use std::collections::BTreeSet;
+
 use super::failure::Failure;
 use super::state::Source;
 use super::{examine, trial};
 use crate::audit::{Event, Grant};
 use crate::migrate::checks::{disks, machine};
+use crate::migrate::model::options::Options;
 use crate::migrate::protocol::client::LinkError;
-use crate::migrate::protocol::message::{NEEDS_HASHES, Offer, Prepared, Request, Response};
+use crate::migrate::protocol::message::{NEEDS_HASHES, NEEDS_REPLICA, Offer, Prepared, Request, Response};
 
 pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
-    trial::rehearse(&source.context, &source.guest.qmp, &mut source.journal).await?;
+    if !source.context.request.options.replicate {
+        trial::rehearse(&source.context, &source.guest.qmp, &mut source.journal).await?;
+    }
     let offer = offer(source).await?;
     let left_out = offer.disks.iter().any(|disk| disk.left_out);
     let grant = ask(source, offer).await?;
@@ -30,6 +35,7 @@ pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
         disks,
         peers_head: grant.audit_head.clone(),
     }));
+    tracking.learn(&grant.since);
     tracking.after = Some(context.request.id);
     source.peer.grant = Some(grant);
     Ok(())
@@ -48,6 +54,13 @@ async fn ask(source: &mut Source, offer: Offer) -> Result<Prepared, Failure> {
     }
 }
 
+/// What the destination must know, or refuse.
+fn needs(options: &Options) -> BTreeSet<String> {
+    let hashes = options.verify.map(|_| NEEDS_HASHES);
+    let replica = options.replicate.then_some(NEEDS_REPLICA);
+    hashes.into_iter().chain(replica).map(str::to_owned).collect()
+}
+
 /// The offer again: between Begin and Prepare the guest may have been paused.
 async fn offer(source: &Source) -> Result<Offer, Failure> {
     let (qmp, tracking) = (&source.guest.qmp, &source.copy.tracking);
@@ -63,8 +76,8 @@ async fn offer(source: &Source) -> Result<Offer, Failure> {
         compress: request.options.compress,
         policy: request.options.policy(),
         machine: machine::ask(qmp, "source").await.map_err(unknown).ok(),
-        after: tracking.after.filter(|_| tracking.is_worth_keeping()),
+        after: tracking.after.filter(|_| tracking.has_whole()),
         audit_head: Some(source.context.host.audit.figures().head.to_string()),
-        needs: request.options.verify.map(|_| NEEDS_HASHES.to_owned()).into_iter().collect(),
+        needs: needs(&request.options),
     })
 }

@@ -53,6 +53,8 @@ use uuid::Uuid;
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::journal::Undo;
 use crate::migrate::model::plan::CopiedDisk;
+use crate::migrate::model::replica::SourceReplica;
+use crate::migrate::protocol::message::DiskState;
 use crate::qemu::{
     BlockDirtyBitmapAdd, BlockDirtyBitmapDisable, BlockDirtyBitmapMerge, BlockDirtyInfo, BlockExportAdd,
     NbdError, NbdReader, NbdWriter, Qmp, QmpError, QueryNamedBlockNodes, REQUEST_BYTES_MAX, delete_bitmap,
@@ -103,15 +105,31 @@ impl Bitmaps {
         Self { node: node.into(), names: ['a', 'b'].map(|which| names::compared(&id, which)) }
     }
 
+    /// Those of a replica: they outlive each run of it, and its record tells of them, not a journal.
+    pub(crate) fn replica(node: &str, replica: Uuid) -> Self {
+        let id = replica.simple().to_string();
+        Self { node: node.into(), names: ['a', 'b'].map(|which| names::replica(&id, which)) }
+    }
+
+    pub(crate) fn is_replicas(&self) -> bool {
+        self.names.iter().all(|name| names::is_replica(name))
+    }
+
+    /// Takes both away.
+    pub(crate) async fn end(&self, qmp: &Qmp) -> Result<(), QmpError> {
+        for name in &self.names {
+            delete_bitmap(qmp, &self.node, name).await?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn undo(&self) -> [Undo; 2] {
         self.names.clone().map(|name| Undo::Bitmap { node: self.node.clone(), name })
     }
 
     /// Begins to record afresh.
     pub(crate) async fn begin(&self, qmp: &Qmp) -> Result<(), QmpError> {
-        for name in &self.names {
-            delete_bitmap(qmp, &self.node, name).await?;
-        }
+        self.end(qmp).await?;
         self.add(qmp, &self.names[0]).await
     }
 
@@ -173,6 +191,22 @@ pub(crate) struct Followed {
     pub(crate) bitmaps: Bitmaps,
     /// Everything at the destination equals the source's but for what the bitmaps hold.
     pub(crate) in_step: bool,
+    /// Why it is not, where the destination said so. What a try has doubted stays in doubt for the next, which the
+    /// destination compares with that try alone.
+    #[serde(default)]
+    pub(crate) doubt: Option<String>,
+}
+
+impl Followed {
+    pub(crate) fn new(disk: &CopiedDisk, bitmaps: Bitmaps, in_step: bool) -> Self {
+        Self { disk: disk.clone(), bitmaps, in_step, doubt: None }
+    }
+
+    /// It has to be copied as a whole.
+    pub(crate) fn is_doubted(&mut self, doubt: &str) {
+        self.in_step = false;
+        self.doubt.get_or_insert_with(|| doubt.to_owned());
+    }
 }
 
 /// What one try knows for the next.
@@ -181,12 +215,36 @@ pub(crate) struct Tracking {
     pub(crate) disks: BTreeMap<String, Followed>,
     /// The last try that the destination had prepared.
     pub(crate) after: Option<Uuid>,
+    /// The replica that these disks have at the destination, or are to have.
+    #[serde(default)]
+    pub(crate) replica: Option<SourceReplica>,
+    /// Why nothing of it can be relied on.
+    #[serde(default)]
+    pub(crate) stale: Option<String>,
 }
 
 impl Tracking {
-    /// Whether a further try could copy less.
-    pub(crate) fn is_worth_keeping(&self) -> bool {
+    /// Whether less than all has to be copied.
+    pub(crate) fn has_whole(&self) -> bool {
         self.disks.values().any(|f| f.in_step)
+    }
+
+    /// Whether a further try could copy less, by what would go otherwise. A replica's bitmaps stay anyway.
+    pub(crate) fn is_worth_keeping(&self) -> bool {
+        self.disks.values().any(|f| f.in_step && !f.bitmaps.is_replicas())
+    }
+
+    /// What the destination says of the images since the try before.
+    pub(crate) fn learn(&mut self, states: &[DiskState]) {
+        for followed in self.disks.values_mut().filter(|followed| followed.in_step) {
+            match states.iter().find(|state| state.disk == followed.disk.name) {
+                None => {
+                    followed.is_doubted("the destination does not say whether its image is as it was left")
+                }
+                Some(DiskState { doubt: Some(doubt), .. }) => followed.is_doubted(doubt),
+                Some(_) => {}
+            }
+        }
     }
 
     /// A mirror has become ready: what is at the destination is worth keeping from now on.
@@ -199,7 +257,8 @@ impl Tracking {
 
     /// What a journal must undo.
     pub(crate) fn undo(&self) -> Vec<Undo> {
-        self.disks.values().flat_map(|f| f.bitmaps.undo()).collect()
+        let followed = self.disks.values().filter(|f| !f.bitmaps.is_replicas());
+        followed.flat_map(|f| f.bitmaps.undo()).collect()
     }
 }
 
@@ -275,7 +334,7 @@ impl Delta {
         }
     }
 
-    /// The guest is paused: each disk gets its last pass.
+    /// The guest is paused, or what it has written until now is enough: each disk gets its last pass.
     pub(crate) fn finish(&self) {
         self.at_rest.send_replace(true);
     }
@@ -312,7 +371,8 @@ struct Copier {
 }
 
 impl Copier {
-    /// Until a pass that began with the guest at rest is over. Returns the connection.
+    /// Until a pass is over that began with the guest at rest, or after all was asked for that a replica is to
+    /// have. Returns the connection.
     async fn run(mut self, socket: OwnedFd, export: &str) -> Result<NbdWriter, DeltaError> {
         let mut writer = NbdWriter::connect(socket, export).await?;
         loop {

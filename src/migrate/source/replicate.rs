@@ -1,0 +1,48 @@
+//! The end of a replica's run: its copies end while the guest runs on.
+
+use super::event::Event;
+use super::failure::Failure;
+use super::stall::Waiting;
+use super::state::Source;
+use super::{any_phase, copies, replica};
+use crate::migrate::model::plan::Way;
+use crate::migrate::transfer::disk::delta::DeltaError;
+use crate::migrate::transfer::disk::mirror;
+use crate::qemu::{EventKind, delete_bitmap};
+
+/// Ends the copies while the guest runs on: what it writes from now on is the next run's.
+pub(crate) async fn complete(source: &mut Source) -> Result<(), Failure> {
+    // What was recorded until now is what the mirrors have written when they end.
+    let mut written = Vec::new();
+    let whole = source.copy.plan.disks.iter().filter(|plan| plan.way == Way::Whole);
+    for name in whole.map(|plan| plan.disk.name.clone()) {
+        let Some(followed) = source.copy.tracking.disks.get(&name) else { continue };
+        let (bitmap, _) = followed.bitmaps.freeze(&source.guest.qmp).await.map_err(|e| failed(&name, e))?;
+        written.push((followed.bitmaps.node.clone(), bitmap));
+    }
+    copies::finish(source).await?;
+    let mut waiting = Waiting::new(source.context.stall());
+    while !source.copy.is_finished() {
+        match source.next().await? {
+            Event::Qemu(EventKind::BlockJobCompleted { device, error: None, .. }) => {
+                source.copy.mirror_finished(&device);
+            }
+            Event::Tick => waiting.check("the end of the disks' copies", source.peer.is_away())?,
+            event => any_phase::on_event(source, event).await?,
+        }
+    }
+    let disks = source.copy.plan.disks.iter().map(|plan| plan.disk.name.clone());
+    mirror::dismiss(&source.guest.qmp, disks).await?;
+    for (node, bitmap) in written {
+        delete_bitmap(&source.guest.qmp, &node, &bitmap).await?;
+    }
+    source.copy.note_changes(&source.context);
+    if let Some(known) = &mut source.copy.tracking.replica {
+        known.in_step_at = Some(replica::now());
+    }
+    replica::remember(source)
+}
+
+fn failed(disk: &str, source: DeltaError) -> Failure {
+    Failure::Delta { disk: disk.to_owned(), source }
+}
