@@ -10,7 +10,8 @@ use super::args::{CheckArgs, Command, MigrateArgs};
 use super::client::Client;
 use super::exit_code::{EXIT_FAILED, EXIT_USAGE};
 use super::{
-    audit, doctor, drain, forward, libvirt, limit, pick, ping, plan, recover, replicate, report, show, vms, watch,
+    audit, doctor, drain, forward, libvirt, limit, pick, ping, plan, recover, replicate, report, show, vms,
+    watch,
 };
 use crate::api::{
     CheckReport, CheckRequest, LIBVIRT, LibvirtMigration, MigrateRequest, Migration, Options, Severity,
