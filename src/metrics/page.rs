@@ -16,7 +16,7 @@ const LABELS: &[(&str, &str)] = &[
          acknowledged). Of certificates read again: `signal`, `files`",
     ),
     ("direction", "`in`, `out`"),
-    ("how", "`write-blocking`"),
+    ("how", "`write-blocking` (they wait for the destination), `throttled` (so many bytes in a second)"),
     (
         "name",
         "of a forwarding or target in the configuration, `dynamic` for all others, `none` for what was never let in",

@@ -10,12 +10,13 @@ use super::client::{Command, Qmp};
 use super::commands::{
     BlockDirtyBitmapRemove, BlockExportDel, BlockExportRemoveMode, BlockJobCancel, BlockdevDel,
     CapabilityStatus, Closefd, JobDismiss, MigrateCancel, MigrateSetCapabilities, MigrateSetParameters,
-    MigrationParameters, NbdServerStop, QueryBlockExports, QueryJobs, QueryMigrate, QueryMigrateCapabilities,
-    QueryMigrateParameters, QueryStatus,
+    MigrationParameters, NbdServerStop, QueryBlockExports, QueryIoThrottle, QueryJobs, QueryMigrate,
+    QueryMigrateCapabilities, QueryMigrateParameters, QueryStatus,
 };
 use super::error::QmpError;
 use super::process::Life;
 use super::states::RunState;
+use super::throttle::Unthrottled;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -50,6 +51,8 @@ pub struct SourceLeftovers {
     pub nbd_server: bool,
     /// Dirty bitmaps that were or may have been added: node and name.
     pub bitmaps: Vec<(String, String)>,
+    /// Devices to which the guest's writes are or may be limited.
+    pub throttled: Vec<Unthrottled>,
     /// Every descriptor name ever used.
     pub fdnames: Vec<String>,
     /// The capabilities as they were; empty to leave them.
@@ -95,6 +98,8 @@ pub enum Remainder {
     NbdServer,
     #[error("dirty bitmap {0}")]
     Bitmap(String),
+    #[error("the limit of the guest's writes to {0}")]
+    Throttle(String),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +153,9 @@ impl CleanupReport {
 pub async fn source_cleanup(qmp: &Qmp, what: &SourceLeftovers) -> CleanupReport {
     let (mut report, qmp) = (CleanupReport::default(), &Patient::new(qmp));
     report.note(Remainder::Migration, end_migration(qmp).await);
+    for throttled in &what.throttled {
+        report.note(Remainder::Throttle(throttled.device.clone()), end_throttle(qmp, throttled).await);
+    }
     for job in &what.jobs {
         report.note(Remainder::Job(job.clone()), end_job(qmp, job).await);
     }
@@ -159,6 +167,18 @@ pub async fn source_cleanup(qmp: &Qmp, what: &SourceLeftovers) -> CleanupReport 
     restore(qmp, &what.capabilities_before, what.parameters_before.as_ref(), &mut report).await;
     report.guest = guest(qmp).await;
     report
+}
+
+async fn end_throttle(qmp: &Patient<'_>, throttled: &Unthrottled) -> Result<(), QmpError> {
+    match throttled.back(step(qmp, QueryIoThrottle).await?) {
+        Some(back) => step(qmp, back).await.map(drop),
+        None => Ok(()),
+    }
+}
+
+/// Puts limits of what the guest writes back as they were, where they are ours still.
+pub async fn unthrottle(qmp: &Qmp, throttled: &Unthrottled) -> Result<(), QmpError> {
+    end_throttle(&Patient::new(qmp), throttled).await
 }
 
 /// What follows a disk's changes: exports first, which use their bitmaps.

@@ -28,13 +28,14 @@ mod ram;
 mod reconnect;
 mod states;
 mod storage;
+mod throttle;
 #[doc(hidden)]
 pub mod wire;
 
 pub use abilities::Abilities;
 pub use cleanup::{
     CleanupReport, DestinationLeftovers, NotCleaned, Remainder, SourceLeftovers, delete_bitmap,
-    delete_export, destination_cleanup, restore_migration_settings, source_cleanup,
+    delete_export, destination_cleanup, restore_migration_settings, source_cleanup, unthrottle,
 };
 pub use client::{COMMAND_DEADLINE, COMMAND_QUEUE_MAX, Command, Qmp, Silence};
 pub use commands::*;
@@ -52,4 +53,5 @@ pub use process::{Life, Process, ProcessId};
 pub use ram::{dirty_rate, ram_in_use};
 pub use states::{IoStatus, JobStatus, MigrationStatus, RunState};
 pub use storage::boot_id;
+pub use throttle::{Unthrottled, io_throttle, written_bytes};
 pub use wire::LINE_MAX_BYTES;

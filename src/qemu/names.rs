@@ -43,6 +43,11 @@ pub fn node_name(disk: &str) -> String {
     format!("{PREFIX}{}-{:08x}", &disk[..end], fnv1a(disk))
 }
 
+/// The group of this disk's device while the guest's writes to it are limited.
+pub fn throttle_group(disk: &str) -> String {
+    format!("{PREFIX}{disk}")
+}
+
 /// The source's mirror job for this disk.
 pub fn job_id(disk: &str) -> String {
     format!("{PREFIX}{disk}")

@@ -13,7 +13,7 @@ use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::problem::chain;
 use crate::qemu::{
     BlockdevDel, CleanupReport, Cont, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState,
-    SourceLeftovers, names, source_cleanup,
+    SourceLeftovers, names, source_cleanup, unthrottle,
 };
 
 /// How long the guest may take to run again.
@@ -98,6 +98,7 @@ pub(crate) fn leftovers(past: &Past) -> SourceLeftovers {
             Undo::Bitmap { node, name } => left.bitmaps.push((node.clone(), name.clone())),
             Undo::Export(id) => left.exports.push(id.clone()),
             Undo::NbdServer => left.nbd_server = true,
+            Undo::Throttle(throttled) => left.throttled.push(throttled.clone()),
             Undo::MigrationSettings { capabilities, parameters } => {
                 left.capabilities_before.clone_from(capabilities);
                 left.parameters_before = Some(parameters.clone());
@@ -138,7 +139,13 @@ pub(crate) async fn is_under_way(qmp: &Qmp, past: &Past) -> bool {
 /// Takes what was made out of a QEMU that is kept, and whose guest has moved.
 pub(crate) async fn clean_kept(qmp: &Qmp, past: &Past) -> Vec<String> {
     let mut left = end_following(qmp, past).await;
-    for node in leftovers(past).nodes {
+    let SourceLeftovers { nodes, throttled, .. } = leftovers(past);
+    for throttled in throttled {
+        if let Err(e) = unthrottle(qmp, &throttled).await {
+            left.push(format!("the limit of what the guest writes to {}: {}", throttled.device, chain(&e)));
+        }
+    }
+    for node in nodes {
         if let Err(e) = qmp.execute(BlockdevDel { node_name: node.clone() }).await {
             left.push(format!("block node {node} in the source's QEMU: {}", chain(&e)));
         }

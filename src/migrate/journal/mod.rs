@@ -38,7 +38,7 @@ use super::model::image::ImageStamp;
 use super::model::phase::Phase;
 use super::model::problem::Accepted;
 pub use super::model::role::Role;
-use crate::qemu::{CapabilityStatus, MigrationParameters, Process, ProcessId};
+use crate::qemu::{CapabilityStatus, MigrationParameters, Process, ProcessId, Unthrottled};
 
 /// The format that this version writes, and the newest that it reads. Format 1 had neither
 /// numbers nor checksums.
@@ -122,6 +122,8 @@ pub enum Undo {
     Qemu,
     NbdServer,
     Export(String),
+    /// The guest's writes to a device were not limited, or not so much.
+    Throttle(Unthrottled),
     /// Destination: an image that was not there.
     Image {
         path: PathBuf,

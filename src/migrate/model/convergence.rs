@@ -15,6 +15,8 @@ const ROUND_MIN: Duration = Duration::from_secs(3);
 const ROUNDS: u32 = 2;
 /// So many in all for a copy that was whole once.
 const ROUNDS_MAX: u32 = 8;
+/// A guest may write so much in a second in any case.
+const LIMIT_BYTES_MIN: u64 = 64 << 10;
 /// What a copy that follows its guest lags behind.
 const LITTLE_BYTES: u64 = 4 << 20;
 
@@ -74,6 +76,33 @@ impl Copy {
 
 fn left(disk: &DiskProgress) -> u64 {
     disk.total_bytes.saturating_sub(disk.done_bytes)
+}
+
+/// What the guest has written to a disk, and what that makes to copy: from two looks to a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) at: Instant,
+    pub(crate) guest_bytes: u64,
+    pub(crate) to_copy_bytes: u64,
+    pub(crate) copied_bytes: u64,
+}
+
+impl Written {
+    pub(crate) fn of(at: Instant, guest_bytes: u64, disk: &DiskProgress) -> Self {
+        Self { at, guest_bytes, to_copy_bytes: disk.total_bytes, copied_bytes: disk.done_bytes }
+    }
+
+    /// With how many bytes per second of the guest's writes half of what is copied is left for what is behind;
+    /// none where its writes are not what outruns the copy. A small write can make much to copy.
+    pub(crate) fn limit_until(&self, now: &Self) -> Option<u64> {
+        let long = now.at.duration_since(self.at).as_secs_f64();
+        let per_s = |now: u64, before: u64| now.saturating_sub(before) as f64 / long.max(0.001);
+        let guest = per_s(now.guest_bytes, self.guest_bytes);
+        let dirtied = per_s(now.to_copy_bytes, self.to_copy_bytes);
+        let copied = per_s(now.copied_bytes, self.copied_bytes);
+        let limit = guest * (copied / 2.0) / dirtied.max(1.0);
+        (guest >= 1.0 && limit < guest).then(|| (limit as u64).max(LIMIT_BYTES_MIN))
+    }
 }
 
 /// All disks of a migration, from look to look.
@@ -223,6 +252,25 @@ mod tests {
         };
         let mut guest = [Guest::new("vda", 1000, 100, 50, 1000)];
         assert_eq!(watch(&mut guest, outage(12)), None, "it catches up");
+    }
+
+    #[test]
+    fn a_limit_leaves_half_of_the_link_to_what_is_behind() {
+        let begin = Instant::now();
+        let written = |seconds: u64, guest: u64, to_copy: u64, copied: u64| Written {
+            at: begin + Duration::from_secs(seconds),
+            guest_bytes: seconds * guest * MIB,
+            to_copy_bytes: seconds * to_copy * MIB,
+            copied_bytes: seconds * copied * MIB,
+        };
+        let limit = |guest, to_copy, copied| {
+            written(0, guest, to_copy, copied).limit_until(&written(4, guest, to_copy, copied))
+        };
+        assert_eq!(limit(80, 80, 40), Some(20 * MIB));
+        assert_eq!(limit(5, 80, 40), Some(5 * MIB / 4), "each write makes sixteen times as much to copy");
+        assert_eq!(limit(20, 20, 80), None, "its writes are not what outruns the copy");
+        assert_eq!(limit(0, 80, 40), None, "nor when it does not write, but discards");
+        assert_eq!(limit(1, 1, 0), Some(LIMIT_BYTES_MIN), "never nothing");
     }
 
     #[test]

@@ -8,15 +8,18 @@ use serde::{Deserialize, Serialize};
 pub enum Slowed {
     /// Each write waits until the destination has it as well.
     WriteBlocking,
+    /// It may write only so much in a second.
+    Throttled,
 }
 
 impl Slowed {
-    pub const ALL: [Self; 1] = [Self::WriteBlocking];
+    pub const ALL: [Self; 2] = [Self::WriteBlocking, Self::Throttled];
 
     /// A bounded label.
     pub fn name(self) -> &'static str {
         match self {
             Self::WriteBlocking => "write-blocking",
+            Self::Throttled => "throttled",
         }
     }
 
@@ -24,6 +27,7 @@ impl Slowed {
     pub fn words(self) -> &'static str {
         match self {
             Self::WriteBlocking => "the guest's writes wait for the destination",
+            Self::Throttled => "the guest's writes are limited",
         }
     }
 }

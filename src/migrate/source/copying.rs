@@ -1,6 +1,6 @@
 //! The copy of a migration's disks and RAM: what is to be copied how, and the streams that carry it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::context::Context;
 use super::meter::Meter;
-use crate::migrate::model::convergence::Convergence;
+use crate::migrate::model::convergence::{Convergence, Written};
 use crate::migrate::model::forecast::{Forecast, Passes, Seen};
 use crate::migrate::model::label::Label;
 use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Plan, Way};
@@ -27,8 +27,16 @@ pub(crate) struct Slowing {
     pub(crate) convergence: Convergence,
     /// Those that have caught up since.
     pub(crate) caught_up: BTreeSet<String>,
-    /// QEMU has no way to do it.
-    pub(crate) cannot: bool,
+    /// What the guest writes to those that are to be limited, and how it began.
+    pub(crate) measured: BTreeMap<String, Written>,
+    /// How often nothing could be done for a disk.
+    pub(crate) vain: BTreeMap<String, u32>,
+}
+
+impl Slowing {
+    pub(crate) fn in_vain(&mut self, disk: &str, times: u32) {
+        *self.vain.entry(disk.to_owned()).or_default() += times;
+    }
 }
 
 /// The copy of a migration's disks and RAM.

@@ -61,7 +61,7 @@ pub enum Failure {
     /// Its certificate was revoked, or has expired, since the migration began.
     #[error("{peer} is not trusted any more: {cause}")]
     Untrusted { peer: String, cause: HandshakeFailure },
-    #[error("no connection for {seconds} s with the guest paused: {cause}")]
+    #[error("no connection for {seconds} s with the guest, or what it writes, at a standstill: {cause}")]
     Away { seconds: u64, cause: String },
     #[error(transparent)]
     Link(#[from] LinkError),

@@ -6,12 +6,14 @@ mod block;
 mod machine;
 mod migration;
 mod schema;
+mod throttle;
 
 pub use bitmap::*;
 pub use block::*;
 pub use machine::*;
 pub use migration::*;
 pub use schema::*;
+pub use throttle::*;
 
 use serde::Deserialize;
 
