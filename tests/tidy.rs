@@ -642,7 +642,7 @@ fn the_example_configuration_has_every_key() {
     // Tables of their own have the singular's name.
     let spelled = |key: &str| match key {
         "peers" => "peer".to_owned(),
-        "vms" => "vm".to_owned(),
+        "vms" | "templates" => "vm".to_owned(),
         "forwards" => "forward".to_owned(),
         "targets" => "target".to_owned(),
         other => other.to_owned(),

@@ -8,6 +8,7 @@ use super::running::Agent;
 use crate::api::LibvirtRole;
 use crate::metrics::UnderWay;
 use crate::migrate::journal::Role;
+use crate::migrate::known_vms;
 use crate::migrate::progress::Outcome;
 
 /// The label of a virtual machine that is not in the configuration.
@@ -86,8 +87,7 @@ impl Agent {
             self.metrics.migrations.set_counts(role, active, undecided);
         }
         // A source may name a machine as it likes.
-        let known =
-            |vm: &str| self.host.config.vms.get_key_value(vm).map_or(OTHER, |(name, _)| name).to_owned();
+        let known = |vm: &str| if known_vms::is_here(&self.host.config, vm) { vm } else { OTHER }.to_owned();
         self.metrics.migrations.set_under_way(&under_way, known);
     }
 }

@@ -34,6 +34,7 @@ use crate::api::{
 };
 use crate::error_chain::chain;
 use crate::forward::AddError;
+use crate::migrate::known_vms;
 use crate::migrate::problem::{Policy, Problem};
 use crate::migrate::progress::Progress;
 use crate::migrate::recover::{self as recovery, Asked as RecoverAsked, NotForced};
@@ -114,7 +115,7 @@ async fn status(State(agent): Agents) -> Json<Status> {
 
 async fn names(State(agent): Agents) -> Json<Names> {
     let config = &agent.host.config;
-    Json(Names { vms: config.vms.keys().cloned().collect(), peers: config.peers.keys().cloned().collect() })
+    Json(Names { vms: known_vms::names(config), peers: config.peers.keys().cloned().collect() })
 }
 
 async fn check(

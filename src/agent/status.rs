@@ -6,6 +6,7 @@ use super::confine::Confinement;
 use super::running::Agent;
 use crate::api::{AuditStatus, Reconnecting, SandboxStatus, SessionStatus, Status, VmState};
 use crate::audit::Figures;
+use crate::migrate::known_vms;
 use crate::mux::Role as DialRole;
 
 impl Agent {
@@ -32,7 +33,7 @@ impl Agent {
             certificate_not_after: self.host.pool.endpoint().tls().not_after.unix_timestamp(),
             sessions,
             migrations_active: self.active(),
-            vms: config.vms.keys().cloned().collect(),
+            vms: known_vms::names(config),
             vm_states: self.vm_states().await,
             peers: config.peers.keys().cloned().collect(),
             audit: Some(self.audit_status()),

@@ -13,6 +13,7 @@ mod forward;
 mod libvirt;
 mod peer;
 mod sandbox;
+mod template;
 mod vm;
 
 use std::collections::BTreeMap;
@@ -96,6 +97,9 @@ pub struct Config {
     /// Virtual machines that may be sent or received, by name.
     #[serde(default, rename = "vm")]
     pub vms: BTreeMap<String, VmConfig>,
+    /// What holds for those of these names that have no table of their own, by pattern.
+    #[serde(skip)]
+    pub templates: BTreeMap<String, VmConfig>,
     /// How images are made for guests that come here; none are without it.
     pub create: Option<CreateConfig>,
     /// Sockets of this host that are carried to peers, by name.
@@ -224,6 +228,7 @@ impl Config {
             let Mistake { line, key, problem } = explain(text, &error);
             ConfigError::Parse { path: path.into(), line, key, problem }
         })?;
+        config.templates = template::split(&mut config.vms);
         config.check().map_err(|(key, problem)| ConfigError::Value { path: path.into(), key, problem })?;
         let found = config.tls.find_credentials(credentials);
         found.map_err(|(key, problem)| ConfigError::Value { path: path.into(), key, problem })?;
@@ -250,8 +255,7 @@ impl Config {
     /// Whether the agent runs programs of the configuration's choosing, a QEMU among them, which have whatever
     /// it has taken from itself taken from them as well.
     pub fn runs_commands(&self) -> bool {
-        let mut vms = self.vms.values();
-        vms.any(|vm| matches!(vm.start, Some(Start::Command(_))) || !vm.before_start.is_empty())
+        self.vm_tables().any(|vm| matches!(vm.start, Some(Start::Command(_))) || !vm.before_start.is_empty())
     }
 
     /// Where migrations that libvirt makes itself have their folders.
@@ -260,9 +264,26 @@ impl Config {
         self.libvirt.folder.clone().unwrap_or_else(|| self.runtime_dir.join("libvirt"))
     }
 
+    /// What holds for a virtual machine: its own table, or the longest pattern that it matches.
+    #[must_use]
+    pub fn vm(&self, name: &str) -> Option<VmConfig> {
+        let own = self.vms.get(name);
+        Some(own.or_else(|| Some(self.template(name)?.1))?.filled(name))
+    }
+
+    /// The pattern, and its table, of a virtual machine that has no table of its own.
+    #[must_use]
+    pub fn template(&self, name: &str) -> Option<(&str, &VmConfig)> {
+        if self.vms.contains_key(name) { None } else { template::matching(&self.templates, name) }
+    }
+
+    fn vm_tables(&self) -> impl Iterator<Item = &VmConfig> {
+        self.vms.values().chain(self.templates.values())
+    }
+
     /// All ways in which images are made here.
     pub fn creates(&self) -> impl Iterator<Item = &CreateConfig> {
-        self.vms.values().filter_map(|vm| vm.create.as_ref()).chain(&self.create)
+        self.vm_tables().filter_map(|vm| vm.create.as_ref()).chain(&self.create)
     }
 
     /// How images are made for this VM, if they are.
@@ -295,6 +316,16 @@ impl Config {
         for (name, vm) in &self.vms {
             vm.check(name)?;
         }
+        for (pattern, vm) in &self.templates {
+            vm.check_template(pattern)?;
+        }
+        for (name, vm) in self.vms.iter().chain(&self.templates) {
+            vm.check_values(name)?;
+            if !vm.disk_arguments.is_empty() && self.create_for(vm).is_none() {
+                let problem = "there is no `create`, so that no disk has a path here";
+                return Err((format!("vm.{name}.disk_arguments"), problem.into()));
+            }
+        }
         self.create.as_ref().map_or(Ok(()), |create| create.check("create"))?;
         for (name, forward) in &self.forwards {
             forward.check(name, &self.peers)?;
@@ -318,7 +349,7 @@ impl Config {
         let of_libvirt =
             self.libvirt_folder().join(uuid::Uuid::nil().simple().to_string()).join("libvirt.sock");
         let folder = if self.libvirt.folder.is_some() { "libvirt.folder" } else { "runtime_dir" };
-        let monitors = self.vms.iter().map(|(name, vm)| (format!("vm.{name}.qmp"), vm.qmp.clone()));
+        let monitors = self.vms.iter().map(|(name, vm)| (format!("vm.{name}.qmp"), vm.filled(name).qmp));
         for (key, path) in
             [("runtime_dir".to_owned(), nbd), (folder.to_owned(), of_libvirt)].into_iter().chain(monitors)
         {
@@ -344,13 +375,7 @@ impl Config {
         self.tls.crl.as_mut().map(against);
         self.libvirt.folder.as_mut().map(against);
         self.libvirt.socket.as_mut().map(against);
-        for vm in self.vms.values_mut() {
-            against(&mut vm.qmp);
-            vm.log.as_mut().map(against);
-            if let Some(create) = &mut vm.create {
-                create.resolve(base);
-            }
-        }
+        self.vms.values_mut().chain(self.templates.values_mut()).for_each(|vm| vm.resolve(base));
         if let Some(create) = &mut self.create {
             create.resolve(base);
         }

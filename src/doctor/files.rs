@@ -114,7 +114,8 @@ pub(super) fn sockets(config: &Config, agent_answers: bool) -> Vec<Finding> {
 
 /// Where the monitors of virtual machines are to be. They are not connected to: each serves one client.
 pub(super) fn monitors(config: &Config) -> Vec<Finding> {
-    let monitors = config.vms.iter().map(|(name, vm)| {
+    let vms = config.vms.keys().filter_map(|name| Some((name, config.vm(name)?)));
+    let monitors = vms.map(|(name, vm)| {
         let what = format!("monitor of {name}, {}", vm.qmp.display());
         match std::fs::metadata(&vm.qmp) {
             Ok(meta) if !meta.file_type().is_socket() => {

@@ -32,7 +32,7 @@ mod source;
 mod transfer;
 
 pub use handoff::{FrozenMigrations, TakenUp, go_on, settle_stopped, take_up};
-pub use host::{Host, refusals, vm_state};
+pub use host::{Host, known_vms, refusals, vm_state};
 pub use model::disk_choice::{DiskChoice, DisksAtOnce, DisksAtOnceError};
 pub use model::options::{DowntimeLimit, DowntimeLimitError, Options, Retry, RetryTooLarge};
 pub use model::sample::{DiskSample, DiskSampleError};

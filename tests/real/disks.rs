@@ -11,6 +11,7 @@ mod moved;
 mod outrun;
 mod refused;
 mod replica;
+mod template;
 mod thin;
 mod verify;
 mod volumes;

@@ -43,6 +43,23 @@ fn package(lab: &Lab, version: &str) -> Result<PathBuf> {
     made.next().with_context(|| format!("no package of {version}"))
 }
 
+fn vm_of_readme() -> String {
+    format!(
+        "[vm.{VM}]\nqmp = \"/run/qemu/{VM}/agent.qmp\"\nstart = {{ unit = \"qemu-incoming@{VM}.service\" }}\n"
+    )
+}
+
+/// Of a host that knows no VM by its name.
+const BY_PATTERN: &str = r#"
+[vm."web*"]
+qmp = "/run/qemu/{vm}/agent.qmp"
+start = { unit = "qemu-incoming@{vm}.service" }
+disk_arguments = [
+  "-blockdev", "driver={format},node-name={disk},discard=unmap,file.driver=file,file.filename={path},file.discard=unmap",
+  "-device", "virtio-blk-pci,id={disk},drive={disk},addr={address}",
+]
+"#;
+
 /// One of the two hosts.
 struct Hypervisor {
     machine: Machine,
@@ -92,11 +109,17 @@ impl Hypervisor {
             &format!(
                 "[tls]\nca = \"tls/ca-cert.pem\"\ncert = \"tls/cert.pem\"\nkey = \"tls/key.pem\"\n\
                  [peer.{name}]\nidentity = \"{name}\"\naddress = \"{address}:{PORT}\"\nreceive = [\"web*\"]\n\
-                 [create]\npath = \"/var/lib/vmferry-vm/{{vm}}.raw\"\nmode = \"0660\"\n\
-                 [vm.{VM}]\nqmp = \"/run/qemu/{VM}/agent.qmp\"\nstart = {{ unit = \"qemu-incoming@{VM}.service\" }}\n"
+                 [create]\npath = \"/var/lib/vmferry-vm/{{vm}}.raw\"\nmode = \"0660\"\n{}",
+                if self.host.name == "alpha" { vm_of_readme() } else { BY_PATTERN.to_owned() }
             ),
         )?;
-        self.write(&format!("/etc/vmferry/vm/{VM}.env"), env)
+        if self.host.name == "alpha" {
+            return self.write(&format!("/etc/vmferry/vm/{VM}.env"), env);
+        }
+        let is_of_disk = |line: &&str| line.contains("-blockdev") || line.contains("virtio-blk");
+        let (of_disk, others): (Vec<&str>, Vec<&str>) = env.lines().partition(is_of_disk);
+        ensure!(of_disk.len() == 2, "the example's disk is in other lines: {of_disk:?}");
+        self.write("/etc/vmferry/vm/default.env", &(others.join("\n") + "\n"))
     }
 
     fn vmferry(&self, words: &[&str]) -> Result<String> {

@@ -13,6 +13,7 @@ use super::state::beginning;
 use crate::config::{CreateConfig, Start, VmConfig};
 use crate::migrate::checks::{descriptors, disks, machine, qemu};
 use crate::migrate::guest::process;
+use crate::migrate::guest::start_order::{PlacedDisk, StartOrder};
 use crate::migrate::host::{Host, vm_state};
 use crate::migrate::journal::{Role as JournalRole, Undo};
 use crate::migrate::model::leftover::Leftover;
@@ -32,7 +33,7 @@ pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
     }
     let looking = host.look(&offer.vm).map_err(problem)?;
     let looked = async {
-        match process::connect(config).await {
+        match process::connect(&config).await {
             Ok((qmp, _events)) => Ok(Ok(target_problems(&qmp, offer).await?)),
             Err(e) => Ok::<_, Error>(Err(e)),
         }
@@ -48,9 +49,9 @@ pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
         // Its disks are known only to a QEMU: one is started for the questions and ended again.
         (Err(e), Some(start)) if e.is_not_listening() => {
             let _not_meanwhile = host.reserve(&offer.vm, Uuid::new_v4()).map_err(problem)?;
-            match host.config.create_for(config) {
-                None => start_and_look(host, offer, (config, start), Uuid::new_v4()).await,
-                Some(create) => made_and_looked(host, peer, offer, (config, start), create).await,
+            match host.config.create_for(&config) {
+                None => start_and_look(host, offer, (&config, start), &[], Uuid::new_v4()).await,
+                Some(create) => made_and_looked(host, peer, offer, (&config, start), create).await,
             }
         }
         (Err(e), _) => Err(problem(unreachable(&offer.vm, &chain(&e)))),
@@ -68,9 +69,9 @@ async fn made_and_looked(
     let purpose = Uuid::new_v4();
     let mut journal = host.journals.begin(purpose, JournalRole::Destination, peer, beginning(offer))?;
     let looked = async {
-        created_images::make(&host.config, create, offer, &mut journal, false).await?;
+        let disks = created_images::make(&host.config, create, offer, &mut journal, false).await?;
         journal.will_make(Undo::Qemu)?;
-        start_and_look(host, offer, (config, start), purpose).await
+        start_and_look(host, offer, (config, start), &disks, purpose).await
     };
     let looked = looked.await;
     let mut left = never_begun(host, &mut journal).await;
@@ -89,10 +90,12 @@ async fn start_and_look(
     host: &Host,
     offer: &Offer,
     (config, start): (&VmConfig, &Start),
+    disks: &[PlacedDisk],
     purpose: Uuid,
 ) -> Result<Vec<Problem>, Error> {
     let problem = |p| Error::Problems(vec![p]);
-    let started = process::start(&host.config, &offer.vm, config, start, purpose).await;
+    let order = StartOrder { vm: &offer.vm, config, how: start, disks };
+    let started = process::start(&host.config, &order, purpose).await;
     let (started, qmp, _events) = started.map_err(|e| problem(unreachable(&offer.vm, &chain(&e))))?;
     let problems = target_problems(&qmp, offer).await;
     started.stop(&qmp).await?;

@@ -22,6 +22,7 @@ use super::error::Error;
 use super::made_by_command;
 use crate::config::{Config, CreateConfig, Preallocation};
 use crate::migrate::guest::process;
+use crate::migrate::guest::start_order::PlacedDisk;
 use crate::migrate::host::Host;
 use crate::migrate::journal::{Journal, MadeFile, MadeVolume, Past, Undo};
 use crate::migrate::model::problem::{Problem, ProblemKind};
@@ -29,20 +30,27 @@ use crate::migrate::protocol::message::{DiskSpec, Offer};
 use crate::printable::printable;
 use crate::qemu::Disk;
 
-/// Makes what is not there, with all its room only if it is to stay.
+/// Makes what is not there, with all its room only if it is to stay; where each disk is then, in the order of the
+/// offer. One that is not copied is among them if it is there.
 pub(super) async fn make(
     all: &Config,
     config: &CreateConfig,
     offer: &Offer,
     journal: &mut Journal,
     stays: bool,
-) -> Result<(), Error> {
-    let mut paths = HashSet::new();
+) -> Result<Vec<PlacedDisk>, Error> {
+    let (mut paths, mut placed) = (HashSet::new(), Vec::new());
     let end = Instant::now() + all.deadlines.make();
-    for disk in offer.disks.iter().filter(|disk| disk.is_copied()) {
+    for disk in &offer.disks {
         let format = config.format_of(&disk.format);
         let path = config.path_of(&offer.vm, &disk.name, format);
+        if !disk.is_copied() {
+            let found = path.filter(|path| path.exists());
+            placed.extend(found.map(|path| placed_disk(disk, path, format)));
+            continue;
+        }
         let path = path.ok_or_else(|| not_made(disk, "its name cannot be a part of a file's name"))?;
+        placed.push(placed_disk(disk, path.clone(), format));
         if !paths.insert(path.clone()) {
             let why = format!("another disk has {} already: write {{disk}} into `path`", path.display());
             return Err(not_made(disk, &why));
@@ -71,7 +79,12 @@ pub(super) async fn make(
         }
         tracing::info!(vm = offer.vm, disk = disk.name, path = %path.display(), bytes = disk.virtual_size, "an image was made");
     }
-    Ok(())
+    Ok(placed)
+}
+
+fn placed_disk(disk: &DiskSpec, path: PathBuf, format: &'static str) -> PlacedDisk {
+    let address = disk.place.as_ref().and_then(|place| place.address.as_deref());
+    PlacedDisk::new(&disk.name, path, format, disk.virtual_size, address)
 }
 
 fn not_made(disk: &DiskSpec, why: &str) -> Error {
@@ -189,8 +202,8 @@ async fn used(host: &Host, past: &Past) -> Use {
     if later.iter().any(|p| p.has_moved()) {
         return Use::Guests;
     }
-    let Some(config) = host.config.vms.get(&past.header.vm) else { return Use::Others };
-    let is_silent = process::connect(config).await.is_err_and(|e| e.is_not_listening());
+    let Some(config) = host.config.vm(&past.header.vm) else { return Use::Others };
+    let is_silent = process::connect(&config).await.is_err_and(|e| e.is_not_listening());
     if is_silent && later.is_empty() { Use::Nobodys } else { Use::Others }
 }
 

@@ -66,9 +66,10 @@ pub(super) fn present(past: &Past) -> Vec<&MadeVolume> {
 /// Removes what surely was made for this migration; what is still there, in words.
 pub(super) async fn remove(config: &Config, past: &Past) -> Vec<String> {
     let mut left = Vec::new();
+    let vm = config.vm(&past.header.vm);
+    let create = vm.as_ref().and_then(|vm| config.create_for(vm));
     for volume in present(past) {
         let what = format!("{}, made for disk {} of this migration", volume.path.display(), volume.disk);
-        let create = config.vms.get(&past.header.vm).and_then(|vm| config.create_for(vm));
         let words = create.map(|create| create.remove.as_slice()).unwrap_or_default();
         if volume.made.is_none() {
             left.push(format!("{what}, perhaps: its command did not end. Look whose it is, and remove it"));

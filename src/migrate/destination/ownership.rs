@@ -144,8 +144,9 @@ impl Destination {
             return left;
         }
         let past = self.journal.past();
-        let config = self.host.config.vms.get(&self.vm).and_then(|vm| self.host.config.create_for(vm));
-        let is_kept = config.is_some_and(|config| config.keep);
+        let vm = self.host.config.vm(&self.vm);
+        let create = vm.as_ref().and_then(|vm| self.host.config.create_for(vm));
+        let is_kept = create.is_some_and(|create| create.keep);
         // Its source takes the guest back: the disks there are the guest's.
         let is_given_back = matches!(self.serving.trouble, Some(Error::Aborted(_)));
         match self.granted.is_none() || is_given_back {

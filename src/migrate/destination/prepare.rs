@@ -14,6 +14,7 @@ use crate::config::VmConfig;
 use crate::migrate::checks::disks;
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::guest::process::{self, StartedQemu};
+use crate::migrate::guest::start_order::StartOrder;
 use crate::migrate::handover;
 use crate::migrate::host::Host;
 use crate::migrate::journal::{Journal, Role, Undo};
@@ -34,7 +35,7 @@ impl Destination {
         offer: &Offer,
     ) -> Result<(Self, Prepared), Error> {
         let problem = |p| Error::Problems(vec![p]);
-        let config = host.vm_from(&peer, &offer.vm).map_err(problem)?.clone();
+        let config = host.vm_from(&peer, &offer.vm).map_err(problem)?;
         if let Some(refused) = host.not_acceptable(&peer, offer) {
             return Err(problem(refused));
         }
@@ -140,7 +141,7 @@ impl Destination {
 
     /// How long `before_start` may take here.
     fn hook_s(&self) -> u64 {
-        let hook = self.host.config.vms.get(&self.vm).map(|vm| vm.before_start.is_empty());
+        let hook = self.host.config.vm(&self.vm).map(|vm| vm.before_start.is_empty());
         if hook.unwrap_or(true) { 0 } else { self.host.config.deadlines.hook_s }
     }
 }
@@ -155,12 +156,14 @@ async fn find_or_start(
     match (process::connect(config).await, &config.start) {
         (Ok((qmp, events)), _) => Ok((None, qmp, events)),
         (Err(e), Some(start)) if e.is_not_listening() => {
-            if let Some(create) = host.config.create_for(config) {
-                created_images::make(&host.config, create, offer, journal, true).await?;
-            }
+            let disks = match host.config.create_for(config) {
+                Some(create) => created_images::make(&host.config, create, offer, journal, true).await?,
+                None => Vec::new(),
+            };
             journal.will_make(Undo::Qemu)?;
             let purpose = journal.past().header.migration;
-            let (started, qmp, events) = process::start(&host.config, name, config, start, purpose).await?;
+            let order = StartOrder { vm: name, config, how: start, disks: &disks };
+            let (started, qmp, events) = process::start(&host.config, &order, purpose).await?;
             Ok((Some(started), qmp, events))
         }
         (Err(e), _) => Err(Error::Problems(vec![unreachable(name, &chain(&e))])),

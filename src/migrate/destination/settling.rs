@@ -36,7 +36,7 @@ async fn undo(host: &Host, journal: &mut Journal, past: &Past) -> Vec<String> {
     let name = &past.header.vm;
     let Ok(config) = host.vm(name, "destination") else { return Vec::new() };
     for tried in 1.. {
-        let known = match life::look(past, config).await {
+        let known = match life::look(past, &config).await {
             // What was made in a QEMU goes with it.
             Look::Lost(known) if known.has_ended() || past.undo.is_empty() => return Vec::new(),
             Look::Lost(_) if process::started_in_vain(past) => {
@@ -151,7 +151,7 @@ impl<'a> Settling<'a> {
         };
         let mut hook = Hook::new(self.host, name);
         loop {
-            let why = match life::look(past, config).await {
+            let why = match life::look(past, &config).await {
                 Look::Lost(known) => return Ok((Ran::No, vec![known.of_destination(name)])),
                 Look::Answers(qmp) => match start(&qmp, past, &mut hook).await {
                     Ok(()) => {

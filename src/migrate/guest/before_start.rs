@@ -33,9 +33,9 @@ pub(crate) enum Turn {
 
 /// Runs the command of a VM. Its failure is told, not obeyed. `Ok(false)` when there is none.
 pub(crate) async fn run(config: &Config, vm: &str, turn: Turn) -> Result<bool, String> {
-    let words = config.vms.get(vm).map(|vm| vm.before_start.as_slice()).unwrap_or_default();
+    let words = config.vm(vm).map(|vm| vm.before_start).unwrap_or_default();
     let lock = config.state_dir.join(format!("{vm}.before_start"));
-    run_command(words, vm, lock, turn, config.deadlines.hook()).await
+    run_command(&words, vm, lock, turn, config.deadlines.hook()).await
 }
 
 async fn run_command(

@@ -9,4 +9,6 @@ mod marked;
 pub(crate) mod nbd_server;
 pub(crate) mod process;
 pub(crate) mod settings;
+pub(crate) mod start_order;
+mod state_files;
 pub(crate) mod undo;

@@ -14,6 +14,8 @@ use uuid::Uuid;
 
 use super::last_words::LastWords;
 use super::marked;
+use super::start_order::{StartOrder, UnitEnvironment};
+use super::state_files;
 use crate::config::{Config, Start, VmConfig};
 use crate::migrate::journal::{Past, Undo};
 use crate::printable::printable;
@@ -45,6 +47,10 @@ pub enum VmError {
         /// Processes that it has left and that did not end.
         left: Vec<i32>,
     },
+    #[error(
+        "{{address}} in `disk_arguments` of VM {vm}: disk {disk} is not on the first PCI bus at the source"
+    )]
+    NoAddress { vm: String, disk: String },
     #[error("unit {unit} of VM {vm} is {state} already, but nobody listens at {}: is that the monitor of its QEMU?", qmp.display())]
     Active { vm: String, unit: String, state: String, qmp: PathBuf },
     #[error("the QEMU of VM {vm} was started but its monitor {} did not answer within {} s: {output}{}", qmp.display(), after.as_secs(), left_running(left))]
@@ -107,15 +113,24 @@ pub(crate) fn start_log(config: &Config, vm: &str) -> PathBuf {
 /// not come, everything that was started is ended again.
 pub(crate) async fn start(
     config: &Config,
-    name: &str,
-    vm: &VmConfig,
-    how: &Start,
+    order: &StartOrder<'_>,
     purpose: Uuid,
 ) -> Result<(StartedQemu, Qmp, Events), VmError> {
+    let (name, vm) = (order.vm, order.config);
+    if let Some(disk) = order.without_address() {
+        return Err(VmError::NoAddress { vm: name.into(), disk: disk.into() });
+    }
+    state_files::sweep(config, name);
     let (log, deadline) = (start_log(config, name), config.deadlines.qemu_start());
     let mark = purpose.to_string();
-    let (mut command, unit) = command(how);
+    let (mut command, unit) = command(order);
     command.env(marked::MARK, &mark);
+    let _environment = match unit {
+        Some(_) => Some(UnitEnvironment::write(&config.runtime_dir, order).map_err(|source| {
+            VmError::Spawn { vm: name.into(), command: "its unit's environment".into(), source }
+        })?),
+        None => None,
+    };
     if let Some(unit) = &unit {
         is_inactive(name, vm, unit).await?;
     }
@@ -195,8 +210,8 @@ pub(crate) async fn end_started(past: &Past) -> Option<String> {
     (!left.is_empty()).then(|| format!("the start command of VM {}{}", past.header.vm, left_running(&left)))
 }
 
-fn command(how: &Start) -> (Command, Option<String>) {
-    match how {
+fn command(order: &StartOrder<'_>) -> (Command, Option<String>) {
+    match order.how {
         Start::Unit(unit) => {
             let mut command = Command::new("systemctl");
             command.args(["start", unit]);
@@ -205,7 +220,7 @@ fn command(how: &Start) -> (Command, Option<String>) {
         Start::Command(words) => {
             let mut words = words.iter();
             let mut command = Command::new(words.next().map_or("", String::as_str));
-            command.args(words);
+            command.args(words).args(order.disk_words()).envs(order.environment());
             (command, None)
         }
     }

@@ -8,6 +8,7 @@ pub(crate) mod decisions;
 pub(crate) mod destinations;
 pub(crate) mod freeze;
 pub(crate) mod journals;
+pub mod known_vms;
 pub(crate) mod peers;
 pub mod refusals;
 pub(crate) mod replicas;
@@ -99,8 +100,8 @@ impl Host {
     }
 
     /// The VM's configuration, for this host's own operators.
-    pub(crate) fn vm(&self, name: &str, side: &str) -> Result<&VmConfig, Problem> {
-        self.config.vms.get(name).ok_or_else(|| self.no_vm(name, side, self.config.vms.keys()))
+    pub(crate) fn vm(&self, name: &str, side: &str) -> Result<VmConfig, Problem> {
+        self.config.vm(name).ok_or_else(|| self.no_vm(name, side, self.config.vms.keys()))
     }
 
     /// A peer by its name in the configuration, for this host's own operators.
@@ -125,14 +126,14 @@ impl Host {
     }
 
     /// The configuration of a VM that `peer` may send here. No other VM is named to it.
-    pub(crate) fn vm_from(&self, peer: &Identity, name: &str) -> Result<&VmConfig, Problem> {
+    pub(crate) fn vm_from(&self, peer: &Identity, name: &str) -> Result<VmConfig, Problem> {
         let may_send = |vm: &str| authorize(Action::SendVm(vm), self.who(peer));
         may_send(name).map_err(|Denied| {
             self.refusals.note(peer, Reason::NotPermitted, &format!("VM {name}"));
             self.not_permitted(peer, name)
         })?;
         let may_be_named = |vm: &&String| may_send(vm).is_ok();
-        let found = self.config.vms.get(name);
+        let found = self.config.vm(name);
         found.ok_or_else(|| self.no_vm(name, "destination", self.config.vms.keys().filter(may_be_named)))
     }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+use super::known_vms;
 use crate::migrate::host::Host;
 use crate::migrate::model::problem::{Problem, ProblemKind, chain};
 use crate::qemu::{MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState};
@@ -112,17 +113,18 @@ pub struct VmState {
     pub cause: Option<String>,
 }
 
-/// Looks at every configured VM.
+/// Looks at every VM that is known here.
 pub async fn look(host: &Arc<Host>) -> Vec<VmState> {
     let until = Instant::now() + ALL_DEADLINE;
-    let vms: Vec<_> = host.config.vms.iter().map(|(name, vm)| (name.clone(), vm.qmp.clone())).collect();
-    let looks = vms.into_iter().map(|(name, qmp)| look_at(Arc::clone(host), name, qmp, until));
+    let known = known_vms::names(&host.config).into_iter();
+    let vms: Vec<_> = known.filter_map(|name| Some((host.config.vm(&name)?.qmp, name))).collect();
+    let looks = vms.into_iter().map(|(qmp, name)| look_at(Arc::clone(host), name, qmp, until));
     stream::iter(looks).buffered(AT_ONCE).collect().await
 }
 
 /// What the disks of a VM have together that its guest can write to; none if its QEMU does not say.
 pub async fn disk_bytes(host: &Host, vm: &str) -> Option<u64> {
-    let monitor = &host.config.vms.get(vm)?.qmp;
+    let monitor = &host.config.vm(vm)?.qmp;
     let looking = host.reservations.begin_look(vm).ok()?;
     let asked = async {
         let (qmp, _events) = Qmp::connect(monitor, LOOK_DEADLINE).await.ok()?;

@@ -30,10 +30,10 @@ fn has_arrived(past: &Past) -> bool {
 }
 
 async fn close(host: &Arc<Host>, past: &Past) -> Result<(), String> {
-    let Some(config) = host.config.vms.get(&past.header.vm) else { return Ok(()) };
+    let Some(config) = host.config.vm(&past.header.vm) else { return Ok(()) };
     // Nothing else may happen to that VM meanwhile; a migration would find them.
     let Ok(_reservation) = host.reserve(&past.header.vm, past.header.migration) else { return Ok(()) };
-    let (qmp, _events) = match timeout(QEMU_DEADLINE * 5, process::connect(config)).await {
+    let (qmp, _events) = match timeout(QEMU_DEADLINE * 5, process::connect(&config)).await {
         Ok(Ok(reached)) => reached,
         Ok(Err(e)) if e.is_not_listening() => return Ok(()),
         Ok(Err(e)) => return Err(chain(&e)),

@@ -52,16 +52,16 @@ pub(crate) fn peer_words(told: &Result<Option<Told>, String>) -> String {
 }
 
 pub(crate) async fn ask_qemu(host: &Host, past: &Past) -> String {
-    let Some(config) = host.config.vms.get(&past.header.vm) else {
+    let Some(config) = host.config.vm(&past.header.vm) else {
         return "the VM is not in this host's configuration".into();
     };
     let asked = async {
-        let (qmp, _events) = process::connect(config).await?;
+        let (qmp, _events) = process::connect(&config).await?;
         qmp.execute(QueryStatus).await
     };
     match timeout(QEMU_DEADLINE, asked).await {
         Ok(Ok(info)) => info.status.to_string(),
-        Ok(Err(e)) if e.is_not_listening() => life::Known::by_journal(past, config).await.in_words(),
+        Ok(Err(e)) if e.is_not_listening() => life::Known::by_journal(past, &config).await.in_words(),
         Ok(Err(e)) => format!("cannot be asked: {}", chain(&e)),
         Err(_) => "cannot be asked: its monitor is used by the migration itself, or does not answer".into(),
     }

@@ -29,15 +29,15 @@ pub(super) async fn clean_up(host: &Arc<Host>, path: &Path, past: &Past) -> Vec<
         Err(e) => return vec![chain(&e)],
     };
     let past = &journal.past().clone();
-    let left = match host.config.vms.get(name) {
+    let left = match host.config.vm(name) {
         _ if past.left().is_empty() => return Vec::new(),
         None => past.left().to_vec(),
-        Some(config) => match timeout(QEMU_DEADLINE * 5, process::connect(config)).await {
+        Some(config) => match timeout(QEMU_DEADLINE * 5, process::connect(&config)).await {
             Ok(Ok((qmp, _events))) if past.is_of(qmp.process()) => clean_qemu(host, &qmp, past).await,
             _ if past.never_ran && process::started_in_vain(past) => {
                 process::end_started(past).await.into_iter().collect()
             }
-            _ => without_qemu(host, past, &life::Known::by_journal(past, config).await),
+            _ => without_qemu(host, past, &life::Known::by_journal(past, &config).await),
         },
     };
     let left = if left.is_empty() { created_images_left(host, past).await } else { left };

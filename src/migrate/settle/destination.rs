@@ -40,7 +40,7 @@ pub(crate) async fn settle(host: Arc<Host>, open: Open) {
 /// What is known of the QEMU of a guest that was started before.
 async fn unreachable(host: &Host, past: &Past) -> Option<Leftover> {
     let config = host.vm(&past.header.vm, "destination").ok()?;
-    match life::look(past, config).await {
+    match life::look(past, &config).await {
         Look::Answers(_) => None,
         Look::Lost(known) | Look::Silent(known) => Some(known.of_destination(&past.header.vm)),
     }

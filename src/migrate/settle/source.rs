@@ -194,13 +194,13 @@ impl Settling<'_> {
 /// Ends the old QEMU, or leaves it as was asked for. One that somebody has started since is left alone.
 async fn release(host: &Host, past: &Past) -> Vec<String> {
     let name = &past.header.vm;
-    let Some(config) = host.config.vms.get(name) else {
+    let Some(config) = host.config.vm(name) else {
         return vec![format!(
             "VM {name}, which was handed over, is not in this host's configuration: if its old QEMU lives, end \
              it, and never continue it"
         )];
     };
-    let qmp = match life::reach(past, config).await {
+    let qmp = match life::reach(past, &config).await {
         Ok((qmp, _events)) => qmp,
         Err((known, _)) => return known.of_the_old(name).into_iter().collect(),
     };
@@ -219,7 +219,7 @@ async fn take_back(host: &Host, past: &Past) -> Result<RolledBack, String> {
         Err(problem) => return Ok(RolledBack::not(Leftover::Guest(problem.to_string()))),
         Ok(config) => config,
     };
-    match life::look(past, config).await {
+    match life::look(past, &config).await {
         Look::Answers(qmp) => Ok(undo::roll_back(&qmp, past, undo::Bitmaps::Go).await),
         Look::Lost(known) => Ok(RolledBack::not(known.of_source(name))),
         Look::Silent(known) => Err(known.in_words()),

@@ -72,7 +72,7 @@ async fn begin(context: Context, held: &mut Option<Held>) -> Result<Source, Fail
         );
     }
     let config = host.vm(&request.vm, "source").map_err(problem)?;
-    let last_words = LastWords::of(config, qmp.process(), None);
+    let last_words = LastWords::of(&config, qmp.process(), None);
     // Now that this one tells of the bitmaps.
     let tracking = match held.take() {
         Some(held) => held.pass_on(host),

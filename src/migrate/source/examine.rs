@@ -61,7 +61,7 @@ pub(crate) async fn source(
     compares: bool,
 ) -> Result<Examined, Failure> {
     let config = host.vm(name, "source").map_err(|p| Failure::Problems(vec![p]))?;
-    let (qmp, events) = process::connect(config).await.map_err(|e| {
+    let (qmp, events) = process::connect(&config).await.map_err(|e| {
         let text = format!("the QEMU of VM {name} cannot be asked: {}", chain(&e));
         let remedy = "check that it runs and that `qmp` names a monitor that nobody else uses";
         Failure::Problems(vec![Problem::new(ProblemKind::QemuUnreachable, text, remedy)])

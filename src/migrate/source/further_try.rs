@@ -40,9 +40,9 @@ impl Held {
 
     /// There is no further try; what could not be removed.
     pub(crate) async fn release(self, host: &Host, vm: &str) -> Vec<String> {
-        let left = match host.config.vms.get(vm) {
+        let left = match host.config.vm(vm) {
             None => Vec::new(),
-            Some(config) => match life::reach(self.journal.past(), config).await {
+            Some(config) => match life::reach(self.journal.past(), &config).await {
                 Ok((qmp, _events)) => undo::end_following(&qmp, self.journal.past()).await,
                 // They went with it.
                 Err((known, _)) if known.has_ended() => Vec::new(),

@@ -17,7 +17,7 @@ use crate::qemu::{QueryStatus, RunState, dirty_rate, ram_in_use};
 pub async fn outlook(host: &Host, vm: &str, choice: &DiskChoice) -> Result<Outlook, String> {
     let config = host.vm(vm, "source").map_err(|problem| problem.text)?;
     let _not_meanwhile = host.reserve(vm, Uuid::new_v4()).map_err(|problem| problem.text)?;
-    let (qmp, _events) = process::connect(config).await.map_err(|e| chain(&e))?;
+    let (qmp, _events) = process::connect(&config).await.map_err(|e| chain(&e))?;
     let asked = async {
         let status = qmp.execute(QueryStatus).await?.status;
         Ok::<_, crate::qemu::QmpError>((status, crate::qemu::disks(&qmp).await?))
