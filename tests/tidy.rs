@@ -128,6 +128,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "migrate::Options",
             "migrate::Retry",
             "migrate::DiskSample",
+            "migrate::Incremental",
             "migrate::handover::Side",
             "migrate::journal::Role",
             "migrate::leftover",

@@ -35,7 +35,7 @@ use crate::api::{
 use crate::error_chain::chain;
 use crate::forward::AddError;
 use crate::migrate::known_vms;
-use crate::migrate::problem::{Policy, Problem};
+use crate::migrate::problem::Problem;
 use crate::migrate::progress::Progress;
 use crate::migrate::recover::{self as recovery, Asked as RecoverAsked, NotForced};
 
@@ -123,9 +123,8 @@ async fn check(
     body: Result<Json<CheckRequest>, JsonRejection>,
 ) -> Result<Json<CheckReport>, Refusal> {
     let Json(request) = body?;
-    let policy = Policy { strict: request.strict, accept: request.accept.clone() };
-    let CheckRequest { vm, to, disks, verify, .. } = &request;
-    let problems = crate::migrate::check(&agent.host, vm, to, &policy, disks, *verify).await;
+    let (vm, to) = (request.vm.clone(), request.to.clone());
+    let problems = crate::migrate::check(&agent.host, &vm, &to, &request.into()).await;
     Ok(Json(CheckReport { problems }))
 }
 
@@ -164,8 +163,7 @@ async fn plan(
     body: Result<Json<MigrateRequest>, JsonRejection>,
 ) -> Result<Json<MigrationPlan>, Refusal> {
     let Json(MigrateRequest { vm, to, options }) = body?;
-    let (policy, compares) = (options.policy(), options.verify.is_some());
-    let problems = crate::migrate::check(&agent.host, &vm, &to, &policy, &options.disks, compares).await;
+    let problems = crate::migrate::check(&agent.host, &vm, &to, &options).await;
     let foretold = match problems.iter().any(Problem::is_refusal) {
         true => None,
         false => {

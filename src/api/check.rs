@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Accepted, DiskChoice, Problem};
+use super::{Accepted, DiskChoice, DiskSample, Incremental, Options, Problem};
 
 /// `POST /v1/check`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -24,6 +24,17 @@ pub struct CheckRequest {
     /// Whether disks could be compared, too.
     #[serde(default)]
     pub verify: bool,
+    /// Of which disks only the topmost image is copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incremental: Option<Incremental>,
+}
+
+impl From<CheckRequest> for Options {
+    fn from(request: CheckRequest) -> Self {
+        let CheckRequest { vm: _, to: _, strict, accept, disks, verify, incremental } = request;
+        let verify = verify.then(DiskSample::all);
+        Self { strict, accept, disks, verify, incremental, ..Self::default() }
+    }
 }
 
 /// The answer to [`CheckRequest`].

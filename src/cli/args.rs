@@ -16,8 +16,8 @@ use super::libvirt::LibvirtCommand;
 use super::ping::PingArgs;
 use super::report::ReportArgs;
 use crate::api::{
-    AT_ONCE_MAX, Accepted, DiskChoice, DiskSample, DisksAtOnce, DowntimeLimit, LocalSocket, Retry, Side,
-    TargetName, Weight,
+    AT_ONCE_MAX, Accepted, DiskChoice, DiskSample, DisksAtOnce, DowntimeLimit, Incremental, LocalSocket,
+    Retry, Side, TargetName, Weight,
 };
 use crate::config::DEFAULT_PATH;
 use crate::rate::{Rate, RateError};
@@ -181,6 +181,8 @@ pub(super) struct MigrateArgs {
     /// Copy no more than N disks at the same time, in the order of `--disk`, or QEMU's; all by default.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(DisksAtOnce::MAX)))]
     pub(super) disks_at_once: Option<u32>,
+    #[command(flatten)]
+    pub(super) incremental: IncrementalArgs,
     /// Compare the disks on both hosts before the switchover, all of them or as much as is said; the guest does
     /// not wait for it.
     #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100%")]
@@ -313,6 +315,29 @@ pub(super) struct DiskArgs {
     /// several times.
     #[arg(long = "except-disk", value_name = "NAME")]
     except: Vec<String>,
+}
+
+/// Disks of which only the topmost image is copied.
+#[derive(Debug, Args)]
+pub(super) struct IncrementalArgs {
+    /// Copy only the topmost image of disks that stand on a backing file, of all or of this one (may be given several
+    /// times). The destination's image has to be qcow2 on something that shows the same: that is compared before
+    /// anything is copied.
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = ALL_DISKS)]
+    incremental: Vec<String>,
+}
+
+/// No disk has this name.
+const ALL_DISKS: &str = "*";
+
+impl IncrementalArgs {
+    pub(super) fn disks(self) -> Option<Incremental> {
+        let names = self.incremental;
+        if names.iter().any(|name| name == ALL_DISKS) {
+            return Some(Incremental::All);
+        }
+        (!names.is_empty()).then(|| Incremental::Only(names.into_iter().collect()))
+    }
 }
 
 impl DiskArgs {
@@ -472,6 +497,8 @@ pub(super) struct CheckArgs {
     pub(super) to: String,
     #[command(flatten)]
     pub(super) disks: DiskArgs,
+    #[command(flatten)]
+    pub(super) incremental: IncrementalArgs,
     /// Whether the disks could be compared on the way, too.
     #[arg(long)]
     pub(super) verify: bool,

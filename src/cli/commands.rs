@@ -72,6 +72,7 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
         weight: args.weight.try_into()?,
         disks: args.disks.choice(),
         disks_at_once: args.disks_at_once.map(TryInto::try_into).transpose()?,
+        incremental: args.incremental.disks(),
         verify: args.verify,
         replicate: false,
         strict: args.strict,
@@ -91,8 +92,15 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
 
 async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
     let accept = args.accept.into_iter().collect();
-    let (disks, verify) = (args.disks.choice(), args.verify);
-    let request = CheckRequest { vm: args.vm, to: args.to, strict: args.strict, accept, disks, verify };
+    let request = CheckRequest {
+        vm: args.vm,
+        to: args.to,
+        strict: args.strict,
+        accept,
+        disks: args.disks.choice(),
+        verify: args.verify,
+        incremental: args.incremental.disks(),
+    };
     let report: CheckReport = client.call(Method::POST, "/v1/check", &request).await?;
     let refused = report.problems.iter().any(|p| p.severity == Severity::Problem);
     if args.json {

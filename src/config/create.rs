@@ -18,6 +18,11 @@ pub struct CreateConfig {
     pub path: String,
     #[serde(default)]
     pub format: CreateFormat,
+    /// What an image stands on whose disk is copied by its topmost image alone; as `path`, but for `{format}`.
+    #[serde(default)]
+    pub backing: Option<String>,
+    #[serde(default = "default_backing_format")]
+    pub backing_format: BackingFormat,
     /// Of qcow2 images; QEMU's own size by default.
     pub cluster_kib: Option<u32>,
     #[serde(default)]
@@ -47,6 +52,27 @@ pub enum CreateFormat {
     Qcow2,
     /// As the source has it; raw for what is neither of the two.
     Source,
+}
+
+/// The format of what an image stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackingFormat {
+    Raw,
+    Qcow2,
+}
+
+impl BackingFormat {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+fn default_backing_format() -> BackingFormat {
+    BackingFormat::Qcow2
 }
 
 /// What an image occupies from the beginning, as QEMU names it.
@@ -82,7 +108,8 @@ fn default_qemu_img() -> PathBuf {
 impl CreateConfig {
     pub(super) fn check(&self, key: &str) -> Result<(), (String, String)> {
         let problem = |field: &str, problem: String| Err((format!("{key}.{field}"), problem));
-        let known = self.filled(&BTreeMap::from([("{vm}", "v"), ("{disk}", "d"), ("{format}", "f")]));
+        let values = BTreeMap::from([("{vm}", "v"), ("{disk}", "d"), ("{format}", "f")]);
+        let known = filled(&self.path, &values);
         if known.contains(['{', '}']) {
             return problem(
                 "path",
@@ -92,6 +119,15 @@ impl CreateConfig {
         let is_file = Path::new(&known).file_name().is_some() && !known.ends_with('/');
         if !is_file || Path::new(&known).components().any(|part| part.as_os_str() == "..") {
             return problem("path", format!("{:?} is no path of a file", self.path));
+        }
+        if let Some(backing) = &self.backing {
+            let known = filled(backing, &BTreeMap::from([("{vm}", "v"), ("{disk}", "d")]));
+            if known.contains(['{', '}']) || known.is_empty() || known == filled(&self.path, &values) {
+                return problem(
+                    "backing",
+                    format!("{backing:?} is no path of another file, with {{vm}}, {{disk}}"),
+                );
+            }
         }
         if key == "create" && !self.path.contains("{vm}") {
             return problem("path", "all VMs would have one file: write {vm} into it".into());
@@ -115,7 +151,9 @@ impl CreateConfig {
     }
 
     pub(super) fn resolve(&mut self, base: &Path) {
-        self.path = base.join(&self.path).to_string_lossy().into_owned();
+        for path in std::iter::once(&mut self.path).chain(&mut self.backing) {
+            *path = base.join(&path).to_string_lossy().into_owned();
+        }
         if self.qemu_img.components().count() > 1 {
             self.qemu_img = base.join(&self.qemu_img);
         }
@@ -149,15 +187,26 @@ impl CreateConfig {
 
     /// Where a disk's image is; none for a disk whose name cannot be a part of a file's name.
     pub fn path_of(&self, vm: &str, disk: &str, format: &str) -> Option<PathBuf> {
-        let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        let is_tame = !disk.is_empty() && disk.len() <= DISK_NAME_BYTES_MAX && !disk.starts_with('.');
         let values = BTreeMap::from([("{vm}", vm), ("{disk}", disk), ("{format}", format)]);
-        (is_tame && disk.chars().all(legal)).then(|| self.filled(&values).into())
+        is_tame(disk).then(|| filled(&self.path, &values).into())
     }
 
-    fn filled(&self, values: &BTreeMap<&str, &str>) -> String {
-        values.iter().fold(self.path.clone(), |path, (name, value)| path.replace(name, value))
+    /// What a disk's image stands on, if that is configured and the disk's name can be a part of a file's name.
+    pub fn backing_of(&self, vm: &str, disk: &str) -> Option<PathBuf> {
+        let backing = self.backing.as_ref().filter(|_| is_tame(disk))?;
+        Some(filled(backing, &BTreeMap::from([("{vm}", vm), ("{disk}", disk)])).into())
     }
+}
+
+/// Whether a disk's name can be a part of a file's name.
+fn is_tame(disk: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let is_one = !disk.is_empty() && disk.len() <= DISK_NAME_BYTES_MAX && !disk.starts_with('.');
+    is_one && disk.chars().all(legal)
+}
+
+fn filled(path: &str, values: &BTreeMap<&str, &str>) -> String {
+    values.iter().fold(path.to_owned(), |path, (name, value)| path.replace(name, value))
 }
 
 #[cfg(test)]
@@ -173,6 +222,9 @@ mod tests {
     fn a_peer_names_no_path() {
         let create = config(r#"path = "/srv/{vm}/{disk}.{format}""#);
         assert_eq!(create.path_of("web1", "vda", "raw"), Some("/srv/web1/vda.raw".into()));
+        let on = config("path = \"/srv/{vm}\"\nbacking = \"/base/{vm}-{disk}\"");
+        assert_eq!(on.backing_of("web1", "vda"), Some("/base/web1-vda".into()));
+        assert_eq!((on.backing_of("web1", "../x"), create.backing_of("web1", "vda")), (None, None));
         for name in ["", "..", ".x", "a/b", "a\0", "{vm}", "ä", &"x".repeat(65)] {
             assert_eq!(create.path_of("web1", name, "raw"), None, "{name:?}");
         }
@@ -185,6 +237,8 @@ mod tests {
             (r#"path = "/srv/../{vm}""#, "create.path"),
             (r#"path = "/srv/{name}{vm}""#, "create.path"),
             (r#"path = "/srv/disk.raw""#, "create.path"),
+            ("path = \"/srv/{vm}\"\nbacking = \"/srv/{format}\"", "create.backing"),
+            ("path = \"/srv/{vm}\"\nbacking = \"/srv/{vm}\"", "create.backing"),
             ("path = \"/srv/{vm}\"\ncluster_kib = 3", "create.cluster_kib"),
             ("path = \"/srv/{vm}\"\npreallocation = \"metadata\"", "create.preallocation"),
             ("path = \"/srv/{vm}\"\nmode = \"0777\"", "create.mode"),

@@ -8,7 +8,7 @@ use super::address::Addresses;
 use super::client::Qmp;
 use super::commands::{BlockDeviceInfo, BlockInfo, CacheInfo, QueryBlock};
 use super::error::QmpError;
-use super::graph::{Encryption, Graph, Layer, encryption_of_chain};
+use super::graph::{Base, Encryption, Graph, Layer, encryption_of_chain};
 use super::image::{self, Image, OpenFiles};
 
 /// How long the file systems of images may take to answer.
@@ -44,6 +44,8 @@ pub struct Disk {
     pub filename: Option<String>,
     /// It stands on a backing file.
     pub backing: bool,
+    /// What its topmost image stands on.
+    pub base: Option<Base>,
     /// What it occupies on its host, in bytes.
     pub actual_size: Option<u64>,
     /// The guest's flushes do not reach the image (`cache=unsafe`).
@@ -72,6 +74,7 @@ pub async fn disks(qmp: &Qmp) -> Result<Vec<Disk>, QmpError> {
         disk.layers_known = graph.is_known();
         let best = disk.layers.iter().map(|layer| layer.encryption).max().unwrap_or_default();
         disk.encryption = disk.encryption.max(best);
+        disk.base = graph.base(&disk.node_name);
         disk.protection = graph.protection(&disk.node_name);
         if let Some(path) = qom_path(&disk.qdev) {
             disk.device = addresses.type_of(&path).await?.unwrap_or_default();

@@ -73,6 +73,22 @@ pub struct Bitmap {
     pub persistent: bool,
 }
 
+/// What the topmost image of a disk stands on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// The topmost image, which the guest's writes go to; below filters.
+    pub top_node: String,
+    pub top_format: String,
+    /// Its backing file, the first of a chain perhaps.
+    pub node_name: String,
+    /// Of the backing file, in bytes: what lies beyond it reads as zeroes.
+    pub virtual_size: u64,
+}
+
+/// Drivers that pass everything on to the one node below them.
+const FILTERS: [&str; 6] =
+    ["throttle", "copy-on-read", "preallocate", "compress", "copy-before-write", "blkdebug"];
+
 /// All nodes of a QEMU and what is below what.
 #[derive(Debug, Default)]
 pub(super) struct Graph {
@@ -156,6 +172,26 @@ impl Graph {
                 .collect(),
             snapshots: image.map_or_else(Vec::new, |i| i.snapshots.iter().map(|s| s.name.clone()).collect()),
         })
+    }
+
+    /// What the topmost image of this device's node stands on; none where that is nothing, or not told.
+    pub(super) fn base(&self, top: &str) -> Option<Base> {
+        let (below, mut name) = (self.below.as_ref()?, top);
+        for _ in 0..LAYERS_MAX {
+            let (node, children) = (self.nodes.get(name)?, below.get(name)?);
+            if FILTERS.contains(&node.drv.as_str()) {
+                name = &children.first()?.name;
+                continue;
+            }
+            let backing = self.nodes.get(&children.iter().find(|child| child.is_backing)?.name)?;
+            return Some(Base {
+                top_node: name.to_owned(),
+                top_format: node.drv.clone(),
+                node_name: backing.node_name.clone(),
+                virtual_size: backing.image.as_ref()?.virtual_size,
+            });
+        }
+        None
     }
 
     /// The least that protects what the guest writes from here on down, on any of its ways.

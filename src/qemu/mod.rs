@@ -44,7 +44,7 @@ pub use disks::{Disk, disks};
 pub use error::QmpError;
 pub use event::{Event, EventKind, Timestamp};
 pub use event_queue::{EVENT_QUEUE_BYTES_MAX, EVENT_QUEUE_MAX, Events};
-pub use graph::{Bitmap, Encryption, Layer};
+pub use graph::{Base, Bitmap, Encryption, Layer};
 pub use image::{Image, Seen};
 pub use leftovers::{Leftovers, leftovers, nbd_server_runs};
 pub use machine::{Device, Machine, machine};

@@ -93,6 +93,11 @@ pub fn compared_export(disk: &str) -> String {
     format!("{COMPARED}{disk}")
 }
 
+/// The source's private block export of a disk that tells what its topmost image has.
+pub fn top_export(disk: &str) -> String {
+    format!("{PREFIX}top-of-{disk}")
+}
+
 /// Whether a name inside QEMU was given by vmferry.
 pub fn is_ours(name: &str) -> bool {
     name.starts_with(PREFIX)

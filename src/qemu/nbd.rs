@@ -44,9 +44,14 @@ const SEND_FLUSH: u16 = 1 << 2;
 const SEND_WRITE_ZEROES: u16 = 1 << 6;
 const SEND_DF: u16 = 1 << 7;
 
-/// Flags of an extent: in a dirty bitmap, and in `base:allocation`.
-const EXTENT_DIRTY: u32 = 1;
-const EXTENT_ZERO: u32 = 1 << 1;
+/// The context in which an extent's flags are the number of the image that has it: 1 is the topmost.
+const ALLOCATION_DEPTH: &str = "qemu:allocation-depth";
+
+/// What an extent's flags say: in a dirty bitmap, in `base:allocation`, in [`ALLOCATION_DEPTH`].
+type Says = fn(u32) -> bool;
+const IS_DIRTY: Says = |flags| flags & 1 != 0;
+const IS_ZERO: Says = |flags| flags & 1 << 1 != 0;
+const IS_OF_THE_TOP: Says = |flags| flags == 1;
 
 const CHUNK_DONE: u16 = 1;
 const CHUNK_NONE: u16 = 0;
@@ -233,18 +238,29 @@ impl NbdReader {
         Self::asking(socket, export, "base:allocation").await
     }
 
+    /// Shakes hands for an export that tells which image of its chain has what.
+    pub async fn of_chain(socket: OwnedFd, export: &str) -> Result<Self, NbdError> {
+        Self::asking(socket, export, ALLOCATION_DEPTH).await
+    }
+
     /// The export's size in bytes.
     pub fn size(&self) -> u64 {
         self.connection.size
     }
 
-    /// The dirty parts from `from` on, as far as one question goes, and where the next begins.
-    pub async fn dirty(&mut self, from: u64) -> Result<(Vec<Range<u64>>, u64), NbdError> {
-        self.parts(from, EXTENT_DIRTY).await
+    /// The parts from `from` on that the topmost image has, as far as one question goes, and where the next begins.
+    /// Only of one that tells ([`of_chain`](Self::of_chain)).
+    pub async fn of_the_top(&mut self, from: u64) -> Result<(Vec<Range<u64>>, u64), NbdError> {
+        self.parts(from, IS_OF_THE_TOP).await
     }
 
-    /// The parts from `from` on that bear this flag, as far as one question goes, and where the next begins.
-    async fn parts(&mut self, from: u64, flag: u32) -> Result<(Vec<Range<u64>>, u64), NbdError> {
+    /// The dirty parts from `from` on, as far as one question goes, and where the next begins.
+    pub async fn dirty(&mut self, from: u64) -> Result<(Vec<Range<u64>>, u64), NbdError> {
+        self.parts(from, IS_DIRTY).await
+    }
+
+    /// The parts from `from` on of which this is said, as far as one question goes, and where the next begins.
+    async fn parts(&mut self, from: u64, says: Says) -> Result<(Vec<Range<u64>>, u64), NbdError> {
         let until = self.size().min(from.saturating_add(STATUS_BYTES_MAX));
         self.connection.request(CMD_BLOCK_STATUS, 0, from..until).await?;
         let (mut parts, mut at) = (Vec::new(), from);
@@ -259,7 +275,7 @@ impl NbdReader {
                     let mut data = vec![0; length as usize];
                     self.connection.socket.read_exact(&mut data).await?;
                     if be_u32(&data) == self.context {
-                        at = extents(&data[4..], at..until, flag, &mut parts);
+                        at = extents(&data[4..], at..until, says, &mut parts);
                     }
                 }
                 _ => return Err(NbdError::Protocol("a reply that does not fit a question for parts")),
@@ -308,7 +324,7 @@ pub async fn reads_as_zeroes(socket: OwnedFd, export: &str) -> Result<bool, NbdE
     let mut reader = NbdReader::asking(socket, export, "base:allocation").await?;
     let (mut at, mut to_read) = (0, REQUEST_BYTES_MAX as u64);
     while at < reader.size() {
-        let (zeroes, next) = reader.parts(at, EXTENT_ZERO).await?;
+        let (zeroes, next) = reader.parts(at, IS_ZERO).await?;
         for zero in zeroes.into_iter().chain(std::iter::once(next..next)) {
             let unknown = at..zero.start;
             let Some(left) = to_read.checked_sub(unknown.end - unknown.start) else { return Ok(false) };
@@ -325,12 +341,12 @@ pub async fn reads_as_zeroes(socket: OwnedFd, export: &str) -> Result<bool, NbdE
     Ok(true)
 }
 
-/// Takes those extents of a block status reply that bear a flag: `length, flags` each.
-fn extents(data: &[u8], of: Range<u64>, flag: u32, parts: &mut Vec<Range<u64>>) -> u64 {
+/// Takes those extents of a block status reply of which this is said: `length, flags` each.
+fn extents(data: &[u8], of: Range<u64>, says: Says, parts: &mut Vec<Range<u64>>) -> u64 {
     let mut at = of.start;
     for extent in data.chunks_exact(8) {
         let end = at.saturating_add(u64::from(be_u32(extent))).min(of.end);
-        if be_u32(&extent[4..]) & flag != 0 && end > at {
+        if says(be_u32(&extent[4..])) && end > at {
             match parts.last_mut() {
                 Some(last) if last.end == at => last.end = end,
                 _ => parts.push(at..end),
@@ -466,12 +482,16 @@ mod tests {
     fn dirty_extents_are_joined_and_cut_at_the_end_of_the_question() {
         let data = [extent(10, 0), extent(5, 1), extent(5, 1), extent(10, 0), extent(100, 1)].concat();
         let mut dirty = Vec::new();
-        assert_eq!(extents(&data, 1000..1050, EXTENT_DIRTY, &mut dirty), 1050);
+        assert_eq!(extents(&data, 1000..1050, IS_DIRTY, &mut dirty), 1050);
         assert_eq!(dirty, [1010..1020, 1030..1050]);
         let mut none = Vec::new();
-        assert_eq!(extents(&extent(7, 2), 0..50, EXTENT_DIRTY, &mut none), 7, "other flags are not dirty");
+        assert_eq!(extents(&extent(7, 2), 0..50, IS_DIRTY, &mut none), 7, "other flags are not dirty");
         assert!(none.is_empty());
-        assert_eq!(extents(&extent(7, 3), 0..50, EXTENT_ZERO, &mut none), 7);
+        assert_eq!(extents(&extent(7, 3), 0..50, IS_ZERO, &mut none), 7);
         assert_eq!(none, [0..7]);
+        let chain = [extent(10, 1), extent(5, 0), extent(5, 3), extent(10, 1)].concat();
+        let mut top = Vec::new();
+        extents(&chain, 0..30, IS_OF_THE_TOP, &mut top);
+        assert_eq!(top, [0..10, 20..30], "what lies deeper is not the topmost image's");
     }
 }

@@ -16,7 +16,7 @@ use schema::Description;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use vmferry::api::{
-    CheckRequest, DiskChoice, ForceRequest, ForwardRequest, MigrateRequest, Migration, Options,
+    CheckRequest, DiskChoice, ForceRequest, ForwardRequest, Incremental, MigrateRequest, Migration, Options,
     PeerLimitRequest, ShareRequest, Side,
 };
 use vmferry::migrate::journal::Role;
@@ -551,6 +551,7 @@ fn whole_requests_are_as_described() {
         disks,
         disks_at_once,
         verify: Some(10.try_into().unwrap()),
+        incremental: Some(Incremental::Only(BTreeSet::from(["vda".to_owned()]))),
         ..Options::default()
     };
     let share = ShareRequest { limit_bytes_per_s: Some(None), weight: Some(300.try_into().unwrap()) };
@@ -575,7 +576,8 @@ fn whole_requests_are_as_described() {
                 strict: true,
                 accept,
                 disks: DiskChoice::Only(vec!["vda".into()]),
-                verify: true
+                verify: true,
+                incremental: Some(Incremental::All),
             }),
         ),
         ("ShareRequest", json!(share)),

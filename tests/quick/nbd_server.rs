@@ -38,6 +38,7 @@ async fn a_server_is_drained_while_headers_arrive(variable: &str) {
             name: "to".into(),
             writable: true,
             bitmaps: vec![],
+            allocation_depth: false,
         };
         machine.qmp.execute(export).await.unwrap();
 

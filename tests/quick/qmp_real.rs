@@ -335,6 +335,7 @@ async fn what_changed_is_read_and_written(variable: &str) {
         name: name.into(),
         writable,
         bitmaps,
+        allocation_depth: false,
     };
     qmp.execute(export("n0", "guest", true, vec![])).await.unwrap();
     qmp.execute(export("n1", "to", true, vec![])).await.unwrap();

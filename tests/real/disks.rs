@@ -4,6 +4,7 @@
 
 mod again;
 mod created;
+mod incremental;
 mod left_out;
 mod machine;
 mod many;

@@ -37,9 +37,7 @@ pub(crate) async fn dry_run(
             let mut checked: Vec<Checked> = Vec::new();
             let others = request.to.names().iter().filter(|name| **name != first).cloned();
             for peer in std::iter::once(first.clone()).chain(others) {
-                let (policy, disks) = (request.options.policy(), &request.options.disks);
-                let compares = request.options.verify.is_some();
-                let findings = crate::migrate::check(&agent.host, &vm, &peer, &policy, disks, compares).await;
+                let findings = crate::migrate::check(&agent.host, &vm, &peer, &request.options).await;
                 checked.push(Checked { peer, findings });
                 if checked.last().is_some_and(Checked::may_go) {
                     break;

@@ -62,7 +62,7 @@ pub(super) async fn make(
             Err(e) => return Err(not_made(disk, &format!("{}: {e}", path.display()))),
         }
         if config.command.is_empty() {
-            let image = Image { config, disk, format, path: &path, stays };
+            let image = Image { vm: &offer.vm, config, disk, format, path: &path, stays };
             let made = timeout_at(end, image.make(journal)).await;
             made.map_err(|_| too_late(all, disk))??;
         } else {
@@ -102,6 +102,7 @@ fn too_late(config: &Config, disk: &DiskSpec) -> Error {
 
 /// One that is not there.
 struct Image<'a> {
+    vm: &'a str,
     config: &'a CreateConfig,
     disk: &'a DiskSpec,
     format: &'static str,
@@ -133,6 +134,12 @@ impl Image<'_> {
 
     async fn fill(&self, file: &File, unfinished: &Path) -> Result<(), Error> {
         let room = if self.stays { self.config.preallocation } else { Preallocation::Off };
+        if let Some(backing) = self.backing()? {
+            let config = self.config;
+            let mut options = vec![format!("backing_fmt={}", config.backing_format.name())];
+            options.extend(config.cluster_kib.map(|kib| format!("cluster_size={kib}k")));
+            return self.create(unfinished, &options, Some(&backing)).await;
+        }
         if self.format == "raw" && matches!(room, Preallocation::Off | Preallocation::Metadata) {
             let sized = file.set_len(self.disk.virtual_size);
             return sized.map_err(|e| not_made(self.disk, &format!("{}: {e}", self.path.display())));
@@ -141,8 +148,37 @@ impl Image<'_> {
         if self.format == "qcow2" {
             options.extend(self.config.cluster_kib.map(|kib| format!("cluster_size={kib}k")));
         }
+        self.create(unfinished, &options, None).await
+    }
+
+    /// What it is to stand on.
+    fn backing(&self) -> Result<Option<PathBuf>, Error> {
+        let disk = self.disk;
+        if !disk.incremental {
+            return Ok(None);
+        }
+        if self.format != "qcow2" {
+            let why =
+                format!("only its topmost image is copied, and `format` there makes it {}", self.format);
+            return Err(not_made(disk, &why));
+        }
+        let backing = self.config.backing_of(self.vm, &disk.name);
+        let why = "only its topmost image is copied, and there is no `backing` for it to stand on";
+        backing.map(Some).ok_or_else(|| not_made(disk, why))
+    }
+
+    /// By `qemu-img`.
+    async fn create(
+        &self,
+        unfinished: &Path,
+        options: &[String],
+        backing: Option<&Path>,
+    ) -> Result<(), Error> {
         let mut command = Command::new(&self.config.qemu_img);
         command.args(["create", "-q", "-f", self.format, "-o", &options.join(",")]);
+        if let Some(backing) = backing {
+            command.arg("-b").arg(backing);
+        }
         command.arg(unfinished).arg(self.disk.virtual_size.to_string());
         command.stdin(Stdio::null()).kill_on_drop(true);
         let program = self.config.qemu_img.display();
@@ -278,6 +314,7 @@ mod tests {
             format: "raw".into(),
             read_only: false,
             left_out: false,
+            incremental: false,
             place: None,
         };
         Offer {

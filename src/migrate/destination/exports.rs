@@ -54,6 +54,7 @@ mod tests {
             format: "raw".into(),
             read_only,
             left_out: name == "disk1",
+            incremental: false,
             place: None,
         };
         let granted = exports(&[spec("cd0", true), spec("disk1", false), spec("disk0", false)]);

@@ -64,6 +64,7 @@ impl NbdServer {
                 name: export.export.clone(),
                 writable: true,
                 bitmaps: Vec::new(),
+                allocation_depth: false,
             };
             qmp.execute(add).await?;
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::bandwidth::Weight;
 use super::disk_choice::{DiskChoice, DisksAtOnce};
+use super::incremental::Incremental;
 use super::problem::{Accepted, Policy};
 use super::sample::DiskSample;
 use crate::ranged::read_within;
@@ -110,6 +111,9 @@ pub struct Options {
     /// How many of them are copied whole at the same time; none for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disks_at_once: Option<DisksAtOnce>,
+    /// Of which of them only the topmost image is copied; none for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub incremental: Option<Incremental>,
     /// How much of them is compared on both hosts before the switchover; none for nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<DiskSample>,

@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::disk_choice::{DiskChoice, is_copyable};
+use super::incremental::Incremental;
 use super::phase::{IllegalStep, Phase, Step};
-use crate::qemu::Disk;
+use crate::qemu::{self, Disk};
 
 /// The first channel number for disks; RAM has channels of its own below.
 pub const FIRST_DISK_CHANNEL: u16 = 1;
@@ -16,6 +17,36 @@ pub struct CopiedDisk {
     pub node_name: String,
     /// Bytes that the guest sees.
     pub virtual_size: u64,
+    /// What its topmost image stands on, if only that image is copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
+}
+
+impl CopiedDisk {
+    /// How it is copied, where nothing is known of an earlier try.
+    fn way(&self) -> Way {
+        if self.base.is_some() { Way::Top } else { Way::Whole }
+    }
+
+    /// Whether it is the same image of the same size, however much of it is copied.
+    pub(crate) fn is_same_image(&self, other: &Self) -> bool {
+        let image = |disk: &Self| (disk.name.clone(), disk.node_name.clone(), disk.virtual_size);
+        image(self) == image(other)
+    }
+
+    /// In a sentence.
+    pub(crate) fn all_of_it(&self) -> &'static str {
+        if self.base.is_some() { "all of its topmost image" } else { "the whole disk" }
+    }
+}
+
+/// The source's nodes of a disk whose base the destination has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// The topmost image.
+    pub top_node: String,
+    /// What it stands on.
+    pub node_name: String,
 }
 
 /// How a disk's bytes get to the destination.
@@ -23,8 +54,17 @@ pub struct CopiedDisk {
 pub enum Way {
     /// All of it and then what the guest writes: QEMU's `blockdev-mirror`.
     Whole,
+    /// What its topmost image has, and then what the guest writes: the same, with another beginning.
+    Top,
     /// What changed since an earlier try had copied all of it: this agent reads it by a dirty bitmap.
     Changes,
+}
+
+impl Way {
+    /// Whether QEMU copies it, by a mirror.
+    pub fn is_mirror(self) -> bool {
+        matches!(self, Self::Whole | Self::Top)
+    }
 }
 
 /// One disk of the grant: where it goes at the destination.
@@ -56,10 +96,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// All of each disk.
-    pub fn whole(disks: Vec<CopiedDisk>) -> Self {
-        let whole = |disk| DiskPlan { disk, target: None, way: Way::Whole };
-        Self { disks: disks.into_iter().map(whole).collect() }
+    /// Each disk by its own way.
+    pub fn new(disks: Vec<CopiedDisk>) -> Self {
+        let planned = |disk: CopiedDisk| DiskPlan { way: disk.way(), disk, target: None };
+        Self { disks: disks.into_iter().map(planned).collect() }
     }
 
     /// Whether the destination has a place for each disk, which is taken note of.
@@ -86,9 +126,14 @@ impl Plan {
     }
 }
 
+/// The base of a disk of which only the topmost image is to be copied; none where it has none.
+pub(crate) fn base<'a>(disk: &'a Disk, incremental: Option<&Incremental>) -> Option<&'a qemu::Base> {
+    disk.base.as_ref().filter(|_| incremental.is_some_and(|wanted| wanted.takes(&disk.name)))
+}
+
 /// The source's disks that a migration copies, in the order of copying: of those that the guest can write to,
 /// those that were chosen.
-pub fn copied(disks: &[Disk], choice: &DiskChoice) -> Vec<CopiedDisk> {
+pub fn copied(disks: &[Disk], choice: &DiskChoice, incremental: Option<&Incremental>) -> Vec<CopiedDisk> {
     let mut chosen: Vec<_> = disks.iter().filter(|d| is_copyable(d) && choice.takes(&d.name)).collect();
     chosen.sort_by_key(|disk| choice.place(&disk.name));
     chosen
@@ -97,6 +142,8 @@ pub fn copied(disks: &[Disk], choice: &DiskChoice) -> Vec<CopiedDisk> {
             name: d.name.clone(),
             node_name: d.node_name.clone(),
             virtual_size: d.virtual_size,
+            base: base(d, incremental)
+                .map(|base| Base { top_node: base.top_node.clone(), node_name: base.node_name.clone() }),
         })
         .collect()
 }
@@ -110,7 +157,7 @@ mod tests {
         let disk = |name: &str| Disk { name: name.into(), ..Disk::default() };
         let disks = [disk("a"), Disk { firmware: true, ..disk("flash") }, disk("b"), disk("c")];
         let names = |choice| {
-            let copied = copied(&disks, &choice).into_iter();
+            let copied = copied(&disks, &choice, None).into_iter();
             copied.map(|disk| disk.name).collect::<Vec<_>>().join(" ")
         };
         assert_eq!(names(DiskChoice::All), "a b c");
@@ -119,10 +166,34 @@ mod tests {
     }
 
     #[test]
+    fn only_a_disk_that_stands_on_something_is_copied_by_its_top() {
+        let base = qemu::Base {
+            top_node: "t".into(),
+            top_format: "qcow2".into(),
+            node_name: "b".into(),
+            virtual_size: 1,
+        };
+        let disk = |name: &str, base: Option<&qemu::Base>| Disk {
+            name: name.into(),
+            base: base.cloned(),
+            ..Disk::default()
+        };
+        let disks = [disk("a", Some(&base)), disk("b", None), disk("c", Some(&base))];
+        let ways = |incremental: Option<Incremental>| {
+            let plan = Plan::new(copied(&disks, &DiskChoice::All, incremental.as_ref()));
+            plan.disks.iter().map(|plan| plan.way).collect::<Vec<_>>()
+        };
+        assert_eq!(ways(None), [Way::Whole; 3]);
+        assert_eq!(ways(Some(Incremental::All)), [Way::Top, Way::Whole, Way::Top]);
+        let only = Incremental::Only(["c".to_owned()].into());
+        assert_eq!(ways(Some(only)), [Way::Whole, Way::Whole, Way::Top]);
+    }
+
+    #[test]
     fn the_phases_follow_from_the_disks() {
-        let disk = CopiedDisk { name: "vda".into(), node_name: "n".into(), virtual_size: 1 };
+        let disk = CopiedDisk { name: "vda".into(), node_name: "n".into(), virtual_size: 1, base: None };
         let names = |plan: &Plan| plan.phases().map(Phase::name).collect::<Vec<_>>().join(" ");
-        let with = Plan::whole(vec![disk]);
+        let with = Plan::new(vec![disk]);
         let all = "begin prepare mirror precopy switchover device hand-over confirm done";
         assert_eq!(names(&with), all);
         assert_eq!(names(&Plan::default()), all.replace("mirror ", ""));

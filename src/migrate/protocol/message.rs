@@ -42,6 +42,10 @@ pub struct DiskSpec {
     /// its operator's care. An agent that does not know of it grants an export for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub left_out: bool,
+    /// Only its topmost image is copied: the destination's stands on something that shows the same as what the
+    /// source's stands on ([`NEEDS_INCREMENTAL`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub incremental: bool,
     /// Where it is and what it lies on. None from an agent that does not know of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<DiskPlace>,
@@ -205,8 +209,10 @@ pub struct Offer {
 pub const NEEDS_HASHES: &str = "hashes";
 /// In [`Offer::needs`]: no guest comes. The images stay, and are remembered as a replica's.
 pub const NEEDS_REPLICA: &str = "replica";
+/// In [`Offer::needs`]: of some disks only the topmost image is copied ([`DiskSpec::incremental`]).
+pub const NEEDS_INCREMENTAL: &str = "incremental";
 /// What this version knows of [`Offer::needs`].
-pub const NEEDS_KNOWN: &[&str] = &[NEEDS_HASHES, NEEDS_REPLICA];
+pub const NEEDS_KNOWN: &[&str] = &[NEEDS_HASHES, NEEDS_REPLICA, NEEDS_INCREMENTAL];
 
 /// Parts of a granted disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,7 +238,7 @@ impl Offer {
 
     /// Whether it is the same offer, said again: what a disk occupies changes while the guest runs.
     pub(crate) fn is_again(&self, before: &Self) -> bool {
-        let disk = |d: &DiskSpec| (d.name.clone(), d.virtual_size, d.read_only, d.left_out);
+        let disk = |d: &DiskSpec| (d.name.clone(), d.virtual_size, d.read_only, d.left_out, d.incremental);
         self.vm == before.vm
             && (self.running, self.after, self.compress) == (before.running, before.after, before.compress)
             && self.disks.iter().map(disk).eq(before.disks.iter().map(disk))

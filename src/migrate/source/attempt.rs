@@ -48,8 +48,8 @@ async fn begin(context: Context, held: &mut Option<Held>) -> Result<Source, Fail
     let problem = |p| Failure::Problems(vec![p]);
     let peer = host.peers.find(&request.peer).map_err(problem)?.identity.clone();
     host.may_go(&request.vm, &request.peer).map_err(problem)?;
-    let examined =
-        examine::source(host, &request.vm, &request.options.disks, request.options.verify.is_some()).await?;
+    let options = &request.options;
+    let examined = examine::source(host, &request.vm, options).await?;
     let Examined { qmp, events, disks, inventory, problems, running, .. } = examined;
     context.note_findings(request.options.policy().judge(problems).map_err(Failure::Problems)?);
     let destination = Peer::new(&context, connect(&context).await?);
@@ -79,8 +79,8 @@ async fn begin(context: Context, held: &mut Option<Held>) -> Result<Source, Fail
         None => replica::known(host, request, &peer, qmp.process()),
     };
     let ram_expected = crate::qemu::ram_in_use(&qmp).await;
-    let allocated: BTreeMap<_, _> = disks.iter().map(|d| (d.name.clone(), allocated(d))).collect();
-    let disks = plan::copied(&disks, &request.options.disks);
+    let allocated: BTreeMap<_, _> = disks.iter().map(|d| (d.name.clone(), allocated(d, options))).collect();
+    let disks = plan::copied(&disks, &options.disks, options.incremental.as_ref());
     progress.update(|p| {
         let known = |name: &str| allocated.get(name).copied().flatten();
         p.disks = disks.iter().map(|d| DiskProgress::new(&d.name, d.virtual_size, known(&d.name))).collect();

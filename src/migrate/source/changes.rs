@@ -37,7 +37,7 @@ pub(crate) async fn choose_ways(source: &mut Source) -> Result<(), Failure> {
             Some(doubt) => {
                 let followed = source.copy.tracking.disks.get_mut(&disk.name);
                 followed.into_iter().for_each(|followed| followed.is_doubted(&doubt));
-                source.context.note(whole(&disk.name, &doubt));
+                source.context.note(again(&disk, &doubt));
             }
         }
     }
@@ -49,7 +49,7 @@ pub(crate) async fn choose_ways(source: &mut Source) -> Result<(), Failure> {
             Some(doubt) => {
                 let followed = source.copy.tracking.disks.get_mut(&plan.disk.name);
                 followed.into_iter().for_each(|followed| followed.is_doubted(doubt));
-                source.context.note(whole(&plan.disk.name, doubt));
+                source.context.note(again(&plan.disk, doubt));
             }
         }
     }
@@ -57,8 +57,8 @@ pub(crate) async fn choose_ways(source: &mut Source) -> Result<(), Failure> {
     replica::remember(source)
 }
 
-fn whole(name: &str, doubt: &str) -> String {
-    format!("{name}: the whole disk is copied again: {doubt}")
+fn again(disk: &CopiedDisk, doubt: &str) -> String {
+    format!("{}: {} is copied again: {doubt}", disk.name, disk.all_of_it())
 }
 
 /// Why a disk must be copied as a whole.
@@ -74,7 +74,7 @@ async fn doubt(source: &Source, disk: &CopiedDisk) -> Result<Option<String>, Fai
     if !followed.in_step {
         return Ok(Some("its copy was not whole when the try before failed".into()));
     }
-    if followed.disk != *disk {
+    if !followed.disk.is_same_image(disk) {
         return Ok(Some("it is another image at the source, or has another size".into()));
     }
     let qmp = &source.guest.qmp;

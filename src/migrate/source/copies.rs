@@ -23,15 +23,16 @@ const CATCH_UP_MAX: Duration = Duration::from_secs(10);
 /// Between two looks at what begins or comes to rest.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// Chooses each disk's way, unless an earlier process has done it.
+pub(crate) async fn choose(source: &mut Source) -> Result<(), Failure> {
+    if source.guest.take_missed_events() { Ok(()) } else { choose_ways(source).await }
+}
+
 /// Begins what is not under way, each disk by the way of its plan.
 pub(crate) async fn start(source: &mut Source) -> Result<(), Failure> {
-    // Otherwise the ways are chosen.
-    if !source.guest.take_missed_events() {
-        choose_ways(source).await?;
-    }
     source.copy.unready.clear();
     // Begun by an earlier process of this agent. What this agent copies itself has lost nothing of its own.
-    let whole = |plan: &&DiskPlan| plan.way == Way::Whole && source.copy.is_under_way(plan);
+    let whole = |plan: &&DiskPlan| plan.way.is_mirror() && source.copy.is_under_way(plan);
     let begun: Vec<_> = source.copy.plan.disks.iter().filter(whole).map(|plan| plan.disk.clone()).collect();
     for disk in begun {
         let unready = is_unready(source, &disk).await?;
@@ -60,7 +61,7 @@ pub(crate) async fn start_more(source: &mut Source) -> Result<(), Failure> {
         };
         match way {
             Way::Changes => start_delta(source, &disk, &export).await?,
-            Way::Whole => {
+            Way::Whole | Way::Top => {
                 follow(source, &disk).await?;
                 start_mirror(source, &disk, &export, can_skip).await?;
                 source.copy.unready.push(names::job_id(&disk.name));
@@ -83,7 +84,7 @@ async fn can_skip_zeroes(source: &Source) -> Result<bool, Failure> {
 /// The jobs of the whole copies that are under way.
 fn whole_copies(source: &Source) -> Vec<String> {
     let copy = &source.copy;
-    let whole = copy.plan.disks.iter().filter(|plan| plan.way == Way::Whole && copy.is_under_way(plan));
+    let whole = copy.plan.disks.iter().filter(|plan| plan.way.is_mirror() && copy.is_under_way(plan));
     whole.map(|plan| names::job_id(&plan.disk.name)).collect()
 }
 
@@ -127,7 +128,7 @@ pub(crate) async fn has_all_until_now(source: &mut Source, plan: &DiskPlan) -> R
     let job = names::job_id(&plan.disk.name);
     let copied = source.copy.delta.disks.get(&plan.disk.name).cloned();
     let passes = copied.as_ref().map_or(0, |copied| copied.passes.load(Relaxed));
-    if plan.way == Way::Whole {
+    if plan.way.is_mirror() {
         rest(source, &job).await?;
         let qmp = &source.guest.qmp;
         source.reconnect_policy().ask(|| mirror::resume(qmp, &job)).await?;

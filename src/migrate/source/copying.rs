@@ -11,7 +11,7 @@ use super::meter::Meter;
 use crate::migrate::model::convergence::{Convergence, Written};
 use crate::migrate::model::forecast::{Forecast, Passes, Seen};
 use crate::migrate::model::label::Label;
-use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Plan, Way};
+use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Plan};
 use crate::migrate::model::progress::ProgressSink;
 use crate::migrate::transfer::disk::delta::{Delta, Tracking};
 use crate::migrate::transfer::streams::Streams;
@@ -59,7 +59,7 @@ pub(crate) struct Copying {
 
 impl Copying {
     pub(crate) fn new(disks: Vec<CopiedDisk>, streams: Streams, tracking: Tracking) -> Self {
-        let (plan, delta) = (Plan::whole(disks), Delta::new());
+        let (plan, delta) = (Plan::new(disks), Delta::new());
         // What an earlier process has carried is none of this one's rate.
         let rate = (Instant::now(), streams.total());
         let (forecast, meter, slowing) = (Forecast::default(), Meter::default(), Slowing::default());
@@ -75,8 +75,8 @@ impl Copying {
 
     /// The jobs of all mirrors.
     pub(crate) fn mirrors(&self) -> impl Iterator<Item = String> {
-        let whole = self.plan.disks.iter().filter(|plan| plan.way == Way::Whole);
-        whole.map(|plan| names::job_id(&plan.disk.name))
+        let mirrored = self.plan.disks.iter().filter(|plan| plan.way.is_mirror());
+        mirrored.map(|plan| names::job_id(&plan.disk.name))
     }
 
     /// The disk of one of our mirrors; others have jobs of their own.
@@ -104,7 +104,7 @@ impl Copying {
     /// try is little and does not count.
     pub(crate) fn next_to_begin(&self, at_once: usize) -> Option<&DiskPlan> {
         let is_full = self.unready.len() >= at_once;
-        let may_begin = |plan: &&DiskPlan| !(self.is_under_way(plan) || is_full && plan.way == Way::Whole);
+        let may_begin = |plan: &&DiskPlan| !(self.is_under_way(plan) || is_full && plan.way.is_mirror());
         self.plan.disks.iter().find(may_begin)
     }
 

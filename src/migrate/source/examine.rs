@@ -1,5 +1,6 @@
 //! Begin: questions to the source's QEMU and to the destination. Changes nothing.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +12,11 @@ use crate::migrate::checks::{descriptors, disks, machine, qemu};
 use crate::migrate::guest::inventory::Inventory;
 use crate::migrate::guest::process;
 use crate::migrate::host::{AskError, Host};
-use crate::migrate::model::disk_choice::DiskChoice;
+use crate::migrate::model::options::Options;
 use crate::migrate::model::problem::{Policy, Problem, ProblemKind, chain};
 use crate::migrate::model::role::Role;
 use crate::migrate::protocol::client::{Link, LinkError};
-use crate::migrate::protocol::message::{NEEDS_HASHES, Offer, Request, Response};
+use crate::migrate::protocol::message::{NEEDS_HASHES, NEEDS_INCREMENTAL, NEEDS_REPLICA, Offer, Request, Response};
 use crate::net::session::Session;
 use crate::qemu::{
     Abilities, Disk, Events, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState,
@@ -37,10 +38,10 @@ pub(crate) struct Examined {
 }
 
 impl Examined {
-    pub(crate) fn offer(&self, vm: &str, choice: &DiskChoice, compares: bool) -> Offer {
+    pub(crate) fn offer(&self, vm: &str, options: &Options) -> Offer {
         Offer {
             vm: vm.into(),
-            disks: disks::offered(&self.disks, choice),
+            disks: disks::offered(&self.disks, options),
             running: self.running,
             qemu: self.qemu.clone(),
             after: None,
@@ -48,18 +49,21 @@ impl Examined {
             policy: Policy::default(),
             machine: None,
             audit_head: None,
-            needs: compares.then(|| NEEDS_HASHES.to_owned()).into_iter().collect(),
+            needs: needs(options),
         }
     }
 }
 
+/// What a destination has to know for these options: it is found out before anything is changed.
+pub(crate) fn needs(options: &Options) -> BTreeSet<String> {
+    let hashes = options.verify.map(|_| NEEDS_HASHES);
+    let incremental = options.incremental.as_ref().map(|_| NEEDS_INCREMENTAL);
+    let replica = options.replicate.then_some(NEEDS_REPLICA);
+    hashes.into_iter().chain(incremental).chain(replica).map(str::to_owned).collect()
+}
+
 /// Asks the source's QEMU everything that would make a migration fail.
-pub(crate) async fn source(
-    host: &Host,
-    name: &str,
-    choice: &DiskChoice,
-    compares: bool,
-) -> Result<Examined, Failure> {
+pub(crate) async fn source(host: &Host, name: &str, options: &Options) -> Result<Examined, Failure> {
     let config = host.vm(name, "source").map_err(|p| Failure::Problems(vec![p]))?;
     let (qmp, events) = process::connect(&config).await.map_err(|e| {
         let text = format!("the QEMU of VM {name} cannot be asked: {}", chain(&e));
@@ -75,8 +79,8 @@ pub(crate) async fn source(
     problems.extend(state_problem(name, &status, &migration));
     problems.extend(qemu::busy(&qmp, name).await?);
     problems.extend(left_over(&qmp, name).await?);
-    problems.extend(disks::source_findings(&qmp, &disks, choice).await?);
-    if compares {
+    problems.extend(disks::source_findings(&qmp, &disks, options).await?);
+    if options.verify.is_some() || options.incremental.is_some() {
         problems.extend(verify::hindrance(&qmp).await?);
     }
     problems.extend(descriptors::findings(&qmp, "source", disks.len()));
@@ -153,24 +157,11 @@ async fn tried(examined: &Examined, name: &str) -> Vec<Problem> {
 }
 
 /// `vmferry check`: everything that would fail, from both sides; changes nothing.
-pub async fn check(
-    host: &Arc<Host>,
-    vm: &str,
-    peer: &str,
-    policy: &Policy,
-    choice: &DiskChoice,
-    compares: bool,
-) -> Vec<Problem> {
-    policy.applied(findings(host, vm, peer, choice, compares).await)
+pub async fn check(host: &Arc<Host>, vm: &str, peer: &str, options: &Options) -> Vec<Problem> {
+    options.policy().applied(findings(host, vm, peer, options).await)
 }
 
-async fn findings(
-    host: &Arc<Host>,
-    vm: &str,
-    peer: &str,
-    choice: &DiskChoice,
-    compares: bool,
-) -> Vec<Problem> {
+async fn findings(host: &Arc<Host>, vm: &str, peer: &str, options: &Options) -> Vec<Problem> {
     // The peer's name is judged below, with what else there is to say of it.
     if let Err(problem) = host.may_go(vm, peer)
         && problem.kind == ProblemKind::NotSent
@@ -181,10 +172,10 @@ async fn findings(
         Ok(reservation) => reservation,
         Err(problem) => return vec![problem],
     };
-    let (mut problems, offer) = match source(host, vm, choice, compares).await {
+    let (mut problems, offer) = match source(host, vm, options).await {
         Ok(examined) => {
             let tried = tried(&examined, vm).await;
-            let mut offer = examined.offer(vm, choice, compares);
+            let mut offer = examined.offer(vm, options);
             let mut problems = examined.problems;
             problems.extend(tried);
             match machine::ask(&examined.qmp, "source").await {

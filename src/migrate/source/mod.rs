@@ -5,12 +5,13 @@
 //!   attempt                          one try: begins it and runs it to its end
 //!     ownership                      the hand-over and the roll-back
 //!       perform, phases              the phases before it
-//!         prepare, copies, changes, guest_watch, given_up, slow_writes, slowness, trial, explain
+//!         prepare, copies, bases, changes, guest_watch, given_up, slow_writes, slowness, trial, explain
 //!           state                    a migration: context, peer, guest, copying, clock
 //! ```
 
 mod any_phase;
 mod attempt;
+mod bases;
 mod changes;
 pub(crate) mod clock;
 mod connect;

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::migrate::checks::disks;
 use crate::migrate::guest::process;
 use crate::migrate::host::Host;
-use crate::migrate::model::disk_choice::DiskChoice;
+use crate::migrate::model::options::Options;
 use crate::migrate::model::prediction::{DiskOutlook, Outlook};
 use crate::migrate::model::problem::chain;
 use crate::qemu::{QueryStatus, RunState, dirty_rate, ram_in_use};
@@ -14,7 +14,7 @@ use crate::qemu::{QueryStatus, RunState, dirty_rate, ram_in_use};
 ///
 /// # Errors
 /// Why it could not be looked at, in words.
-pub async fn outlook(host: &Host, vm: &str, choice: &DiskChoice) -> Result<Outlook, String> {
+pub async fn outlook(host: &Host, vm: &str, options: &Options) -> Result<Outlook, String> {
     let config = host.vm(vm, "source").map_err(|problem| problem.text)?;
     let _not_meanwhile = host.reserve(vm, Uuid::new_v4()).map_err(|problem| problem.text)?;
     let (qmp, _events) = process::connect(&config).await.map_err(|e| chain(&e))?;
@@ -23,7 +23,7 @@ pub async fn outlook(host: &Host, vm: &str, choice: &DiskChoice) -> Result<Outlo
         Ok::<_, crate::qemu::QmpError>((status, crate::qemu::disks(&qmp).await?))
     };
     let (status, disks) = asked.await.map_err(|e| chain(&e))?;
-    let copied = disks::offered(&disks, choice).into_iter().filter(|disk| disk.is_copied());
+    let copied = disks::offered(&disks, options).into_iter().filter(|disk| disk.is_copied());
     let disks = copied.map(|disk| DiskOutlook {
         disk: disk.name,
         virtual_bytes: disk.virtual_size,

@@ -13,7 +13,7 @@ use super::event::Event;
 use super::failure::Failure;
 use super::stall::{Stall, Waiting};
 use super::state::Source;
-use super::{any_phase, copies, given_up, guest_watch, slow_writes, slowness, verify};
+use super::{any_phase, bases, copies, given_up, guest_watch, slow_writes, slowness, verify};
 use crate::migrate::guest::settings;
 use crate::migrate::model::forecast::Passes;
 use crate::migrate::model::label::Label;
@@ -36,6 +36,8 @@ const MIRROR_SETTLE: Duration = Duration::from_secs(20);
 /// Copies the disks and keeps them in step.
 pub(crate) async fn mirror(source: &mut Source) -> Result<(), Failure> {
     guest_watch::is_as_planned(source).await?;
+    copies::choose(source).await?;
+    bases::prove(source).await?;
     copies::start(source).await?;
     let mut stall = Stall::new(source.context.stall());
     let mut caught_up_at = None;

@@ -1,15 +1,12 @@
 //! Prepare: the source's QEMU is tried, and the destination gets ready for what it is offered.
 
-use std::collections::BTreeSet;
-
 use super::failure::Failure;
 use super::state::Source;
 use super::{examine, trial};
 use crate::audit::{Event, Grant};
 use crate::migrate::checks::{disks, machine};
-use crate::migrate::model::options::Options;
 use crate::migrate::protocol::client::LinkError;
-use crate::migrate::protocol::message::{NEEDS_HASHES, NEEDS_REPLICA, Offer, Prepared, Request, Response};
+use crate::migrate::protocol::message::{Offer, Prepared, Request, Response};
 
 pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
     if !source.context.request.options.replicate {
@@ -54,18 +51,11 @@ async fn ask(source: &mut Source, offer: Offer) -> Result<Prepared, Failure> {
     }
 }
 
-/// What the destination must know, or refuse.
-fn needs(options: &Options) -> BTreeSet<String> {
-    let hashes = options.verify.map(|_| NEEDS_HASHES);
-    let replica = options.replicate.then_some(NEEDS_REPLICA);
-    hashes.into_iter().chain(replica).map(str::to_owned).collect()
-}
-
 /// The offer again: between Begin and Prepare the guest may have been paused.
 async fn offer(source: &Source) -> Result<Offer, Failure> {
     let (qmp, tracking) = (&source.guest.qmp, &source.copy.tracking);
     let request = &source.context.request;
-    let disks = disks::offered(&crate::qemu::disks(qmp).await?, &source.context.request.options.disks);
+    let disks = disks::offered(&crate::qemu::disks(qmp).await?, &source.context.request.options);
     let running = source.journal.past().running();
     let unknown = |why| source.context.note_findings(vec![why]);
     Ok(Offer {
@@ -78,6 +68,6 @@ async fn offer(source: &Source) -> Result<Offer, Failure> {
         machine: machine::ask(qmp, "source").await.map_err(unknown).ok(),
         after: tracking.after.filter(|_| tracking.has_whole()),
         audit_head: Some(source.context.host.audit.figures().head.to_string()),
-        needs: needs(&request.options),
+        needs: examine::needs(&request.options),
     })
 }

@@ -55,7 +55,7 @@ pub(crate) async fn hindrance(qmp: &Qmp) -> Result<Option<Problem>, QmpError> {
     Ok(Some(not_comparable("the source's QEMU has an NBD server of somebody else's")))
 }
 
-fn not_comparable(why: &str) -> Problem {
+pub(super) fn not_comparable(why: &str) -> Problem {
     let text = format!("the disks cannot be compared: {why}");
     let remedy = "end what uses it, or move the VM without `--verify`";
     Problem::new(ProblemKind::NotComparable, text, remedy)
@@ -250,6 +250,7 @@ impl Disk {
                 name: export.clone(),
                 writable: false,
                 bitmaps: vec![frozen.clone()],
+                allocation_depth: false,
             };
             qmp.execute(add).await?;
             let socket = server.connect().map_err(DeltaError::Connect)?;
@@ -294,7 +295,7 @@ fn chosen(sample: DiskSample) -> impl FnMut(u64) -> bool {
 }
 
 /// Hashes the same pieces on both sides.
-async fn hash_both(
+pub(super) async fn hash_both(
     source: &mut Source,
     disk: &str,
     reader: &mut NbdReader,
@@ -331,7 +332,7 @@ async fn hash_both(
 }
 
 /// Works at the source's QEMU for as long as that is waited for.
-async fn guarded<T>(
+pub(super) async fn guarded<T>(
     source: &Source,
     disk: &str,
     work: impl Future<Output = Result<T, DeltaError>>,
@@ -350,7 +351,7 @@ async fn guarded<T>(
 }
 
 /// Sees to everything that has happened.
-async fn heed(source: &mut Source) -> Result<(), Failure> {
+pub(super) async fn heed(source: &mut Source) -> Result<(), Failure> {
     while let Some(event) = source.next().now_or_never() {
         on_event(source, event?).await?;
     }

@@ -277,6 +277,9 @@ pub struct BlockExportAdd {
     /// Dirty bitmaps that it may ask for; one that records cannot be shown read-only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub bitmaps: Vec<String>,
+    /// It may ask which image of the chain has what.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub allocation_depth: bool,
 }
 
 /// Deletes an export.
@@ -406,6 +409,8 @@ pub struct JobResume {
 #[serde(rename_all = "kebab-case")]
 pub enum MirrorSyncMode {
     Full,
+    /// What the topmost image has.
+    Top,
     /// Only what is written from now on.
     None,
 }

@@ -7,7 +7,8 @@ use std::os::unix::net::UnixStream;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use vmferry::api::{
-    CheckRequest, ForceRequest, ForwardRequest, MigrateRequest, Options, PeerLimitRequest, ShareRequest, Side,
+    CheckRequest, ForceRequest, ForwardRequest, Incremental, MigrateRequest, Options, PeerLimitRequest,
+    ShareRequest, Side,
 };
 use vmferry::migrate::message::{Asked, DiskPlace, DiskSpec, Offer, Request, Storage};
 use vmferry::mux::{Config, RateLimit};
@@ -84,6 +85,7 @@ fn whole_offer() -> Offer {
         format: "qcow2".into(),
         read_only: false,
         left_out: false,
+        incremental: false,
         place,
     };
     Offer { disks: vec![disk], after: Some(Uuid::nil()), ..offer("web1") }
@@ -204,6 +206,7 @@ fn bodies(victim: &Victim) -> Vec<(&'static str, String, Value)> {
         accept: Default::default(),
         disks: Default::default(),
         verify: true,
+        incremental: Some(Incremental::All),
     };
     let all = [
         ("/v1/check", json!(check)),

@@ -82,9 +82,16 @@ impl Pair {
             let id = names::export_id(&disk.name);
             self.at_destination.exports.push(id.clone());
             let (node_name, name) = (disk.node_name, disk.name);
-            qmp.execute(BlockExportAdd { id, node_name, name, writable: true, bitmaps: Vec::new() })
-                .await
-                .unwrap();
+            qmp.execute(BlockExportAdd {
+                id,
+                node_name,
+                name,
+                writable: true,
+                bitmaps: Vec::new(),
+                allocation_depth: false,
+            })
+            .await
+            .unwrap();
         }
     }
 

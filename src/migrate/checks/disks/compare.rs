@@ -1,7 +1,7 @@
 //! What the destination finds when it compares the offered disks with those of its QEMU.
 
 use super::images::{list, written};
-use super::{DISKS_MAX, left_out, pair, room, sharing, source};
+use super::{DISKS_MAX, incremental, left_out, pair, room, sharing, source};
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::protocol::message::{DiskSpec, Offer};
 use crate::qemu::{Disk, Encryption, Qmp, QmpError, nbd_server_runs};
@@ -43,6 +43,7 @@ pub(crate) fn disk_problems(offered: &[DiskSpec], present: &[Disk]) -> Vec<Probl
     problems.extend(sharing::unknown(&pairs));
     problems.extend(not_copied(&pairs));
     problems.extend(left_out::findings(&pairs));
+    problems.extend(incremental::destination_findings(&pairs));
     problems
 }
 

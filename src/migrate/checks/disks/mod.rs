@@ -7,6 +7,7 @@
 
 mod compare;
 mod images;
+mod incremental;
 mod left_out;
 mod offered;
 mod pairing;
@@ -50,6 +51,7 @@ mod sample {
             format: format.into(),
             read_only: false,
             left_out: false,
+            incremental: false,
             place: Some(place),
         }
     }

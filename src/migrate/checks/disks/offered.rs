@@ -1,9 +1,11 @@
 //! What the source says of its disks to the other host.
 
 use super::images::is_nothing;
-use crate::migrate::model::disk_choice::DiskChoice;
+use crate::migrate::model::disk_choice::is_copyable;
+use crate::migrate::model::options::Options;
+use crate::migrate::model::plan;
 use crate::migrate::protocol::message::{DiskPlace, DiskSpec, Storage};
-use crate::qemu::Disk;
+use crate::qemu::{Disk, Layer};
 
 /// Bytes that the names of all storages may take in one offer.
 const STORAGE_BYTES_MAX: usize = 96 * 1024;
@@ -11,35 +13,43 @@ const STORAGE_BYTES_MAX: usize = 96 * 1024;
 const STORAGE_BYTES_BESIDES: usize = 32;
 
 /// The disks but for firmware flash, whose contents travel with the RAM.
-pub(crate) fn offered(disks: &[Disk], choice: &DiskChoice) -> Vec<DiskSpec> {
+pub(crate) fn offered(disks: &[Disk], options: &Options) -> Vec<DiskSpec> {
     let mut room = STORAGE_BYTES_MAX;
-    disks.iter().filter(|disk| !disk.firmware).map(|disk| spec(disk, choice, &mut room)).collect()
+    disks.iter().filter(|disk| !disk.firmware).map(|disk| spec(disk, options, &mut room)).collect()
 }
 
-fn spec(disk: &Disk, choice: &DiskChoice, room: &mut usize) -> DiskSpec {
+fn spec(disk: &Disk, options: &Options, room: &mut usize) -> DiskSpec {
     let (storages, hides_storage) = storages(disk, room);
     let place = DiskPlace {
         id: disk.id.clone(),
         address: disk.address.clone(),
         encryption: disk.encryption,
         no_flush: disk.no_flush,
-        allocated: allocated(disk),
+        allocated: allocated(disk, options),
         storages,
         hides_storage,
     };
+    let left_out = options.disks.leaves_out(disk);
     DiskSpec {
         name: disk.name.clone(),
         virtual_size: disk.virtual_size,
         format: disk.format.clone(),
         read_only: disk.read_only,
-        left_out: choice.leaves_out(disk),
+        left_out,
+        incremental: is_copyable(disk) && !left_out && is_incremental(disk, options),
         place: Some(place),
     }
 }
 
-/// What the images of a disk occupy together, its backing files included; at most its size.
-pub(crate) fn allocated(disk: &Disk) -> Option<u64> {
-    let images = disk.layers.iter().filter(|layer| layer.is_leaf).map(|layer| layer.actual_size);
+fn is_incremental(disk: &Disk, options: &Options) -> bool {
+    plan::base(disk, options.incremental.as_ref()).is_some()
+}
+
+/// What the images of a disk occupy together, its backing files included unless only its topmost image is copied;
+/// at most its size.
+pub(crate) fn allocated(disk: &Disk, options: &Options) -> Option<u64> {
+    let is_copied = |layer: &&Layer| layer.is_leaf && !(layer.backing && is_incremental(disk, options));
+    let images = disk.layers.iter().filter(is_copied).map(|layer| layer.actual_size);
     let sum = images.into_iter().try_fold(0_u64, |sum, size| Some(sum.saturating_add(size?)));
     let top = if disk.layers_known && !disk.layers.is_empty() { sum } else { disk.actual_size };
     Some(top?.min(disk.virtual_size))
@@ -76,7 +86,7 @@ mod tests {
         let images = || (0..4).map(|_| image(&[&long])).collect::<Vec<Image>>();
         let disks: Vec<Disk> =
             (0..256).map(|n| Disk { images: images(), ..have(&n.to_string(), 1, "raw") }).collect();
-        let specs = offered(&disks, &DiskChoice::All);
+        let specs = offered(&disks, &Options::default());
         let places: Vec<_> = specs.iter().map(|spec| spec.place.as_ref().unwrap()).collect();
         let bytes: usize = places.iter().flat_map(|p| &p.storages).map(|s| s.key.len()).sum();
         assert!(bytes <= STORAGE_BYTES_MAX);
@@ -87,7 +97,7 @@ mod tests {
     fn firmware_is_not_offered_and_an_unknown_image_is_hidden() {
         let flash = Disk { firmware: true, ..have("flash", 1, "raw") };
         let unseen = Disk { images: vec![image(&[])], ..have("disk0", 1, "raw") };
-        let specs = offered(&[flash, unseen], &DiskChoice::All);
+        let specs = offered(&[flash, unseen], &Options::default());
         assert_eq!(specs.len(), 1);
         assert!(specs[0].place.as_ref().unwrap().hides_storage);
     }

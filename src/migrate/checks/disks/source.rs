@@ -2,8 +2,10 @@
 //! copies.
 
 use super::images::{list, written};
-use super::{sharing, unknown_names};
-use crate::migrate::model::disk_choice::{DiskChoice, is_copyable};
+use super::{incremental, sharing, unknown_names};
+use crate::migrate::model::disk_choice::is_copyable;
+use crate::migrate::model::options::Options;
+use crate::migrate::model::plan;
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::qemu::{Bitmap, Contents, Disk, Outside, Qmp, QmpError, QueryBlockExports, names, outside};
 
@@ -11,13 +13,14 @@ use crate::qemu::{Bitmap, Contents, Disk, Outside, Qmp, QmpError, QueryBlockExpo
 pub(crate) async fn source_findings(
     qmp: &Qmp,
     disks: &[Disk],
-    choice: &DiskChoice,
+    options: &Options,
 ) -> Result<Vec<Problem>, QmpError> {
     let mut problems: Vec<Problem> = outside(qmp).await?.iter().map(not_moved).collect();
     problems.extend(sharing::within(disks, "source"));
     problems.extend(exported(qmp, disks, "source").await?);
-    problems.extend(attached(disks, choice));
-    problems.extend(unknown_names(disks, choice));
+    problems.extend(attached(disks, options));
+    problems.extend(unknown_names(disks, &options.disks));
+    problems.extend(incremental::source_findings(disks, options));
     Ok(problems)
 }
 
@@ -79,14 +82,17 @@ pub(crate) async fn exported(qmp: &Qmp, disks: &[Disk], side: &str) -> Result<Ve
     Ok(problems)
 }
 
-fn attached(disks: &[Disk], choice: &DiskChoice) -> Vec<Problem> {
-    let copied = || disks.iter().filter(|disk| is_copyable(disk) && choice.takes(&disk.name));
+fn attached(disks: &[Disk], options: &Options) -> Vec<Problem> {
+    let copied = || disks.iter().filter(|disk| is_copyable(disk) && options.disks.takes(&disk.name));
     let mut problems: Vec<_> =
         disks.iter().filter(|disk| is_copyable(disk)).flat_map(bitmaps_in_use).collect();
     for disk in copied() {
         problems.extend(bitmaps_dropped(disk));
         problems.extend(temporary(disk));
-        problems.extend(not_carried(disk));
+        problems.extend(snapshots_dropped(disk));
+        if plan::base(disk, options.incremental.as_ref()).is_none() {
+            problems.extend(backing_merged(disk));
+        }
     }
     let unknown: Vec<&str> = copied().filter(|d| !d.layers_known).map(|d| d.name.as_str()).collect();
     if !unknown.is_empty() {
@@ -147,27 +153,34 @@ fn temporary(disk: &Disk) -> Option<Problem> {
     ))
 }
 
-fn not_carried(disk: &Disk) -> Vec<Problem> {
-    let mut problems = Vec::new();
+fn snapshots_dropped(disk: &Disk) -> Option<Problem> {
     let snapshots = list(disk.layers.iter().flat_map(|layer| &layer.snapshots).map(String::as_str));
-    if !snapshots.is_empty() {
-        problems.push(Problem::warning(
-            ProblemKind::SnapshotsDropped,
-            format!(
-                "snapshots inside the image of the source's disk {} are not carried to the destination: {snapshots}",
-                disk.name
-            ),
-            "keep the source's image for as long as they are needed",
-        ));
+    if snapshots.is_empty() {
+        return None;
     }
-    let backing = disk.images.iter().filter(|image| image.backing && !image.temporary).count();
-    if backing > 0 {
-        let text = format!(
-            "the source's disk {} stands on backing files ({backing}): their contents become part of the \
-             destination's own image",
+    Some(Problem::warning(
+        ProblemKind::SnapshotsDropped,
+        format!(
+            "snapshots inside the image of the source's disk {} are not carried to the destination: {snapshots}",
             disk.name
-        );
-        problems.push(Problem::note(ProblemKind::BackingMerged, text, "nothing has to be done"));
+        ),
+        "keep the source's image for as long as they are needed",
+    ))
+}
+
+fn backing_merged(disk: &Disk) -> Option<Problem> {
+    let backing = disk.images.iter().filter(|image| image.backing && !image.temporary).count();
+    if backing == 0 {
+        return None;
     }
-    problems
+    let text = format!(
+        "the source's disk {} stands on backing files ({backing}): their contents become part of the destination's \
+         own image",
+        disk.name
+    );
+    Some(Problem::note(
+        ProblemKind::BackingMerged,
+        text,
+        "nothing has to be done; `--incremental` leaves them",
+    ))
 }

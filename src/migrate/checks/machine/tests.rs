@@ -116,8 +116,15 @@ fn a_drive_that_was_offered_is_the_disks_matter() {
     let drive = Device { drive: true, ..device("virtio-blk-pci", "disk0", "0000:00:02.0") };
     let place = DiskPlace { id: drive.id.clone(), address: drive.address.clone(), ..DiskPlace::default() };
     let (name, format) = ("disk0".into(), "raw".into());
-    let spec =
-        DiskSpec { name, virtual_size: 1, format, read_only: false, left_out: false, place: Some(place) };
+    let spec = DiskSpec {
+        name,
+        virtual_size: 1,
+        format,
+        read_only: false,
+        left_out: false,
+        incremental: false,
+        place: Some(place),
+    };
     let rest = || vec![device("e1000", "", "0000:00:04.0")];
     let (mut source, here) = (machine_of(rest()), machine_of(rest()));
     source.devices.push(drive.clone());

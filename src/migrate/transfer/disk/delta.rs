@@ -412,6 +412,7 @@ impl Copier {
             name: self.disk.clone(),
             writable: false,
             bitmaps: vec![frozen.to_owned()],
+            allocation_depth: false,
         };
         self.qmp.execute(add).await?;
         let socket = self.server.connect().map_err(DeltaError::Connect)?;

@@ -73,14 +73,17 @@ impl<'a> Mirror<'a> {
 
     /// Begins to copy to that node. `can_skip`: this QEMU can be told that the target reads as zeroes.
     pub(crate) fn begin(&self, export: &Export, can_skip: bool) -> BlockdevMirror {
-        let mirror = BlockdevMirror::new(&self.job, &self.disk.node_name, &self.node, MirrorSyncMode::Full);
-        let granularity = export.is_fresh.then(|| granularity(self.disk.virtual_size)).flatten();
-        BlockdevMirror { granularity, target_is_zero: export.is_fresh && can_skip, ..mirror }
+        let is_top = self.disk.base.is_some();
+        let sync = if is_top { MirrorSyncMode::Top } else { MirrorSyncMode::Full };
+        let mirror = BlockdevMirror::new(&self.job, &self.disk.node_name, &self.node, sync);
+        let fine = export.is_fresh || is_top;
+        let granularity = fine.then(|| granularity(self.disk.virtual_size)).flatten();
+        BlockdevMirror { granularity, target_is_zero: export.is_fresh && can_skip && !is_top, ..mirror }
     }
 }
 
-/// The least that is copied to a fresh image: what is a hole at the source stays one there if it is no smaller.
-/// None where QEMU's own choice is as good.
+/// The least that is copied to a fresh image, and of a topmost image alone: what is a hole at the source stays one
+/// there if it is no smaller. None where QEMU's own choice is as good.
 fn granularity(size: u64) -> Option<u32> {
     let wanted = size.div_ceil(PARTS_MAX).next_power_of_two().max(GRANULARITY_BYTES_MIN);
     u32::try_from(wanted).ok().filter(|wanted| *wanted < GRANULARITY_BYTES_QEMU)
@@ -156,10 +159,12 @@ pub(crate) async fn dismiss(qmp: &Qmp, disks: impl Iterator<Item = String>) -> R
 #[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 mod tests {
     use super::*;
+    use crate::migrate::model::plan::Base;
 
     #[test]
     fn only_a_fresh_target_is_called_empty_and_only_where_qemu_knows_the_word() {
-        let disk = CopiedDisk { name: "vda".into(), node_name: "n".into(), virtual_size: 1 << 30 };
+        let disk =
+            CopiedDisk { name: "vda".into(), node_name: "n".into(), virtual_size: 1 << 30, base: None };
         let began = |is_fresh, can_skip| {
             let export = Export { disk: "vda".into(), export: "vda".into(), channel: 1, is_fresh };
             serde_json::to_value(Mirror::of(&disk).begin(&export, can_skip)).unwrap()
@@ -169,6 +174,12 @@ mod tests {
         assert_eq!([skips(true, false), skips(false, true), skips(false, false)], [None, None, None]);
         assert_eq!(began(true, false)["granularity"], 4096);
         assert!(began(false, true).get("granularity").is_none());
+        assert_eq!(began(false, true)["sync"], "full");
+        let base = Some(Base { top_node: "n".into(), node_name: "below".into() });
+        let on_base = CopiedDisk { base, ..disk };
+        let export = Export { disk: "vda".into(), export: "vda".into(), channel: 1, is_fresh: false };
+        let began = serde_json::to_value(Mirror::of(&on_base).begin(&export, true)).unwrap();
+        assert_eq!((&began["sync"], &began["granularity"]), (&"top".into(), &4096.into()));
     }
 
     #[test]

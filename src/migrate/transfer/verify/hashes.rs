@@ -17,13 +17,18 @@ pub(crate) fn is_bounded(pieces: &[Piece]) -> bool {
     pieces.len() <= PIECES_MAX && pieces.iter().all(is_short) && bytes <= BATCH_BYTES_MAX
 }
 
-/// Reads and hashes pieces of an export, all of which lie within it.
+/// Reads and hashes pieces of an export. What lies beyond its end counts as zeroes.
 pub(crate) async fn of(reader: &mut NbdReader, pieces: &[Piece]) -> Result<Vec<String>, NbdError> {
     let mut buffer = vec![0; PIECE_BYTES_MAX as usize];
     let mut hashes = Vec::with_capacity(pieces.len());
     for piece in pieces {
         let data = &mut buffer[..piece.bytes as usize];
-        reader.read(piece.at, data).await?;
+        let there = reader.size().saturating_sub(piece.at).min(data.len() as u64) as usize;
+        let (data_there, beyond) = data.split_at_mut(there);
+        beyond.fill(0);
+        if there > 0 {
+            reader.read(piece.at, data_there).await?;
+        }
         hashes.push(digest(&SHA256, data).as_ref().iter().map(|byte| format!("{byte:02x}")).collect());
     }
     Ok(hashes)
