@@ -16,7 +16,6 @@ use super::failure::Failure;
 use super::state::Source;
 use crate::migrate::journal::Undo;
 use crate::migrate::model::convergence::{Outrun, Written, is_in_step};
-use crate::migrate::model::plan::Way;
 use crate::migrate::model::progress::{DiskProgress, Slowed};
 use crate::migrate::transfer::disk::mirror;
 use crate::qemu::{
@@ -65,7 +64,7 @@ pub(crate) async fn look(source: &mut Source) -> Result<(), Failure> {
 fn is_open(source: &Source, disk: &DiskProgress) -> bool {
     let copy = &source.copy;
     let plan = copy.plan.disks.iter().find(|plan| plan.disk.name == disk.name);
-    let is_copied = plan.is_some_and(|plan| plan.way == Way::Whole && copy.is_under_way(plan));
+    let is_copied = plan.is_some_and(|plan| plan.way.is_mirror() && copy.is_under_way(plan));
     is_copied
         && disk.slowed != Some(Slowed::WriteBlocking)
         && copy.slowing.vain.get(&disk.name).is_none_or(|times| *times < IN_VAIN_MAX)
