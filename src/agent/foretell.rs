@@ -26,7 +26,7 @@ pub(super) async fn foretell(
 ) -> Foretold {
     let limit = options.limit_bytes_per_s.map(u64::from);
     let bytes_per_s = rate.as_ref().ok().map(|rate| limit.map_or(*rate, |limit| limit.min(*rate)));
-    let guest = match outlook(&agent.host, vm, &options.disks).await {
+    let guest = match outlook(&agent.host, vm, options).await {
         Ok(guest) => guest,
         Err(cause) => return Foretold { bytes_per_s, cause: Some(cause), ..Foretold::default() },
     };

@@ -16,7 +16,9 @@ use crate::migrate::model::options::Options;
 use crate::migrate::model::problem::{Policy, Problem, ProblemKind, chain};
 use crate::migrate::model::role::Role;
 use crate::migrate::protocol::client::{Link, LinkError};
-use crate::migrate::protocol::message::{NEEDS_HASHES, NEEDS_INCREMENTAL, NEEDS_REPLICA, Offer, Request, Response};
+use crate::migrate::protocol::message::{
+    NEEDS_HASHES, NEEDS_INCREMENTAL, NEEDS_REPLICA, Offer, Request, Response,
+};
 use crate::net::session::Session;
 use crate::qemu::{
     Abilities, Disk, Events, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState,
