@@ -76,7 +76,7 @@ fn a_data_file_that_was_changed_between_tries_is_copied_as_a_whole() -> Result<(
         ensure!(report["outcome"]["result"] == "moved", "{report}");
         let notes = report["notes"].to_string();
         ensure!(notes.contains("disk0: the whole disk is copied again"), "{notes}");
-        ensure!(notes.contains("was changed since the try before"), "{notes}");
+        ensure!(notes.contains("was changed since it was copied"), "{notes}");
         end([at_source, at_target])?;
         target.io(&copy, READ_ALL)
     })
