@@ -5,7 +5,6 @@ use super::failure::Failure;
 use super::stall::Waiting;
 use super::state::Source;
 use super::{any_phase, copies, replica};
-use crate::migrate::model::plan::Way;
 use crate::migrate::transfer::disk::delta::DeltaError;
 use crate::migrate::transfer::disk::mirror;
 use crate::qemu::{EventKind, delete_bitmap};
@@ -14,7 +13,7 @@ use crate::qemu::{EventKind, delete_bitmap};
 pub(crate) async fn complete(source: &mut Source) -> Result<(), Failure> {
     // What was recorded until now is what the mirrors have written when they end.
     let mut written = Vec::new();
-    let whole = source.copy.plan.disks.iter().filter(|plan| plan.way == Way::Whole);
+    let whole = source.copy.plan.disks.iter().filter(|plan| plan.way.is_mirror());
     for name in whole.map(|plan| plan.disk.name.clone()) {
         let Some(followed) = source.copy.tracking.disks.get(&name) else { continue };
         let (bitmap, _) = followed.bitmaps.freeze(&source.guest.qmp).await.map_err(|e| failed(&name, e))?;
