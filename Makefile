@@ -129,6 +129,7 @@ fleet: setup
 
 disks: setup
 	$(call step,more ways of moving disks: docs/disks.md)
+	tests/setup/packages.sh swtpm:swtpm
 	cargo test $(LOCKED) --test real -- --ignored --test-threads=1 $(or $(T),disks::)
 
 versions: setup

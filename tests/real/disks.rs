@@ -4,6 +4,7 @@
 
 mod again;
 mod created;
+mod firmware;
 mod incremental;
 mod left_out;
 mod machine;
@@ -14,6 +15,7 @@ mod refused;
 mod replica;
 mod template;
 mod thin;
+mod tpm;
 mod verify;
 mod volumes;
 
