@@ -137,6 +137,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "migrate::problem",
             "migrate::progress",
             "migrate::recover",
+            "migrate::replicas",
             "migrate::timeline",
             "migrate::bandwidth",
             "migrate::vm_state",

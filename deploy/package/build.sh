@@ -27,7 +27,7 @@ common() {
   install -D -m755 "$program" "$tree/usr/bin/vmferry"
   strip --strip-unneeded "$tree/usr/bin/vmferry"
   local unit
-  for unit in "$deploy"/*.{service,socket,slice}; do
+  for unit in "$deploy"/*.{service,socket,slice,timer}; do
     [ ! -e "$unit" ] || put 644 "$unit" "usr/lib/systemd/system/$(basename "$unit")"
   done
   put 644 "$deploy/sysusers.d/vmferry.conf" usr/lib/sysusers.d/vmferry.conf
@@ -45,7 +45,7 @@ common() {
   local entry
   for entry in "$deploy"/*; do
     case ${entry##*/} in
-    *.service | *.socket | *.slice | sysusers.d | tmpfiles.d | polkit-1 | package | README.md) ;;
+    *.service | *.socket | *.slice | *.timer | sysusers.d | tmpfiles.d | polkit-1 | package | README.md) ;;
     *) cp -r "$entry" "$doc/examples/" ;;
     esac
   done

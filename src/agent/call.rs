@@ -15,6 +15,7 @@ pub(super) enum Call {
     ListLimits,
     ListForwards,
     LookAtRecovery,
+    ListReplicas,
     ListLibvirt,
     FollowLibvirt,
     ShowDrain,
@@ -33,6 +34,7 @@ pub(super) enum Call {
     CheckLibvirt,
     MigrateLibvirt,
     EndLibvirt,
+    EndReplica,
     Recover,
     AddForward,
     EndForward,
@@ -53,6 +55,7 @@ impl Call {
             | Self::ListLimits
             | Self::ListForwards
             | Self::LookAtRecovery
+            | Self::ListReplicas
             | Self::ListLibvirt
             | Self::FollowLibvirt
             | Self::ShowDrain
@@ -68,6 +71,7 @@ impl Call {
             | Self::CheckLibvirt
             | Self::MigrateLibvirt
             | Self::EndLibvirt
+            | Self::EndReplica
             | Self::Recover
             | Self::AddForward
             | Self::EndForward
@@ -112,6 +116,8 @@ impl Call {
             Self::Drain => "drain",
             Self::PlanDrain => "plan-drain",
             Self::CancelDrain => "cancel-drain",
+            Self::ListReplicas => "list-replicas",
+            Self::EndReplica => "end-replica",
             Self::Force => "force",
         }
     }

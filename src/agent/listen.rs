@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::caller::{Caller, warn_of_unknown_groups};
 use super::http::{self, Limits, WhenFull};
 use super::running::Agent;
-use super::{drain_routes, libvirt_routes, routes};
+use super::{drain_routes, libvirt_routes, replica_routes, routes};
 use crate::config::ApiConfig;
 use crate::error_chain::chain;
 use crate::net::accept::listen;
@@ -125,7 +125,7 @@ pub(super) async fn local(path: &Path, api: &ApiConfig) -> anyhow::Result<UnixLi
 
 /// Serves the local API until the agent stops.
 pub(super) async fn serve_api(agent: Arc<Agent>, listener: UnixListener) {
-    let gates = [routes::router, libvirt_routes::router, drain_routes::router];
+    let gates = [routes::router, libvirt_routes::router, drain_routes::router, replica_routes::router];
     let gates = gates.map(|router| router(Arc::clone(&agent)));
     let routes = routes::served(gates);
     let stopping = agent.stopping.clone();

@@ -29,6 +29,7 @@ mod ping;
 mod refusal;
 mod refusals;
 mod registry;
+mod replica_routes;
 mod routes;
 mod running;
 mod sessions;

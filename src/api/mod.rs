@@ -14,6 +14,7 @@ mod migration;
 mod ping;
 mod plan;
 mod recovery;
+mod replica;
 mod status;
 mod timeline;
 
@@ -33,6 +34,7 @@ pub use crate::migrate::progress::{
     Whole,
 };
 pub use crate::migrate::recover::{Case, CaseKind, Owner};
+pub use crate::migrate::replicas::{Replica, ReplicatedDisk};
 pub use crate::migrate::timeline::{Entered, Sample, StreamSample, Wait, Waiting};
 pub use crate::migrate::vm_state::{Here, VmState};
 pub use crate::migrate::{DiskChoice, DiskSample, DisksAtOnce, DowntimeLimit, Incremental, Options, Retry};
@@ -52,6 +54,7 @@ pub use migration::{MigrateRequest, Migration};
 pub use ping::{Ping, PingRequest, Probe, Reached};
 pub use plan::{Foretold, MigrationPlan};
 pub use recovery::{ForceRequest, RecoverQuery, Recovery};
+pub use replica::{EndReplicaRequest, ReplicaEnd};
 pub use status::{AuditStatus, Names, SandboxStatus, SessionStatus, Status};
 pub use timeline::Course;
 

@@ -66,6 +66,12 @@ pub(super) enum Command {
     /// Bring a replica of a VM's disks at another host into step; the VM stays. The first time copies all, later
     /// ones what changed since, and so does a `migrate` there.
     Replicate(Box<ReplicateArgs>),
+    /// List the replicas that peers have of this host's VMs, and those that this host keeps for peers.
+    Replicas {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Say everything that would make a migration fail; both hosts stay as they are. Where the
     /// destination's agent starts QEMUs, one is started for the questions and ended again.
     Check(CheckArgs),
@@ -296,6 +302,13 @@ pub(super) struct ReplicateArgs {
     /// Go on in spite of problems of this kind (docs/check.md); may be given several times.
     #[arg(long, value_name = "KIND")]
     pub(super) accept: Vec<Accepted>,
+    /// End it: the record on both hosts, and the dirty bitmaps in the VM's QEMU.
+    #[arg(long, conflicts_with_all = ["retry", "compress", "limit", "weight", "only", "except", "strict", "accept", "detach"])]
+    pub(super) end: bool,
+    /// With `--end`: remove the images at the peer, too, that were made for it and that nobody has used since. Exit
+    /// code 3 if some stay.
+    #[arg(long, requires = "end")]
+    pub(super) remove_images: bool,
     /// Begin, print the run's id and return.
     #[arg(long)]
     pub(super) detach: bool,

@@ -23,6 +23,7 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
     match command {
         Command::Migrate(args) => migrate(&client, args).await,
         Command::Replicate(args) => replicate::run(&client, *args).await,
+        Command::Replicas { json } => replicate::list(&client, json).await,
         Command::Check(args) => check(&client, args).await,
         Command::List { json } => list(&client, json).await,
         Command::Status { what: None, json } => status(&client, json).await,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! router, serve, settle,               what begins, ends or goes on with migrations
-//! recover, handoff
+//! recover, replicas, handoff
 //!   source, destination                the two roles
 //!   checks                             what would keep a migration from going well
 //!   host                               what all migrations of one agent share
@@ -25,6 +25,7 @@ pub mod journal;
 mod model;
 mod protocol;
 pub mod recover;
+pub mod replicas;
 mod router;
 mod serve;
 pub mod settle;

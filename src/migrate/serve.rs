@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::destination::error::Error;
-use super::destination::{Destination, Serving, admission};
+use super::destination::{Destination, Serving, admission, replica};
 use super::host::Host;
 use super::host::refusals::Reason;
 use super::model::problem::{Problem, ProblemKind, chain};
@@ -93,6 +93,13 @@ pub(crate) async fn serve(
                     control.answer_last(Response::Refused(trouble.refusal())).await;
                 }
             }
+        }
+        Request::EndReplica(wanted) => {
+            let answer = match replica::end(&host, &peer, &wanted.vm, wanted.images).await {
+                Ok(ended) => Response::ReplicaEnded(ended),
+                Err(trouble) => Response::Refused(trouble.refusal()),
+            };
+            control.answer_last(answer).await;
         }
         Request::Settle | Request::Start | Request::Abort { .. } | Request::Confirmed => {
             recall(&host, &peer, migration, control, request).await;

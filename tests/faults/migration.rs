@@ -52,7 +52,20 @@ impl Migration {
     /// # Errors
     /// The command line's.
     pub fn begin(agent: &Agent, vm: &str, peer: &str, options: &[&str]) -> Result<Self> {
-        let words = [&["migrate", vm, "--to", peer, "--detach"], options].concat();
+        Self::begin_as(agent, "migrate", (vm, peer), options)
+    }
+
+    /// The same with another command of that form.
+    ///
+    /// # Errors
+    /// The command line's.
+    pub fn begin_as(
+        agent: &Agent,
+        command: &str,
+        (vm, peer): (&str, &str),
+        options: &[&str],
+    ) -> Result<Self> {
+        let words = [&[command, vm, "--to", peer, "--detach"], options].concat();
         let outcome = agent.vmferry(&words)?;
         ensure!(outcome.code == 0, "vmferry {} gave {outcome:?}", words.join(" "));
         Ok(Self { id: outcome.stdout.trim().to_owned() })

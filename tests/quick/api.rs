@@ -146,7 +146,8 @@ fn every_route_is_described_and_no_other() {
     let source = concat!(
         include_str!("../../src/agent/routes.rs"),
         include_str!("../../src/agent/libvirt_routes.rs"),
-        include_str!("../../src/agent/drain_routes.rs")
+        include_str!("../../src/agent/drain_routes.rs"),
+        include_str!("../../src/agent/replica_routes.rs")
     );
     let paths = source.split(".route(Call::").skip(1).map(|r| r.split('"').nth(1).unwrap().to_owned());
     let mut routes: Vec<String> = paths.collect();
@@ -204,6 +205,10 @@ fn live_answers_are_as_described() {
         ("POST", "/v1/peers/{name}/ping", "/v1/peers/bravo/ping".into(), Some("{}"), 200),
         ("POST", "/v1/peers/{name}/ping", "/v1/peers/nobody/ping".into(), Some("{}"), 404),
         ("POST", "/v1/peers/{name}/ping", "/v1/peers/bravo/ping".into(), Some(r#"{"bytes":-1}"#), 400),
+        ("GET", "/v1/replicas", "/v1/replicas".into(), None, 200),
+        ("POST", "/v1/replicas/end", "/v1/replicas/end".into(), Some(r#"{"vm":"web1","to":"nobody"}"#), 404),
+        ("POST", "/v1/replicas/end", "/v1/replicas/end".into(), good, 409),
+        ("POST", "/v1/replicas/end", "/v1/replicas/end".into(), Some(r#"{"vm":"web1"}"#), 400),
         ("GET", "/v1/forwards", "/v1/forwards".into(), None, 200),
         ("POST", "/v1/forwards", "/v1/forwards".into(), forward("bravo", "near"), 201),
         ("GET", "/v1/forwards", "/v1/forwards".into(), None, 200),

@@ -32,7 +32,7 @@ use refused::Case;
 struct Stage {
     net: Net,
     alpha: Agent,
-    _bravo: Agent,
+    bravo: Agent,
     shared: PathBuf,
 }
 
@@ -68,9 +68,9 @@ impl Stage {
         }
         let shared = lab.dir().join("both");
         std::fs::create_dir(&shared)?;
-        let _bravo = agents.pop().context("no agent")?;
+        let bravo = agents.pop().context("no agent")?;
         let alpha = agents.pop().context("no agent")?;
-        Ok(Self { net, alpha, _bravo, shared })
+        Ok(Self { net, alpha, bravo, shared })
     }
 
     /// The guest's folders at the source and at the destination.

@@ -90,14 +90,7 @@ fn see(image: &Image) -> Result<Vec<FileStamp>, String> {
         if (seen.dev(), seen.ino()) != (file.device, file.inode) {
             return Err(format!("{name} is another file than the one that the destination's QEMU has open"));
         }
-        files.push(FileStamp {
-            disk: image.disk.clone(),
-            device: seen.dev(),
-            inode: seen.ino(),
-            bytes: seen.len(),
-            written_s: seen.mtime(),
-            written_ns: seen.mtime_nsec(),
-        });
+        files.push(FileStamp::of(&image.disk, &seen));
     }
     files.sort_by_key(|file| (file.device, file.inode));
     Ok(files)

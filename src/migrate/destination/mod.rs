@@ -17,6 +17,7 @@ pub(crate) mod image_stamp;
 mod made_by_command;
 mod ownership;
 mod prepare;
+pub(crate) mod replica;
 mod serve;
 mod settling;
 mod start;

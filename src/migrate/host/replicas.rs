@@ -125,7 +125,6 @@ impl Replicas {
     }
 
     /// All of this host's VMs at peers, and all that are kept here.
-    #[allow(dead_code)]
     pub(crate) fn all(&self) -> (Vec<SourceReplica>, Vec<KeptReplica>) {
         (self.every(Side::Source), self.every(Side::Kept))
     }

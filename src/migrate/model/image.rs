@@ -1,5 +1,7 @@
 //! The files of the destination's images, and how a try has left them.
 
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -46,4 +48,22 @@ pub(crate) struct FileStamp {
     pub(crate) bytes: u64,
     pub(crate) written_s: i64,
     pub(crate) written_ns: i64,
+}
+
+impl FileStamp {
+    pub(crate) fn of(disk: &str, file: &Metadata) -> Self {
+        Self {
+            disk: disk.to_owned(),
+            device: file.dev(),
+            inode: file.ino(),
+            bytes: file.len(),
+            written_s: file.mtime(),
+            written_ns: file.mtime_nsec(),
+        }
+    }
+
+    /// Whether it is this file, as it is now.
+    pub(crate) fn is_of(&self, file: &Metadata) -> bool {
+        *self == Self::of(&self.disk, file)
+    }
 }

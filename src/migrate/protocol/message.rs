@@ -154,6 +154,8 @@ pub enum Request {
     Settle,
     /// For an operator, from either side: what does your journal say? Changes nothing.
     Tell,
+    /// Of no migration: forget the replica that you keep for me.
+    EndReplica(EndReplica),
 }
 
 impl Request {
@@ -171,8 +173,27 @@ impl Request {
             Self::Abort { .. } => "abort",
             Self::Settle => "settle",
             Self::Tell => "tell",
+            Self::EndReplica(_) => "end-replica",
         }
     }
+}
+
+/// Of a replica that the asking peer has made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndReplica {
+    pub vm: String,
+    /// The images go as well that were made for it.
+    pub images: bool,
+}
+
+/// What has become of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedReplica {
+    /// There was one.
+    pub was_kept: bool,
+    /// Images that were to go and stay, and why.
+    pub left: Vec<String>,
 }
 
 /// A virtual machine on offer.
@@ -273,6 +294,8 @@ pub enum Response {
     Fate(Fate),
     /// To [`Request::Tell`]; none when there is no journal.
     Told(Option<Told>),
+    /// To [`Request::EndReplica`].
+    ReplicaEnded(EndedReplica),
     /// The request was refused or failed.
     Refused(Refusal),
 }

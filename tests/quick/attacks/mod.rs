@@ -13,6 +13,7 @@ mod names;
 mod noise;
 mod process;
 mod raw;
+mod replicas;
 mod roles;
 mod speed;
 mod strangers;

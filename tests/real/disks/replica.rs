@@ -1,6 +1,8 @@
 //! Replicas: a peer has a VM's disks before the VM goes there, and gets what changed. Judged by the link's own
 //! counter and by the bytes in the images. No system is on the disks: what is written to them is known.
 
+use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -8,8 +10,9 @@ use serde_json::{Value, json};
 
 use super::Stage;
 use super::machine::{Machine, Place, blockdev, device, raw};
-use crate::support::process::{LONG, run};
-use crate::support::{Lab, Version, with_lab};
+use crate::faults::{self, Migration, Plan};
+use crate::support::process::{LONG, run, wait_for};
+use crate::support::{Agent, Lab, Version, with_lab};
 
 const MIB: u64 = 1 << 20;
 const DISK_BYTES: u64 = 64 * MIB;
@@ -146,6 +149,176 @@ fn a_move_from_a_replica_sends_what_changed_on_qemu_10() -> Result<()> {
     with_lab("a_move_from_a_replica_sends_what_changed_on_qemu_10", |lab| {
         let stage = Stage::set_up_with(lab, &["replica"], Some("format = 'source'"))?;
         only_what_changed_is_sent(lab, &stage, Version::V10)
+    })
+}
+
+/// Changes a byte of an image, as nobody should.
+fn touch(image: &Path) -> Result<()> {
+    let file = fs::OpenOptions::new().read(true).write(true).open(image)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, MIB)?;
+    Ok(file.write_all_at(&[byte[0] ^ 1], MIB)?)
+}
+
+fn disk_bytes(report: &Value, disk: usize) -> u64 {
+    report["disks"][disk]["stream_bytes"].as_u64().unwrap_or_default()
+}
+
+fn is_whole(report: &Value, disk: usize, why: &str) -> Result<()> {
+    let said = format!("disk{disk}: the whole disk is copied again: {why}");
+    ensure!(notes(report).contains(&said), "{said}: {report}");
+    ensure!(disk_bytes(report, disk) > DISK_BYTES, "{report}");
+    Ok(())
+}
+
+fn is_little(report: &Value, disk: usize) -> Result<()> {
+    ensure!(!notes(report).contains(&format!("disk{disk}: the whole")), "{report}");
+    ensure!(disk_bytes(report, disk) < DISK_BYTES / 2, "{report}");
+    Ok(())
+}
+
+/// Begins a run that takes a while, and waits until some of what changed is at the destination.
+fn in_the_middle(stage: &Stage, guest: &Guest, pattern: u8) -> Result<Migration> {
+    guest.changes(pattern)?;
+    let run = Migration::begin_as(&stage.alpha, "replicate", ("replica", "bravo"), &["--limit", "3MiB/s"])?;
+    run.reach(&stage.alpha.socket(), "mirror", |now| disk_bytes(now, 0) > 2 * MIB)?;
+    Ok(run)
+}
+
+/// What is left in QEMU when a run is over: its bitmaps, of which one of each disk records.
+fn only_bitmaps_stay(guest: &Guest) -> Result<()> {
+    let left = crate::support::proof::leftovers(&mut guest.machine.qmp()?)?;
+    ensure!(left.iter().all(|one| one.contains("vmferry-replica-")), "{left:?}");
+    Ok(())
+}
+
+/// An agent of either host is killed while what changed is copied.
+fn a_killed_agent_costs_nothing(lab: &Lab, stage: &mut Stage, guest: &Guest) -> Result<()> {
+    let _run = in_the_middle(stage, guest, 41)?;
+    stage.alpha.kill()?;
+    guest.io(1, "write -P 42 1M 64k")?;
+    stage.alpha.restart()?;
+    // The destination has to have seen it, too.
+    is_free(stage)?;
+    only_bitmaps_stay(guest)?;
+    let next = is_in_step(stage, "replica")?;
+    (0..2).try_for_each(|disk| is_little(&next, disk)).context("the source's agent")?;
+    guest.is_same(&lab.paths).context("the source's agent")?;
+
+    let run = in_the_middle(stage, guest, 43)?;
+    stage.bravo.kill()?;
+    stage.bravo.restart()?;
+    run.cancel(&stage.alpha)?;
+    let failed = run.ended(&stage.alpha)?;
+    ensure!(failed["outcome"]["result"] == "failed", "{failed}");
+    is_free(stage)?;
+    is_in_step(stage, "replica")?;
+    guest.is_same(&lab.paths).context("the destination's agent")
+}
+
+/// Waits until neither host has the VM in a migration.
+fn is_free(stage: &Stage) -> Result<()> {
+    let over = |agent: &Agent| -> Result<bool> {
+        let all = agent.api("/v1/migrations")?;
+        Ok(all.as_array().into_iter().flatten().all(|one| !one["outcome"].is_null()))
+    };
+    wait_for("the end of what was broken off", LONG, || {
+        Ok((over(&stage.alpha)? && over(&stage.bravo)?).then_some(()))
+    })
+}
+
+fn ends(stage: &Stage, guest: &Guest) -> Result<()> {
+    let end = |more: &[&str]| {
+        stage.alpha.vmferry(&[&["replicate", "replica", "--to", "bravo", "--end"], more].concat())
+    };
+    let listed =
+        |agent: &Agent| -> Result<usize> { Ok(agent.api("/v1/replicas")?.as_array().map_or(0, Vec::len)) };
+    let shown = stage.alpha.vmferry(&["replicas"])?;
+    ensure!(shown.stdout.contains("replica  on bravo, last in step 20"), "{shown:?}");
+    touch(&guest.theirs()[1])?;
+    let some_left = end(&["--remove-images"])?;
+    ensure!(
+        some_left.code == 3 && some_left.stdout.contains("disk1.qcow2 stays: it was changed"),
+        "{some_left:?}"
+    );
+    let there = guest.theirs().map(|image| image.exists());
+    ensure!(there == [false, true], "{there:?}");
+    ensure!(listed(&stage.bravo)? == 1 && listed(&stage.alpha)? == 0);
+    let ended = end(&[])?;
+    ensure!(ended.code == 0 && listed(&stage.bravo)? == 0, "{ended:?}");
+    let again = end(&[])?;
+    ensure!(again.code == 2 && again.stderr.contains("remembers a replica"), "{again:?}");
+    let left = crate::support::proof::leftovers(&mut guest.machine.qmp()?)?;
+    ensure!(left.is_empty(), "{left:?}");
+    fs::remove_file(&guest.theirs()[1])?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "make disks"]
+fn a_replica_that_may_not_fit_is_copied_whole_and_one_that_was_broken_off_is_not() -> Result<()> {
+    with_lab("a_replica_that_may_not_fit_is_copied_whole_and_one_that_was_broken_off_is_not", |lab| {
+        let mut stage = Stage::set_up_with(lab, &["replica"], Some("format = 'source'"))?;
+        let guest = Guest::set_up(lab, &stage, "replica", Version::V10)?;
+        is_in_step(&stage, "replica")?;
+        a_killed_agent_costs_nothing(lab, &mut stage, &guest)?;
+
+        touch(&guest.theirs()[0])?;
+        let touched = is_in_step(&stage, "replica")?;
+        is_whole(&touched, 0, "its image at the destination was changed since it was copied")?;
+        is_little(&touched, 1)?;
+        guest.is_same(&lab.paths)?;
+
+        // It stays so when the run that was to copy it was broken off.
+        touch(&guest.theirs()[0])?;
+        let slow =
+            Migration::begin_as(&stage.alpha, "replicate", ("replica", "bravo"), &["--limit", "1MiB/s"])?;
+        slow.reach(&stage.alpha.socket(), "mirror", |now| disk_bytes(now, 0) > MIB)?;
+        slow.cancel(&stage.alpha)?;
+        slow.ended(&stage.alpha)?;
+        let next = is_in_step(&stage, "replica")?;
+        ensure!(notes(&next).contains("disk0: the whole disk is copied again"), "{next}");
+        guest.is_same(&lab.paths)?;
+
+        let ours = guest.ours();
+        let Guest { source, target, machine } = guest;
+        machine.quit()?;
+        let machine = source.start(&words(&ours), false)?;
+        let guest = Guest { source, target, machine };
+        guest.io(0, "write -P 51 2M 1M")?;
+        let restarted = is_in_step(&stage, "replica")?;
+        (0..2).try_for_each(|disk| is_whole(&restarted, disk, "the VM's QEMU was started since"))?;
+        guest.is_same(&lab.paths)?;
+        ends(&stage, &guest)?;
+        guest.machine.quit()
+    })
+}
+
+/// A guest that writes all the time, and counts.
+#[test]
+#[ignore = "make disks"]
+fn a_guest_that_writes_moves_from_its_replica_and_counts_on() -> Result<()> {
+    with_lab("a_guest_that_writes_moves_from_its_replica_and_counts_on", |lab| {
+        let calm = Plan { blocks: 512, rate: 20, ..Plan::ORDINARY };
+        let mut stage = faults::Stage::set_up(lab, calm)?;
+        for _ in 0..2 {
+            let run = Migration::begin_as(&stage.alpha, "replicate", ("web1", "bravo"), &[])?;
+            let report = run.ended(&stage.alpha)?;
+            ensure!(report["outcome"]["result"] == "replicated", "{report}");
+            ensure!(stage.source.qmp()?.status()? == "running", "the guest goes on");
+        }
+        stage.calm()?;
+        let moved = Migration::begin(&stage.alpha, "web1", "bravo", &["--keep-source"])?;
+        let report = moved.ended(&stage.alpha)?;
+        ensure!(
+            report["outcome"]["result"] == "moved" && !notes(&report).contains("the whole disk"),
+            "{report}"
+        );
+        (0..2).try_for_each(|disk| {
+            ensure!(disk_bytes(&report, disk) < 24 * MIB, "{report}");
+            Ok(())
+        })?;
+        stage.is_moved()
     })
 }
 
