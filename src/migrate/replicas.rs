@@ -110,14 +110,14 @@ pub async fn end(host: &Arc<Host>, vm: &str, peer: &str, images: bool) -> Result
 
 /// In the QEMU that has them; with another one they have gone.
 async fn end_bitmaps(host: &Host, replica: &SourceReplica) -> Result<(), Problem> {
-    let Some(config) = host.config.vms.get(&replica.vm) else { return Ok(()) };
+    let Some(config) = host.config.vm(&replica.vm) else { return Ok(()) };
     let unreachable = |why: String| {
         let text =
             format!("the dirty bitmaps of the replica are still in the QEMU of VM {}: {why}", replica.vm);
         Problem::new(ProblemKind::QemuUnreachable, text, "try again when its monitor answers")
     };
     let ended = async {
-        let (qmp, _events) = match process::connect(config).await {
+        let (qmp, _events) = match process::connect(&config).await {
             Err(e) if e.is_not_listening() => return Ok(()),
             connected => connected?,
         };

@@ -27,7 +27,7 @@ pub(crate) async fn end(host: &Host, peer: &Identity, vm: &str, images: bool) ->
     };
     let mut left = Vec::new();
     if images {
-        let is_silent = process::connect(config).await.is_err_and(|e| e.is_not_listening());
+        let is_silent = process::connect(&config).await.is_err_and(|e| e.is_not_listening());
         left = match is_silent {
             true => remove(host, &kept),
             false => kept_all(&kept, "a QEMU of the VM is there"),

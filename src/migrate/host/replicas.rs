@@ -17,6 +17,8 @@ use crate::migrate::model::replica::{LeftAs, SourceReplica};
 const FORMAT: u32 = 1;
 /// Larger than any record.
 const BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Kept for one peer.
+const KEPT_MAX: usize = 1_000;
 /// Longest name of a file.
 const NAME_BYTES_MAX: usize = 240;
 
@@ -98,11 +100,19 @@ impl Replicas {
         let _turn = self.locked();
         let (vm, peer) = (&past.header.vm, &past.header.peer);
         let before = self.kept(vm, peer);
+        let is_new = before.is_none();
         let mut made: Vec<Undo> = before.map(|before| before.made).unwrap_or_default();
         let is_there = |undo: &&Undo| {
             matches!(undo, Undo::Image { made: Some(_), .. })
                 || matches!(undo, Undo::Volume(volume) if volume.made.is_some())
         };
+        if is_new
+            && self.every::<KeptReplica>(Side::Kept).iter().filter(|kept| kept.peer == *peer).count()
+                >= KEPT_MAX
+        {
+            let source = io::Error::other(format!("{KEPT_MAX} replicas are kept for {peer} already"));
+            return Err(ReplicaError { vm: vm.clone(), path: self.path(Side::Kept, vm, peer), source });
+        }
         let new: Vec<Undo> = past.undo.iter().filter(is_there).cloned().collect();
         made.retain(|undo| !new.iter().any(|new| place(new) == place(undo)));
         made.extend(new);
