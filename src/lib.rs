@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod mux;
 pub mod net;
+pub mod peer_refusals;
 pub mod pki;
 pub mod printable;
 pub mod qemu;

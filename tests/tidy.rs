@@ -91,6 +91,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "migrate",
             "mux",
             "net",
+            "peer_refusals",
         ],
     ),
     (
@@ -155,18 +156,18 @@ const EDGES: &[(&str, &[&str])] = &[
             "migrate::journal::Role",
             "migrate::progress",
             "migrate::phase",
-            "migrate::refusals",
             "migrate::timeline",
             "migrate::vm_state",
             "mux::Stats",
             "net::expiry",
             "net::identity",
+            "peer_refusals",
         ],
     ),
-    ("migrate", &["access", "audit", "config", "error_chain", "mux", "net", "qemu"]),
+    ("migrate", &["access", "audit", "config", "error_chain", "mux", "net", "peer_refusals", "qemu"]),
     // The two roles know all below them, and not each other.
     ("migrate::source", role_uses!("audit")),
-    ("migrate::destination", role_uses!("size" "config" "printable")),
+    ("migrate::destination", role_uses!("size" "config" "peer_refusals" "printable")),
     ("migrate::checks", &["error_chain", "migrate::model", "migrate::protocol::message", "qemu"]),
     ("migrate::model", &["audit", "error_chain", "qemu", "ranged", "rate", "weight"]),
     // The pure machines know nothing of those who carry out their effects, their interpreter only them.
@@ -186,6 +187,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "migrate::model",
             "migrate::protocol",
             "net",
+            "peer_refusals",
             "qemu",
         ],
     ),
@@ -233,9 +235,9 @@ const EDGES: &[(&str, &[&str])] = &[
     // What is moved when: it knows how a migration is asked for, and no migration.
     ("drain", &["config::glob_matches", "migrate::Options", "ranged"]),
     // Beside `migrate`; neither knows the other.
-    ("forward", &["config", "error_chain", "mux", "net", "printable", "rate", "weight"]),
+    ("forward", &["config", "error_chain", "mux", "net", "peer_refusals", "printable", "rate", "weight"]),
     // Migrations that libvirt makes itself: nothing of ours.
-    ("libvirt", &["access", "config", "error_chain", "forward", "mux", "net"]),
+    ("libvirt", &["access", "config", "error_chain", "forward", "mux", "net", "peer_refusals"]),
     ("net", &["error_chain", "mux", "printable", "rate"]),
     // Who somebody is knows no connection, what a connection is no session, and a session not who accepts it.
     ("net::identity", &[]),
@@ -289,6 +291,8 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("access", &["config"]),
+    // Whoever refuses something to a peer says so there.
+    ("peer_refusals", &["audit", "net::identity"]),
     ("config", &["net::identity", "net::naming", "rate", "size", "weight"]),
     ("mux", &["printable"]),
     ("qemu", &["printable"]),

@@ -11,13 +11,13 @@ use crate::api::{Ping, PingRequest, Probe, Reached, Reconnecting};
 use crate::config::PeerConfig;
 use crate::error_chain::chain;
 use crate::migrate::Host;
-use crate::migrate::refusals::Reason;
 use crate::mux::{Code, Role, purpose};
 use crate::net::identity::Identity;
 use crate::net::probe::{self, BYTES_MAX};
 use crate::net::purposes::Purposes;
 use crate::net::session::{IncomingStream, Session};
 use crate::net::trust;
+use crate::peer_refusals::Reason;
 
 /// What is sent unless somebody wants otherwise.
 const BYTES: u64 = 8 * 1024 * 1024;

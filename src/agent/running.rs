@@ -85,10 +85,12 @@ impl Agent {
         let stopping = CancellationToken::new();
         let host = Arc::new(Host::new(config, identity, pool, stopping.clone(), audit));
         let history = History::new(&host.config.state_dir);
-        let forwards = Arc::new(Forwards::new(&host.config, Arc::clone(&host.pool)));
+        let forwards =
+            Arc::new(Forwards::new(&host.config, Arc::clone(&host.pool), Arc::clone(&host.refusals)));
         let draining = Draining::new(&host.config.state_dir);
         let pool = Arc::clone(&host.pool);
-        let libvirt = Libvirt::new(&host.config, host.identity.clone(), pool, Arc::clone(&forwards));
+        let shared = (pool, Arc::clone(&forwards), Arc::clone(&host.refusals));
+        let libvirt = Libvirt::new(&host.config, host.identity.clone(), shared);
         Ok(Self {
             forwards,
             libvirt: Arc::new(libvirt),

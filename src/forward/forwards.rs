@@ -29,6 +29,7 @@ use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 use crate::net::purposes::Purposes;
 use crate::net::stream_owner::{Descriptors, ThawedStreams};
+use crate::peer_refusals::PeerRefusals;
 
 /// Why a forwarding was not begun.
 #[derive(Debug, thiserror::Error)]
@@ -95,14 +96,14 @@ pub struct Forwards {
 
 impl Forwards {
     /// Those of the configuration, of which nothing has begun.
-    pub fn new(config: &Config, pool: Arc<Pool>) -> Self {
+    pub fn new(config: &Config, pool: Arc<Pool>, refusals: Arc<PeerRefusals>) -> Self {
         let peers = Arc::new(Peers::new(config.peers.clone(), pool));
         let labels = Arc::new(Labels::default());
         config.forwards.keys().for_each(|name| drop(labels.of(Side::Forward, name)));
         let targets = Targets::new(&config.targets, &labels);
         Self {
             configured: config.forwards.clone(),
-            incoming: Incoming::new(targets, Arc::clone(&peers), Arc::clone(&labels)),
+            incoming: Incoming::new(targets, Arc::clone(&peers), Arc::clone(&labels), refusals),
             peers,
             labels,
             running: Mutex::default(),

@@ -27,6 +27,7 @@ use crate::error_chain::chain;
 use crate::mux::{Code, MigrationId};
 use crate::net::session::IncomingStream;
 use crate::net::stream_owner::SessionId;
+use crate::peer_refusals::{PeerRefusals, Reason};
 use crate::printable::printable;
 
 /// The label of what was never let in.
@@ -74,10 +75,16 @@ pub(super) struct Incoming {
     queues: Mutex<Queues>,
     tasks: TaskTracker,
     throttle: Throttle,
+    refusals: Arc<PeerRefusals>,
 }
 
 impl Incoming {
-    pub(super) fn new(targets: Targets, peers: Arc<Peers>, labels: Arc<Labels>) -> Arc<Self> {
+    pub(super) fn new(
+        targets: Targets,
+        peers: Arc<Peers>,
+        labels: Arc<Labels>,
+        refusals: Arc<PeerRefusals>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             targets,
             peers,
@@ -85,6 +92,7 @@ impl Incoming {
             queues: Mutex::default(),
             tasks: TaskTracker::new(),
             throttle: Throttle::default(),
+            refusals,
         })
     }
 
@@ -130,15 +138,17 @@ impl Incoming {
         if code != Code::Limit {
             self.labels.of(Side::Target, NONE).failed(code);
         }
-        let Some(unsaid) = self.throttle.say(code) else { return };
-        let cause = match code {
-            Code::NoTarget => "there is no target of that name here",
-            Code::Denied => "that target is not for this peer",
-            Code::TargetAbsent => "the socket's path would be too long with that name",
-            _ => "there are too many connections",
+        let (reason, cause) = match code {
+            Code::NoTarget => (Reason::NoTarget, "there is no target of that name here"),
+            Code::Denied => (Reason::NotPermitted, "that target is not for this peer"),
+            Code::TargetAbsent => (Reason::NoTarget, "the socket's path would be too long with that name"),
+            _ => (Reason::Quota, "there are too many connections"),
         };
         let peer = &stream.session().info().peer;
-        let target = printable(&String::from_utf8_lossy(stream.open.name.as_bytes()));
+        let target = || printable(&String::from_utf8_lossy(stream.open.name.as_bytes()));
+        let what = || format!("a connection to target {}: {cause}", target());
+        let Some(unsaid) = self.refusals.to_be_said(peer, reason, what) else { return };
+        let target = target();
         tracing::warn!(%peer, target, reason = code.name(), cause, unsaid, "a forwarded connection was refused");
     }
 

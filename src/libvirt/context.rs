@@ -20,6 +20,7 @@ use crate::mux::{Class, Name, Open, WEIGHT_DEFAULT, purpose};
 use crate::net::identity::Identity;
 use crate::net::message;
 use crate::net::pool::Pool;
+use crate::peer_refusals::PeerRefusals;
 
 /// How long a peer may take for an answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
@@ -44,6 +45,7 @@ pub(super) struct Context {
     pub(super) identity: Identity,
     pub(super) pool: Arc<Pool>,
     pub(super) forwards: Arc<Forwards>,
+    pub(super) refusals: Arc<PeerRefusals>,
     pub(super) store: Store,
     /// Ends that their destinations have not heard of.
     pub(super) untold: Mutex<Vec<Untold>>,

@@ -22,6 +22,7 @@ use crate::forward::{Grant, TargetStatus, Totals};
 use crate::net::identity::Identity;
 use crate::net::message;
 use crate::net::session::IncomingStream;
+use crate::peer_refusals::Reason;
 
 /// How long a peer may take for its question.
 const ASK_DEADLINE: Duration = Duration::from_secs(30);
@@ -41,7 +42,8 @@ pub(super) async fn serve(context: Arc<Context>, stream: IncomingStream) {
     let ask = match timeout(ASK_DEADLINE, receiver.recv::<Ask>()).await {
         Ok(Ok(Some(ask))) => ask,
         Ok(Err(e)) => {
-            return tracing::warn!(%peer, error = chain(&e), "a question about a migration of libvirt's cannot be understood");
+            let what = || format!("a question about a migration of libvirt's: {}", chain(&e));
+            return context.refusals.refused(&peer, Reason::NotUnderstood, what);
         }
         Ok(Ok(None)) | Err(_) => {
             return tracing::warn!(%peer, "nothing was asked about a migration of libvirt's");
@@ -53,9 +55,13 @@ pub(super) async fn serve(context: Arc<Context>, stream: IncomingStream) {
         Ask::Renew => renew(&context, &peer, id).await,
         Ask::End => Ok(Answer::Gone { left: end_for(&context, &peer, id) }),
     };
-    let answer = answer.unwrap_or_else(|refused| {
-        tracing::warn!(%peer, migration = %id, cause = refused.text, "a migration of libvirt's was refused");
-        Answer::Refused(refused)
+    let answer = answer.unwrap_or_else(|No { reason, said }| {
+        let what = || format!("migration {id} of libvirt's: {}", said.text);
+        if let Some(unsaid) = context.refusals.to_be_said(&peer, reason, what) {
+            let cause = &said.text;
+            tracing::warn!(%peer, migration = %id, reason = reason.label(), cause, unsaid, "a migration of libvirt's was refused");
+        }
+        Answer::Refused(said)
     });
     if let Err(e) = sender.send(&answer).await {
         tracing::debug!(%peer, error = chain(&e), "the peer does not hear us");
@@ -63,12 +69,22 @@ pub(super) async fn serve(context: Arc<Context>, stream: IncomingStream) {
     sender.finish();
 }
 
-fn refused(text: impl Into<String>, remedy: impl Into<String>) -> Refused {
-    Refused { text: text.into(), remedy: remedy.into() }
+/// An answer that says no.
+struct No {
+    reason: Reason,
+    said: Refused,
+}
+
+fn refused(text: impl Into<String>, remedy: impl Into<String>) -> No {
+    No { reason: Reason::NotPossible, said: Refused { text: text.into(), remedy: remedy.into() } }
+}
+
+fn denied(text: impl Into<String>, remedy: impl Into<String>) -> No {
+    No { reason: Reason::NotPermitted, ..refused(text, remedy) }
 }
 
 /// Whether this peer may; whether libvirt's own connection, too.
-fn permitted(context: &Context, peer: &Identity, domain: &str, folder: &Path) -> Result<bool, Refused> {
+fn permitted(context: &Context, peer: &Identity, domain: &str, folder: &Path) -> Result<bool, No> {
     if domain.is_empty() || domain.len() > DOMAIN_BYTES_MAX {
         return Err(refused(
             format!("a domain's name has 1 to {DOMAIN_BYTES_MAX} bytes"),
@@ -77,7 +93,7 @@ fn permitted(context: &Context, peer: &Identity, domain: &str, folder: &Path) ->
     }
     let who = Who::Peer(context.peer_of(peer));
     if authorize(Action::MoveDomain(domain), who).is_err() {
-        return Err(refused(
+        return Err(denied(
             format!("{} does not permit {peer} to move domain {domain} to it by libvirt", context.identity),
             format!(
                 "add a pattern for it to `libvirt` of that peer in the configuration of {}",
@@ -99,7 +115,7 @@ fn permitted(context: &Context, peer: &Identity, domain: &str, folder: &Path) ->
     Ok(authorize(Action::ReachLibvirt(domain), who).is_ok())
 }
 
-fn look(context: &Context, peer: &Identity, domain: &str, folder: &Path) -> Result<Answer, Refused> {
+fn look(context: &Context, peer: &Identity, domain: &str, folder: &Path) -> Result<Answer, No> {
     let rpc = permitted(context, peer, domain, folder)?;
     let socket = rpc.then(|| libvirtd::socket(context.config.socket.as_deref()));
     let group = libvirtd::qemu_group(context.config.qemu_group.as_deref());
@@ -120,13 +136,13 @@ fn prepare(
     domain: &str,
     folder: &Path,
     rpc: bool,
-) -> Result<Answer, Refused> {
+) -> Result<Answer, No> {
     let above = folder.parent().unwrap_or(Path::new("/"));
     let may_rpc = permitted(context, peer, domain, above)?;
     // Which path that is, this host says.
     let folder = folder::of(&context.folder, id);
     if rpc && !may_rpc {
-        return Err(refused(
+        return Err(denied(
             format!("{} does not let {peer} reach its libvirt", context.identity),
             format!(
                 "give the URI of its libvirt, as in --dest-uri qemu+ssh://{0}/system, or set `libvirt_rpc = true` for that \
@@ -165,7 +181,7 @@ fn prepare(
     Ok(Answer::Prepared)
 }
 
-fn not_made(context: &Context, folder: &Path, error: &std::io::Error) -> Refused {
+fn not_made(context: &Context, folder: &Path, error: &std::io::Error) -> No {
     let there = folder.display();
     // The source has made it just now, under a name that nobody had before.
     if error.kind() == std::io::ErrorKind::AlreadyExists {
@@ -201,7 +217,7 @@ fn grant_all(context: &Context, peer: &Identity, id: Uuid, folder: &Path, rpc: b
     Ok(())
 }
 
-async fn renew(context: &Context, peer: &Identity, id: Uuid) -> Result<Answer, Refused> {
+async fn renew(context: &Context, peer: &Identity, id: Uuid) -> Result<Answer, No> {
     let gone = || {
         refused(
             format!("{} has taken away what it had prepared", context.identity),

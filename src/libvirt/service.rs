@@ -22,6 +22,7 @@ use crate::mux::purpose;
 use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 use crate::net::purposes::Purposes;
+use crate::peer_refusals::PeerRefusals;
 
 /// All of one agent.
 #[derive(Debug)]
@@ -52,7 +53,11 @@ impl Drop for Follower {
 impl Libvirt {
     /// Of an agent that has not begun to do anything.
     #[must_use]
-    pub fn new(config: &Config, identity: Identity, pool: Arc<Pool>, forwards: Arc<Forwards>) -> Self {
+    pub fn new(
+        config: &Config,
+        identity: Identity,
+        (pool, forwards, refusals): (Arc<Pool>, Arc<Forwards>, Arc<PeerRefusals>),
+    ) -> Self {
         let context = Context {
             folder: config.libvirt_folder(),
             config: config.libvirt.clone(),
@@ -60,6 +65,7 @@ impl Libvirt {
             identity,
             pool,
             forwards,
+            refusals,
             store: Store::new(&config.state_dir),
             untold: Mutex::default(),
             is_frozen: AtomicBool::new(false),

@@ -7,9 +7,9 @@ use prometheus::{CounterVec, Error, GaugeVec, IntCounterVec, IntGaugeVec};
 use serde::{Deserialize, Serialize};
 
 use super::register::Register;
-use crate::migrate::refusals::Reason;
 use crate::mux::Stats;
 use crate::net::identity::Identity;
+use crate::peer_refusals::Reason;
 
 /// What is counted and measured of sessions, by peer.
 #[derive(Debug)]

@@ -7,7 +7,6 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::host::Host;
-use super::host::refusals::Reason;
 use super::model::progress::ProgressSink;
 use super::protocol::server::Control;
 use super::serve::serve;
@@ -16,6 +15,7 @@ use crate::mux::{Code, purpose};
 use crate::net::purposes::Purposes;
 use crate::net::session::IncomingStream;
 use crate::net::trust;
+use crate::peer_refusals::Reason;
 
 /// Takes the streams of migrations. `announce` gets the progress of each migration that comes to
 /// this host; what it returns is called at that migration's end.

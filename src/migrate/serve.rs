@@ -11,7 +11,6 @@ use uuid::Uuid;
 use super::destination::error::Error;
 use super::destination::{Destination, Serving, admission, replica};
 use super::host::Host;
-use super::host::refusals::Reason;
 use super::model::problem::{Problem, ProblemKind, chain};
 use super::model::progress::ProgressSink;
 use super::protocol::message::{Offer, Refusal, Request, Response};
@@ -20,6 +19,7 @@ use super::{recover, settle};
 use crate::audit::{Event, Grant};
 use crate::net::identity::Identity;
 use crate::net::message::MessageError;
+use crate::peer_refusals::Reason;
 
 /// How long a peer may keep a control stream without asking for anything.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
@@ -89,7 +89,9 @@ pub(crate) async fn serve(
                 Err(trouble) => {
                     tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");
                     let text = || format!("migration {migration} of VM {}: {}", offer.vm, chain(&trouble));
-                    host.audit.refused(peer.as_str(), &trouble.reason(), text);
+                    if !matches!(trouble, Error::Refused(_)) {
+                        host.audit.refused(peer.as_str(), &trouble.reason(), text);
+                    }
                     control.answer_last(Response::Refused(trouble.refusal())).await;
                 }
             }
@@ -126,7 +128,10 @@ async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer, control: Contro
     // Only what is in the configuration has turns.
     let (turn, found) = match host.vm_from(peer, &offer.vm) {
         Err(problem) => {
-            host.audit.refused(peer.as_str(), &problem.kind.name(), || format!("a check of VM {}", offer.vm));
+            if problem.kind != ProblemKind::NotPermitted {
+                let text = || format!("a check of VM {}", offer.vm);
+                host.audit.refused(peer.as_str(), &problem.kind.name(), text);
+            }
             (None, vec![problem])
         }
         Ok(_) => match host.check_turns.turn(peer, &offer.vm).await {

@@ -8,7 +8,6 @@ use super::error::Error;
 use super::state::Destination;
 use crate::migrate::guest::{nbd_server, settings};
 use crate::migrate::handover::{self, DestinationState};
-use crate::migrate::host::refusals::Reason;
 use crate::migrate::journal::{Record, Undo};
 use crate::migrate::model::label::Label;
 use crate::migrate::model::phase::Phase;
@@ -18,6 +17,7 @@ use crate::mux::{Code, purpose};
 use crate::net::compress::{Coding, Undelivered};
 use crate::net::pump::PumpState;
 use crate::net::session::IncomingStream;
+use crate::peer_refusals::Reason;
 use crate::qemu::{Abilities, Stop};
 
 impl Destination {

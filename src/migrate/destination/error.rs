@@ -12,6 +12,9 @@ use crate::size::Size;
 pub(crate) enum Error {
     #[error("{}", .0.first().map_or_else(String::new, ToString::to_string))]
     Problems(Vec<Problem>),
+    /// It was refused to the peer, which is counted and recorded.
+    #[error("{0}")]
+    Refused(Problem),
     #[error("the destination's QEMU")]
     Qmp(#[from] QmpError),
     #[error("the destination's QEMU of VM {vm} has gone: its process {pid} has ended{words}")]
@@ -113,6 +116,7 @@ impl Error {
     pub(crate) fn reason(&self) -> String {
         match self {
             Self::Problems(problems) => problems.first().map(|first| first.kind.name()),
+            Self::Refused(problem) => Some(problem.kind.name()),
             _ => None,
         }
         .unwrap_or_else(|| "not-prepared".to_owned())
@@ -121,6 +125,7 @@ impl Error {
     pub(crate) fn refusal(&self) -> Refusal {
         let problems = match self {
             Self::Problems(problems) => problems.clone(),
+            Self::Refused(problem) => vec![problem.clone()],
             _ => Vec::new(),
         };
         Refusal { problems, text: chain(self) }

@@ -20,7 +20,7 @@ use crate::migrate::host::Host;
 use crate::migrate::journal::{Journal, Role, Undo};
 use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::phase::Phase;
-use crate::migrate::model::problem::chain;
+use crate::migrate::model::problem::{ProblemKind, chain};
 use crate::migrate::model::progress::{Progress, ProgressSink};
 use crate::migrate::protocol::message::{Offer, Prepared};
 use crate::net::identity::Identity;
@@ -35,11 +35,15 @@ impl Destination {
         offer: &Offer,
     ) -> Result<(Self, Prepared), Error> {
         let problem = |p| Error::Problems(vec![p]);
-        let config = host.vm_from(&peer, &offer.vm).map_err(problem)?;
+        let config = host.vm_from(&peer, &offer.vm).map_err(|p| match p.kind {
+            ProblemKind::NotPermitted => Error::Refused(p),
+            _ => problem(p),
+        });
+        let config = config?;
         if let Some(refused) = host.not_acceptable(&peer, offer) {
-            return Err(problem(refused));
+            return Err(Error::Refused(refused));
         }
-        let place = host.arrival(&peer).map_err(problem)?;
+        let place = host.arrival(&peer).map_err(Error::Refused)?;
         let reservation = host.reserve(&offer.vm, migration).map_err(problem)?;
         let mut journal = host.journals.begin(migration, Role::Destination, &peer, beginning(offer))?;
         let (started, qmp, events) = match find_or_start(&host, offer, &config, &mut journal).await {

@@ -7,12 +7,12 @@ use tokio::time::{Instant, sleep_until};
 use super::error::{Abort, Error};
 use super::state::Destination;
 use crate::migrate::handover::{self, Ask, DestinationInput, DestinationState, Ended, Fate};
-use crate::migrate::host::refusals::Reason;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::protocol::message::{Offer, REPLICATED, Request, Response};
 use crate::migrate::protocol::server::Control;
 use crate::net::message::MessageError;
+use crate::peer_refusals::Reason;
 use crate::qemu::{EventKind, MigrationStatus, QueryMigrate, QueryStatus};
 
 /// How long a source may take to take note that its guest runs here.

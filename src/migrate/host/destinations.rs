@@ -12,11 +12,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::refusals::Reason;
 use crate::migrate::protocol::message::Request;
 use crate::migrate::protocol::server::Control;
 use crate::net::identity::Identity;
 use crate::net::session::IncomingStream;
+use crate::peer_refusals::Reason;
 
 /// How a destination that is under way is reached.
 #[derive(Debug, Clone)]

@@ -10,7 +10,6 @@ pub(crate) mod freeze;
 pub(crate) mod journals;
 pub mod known_vms;
 pub(crate) mod peers;
-pub mod refusals;
 pub(crate) mod replicas;
 pub(crate) mod reservations;
 pub mod vm_state;
@@ -30,7 +29,6 @@ use self::destinations::Destinations;
 use self::freeze::Freeze;
 use self::journals::Journals;
 use self::peers::{Peers, listed};
-use self::refusals::{Reason, Refusals};
 use self::replicas::Replicas;
 use self::reservations::{Looking, Reservation, Reservations};
 use super::model::problem::{Problem, ProblemKind};
@@ -40,6 +38,7 @@ use crate::audit::Audit;
 use crate::config::{Config, PeerConfig, VmConfig};
 use crate::net::identity::Identity;
 use crate::net::pool::Pool;
+use crate::peer_refusals::{PeerRefusals, Reason};
 
 /// One agent's host, shared by all its migrations.
 #[derive(Debug)]
@@ -59,7 +58,7 @@ pub struct Host {
     pub(crate) decisions: Decisions,
     pub(crate) freeze: Freeze,
     pub audit: Audit,
-    pub refusals: Refusals,
+    pub refusals: Arc<PeerRefusals>,
     /// It is being emptied: no VM is received.
     draining: AtomicBool,
 }
@@ -84,8 +83,8 @@ impl Host {
             replicas: Replicas::new(&config.state_dir),
             decisions: Decisions::default(),
             freeze: Freeze::new(),
+            refusals: Arc::new(PeerRefusals::new(audit.clone())),
             audit,
-            refusals: Refusals::default(),
             draining: AtomicBool::new(false),
             config,
             identity,
@@ -129,7 +128,7 @@ impl Host {
     pub(crate) fn vm_from(&self, peer: &Identity, name: &str) -> Result<VmConfig, Problem> {
         let may_send = |vm: &str| authorize(Action::SendVm(vm), self.who(peer));
         may_send(name).map_err(|Denied| {
-            self.refusals.note(peer, Reason::NotPermitted, &format!("VM {name}"));
+            self.refused(peer, Reason::NotPermitted, || format!("VM {name}"));
             self.not_permitted(peer, name)
         })?;
         let may_be_named = |vm: &&String| may_send(vm).is_ok();
@@ -139,8 +138,7 @@ impl Host {
 
     /// Something was refused to a peer: counted, recorded, and said if the same was not said lately.
     pub(crate) fn refused(&self, peer: &Identity, reason: Reason, what: impl Fn() -> String) {
-        self.refusals.note(peer, reason, &what());
-        self.audit.refused(peer.as_str(), &reason.label().replace('_', "-"), what);
+        self.refusals.refused(peer, reason, what);
     }
 
     /// From now on VMs are received, or none is; what is on its way comes all the same.
@@ -181,7 +179,7 @@ impl Host {
         if size <= most.bytes() {
             return None;
         }
-        self.refusals.note(peer, Reason::Quota, &format!("VM {} of {size} bytes", offer.vm));
+        self.refused(peer, Reason::Quota, || format!("VM {} of {size} bytes", offer.vm));
         let text = format!(
             "{} permits {peer} to send VMs of {most} at most, the disks of {} have {size} bytes",
             self.identity, offer.vm
@@ -197,7 +195,7 @@ impl Host {
     pub(crate) fn arrival(&self, peer: &Identity) -> Result<OwnedSemaphorePermit, Problem> {
         let at_once = self.config.peer_by_identity(peer).map_or(0, |(_, permits)| permits.receive_at_once);
         self.destinations.place(peer, at_once).ok_or_else(|| {
-            self.refusals.note(peer, Reason::Quota, &format!("more than {at_once} VMs at once"));
+            self.refused(peer, Reason::Quota, || format!("more than {at_once} VMs at once"));
             let text = format!("{} takes {at_once} VMs of {peer} at once, and has them", self.identity);
             Problem::new(ProblemKind::Busy, text, "wait for one of them, or raise `receive_at_once` there")
         })

@@ -10,7 +10,7 @@ use super::victim::{Attacker, Victim, ask, offer};
 use crate::rig::until;
 
 /// All lines of a victim's record of one kind.
-fn events(victim: &Victim, event: &str) -> Vec<Value> {
+pub(super) fn events(victim: &Victim, event: &str) -> Vec<Value> {
     let mut found = Vec::new();
     let folder = victim.folder.path().join("state/audit");
     judge(&folder, &[], |line| found.extend((line.event() == event).then(|| line.whole.clone()))).unwrap();

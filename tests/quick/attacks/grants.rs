@@ -11,6 +11,7 @@ use vmferry::mux::{Code, Open, purpose};
 use vmferry::net::message;
 use vmferry::net::session::{OpenStreamError, Session};
 
+use super::audit::events;
 use super::victim::{Attacker, Victim, ask, control, offer, open_control};
 use crate::api::drained::left_for_ever;
 use crate::rig::{blocking, soon, until};
@@ -193,6 +194,9 @@ async fn a_virtual_machine_beyond_what_the_peer_may_send_is_refused() {
     assert_eq!(refusals(&victim, "bravo", "quota"), 4.0);
     let answer = format!("{:?}", ask(&session, Request::Check(of_size("web1", 1 << 30))).await);
     assert!(!answer.contains("receive_size"), "{answer}");
+    // Recorded as what it is: the first, and no more.
+    let of_bravo = |line: &Value| line["reason"] == "quota" && line["source"] == "bravo";
+    until("the record of it", || events(&victim, "refused").iter().any(of_bravo)).await;
     // What it may not send at all is another reason.
     let answer = format!("{:?}", ask(&session, Request::Prepare(offer("db1"))).await);
     assert!(answer.contains("NotPermitted"), "{answer}");
@@ -200,6 +204,12 @@ async fn a_virtual_machine_beyond_what_the_peer_may_send_is_refused() {
         (refusals(&victim, "bravo", "quota"), refusals(&victim, "bravo", "not_permitted")),
         (4.0, 1.0)
     );
+    let of = |reason| move |line: &Value| line["reason"] == reason && line["source"] == "bravo";
+    until("the record of that", || events(&victim, "refused").iter().any(of("not-permitted"))).await;
+    let recorded = events(&victim, "refused");
+    let count = |reason| recorded.iter().filter(|line| of(reason)(line)).count();
+    assert_eq!((count("quota"), count("not-permitted"), recorded.len()), (1, 1, 2), "{recorded:?}");
+    assert_eq!(said(&victim, "a request beyond what the peer may do was refused"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

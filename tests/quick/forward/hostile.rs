@@ -3,7 +3,11 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
+use serde_json::Value;
+use vmferry::audit::judge;
+use vmferry::libvirt::message::{Answer, Ask};
 use vmferry::mux::{Class, Code, Config, Name, Open, purpose};
+use vmferry::net::message;
 use vmferry::net::session::{OpenStreamError, Session};
 use vmferry::net::stream::{Stream, StreamEnded};
 
@@ -84,6 +88,45 @@ async fn a_peer_cannot_name_a_path() {
         assert!(socket.accept().is_err(), "socket {n}");
     }
     assert!(!bravo.log().contains('\x1b'), "a peer's control characters are in the log");
+}
+
+/// Whatever a peer asks for in vain, however often: counted each time, recorded and said once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_to_a_peer_is_counted_recorded_and_no_flood() {
+    const TIMES: usize = 40;
+    let ground = Ground::new();
+    let bravo = ground.bravo("[target.mine]\nconnect = 'DIR/far'\n");
+    let (_side, session) = intruder(&ground).await;
+    let libvirt = Open { purpose: purpose::LIBVIRT, class: Class::Urgent, name: Name::NONE, ..open(b"") };
+    let look = Ask::Look { domain: "web1".into(), folder: "/run/vmferry/libvirt".into() };
+    for _ in 0..TIMES {
+        assert_eq!(ask(&session, b"mine").await.map(drop), Err(Code::Denied));
+        assert_eq!(ask(&session, b"yours").await.map(drop), Err(Code::NoTarget));
+        let stream = soon("a question's stream", session.open(libvirt)).await.unwrap();
+        let (mut sender, mut receiver) = message::split(stream, &session);
+        sender.send(&look).await.unwrap();
+        let answer = soon("an answer", receiver.recv::<Answer>()).await.unwrap();
+        assert!(matches!(answer, Some(Answer::Refused(_))), "{answer:?}");
+    }
+    let count = |reason: &str| {
+        bravo.metric(&format!("vmferry_peer_refusals_total{{peer=\"alpha\",reason=\"{reason}\"}}")) as usize
+    };
+    assert_eq!((count("not_permitted"), count("no_target")), (2 * TIMES, TIMES));
+    let log = bravo.log();
+    for said in ["a forwarded connection was refused", "of libvirt's was refused"] {
+        assert!((0..=2).contains(&log.matches(said).count()), "{said}: {log}");
+    }
+    assert_eq!(log.matches("was refused").count(), 2, "of each reason one: {log}");
+    let folder = ground.path("bravo/state/audit");
+    let recorded = |reason: &str| {
+        let mut found = 0;
+        let is = |line: &Value| {
+            line["event"] == "refused" && line["source"] == "alpha" && line["reason"] == reason
+        };
+        judge(&folder, &[], |line| found += usize::from(is(&line.whole))).unwrap();
+        found
+    };
+    wait("the record of it", || (recorded("no-target") == 1 && recorded("not-permitted") == 1).then_some(()));
 }
 
 /// A peer that opens more than a target may have is refused, and takes no place from others.

@@ -1,10 +1,11 @@
-//! What was refused to peers on their streams: counted by peer and reason, and said once in a while, however often
-//! it happens.
+//! What was refused to peers on their streams: counted by peer and reason, recorded, and said once in a while,
+//! however often it happens.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::audit::Audit;
 use crate::net::identity::Identity;
 
 /// The same is said once in this time, with how often it happened.
@@ -25,6 +26,10 @@ pub enum Reason {
     Quota,
     /// This host is being emptied.
     Draining,
+    /// What it asked for is not to be had here, or not so.
+    NotPossible,
+    /// There is no target of the name that it said.
+    NoTarget,
     /// A stream of a migration that was granted to nobody.
     NoGrant,
     /// … to another peer.
@@ -45,6 +50,8 @@ impl Reason {
             Self::NotPermitted => "not_permitted",
             Self::Quota => "quota",
             Self::Draining => "draining",
+            Self::NotPossible => "not_possible",
+            Self::NoTarget => "no_target",
             Self::NoGrant => "no_grant",
             Self::AnothersGrant => "anothers_grant",
             Self::GrantOver => "grant_over",
@@ -60,6 +67,8 @@ impl Reason {
             Self::NotPermitted => "a request for what the peer may not do was refused",
             Self::Quota => "a request beyond what the peer may do was refused",
             Self::Draining => "a VM was refused: this host is being emptied",
+            Self::NotPossible => "a request for what cannot be done here was refused",
+            Self::NoTarget => "a connection to a target that is not there was refused",
             Self::NoGrant => "a stream without a grant was refused",
             Self::AnothersGrant => "a stream with another peer's grant was refused",
             Self::GrantOver => "a stream of a grant whose deadline is over was refused",
@@ -76,17 +85,46 @@ struct Tally {
 }
 
 /// Those since the agent's start, of peers that are in the configuration.
-#[derive(Debug, Default)]
-pub struct Refusals(Mutex<BTreeMap<(Identity, Reason), Tally>>);
+#[derive(Debug)]
+pub struct PeerRefusals {
+    tallies: Tallies,
+    audit: Audit,
+}
 
-impl Refusals {
-    /// Counts one, and says it if the same was not said lately.
-    pub(crate) fn note(&self, peer: &Identity, reason: Reason, what: &str) {
-        if let Some(before) = self.count(peer, reason, Instant::now()) {
+impl PeerRefusals {
+    pub fn new(audit: Audit) -> Self {
+        Self { tallies: Tallies::default(), audit }
+    }
+
+    /// Something was refused to a peer: counted, recorded, and said if the same was not said lately.
+    pub(crate) fn refused(&self, peer: &Identity, reason: Reason, what: impl Fn() -> String) {
+        if let Some(before) = self.to_be_said(peer, reason, &what) {
+            let what = what();
             tracing::warn!(%peer, reason = reason.label(), what, unsaid_before = before, "{}", reason.words());
         }
     }
 
+    /// The same for who says it in words of its own: how many were not said before, if this one is to be.
+    pub(crate) fn to_be_said(
+        &self,
+        peer: &Identity,
+        reason: Reason,
+        what: impl FnOnce() -> String,
+    ) -> Option<u64> {
+        self.audit.refused(peer.as_str(), &reason.label().replace('_', "-"), what);
+        self.tallies.count(peer, reason, Instant::now())
+    }
+
+    /// How many of each.
+    pub fn counts(&self) -> Vec<(Identity, Reason, u64)> {
+        self.tallies.counts()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Tallies(Mutex<BTreeMap<(Identity, Reason), Tally>>);
+
+impl Tallies {
     /// How many were not said before, if this one is to be said.
     fn count(&self, peer: &Identity, reason: Reason, now: Instant) -> Option<u64> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -100,8 +138,7 @@ impl Refusals {
         Some(std::mem::take(&mut tally.unsaid))
     }
 
-    /// How many of each.
-    pub fn counts(&self) -> Vec<(Identity, Reason, u64)> {
+    fn counts(&self) -> Vec<(Identity, Reason, u64)> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().map(|((peer, reason), tally)| (peer.clone(), *reason, tally.count)).collect()
     }
@@ -114,7 +151,7 @@ mod tests {
 
     #[test]
     fn each_is_counted_and_the_same_is_said_once_in_a_while() {
-        let (refusals, now) = (Refusals::default(), Instant::now());
+        let (refusals, now) = (Tallies::default(), Instant::now());
         let (bravo, charlie) = ("bravo".parse().unwrap(), "charlie".parse().unwrap());
         assert_eq!(refusals.count(&bravo, Reason::NoGrant, now), Some(0));
         for _ in 0..1000 {
