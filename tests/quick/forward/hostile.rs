@@ -113,9 +113,6 @@ async fn what_is_refused_to_a_peer_is_counted_recorded_and_no_flood() {
     };
     assert_eq!((count("not_permitted"), count("no_target")), (2 * TIMES, TIMES));
     let log = bravo.log();
-    for said in ["a forwarded connection was refused", "of libvirt's was refused"] {
-        assert!((0..=2).contains(&log.matches(said).count()), "{said}: {log}");
-    }
     assert_eq!(log.matches("was refused").count(), 2, "of each reason one: {log}");
     let folder = ground.path("bravo/state/audit");
     let recorded = |reason: &str| {
