@@ -65,7 +65,8 @@ impl Caller {
 }
 
 /// The groups of a user, that of its process first. Which further ones its process has is not asked of the
-/// kernel, which nothing safe can do: those in the host's database count.
+/// kernel: for what they were at the connection (`SO_PEERGROUPS`) there is no safe call, and `/proc` would tell of a
+/// setuid program that the process runs by now. Those in the host's database count.
 fn groups(uid: Uid, gid: Gid) -> Vec<Gid> {
     let listed = User::from_uid(uid).ok().flatten().and_then(|user| {
         let name = CString::new(user.name).ok()?;

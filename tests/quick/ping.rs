@@ -18,11 +18,11 @@ fn a_peer_sends_no_faster_than_it_may() {
     let ground = Ground::new();
     let bravo = ground.bravo("receive_rate = '4MiB/s'\n");
     let alpha = ground.alpha("");
-    let (is_well, report) = ping(&alpha, &["--bytes", &(6 * MIB).to_string()]);
+    let (is_well, report) = ping(&alpha, &["--bytes", &(8 * MIB).to_string()]);
     assert!(is_well, "{report}");
     let rate = report["reached"]["probe"]["bytes_per_s"].as_u64().unwrap();
-    // What a stream has from the beginning does not wait.
-    assert!(rate <= 4 * MIB + MIB / 2, "{rate} bytes a second");
+    // What a stream has from the beginning does not wait, and a timer that comes late may be made up for.
+    assert!(rate <= 5 * MIB, "{rate} bytes a second");
     assert_eq!(bravo.metric("vmferry_session_receive_limit_bytes_per_second{peer=\"alpha\"}"), 4 * MIB);
     // The other direction has no limit, and neither has another session of the same peer one of its own.
     assert_eq!(alpha.metric("vmferry_session_receive_limit_bytes_per_second{peer=\"bravo\"}"), 0);

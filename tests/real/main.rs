@@ -12,6 +12,7 @@ mod booted;
 mod chaos;
 mod check;
 mod compress;
+mod confined;
 mod disks;
 mod drain;
 mod failures;

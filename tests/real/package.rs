@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::booted::Machine;
+use crate::confined::{self, Key};
 use crate::support::agent::PORT;
 use crate::support::console::Console;
 use crate::support::lab::Paths;
@@ -122,6 +123,21 @@ impl Hypervisor {
         self.write("/etc/vmferry/vm/default.env", &(others.join("\n") + "\n"))
     }
 
+    /// The private key stays root's.
+    fn gives_the_key(&self) -> Result<()> {
+        self.machine.run(&["chown", "root:root", confined::KEY_FILE])?;
+        let (section, lines) = include_str!("../../deploy/vmferry.service.d/credential.conf")
+            .split_once("[Service]\n")
+            .context("no section")?;
+        ensure!(section.contains("credential:vmferry.key"), "{section}");
+        self.machine.drop_in("credential", lines)?;
+        let path = "/etc/vmferry/vmferry.toml";
+        let text = self.machine.run(&["cat", path])?;
+        let other = text.replace("key = \"tls/key.pem\"", "key = \"credential:vmferry.key\"");
+        ensure!(other != text, "no key in {text}");
+        self.write(path, &other)
+    }
+
     fn vmferry(&self, words: &[&str]) -> Result<String> {
         self.machine.run(&[&["vmferry"], words].concat()).with_context(|| self.machine.log())
     }
@@ -191,6 +207,7 @@ fn a_package_lives_through_a_migration_and_leaves_nothing() -> Result<()> {
         for (host, peer) in [(&hosts[0], &net.bravo), (&hosts[1], &net.alpha)] {
             host.configure(peer, &credentials.issue(&host.host.name)?, &arguments(&lab.paths)?)?;
         }
+        hosts[1].gives_the_key()?;
         boot_guest(&hosts[0])?;
         for host in &hosts {
             // On alpha the first who asks starts it.
@@ -199,6 +216,12 @@ fn a_package_lives_through_a_migration_and_leaves_nothing() -> Result<()> {
         }
         ensure!(hosts[0].machine.shown("ActiveState", "vmferry")? == "inactive", "it was started before");
         upgrade_in_mid_migration(&hosts, &new)?;
+        for (host, key) in hosts.iter().zip([Key::File, Key::Credential]) {
+            confined::is_confined(&host.machine, key)?;
+            confined::reloads(&host.machine)?;
+        }
+        confined::is_watched(&hosts[0].machine)?;
+        confined::is_confined(&hosts[0].machine, Key::File)?;
         stops_in_order(&hosts)?;
         is_removed(&hosts, &before)
     })

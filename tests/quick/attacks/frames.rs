@@ -121,9 +121,10 @@ async fn a_flood_of_each_cheap_frame_costs_little_and_is_felt_by_nobody() {
     }
 }
 
-/// One message that is short, whole.
+/// One message, whole, with so many blanks that all of them are far more than may be held.
 fn asked(number: u64) -> Vec<u8> {
-    let json = serde_json::to_vec(&Asked { number, request: Request::Tell, summary: None }).unwrap();
+    let mut json = serde_json::to_vec(&Asked { number, request: Request::Settle, summary: None }).unwrap();
+    json.resize(4096, b' ');
     [&(json.len() as u32).to_be_bytes()[..], &json].concat()
 }
 
