@@ -51,7 +51,7 @@ pub(super) fn apply(config: &Config) -> Result<Applied, RulesetError> {
     Ok(match rules.restrict_self()?.ruleset {
         RulesetStatus::FullyEnforced => Applied::Yes(words),
         RulesetStatus::PartiallyEnforced => Applied::Yes(format!("{words}, as far as this kernel can")),
-        RulesetStatus::NotEnforced => no("this kernel has none"),
+        RulesetStatus::NotEnforced => no("this kernel has none, or lets nobody ask for it"),
     })
 }
 
@@ -149,7 +149,7 @@ mod tests {
         let confined = move || {
             let applied = apply(&config).unwrap();
             if !applied.is_on() {
-                return assert_eq!(applied, no("this kernel has none"));
+                return assert_eq!(applied, no("this kernel has none, or lets nobody ask for it"));
             }
             std::fs::write(inside.join("state/file"), "written").unwrap();
             std::fs::copy("/bin/true", &program).unwrap();
