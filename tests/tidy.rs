@@ -130,6 +130,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "migrate::Retry",
             "migrate::DiskSample",
             "migrate::Incremental",
+            "migrate::InBand",
             "migrate::handover::Side",
             "migrate::journal::Role",
             "migrate::leftover",

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Accepted, DiskChoice, DiskSample, Incremental, Options, Problem};
+use super::{Accepted, DiskChoice, DiskSample, InBand, Incremental, Options, Problem};
 
 /// `POST /v1/check`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -27,13 +27,16 @@ pub struct CheckRequest {
     /// Of which disks only the topmost image is copied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental: Option<Incremental>,
+    /// How disks would cross inside QEMU's own stream; none for streams of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_band: Option<InBand>,
 }
 
 impl From<CheckRequest> for Options {
     fn from(request: CheckRequest) -> Self {
-        let CheckRequest { vm: _, to: _, strict, accept, disks, verify, incremental } = request;
+        let CheckRequest { vm: _, to: _, strict, accept, disks, verify, incremental, in_band } = request;
         let verify = verify.then(DiskSample::all);
-        Self { strict, accept, disks, verify, incremental, ..Self::default() }
+        Self { strict, accept, disks, verify, incremental, in_band, ..Self::default() }
     }
 }
 

@@ -37,7 +37,9 @@ pub use crate::migrate::recover::{Case, CaseKind, Owner};
 pub use crate::migrate::replicas::{Replica, ReplicatedDisk};
 pub use crate::migrate::timeline::{Entered, Sample, StreamSample, Wait, Waiting};
 pub use crate::migrate::vm_state::{Here, VmState};
-pub use crate::migrate::{DiskChoice, DiskSample, DisksAtOnce, DowntimeLimit, Incremental, Options, Retry};
+pub use crate::migrate::{
+    DiskChoice, DiskSample, DisksAtOnce, DowntimeLimit, InBand, Incremental, Options, Retry,
+};
 pub use crate::rate::Rate;
 pub use check::{CheckReport, CheckRequest};
 pub use drain::{

@@ -16,8 +16,8 @@ use super::libvirt::LibvirtCommand;
 use super::ping::PingArgs;
 use super::report::ReportArgs;
 use crate::api::{
-    AT_ONCE_MAX, Accepted, DiskChoice, DiskSample, DisksAtOnce, DowntimeLimit, Incremental, LocalSocket,
-    Retry, Side, TargetName, Weight,
+    AT_ONCE_MAX, Accepted, DiskChoice, DiskSample, DisksAtOnce, DowntimeLimit, InBand, Incremental,
+    LocalSocket, Retry, Side, TargetName, Weight,
 };
 use crate::config::DEFAULT_PATH;
 use crate::rate::{Rate, RateError};
@@ -193,6 +193,10 @@ pub(super) struct MigrateArgs {
     /// not wait for it.
     #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100%")]
     pub(super) verify: Option<DiskSample>,
+    /// Have QEMU carry the disks inside its own stream, as QEMUs up to 9.0 can: the destination needs no NBD server
+    /// then. `inc` for only what lies above backing files that both hosts have.
+    #[arg(long, value_name = "blk|inc", num_args = 0..=1, require_equals = true, default_missing_value = "blk", conflicts_with_all = ["compress", "DiskArgs", "IncrementalArgs", "disks_at_once", "verify"])]
+    pub(super) in_band: Option<InBand>,
     /// Refuse for warnings, too.
     #[arg(long)]
     pub(super) strict: bool,
@@ -515,6 +519,9 @@ pub(super) struct CheckArgs {
     /// Whether the disks could be compared on the way, too.
     #[arg(long)]
     pub(super) verify: bool,
+    /// Whether QEMU could carry the disks inside its own stream.
+    #[arg(long, value_name = "blk|inc", num_args = 0..=1, require_equals = true, default_missing_value = "blk", conflicts_with_all = ["DiskArgs", "IncrementalArgs", "verify"])]
+    pub(super) in_band: Option<InBand>,
     /// Refuse for warnings, too.
     #[arg(long)]
     pub(super) strict: bool,

@@ -76,6 +76,7 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
         incremental: args.incremental.disks(),
         verify: args.verify,
         replicate: false,
+        in_band: args.in_band,
         strict: args.strict,
         accept: args.accept.into_iter().collect(),
     };
@@ -101,6 +102,7 @@ async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
         disks: args.disks.choice(),
         verify: args.verify,
         incremental: args.incremental.disks(),
+        in_band: args.in_band,
     };
     let report: CheckReport = client.call(Method::POST, "/v1/check", &request).await?;
     let refused = report.problems.iter().any(|p| p.severity == Severity::Problem);

@@ -12,11 +12,15 @@ use crate::api::{Disk, Migration, Phase, Ram, Role};
 const RATE_OVER: Duration = Duration::from_secs(2);
 
 /// The phase, for people.
-pub(super) fn phase_words(phase: Phase) -> &'static str {
-    match phase {
+pub(super) fn phase_words(p: &Migration) -> &'static str {
+    match p.phase {
         Phase::Begin => "asking both hosts",
         Phase::Prepare => "getting the destination ready",
         Phase::Mirror => "copying the disks",
+        // Disks that have streams of their own are in step by then.
+        Phase::Precopy if p.role == Role::Source && p.disks.iter().any(|disk| !disk.ready) => {
+            "copying disks and RAM in one stream"
+        }
         Phase::Precopy => "copying the RAM",
         Phase::Switchover => "the guest is paused, its disks are finished",
         Phase::Device => "the guest is paused, the rest of it crosses",
@@ -62,7 +66,7 @@ pub(super) fn line(progress: &Migration) -> String {
         return waiting;
     }
     let head = format!("{}{}", way(progress), which_try(progress));
-    let (name, words) = (progress.phase.name(), phase_words(progress.phase));
+    let (name, words) = (progress.phase.name(), phase_words(progress));
     format!("{head}: {name} ({words}), {}", pace(progress))
 }
 

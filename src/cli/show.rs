@@ -145,7 +145,7 @@ pub(super) fn migration(p: &Migration) {
         Role::Destination => println!("  from    {}", p.peer),
     }
     println!("  began   {}", when(p.began_at));
-    println!("  phase   {}: {}", p.phase.name(), progress::phase_words(p.phase));
+    println!("  phase   {}: {}", p.phase.name(), progress::phase_words(p));
     if let Some(whole) = &p.whole {
         let left: String = progress::left(p).iter().map(|words| format!(", {words}")).collect();
         println!("  whole   {}.{} %{left}", whole.permille / 10, whole.permille % 10);

@@ -171,7 +171,7 @@ impl Bars {
             return self.head.set_message(waiting);
         }
         let way = format!("{}{}", progress::way(migration), progress::which_try(migration));
-        let words = progress::phase_words(migration.phase);
+        let words = progress::phase_words(migration);
         self.head.set_message(format!("{way}: {words}, {}", progress::pace(migration)));
         if let Some(whole) = &migration.whole {
             let bar = self.bar("all of it", "  {prefix:14} {bar:30} {msg}");

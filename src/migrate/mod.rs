@@ -35,6 +35,7 @@ mod transfer;
 pub use handoff::{FrozenMigrations, TakenUp, go_on, settle_stopped, take_up};
 pub use host::{Host, known_vms, vm_state};
 pub use model::disk_choice::{DiskChoice, DisksAtOnce, DisksAtOnceError};
+pub use model::in_band::{InBand, InBandError};
 pub use model::incremental::Incremental;
 pub use model::options::{DowntimeLimit, DowntimeLimitError, Options, Retry, RetryTooLarge};
 pub use model::sample::{DiskSample, DiskSampleError};

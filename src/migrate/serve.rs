@@ -117,7 +117,7 @@ fn granted(host: &Host, destination: &Destination, offer: &Offer, control: &Cont
     host.audit.record(Event::Granted(Grant {
         subject: destination.progress.now().subject(),
         certificate: control.certificate(),
-        disks: destination.data.exports.iter().map(|export| export.disk.clone()).collect(),
+        disks: offer.disks.iter().filter(|disk| disk.is_copied()).map(|disk| disk.name.clone()).collect(),
         peers_head: offer.audit_head.clone(),
     }));
 }

@@ -66,6 +66,11 @@ impl Abilities {
         })
     }
 
+    /// Whether disks can cross inside its migration stream. Distributions leave it out, too.
+    pub fn in_band(&self) -> bool {
+        self.migrate_blk && self.migrate_inc && self.capability("block")
+    }
+
     /// Whether this migration capability is known.
     pub fn capability(&self, name: &str) -> bool {
         self.capabilities.contains(name)

@@ -26,6 +26,8 @@ pub struct Disk {
     pub address: Option<String>,
     /// The type of the guest's device, such as `scsi-hd`; empty when no device uses the drive.
     pub device: String,
+    /// The name of its drive; empty with `-blockdev`.
+    pub drive: String,
     /// QEMU's path or id of the guest's device; empty when no device uses the drive.
     pub qdev: String,
     /// The node at the top, `#block...` when QEMU chose the name.
@@ -124,6 +126,7 @@ fn disk(block: BlockInfo) -> Option<Disk> {
     Some(Disk {
         name: name(&device, &qdev),
         id: id(&device, &qdev).map(str::to_owned),
+        drive: device,
         qdev,
         node_name,
         virtual_size: image.virtual_size,

@@ -16,8 +16,8 @@ use schema::Description;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use vmferry::api::{
-    CheckRequest, DiskChoice, ForceRequest, ForwardRequest, Incremental, MigrateRequest, Migration, Options,
-    PeerLimitRequest, ShareRequest, Side,
+    CheckRequest, DiskChoice, ForceRequest, ForwardRequest, InBand, Incremental, MigrateRequest, Migration,
+    Options, PeerLimitRequest, ShareRequest, Side,
 };
 use vmferry::migrate::journal::Role;
 use vmferry::migrate::phase::Phase;
@@ -557,6 +557,7 @@ fn whole_requests_are_as_described() {
         disks_at_once,
         verify: Some(10.try_into().unwrap()),
         incremental: Some(Incremental::Only(BTreeSet::from(["vda".to_owned()]))),
+        in_band: Some(InBand::Blk),
         ..Options::default()
     };
     let share = ShareRequest { limit_bytes_per_s: Some(None), weight: Some(300.try_into().unwrap()) };
@@ -583,6 +584,7 @@ fn whole_requests_are_as_described() {
                 disks: DiskChoice::Only(vec!["vda".into()]),
                 verify: true,
                 incremental: Some(Incremental::All),
+                in_band: Some(InBand::Inc)
             }),
         ),
         ("ShareRequest", json!(share)),

@@ -5,6 +5,7 @@
 mod again;
 mod created;
 mod firmware;
+mod in_band;
 mod incremental;
 mod left_out;
 mod machine;

@@ -71,6 +71,8 @@ pub struct VmSpec {
     pub marker: String,
     /// QEMU opens its images anew when it may write no longer.
     pub auto_read_only: bool,
+    /// Its disks are QEMU's old `-drive`s.
+    pub drives: bool,
     /// More arguments for QEMU.
     pub extra: Vec<String>,
 }
@@ -91,6 +93,7 @@ impl VmSpec {
             dirty_rest_ms: 0,
             marker: format!("vmferry-marker-of-guest-{name}-{}", std::process::id()),
             auto_read_only: false,
+            drives: false,
             extra: Vec::new(),
         }
     }
@@ -362,6 +365,13 @@ impl Vm {
     }
 
     fn disk_arguments(&self, disk: usize) -> [String; 4] {
+        if self.spec.drives {
+            let (file, format) = (self.disk(disk), self.spec.disks[disk].name());
+            let how = "if=none,cache=none,discard=unmap";
+            let drive = format!("{how},id=drive{disk},format={format},file={}", file.display());
+            let device = format!("virtio-blk-pci,id=disk{disk},drive=drive{disk}");
+            return ["-drive".to_owned(), drive, "-device".to_owned(), device];
+        }
         let mut file = json!({"driver": "file", "filename": self.disk(disk), "cache": {"direct": true}, "discard": "unmap"});
         if self.spec.auto_read_only {
             file["auto-read-only"] = json!(true);

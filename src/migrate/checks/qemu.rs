@@ -5,15 +5,17 @@ use crate::migrate::model::role::Role;
 use crate::qemu::{Abilities, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate};
 
 /// What a QEMU of either side must be able to do.
-pub(crate) fn abilities_missing(abilities: &Abilities, side: Role) -> Vec<Problem> {
+/// An NBD server is not needed for disks that go in band.
+pub(crate) fn abilities_missing(abilities: &Abilities, side: Role, in_band: bool) -> Vec<Problem> {
     let source = side == Role::Source;
+    let exports = !source && !in_band;
     let needs = [
-        ("a mirror job that keeps its error", abilities.blockdev_mirror || !source),
+        ("a mirror job that keeps its error", abilities.blockdev_mirror || !source || in_band),
         ("pause-before-switchover", abilities.capability("pause-before-switchover") || !source),
         ("return-path", abilities.capability("return-path")),
         ("migration events", abilities.capability("events")),
-        ("an NBD server on a passed descriptor", abilities.nbd_server_fd || source),
-        ("block-export-add", abilities.block_export_add || source),
+        ("an NBD server on a passed descriptor", abilities.nbd_server_fd || !exports),
+        ("block-export-add", abilities.block_export_add || !exports),
         ("migrate-incoming", abilities.migrate_incoming || source),
     ];
     let lacking = needs.into_iter().filter(|(_, present)| !present);

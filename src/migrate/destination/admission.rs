@@ -11,6 +11,7 @@ use super::error::Error;
 use super::settling::never_begun;
 use super::state::beginning;
 use crate::config::{CreateConfig, Start, VmConfig};
+use crate::migrate::checks::disks::in_band;
 use crate::migrate::checks::{descriptors, disks, machine, qemu};
 use crate::migrate::guest::process;
 use crate::migrate::guest::start_order::{PlacedDisk, StartOrder};
@@ -117,10 +118,14 @@ pub(crate) async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Prob
     if let Some(problem) = vm_state::not_waiting(&offer.vm, &status, &migration) {
         return Ok(vec![problem]);
     }
-    let mut problems = qemu::abilities_missing(&Abilities::ask(qmp).await?, Role::Destination);
+    let abilities = Abilities::ask(qmp).await?;
+    let mut problems = qemu::abilities_missing(&abilities, Role::Destination, offer.in_band.is_some());
     problems.extend(qemu::busy(qmp, &offer.vm).await?);
     let present = crate::qemu::disks(qmp).await?;
     problems.extend(disks::destination_findings(qmp, offer, &present).await?);
+    if let Some(how) = offer.in_band {
+        problems.extend(in_band::destination_findings(how, &abilities, offer, &present));
+    }
     problems.extend(machine::findings(qmp, offer).await?);
     problems.extend(descriptors::findings(qmp, "destination", offer.disks.len()));
     Ok(problems)

@@ -327,6 +327,7 @@ mod tests {
             policy: Default::default(),
             machine: None,
             audit_head: None,
+            in_band: None,
             needs: Default::default(),
         }
     }

@@ -106,6 +106,15 @@ impl Destination {
         Ok(())
     }
 
+    /// What the guest has flushed at the source has to be as safe here before it can be handed over. QEMU has
+    /// written what came inside its own stream and flushes it when it is told to stop.
+    pub(crate) async fn flush_in_band(&self) -> Result<(), Error> {
+        if self.granted.as_ref().is_some_and(|(offer, _)| offer.in_band.is_some()) {
+            self.guest.qmp.execute_within(Stop, self.host.config.deadlines.stall()).await?;
+        }
+        Ok(())
+    }
+
     /// The disks become the guest's alone.
     pub(crate) async fn close_exports(&mut self, machine: handover::Destination) -> Result<(), Error> {
         // Somebody's `cont` meanwhile would have QEMU start the guest when it is loaded, unasked.

@@ -7,15 +7,15 @@ use tokio::time::timeout;
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::model::plan::FIRST_DISK_CHANNEL;
 use crate::migrate::model::problem::chain;
-use crate::migrate::protocol::message::{DiskSpec, Export};
+use crate::migrate::protocol::message::{Export, Offer};
 use crate::qemu::{self, NbdError};
 
 /// How long it may take to see which images read as zeroes.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Exports for the offered disks that are copied, in their order.
-pub(crate) fn exports(offered: &[DiskSpec]) -> Vec<Export> {
-    let copied = offered.iter().filter(|d| d.is_copied());
+/// Exports for the offered disks that are copied, in their order. What comes in band needs none.
+pub(crate) fn exports(offer: &Offer) -> Vec<Export> {
+    let copied = offer.disks.iter().filter(|d| d.is_copied() && offer.in_band.is_none());
     copied
         .zip(FIRST_DISK_CHANNEL..)
         .map(|(d, channel)| Export { disk: d.name.clone(), export: d.name.clone(), channel, is_fresh: false })
@@ -43,8 +43,11 @@ async fn reads_as_zeroes(nbd: &NbdServer, export: &Export) -> Result<bool, NbdEr
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 mod tests {
     use super::*;
+    use crate::migrate::model::in_band::InBand;
+    use crate::migrate::protocol::message::DiskSpec;
 
     #[test]
     fn only_what_is_copied_has_an_export() {
@@ -57,8 +60,12 @@ mod tests {
             incremental: false,
             place: None,
         };
-        let granted = exports(&[spec("cd0", true), spec("disk1", false), spec("disk0", false)]);
+        let disks = vec![spec("cd0", true), spec("disk1", false), spec("disk0", false)];
+        let told = r#"{"vm":"web1","disks":[],"running":true,"qemu":""}"#;
+        let offer = Offer { disks, ..serde_json::from_str(told).unwrap() };
+        let granted = exports(&offer);
         assert_eq!(granted.len(), 1);
         assert_eq!((granted[0].disk.as_str(), granted[0].channel), ("disk0", FIRST_DISK_CHANNEL));
+        assert_eq!(exports(&Offer { in_band: Some(InBand::Blk), ..offer }), []);
     }
 }

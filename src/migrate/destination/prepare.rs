@@ -77,7 +77,7 @@ impl Destination {
             journal,
             progress,
             guest,
-            data: Data { exports: exports::exports(&offer.disks), ..Data::default() },
+            data: Data { exports: exports::exports(offer), ..Data::default() },
             served,
             handover: handover::Destination::new(),
             serving: Serving::new(None, 0),

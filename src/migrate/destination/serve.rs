@@ -146,7 +146,10 @@ impl Destination {
         };
         let EventKind::Migration { status } = event else { return Ok(None) };
         match status {
-            MigrationStatus::Completed => Ok(Some(DestinationInput::Loaded)),
+            MigrationStatus::Completed => {
+                self.flush_in_band().await?;
+                Ok(Some(DestinationInput::Loaded))
+            }
             MigrationStatus::Failed | MigrationStatus::Cancelled => {
                 let error = self.guest.qmp.execute(QueryMigrate).await?.error_desc.unwrap_or_default();
                 Err(Error::Ram { status, error })

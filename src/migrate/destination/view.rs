@@ -29,7 +29,8 @@ impl Destination {
         tracing::info!(%migration, vm = self.vm, peer = %self.peer, phase = phase.name(), result = outcome.label(), "migration ends");
     }
 
-    /// The disks that are to come.
+    /// The disks that are to come, but for those that come inside QEMU's own stream: of these nothing is known
+    /// here.
     pub(crate) fn show_disks(&self, offer: &Offer) {
         let copied = offer.disks.iter().filter(|d| self.data.exports.iter().any(|e| e.disk == d.name));
         let bounded = |bytes: u64| bytes.min(Summary::BYTES_MAX);

@@ -116,8 +116,10 @@ where
     Ok(Settings { capabilities, parameters })
 }
 
-/// What vmferry turns on itself; `auto-converge` changes only how fast the guest is.
-const HARMLESS: [&str; 4] = ["events", "return-path", "pause-before-switchover", "auto-converge"];
+/// What vmferry turns on itself; `auto-converge` changes only how fast the guest is, and `zero-blocks` nothing
+/// but for disks that go in band.
+const HARMLESS: [&str; 5] =
+    ["events", "return-path", "pause-before-switchover", "auto-converge", "zero-blocks"];
 
 /// QEMU's own defaults, as far as another value could change a migration.
 fn ordinary() -> MigrationParameters {

@@ -5,6 +5,7 @@ pub(crate) mod convergence;
 pub(crate) mod disk_choice;
 pub(crate) mod forecast;
 pub(crate) mod image;
+pub(crate) mod in_band;
 pub(crate) mod incremental;
 pub(crate) mod label;
 pub mod leftover;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::bandwidth::Weight;
 use super::disk_choice::{DiskChoice, DisksAtOnce};
+use super::in_band::InBand;
 use super::incremental::Incremental;
 use super::problem::{Accepted, Policy};
 use super::sample::DiskSample;
@@ -120,6 +121,9 @@ pub struct Options {
     /// Only bring a replica of the disks at the destination into step; the guest stays.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub replicate: bool,
+    /// The disks cross inside QEMU's own stream, in this way; none for streams of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_band: Option<InBand>,
     pub strict: bool,
     /// Kinds of problems that do not keep it from going on.
     pub accept: BTreeSet<Accepted>,

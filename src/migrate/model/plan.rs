@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::disk_choice::{DiskChoice, is_copyable};
+use super::in_band::InBand;
 use super::incremental::Incremental;
 use super::phase::{IllegalStep, Phase, Step};
 use crate::qemu::{self, Disk};
@@ -58,6 +59,8 @@ pub enum Way {
     Top,
     /// What changed since an earlier try had copied all of it: this agent reads it by a dirty bitmap.
     Changes,
+    /// Inside QEMU's own stream, before and between its RAM. It has no export and no stream of its own.
+    InBand(InBand),
 }
 
 impl Way {
@@ -84,7 +87,7 @@ pub struct Export {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskPlan {
     pub disk: CopiedDisk,
-    /// None until the destination has granted it.
+    /// None until the destination has granted it, and of one that goes in band.
     pub target: Option<Export>,
     pub way: Way,
 }
@@ -96,10 +99,19 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Each disk by its own way.
-    pub fn new(disks: Vec<CopiedDisk>) -> Self {
-        let planned = |disk: CopiedDisk| DiskPlan { way: disk.way(), disk, target: None };
+    /// Each disk by its own way; all of them in band if that is asked for.
+    pub fn of(disks: Vec<CopiedDisk>, in_band: Option<InBand>) -> Self {
+        let way = |disk: &CopiedDisk| in_band.map_or(disk.way(), Way::InBand);
+        let planned = |disk: CopiedDisk| DiskPlan { way: way(&disk), disk, target: None };
         Self { disks: disks.into_iter().map(planned).collect() }
+    }
+
+    /// How QEMU's own stream carries the disks, if it does.
+    pub fn in_band(&self) -> Option<InBand> {
+        self.disks.iter().find_map(|plan| match plan.way {
+            Way::InBand(how) => Some(how),
+            Way::Whole | Way::Top | Way::Changes => None,
+        })
     }
 
     /// Whether the destination has a place for each disk, which is taken note of.
@@ -107,7 +119,7 @@ impl Plan {
         for plan in &mut self.disks {
             plan.target = exports.iter().find(|e| e.disk == plan.disk.name).cloned();
         }
-        self.disks.iter().all(|plan| plan.target.is_some())
+        self.disks.iter().all(|plan| plan.target.is_some() != matches!(plan.way, Way::InBand(_)))
     }
 
     /// The phase that follows when one has done what it is for.
@@ -115,7 +127,9 @@ impl Plan {
     /// Errors: [`IllegalStep`] where the table has none.
     pub fn after(&self, phase: Phase) -> Result<Phase, IllegalStep> {
         match phase.after(Step::Done)? {
-            Phase::Mirror if self.disks.is_empty() => Phase::Mirror.after(Step::Done),
+            Phase::Mirror if self.disks.is_empty() || self.in_band().is_some() => {
+                Phase::Mirror.after(Step::Done)
+            }
             next => Ok(next),
         }
     }
@@ -180,7 +194,7 @@ mod tests {
         };
         let disks = [disk("a", Some(&base)), disk("b", None), disk("c", Some(&base))];
         let ways = |incremental: Option<Incremental>| {
-            let plan = Plan::new(copied(&disks, &DiskChoice::All, incremental.as_ref()));
+            let plan = Plan::of(copied(&disks, &DiskChoice::All, incremental.as_ref()), None);
             plan.disks.iter().map(|plan| plan.way).collect::<Vec<_>>()
         };
         assert_eq!(ways(None), [Way::Whole; 3]);
@@ -193,10 +207,11 @@ mod tests {
     fn the_phases_follow_from_the_disks() {
         let disk = CopiedDisk { name: "vda".into(), node_name: "n".into(), virtual_size: 1, base: None };
         let names = |plan: &Plan| plan.phases().map(Phase::name).collect::<Vec<_>>().join(" ");
-        let with = Plan::new(vec![disk]);
+        let with = Plan::of(vec![disk.clone()], None);
         let all = "begin prepare mirror precopy switchover device hand-over confirm done";
         assert_eq!(names(&with), all);
         assert_eq!(names(&Plan::default()), all.replace("mirror ", ""));
+        assert_eq!(names(&Plan::of(vec![disk], Some(InBand::Blk))), all.replace("mirror ", ""));
         assert_eq!(with.after(Phase::Undecided), Ok(Phase::Confirm), "decided late");
     }
 }

@@ -58,6 +58,8 @@ kinds! {
         BaseDiffers,
         NotCopied,
         NotComparable,
+        NotInBand,
+        BaseNotCompared,
         NoRoom,
         ImageNotMade,
         ThinBecomesThick,
@@ -115,6 +117,8 @@ impl ProblemKind {
             Self::DiskFormat
             // The destination's image may be the user's own care.
             | Self::DiskLeftOut
+            // And so may be what it stands on.
+            | Self::BaseNotCompared
             // Two storages may go by one name: copies of a volume, servers of one name.
             | Self::SameStorage
             // The same data may be at the destination already.

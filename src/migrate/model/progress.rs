@@ -82,6 +82,17 @@ impl DiskProgress {
         self.left_bytes = Some(if ready { left } else { really() });
     }
 
+    /// What QEMU says of one that goes in band: `passed` bytes were gone over once, and `written` bytes have to be
+    /// sent again.
+    pub(crate) fn passed_in_band(&mut self, passed: u64, written: u64) {
+        let left = self.virtual_bytes.saturating_sub(passed);
+        // As dense as all of it.
+        let dense = |bytes: u64| u128::from(left) * u128::from(bytes) / u128::from(self.virtual_bytes.max(1));
+        let left =
+            self.allocated_bytes.map_or(left, |bytes| dense(bytes).try_into().unwrap_or(left).min(left));
+        (self.done_bytes, self.left_bytes) = (passed, Some(left.saturating_add(written)));
+    }
+
     /// Bytes of it that were copied, those that compression saved included.
     pub(crate) fn copied_bytes(&self) -> u64 {
         self.stream_bytes.saturating_add(self.saved_bytes)
@@ -367,6 +378,11 @@ impl Progress {
     /// Whether some of the guest's writes stand still without a connection.
     pub(crate) fn waits_for_destination(&self) -> bool {
         self.disks.iter().any(|disk| disk.slowed == Some(Slowed::WriteBlocking))
+    }
+
+    /// Whether all disks were gone over once, where they go in band.
+    pub(crate) fn all_passed(&self) -> bool {
+        self.disks.iter().all(|disk| disk.done_bytes >= disk.total_bytes)
     }
 
     /// What both hosts call it: the try that is under way.

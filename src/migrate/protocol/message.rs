@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 pub use crate::migrate::handover::Fate;
 use crate::migrate::handover::Known;
+use crate::migrate::model::in_band::InBand;
 use crate::migrate::model::phase::Phase;
 pub use crate::migrate::model::plan::Export;
 use crate::migrate::model::problem::{Policy, Problem};
@@ -67,6 +68,12 @@ pub struct DiskPlace {
     /// Where the guest's device is plugged in, as QEMU's migration stream has it.
     #[serde(default)]
     pub address: Option<String>,
+    /// The name of its drive (`-drive`), by which QEMU's own stream calls it; none with `-blockdev`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drive: Option<String>,
+    /// It stands on a backing file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub backing: bool,
     /// The best encryption below it.
     #[serde(default)]
     pub encryption: Encryption,
@@ -221,6 +228,9 @@ pub struct Offer {
     /// The last line of the source's audit record, which the destination keeps in its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit_head: Option<String>,
+    /// The disks that are copied come inside QEMU's own stream, and are not exported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_band: Option<InBand>,
     /// Names of what else is in it that must not be ignored: of [`NEEDS_KNOWN`].
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub needs: BTreeSet<String>,
@@ -232,8 +242,10 @@ pub const NEEDS_HASHES: &str = "hashes";
 pub const NEEDS_REPLICA: &str = "replica";
 /// In [`Offer::needs`]: of some disks only the topmost image is copied ([`DiskSpec::incremental`]).
 pub const NEEDS_INCREMENTAL: &str = "incremental";
+/// In [`Offer::needs`]: the destination is to heed [`Offer::in_band`].
+pub const NEEDS_IN_BAND: &str = "in-band";
 /// What this version knows of [`Offer::needs`].
-pub const NEEDS_KNOWN: &[&str] = &[NEEDS_HASHES, NEEDS_REPLICA, NEEDS_INCREMENTAL];
+pub const NEEDS_KNOWN: &[&str] = &[NEEDS_HASHES, NEEDS_REPLICA, NEEDS_INCREMENTAL, NEEDS_IN_BAND];
 
 /// Parts of a granted disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -262,6 +274,7 @@ impl Offer {
         let disk = |d: &DiskSpec| (d.name.clone(), d.virtual_size, d.read_only, d.left_out, d.incremental);
         self.vm == before.vm
             && (self.running, self.after, self.compress) == (before.running, before.after, before.compress)
+            && self.in_band == before.in_band
             && self.disks.iter().map(disk).eq(before.disks.iter().map(disk))
     }
 }

@@ -17,7 +17,7 @@ use crate::migrate::checks::disks::allocated;
 use crate::migrate::guest::last_words::LastWords;
 use crate::migrate::journal::{Beginning, Role};
 use crate::migrate::model::phase::Phase;
-use crate::migrate::model::plan;
+use crate::migrate::model::plan::{self, Plan};
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::{DiskProgress, Downtime};
 use crate::migrate::transfer::streams::Streams;
@@ -88,7 +88,8 @@ async fn begin(context: Context, held: &mut Option<Held>) -> Result<Source, Fail
         p.paused = !running;
     });
     let guest = Guest::new((qmp, events), Some(inventory), last_words, false);
-    let copy = Copying::new(disks, Streams::default(), tracking);
+    let plan = Plan::of(disks, request.options.in_band);
+    let copy = Copying::new(plan, Streams::default(), tracking);
     let clock = Clock::new(Phase::Begin, Downtime::default(), None);
     Ok(Source::new(context, destination, guest, copy, clock, journal))
 }

@@ -66,6 +66,7 @@ pub(crate) async fn start_more(source: &mut Source) -> Result<(), Failure> {
                 start_mirror(source, &disk, &export, can_skip).await?;
                 source.copy.unready.push(names::job_id(&disk.name));
             }
+            Way::InBand(_) => {}
         }
     }
     resume(source).await

@@ -11,8 +11,8 @@ use super::meter::Meter;
 use crate::migrate::model::convergence::{Convergence, Written};
 use crate::migrate::model::forecast::{Forecast, Passes, Seen};
 use crate::migrate::model::label::Label;
-use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Plan};
-use crate::migrate::model::progress::ProgressSink;
+use crate::migrate::model::plan::{DiskPlan, Plan, Way};
+use crate::migrate::model::progress::{Progress, ProgressSink};
 use crate::migrate::transfer::disk::delta::{Delta, Tracking};
 use crate::migrate::transfer::streams::Streams;
 use crate::qemu::names;
@@ -58,8 +58,8 @@ pub(crate) struct Copying {
 }
 
 impl Copying {
-    pub(crate) fn new(disks: Vec<CopiedDisk>, streams: Streams, tracking: Tracking) -> Self {
-        let (plan, delta) = (Plan::new(disks), Delta::new());
+    pub(crate) fn new(plan: Plan, streams: Streams, tracking: Tracking) -> Self {
+        let delta = Delta::new();
         // What an earlier process has carried is none of this one's rate.
         let rate = (Instant::now(), streams.total());
         let (forecast, meter, slowing) = (Forecast::default(), Meter::default(), Slowing::default());
@@ -104,7 +104,11 @@ impl Copying {
     /// try is little and does not count.
     pub(crate) fn next_to_begin(&self, at_once: usize) -> Option<&DiskPlan> {
         let is_full = self.unready.len() >= at_once;
-        let may_begin = |plan: &&DiskPlan| !(self.is_under_way(plan) || is_full && plan.way.is_mirror());
+        let may_begin = |plan: &&DiskPlan| match plan.way {
+            Way::Whole | Way::Top => !is_full && !self.is_under_way(plan),
+            Way::Changes => !self.is_under_way(plan),
+            Way::InBand(_) => false,
+        };
         self.plan.disks.iter().find(may_begin)
     }
 
@@ -139,17 +143,23 @@ impl Copying {
             self.rate = (Instant::now(), total);
             ((total - before) as f64 / elapsed.as_secs_f64()) as u64
         });
-        let streams = &self.streams;
+        let (streams, is_in_band) = (&self.streams, self.plan.in_band().is_some());
         progress.update(|p| {
-            for disk in &mut p.disks {
+            for disk in p.disks.iter_mut().filter(|_| !is_in_band) {
                 let label = Label::Disk(disk.name.clone());
                 (disk.stream_bytes, disk.saved_bytes) = (streams.bytes(&label), streams.saved(&label));
             }
+            let of_ram = ram_stream_bytes(p, streams, is_in_band);
             if let Some(ram) = &mut p.ram {
-                ram.stream_bytes = streams.bytes(&Label::Ram);
+                ram.stream_bytes = of_ram;
             }
             p.rate_bytes_per_s = rate.unwrap_or(p.rate_bytes_per_s);
         });
+    }
+
+    /// Bytes on the RAM's stream, without those that are known to be disks'.
+    pub(crate) fn ram_stream_bytes(&self, progress: &ProgressSink) -> u64 {
+        ram_stream_bytes(&progress.now(), &self.streams, self.plan.in_band().is_some())
     }
 
     /// Brings the copies of changes into the progress; what they still have to copy.
@@ -202,4 +212,9 @@ impl Copying {
             context.note(format!("{name}: {} MiB of {} MiB copied again", bytes.div_ceil(MIB), size / MIB));
         }
     }
+}
+
+fn ram_stream_bytes(p: &Progress, streams: &Streams, is_in_band: bool) -> u64 {
+    let of_disks = if is_in_band { p.disks.iter().map(|disk| disk.stream_bytes).sum() } else { 0 };
+    streams.bytes(&Label::Ram).saturating_sub(of_disks)
 }

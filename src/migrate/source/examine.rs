@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::failure::Failure;
 use super::{trial, verify};
+use crate::migrate::checks::disks::in_band;
 use crate::migrate::checks::{descriptors, disks, machine, qemu};
 use crate::migrate::guest::inventory::Inventory;
 use crate::migrate::guest::process;
@@ -17,7 +18,7 @@ use crate::migrate::model::problem::{Policy, Problem, ProblemKind, chain};
 use crate::migrate::model::role::Role;
 use crate::migrate::protocol::client::{Link, LinkError};
 use crate::migrate::protocol::message::{
-    NEEDS_HASHES, NEEDS_INCREMENTAL, NEEDS_REPLICA, Offer, Request, Response,
+    NEEDS_HASHES, NEEDS_IN_BAND, NEEDS_INCREMENTAL, NEEDS_REPLICA, Offer, Request, Response,
 };
 use crate::net::session::Session;
 use crate::qemu::{
@@ -51,6 +52,7 @@ impl Examined {
             policy: Policy::default(),
             machine: None,
             audit_head: None,
+            in_band: options.in_band,
             needs: needs(options),
         }
     }
@@ -61,7 +63,8 @@ pub(crate) fn needs(options: &Options) -> BTreeSet<String> {
     let hashes = options.verify.map(|_| NEEDS_HASHES);
     let incremental = options.incremental.as_ref().map(|_| NEEDS_INCREMENTAL);
     let replica = options.replicate.then_some(NEEDS_REPLICA);
-    hashes.into_iter().chain(incremental).chain(replica).map(str::to_owned).collect()
+    let in_band = options.in_band.map(|_| NEEDS_IN_BAND);
+    hashes.into_iter().chain(incremental).chain(replica).chain(in_band).map(str::to_owned).collect()
 }
 
 /// Asks the source's QEMU everything that would make a migration fail.
@@ -76,7 +79,7 @@ pub(crate) async fn source(host: &Host, name: &str, options: &Options) -> Result
     let status = qmp.execute(QueryStatus).await?.status;
     let inventory = Inventory::of(&qmp).await?;
     let disks = crate::qemu::disks(&qmp).await?;
-    let mut problems = qemu::abilities_missing(&abilities, Role::Source);
+    let mut problems = qemu::abilities_missing(&abilities, Role::Source, options.in_band.is_some());
     let migration = qmp.execute(QueryMigrate).await?.status;
     problems.extend(state_problem(name, &status, &migration));
     problems.extend(qemu::busy(&qmp, name).await?);
@@ -84,6 +87,10 @@ pub(crate) async fn source(host: &Host, name: &str, options: &Options) -> Result
     problems.extend(disks::source_findings(&qmp, &disks, options).await?);
     if options.verify.is_some() || options.incremental.is_some() {
         problems.extend(verify::hindrance(&qmp).await?);
+    }
+    if let Some(how) = options.in_band {
+        problems.extend(in_band::contradictions(how, options));
+        problems.extend(in_band::source_findings(&qmp, &abilities, &disks, how).await?);
     }
     problems.extend(descriptors::findings(&qmp, "source", disks.len()));
     problems.extend(blocked(&qmp, name).await?);

@@ -21,6 +21,7 @@ use crate::migrate::handoff::taken_up::{journal, reach};
 use crate::migrate::host::Host;
 use crate::migrate::journal::Role;
 use crate::migrate::model::options::Options;
+use crate::migrate::model::plan::Plan;
 use crate::migrate::model::progress::ProgressSink;
 use crate::migrate::protocol::client::Link;
 use crate::migrate::transfer::bandwidth::{ShareHandle, Wish};
@@ -97,7 +98,8 @@ pub(crate) fn take_up(
     if left.paused_ms.is_some() {
         peer.share.go_ahead();
     }
-    let mut copy = Copying::new(left.disks, pumps, left.tracking);
+    let plan = Plan::of(left.disks, context.request.options.in_band);
+    let mut copy = Copying::new(plan, pumps, left.tracking);
     if let Some(grant) = &peer.grant {
         copy.plan.is_granted(&grant.exports);
     }

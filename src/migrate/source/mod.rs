@@ -28,6 +28,7 @@ mod given_up;
 pub(crate) mod guest;
 mod guest_watch;
 pub(crate) mod handoff;
+mod in_band;
 mod meter;
 pub(crate) mod outlook;
 mod ownership;

@@ -13,7 +13,7 @@ use super::event::Event;
 use super::failure::Failure;
 use super::stall::{Stall, Waiting};
 use super::state::Source;
-use super::{any_phase, bases, copies, given_up, guest_watch, slow_writes, slowness, verify};
+use super::{any_phase, bases, copies, given_up, guest_watch, in_band, slow_writes, slowness, verify};
 use crate::migrate::guest::settings;
 use crate::migrate::model::forecast::Passes;
 use crate::migrate::model::label::Label;
@@ -117,6 +117,12 @@ pub(crate) async fn precopy(source: &mut Source) -> Result<(), Failure> {
 
 async fn start_migration(source: &mut Source) -> Result<(), Failure> {
     guest_watch::is_as_planned(source).await?;
+    if let Some(how) = source.copy.plan.in_band() {
+        let text = "the disks cross inside QEMU's own stream";
+        source
+            .context
+            .note(format!("{text} ({}): both sides' are equal only when all of it has arrived", how.name()));
+    }
     set_up_migration(source).await?;
     source.demand(Request::Incoming, REQUEST_DEADLINE).await?;
     for channel in precopy::CHANNELS {
@@ -131,7 +137,7 @@ async fn start_migration(source: &mut Source) -> Result<(), Failure> {
         });
         channel.give::<Failure>(&source.guest.qmp, &mut source.journal, theirs).await?;
     }
-    source.guest.qmp.execute(precopy::send()).await?;
+    source.guest.qmp.execute(precopy::send(source.copy.plan.in_band())).await?;
     Ok(())
 }
 
@@ -141,6 +147,10 @@ async fn set_up_migration(source: &mut Source) -> Result<(), Failure> {
     let mut wanted = vec!["events", "return-path", "pause-before-switchover"];
     if options.auto_converge {
         wanted.push("auto-converge");
+    }
+    if source.copy.plan.in_band().is_some() {
+        // A hole crosses as a few bytes.
+        wanted.push("zero-blocks");
     }
     before.state(qmp, &wanted, Some(options.downtime_limit_ms.into())).await?;
     Ok(())
@@ -169,11 +179,13 @@ async fn look_at_ram(source: &mut Source) -> Result<(), Failure> {
     }
     // QEMU's main loop may be busy stopping the guest behind a slow mirror.
     let info = source.query(QueryMigrate).await?;
-    let stream_bytes = source.copy.streams.bytes(&Label::Ram);
+    in_band::look(source, &info).await?;
+    let stream_bytes = source.copy.ram_stream_bytes(&source.context.progress);
     let mut passes = None;
     if let Some(stats) = info.ram {
         let figures = (stats.total, stats.remaining, stats.dirty_sync_count);
-        passes = (stats.dirty_sync_count > 1).then(|| Passes {
+        let all_once = source.copy.plan.in_band().is_none() || source.context.progress.now().all_passed();
+        passes = (stats.dirty_sync_count > 1 && all_once).then(|| Passes {
             remaining_bytes: stats.remaining,
             dirty_bytes_per_s: stats.dirty_pages_rate.saturating_mul(stats.page_size),
             expected_downtime_ms: info.expected_downtime,

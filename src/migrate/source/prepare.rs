@@ -25,7 +25,7 @@ pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
         context.progress.update(|p| p.notes.push(text.into()));
     }
     context.note_findings(grant.findings.clone());
-    let disks = grant.exports.iter().map(|export| export.disk.clone()).collect();
+    let disks = source.copy.plan.disks.iter().map(|plan| plan.disk.name.clone()).collect();
     context.host.audit.record(Event::Obtained(Grant {
         subject: context.progress.now().subject(),
         certificate: source.peer.lanes.first().link().connection.fingerprint(),
@@ -68,6 +68,7 @@ async fn offer(source: &Source) -> Result<Offer, Failure> {
         machine: machine::ask(qmp, "source").await.map_err(unknown).ok(),
         after: tracking.after.filter(|_| tracking.has_whole()),
         audit_head: Some(source.context.host.audit.figures().head.to_string()),
+        in_band: request.options.in_band,
         needs: examine::needs(&request.options),
     })
 }

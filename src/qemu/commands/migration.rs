@@ -37,6 +37,9 @@ pub struct MigrationInfo {
     /// What has gone wrong, for people. QEMU does not always say.
     pub error_desc: Option<String>,
     pub ram: Option<MigrationStats>,
+    /// Of disks that go in band: where QEMU is on its first way over all of them, one after the other. What the
+    /// guest writes meanwhile does not count.
+    pub disk: Option<MigrationStats>,
     /// How long the pause would be by what QEMU has measured, in milliseconds.
     pub expected_downtime: Option<u64>,
     /// Why this machine cannot be migrated at the moment, for people.
@@ -58,6 +61,7 @@ pub struct MigrationStats {
     pub total: u64,
     /// Still to be sent in this pass.
     pub remaining: u64,
+    pub transferred: u64,
     /// How many passes have begun.
     pub dirty_sync_count: u64,
     /// Pages that the guest changes in a second, by the last pass.

@@ -7,8 +7,8 @@ use std::os::unix::net::UnixStream;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use vmferry::api::{
-    CheckRequest, ForceRequest, ForwardRequest, Incremental, MigrateRequest, Options, PeerLimitRequest,
-    ShareRequest, Side,
+    CheckRequest, ForceRequest, ForwardRequest, InBand, Incremental, MigrateRequest, Options,
+    PeerLimitRequest, ShareRequest, Side,
 };
 use vmferry::migrate::message::{Asked, DiskPlace, DiskSpec, Offer, Request, Storage};
 use vmferry::mux::{Config, RateLimit};
@@ -78,7 +78,14 @@ fn places(value: &Value, at: &str) -> Vec<String> {
 fn whole_offer() -> Offer {
     let storages = vec![Storage { key: "wwid:1".into(), written: true }];
     let (id, address) = (Some("root".into()), Some("0000:00:05.0".into()));
-    let place = Some(DiskPlace { id, address, allocated: Some(5), storages, ..DiskPlace::default() });
+    let place = Some(DiskPlace {
+        id,
+        address,
+        allocated: Some(5),
+        storages,
+        drive: Some("d0".into()),
+        ..DiskPlace::default()
+    });
     let disk = DiskSpec {
         name: "virtio0".into(),
         virtual_size: 1 << 30,
@@ -207,6 +214,7 @@ fn bodies(victim: &Victim) -> Vec<(&'static str, String, Value)> {
         disks: Default::default(),
         verify: true,
         incremental: Some(Incremental::All),
+        in_band: Some(InBand::Blk),
     };
     let all = [
         ("/v1/check", json!(check)),

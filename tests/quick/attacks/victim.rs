@@ -264,6 +264,7 @@ pub(super) fn offer(vm: &str) -> Offer {
         policy: Policy::default(),
         machine: None,
         audit_head: None,
+        in_band: None,
         needs: std::collections::BTreeSet::new(),
     }
 }

@@ -15,7 +15,7 @@ pub(crate) async fn destination_findings(
     let mut problems = disk_problems(&offer.disks, present);
     problems.extend(source::exported(qmp, present, "destination").await?);
     let told = problems.iter().any(|problem| problem.kind == ProblemKind::DiskExported);
-    if !told && nbd_server_runs(qmp).await? {
+    if !told && offer.in_band.is_none() && nbd_server_runs(qmp).await? {
         let text = format!("the destination's QEMU of VM {} has an NBD server already", offer.vm);
         let remedy = "end it there with `nbd-server-stop`, if nobody needs it: a QEMU has one only";
         problems.push(Problem::new(ProblemKind::DiskExported, text, remedy));

@@ -7,6 +7,7 @@
 
 mod compare;
 mod images;
+pub(crate) mod in_band;
 mod incremental;
 mod left_out;
 mod offered;

@@ -23,6 +23,8 @@ fn spec(disk: &Disk, options: &Options, room: &mut usize) -> DiskSpec {
     let place = DiskPlace {
         id: disk.id.clone(),
         address: disk.address.clone(),
+        drive: Some(disk.drive.clone()).filter(|name| !name.is_empty()),
+        backing: disk.backing,
         encryption: disk.encryption,
         no_flush: disk.no_flush,
         allocated: allocated(disk, options),

@@ -14,6 +14,7 @@ fn offer(disks: Vec<DiskSpec>) -> Offer {
         qemu,
         machine: None,
         audit_head: None,
+        in_band: None,
         needs: std::collections::BTreeSet::new(),
         after: None,
         compress: false,

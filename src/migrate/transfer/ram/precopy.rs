@@ -1,8 +1,10 @@
-//! The RAM by QEMU's precopy: pass after pass while the guest runs, the rest in its pause.
+//! The RAM by QEMU's precopy: pass after pass while the guest runs, the rest in its pause. Disks that go in band
+//! are between.
 
 use std::os::fd::OwnedFd;
 
 use crate::migrate::journal::{Journal, JournalError, Undo};
+use crate::migrate::model::in_band::InBand;
 use crate::migrate::model::label::Label;
 use crate::qemu::{Migrate, MigrateIncoming, Qmp, QmpError, names};
 
@@ -38,8 +40,9 @@ impl RamChannel {
 }
 
 /// Begins at the source, once QEMU has its end of every channel.
-pub(crate) fn send() -> Migrate {
-    Migrate::to_fd(names::RAM_FDNAME)
+pub(crate) fn send(in_band: Option<InBand>) -> Migrate {
+    let (blk, inc) = (in_band.is_some(), in_band == Some(InBand::Inc));
+    Migrate { blk, inc, ..Migrate::to_fd(names::RAM_FDNAME) }
 }
 
 /// Begins at the destination, the same.

@@ -1,0 +1,293 @@
+//! What keeps disks from crossing inside QEMU's own stream. QEMU (`migration/block.c`) takes every block back end
+//! and every node of `-blockdev` that can be written to, calls each by the name of its `-drive`, sends it in
+//! blocks of 1 MiB, and writes each to the destination's drive of that name, wherever it is plugged in.
+
+use super::pair;
+use crate::migrate::model::disk_choice::is_copyable;
+use crate::migrate::model::in_band::InBand;
+use crate::migrate::model::options::Options;
+use crate::migrate::model::problem::{Problem, ProblemKind};
+use crate::migrate::protocol::message::{DiskSpec, Offer};
+use crate::qemu::{Abilities, Disk, Qmp, QmpError, QueryNamedBlockNodes};
+
+/// QEMU's block. The destination's QEMU writes the last one whole, and fails at the end of a shorter disk.
+const BLOCK_BYTES: u64 = 1 << 20;
+/// QEMU sends the length of a name in one byte.
+const NAME_BYTES_MAX: usize = 255;
+
+fn problem(text: String, remedy: &str) -> Problem {
+    Problem::new(ProblemKind::NotInBand, text, remedy)
+}
+
+/// What else was asked for and cannot be had with it.
+pub(crate) fn contradictions(how: InBand, options: &Options) -> Vec<Problem> {
+    let asked = [
+        ("--disk and --except-disk", !options.disks.is_all(), "QEMU sends every disk that it can write to"),
+        ("--disks-at-once", options.disks_at_once.is_some(), "QEMU chooses the order"),
+        ("--verify", options.verify.is_some(), "the disks are never equal before the guest is paused"),
+        ("--incremental", options.incremental.is_some(), "`inc` is QEMU's way of it"),
+        ("a replica", options.replicate, "it is copied by streams of its own"),
+        ("--compress", options.compress, "what crosses is QEMU's own stream"),
+        (
+            "--retry",
+            how == InBand::Inc && options.retry.tries() > 1,
+            "after a failure something lies above the destination's backing files",
+        ),
+    ];
+    let asked = asked.into_iter().filter(|(_, is_asked, _)| *is_asked);
+    let told = asked.map(|(option, _, why)| {
+        problem(
+            format!("disks that go in band ({}) cannot have {option}: {why}", how.name()),
+            "leave one of them out",
+        )
+    });
+    told.collect()
+}
+
+/// What the source finds in its own QEMU.
+pub(crate) async fn source_findings(
+    qmp: &Qmp,
+    abilities: &Abilities,
+    disks: &[Disk],
+    how: InBand,
+) -> Result<Vec<Problem>, QmpError> {
+    if let Some(lacking) = lacking(abilities, "source") {
+        return Ok(vec![lacking]);
+    }
+    let mut problems: Vec<Problem> = disks.iter().filter_map(|disk| not_taken(disk, how)).collect();
+    let nodes = qmp.execute(QueryNamedBlockNodes { flat: true }).await?;
+    let writable = nodes.iter().filter(|node| !node.ro).map(|node| node.node_name.as_str());
+    problems.extend(stray(writable, disks));
+    Ok(problems)
+}
+
+fn lacking(abilities: &Abilities, side: &str) -> Option<Problem> {
+    if abilities.in_band() {
+        return None;
+    }
+    let (major, minor, micro) = abilities.version;
+    Some(problem(
+        format!(
+            "the {side}'s QEMU ({major}.{minor}.{micro}) cannot carry disks inside its own stream: QEMU 9.1 has \
+             removed it, and some builds leave it out"
+        ),
+        "move the VM without `--in-band`",
+    ))
+}
+
+/// Why QEMU would not carry a disk so, or not so that it arrives.
+fn not_taken(disk: &Disk, how: InBand) -> Option<Problem> {
+    if disk.read_only {
+        return None;
+    }
+    let name = &disk.name;
+    if disk.drive.is_empty() {
+        return Some(problem(
+            format!("disk {name} of the source is a `-blockdev`: in its own stream QEMU has no name for it"),
+            "move the VM without `--in-band`, or start it with `-drive`",
+        ));
+    }
+    if disk.drive.len() > NAME_BYTES_MAX {
+        return Some(problem(
+            format!("the name of the drive of disk {name} is longer than QEMU can send"),
+            "give it a shorter `id`",
+        ));
+    }
+    if !is_copyable(disk) {
+        return Some(problem(
+            format!(
+                "drive {} holds the machine's firmware and can be written to: QEMU would send it as a disk",
+                disk.drive
+            ),
+            "move the VM without `--in-band`",
+        ));
+    }
+    if !disk.virtual_size.is_multiple_of(BLOCK_BYTES) {
+        return Some(problem(
+            format!(
+                "disk {name} has {} bytes, no multiple of 1 MiB: the destination's QEMU would fail at its end",
+                disk.virtual_size
+            ),
+            "move the VM without `--in-band`, or enlarge the disk to a multiple of 1 MiB",
+        ));
+    }
+    if how == InBand::Inc && !disk.backing && disk.format != "raw" {
+        return Some(problem(
+            format!(
+                "disk {name} has no backing file: with `inc` QEMU leaves out what is not allocated in it, and the \
+                 destination's image may hold something there"
+            ),
+            "use `--in-band=blk`",
+        ));
+    }
+    None
+}
+
+/// Nodes that QEMU would send without a name: what `-blockdev` has made and no drive stands on.
+fn stray<'a>(writable: impl Iterator<Item = &'a str>, disks: &[Disk]) -> Option<Problem> {
+    let of_disk = |name: &str| {
+        let mut layers = disks.iter().flat_map(|disk| &disk.layers);
+        layers.any(|layer| !layer.backing && layer.node_name == name)
+    };
+    // QEMU has named the others by itself.
+    let stray: Vec<&str> = writable.filter(|name| !name.starts_with('#') && !of_disk(name)).collect();
+    if stray.is_empty() {
+        return None;
+    }
+    Some(problem(
+        format!(
+            "the source's QEMU has block nodes that can be written to and are no drive's: {}. It would send them, \
+             and the destination's would not know where to",
+            stray.join(", ")
+        ),
+        "take them out with `blockdev-del`, or open them read-only",
+    ))
+}
+
+/// What the destination finds.
+pub(crate) fn destination_findings(
+    how: InBand,
+    abilities: &Abilities,
+    offer: &Offer,
+    present: &[Disk],
+) -> Vec<Problem> {
+    if let Some(lacking) = lacking(abilities, "destination") {
+        return vec![lacking];
+    }
+    let pairs = pair(&offer.disks, present).pairs;
+    let copied = || pairs.iter().filter(|(want, _)| want.is_copied());
+    let mut problems: Vec<Problem> = copied().filter_map(|(want, have)| other_drive(want, have)).collect();
+    if how == InBand::Inc {
+        problems.extend(copied().filter_map(|(want, have)| base(want, have)));
+    }
+    problems
+}
+
+/// It would be written to another disk, or to none.
+fn other_drive(want: &DiskSpec, have: &Disk) -> Option<Problem> {
+    let theirs = want.place.as_ref().and_then(|place| place.drive.as_deref()).unwrap_or_default();
+    if !theirs.is_empty() && theirs == have.drive {
+        return None;
+    }
+    let here = match have.drive.as_str() {
+        "" => "no drive, but a `-blockdev`".to_owned(),
+        name => format!("drive {name}"),
+    };
+    let there = if theirs.is_empty() { "no drive".to_owned() } else { format!("drive {theirs}") };
+    Some(problem(
+        format!(
+            "disk {} is {there} at the source and {here} at the destination: QEMU's own stream finds it by that name",
+            want.name
+        ),
+        "start the destination's QEMU with `-drive` and the same `id`",
+    ))
+}
+
+/// Of what lies above a backing file nothing shows that it can stand on the one that is there.
+fn base(want: &DiskSpec, have: &Disk) -> Option<Problem> {
+    let has_base = want.place.as_ref().is_some_and(|place| place.backing);
+    let text = match (has_base, have.backing) {
+        (false, _) => return None,
+        (true, false) => {
+            return Some(problem(
+                format!(
+                    "disk {} stands on a backing file at the source and on none at the destination",
+                    want.name
+                ),
+                "create its image there above the same backing file, or use `--in-band=blk`",
+            ));
+        }
+        (true, true) => format!(
+            "only what lies above the backing file of disk {} crosses. That the destination's backing file has the \
+             same contents, and that its image above it is empty, is not looked at",
+            want.name
+        ),
+    };
+    let remedy = "use `--in-band=blk`; accept it only if you know both: the guest finds other contents else";
+    Some(Problem::new(ProblemKind::BaseNotCompared, text, remedy))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::migrate::checks::disks::sample::{have, want};
+    use crate::qemu::Layer;
+
+    fn drive(name: &str) -> Disk {
+        Disk { drive: name.into(), ..have("disk0", 4 << 20, "raw") }
+    }
+
+    #[test]
+    fn what_qemu_does_not_carry_is_named() {
+        let said = |disk: &Disk, how| not_taken(disk, how).map(|p| p.text).unwrap_or_default();
+        assert_eq!(said(&drive("d0"), InBand::Blk), "");
+        assert_eq!(said(&drive("d0"), InBand::Inc), "", "QEMU reads the whole of a raw image");
+        assert!(said(&drive(""), InBand::Blk).contains("`-blockdev`"));
+        assert!(said(&drive(&"x".repeat(256)), InBand::Blk).contains("longer"));
+        assert!(said(&Disk { firmware: true, ..drive("pflash1") }, InBand::Blk).contains("firmware"));
+        let odd = Disk { virtual_size: (4 << 20) + 512, ..drive("d0") };
+        assert!(said(&odd, InBand::Blk).contains("no multiple"));
+        assert_eq!(said(&Disk { read_only: true, ..odd }, InBand::Blk), "", "it is not sent");
+        let thin = Disk { format: "qcow2".into(), ..drive("d0") };
+        assert_eq!(said(&thin, InBand::Blk), "");
+        assert!(said(&thin, InBand::Inc).contains("no backing file"));
+        assert_eq!(said(&Disk { backing: true, ..thin }, InBand::Inc), "");
+    }
+
+    #[test]
+    fn nodes_that_are_no_drives_are_found() {
+        let layer = |name: &str, backing| Layer {
+            node_name: name.into(),
+            driver: "file".into(),
+            backing,
+            is_leaf: true,
+            read_only: false,
+            written_by_others: false,
+            encryption: crate::qemu::Encryption::None,
+            filename: String::new(),
+            actual_size: None,
+            bitmaps: Vec::new(),
+            snapshots: Vec::new(),
+        };
+        let disk = Disk { layers: vec![layer("top", false), layer("base", true)], ..drive("d0") };
+        let found = |nodes: &[&str]| stray(nodes.iter().copied(), std::slice::from_ref(&disk));
+        assert_eq!(found(&["top", "#block123"]), None);
+        assert!(found(&["top", "spare"]).unwrap().text.contains("spare"));
+        assert!(found(&["base"]).is_some(), "a backing file that is open for writing");
+    }
+
+    #[test]
+    fn each_disk_has_to_have_the_same_drive_on_both_sides() {
+        let offered = |name: &str| {
+            let mut spec = want("disk0", 4 << 20, "raw");
+            spec.place.as_mut().unwrap().drive = Some(name.into()).filter(|name: &String| !name.is_empty());
+            spec
+        };
+        assert_eq!(other_drive(&offered("d0"), &drive("d0")), None);
+        for (source, destination) in [("d0", "d1"), ("d0", ""), ("", "d0"), ("", "")] {
+            let found = other_drive(&offered(source), &drive(destination));
+            assert_eq!(found.unwrap().kind, ProblemKind::NotInBand, "{source:?} {destination:?}");
+        }
+    }
+
+    #[test]
+    fn what_stands_on_a_backing_file_needs_one_and_somebodys_word() {
+        let mut spec = want("disk0", 4 << 20, "qcow2");
+        assert_eq!(base(&spec, &drive("d0")), None);
+        spec.place.as_mut().unwrap().backing = true;
+        assert_eq!(base(&spec, &drive("d0")).unwrap().kind, ProblemKind::NotInBand);
+        let above = Disk { backing: true, ..drive("d0") };
+        let found = base(&spec, &above).unwrap();
+        assert!(found.kind.may_be_accepted() && found.is_refusal());
+    }
+
+    #[test]
+    fn other_wishes_are_refused_by_name() {
+        let options = Options { compress: true, retry: 1.try_into().unwrap(), ..Options::default() };
+        let told = |how| contradictions(how, &options).into_iter().map(|p| p.text).collect::<String>();
+        assert!(told(InBand::Blk).contains("--compress") && !told(InBand::Blk).contains("--retry"));
+        assert!(told(InBand::Inc).contains("--retry"));
+        assert_eq!(contradictions(InBand::Inc, &Options::default()), []);
+    }
+}

@@ -1,0 +1,180 @@
+//! `--in-band`: disks inside QEMU's own stream, as QEMU 7.2 has it and 10 has not.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::machine::{Place, blockdev, device, raw};
+use super::{Stage, moves, tells};
+use crate::faults::Migration;
+use crate::support::agent::PORT;
+use crate::support::proof;
+use crate::support::{Capture, DiskFormat, Pair, Version, VmSpec, Way, with_lab};
+
+const VM: &str = "web1";
+/// The guest's writes are live and yet leave the other side air.
+const RATE: u64 = 400;
+
+fn spec() -> VmSpec {
+    VmSpec { drives: true, rate: RATE, blocks: 512, ..VmSpec::new(VM, Version::V72) }
+}
+
+/// First it is cancelled when half of the disks has crossed; then it moves, while the guest writes.
+#[test]
+#[ignore = "make disks"]
+fn a_guest_that_writes_moves_with_its_disks_in_band() -> Result<()> {
+    with_lab("a_guest_that_writes_moves_with_its_disks_in_band", |lab| {
+        let on_bravo = VmSpec { disks: vec![DiskFormat::Qcow2, DiskFormat::Raw], ..spec() };
+        let (pair, guest) = Pair::with_guest(lab, &spec(), &on_bravo)?;
+        guest.alpha.wait_more(200)?;
+        let capture = Capture::start(&pair.net, "link")?;
+
+        let slow = Migration::begin(&pair.alpha, VM, "bravo", &["--in-band", "--limit", "256KiB/s"])?;
+        let crosses = |p: &Value| p["disks"][0]["stream_bytes"].as_u64().unwrap_or_default() > 0;
+        slow.reach(&pair.alpha.socket(), "precopy", crosses)?;
+        slow.cancel(&pair.alpha)?;
+        let last = slow.ended(&pair.alpha)?;
+        ensure!(last["outcome"]["cancelled"] == true && last["outcome"]["leftovers"] == json!([]), "{last}");
+        ensure!(guest.alpha.qmp()?.status()? == "running", "the guest was to run on");
+        proof::qemu_is_clean(&mut guest.alpha.qmp()?)?;
+        guest.alpha.wait_more(200)?;
+        guest.bravo.wait_ended()?;
+
+        let moved = Migration::begin(&pair.alpha, VM, "bravo", &["--in-band"])?;
+        let last = moved.ended(&pair.alpha)?;
+        ensure!(last["outcome"]["result"] == "moved", "{last}");
+        ensure!(last["notes"].to_string().contains("inside QEMU's own stream (blk)"), "{last}");
+        pair.proves_move(&guest, Way::ToBravo)?;
+        ensure!(guest.bravo.qmp()?.status()? == "running");
+        let traffic = capture.finish(&[spec().marker.as_bytes()])?;
+        ensure!(traffic.connections.len() == 1, "{traffic:?}");
+        ensure!(
+            traffic.destination_ports().iter().eq([&PORT]) && traffic.other_packets.is_empty(),
+            "{traffic:?}"
+        );
+        ensure!(traffic.seen.iter().all(|count| *count == 0), "{traffic:?}");
+        Ok(())
+    })
+}
+
+/// A drive of that name with the image of that name.
+fn drive(place: &Place, name: &str, format: &str, image: &str) -> Vec<String> {
+    let file = place.file(image);
+    let words = format!("if=none,id={name},format={format},cache=none,file={}", file.display());
+    let device = device(&format!("virtio-blk-pci,id=disk0,addr=5,drive={name}"));
+    [["-drive".to_owned(), words], device].concat()
+}
+
+/// What one side is made of, and its QEMU.
+type Side = (Version, fn(&Place) -> Result<Vec<String>>);
+/// A name, both sides, what else is asked for, and words of the refusal.
+type Case = (&'static str, Side, Side, &'static [&'static str], &'static [&'static str]);
+
+fn plain(place: &Place) -> Result<Vec<String>> {
+    place.image("raw", "", "0.raw")?;
+    Ok(drive(place, "d0", "raw", "0.raw"))
+}
+
+fn other_name(place: &Place) -> Result<Vec<String>> {
+    place.image("raw", "", "0.raw")?;
+    Ok(drive(place, "d1", "raw", "0.raw"))
+}
+
+fn odd_size(place: &Place) -> Result<Vec<String>> {
+    place.create("raw", "", "0.raw", (4 << 20) + 512)?;
+    Ok(drive(place, "d0", "raw", "0.raw"))
+}
+
+fn node(place: &Place) -> Result<Vec<String>> {
+    let file = place.image("raw", "", "0.raw")?;
+    Ok([blockdev(&raw("vda", &file)), device("virtio-blk-pci,id=disk0,addr=5,drive=vda")].concat())
+}
+
+fn with_spare(place: &Place) -> Result<Vec<String>> {
+    let spare = place.image("raw", "", "spare.raw")?;
+    Ok([blockdev(&raw("spare", &spare)).to_vec(), plain(place)?].concat())
+}
+
+#[test]
+#[ignore = "make disks"]
+fn what_cannot_cross_in_band_is_refused_by_name() -> Result<()> {
+    use Version::{V10, V72};
+    let cases: [Case; 8] = [
+        ("old", (V10, plain), (V72, plain), &[], &["the source's QEMU (10.", "9.1 has removed it"]),
+        ("new", (V72, plain), (V10, plain), &[], &["the destination's QEMU (10.", "9.1 has removed it"]),
+        ("node", (V72, node), (V72, plain), &[], &["disk disk0", "`-blockdev`"]),
+        ("there", (V72, plain), (V72, node), &[], &["disk disk0", "drive d0", "no drive, but a `-blockdev`"]),
+        ("name", (V72, plain), (V72, other_name), &[], &["disk disk0", "drive d0", "drive d1"]),
+        ("size", (V72, odd_size), (V72, odd_size), &[], &["disk disk0", "4194816 bytes", "1 MiB"]),
+        ("spare", (V72, with_spare), (V72, plain), &[], &["spare", "no drive's"]),
+        ("order", (V72, plain), (V72, plain), &["--retry", "1"], &["--retry"]),
+    ];
+    let names: Vec<&str> = cases.iter().map(|(name, ..)| *name).collect();
+    with_lab("what_cannot_cross_in_band_is_refused_by_name", |lab| {
+        let stage = Stage::set_up(lab, &names)?;
+        for (name, source, target, options, words) in cases {
+            let [mut here, mut there] = stage.places(lab, name, source.0)?;
+            (here.version, there.version) = (source.0, target.0);
+            let at_source = here.start(&(source.1)(&here)?, false)?;
+            let at_target = there.start(&(target.1)(&there)?, true)?;
+            let before = [at_source.snapshot()?, at_target.snapshot()?];
+            let is_as_before = || -> Result<()> {
+                ensure!(
+                    [at_source.snapshot()?, at_target.snapshot()?] == before,
+                    "{name}: something was changed"
+                );
+                Ok(())
+            };
+            if options.is_empty() {
+                let (code, found) = stage.check(name, &["--in-band"])?;
+                ensure!(code == 1, "{name}: check gave {code}: {found:?}");
+                tells(&found, "not-in-band", "problem", words).context(name)?;
+                is_as_before()?;
+            }
+            let how = if options.is_empty() { "--in-band" } else { "--in-band=inc" };
+            let (code, last) = stage.migrate(name, &[&[how], options].concat())?;
+            ensure!(code == 1 && last["outcome"]["leftovers"] == json!([]), "{name}: {last}");
+            let told = last["outcome"]["problems"].as_array().cloned().unwrap_or_default();
+            tells(&told, "not-in-band", "problem", words).context(name)?;
+            is_as_before()?;
+        }
+        Ok(())
+    })
+}
+
+/// Above copies of one base: only what lies above it crosses.
+#[test]
+#[ignore = "make disks"]
+fn what_lies_above_a_base_crosses_in_band() -> Result<()> {
+    with_lab("what_lies_above_a_base_crosses_in_band", |lab| {
+        let stage = Stage::set_up(lab, &["above"])?;
+        let [source, target] = stage.places(lab, "above", Version::V72)?;
+        let mib = 32;
+        for place in [&source, &target] {
+            let base = place.create("qcow2", "", "base.qcow2", mib << 20)?;
+            place.io(
+                &format!("driver=qcow2,file.filename={}", base.display()),
+                &format!("write -P 5 0 {mib}M"),
+            )?;
+            let options = format!("backing_file={},backing_fmt=qcow2", base.display());
+            place.create("qcow2", &options, "top.qcow2", mib << 20)?;
+        }
+        let top = |place: &Place| format!("driver=qcow2,file.filename={}", place.file("top.qcow2").display());
+        source.io(&top(&source), "write -P 7 1M 64k")?;
+        let at_source = source.start(&drive(&source, "d0", "qcow2", "top.qcow2"), false)?;
+        let at_target = target.start(&drive(&target, "d0", "qcow2", "top.qcow2"), true)?;
+        let (code, found) = stage.check("above", &["--in-band=inc"])?;
+        ensure!(code == 1, "{found:?}");
+        tells(&found, "base-not-compared", "problem", &["disk disk0"])?;
+        let accepted = ["--in-band=inc", "--accept", "base-not-compared"];
+        let (code, found) = stage.check("above", &accepted)?;
+        ensure!(code == 0, "{found:?}");
+        let last = moves(&stage, "above", at_source, at_target, &accepted)?;
+        let crossed = last["ram"]["stream_bytes"].as_u64().unwrap_or_default()
+            + last["disks"][0]["stream_bytes"].as_u64().unwrap_or_default();
+        ensure!(crossed < mib << 19, "{last}");
+        for range in ["-P 5 0 1M", "-P 7 1M 64k", "-P 5 1088k 2M", "-P 5 4M 28M"] {
+            target.io(&top(&target), &format!("read {range}"))?;
+        }
+        Ok(())
+    })
+}
