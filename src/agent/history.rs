@@ -41,12 +41,10 @@ impl History {
         together(told, remembered)
     }
 
-    /// Remembers one that has ended; one that has not, or is undecided, is not remembered.
+    /// Remembers one that has ended; one that has not, or is undecided, is not remembered. Nor is a run that brought
+    /// a replica into step: there are many, and `vmferry replicas` has the last one.
     pub(super) fn add(&self, ended: &Progress) {
-        if !matches!(
-            ended.outcome,
-            Some(Outcome::Moved { .. } | Outcome::Failed { .. } | Outcome::Replicated { .. })
-        ) {
+        if !matches!(ended.outcome, Some(Outcome::Moved { .. } | Outcome::Failed { .. })) {
             return;
         }
         let mut lines = self.locked();

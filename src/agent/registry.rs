@@ -1,6 +1,6 @@
 //! The migrations of this agent, as the local API sees them: progress and the way to cancel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -170,9 +170,27 @@ fn forget_oldest(entries: &mut BTreeMap<Place, Entry>) {
         let outcome = e.progress.now().outcome;
         outcome.is_some_and(|o| !matches!(o, Outcome::Undecided { .. }))
     };
+    forget_runs(entries);
     let old: Vec<_> = entries.iter().filter(|(_, e)| ended(e)).map(|(k, _)| *k).collect();
     for key in old.iter().take(old.len().saturating_sub(ENDED_MAX)) {
         entries.remove(key);
+    }
+}
+
+/// Of the runs that brought a replica into step only the last is shown.
+fn forget_runs(entries: &mut BTreeMap<Place, Entry>) {
+    let mut later = BTreeSet::new();
+    let mut old = Vec::new();
+    for (place, entry) in entries.iter().rev() {
+        let now = entry.progress.now();
+        if matches!(now.outcome, Some(Outcome::Replicated { .. }))
+            && !later.insert((place.role, now.vm, now.peer))
+        {
+            old.push(*place);
+        }
+    }
+    for place in old {
+        entries.remove(&place);
     }
 }
 
@@ -196,5 +214,23 @@ mod tests {
         let all: Vec<String> = registry.all().into_iter().map(|p| p.vm).collect();
         assert_eq!(all[..50], names);
         assert_eq!(all[50..], ["later"]);
+    }
+
+    #[test]
+    fn of_a_replicas_runs_only_the_last_is_shown() {
+        let registry = Registry::default();
+        let run = |vm: &str, peer: &str, outcome: Outcome| {
+            let mut progress = Progress::new(Uuid::new_v4(), vm, Role::Source, peer);
+            progress.outcome = Some(outcome);
+            registry.add(ProgressSink::new(progress));
+        };
+        let in_step = || Outcome::Replicated { leftovers: Vec::new() };
+        run("web1", "bravo", Outcome::Moved { leftovers: Vec::new() });
+        (0..5).for_each(|_| run("web1", "bravo", in_step()));
+        run("web1", "charlie", in_step());
+        run("web2", "bravo", in_step());
+        run("web3", "bravo", in_step());
+        let shown: Vec<String> = registry.all().into_iter().map(|p| format!("{} {}", p.vm, p.peer)).collect();
+        assert_eq!(shown, ["web1 bravo", "web1 bravo", "web1 charlie", "web2 bravo", "web3 bravo"]);
     }
 }

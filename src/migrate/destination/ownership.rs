@@ -294,13 +294,21 @@ impl Destination {
         self.progress.end(Phase::Done, outcome);
     }
 
+    /// Whether a replica's record says all that anybody may ask of this run.
+    fn is_remembered(&self, outcome: &Outcome) -> bool {
+        let run = self.journal.past().header.migration;
+        let kept = || self.host.replicas.kept(&self.vm, self.peer.as_str());
+        matches!(outcome, Outcome::Replicated { .. })
+            && kept().and_then(|kept| kept.left).is_some_and(|left| left.after == run)
+    }
+
     /// The guest never ran here, and everything is undone.
     async fn end_given_up(mut self) -> Error {
         let trouble = self.serving.trouble.take().unwrap_or(Error::Stopping);
         let outcome = never_ran(&trouble, std::mem::take(&mut self.serving.leftovers));
         self.log_end(&outcome);
         let is_clean = matches!(&outcome, Outcome::Failed { leftovers, .. } | Outcome::Replicated { leftovers } if leftovers.is_empty());
-        match self.granted.is_none() && is_clean {
+        match is_clean && (self.granted.is_none() || self.is_remembered(&outcome)) {
             true => self.host.journals.forget(self.journal, outcome.clone()),
             false => self.host.journals.end(self.journal, outcome.clone()),
         }

@@ -256,3 +256,101 @@ fn encoded(name: &str) -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::PathBuf;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::migrate::journal::{Header, Journal, MadeFile, Role};
+    use crate::migrate::model::image::ImageStamp;
+
+    fn journal(folder: &Path, vm: &str, peer: &str) -> Journal {
+        let header = Header {
+            format: 2,
+            migration: Uuid::new_v4(),
+            role: Role::Destination,
+            vm: vm.into(),
+            host: "bravo".into(),
+            peer: peer.into(),
+            began_at: 7,
+            running: true,
+            keep_source: false,
+            retry: None,
+            accepted: BTreeSet::new(),
+        };
+        Journal::create(folder, header).unwrap()
+    }
+
+    fn image(path: &str, inode: u64) -> Undo {
+        let made = Some(MadeFile { device: 1, inode, born_ns: None });
+        Undo::Image { path: PathBuf::from(path), made }
+    }
+
+    fn left(after: Uuid) -> LeftAs {
+        LeftAs { after, began_at: 7, stamp: ImageStamp { boot_id: "b".into(), files: Vec::new() } }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_run_has_made_stays_and_a_run_under_way_leaves_nothing_to_rely_on() {
+        let (state, journals) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let replicas = Replicas::new(state.path());
+        let mut first = journal(journals.path(), "web1", "alpha");
+        first.will_make(Undo::Image { path: "/srv/.unfinished".into(), made: None }).unwrap();
+        first.will_make(image("/srv/a", 1)).unwrap();
+        assert!(!replicas.has(first.past()));
+        replicas.left(first.past(), left(Uuid::new_v4())).unwrap();
+        assert_eq!(replicas.kept("web1", "alpha"), None, "no run has begun");
+        replicas.begin(first.past()).unwrap();
+        assert!(replicas.has(first.past()));
+        let run = first.past().header.migration;
+        replicas.left(first.past(), left(run)).unwrap();
+        assert_eq!(replicas.kept("web1", "alpha").unwrap().left.unwrap().after, run);
+
+        // The next one makes one image anew and one more; meanwhile nothing is known of any.
+        let mut second = journal(journals.path(), "web1", "alpha");
+        second.will_make(image("/srv/a", 2)).unwrap();
+        second.will_make(image("/srv/b", 3)).unwrap();
+        replicas.begin(second.past()).unwrap();
+        let kept = replicas.kept("web1", "alpha").unwrap();
+        assert_eq!((kept.left, kept.made), (None, vec![image("/srv/a", 2), image("/srv/b", 3)]));
+        assert!(!replicas.has(first.past()) && replicas.has(second.past()));
+        assert_eq!(replicas.kept("web1", "charlie"), None);
+
+        replicas.begin(journal(journals.path(), "web1", "charlie").past()).unwrap();
+        replicas.begin(journal(journals.path(), "web2", "alpha").past()).unwrap();
+        replicas.guest_is_here("web1");
+        let vms: Vec<String> = replicas.all().1.into_iter().map(|kept| kept.vm).collect();
+        assert_eq!(vms, ["web2"], "whoever it was kept for");
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_believed_is_none() {
+        let state = tempfile::tempdir().unwrap();
+        let replicas = Replicas::new(state.path());
+        let replica = SourceReplica::new("../web 1", "bravo@example", 7);
+        replicas.remember(&replica).unwrap();
+        let path = state.path().join("replicas/source...%2fweb%201@bravo%40example.json");
+        assert_eq!(replicas.source("../web 1", "bravo@example"), Some(replica.clone()));
+        let text = fs::read_to_string(&path).unwrap();
+        // Of another VM under this one's name, of a later version, torn.
+        for other in [
+            text.replace("web 1", "web 2"),
+            text.replace("\"format\":1", "\"format\":2"),
+            text[..text.len() / 2].into(),
+        ] {
+            fs::write(&path, other).unwrap();
+            assert_eq!(replicas.source("../web 1", "bravo@example"), None);
+        }
+        replicas.remember(&replica).unwrap();
+        assert_eq!(replicas.source("../web 1", "bravo@example"), Some(replica));
+        replicas.forget_source("../web 1", "bravo@example").unwrap();
+        replicas.forget_source("../web 1", "bravo@example").unwrap();
+        let long = SourceReplica::new(&"v".repeat(300), "bravo", 7);
+        assert!(replicas.remember(&long).is_err() && replicas.all().0.is_empty());
+    }
+}

@@ -529,7 +529,7 @@ impl ProgressSink {
             p.phase = phase;
             (p.slow, p.held_up_by) = (None, None);
             if let Some(whole) = &mut p.whole {
-                whole.end(matches!(outcome, Outcome::Moved { .. }));
+                whole.end(matches!(outcome, Outcome::Moved { .. } | Outcome::Replicated { .. }));
             }
             p.outcome = Some(outcome);
         });

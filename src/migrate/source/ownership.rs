@@ -389,7 +389,13 @@ impl Source {
     fn close(self, phase: Phase, outcome: Outcome, may_pass: bool) -> Ended {
         let handed_over = self.journal.past().handed_over;
         let Context { host, request, .. } = &self.context;
-        host.journals.end(self.journal, outcome.clone());
+        match &outcome {
+            // Nobody will ask: nothing was handed over, and the replica has a record of its own.
+            Outcome::Replicated { leftovers } if leftovers.is_empty() => {
+                host.journals.forget(self.journal, outcome.clone());
+            }
+            _ => host.journals.end(self.journal, outcome.clone()),
+        }
         tracing::info!(
             migration = %request.id,
             vm = request.vm,

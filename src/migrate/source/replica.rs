@@ -84,18 +84,20 @@ pub(crate) fn remember_late(source: &mut Source) {
 
 /// The guest has moved to where its replica was: there is none any more.
 pub(crate) async fn became_the_guests(source: &Source) -> Vec<String> {
-    let Some(replica) = &source.copy.tracking.replica else { return Vec::new() };
-    if source.context.request.options.keep_source {
-        // Else they go with that QEMU.
+    let Source { context, copy, guest, journal, .. } = source;
+    let header = &journal.past().header;
+    let mut left = Vec::new();
+    // Else they go with that QEMU.
+    if let Some(replica) = copy.tracking.replica.as_ref().filter(|_| context.request.options.keep_source) {
         for one in &replica.disks {
             let bitmaps = Bitmaps::replica(&one.disk.node_name, replica.id);
-            if let Err(e) = bitmaps.end(&source.guest.qmp).await {
-                return vec![format!("dirty bitmaps of a replica in the source's QEMU: {}", chain(&e))];
+            if let Err(e) = bitmaps.end(&guest.qmp).await {
+                left.push(format!("dirty bitmaps of a replica in the source's QEMU: {}", chain(&e)));
             }
         }
     }
-    match source.context.host.replicas.forget_source(&replica.vm, &replica.peer) {
-        Ok(()) => Vec::new(),
-        Err(e) => vec![chain(&e)],
+    if let Err(e) = context.host.replicas.forget_source(&header.vm, &header.peer) {
+        left.push(chain(&e));
     }
+    left
 }

@@ -129,6 +129,10 @@ fn only_what_changed_is_sent(lab: &Lab, stage: &Stage, version: Version) -> Resu
     let sent = stage.net.alpha.sent_bytes()? - before;
     ensure!(sent >= CHANGED_BYTES && sent <= most, "{sent} bytes for {CHANGED_BYTES} that changed: {second}");
     guest.is_same(&lab.paths).context("after the second run")?;
+    for host in [&stage.net.alpha, &stage.net.bravo] {
+        let journals = fs::read_dir(host.dir.join("state/migrations"))?.count();
+        ensure!(journals == 0, "{journals} journals of runs that nobody will ask for on {}", host.name);
+    }
 
     guest.changes(31)?;
     let (code, moved) = stage.migrate("replica", &["--keep-source"])?;
