@@ -262,6 +262,31 @@ impl NbdReader {
     /// The parts from `from` on of which this is said, as far as one question goes, and where the next begins.
     async fn parts(&mut self, from: u64, says: Says) -> Result<(Vec<Range<u64>>, u64), NbdError> {
         let until = self.size().min(from.saturating_add(STATUS_BYTES_MAX));
+        self.parts_of(from..until, says).await
+    }
+
+    /// The parts from `from` on that read as zeroes by the server's word, as far as one question goes, and where the
+    /// next begins. Only of one that is [`plain`](Self::plain).
+    pub async fn zeroes(&mut self, from: u64) -> Result<(Vec<Range<u64>>, u64), NbdError> {
+        self.parts(from, IS_ZERO).await
+    }
+
+    /// Whether all of a part reads as zeroes by the server's word; likewise.
+    pub async fn is_zero(&mut self, part: Range<u64>) -> Result<bool, NbdError> {
+        let mut at = part.start;
+        while at < part.end {
+            let until = part.end.min(at.saturating_add(STATUS_BYTES_MAX));
+            let (zeroes, next) = self.parts_of(at..until, IS_ZERO).await?;
+            if zeroes.first() != Some(&(at..next)) {
+                return Ok(false);
+            }
+            at = next;
+        }
+        Ok(true)
+    }
+
+    async fn parts_of(&mut self, of: Range<u64>, says: Says) -> Result<(Vec<Range<u64>>, u64), NbdError> {
+        let Range { start: from, end: until } = of;
         self.connection.request(CMD_BLOCK_STATUS, 0, from..until).await?;
         let (mut parts, mut at) = (Vec::new(), from);
         // Of all its chunks together: parts of a byte each would be gigabytes.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::state::Destination;
 use crate::migrate::model::problem::chain;
-use crate::migrate::protocol::message::{Pieces, Refusal, Response};
+use crate::migrate::protocol::message::{Parts, Pieces, Refusal, Response};
 use crate::migrate::transfer::verify::hashes;
 use crate::printable::bounded;
 use crate::qemu::{NbdError, NbdReader};
@@ -31,29 +31,59 @@ enum HashError {
     Deadline,
 }
 
+fn refused(disk: &str, why: &HashError) -> Response {
+    let text = format!("disk {} cannot be compared: {}", bounded(disk), chain(why));
+    Response::Refused(Refusal { problems: Vec::new(), text })
+}
+
 impl Destination {
     /// The answer to a question for hashes.
     pub(crate) async fn hash(&self, wanted: &Pieces) -> Response {
         let hashed = tokio::time::timeout(READ_DEADLINE, self.hashes(wanted)).await;
         match hashed.unwrap_or(Err(HashError::Deadline)) {
             Ok(hashes) => Response::Hashes(hashes),
-            Err(e) => {
-                let text = format!("disk {} cannot be compared: {}", bounded(&wanted.disk), chain(&e));
-                Response::Refused(Refusal { problems: Vec::new(), text })
-            }
+            Err(e) => refused(&wanted.disk, &e),
         }
     }
 
-    async fn hashes(&self, wanted: &Pieces) -> Result<Vec<String>, HashError> {
-        let export = self.data.exports.iter().find(|export| export.disk == wanted.disk);
+    /// The answer to a question for what reads as zeroes.
+    pub(crate) async fn zeroes(&self, wanted: &Parts) -> Response {
+        let told = tokio::time::timeout(READ_DEADLINE, self.are_zeroes(wanted)).await;
+        match told.unwrap_or(Err(HashError::Deadline)) {
+            Ok(zeroes) => Response::AreZeroes(zeroes),
+            Err(e) => refused(&wanted.disk, &e),
+        }
+    }
+
+    async fn are_zeroes(&self, wanted: &Parts) -> Result<Vec<bool>, HashError> {
+        if !hashes::are_bounded(&wanted.parts) {
+            return Err(HashError::TooMuch);
+        }
+        let mut reader = self.reader(&wanted.disk).await?;
+        if wanted.parts.iter().any(|(_, end)| *end > reader.size()) {
+            return Err(HashError::Outside(reader.size()));
+        }
+        let mut zeroes = Vec::with_capacity(wanted.parts.len());
+        for &(begin, end) in &wanted.parts {
+            zeroes.push(reader.is_zero(begin..end).await?);
+        }
+        Ok(zeroes)
+    }
+
+    /// Not kept: QEMU 7.2 hangs when its server is stopped with a client that is shaking hands.
+    async fn reader(&self, disk: &str) -> Result<NbdReader, HashError> {
+        let export = self.data.exports.iter().find(|export| export.disk == disk);
         let (Some(export), Some(nbd)) = (export, &self.data.nbd) else {
-            return Err(HashError::NotGranted(bounded(&wanted.disk)));
+            return Err(HashError::NotGranted(bounded(disk)));
         };
+        Ok(NbdReader::plain(nbd.connect()?, &export.export).await?)
+    }
+
+    async fn hashes(&self, wanted: &Pieces) -> Result<Vec<String>, HashError> {
         if !hashes::is_bounded(&wanted.pieces) {
             return Err(HashError::TooMuch);
         }
-        // Not kept: QEMU 7.2 hangs when its server is stopped with a client that is shaking hands.
-        let mut reader = NbdReader::plain(nbd.connect()?, &export.export).await?;
+        let mut reader = self.reader(&wanted.disk).await?;
         let size = reader.size();
         let is_within = |at: u64, bytes: u32| at.checked_add(u64::from(bytes)).is_some_and(|end| end <= size);
         if !wanted.pieces.iter().all(|piece| is_within(piece.at, piece.bytes)) {

@@ -137,6 +137,7 @@ impl Destination {
             since,
             compress: offer.compress,
             leaves_out: offer.disks.iter().any(|disk| disk.left_out),
+            tells_zeroes: true,
             findings,
             hook_s: Some(self.hook_s()),
             audit_head: Some(self.host.audit.figures().head.to_string()),

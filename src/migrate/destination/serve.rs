@@ -182,6 +182,11 @@ impl Destination {
                 self.answer(answer).await;
                 return Ok(None);
             }
+            Request::Zeroes(wanted) if open && !self.guest.incoming => {
+                let answer = self.zeroes(&wanted).await;
+                self.answer(answer).await;
+                return Ok(None);
+            }
             // Its QEMU never has a guest, so none can be continued in it.
             Request::Incoming | Request::Switchover | Request::Start | Request::ToRun { .. }
                 if self.is_replica() =>

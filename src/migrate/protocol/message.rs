@@ -146,6 +146,8 @@ pub enum Request {
     },
     /// What are the hashes of these parts of a disk, as your QEMU has them at this moment?
     Hash(Pieces),
+    /// Which of these parts of a disk read as zeroes by your QEMU's word, without being read?
+    Zeroes(Parts),
     /// The mirrors are finished: close the exports, so that the disks are the guest's alone.
     Switchover,
     /// The source has durably handed over: start the guest.
@@ -174,6 +176,7 @@ impl Request {
             Self::Incoming => "incoming",
             Self::ToRun { .. } => "to-run",
             Self::Hash(_) => "hash",
+            Self::Zeroes(_) => "zeroes",
             Self::Switchover => "switchover",
             Self::Start => "start",
             Self::Confirmed => "confirmed",
@@ -263,6 +266,15 @@ pub struct Piece {
     pub bytes: u32,
 }
 
+/// Parts of a granted disk that may be long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parts {
+    pub disk: String,
+    /// Where each begins, and where it ends.
+    pub parts: Vec<(u64, u64)>,
+}
+
 impl Offer {
     /// Whether only a replica of the disks is wanted.
     pub(crate) fn is_replica(&self) -> bool {
@@ -303,6 +315,8 @@ pub enum Response {
     Started(Started),
     /// To [`Request::Hash`]: SHA-256 in hex, in the order of the pieces.
     Hashes(Vec<String>),
+    /// To [`Request::Zeroes`], in the order of the parts.
+    AreZeroes(Vec<bool>),
     /// To [`Request::Settle`] and [`Request::Abort`], and to a [`Request::Start`] that comes too late.
     Fate(Fate),
     /// To [`Request::Tell`]; none when there is no journal.
@@ -331,6 +345,9 @@ pub struct Prepared {
     /// Disks that are not copied ([`DiskSpec::left_out`]) were understood as such.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaves_out: bool,
+    /// It answers [`Request::Zeroes`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tells_zeroes: bool,
     /// What was found, and did not keep the destination from being prepared.
     #[serde(default)]
     pub findings: Vec<Problem>,

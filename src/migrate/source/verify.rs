@@ -28,7 +28,7 @@ use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::model::progress::Comparison;
 use crate::migrate::model::sample::DiskSample;
 use crate::migrate::protocol::client::LinkError;
-use crate::migrate::protocol::message::{Piece, Pieces, Request, Response};
+use crate::migrate::protocol::message::{Parts, Piece, Pieces, Request, Response};
 use crate::migrate::transfer::disk::delta::{Bitmaps, DeltaError};
 use crate::migrate::transfer::verify::hashes;
 use crate::migrate::transfer::verify::ledger::{Ledger, PIECE_BYTES_MAX};
@@ -111,6 +111,9 @@ impl Comparing {
                     wait(source, SUSPICIOUS_PAUSE).await?;
                 }
                 if copies::has_all_until_now(source, &self.disks[at].plan).await? {
+                    if round == 1 {
+                        self.zeroes(source, at).await?;
+                    }
                     self.open_parts(source, at, &mut reader).await?;
                 }
             }
@@ -120,6 +123,41 @@ impl Comparing {
                 break;
             }
             before = open;
+        }
+        Ok(())
+    }
+
+    /// What reads as zeroes on both hosts by the word of both QEMUs is equal, and is not read. Each tells what its
+    /// guest would read; a hole that somebody has written into is none any more.
+    async fn zeroes(&mut self, source: &mut Source, at: usize) -> Result<(), Failure> {
+        if !source.peer.grant.as_ref().is_some_and(|grant| grant.tells_zeroes) {
+            return Ok(());
+        }
+        let disk = &self.disks[at];
+        let (name, export, server) = (disk.plan.disk.name.clone(), &disk.export, &disk.server);
+        let connect = async {
+            let socket = server.connect().map_err(DeltaError::Connect)?;
+            Ok(NbdReader::plain(socket, export).await?)
+        };
+        let mut reader = guarded(source, &name, connect).await?;
+        let (mut from, mut parts) = (0, VecDeque::new());
+        while from < reader.size() || !parts.is_empty() {
+            heed(source).await?;
+            if from < reader.size() && parts.len() < hashes::PARTS_MAX {
+                let told = async { Ok::<_, DeltaError>(reader.zeroes(from).await?) };
+                let (zeroes, next) = guarded(source, &name, told).await?;
+                let whole = zeroes.iter().map(|part| self.disks[at].ledger.whole_units(part));
+                parts.extend(whole.flat_map(short));
+                from = next;
+                continue;
+            }
+            let batch: Vec<_> = parts.drain(..parts.len().min(hashes::PARTS_MAX)).collect();
+            let request = Request::Zeroes(Parts { disk: name.clone(), parts: batch.clone() });
+            let Response::AreZeroes(zeroes) = ask(source, request).await? else {
+                return Err(LinkError::Unexpected { request: "zeroes" }.into());
+            };
+            let both = batch.iter().zip(zeroes).filter(|(_, is_zero)| *is_zero);
+            both.for_each(|((begin, end), _)| self.disks[at].ledger.is_equal(&(*begin..*end)));
         }
         Ok(())
     }
@@ -173,6 +211,12 @@ impl Comparing {
         source.context.progress.update(|p| p.comparison = Some(comparison));
         comparison
     }
+}
+
+/// A part in such as can be asked of.
+fn short(part: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+    let begins = part.clone().step_by(hashes::PART_BYTES_MAX as usize);
+    begins.map(move |at| (at, part.end.min(at + hashes::PART_BYTES_MAX)))
 }
 
 /// The next pieces to hash, of so many bytes at most, or one.
@@ -292,6 +336,18 @@ fn chosen(sample: DiskSample) -> impl FnMut(u64) -> bool {
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         piece == 0 || (mixed ^ (mixed >> 31)) % 100 < u64::from(sample.percent())
     }
+}
+
+/// Asks the destination for as long as that is waited for.
+async fn ask(source: &mut Source, request: Request) -> Result<Response, Failure> {
+    let (policy, cancel) = (source.reconnect_policy(), source.context.cancel.clone());
+    let asked = policy.with(source.peer.link.ask(request, HASH_DEADLINE));
+    let answer = tokio::select! {
+        biased;
+        answer = asked => Some(answer),
+        () = cancel.cancelled() => None,
+    };
+    answer.unwrap_or_else(|| Err(source.context.cancelled()))
 }
 
 /// Hashes the same pieces on both sides.

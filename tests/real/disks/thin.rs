@@ -103,8 +103,11 @@ fn nothing_is_sent_for_nothing(lab: &Lab, stage: &Stage, version: Version, bytes
     let at_source = source.start(&disks(&[source.create("raw", "", "0.raw", bytes)?]), false)?;
     target.will_start(&disks(std::slice::from_ref(&theirs)))?;
     let before = stage.net.alpha.sent_bytes()?;
-    let (code, last) = stage.migrate("nothing", &[])?;
+    let (code, last) = stage.migrate("nothing", &["--verify"])?;
     ensure!(code == 0 && last["outcome"]["result"] == "moved", "{last}");
+    let compared = &last["comparison"];
+    let hashed = compared["hashed_bytes"].as_u64();
+    ensure!(compared["equal_bytes"] == bytes && hashed.is_some_and(|hashed| hashed <= MIB), "{last}");
     let (sent, most) = (stage.net.alpha.sent_bytes()? - before, MIB + 8 * (bytes >> 20));
     ensure!(sent <= most && allocated(&theirs)? <= MIB, "{sent} bytes were sent for nothing, at most {most}");
     at_source.quit()?;

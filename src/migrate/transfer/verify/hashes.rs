@@ -10,6 +10,16 @@ use crate::qemu::{NbdError, NbdReader};
 pub(crate) const PIECES_MAX: usize = 256;
 pub(crate) const BATCH_BYTES_MAX: u64 = 16 << 20;
 
+/// What one question for zeroes may ask of: so many parts, each of so many bytes.
+pub(crate) const PARTS_MAX: usize = 512;
+pub(crate) const PART_BYTES_MAX: u64 = 16 << 20;
+
+/// Whether so much may be asked of at once.
+pub(crate) fn are_bounded(parts: &[(u64, u64)]) -> bool {
+    let is_short = |(begin, end): &(u64, u64)| begin < end && end - begin <= PART_BYTES_MAX;
+    parts.len() <= PARTS_MAX && parts.iter().all(is_short)
+}
+
 /// Whether so much may be asked for at once.
 pub(crate) fn is_bounded(pieces: &[Piece]) -> bool {
     let is_short = |piece: &Piece| (1..=PIECE_BYTES_MAX).contains(&u64::from(piece.bytes));
@@ -46,6 +56,14 @@ mod tests {
         assert!(!is_bounded(&[piece(0)]));
         assert!(!is_bounded(&[piece(most + 1)]));
         assert!(is_bounded(&vec![piece(most); 16]) && !is_bounded(&vec![piece(most); 17]));
+        let part = |bytes| (7, 7 + bytes);
+        assert!(
+            are_bounded(&vec![part(PART_BYTES_MAX); PARTS_MAX])
+                && !are_bounded(&vec![part(1); PARTS_MAX + 1])
+        );
+        assert!(
+            !are_bounded(&[part(0)]) && !are_bounded(&[part(PART_BYTES_MAX + 1)]) && !are_bounded(&[(8, 7)])
+        );
         assert!(is_bounded(&vec![piece(1); PIECES_MAX]) && !is_bounded(&vec![piece(1); PIECES_MAX + 1]));
     }
 }

@@ -54,15 +54,16 @@ impl Units {
         self.0.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
-    /// The first one from `unit` on.
-    fn next(&self, unit: u64) -> Option<u64> {
+    /// The first one from `unit` on that `others`, as many, have not.
+    fn next_but(&self, others: &Self, unit: u64) -> Option<u64> {
+        let word = |at: usize| Some(*self.0.get(at)? & !others.0.get(at).copied().unwrap_or(0));
         let mut at = (unit / 64) as usize;
-        let mut word = self.0.get(at)? >> (unit % 64) << (unit % 64);
-        while word == 0 {
+        let mut word_here = word(at)? >> (unit % 64) << (unit % 64);
+        while word_here == 0 {
             at += 1;
-            word = *self.0.get(at)?;
+            word_here = word(at)?;
         }
-        Some(at as u64 * 64 + u64::from(word.trailing_zeros()))
+        Some(at as u64 * 64 + u64::from(word_here.trailing_zeros()))
     }
 
     fn remove(&mut self, other: &Self) {
@@ -126,16 +127,23 @@ impl Ledger {
         if units.has(last) { whole - missing } else { whole }
     }
 
-    /// The first piece from `from` on that is not known to be equal.
+    /// The first piece from `from` on that is not known to be equal, and was not equal in this round.
     pub(crate) fn next_piece(&self, from: u64) -> Option<Range<u64>> {
-        let begin = self.open.next(from.div_ceil(UNIT_BYTES))?;
+        let begin = self.open.next_but(&self.equal, from.div_ceil(UNIT_BYTES))?;
         let per_piece = PIECE_BYTES_MAX / UNIT_BYTES;
         let border = (begin / per_piece + 1) * per_piece;
-        let end = (begin..border).find(|unit| !self.open.has(*unit)).unwrap_or(border);
+        let end =
+            (begin..border).find(|unit| !self.open.has(*unit) || self.equal.has(*unit)).unwrap_or(border);
         Some(begin * UNIT_BYTES..(end * UNIT_BYTES).min(self.bytes))
     }
 
-    /// Both sides' hashes of a piece are the same.
+    /// Of a part that is all zeroes, what a unit or more of it is; the end of the disk counts as a unit's.
+    pub(crate) fn whole_units(&self, part: &Range<u64>) -> Range<u64> {
+        let end = if part.end == self.bytes { part.end } else { part.end / UNIT_BYTES * UNIT_BYTES };
+        part.start.next_multiple_of(UNIT_BYTES)..end
+    }
+
+    /// Both sides' hashes of a piece are the same, or it reads as zeroes on both.
     pub(crate) fn is_equal(&mut self, piece: &Range<u64>) {
         for unit in units(piece) {
             self.equal.set(unit, true);
@@ -237,6 +245,21 @@ mod tests {
             assert_eq!((ledger.asked_bytes(), ledger.open_bytes()), (bytes, bytes));
         }
         assert_eq!(all(0).next_piece(0), None);
+    }
+
+    #[test]
+    fn what_reads_as_zeroes_on_both_sides_is_not_hashed_in_that_round() {
+        let mut ledger = all(ODD);
+        assert_eq!(ledger.whole_units(&(1..2 * UNIT_BYTES + 1)), UNIT_BYTES..2 * UNIT_BYTES);
+        assert!(ledger.whole_units(&(1..UNIT_BYTES)).is_empty(), "none of these is whole");
+        assert_eq!(ledger.whole_units(&(ODD - 512..ODD)), ODD - 512..ODD);
+        ledger.is_equal(&(UNIT_BYTES..PIECE_BYTES_MAX));
+        let rest = [0..UNIT_BYTES, PIECE_BYTES_MAX..2 * PIECE_BYTES_MAX];
+        assert_eq!(pieces(&ledger)[..2], rest);
+        // The guest writes there before the round ends.
+        ledger.was_written(&(2 * UNIT_BYTES..3 * UNIT_BYTES));
+        ledger.end_round();
+        assert_eq!(pieces(&ledger)[..2], [0..UNIT_BYTES, 2 * UNIT_BYTES..3 * UNIT_BYTES]);
     }
 
     #[test]
