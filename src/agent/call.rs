@@ -30,6 +30,7 @@ pub(super) enum Call {
     LimitMigration,
     LimitPeer,
     Ping,
+    QemuCommand,
     LimitForward,
     CheckLibvirt,
     MigrateLibvirt,
@@ -67,6 +68,7 @@ impl Call {
             | Self::LimitMigration
             | Self::LimitPeer
             | Self::Ping
+            | Self::QemuCommand
             | Self::LimitForward
             | Self::CheckLibvirt
             | Self::MigrateLibvirt
@@ -104,6 +106,7 @@ impl Call {
             Self::LimitMigration => "limit-migration",
             Self::LimitPeer => "limit-peer",
             Self::Ping => "ping",
+            Self::QemuCommand => "qemu-command",
             Self::LimitForward => "limit-forward",
             Self::CheckLibvirt => "check-libvirt",
             Self::MigrateLibvirt => "migrate-libvirt",

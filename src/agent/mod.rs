@@ -26,6 +26,7 @@ mod listen;
 mod observe;
 mod once;
 mod ping;
+mod qemu_command;
 mod refusal;
 mod refusals;
 mod registry;

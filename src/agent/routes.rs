@@ -24,13 +24,15 @@ use super::gate::{About, BODY_BYTES_MAX, Gate};
 use super::limits::{self, NoShare};
 use super::once;
 use super::ping;
+use super::qemu_command;
 use super::refusal::Refusal;
 use super::registry::NoCancel;
 use super::running::{Agent, Asked};
 use crate::api::{
     CheckReport, CheckRequest, Course, Event, ForceRequest, Forward, ForwardRequest, Forwards, Limits,
     MigrateRequest, Migration, MigrationLimit, MigrationPlan, Names, OPENAPI, PeerLimit, PeerLimitRequest,
-    Ping, PingRequest, RecoverQuery, Recovery, ShareRequest, Status, Target, unknown_remedy,
+    Ping, PingRequest, QemuCommand, QemuCommandRequest, RecoverQuery, Recovery, ShareRequest, Status, Target,
+    unknown_remedy,
 };
 use crate::error_chain::chain;
 use crate::forward::AddError;
@@ -77,6 +79,7 @@ pub(super) fn router(agent: Arc<Agent>) -> Gate {
         .route(Call::ListLimits, "/v1/limits", get(all_limits))
         .route(Call::LimitPeer, "/v1/peers/{name}/limit", post(limit_peer))
         .route(Call::Ping, "/v1/peers/{name}/ping", post(ping))
+        .route(Call::QemuCommand, "/v1/vms/{vm}/qemu-command", post(qemu_command))
         .route(Call::ListForwards, "/v1/forwards", get(forwards))
         .route(Call::AddForward, "/v1/forwards", post(add_forward))
         .route(Call::EndForward, "/v1/forwards/{id}/end", post(end_forward))
@@ -261,6 +264,15 @@ async fn ping(
         ));
     };
     Ok(Json(ping::ping(&agent.host, &name, config, &request).await))
+}
+
+async fn qemu_command(
+    State(agent): Agents,
+    Path(vm): Path<String>,
+    body: Result<Json<QemuCommandRequest>, JsonRejection>,
+) -> Result<Json<QemuCommand>, Refusal> {
+    let Json(request) = body?;
+    Ok(Json(qemu_command::qemu_command(&agent.host, vm, request).await?))
 }
 
 async fn share(

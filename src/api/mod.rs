@@ -13,6 +13,7 @@ mod limits;
 mod migration;
 mod ping;
 mod plan;
+mod qemu_command;
 mod recovery;
 mod replica;
 mod status;
@@ -55,6 +56,7 @@ pub use limits::{Limits, MigrationLimit, PeerLimit, PeerLimitRequest, ShareReque
 pub use migration::{MigrateRequest, Migration};
 pub use ping::{Ping, PingRequest, Probe, Reached};
 pub use plan::{Foretold, MigrationPlan};
+pub use qemu_command::{OtherPath, QemuCommand, QemuCommandRequest};
 pub use recovery::{ForceRequest, RecoverQuery, Recovery};
 pub use replica::{EndReplicaRequest, ReplicaEnd};
 pub use status::{AuditStatus, Names, SandboxStatus, SessionStatus, Status};

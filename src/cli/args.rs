@@ -14,6 +14,7 @@ use super::guest::GuestCommand;
 use super::join::JoinArgs;
 use super::libvirt::LibvirtCommand;
 use super::ping::PingArgs;
+use super::qemu_command::QemuCommandArgs;
 use super::report::ReportArgs;
 use crate::api::{
     AT_ONCE_MAX, Accepted, DiskChoice, DiskSample, DisksAtOnce, DowntimeLimit, InBand, Incremental,
@@ -106,6 +107,10 @@ pub(super) enum Command {
     /// Try the way to a peer: whether it is reached, who it proves to be, versions, round trip, segments, throughput.
     /// Exit code 0: all of that; 1: it is not reached, or answers no probe.
     Ping(PingArgs),
+    /// Print how the QEMU of a VM that runs here is started on another host, to wait for the VM there: a script or a
+    /// unit, from its own command line. Says what was changed and what could not be decided. Changes nothing.
+    #[command(name = "qemu-command")]
+    Qemu(QemuCommandArgs),
     /// Look at this host: configuration, certificates, permissions, port, kernel, limits, clock. Changes nothing, and
     /// says what it could not look at. Exit code 0: nothing has failed; 1: something has.
     Doctor(DoctorArgs),

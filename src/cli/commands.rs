@@ -10,8 +10,8 @@ use super::args::{CheckArgs, Command, MigrateArgs};
 use super::client::Client;
 use super::exit_code::{EXIT_FAILED, EXIT_USAGE};
 use super::{
-    audit, doctor, drain, forward, libvirt, limit, pick, ping, plan, recover, replicate, report, show, vms,
-    watch,
+    audit, doctor, drain, forward, libvirt, limit, pick, ping, plan, qemu_command, recover, replicate,
+    report, show, vms, watch,
 };
 use crate::api::{
     CheckReport, CheckRequest, LIBVIRT, LibvirtMigration, MigrateRequest, Migration, Options, Severity,
@@ -31,6 +31,7 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
         Command::Watch { what, json } => watch_any(&client, &what, json).await,
         Command::Doctor(args) => doctor::run(&client, socket, args).await,
         Command::Ping(args) => ping::run(&client, args).await,
+        Command::Qemu(args) => qemu_command::run(&client, args).await,
         Command::Report(args) => report::run(&client, args).await,
         Command::Cancel { migration } => cancel(&client, &migration).await,
         Command::Drain(args) => drain::run(&client, *args).await,

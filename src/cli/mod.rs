@@ -22,6 +22,7 @@ mod pick;
 mod ping;
 mod plan;
 mod progress;
+mod qemu_command;
 mod recover;
 mod replicate;
 mod report;

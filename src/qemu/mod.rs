@@ -9,6 +9,7 @@ mod abilities;
 mod address;
 mod cleanup;
 mod client;
+pub mod command_line;
 mod commands;
 mod connection;
 mod devices;

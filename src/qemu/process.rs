@@ -17,6 +17,8 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 
+/// The longest command line that is read.
+const COMMAND_LINE_BYTES_MAX: u64 = 1 << 20;
 /// How often is looked whether a process that is waited for has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -104,6 +106,20 @@ impl Process {
     /// Its number, if it is known.
     pub fn pid(&self) -> Option<i32> {
         self.id().map(|id| id.pid)
+    }
+
+    /// The words that it was started with. None where it is not known, has ended, or may not be looked at.
+    pub fn command_line(&self) -> Option<Vec<String>> {
+        use std::io::Read;
+        let known = self.known.as_ref()?;
+        let file = std::fs::File::open(format!("/proc/{}/cmdline", known.id.pid)).ok()?;
+        let mut bytes = Vec::new();
+        file.take(COMMAND_LINE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+        // Looked at last: the number may be another process's by now.
+        if known.has_ended() || bytes.pop() != Some(0) {
+            return None;
+        }
+        Some(bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect())
     }
 
     /// Waits until it is proved that it has ended: for ever if nothing is known of it.
@@ -203,6 +219,19 @@ mod tests {
         assert_eq!(Process::find(&earlier).err(), Some(Life::Ended));
         let elsewhere = ProcessId { pid_namespace: "pid:[1]".into(), ..own };
         assert_eq!(Process::find(&elsewhere).err(), Some(Life::Unknown));
+    }
+
+    #[tokio::test]
+    async fn the_words_of_a_process_are_told_while_it_lives() {
+        let mut child = std::process::Command::new("sleep").args(["600", "", "0.0"]).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let id = ProcessId { pid, started_ticks: started_ticks(pid).unwrap(), ..own_id() };
+        let process = Process::find(&id).unwrap();
+        assert_eq!(process.command_line().unwrap(), ["sleep", "600", "", "0.0"]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(process.command_line(), None);
+        assert_eq!(Process::default().command_line(), None);
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 //! many. What must not be moved is refused by `check` and by `migrate` alike, and nothing is changed;
 //! what is moved arrives where it should. Judged by the bytes in the images.
 
+mod adapted;
 mod again;
 mod created;
 mod firmware;

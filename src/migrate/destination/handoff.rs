@@ -66,7 +66,7 @@ pub(crate) fn take_up(
     let reservation = host.reserve(&left.vm, left.id).map_err(|p| p.to_string())?;
     let peer: Identity = left.peer.parse().map_err(|e| format!("{e}"))?;
     let journal = journal(host, left.id, Role::Destination)?;
-    let config = host.vm(&left.vm, "destination").map_err(|p| p.to_string())?.clone();
+    let config = host.vm(&left.vm, "destination").map_err(|p| p.to_string())?;
     let control = left.control.as_ref().and_then(|control| Control::take_up(control, streams));
     let pumps = Streams::thaw(left.data, streams, fds, |_| {}).map_err(|e| e.to_string())?;
     let carried = pumps.total();

@@ -12,6 +12,7 @@ pub mod known_vms;
 pub(crate) mod peers;
 pub(crate) mod replicas;
 pub(crate) mod reservations;
+pub mod running_qemu;
 pub mod vm_state;
 
 use std::sync::Arc;

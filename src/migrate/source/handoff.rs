@@ -80,7 +80,7 @@ pub(crate) fn take_up(
     // Before anything of it can be sent.
     let attached = share.attach(link.lanes(), left.id);
     let journal = journal(host, left.id, Role::Source)?;
-    let config = host.vm(&left.vm, "source").map_err(|p| p.to_string())?.clone();
+    let config = host.vm(&left.vm, "source").map_err(|p| p.to_string())?;
     let pumps = Streams::thaw(left.data, streams, fds, |session| {
         link.lanes().add(session);
         attached.spread();
