@@ -19,6 +19,7 @@
 #                  move, upgrade in mid-migration, remove, purge: deploy/README.md
 #   make book      the documentation as a site: target/book/site/index.html
 #   make sbom      what is in the program: vmferry.cdx.json (CycloneDX)
+#   make reproducible   whether two builds in two folders are the same byte for byte: docs/security.md
 #   make bench-libvirt   a domain of a real libvirt moved by its own TLS, its tunnel, relays and vmferry: bench/LIBVIRT.md
 #   make setup     what the tests need and the machine lacks
 #   make clean-lab forgets all downloads
@@ -27,7 +28,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: book disks demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet versions bench bench-libvirt packages sbom setup fetch tools clean-lab
+.PHONY: book disks demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet versions bench bench-libvirt packages reproducible sbom setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -176,6 +177,10 @@ sbom: fetch
 	SOURCE_DATE_EPOCH=$$epoch $(SBOM_TOOL)/bin/cargo-cyclonedx cyclonedx --quiet --format json --spec-version 1.5 --describe binaries --target x86_64-unknown-linux-gnu
 	sed 's|path+file://$(CURDIR)|path+file:///vmferry|' vmferry_bin.cdx.json >vmferry.cdx.json
 	rm vmferry_bin.cdx.json
+
+reproducible: fetch
+	$(call step,the program built twice: docs/security.md)
+	deploy/package/reproducible.sh
 
 bench-libvirt: setup
 	$(call step,a domain of a real libvirt moved in different ways: bench/LIBVIRT.md)

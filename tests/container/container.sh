@@ -51,6 +51,8 @@ up)
   options=(--quiet --directory="$dir/root" --machine="vmferry-$(basename "$dir")" --register=no --keep-unit --console=pipe
     --kill-signal=SIGRTMIN+3 --resolv-conf=off --timezone=off --link-journal=no
     --network-namespace-path="/run/netns/$netns")
+  # A host has it; nspawn's own list of calls has it not.
+  options+=(--system-call-filter="landlock_create_ruleset landlock_add_rule landlock_restrict_self")
   for shared in "$@"; do options+=("--bind=$shared"); done
   (
     for group in $(groups); do mkdir -p "$group" && echo "$BASHPID" >"$group/cgroup.procs"; done

@@ -2,7 +2,8 @@
 # Programs of other people judge a running agent: openssl, sslyze and tlsfuzzer its port, schemathesis its API.
 #   usage: judges.sh [openssl] [sslyze] [tlsfuzzer] [schemathesis]      all of them if none is named
 # Python's programs are installed into .lab/judges from requirements.txt, by their hashes. tlsfuzzer is in no
-# package registry: TLSFUZZER names a checkout, else the archive of the commit below is downloaded.
+# package registry: TLSFUZZER names a checkout, else the archive of the commit below is downloaded (from
+# TLSFUZZER_ARCHIVES, if GitHub is not to be reached), and what it would have run is held to its SHA-256.
 # What is expected is in docs/judges.md, and in expected.txt here; anything else is a failure.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../setup/shell.sh"
@@ -10,6 +11,8 @@ set -euo pipefail
 here=$checkout/tests/judges
 room=$lab/judges
 commit=14555fe211456c46deccc4b2d94751dbd894aece
+programs=feb30c23053aebd3ed35220548bf81fa7d868661a86b3292b5495837327947db
+archives=${TLSFUZZER_ARCHIVES:-https://codeload.github.com/tlsfuzzer/tlsfuzzer/tar.gz}
 run=$room/run
 python=$room/venv/bin/python
 
@@ -28,10 +31,19 @@ fetch_tlsfuzzer() {
   [ -z "${TLSFUZZER:-}" ] || { tlsfuzzer=$TLSFUZZER; return; }
   tlsfuzzer=$room/tlsfuzzer-$commit
   [ -d "$tlsfuzzer" ] || {
-    retry 3 curl -fsSL -o "$room/tlsfuzzer.tar.gz" "https://codeload.github.com/tlsfuzzer/tlsfuzzer/tar.gz/$commit" ||
+    retry 3 curl -fsSL -o "$room/tlsfuzzer.tar.gz" "$archives/$commit" ||
       die "tlsfuzzer cannot be downloaded: TLSFUZZER=a checkout of $commit"
-    tar -xzf "$room/tlsfuzzer.tar.gz" -C "$room"
+    rm -rf "$tlsfuzzer.new"
+    mkdir "$tlsfuzzer.new"
+    tar -xzf "$room/tlsfuzzer.tar.gz" -C "$tlsfuzzer.new" --strip-components=1
+    [ "$(programs_of "$tlsfuzzer.new")" = "$programs" ] || die "what was downloaded has other programs than $commit"
+    mv "$tlsfuzzer.new" "$tlsfuzzer"
   }
+}
+
+# The SHA-256 of all that is run of a checkout.
+programs_of() {
+  (cd "$1" && find scripts tlsfuzzer -name '*.py' -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
 }
 
 # An authority with RSA keys: most of tlsfuzzer's scripts offer no other signatures.
