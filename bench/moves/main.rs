@@ -23,6 +23,7 @@ mod rounds;
 mod stage;
 #[path = "../../tests/support/mod.rs"]
 mod support;
+mod verify;
 
 use std::path::PathBuf;
 
@@ -67,6 +68,8 @@ enum Table {
     Disk,
     /// The copy of the RAM.
     Ram,
+    /// A whole migration with its disks compared.
+    Verify,
     /// How long a guest stands still.
     Downtime,
     /// A limit, and what two migrations have of one.
@@ -75,7 +78,7 @@ enum Table {
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
-    let all = [Table::Disk, Table::Ram, Table::Downtime, Table::Budget];
+    let all = [Table::Disk, Table::Ram, Table::Verify, Table::Downtime, Table::Budget];
     let tables = if cli.tables.is_empty() { all.to_vec() } else { cli.tables.clone() };
     let machine = machine::describe(&Aead::Auto.resolve().to_string(), "cubic on both hosts");
     eprintln!("{machine}");
@@ -104,6 +107,7 @@ fn measure(lab: &Lab, cli: &Cli, tables: &[Table], report: &mut Report) -> Resul
         let done = match table {
             Table::Disk => copies::disk(&stage, cli.rounds, cli.disk_mib),
             Table::Ram => copies::ram(&stage, cli.rounds, cli.ram_mib),
+            Table::Verify => verify::table(&stage, cli.rounds, cli.disk_mib),
             Table::Downtime => downtime::table(&stage, cli.moves, cli.downtime_limit),
             Table::Budget => budget::table(&stage, cli.rounds),
         };
