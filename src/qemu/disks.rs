@@ -46,6 +46,8 @@ pub struct Disk {
     pub filename: Option<String>,
     /// It stands on a backing file.
     pub backing: bool,
+    /// Its topmost image: the node below filters.
+    pub image_node: String,
     /// What its topmost image stands on.
     pub base: Option<Base>,
     /// What it occupies on its host, in bytes.
@@ -76,6 +78,7 @@ pub async fn disks(qmp: &Qmp) -> Result<Vec<Disk>, QmpError> {
         disk.layers_known = graph.is_known();
         let best = disk.layers.iter().map(|layer| layer.encryption).max().unwrap_or_default();
         disk.encryption = disk.encryption.max(best);
+        disk.image_node = graph.topmost(&disk.node_name).to_owned();
         disk.base = graph.base(&disk.node_name);
         disk.protection = graph.protection(&disk.node_name);
         if let Some(path) = qom_path(&disk.qdev) {

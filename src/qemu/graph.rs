@@ -71,6 +71,8 @@ pub struct Bitmap {
     pub busy: bool,
     /// It is stored in the image.
     pub persistent: bool,
+    /// It was not stored when its image was closed, and is worthless.
+    pub inconsistent: bool,
 }
 
 /// What the topmost image of a disk stands on.
@@ -168,30 +170,42 @@ impl Graph {
             filename: image.map_or_else(|| node.file.clone(), |image| image.filename.clone()),
             actual_size: image.and_then(|image| image.actual_size),
             bitmaps: bitmaps
-                .map(|b| Bitmap { name: b.name.clone(), busy: b.busy, persistent: b.persistent })
+                .map(|b| Bitmap {
+                    name: b.name.clone(),
+                    busy: b.busy,
+                    persistent: b.persistent,
+                    inconsistent: b.inconsistent,
+                })
                 .collect(),
             snapshots: image.map_or_else(Vec::new, |i| i.snapshots.iter().map(|s| s.name.clone()).collect()),
         })
     }
 
-    /// What the topmost image of this device's node stands on; none where that is nothing, or not told.
-    pub(super) fn base(&self, top: &str) -> Option<Base> {
-        let (below, mut name) = (self.below.as_ref()?, top);
+    /// The topmost image below a device's node and its filters.
+    pub(super) fn topmost<'a>(&'a self, device: &'a str) -> &'a str {
+        let mut name = device;
         for _ in 0..LAYERS_MAX {
-            let (node, children) = (self.nodes.get(name)?, below.get(name)?);
-            if FILTERS.contains(&node.drv.as_str()) {
-                name = &children.first()?.name;
-                continue;
+            let is_filter = self.nodes.get(name).is_some_and(|node| FILTERS.contains(&node.drv.as_str()));
+            let children = self.below.as_ref().and_then(|below| below.get(name));
+            match children.and_then(|children| children.first()) {
+                Some(child) if is_filter => name = &child.name,
+                _ => break,
             }
-            let backing = self.nodes.get(&children.iter().find(|child| child.is_backing)?.name)?;
-            return Some(Base {
-                top_node: name.to_owned(),
-                top_format: node.drv.clone(),
-                node_name: backing.node_name.clone(),
-                virtual_size: backing.image.as_ref()?.virtual_size,
-            });
         }
-        None
+        name
+    }
+
+    /// What the topmost image of this device's node stands on; none where that is nothing, or not told.
+    pub(super) fn base(&self, device: &str) -> Option<Base> {
+        let top = self.topmost(device);
+        let (node, children) = (self.nodes.get(top)?, self.below.as_ref()?.get(top)?);
+        let backing = self.nodes.get(&children.iter().find(|child| child.is_backing)?.name)?;
+        Some(Base {
+            top_node: top.to_owned(),
+            top_format: node.drv.clone(),
+            node_name: backing.node_name.clone(),
+            virtual_size: backing.image.as_ref()?.virtual_size,
+        })
     }
 
     /// The least that protects what the guest writes from here on down, on any of its ways.

@@ -315,6 +315,7 @@ mod tests {
             read_only: false,
             left_out: false,
             incremental: false,
+            bitmaps: None,
             place: None,
         };
         Offer {

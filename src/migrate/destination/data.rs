@@ -6,7 +6,9 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use super::state::Destination;
-use crate::migrate::guest::{nbd_server, settings};
+use crate::migrate::checks::disks::bitmaps;
+use crate::migrate::guest::nbd_server;
+use crate::migrate::guest::settings::{self, Settings};
 use crate::migrate::handover::{self, DestinationState};
 use crate::migrate::journal::{Record, Undo};
 use crate::migrate::model::label::Label;
@@ -18,7 +20,7 @@ use crate::net::compress::{Coding, Undelivered};
 use crate::net::pump::PumpState;
 use crate::net::session::IncomingStream;
 use crate::peer_refusals::Reason;
-use crate::qemu::{Abilities, Stop};
+use crate::qemu::{Abilities, BitmapNode, Stop};
 
 impl Destination {
     /// Attaches a data stream that the source opened under this grant.
@@ -84,7 +86,14 @@ impl Destination {
         if self.granted.as_ref().is_some_and(|(offer, _)| offer.disks.iter().any(|disk| disk.left_out)) {
             on.push("late-block-activate");
         }
+        let taken = self.bitmaps().await?;
+        if !taken.is_empty() {
+            on.push(bitmaps::CAPABILITY);
+        }
         before.state(&self.guest.qmp, &on, None).await?;
+        if !taken.is_empty() {
+            Settings::map_bitmaps(&self.guest.qmp, taken).await?;
+        }
         for channel in precopy::CHANNELS {
             let (ours, theirs) = socket_pair()?;
             channel.give::<Error>(&self.guest.qmp, &mut self.journal, theirs).await?;
@@ -95,6 +104,16 @@ impl Destination {
         let stays = Abilities::ask(&self.guest.qmp).await?.exit_on_error;
         self.guest.qmp.execute(if stays { incoming.and_stay() } else { incoming }).await?;
         Ok(())
+    }
+
+    /// The dirty bitmaps that come with the RAM.
+    async fn bitmaps(&self) -> Result<Vec<BitmapNode>, Error> {
+        let Some((offer, grant)) = &self.granted else { return Ok(Vec::new()) };
+        let Some(accepted) = grant.bitmaps.as_ref().filter(|accepted| !accepted.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let present = crate::qemu::disks(&self.guest.qmp).await?;
+        Ok(bitmaps::to_receive(&offer.disks, &present, accepted))
     }
 
     /// On the disk before it is answered, and so before the guest can be handed over.

@@ -58,6 +58,7 @@ mod tests {
             read_only,
             left_out: name == "disk1",
             incremental: false,
+            bitmaps: None,
             place: None,
         };
         let disks = vec![spec("cd0", true), spec("disk1", false), spec("disk0", false)];

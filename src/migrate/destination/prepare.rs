@@ -1,5 +1,6 @@
 //! Prepare: the QEMU that takes the guest is found or started, compared with the offer, and made ready.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -11,7 +12,7 @@ use super::settling::never_begun;
 use super::state::{Data, Destination, Guest, Served, Serving, beginning};
 use super::{created_images, exports, image_stamp};
 use crate::config::VmConfig;
-use crate::migrate::checks::disks;
+use crate::migrate::checks::disks::{self, bitmaps};
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::guest::process::{self, StartedQemu};
 use crate::migrate::guest::start_order::StartOrder;
@@ -124,7 +125,13 @@ impl Destination {
             exports::look_for_zeroes(&nbd, &mut self.data.exports, is_made).await;
             self.data.nbd = Some(nbd);
         }
-        let (major, minor, micro) = Abilities::ask(&self.guest.qmp).await?.version;
+        let abilities = Abilities::ask(&self.guest.qmp).await?;
+        let (major, minor, micro) = abilities.version;
+        // Again, because QEMU reads those of an image when it is exported.
+        let bitmaps = match abilities.capability(bitmaps::CAPABILITY) {
+            true => bitmaps::accepted(&offer.disks, &crate::qemu::disks(&self.guest.qmp).await?),
+            false => BTreeMap::new(),
+        };
         if offer.is_replica() {
             self.host.replicas.begin(self.journal.past())?;
         }
@@ -138,6 +145,7 @@ impl Destination {
             compress: offer.compress,
             leaves_out: offer.disks.iter().any(|disk| disk.left_out),
             tells_zeroes: true,
+            bitmaps: Some(bitmaps),
             findings,
             hook_s: Some(self.hook_s()),
             audit_head: Some(self.host.audit.figures().head.to_string()),

@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::migrate::model::meanwhile::Meanwhile;
-use crate::qemu::{BlockInfo, Qmp, QmpError, QomList, QueryBlock};
+use crate::qemu::{
+    BitmapNode, BlockInfo, Qmp, QmpError, QomList, QueryBlock, QueryMigrateCapabilities,
+    QueryMigrateParameters,
+};
 
 /// Where QEMU keeps the devices that somebody asked for.
 const FOLDERS: [&str; 2] = ["/machine/peripheral", "/machine/peripheral-anon"];
@@ -80,11 +83,15 @@ impl Inventory {
     }
 
     /// The same at the switchover, with what would keep QEMU from giving its disks up: QEMU aborts,
-    /// and the guest dies, when a bitmap that it has to store is in use.
+    /// and the guest dies, when a bitmap that it has to store is in use. One that goes along is in use by the
+    /// migration itself, and is not stored.
     pub(crate) async fn may_be_given_up(&self, qmp: &Qmp) -> Result<Option<Meanwhile>, QmpError> {
         let blocks = qmp.execute(QueryBlock).await?;
-        if let Some(meanwhile) = bitmap_in_use(&blocks) {
-            return Ok(Some(meanwhile));
+        if bitmaps_in_use(&blocks, &[]).next().is_some() {
+            let sent = bitmaps_sent(qmp).await?;
+            if let Some(meanwhile) = bitmaps_in_use(&blocks, &sent).next() {
+                return Ok(Some(meanwhile));
+            }
         }
         let changes = self.changes(&Self::with(qmp, blocks).await?);
         Ok((!changes.is_empty()).then_some(Meanwhile::Changed { changes }))
@@ -125,11 +132,31 @@ fn exchanged(name: &str, before: Option<&Medium>, after: Option<&Medium>) -> Opt
     }
 }
 
-fn bitmap_in_use(blocks: &[BlockInfo]) -> Option<Meanwhile> {
-    blocks.iter().find_map(|block| {
-        let inserted = block.inserted.as_ref()?;
-        let bitmap = inserted.dirty_bitmaps.iter().find(|bitmap| bitmap.busy && bitmap.persistent)?;
-        Some(Meanwhile::BitmapInUse { drive: name_of(block), bitmap: bitmap.name.clone() })
+/// The dirty bitmaps that go along with the migration under way.
+async fn bitmaps_sent(qmp: &Qmp) -> Result<Vec<BitmapNode>, QmpError> {
+    let capabilities = qmp.execute(QueryMigrateCapabilities).await?;
+    if !capabilities.iter().any(|known| known.capability == "dirty-bitmaps" && known.state) {
+        return Ok(Vec::new());
+    }
+    Ok(qmp.execute(QueryMigrateParameters).await?.block_bitmap_mapping.unwrap_or_default())
+}
+
+/// Those that are stored and in use, but for those that go along.
+fn bitmaps_in_use<'a>(
+    blocks: &'a [BlockInfo],
+    sent: &'a [BitmapNode],
+) -> impl Iterator<Item = Meanwhile> + 'a {
+    blocks.iter().flat_map(move |block| {
+        let inserted = block.inserted.as_ref();
+        let node = inserted.map_or("", |inserted| inserted.node_name.as_str());
+        let is_sent = move |name: &str| {
+            let nodes = sent.iter().filter(move |sent| sent.node_name == node);
+            nodes.flat_map(|sent| &sent.bitmaps).any(|bitmap| bitmap.name == name)
+        };
+        let bitmaps = inserted.into_iter().flat_map(|inserted| &inserted.dirty_bitmaps);
+        bitmaps
+            .filter(move |bitmap| bitmap.busy && bitmap.persistent && !is_sent(&bitmap.name))
+            .map(move |bitmap| Meanwhile::BitmapInUse { drive: name_of(block), bitmap: bitmap.name.clone() })
     })
 }
 
@@ -137,6 +164,7 @@ fn bitmap_in_use(blocks: &[BlockInfo]) -> Option<Meanwhile> {
 #[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 mod tests {
     use super::*;
+    use crate::qemu::BitmapAlias;
 
     fn blocks(text: &str) -> Vec<BlockInfo> {
         serde_json::from_str(text).unwrap()
@@ -175,14 +203,20 @@ mod tests {
 
     #[test]
     fn only_a_bitmap_that_is_stored_and_in_use_makes_qemu_abort() {
-        let with = |busy: bool, persistent: bool| {
+        let with = |busy: bool, persistent: bool, sent: &str| {
+            let bitmaps = vec![BitmapAlias { name: sent.into(), alias: "b".into(), transform: None }];
+            let sent = [BitmapNode { node_name: "n".into(), alias: "n".into(), bitmaps }];
             let bitmap = format!(
                 r#"{{"name":"b","count":0,"granularity":65536,"busy":{busy},"persistent":{persistent}}}"#
             );
             let text =
                 format!(r#"[{{"qdev":"d","inserted":{{"node-name":"n","dirty-bitmaps":[{bitmap}]}}}}]"#);
-            bitmap_in_use(&blocks(&text)).is_some()
+            bitmaps_in_use(&blocks(&text), &sent).next().is_some()
         };
-        assert_eq!([with(true, true), with(true, false), with(false, true)], [true, false, false]);
+        assert_eq!(
+            [with(true, true, "c"), with(true, false, ""), with(false, true, "")],
+            [true, false, false]
+        );
+        assert!(!with(true, true, "b"), "it goes along");
     }
 }

@@ -5,8 +5,8 @@
 use crate::migrate::journal::{Journal, JournalError, Past, Undo};
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::qemu::{
-    CapabilityStatus, MigrateSetCapabilities, MigrateSetParameters, MigrationParameters, Qmp, QmpError,
-    QueryMigrateCapabilities, QueryMigrateParameters, restore_migration_settings,
+    BitmapNode, CapabilityStatus, MigrateSetCapabilities, MigrateSetParameters, MigrationParameters, Qmp,
+    QmpError, QueryMigrateCapabilities, QueryMigrateParameters, restore_migration_settings,
 };
 
 /// QEMU's own limit for the RAM stream; the session limits, not QEMU.
@@ -40,6 +40,13 @@ impl Settings {
         Ok(())
     }
 
+    /// Has these dirty bitmaps go along, or be taken in; after [`state`](Self::state).
+    pub(crate) async fn map_bitmaps(qmp: &Qmp, bitmaps: Vec<BitmapNode>) -> Result<(), QmpError> {
+        let mapped =
+            MigrationParameters { block_bitmap_mapping: Some(bitmaps), ..MigrationParameters::default() };
+        qmp.execute(MigrateSetParameters(mapped)).await.map(drop)
+    }
+
     /// Puts back what differs by now.
     pub(crate) async fn restore(&self, qmp: &Qmp) -> Result<(), QmpError> {
         restore_migration_settings(qmp, &self.capabilities, &self.parameters).await
@@ -60,6 +67,8 @@ impl Settings {
         let mut foreign: Vec<String> = on.map(|c| c.capability.clone()).collect();
         let mut parameters = self.parameters.differing_from(&ordinary());
         parameters.downtime_limit = None;
+        // It says nothing while the capability is off, and cannot be taken back.
+        parameters.block_bitmap_mapping = None;
         // Left by an older version of vmferry.
         parameters.max_bandwidth = parameters.max_bandwidth.filter(|&b| b != MAX_BANDWIDTH_BYTES_PER_S);
         // Newer QEMUs' default, which is the same with a single channel.
@@ -142,6 +151,7 @@ fn ordinary() -> MigrationParameters {
         direct_io: Some(false),
         zero_page_detection: text("legacy"),
         block_incremental: Some(false),
+        block_bitmap_mapping: None,
     }
 }
 

@@ -51,6 +51,7 @@ kinds! {
         DeviceData,
         DiskPassthrough,
         BitmapsDropped,
+        BitmapsCarried,
         SnapshotsDropped,
         BackingMerged,
         NoBase,

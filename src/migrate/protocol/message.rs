@@ -15,7 +15,7 @@
 //! * Where what is told must not be ignored, its name is in [`Offer::needs`] too: whoever does not know a name
 //!   there refuses the offer. That is how N makes a description into a demand without a new version.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -47,6 +47,9 @@ pub struct DiskSpec {
     /// source's stands on ([`NEEDS_INCREMENTAL`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub incremental: bool,
+    /// Its dirty bitmaps that can go along ([`Prepared::bitmaps`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bitmaps: Option<OfferedBitmaps>,
     /// Where it is and what it lies on. None from an agent that does not know of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<DiskPlace>,
@@ -57,6 +60,23 @@ impl DiskSpec {
     pub(crate) fn is_copied(&self) -> bool {
         !self.read_only && !self.left_out
     }
+}
+
+/// Dirty bitmaps of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferedBitmaps {
+    /// What their node is called in QEMU's stream.
+    pub node: String,
+    pub bitmaps: Vec<OfferedBitmap>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferedBitmap {
+    /// In QEMU's stream as well.
+    pub name: String,
+    /// It is stored in the image.
+    #[serde(default)]
+    pub persistent: bool,
 }
 
 /// By what a disk is paired, and what is below it.
@@ -348,6 +368,9 @@ pub struct Prepared {
     /// It answers [`Request::Zeroes`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tells_zeroes: bool,
+    /// Which of the offered dirty bitmaps are taken in, by disk. None from an agent that does not know of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bitmaps: Option<BTreeMap<String, Vec<String>>>,
     /// What was found, and did not keep the destination from being prepared.
     #[serde(default)]
     pub findings: Vec<Problem>,

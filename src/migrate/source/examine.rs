@@ -210,6 +210,7 @@ async fn findings(host: &Arc<Host>, vm: &str, peer: &str, options: &Options) -> 
 
 async fn ask(session: &Session, offer: Offer, deadline: Duration) -> Vec<Problem> {
     let leaves_out = offer.disks.iter().any(|disk| disk.left_out);
+    let bitmaps = disks::bitmaps::unknown_there(&offer.disks);
     let asked = async {
         let mut link = Link::open(session, Uuid::new_v4()).await?;
         let answer = link.ask(Request::Check(offer), deadline).await?;
@@ -225,6 +226,11 @@ async fn ask(session: &Session, offer: Offer, deadline: Duration) -> Vec<Problem
             let knows = problems.iter().any(|p| p.is_refusal() || p.kind == ProblemKind::DiskLeftOut);
             if leaves_out && !knows {
                 problems.push(leaves_none_out());
+            }
+            let is_of_bitmaps =
+                |kind| matches!(kind, ProblemKind::BitmapsCarried | ProblemKind::BitmapsDropped);
+            if !problems.iter().any(|p| p.is_refusal() || is_of_bitmaps(p.kind)) {
+                problems.extend(bitmaps);
             }
             problems
         }

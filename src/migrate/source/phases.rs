@@ -14,7 +14,8 @@ use super::failure::Failure;
 use super::stall::{Stall, Waiting};
 use super::state::Source;
 use super::{any_phase, bases, copies, given_up, guest_watch, in_band, slow_writes, slowness, verify};
-use crate::migrate::guest::settings;
+use crate::migrate::checks::disks::bitmaps;
+use crate::migrate::guest::settings::{self, Settings};
 use crate::migrate::model::forecast::Passes;
 use crate::migrate::model::label::Label;
 use crate::migrate::model::meanwhile::Meanwhile;
@@ -152,7 +153,17 @@ async fn set_up_migration(source: &mut Source) -> Result<(), Failure> {
         // A hole crosses as a few bytes.
         wanted.push("zero-blocks");
     }
+    let sent = match source.peer.grant.as_ref().and_then(|grant| grant.bitmaps.as_ref()) {
+        Some(accepted) if !accepted.is_empty() => bitmaps::to_send(&crate::qemu::disks(qmp).await?, accepted),
+        _ => Vec::new(),
+    };
+    if !sent.is_empty() {
+        wanted.push(bitmaps::CAPABILITY);
+    }
     before.state(qmp, &wanted, Some(options.downtime_limit_ms.into())).await?;
+    if !sent.is_empty() {
+        Settings::map_bitmaps(qmp, sent).await?;
+    }
     Ok(())
 }
 

@@ -14,7 +14,13 @@ pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
     }
     let offer = offer(source).await?;
     let left_out = offer.disks.iter().any(|disk| disk.left_out);
+    let disks = offer.disks.clone();
     let grant = ask(source, offer).await?;
+    if grant.bitmaps.is_none() {
+        let unknown = disks::bitmaps::unknown_there(&disks);
+        let said = source.context.request.options.policy().judge(unknown).map_err(Failure::Problems)?;
+        source.context.note_findings(said);
+    }
     if left_out && !grant.leaves_out {
         return Err(Failure::Problems(vec![examine::leaves_none_out()]));
     }

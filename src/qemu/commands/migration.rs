@@ -185,6 +185,35 @@ parameters! {
     zero_page_detection: String,
     /// The disks of an old in-band block migration go above a shared base (until QEMU 9.0).
     block_incremental: bool,
+    /// Which dirty bitmaps go along, with the capability `dirty-bitmaps`. What was once set can be changed only.
+    block_bitmap_mapping: Vec<BitmapNode>,
+}
+
+/// Dirty bitmaps of a node that go along, and what they are called on the way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BitmapNode {
+    pub node_name: String,
+    /// At most 255 bytes, as all of these.
+    pub alias: String,
+    pub bitmaps: Vec<BitmapAlias>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BitmapAlias {
+    pub name: String,
+    pub alias: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transform: Option<BitmapTransform>,
+}
+
+/// How one is to be at the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BitmapTransform {
+    /// Whether it is stored in the image there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent: Option<bool>,
 }
 
 /// Changes parameters, also while a migration runs. They outlive it.

@@ -93,6 +93,7 @@ fn whole_offer() -> Offer {
         read_only: false,
         left_out: false,
         incremental: false,
+        bitmaps: None,
         place,
     };
     Offer { disks: vec![disk], after: Some(Uuid::nil()), ..offer("web1") }

@@ -3,8 +3,9 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::machine::{DISK_BYTES, Place, SECRET, blockdev, device, file_node, raw};
-use super::{Stage, moves, tells};
+use super::machine::{DISK_BYTES, Machine, Place, SECRET, blockdev, device, file_node, raw};
+use super::{Stage, tells};
+use crate::support::process::{SHORT, run};
 use crate::support::{Lab, Version, Volume, with_lab};
 
 /// Writes a pattern of its own to a place of its own of each disk.
@@ -77,8 +78,24 @@ fn on_backing(place: &Place, n: usize) -> Result<(Value, String)> {
         options = format!("backing_file={},backing_fmt=qcow2", base.display());
     }
     let file = place.image("qcow2", &options, &format!("{n}.qcow2"))?;
+    if is_source {
+        let mut add = place.paths.qemu_img();
+        run(add.args(["bitmap", "--add", "-g", "64k"]).arg(&file).arg("weekly"), SHORT)?;
+    }
     let node = json!({"driver": "qcow2", "node-name": format!("n{n}"), "file": file_node(&file)});
     Ok((node, format!("driver=qcow2,file.filename={}", file.display())))
+}
+
+/// QEMU's own hash of a dirty bitmap's bits.
+fn bits(machine: &Machine, node: &str, name: &str) -> Result<Value> {
+    machine.qmp()?.execute("x-debug-block-dirty-bitmap-sha256", json!({"node": node, "name": name}))
+}
+
+/// What is known of a node's dirty bitmaps.
+fn bitmaps(machine: &Machine, node: &str) -> Result<Vec<Value>> {
+    let nodes = machine.qmp()?.execute("query-named-block-nodes", json!({"flat": true}))?;
+    let found = nodes.as_array().into_iter().flatten().find(|known| known["node-name"] == node);
+    Ok(found.and_then(|node| node["dirty-bitmaps"].as_array().cloned()).unwrap_or_default())
 }
 
 /// The words for a guest with a disk of each kind, in this order, and how their images are opened.
@@ -115,15 +132,20 @@ fn each_kind_arrives_in_its_place(lab: &Lab, version: Version) -> Result<()> {
     let at_source = source.start(&source_words, false)?;
     let at_target = target.start(&target_words, true)?;
     let mut qmp = at_source.qmp()?;
-    let bitmap = json!({"node": "n0", "name": "nightly"});
+    // One that is in the image has what was written there; one that is not gets the same.
+    let bitmap = json!({"node": "n0", "name": "nightly", "granularity": 65536});
     qmp.execute("block-dirty-bitmap-add", bitmap)?;
+    let from = json!([{"node": "n5", "name": "weekly"}]);
+    qmp.execute("block-dirty-bitmap-merge", json!({"node": "n0", "target": "nightly", "bitmaps": from}))?;
+    qmp.execute("block-dirty-bitmap-add", json!({"node": "n1", "name": "disabled", "disabled": true}))?;
     let snapshot = json!({"device": "n5", "name": "before-upgrade"});
     let snapshots = qmp.execute("blockdev-snapshot-internal-sync", snapshot).is_ok();
     drop(qmp);
 
     let (code, found) = stage.check("kinds", &[])?;
     ensure!(code == 0, "{found:?}");
-    tells(&found, "bitmaps-dropped", "warning", &["0000-00-05.0", "nightly"])?;
+    tells(&found, "bitmaps-carried", "note", &["0000-00-05.0", "nightly"])?;
+    tells(&found, "bitmaps-carried", "note", &["0000-00-1f.2-3-0", "weekly"])?;
     tells(&found, "backing-merged", "note", &["0000-00-1f.2-3-0"])?;
     tells(&found, "not-copied", "note", &["cd0"])?;
     tells(&found, "disk-too-large", "warning", &["cd0"])?;
@@ -133,9 +155,29 @@ fn each_kind_arrives_in_its_place(lab: &Lab, version: Version) -> Result<()> {
     let (code, refused) = stage.migrate("kinds", &["--strict"])?;
     ensure!(code == 1 && refused["outcome"]["result"] == "failed", "{refused}");
 
-    let report = moves(&stage, "kinds", at_source, at_target, &[])?;
+    let all = [("n0", "nightly"), ("n1", "disabled"), ("n5", "weekly")];
+    let before = all.map(|(node, name)| bits(&at_source, node, name));
+    let written = bitmaps(&at_source, "n5")?;
+    ensure!(written[0]["count"] == 65536, "{written:?}");
+    let (code, report) = stage.migrate("kinds", &["--keep-source"])?;
+    ensure!(code == 0 && report["outcome"]["result"] == "moved", "{report}");
+    ensure!(report["outcome"]["leftovers"] == json!([]), "{report}");
     let notes = report["notes"].to_string();
     ensure!(notes.contains("nightly") && notes.contains("cd0"), "not said after the move: {notes}");
+    for ((node, name), before) in all.into_iter().zip(before) {
+        ensure!(bits(&at_target, node, name)? == before?, "{name} of {node} has other bits");
+        let arrived = bitmaps(&at_target, node)?;
+        let (records, is_stored) = (name != "disabled", name == "weekly");
+        ensure!(arrived.len() == 1 && arrived[0]["recording"] == records, "{arrived:?}");
+        ensure!(arrived[0]["persistent"] == is_stored && arrived[0]["busy"] == false, "{arrived:?}");
+    }
+    ensure!(at_target.qmp()?.status()? == "paused", "the guest was paused");
+    at_source.quit()?;
+    at_target.quit()?;
+    let info =
+        run(target.paths.qemu_img().args(["info", "--output=json"]).arg(target.file("5.qcow2")), SHORT)?;
+    let stored = &serde_json::from_str::<Value>(&info)?["format-specific"]["data"]["bitmaps"];
+    ensure!(stored[0]["name"] == "weekly" && stored[0]["flags"] == json!(["auto"]), "{stored}");
     for (n, copy) in copies.iter().enumerate() {
         target.io(copy, &read(n))?;
     }

@@ -1,10 +1,10 @@
 //! What the destination finds when it compares the offered disks with those of its QEMU.
 
 use super::images::{list, written};
-use super::{DISKS_MAX, incremental, left_out, pair, room, sharing, source};
+use super::{DISKS_MAX, bitmaps, incremental, left_out, pair, room, sharing, source};
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::protocol::message::{DiskSpec, Offer};
-use crate::qemu::{Disk, Encryption, Qmp, QmpError, nbd_server_runs};
+use crate::qemu::{Disk, Encryption, Qmp, QmpError, QueryMigrateCapabilities, nbd_server_runs};
 
 /// Everything that speaks against copying these disks to that QEMU.
 pub(crate) async fn destination_findings(
@@ -13,6 +13,11 @@ pub(crate) async fn destination_findings(
     present: &[Disk],
 ) -> Result<Vec<Problem>, QmpError> {
     let mut problems = disk_problems(&offer.disks, present);
+    if offer.disks.iter().any(|disk| disk.bitmaps.is_some()) {
+        let known = qmp.execute(QueryMigrateCapabilities).await?;
+        let knows = known.iter().any(|known| known.capability == bitmaps::CAPABILITY);
+        problems.extend(bitmaps::destination_findings(&offer.disks, present, knows));
+    }
     problems.extend(source::exported(qmp, present, "destination").await?);
     let told = problems.iter().any(|problem| problem.kind == ProblemKind::DiskExported);
     if !told && offer.in_band.is_none() && nbd_server_runs(qmp).await? {

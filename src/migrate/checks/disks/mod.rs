@@ -5,6 +5,7 @@
 //! source       offered, source_findings ──(Offer)──► destination  pair, destination_findings
 //! ```
 
+pub(crate) mod bitmaps;
 mod compare;
 mod images;
 pub(crate) mod in_band;
@@ -53,6 +54,7 @@ mod sample {
             read_only: false,
             left_out: false,
             incremental: false,
+            bitmaps: None,
             place: Some(place),
         }
     }

@@ -1,5 +1,6 @@
 //! What the source says of its disks to the other host.
 
+use super::bitmaps;
 use super::images::is_nothing;
 use crate::migrate::model::disk_choice::is_copyable;
 use crate::migrate::model::options::Options;
@@ -38,6 +39,8 @@ fn spec(disk: &Disk, options: &Options, room: &mut usize) -> DiskSpec {
         format: disk.format.clone(),
         read_only: disk.read_only,
         left_out,
+        bitmaps: bitmaps::offered(disk)
+            .filter(|_| is_copyable(disk) && !left_out && options.in_band.is_none()),
         incremental: is_copyable(disk) && !left_out && is_incremental(disk, options),
         place: Some(place),
     }

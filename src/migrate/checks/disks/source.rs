@@ -2,12 +2,12 @@
 //! copies.
 
 use super::images::{list, written};
-use super::{incremental, sharing, unknown_names};
+use super::{bitmaps, incremental, sharing, unknown_names};
 use crate::migrate::model::disk_choice::is_copyable;
 use crate::migrate::model::options::Options;
 use crate::migrate::model::plan;
 use crate::migrate::model::problem::{Problem, ProblemKind};
-use crate::qemu::{Bitmap, Contents, Disk, Outside, Qmp, QmpError, QueryBlockExports, names, outside};
+use crate::qemu::{Contents, Disk, Outside, Qmp, QmpError, QueryBlockExports, names, outside};
 
 /// Everything that speaks against moving a guest with these disks, and what will not go along.
 pub(crate) async fn source_findings(
@@ -87,7 +87,7 @@ fn attached(disks: &[Disk], options: &Options) -> Vec<Problem> {
     let mut problems: Vec<_> =
         disks.iter().filter(|disk| is_copyable(disk)).flat_map(bitmaps_in_use).collect();
     for disk in copied() {
-        problems.extend(bitmaps_dropped(disk));
+        problems.extend(bitmaps::source_findings(disk, options.in_band.is_some()));
         problems.extend(temporary(disk));
         problems.extend(snapshots_dropped(disk));
         if plan::base(disk, options.incremental.as_ref()).is_none() {
@@ -103,14 +103,9 @@ fn attached(disks: &[Disk], options: &Options) -> Vec<Problem> {
     problems
 }
 
-/// Of somebody else's.
-fn bitmaps(disk: &Disk) -> impl Iterator<Item = &Bitmap> {
-    let written = disk.layers.iter().filter(|layer| !layer.backing);
-    written.flat_map(|layer| &layer.bitmaps).filter(|bitmap| !names::is_ours(&bitmap.name))
-}
-
 fn bitmaps_in_use(disk: &Disk) -> Option<Problem> {
-    let busy = list(bitmaps(disk).filter(|b| b.busy && b.persistent).map(|b| b.name.as_str()));
+    let busy = bitmaps::of_others(disk).map(|(_, bitmap)| bitmap).filter(|b| b.busy && b.persistent);
+    let busy = list(busy.map(|b| b.name.as_str()));
     if busy.is_empty() {
         return None;
     }
@@ -122,21 +117,6 @@ fn bitmaps_in_use(disk: &Disk) -> Option<Problem> {
             disk.name
         ),
         "let the backup finish, or end its export or job",
-    ))
-}
-
-fn bitmaps_dropped(disk: &Disk) -> Option<Problem> {
-    let dropped = list(bitmaps(disk).map(|b| b.name.as_str()));
-    if dropped.is_empty() {
-        return None;
-    }
-    Some(Problem::warning(
-        ProblemKind::BitmapsDropped,
-        format!(
-            "dirty bitmaps of the source's disk {} are not carried to the destination: {dropped}",
-            disk.name
-        ),
-        "the next backup there has to be a full one",
     ))
 }
 

@@ -124,6 +124,7 @@ fn a_drive_that_was_offered_is_the_disks_matter() {
         read_only: false,
         left_out: false,
         incremental: false,
+        bitmaps: None,
         place: Some(place),
     };
     let rest = || vec![device("e1000", "", "0000:00:04.0")];
