@@ -24,6 +24,7 @@ pub(crate) enum Key {
 const LANDLOCK_VERSION: &str = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))";
 
 pub(crate) const KEY_FILE: &str = "/etc/vmferry/tls/key.pem";
+pub(crate) const ROOT_KEY_FILE: &str = "/etc/vmferry/tls/root-key.pem";
 const KEY_COPY: &str = "/run/credentials/vmferry.service/vmferry.key";
 
 /// Everything that deploy/vmferry.service and docs/security.md claim of the running agent.
@@ -76,12 +77,12 @@ fn leaves_no_core(machine: &Machine, pid: &str) -> Result<()> {
 }
 
 fn keeps_its_key(machine: &Machine, key: Key) -> Result<()> {
-    let mode = machine.run(&["stat", "-c", "%a %U", KEY_FILE])?;
-    let (owner, readers): (_, &[&str]) = match key {
-        Key::File => (AGENT, &[AGENT]),
-        Key::Credential => ("root", &[]),
+    let (file, owner, readers): (_, _, &[&str]) = match key {
+        Key::File => (KEY_FILE, AGENT, &[AGENT]),
+        Key::Credential => (ROOT_KEY_FILE, "root", &[]),
     };
-    ensure!(mode.trim() == format!("600 {owner}"), "{KEY_FILE} is {mode}");
+    let mode = machine.run(&["stat", "-c", "%a %U", file])?;
+    ensure!(mode.trim() == format!("600 {owner}"), "{file} is {mode}");
     let may_read = |path: &str, who: &[&str]| -> Result<()> {
         for user in [AGENT, GUESTS, NOBODY] {
             let does = reads(machine, user, path)?;
@@ -89,7 +90,7 @@ fn keeps_its_key(machine: &Machine, key: Key) -> Result<()> {
         }
         Ok(())
     };
-    may_read(KEY_FILE, readers)?;
+    may_read(file, readers)?;
     match key {
         Key::File => Ok(()),
         Key::Credential => may_read(KEY_COPY, &[AGENT]),

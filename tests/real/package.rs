@@ -125,7 +125,8 @@ impl Hypervisor {
 
     /// The private key stays root's.
     fn gives_the_key(&self) -> Result<()> {
-        self.machine.run(&["chown", "root:root", confined::KEY_FILE])?;
+        self.machine.run(&["mv", confined::KEY_FILE, confined::ROOT_KEY_FILE])?;
+        self.machine.run(&["chown", "root:root", confined::ROOT_KEY_FILE])?;
         let (section, lines) = include_str!("../../deploy/vmferry.service.d/credential.conf")
             .split_once("[Service]\n")
             .context("no section")?;
@@ -344,7 +345,9 @@ fn upgrade_in_mid_migration(hosts: &[Hypervisor; 2], new: &Path) -> Result<()> {
 fn is_removed([alpha, bravo]: &[Hypervisor; 2], before: &BTreeSet<String>) -> Result<()> {
     for host in [alpha, bravo] {
         host.dpkg(&["-r", "vmferry"])?;
-        ensure!(host.machine.root().join("etc/vmferry/tls/key.pem").exists(), "the key is gone");
+        let keys =
+            ["key.pem", "root-key.pem"].map(|key| host.machine.root().join("etc/vmferry/tls").join(key));
+        ensure!(keys.iter().any(|key| key.exists()), "the key is gone");
         ensure!(host.machine.root().join("etc/vmferry/vmferry.toml").exists(), "the configuration is gone");
         ensure!(!host.machine.root().join("usr/bin/vmferry").exists(), "the program is still there");
         host.dpkg(&["-P", "vmferry"])?;
