@@ -258,6 +258,27 @@ fn ends(stage: &Stage, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// What the guest writes while all of it is copied is copied then, and not once more.
+#[test]
+#[ignore = "make disks"]
+fn what_is_written_during_the_first_copy_is_not_sent_again() -> Result<()> {
+    with_lab("what_is_written_during_the_first_copy_is_not_sent_again", |lab| {
+        let stage = Stage::set_up_with(lab, &["replica"], Some("format = 'source'"))?;
+        let guest = Guest::set_up(lab, &stage, "replica", Version::V10)?;
+        let slowly = &["--limit", "24MiB/s"];
+        let first = Migration::begin_as(&stage.alpha, "replicate", ("replica", "bravo"), slowly)?;
+        first.reach(&stage.alpha.socket(), "mirror", |now| disk_bytes(now, 0) > 2 * MIB)?;
+        guest.changes(61)?;
+        let report = first.ended(&stage.alpha)?;
+        ensure!(report["outcome"]["result"] == "replicated", "{report}");
+        only_bitmaps_stay(&guest)?;
+        guest.is_same(&lab.paths)?;
+        let second = is_in_step(&stage, "replica")?;
+        ensure!(stream_bytes(&second) < MIB, "{second}");
+        guest.machine.quit()
+    })
+}
+
 #[test]
 #[ignore = "make disks"]
 fn a_replica_that_may_not_fit_is_copied_whole_and_one_that_was_broken_off_is_not() -> Result<()> {
