@@ -16,7 +16,7 @@ mod outrun;
 mod refused;
 mod replica;
 mod template;
-mod thin;
+pub(crate) mod thin;
 mod tpm;
 mod verify;
 mod volumes;

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 /// A guest that changes little: 2 MiB of each disk, over and over.
-const CALM: Plan = Plan { blocks: 512, rate: 20, ..Plan::ORDINARY };
+pub(crate) const CALM: Plan = Plan { blocks: 512, rate: 20, ..Plan::ORDINARY };
 /// A guest that changes so much that no pass over its changes finds nothing.
 const BUSY: Plan = Plan { rate: 30, ..Plan::ORDINARY };
 const MIB: u64 = 1 << 20;
@@ -64,7 +64,7 @@ fn only_changes(report: &Value, disk: usize) -> Result<()> {
     Ok(())
 }
 
-fn only_what_changed_is_copied_again(plan: Plan, name: &str) -> Result<()> {
+pub(crate) fn only_what_changed_is_copied_again(plan: Plan, name: &str) -> Result<()> {
     with_lab(name, |lab| {
         let mut stage = Stage::set_up(lab, plan)?;
         let migration = reach_whole(&mut stage, "2")?;

@@ -3,7 +3,10 @@
 
 use anyhow::{Context, Result, ensure};
 
+use crate::disks::thin;
+use crate::faults::Plan;
 use crate::moves::{VM, migrate};
+use crate::retry::{CALM, only_what_changed_is_copied_again};
 use crate::support::pair::Pair;
 use crate::support::proof;
 use crate::support::{DiskFormat, Version, VmSpec, Way, with_lab};
@@ -56,4 +59,37 @@ pairs! {
     qemu_11_to_7_2: V11 to V72;
     qemu_11_to_10: V11 to V10;
     qemu_11_to_11: V11 to V11;
+}
+
+/// QEMU 11 is told that the images read as zeroes.
+#[test]
+#[ignore = "make versions"]
+fn what_is_thin_stays_thin_from_qemu_11_to_7_2() -> Result<()> {
+    thin::between("what_is_thin_stays_thin_from_qemu_11_to_7_2", Version::V11, Version::V72)
+}
+
+#[test]
+#[ignore = "make versions"]
+fn what_is_thin_stays_thin_from_qemu_11_to_11() -> Result<()> {
+    thin::between("what_is_thin_stays_thin_from_qemu_11_to_11", Version::V11, Version::V11)
+}
+
+#[test]
+#[ignore = "make versions"]
+fn what_is_thin_stays_thin_from_qemu_10_to_11() -> Result<()> {
+    thin::between("what_is_thin_stays_thin_from_qemu_10_to_11", Version::V10, Version::V11)
+}
+
+#[test]
+#[ignore = "make versions"]
+fn only_what_changed_is_copied_again_from_qemu_11_to_10() -> Result<()> {
+    let plan = Plan { version: Version::V11, to: Some(Version::V10), ..CALM };
+    only_what_changed_is_copied_again(plan, "only_what_changed_is_copied_again_from_qemu_11_to_10")
+}
+
+#[test]
+#[ignore = "make versions"]
+fn only_what_changed_is_copied_again_from_qemu_10_to_11() -> Result<()> {
+    let plan = Plan { to: Some(Version::V11), ..CALM };
+    only_what_changed_is_copied_again(plan, "only_what_changed_is_copied_again_from_qemu_10_to_11")
 }

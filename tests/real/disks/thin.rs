@@ -61,8 +61,9 @@ fn same(paths: &Paths, ours: &Path, theirs: &Path) -> Result<()> {
     run(paths.qemu_img().args(["compare", "-q"]).arg(ours).arg(theirs), LONG).map(drop)
 }
 
-fn what_is_thin_stays_thin(lab: &Lab, stage: &Stage, version: Version) -> Result<()> {
-    let [source, target] = stage.places(lab, "thin", version)?;
+fn what_is_thin_stays_thin(lab: &Lab, stage: &Stage, [version, to]: [Version; 2]) -> Result<()> {
+    let [source, mut target] = stage.places(lab, "thin", version)?;
+    target.version = to;
     let image = |format: &str, name: &str| source.create(format, "", name, THIN_BYTES);
     let ours = [image("raw", "0.raw")?, image("qcow2", "1.qcow2")?];
     let theirs = [target.file("disk0.raw"), target.file("disk1.raw")];
@@ -114,11 +115,19 @@ fn nothing_is_sent_for_nothing(lab: &Lab, stage: &Stage, version: Version, bytes
     target.quit_started()
 }
 
+/// Between two QEMUs, onto images that the destination's agent makes.
+pub(crate) fn between(name: &str, from: Version, to: Version) -> Result<()> {
+    with_lab(name, |lab| {
+        let stage = Stage::set_up_with(lab, &["thin"], Some(""))?;
+        what_is_thin_stays_thin(lab, &stage, [from, to])
+    })
+}
+
 #[test]
 fn what_is_thin_stays_thin_on_qemu_10() -> Result<()> {
     with_lab("what_is_thin_stays_thin_on_qemu_10", |lab| {
         let stage = Stage::set_up_with(lab, &["thin", "nothing"], Some(""))?;
-        what_is_thin_stays_thin(lab, &stage, Version::V10)?;
+        what_is_thin_stays_thin(lab, &stage, [Version::V10; 2])?;
         nothing_is_sent_for_nothing(lab, &stage, Version::V10, 1 << 40)
     })
 }
@@ -128,7 +137,7 @@ fn what_is_thin_stays_thin_on_qemu_10() -> Result<()> {
 fn what_is_thin_stays_thin_on_qemu_7_2() -> Result<()> {
     with_lab("what_is_thin_stays_thin_on_qemu_7_2", |lab| {
         let stage = Stage::set_up_with(lab, &["thin", "volume"], Some(volumes::CREATE))?;
-        what_is_thin_stays_thin(lab, &stage, Version::V72)?;
+        what_is_thin_stays_thin(lab, &stage, [Version::V72; 2])?;
         volumes::what_commands_make_is_used_and_removed(&stage, lab, Version::V72)
     })
 }
