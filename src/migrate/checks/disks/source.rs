@@ -4,6 +4,7 @@
 use super::images::{list, written};
 use super::{bitmaps, incremental, sharing, unknown_names};
 use crate::migrate::model::disk_choice::is_copyable;
+use crate::migrate::model::in_band::InBand;
 use crate::migrate::model::options::Options;
 use crate::migrate::model::plan;
 use crate::migrate::model::problem::{Problem, ProblemKind};
@@ -90,7 +91,8 @@ fn attached(disks: &[Disk], options: &Options) -> Vec<Problem> {
         problems.extend(bitmaps::source_findings(disk, options.in_band.is_some()));
         problems.extend(temporary(disk));
         problems.extend(snapshots_dropped(disk));
-        if plan::base(disk, options.incremental.as_ref()).is_none() {
+        let is_left = plan::base(disk, options.incremental.as_ref()).is_some();
+        if !is_left && options.in_band != Some(InBand::Inc) {
             problems.extend(backing_merged(disk));
         }
     }
