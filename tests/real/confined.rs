@@ -131,7 +131,10 @@ pub(crate) fn is_watched(machine: &Machine) -> Result<()> {
     // Not "dumped".
     said(machine, "code=killed, status=6/ABRT")?;
     ensure!(machine.shown("NRestarts", "vmferry")? == "1", "{}", machine.log());
-    machine.run(&["vmferry", "status"]).map(drop)
+    machine.run(&["vmferry", "status"])?;
+    // The machine is as it was.
+    std::fs::remove_dir_all(machine.units().join("vmferry.service.d"))?;
+    machine.systemctl(&["daemon-reload"])
 }
 
 fn said(machine: &Machine, words: &str) -> Result<()> {
