@@ -223,11 +223,13 @@ mod tests {
 
     #[tokio::test]
     async fn the_words_of_a_process_are_told_while_it_lives() {
-        let mut child = std::process::Command::new("sleep").args(["600", "", "0.0"]).spawn().unwrap();
+        let words = ["-c", "read line", "", "0.0"];
+        let mut command = std::process::Command::new("sh");
+        let mut child = command.args(words).stdin(std::process::Stdio::piped()).spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         let id = ProcessId { pid, started_ticks: started_ticks(pid).unwrap(), ..own_id() };
         let process = Process::find(&id).unwrap();
-        assert_eq!(process.command_line().unwrap(), ["sleep", "600", "", "0.0"]);
+        assert_eq!(process.command_line().unwrap(), ["sh", "-c", "read line", "", "0.0"]);
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(process.command_line(), None);
