@@ -24,6 +24,9 @@ pub struct CheckRequest {
     /// Whether disks could be compared, too.
     #[serde(default)]
     pub verify: bool,
+    /// Whether disks that the guest cannot write to could be compared, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub compare_read_only: bool,
     /// Of which disks only the topmost image is copied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incremental: Option<Incremental>,
@@ -34,9 +37,19 @@ pub struct CheckRequest {
 
 impl From<CheckRequest> for Options {
     fn from(request: CheckRequest) -> Self {
-        let CheckRequest { vm: _, to: _, strict, accept, disks, verify, incremental, in_band } = request;
+        let CheckRequest {
+            vm: _,
+            to: _,
+            strict,
+            accept,
+            disks,
+            verify,
+            compare_read_only,
+            incremental,
+            in_band,
+        } = request;
         let verify = verify.then(DiskSample::all);
-        Self { strict, accept, disks, verify, incremental, in_band, ..Self::default() }
+        Self { strict, accept, disks, verify, compare_read_only, incremental, in_band, ..Self::default() }
     }
 }
 

@@ -194,13 +194,17 @@ pub(super) struct MigrateArgs {
     pub(super) disks_at_once: Option<u32>,
     #[command(flatten)]
     pub(super) incremental: IncrementalArgs,
+    /// Compare disks that the guest cannot write to, which are not copied, with those that the destination has, before
+    /// anything is copied.
+    #[arg(long)]
+    pub(super) compare_read_only: bool,
     /// Compare the disks on both hosts before the switchover, all of them or as much as is said; the guest does
     /// not wait for it.
     #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100%")]
     pub(super) verify: Option<DiskSample>,
     /// Have QEMU carry the disks inside its own stream, as QEMUs up to 9.0 can: the destination needs no NBD server
     /// then. `inc` for only what lies above backing files that both hosts have.
-    #[arg(long, value_name = "blk|inc", num_args = 0..=1, require_equals = true, default_missing_value = "blk", conflicts_with_all = ["compress", "DiskArgs", "IncrementalArgs", "disks_at_once", "verify"])]
+    #[arg(long, value_name = "blk|inc", num_args = 0..=1, require_equals = true, default_missing_value = "blk", conflicts_with_all = ["compare_read_only", "compress", "DiskArgs", "IncrementalArgs", "disks_at_once", "verify"])]
     pub(super) in_band: Option<InBand>,
     /// Refuse for warnings, too.
     #[arg(long)]
@@ -521,11 +525,14 @@ pub(super) struct CheckArgs {
     pub(super) disks: DiskArgs,
     #[command(flatten)]
     pub(super) incremental: IncrementalArgs,
+    /// Whether disks that the guest cannot write to could be compared, too.
+    #[arg(long)]
+    pub(super) compare_read_only: bool,
     /// Whether the disks could be compared on the way, too.
     #[arg(long)]
     pub(super) verify: bool,
     /// Whether QEMU could carry the disks inside its own stream.
-    #[arg(long, value_name = "blk|inc", num_args = 0..=1, require_equals = true, default_missing_value = "blk", conflicts_with_all = ["DiskArgs", "IncrementalArgs", "verify"])]
+    #[arg(long, value_name = "blk|inc", num_args = 0..=1, require_equals = true, default_missing_value = "blk", conflicts_with_all = ["compare_read_only", "DiskArgs", "IncrementalArgs", "verify"])]
     pub(super) in_band: Option<InBand>,
     /// Refuse for warnings, too.
     #[arg(long)]

@@ -76,6 +76,7 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
         disks_at_once: args.disks_at_once.map(TryInto::try_into).transpose()?,
         incremental: args.incremental.disks(),
         verify: args.verify,
+        compare_read_only: args.compare_read_only,
         replicate: false,
         in_band: args.in_band,
         strict: args.strict,
@@ -102,6 +103,7 @@ async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
         accept,
         disks: args.disks.choice(),
         verify: args.verify,
+        compare_read_only: args.compare_read_only,
         incremental: args.incremental.disks(),
         in_band: args.in_band,
     };

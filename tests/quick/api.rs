@@ -577,6 +577,7 @@ fn whole_requests_are_as_described() {
         (
             "CheckRequest",
             json!(CheckRequest {
+                compare_read_only: false,
                 vm,
                 to,
                 strict: true,

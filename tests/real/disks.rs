@@ -13,6 +13,7 @@ mod machine;
 mod many;
 mod moved;
 mod outrun;
+mod read_only;
 mod refused;
 mod replica;
 mod template;

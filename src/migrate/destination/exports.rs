@@ -7,8 +7,11 @@ use tokio::time::timeout;
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::model::plan::FIRST_DISK_CHANNEL;
 use crate::migrate::model::problem::chain;
-use crate::migrate::protocol::message::{Export, Offer};
+use crate::migrate::protocol::message::{DiskSpec, Export, Offer};
 use crate::qemu::{self, NbdError};
+
+/// Below those of disks.
+const NO_CHANNEL: u16 = 0;
 
 /// How long it may take to see which images read as zeroes.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
@@ -20,6 +23,17 @@ pub(crate) fn exports(offer: &Offer) -> Vec<Export> {
         .zip(FIRST_DISK_CHANNEL..)
         .map(|(d, channel)| Export { disk: d.name.clone(), export: d.name.clone(), channel, is_fresh: false })
         .collect()
+}
+
+/// Exports for the disks that are compared instead; no stream leads to them.
+pub(crate) fn compared(offer: &Offer) -> Vec<Export> {
+    let export = |d: &DiskSpec| Export {
+        disk: d.name.clone(),
+        export: d.name.clone(),
+        channel: NO_CHANNEL,
+        is_fresh: false,
+    };
+    offer.compared().map(export).collect()
 }
 
 /// Sees which of the images that were made for this migration read as zeroes, so that the source need not write
@@ -47,7 +61,6 @@ async fn reads_as_zeroes(nbd: &NbdServer, export: &Export) -> Result<bool, NbdEr
 mod tests {
     use super::*;
     use crate::migrate::model::in_band::InBand;
-    use crate::migrate::protocol::message::DiskSpec;
 
     #[test]
     fn only_what_is_copied_has_an_export() {

@@ -1,6 +1,8 @@
 //! Hashes of what the destination's QEMU has of a granted disk, for the source to compare with its own.
 //!
-//! The source may read that disk through its stream anyway: it learns nothing new by a hash.
+//! The source may read a disk that is copied through its stream anyway: it learns nothing new by a hash. Of one that
+//! is only compared it gets hashes of whole pieces, from which a content that it does not know cannot be guessed byte
+//! by byte.
 
 use std::time::Duration;
 
@@ -21,6 +23,8 @@ enum HashError {
     NotGranted(String),
     #[error("more is asked for than one request may")]
     TooMuch,
+    #[error("of a disk that is not copied only whole pieces are hashed")]
+    NotWhole,
     #[error("the disk has {0} bytes, and more of it is asked for")]
     Outside(u64),
     #[error("the NBD server cannot be reached")]
@@ -59,6 +63,9 @@ impl Destination {
         if !hashes::are_bounded(&wanted.parts) {
             return Err(HashError::TooMuch);
         }
+        if self.compared(&wanted.disk).is_some() {
+            return Err(HashError::NotWhole);
+        }
         let mut reader = self.reader(&wanted.disk).await?;
         if wanted.parts.iter().any(|(_, end)| *end > reader.size()) {
             return Err(HashError::Outside(reader.size()));
@@ -72,11 +79,18 @@ impl Destination {
 
     /// Not kept: QEMU 7.2 hangs when its server is stopped with a client that is shaking hands.
     async fn reader(&self, disk: &str) -> Result<NbdReader, HashError> {
-        let export = self.data.exports.iter().find(|export| export.disk == disk);
+        let granted = self.data.exports.iter().find(|export| export.disk == disk).map(|e| &e.export);
+        let export = granted.or_else(|| self.compared(disk));
         let (Some(export), Some(nbd)) = (export, &self.data.nbd) else {
             return Err(HashError::NotGranted(bounded(disk)));
         };
-        Ok(NbdReader::plain(nbd.connect()?, &export.export).await?)
+        Ok(NbdReader::plain(nbd.connect()?, export).await?)
+    }
+
+    /// The export of a disk that is only compared.
+    fn compared(&self, disk: &str) -> Option<&String> {
+        let (offer, _) = self.granted.as_ref()?;
+        offer.compared().find(|compared| compared.name == disk).map(|compared| &compared.name)
     }
 
     async fn hashes(&self, wanted: &Pieces) -> Result<Vec<String>, HashError> {
@@ -88,6 +102,9 @@ impl Destination {
         let is_within = |at: u64, bytes: u32| at.checked_add(u64::from(bytes)).is_some_and(|end| end <= size);
         if !wanted.pieces.iter().all(|piece| is_within(piece.at, piece.bytes)) {
             return Err(HashError::Outside(size));
+        }
+        if self.compared(&wanted.disk).is_some() && !hashes::are_whole(&wanted.pieces, size) {
+            return Err(HashError::NotWhole);
         }
         Ok(hashes::of(&mut reader, &wanted.pieces).await?)
     }

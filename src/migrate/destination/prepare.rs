@@ -23,7 +23,7 @@ use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::{ProblemKind, chain};
 use crate::migrate::model::progress::{Progress, ProgressSink};
-use crate::migrate::protocol::message::{Offer, Prepared};
+use crate::migrate::protocol::message::{Export, Offer, Prepared};
 use crate::net::identity::Identity;
 use crate::qemu::{Abilities, Events, Qmp, Stop};
 
@@ -111,12 +111,11 @@ impl Destination {
         let since = offer.after.map_or_else(Vec::new, |after| {
             image_stamp::since(&self.host, &self.peer, &self.vm, after, &self.data.images)
         });
-        let nodes: Vec<_> = self
-            .data
-            .exports
-            .iter()
-            .filter_map(|e| pairs.of(&e.disk).map(|d| (e, d.node_name.clone())))
-            .collect();
+        let compared = exports::compared(offer);
+        let node = |e: &Export| pairs.of(&e.disk).map(|d| d.node_name.clone());
+        let granted = self.data.exports.iter().filter_map(|e| Some((e, node(e)?, true)));
+        let nodes: Vec<_> =
+            granted.chain(compared.iter().filter_map(|e| Some((e, node(e)?, false)))).collect();
         if !nodes.is_empty() {
             let folder = self.host.config.runtime_dir.join("nbd");
             let nbd = NbdServer::start(&self.guest.qmp, &mut self.journal, &folder, &nodes).await?;

@@ -42,12 +42,12 @@ pub(crate) struct NbdServer {
 }
 
 impl NbdServer {
-    /// Starts the server and exports each disk's node under the granted name.
+    /// Starts the server and exports each disk's node under the granted name, to be written to or not.
     pub(crate) async fn start(
         qmp: &Qmp,
         journal: &mut Journal,
         folder: &Path,
-        exports: &[(&Export, String)],
+        exports: &[(&Export, String, bool)],
     ) -> Result<Self, NbdServerError> {
         let (listener, socket) = private_listener(folder)?;
         journal.will_make(Undo::Fd(names::NBD_LISTEN_FDNAME.into()))?;
@@ -55,14 +55,14 @@ impl NbdServer {
         qmp.getfd(names::NBD_LISTEN_FDNAME, listener).await?;
         let start = NbdServerStart::on_fd(names::NBD_LISTEN_FDNAME);
         qmp.execute(NbdServerStart { max_connections: Some(CONNECTIONS_MAX), ..start }).await?;
-        for (export, node_name) in exports {
+        for (export, node_name, writable) in exports {
             let id = names::export_id(&export.disk);
             journal.will_make(Undo::Export(id.clone()))?;
             let add = BlockExportAdd {
                 id,
                 node_name: node_name.clone(),
                 name: export.export.clone(),
-                writable: true,
+                writable: *writable,
                 bitmaps: Vec::new(),
                 allocation_depth: false,
             };

@@ -118,6 +118,9 @@ pub struct Options {
     /// How much of them is compared on both hosts before the switchover; none for nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<DiskSample>,
+    /// Disks that the guest cannot write to are compared on both hosts before anything is copied.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub compare_read_only: bool,
     /// Only bring a replica of the disks at the destination into step; the guest stays.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub replicate: bool,

@@ -57,6 +57,7 @@ kinds! {
         NoBase,
         BaseKept,
         BaseDiffers,
+        ReadOnlyDiffers,
         NotCopied,
         NotComparable,
         NotInBand,

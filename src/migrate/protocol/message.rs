@@ -267,8 +267,11 @@ pub const NEEDS_REPLICA: &str = "replica";
 pub const NEEDS_INCREMENTAL: &str = "incremental";
 /// In [`Offer::needs`]: the destination is to heed [`Offer::in_band`].
 pub const NEEDS_IN_BAND: &str = "in-band";
+/// In [`Offer::needs`]: the destination is to answer [`Request::Hash`] of disks that are read-only at the source.
+pub const NEEDS_READ_ONLY: &str = "read-only";
 /// What this version knows of [`Offer::needs`].
-pub const NEEDS_KNOWN: &[&str] = &[NEEDS_HASHES, NEEDS_REPLICA, NEEDS_INCREMENTAL, NEEDS_IN_BAND];
+pub const NEEDS_KNOWN: &[&str] =
+    &[NEEDS_HASHES, NEEDS_REPLICA, NEEDS_INCREMENTAL, NEEDS_IN_BAND, NEEDS_READ_ONLY];
 
 /// Parts of a granted disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -299,6 +302,12 @@ impl Offer {
     /// Whether only a replica of the disks is wanted.
     pub(crate) fn is_replica(&self) -> bool {
         self.needs.contains(NEEDS_REPLICA)
+    }
+
+    /// Disks that are not copied, because the guest cannot write to them, and are compared instead.
+    pub(crate) fn compared(&self) -> impl Iterator<Item = &DiskSpec> {
+        let compares = self.needs.contains(NEEDS_READ_ONLY);
+        self.disks.iter().filter(move |disk| compares && disk.read_only)
     }
 
     /// Whether it is the same offer, said again: what a disk occupies changes while the guest runs.

@@ -130,11 +130,9 @@ async fn same(
     below: &mut NbdReader,
     pieces: &[Range<u64>],
 ) -> Result<(), Failure> {
-    let (ours, theirs) = hash_both(source, &disk.name, below, pieces).await?;
-    let Some(at) = ours.iter().zip(&theirs).position(|(ours, theirs)| ours != theirs) else { return Ok(()) };
+    let Some(at) = first_difference(source, &disk.name, below, pieces).await? else { return Ok(()) };
     let units = split(&pieces[at], UNIT_BYTES);
-    let (ours, theirs) = hash_both(source, &disk.name, below, &units).await?;
-    let unit = ours.iter().zip(&theirs).position(|(ours, theirs)| ours != theirs);
+    let unit = first_difference(source, &disk.name, below, &units).await?;
     let different = unit.map_or_else(|| pieces[at].clone(), |unit| units[unit].clone());
     let text = format!(
         "disk {} shows other contents at the destination than what its topmost image stands on at the source: bytes \
@@ -146,6 +144,17 @@ async fn same(
     let remedy = "make the destination's image anew on a copy of what the source's stands on, with nothing in it; or \
                   move the VM without `--incremental`";
     Err(Failure::Problems(vec![Problem::new(ProblemKind::BaseDiffers, text, remedy)]))
+}
+
+/// The first of these pieces of which both sides have other hashes.
+pub(super) async fn first_difference(
+    source: &mut Source,
+    disk: &str,
+    reader: &mut NbdReader,
+    pieces: &[Range<u64>],
+) -> Result<Option<usize>, Failure> {
+    let (ours, theirs) = hash_both(source, disk, reader, pieces).await?;
+    Ok(ours.iter().zip(&theirs).position(|(ours, theirs)| ours != theirs))
 }
 
 /// What of a part lies between these parts of it.
@@ -167,7 +176,7 @@ fn split(part: &Range<u64>, bytes: u64) -> Vec<Range<u64>> {
 }
 
 /// Pieces of these parts, as many at a time as one request may ask for.
-fn batches(parts: &[Range<u64>]) -> Vec<Vec<Range<u64>>> {
+pub(super) fn batches(parts: &[Range<u64>]) -> Vec<Vec<Range<u64>>> {
     let pieces: Vec<_> = parts.iter().flat_map(|part| split(part, PIECE_BYTES_MAX)).collect();
     let most = PIECES_MAX.min((BATCH_BYTES_MAX / PIECE_BYTES_MAX) as usize);
     pieces.chunks(most).map(<[_]>::to_vec).collect()

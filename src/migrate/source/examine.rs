@@ -18,7 +18,7 @@ use crate::migrate::model::problem::{Policy, Problem, ProblemKind, chain};
 use crate::migrate::model::role::Role;
 use crate::migrate::protocol::client::{Link, LinkError};
 use crate::migrate::protocol::message::{
-    NEEDS_HASHES, NEEDS_IN_BAND, NEEDS_INCREMENTAL, NEEDS_REPLICA, Offer, Request, Response,
+    NEEDS_HASHES, NEEDS_IN_BAND, NEEDS_INCREMENTAL, NEEDS_READ_ONLY, NEEDS_REPLICA, Offer, Request, Response,
 };
 use crate::net::session::Session;
 use crate::qemu::{
@@ -64,7 +64,9 @@ pub(crate) fn needs(options: &Options) -> BTreeSet<String> {
     let incremental = options.incremental.as_ref().map(|_| NEEDS_INCREMENTAL);
     let replica = options.replicate.then_some(NEEDS_REPLICA);
     let in_band = options.in_band.map(|_| NEEDS_IN_BAND);
-    hashes.into_iter().chain(incremental).chain(replica).chain(in_band).map(str::to_owned).collect()
+    let read_only = options.compare_read_only.then_some(NEEDS_READ_ONLY);
+    let needs = [hashes, incremental, replica, in_band, read_only];
+    needs.into_iter().flatten().map(str::to_owned).collect()
 }
 
 /// Asks the source's QEMU everything that would make a migration fail.
@@ -85,7 +87,7 @@ pub(crate) async fn source(host: &Host, name: &str, options: &Options) -> Result
     problems.extend(qemu::busy(&qmp, name).await?);
     problems.extend(left_over(&qmp, name).await?);
     problems.extend(disks::source_findings(&qmp, &disks, options).await?);
-    if options.verify.is_some() || options.incremental.is_some() {
+    if options.verify.is_some() || options.incremental.is_some() || options.compare_read_only {
         problems.extend(verify::hindrance(&qmp).await?);
     }
     if let Some(how) = options.in_band {

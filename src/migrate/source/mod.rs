@@ -36,6 +36,7 @@ pub(crate) mod peer;
 mod perform;
 mod phases;
 mod prepare;
+mod read_only;
 mod reconnect;
 mod replica;
 mod replicate;

@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::state::Source;
-use super::{examine, trial};
+use super::{examine, read_only, trial};
 use crate::audit::{Event, Grant};
 use crate::migrate::checks::{disks, machine};
 use crate::migrate::protocol::client::LinkError;
@@ -41,7 +41,7 @@ pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
     tracking.learn(&grant.since);
     tracking.after = Some(context.request.id);
     source.peer.grant = Some(grant);
-    Ok(())
+    read_only::compare(source).await
 }
 
 async fn ask(source: &mut Source, offer: Offer) -> Result<Prepared, Failure> {

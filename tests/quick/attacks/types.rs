@@ -208,6 +208,7 @@ fn bodies(victim: &Victim) -> Vec<(&'static str, String, Value)> {
     let share = ShareRequest { limit_bytes_per_s: Some(rate), weight: Some(300.try_into().unwrap()) };
     let of = |path: &str| path.replace("{id}", &Uuid::nil().to_string()).replace("{name}", "bravo");
     let check = CheckRequest {
+        compare_read_only: false,
         vm: vm.clone(),
         to: to.clone(),
         strict: true,

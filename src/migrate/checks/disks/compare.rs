@@ -13,6 +13,10 @@ pub(crate) async fn destination_findings(
     present: &[Disk],
 ) -> Result<Vec<Problem>, QmpError> {
     let mut problems = disk_problems(&offer.disks, present);
+    if offer.compared().next().is_some() {
+        problems.retain(|problem| problem.kind != ProblemKind::NotCopied);
+        problems.extend(read_only(offer, present));
+    }
     if offer.disks.iter().any(|disk| disk.bitmaps.is_some()) {
         let known = qmp.execute(QueryMigrateCapabilities).await?;
         let knows = known.iter().any(|known| known.capability == bitmaps::CAPABILITY);
@@ -179,6 +183,22 @@ fn weaker(want: &DiskSpec, have: &Disk) -> Option<Problem> {
     ))
 }
 
+/// Of disks that are compared instead of copied.
+fn read_only(offer: &Offer, present: &[Disk]) -> Vec<Problem> {
+    let pairs = pair(&offer.disks, present);
+    let differs = offer.compared().filter_map(|want| {
+        let have = pairs.of(&want.name).filter(|have| have.virtual_size != want.virtual_size)?;
+        let text = format!(
+            "the read-only disk {} has {} bytes at the source and {} at the destination",
+            want.name, want.virtual_size, have.virtual_size
+        );
+        let remedy =
+            "give the destination a copy of the source's, or move the VM without `--compare-read-only`";
+        Some(Problem::new(ProblemKind::ReadOnlyDiffers, text, remedy))
+    });
+    differs.collect()
+}
+
 fn not_copied(pairs: &[(&DiskSpec, &Disk)]) -> Option<Problem> {
     let names: Vec<&str> =
         pairs.iter().filter(|(want, _)| want.read_only).map(|(want, _)| want.name.as_str()).collect();
@@ -189,7 +209,11 @@ fn not_copied(pairs: &[(&DiskSpec, &Disk)]) -> Option<Problem> {
         "read-only at the source, therefore neither copied nor compared with what the destination has: {}",
         list(names)
     );
-    Some(Problem::note(ProblemKind::NotCopied, text, "make sure that the destination has the same contents"))
+    Some(Problem::note(
+        ProblemKind::NotCopied,
+        text,
+        "make sure that the destination has the same contents, or have them compared (`--compare-read-only`)",
+    ))
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub(crate) fn contradictions(how: InBand, options: &Options) -> Vec<Problem> {
     let asked = [
         ("--disk and --except-disk", !options.disks.is_all(), "QEMU sends every disk that it can write to"),
         ("--disks-at-once", options.disks_at_once.is_some(), "QEMU chooses the order"),
+        ("--compare-read-only", options.compare_read_only, "the destination exports no disk"),
         ("--verify", options.verify.is_some(), "the disks are never equal before the guest is paused"),
         ("--incremental", options.incremental.is_some(), "`inc` is QEMU's way of it"),
         ("a replica", options.replicate, "it is copied by streams of its own"),

@@ -27,6 +27,15 @@ pub(crate) fn is_bounded(pieces: &[Piece]) -> bool {
     pieces.len() <= PIECES_MAX && pieces.iter().all(is_short) && bytes <= BATCH_BYTES_MAX
 }
 
+/// Whether each is as long as a piece can be at its place in a disk of so many bytes.
+pub(crate) fn are_whole(pieces: &[Piece], size: u64) -> bool {
+    let is_whole = |piece: &Piece| {
+        let left = size.saturating_sub(piece.at);
+        piece.at.is_multiple_of(PIECE_BYTES_MAX) && u64::from(piece.bytes) == left.min(PIECE_BYTES_MAX)
+    };
+    pieces.iter().all(is_whole)
+}
+
 /// Reads and hashes pieces of an export. What lies beyond its end counts as zeroes.
 pub(crate) async fn of(reader: &mut NbdReader, pieces: &[Piece]) -> Result<Vec<String>, NbdError> {
     let mut buffer = vec![0; PIECE_BYTES_MAX as usize];
@@ -54,6 +63,12 @@ mod tests {
         let most = PIECE_BYTES_MAX as u32;
         assert!(is_bounded(&[piece(1), piece(most)]));
         assert!(!is_bounded(&[piece(0)]));
+        let at = |at, bytes| Piece { at, bytes };
+        let size = 2 * PIECE_BYTES_MAX + 5;
+        assert!(are_whole(&[at(0, most), at(PIECE_BYTES_MAX, most), at(2 * PIECE_BYTES_MAX, 5)], size));
+        for part in [at(0, 1), at(1, most), at(PIECE_BYTES_MAX, most - 1), at(2 * PIECE_BYTES_MAX, 4)] {
+            assert!(!are_whole(&[part], size), "{part:?}");
+        }
         assert!(!is_bounded(&[piece(most + 1)]));
         assert!(is_bounded(&vec![piece(most); 16]) && !is_bounded(&vec![piece(most); 17]));
         let part = |bytes| (7, 7 + bytes);
