@@ -254,7 +254,9 @@ impl Agent {
                     fs::read_to_string(self.host.dir.join("agent.log"))?
                 );
             }
-            Ok(api_get(&self.host.dir.join("run/vmferry.sock"), "/v1/status").ok())
+            // The last that it listens on: what it holds from then on is what it holds when idle.
+            let listens = self.host.dir.join("run/takeover.sock").exists();
+            Ok(api_get(&self.host.dir.join("run/vmferry.sock"), "/v1/status").ok().filter(|_| listens))
         })
         .map(drop)
     }

@@ -20,7 +20,9 @@ echo "$*" >>$starts
 setsid @QEMU@ -fw_cfg "name=opt/vmferry/words,string=$words" "$@" </dev/null >>qemu.log 2>&1 &
 echo $! >qemu.pid
 tries=0
-until [ -S agent.qmp ] && [ -S test.qmp ]; do
+# The file of a socket is there a moment before anybody listens: __SO_ACCEPTCON of unix(7)'s flags tells.
+listens() { grep -q " 00010000 .* @DIR@/$1\$" /proc/net/unix; }
+until listens agent.qmp && listens test.qmp; do
   tries=$((tries + 1))
   if [ "$tries" -gt 200 ] || ! kill -0 "$(cat qemu.pid)" 2>/dev/null; then
     echo '@NAME@: QEMU did not start:' >&2

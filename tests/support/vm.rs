@@ -204,7 +204,13 @@ impl Vm {
         let Some(state) = saved::state(self)? else { return run(&mut start, SHORT).map(drop) };
         run(start.arg("-incoming").arg(format!("exec:cat '{}'", state.display())), SHORT)?;
         let loaded = || Ok((self.qmp()?.status()? != "inmigrate").then_some(()));
-        wait_for(&format!("{} to be loaded", self.spec.name), LONG, loaded)
+        wait_for(&format!("{} to be loaded", self.spec.name), LONG, loaded).with_context(|| {
+            format!(
+                "its QEMU {}; it said: {}",
+                if self.is_running() { "runs" } else { "has ended" },
+                self.qemu_log()
+            )
+        })
     }
 
     /// Boots the guest here up to where it waits for its words: how long its serial line's file was
