@@ -223,13 +223,17 @@ mod tests {
 
     #[tokio::test]
     async fn the_words_of_a_process_are_told_while_it_lives() {
-        let words = ["-c", "read line", "", "0.0"];
+        use std::io::Read;
+        let words = ["-c", "echo; read line", "", "0.0"];
         let mut command = std::process::Command::new("sh");
-        let mut child = command.args(words).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        command.args(words).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // The kernel lets `spawn` return a little before a new program's words can be read.
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         let id = ProcessId { pid, started_ticks: started_ticks(pid).unwrap(), ..own_id() };
         let process = Process::find(&id).unwrap();
-        assert_eq!(process.command_line().unwrap(), ["sh", "-c", "read line", "", "0.0"]);
+        assert_eq!(process.command_line().unwrap(), ["sh", "-c", "echo; read line", "", "0.0"]);
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(process.command_line(), None);
