@@ -101,7 +101,7 @@ fn whole_program() -> Roff {
                 (
                     &failed,
                     "Failed, and the virtual machine was not moved. Of check: something was found. \
-                     Of agent: it could not start, a restart may help.",
+                     Of agent: it could not start, a restart may help. Of recover: the decision was not taken.",
                 ),
                 (&usage, "Usage, configuration, or the agent cannot be reached."),
                 (&left, "Moved, but something is left to clean up, which is said."),

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::args::RecoverArgs;
 use super::client::{Client, NotDone};
-use super::exit_code::{EXIT_LEFT, EXIT_UNDECIDED};
+use super::exit_code::{EXIT_FAILED, EXIT_LEFT, EXIT_UNDECIDED};
 use super::{pick, show};
 use crate::api::{Case, CaseKind, ForceRequest, Owner, Recovery, Side, unknown_remedy};
 
@@ -21,10 +21,15 @@ pub(super) async fn run(client: &Client, args: RecoverArgs) -> anyhow::Result<Ex
         Some(wanted) => Some(case(client, wanted).await?),
         None => None,
     };
-    if let (Some(id), Some(side)) = (id, args.force)
-        && let Forced::Unknown = force(client, id, side, args.yes).await?
-    {
-        return Ok(EXIT_UNDECIDED.into());
+    if let (Some(id), Some(side)) = (id, args.force) {
+        match force(client, id, side, args.yes).await? {
+            Forced::Taken => {}
+            Forced::Not(why) => {
+                eprintln!("vmferry: {why}");
+                return Ok(EXIT_FAILED.into());
+            }
+            Forced::Unknown => return Ok(EXIT_UNDECIDED.into()),
+        }
     }
     let method = if args.look { Method::GET } else { Method::POST };
     // After a decision nobody waits for what the other host knows.
@@ -117,9 +122,11 @@ fn journal_text(case: &Case) -> String {
     if case.journal.is_empty() { "nothing that decides it".into() } else { case.journal.join(", ") }
 }
 
-/// What is known of a decision that was not refused.
+/// What is known of a decision.
 enum Forced {
     Taken,
+    /// Nothing was written, and nothing will be; why.
+    Not(String),
     Unknown,
 }
 
@@ -127,12 +134,14 @@ enum Forced {
 async fn force(client: &Client, id: Uuid, side: Side, yes: bool) -> anyhow::Result<Forced> {
     let seen: Recovery = client.get(&path(Some(id), !yes)).await?;
     let Some(case) = seen.cases.iter().find(|c| c.may_force) else {
-        bail!("migration {id} is not undecided on this host; see `vmferry recover`");
+        return Ok(Forced::Not(format!("migration {id} is not undecided on this host; see `vmferry recover`")));
     };
     let (vm, id) = (case.vm.clone().context("a case without a VM")?, case.id.unwrap_or(id));
     if !yes {
         show_case(case);
-        confirm(&vm, side)?;
+        if !confirm(&vm, side)? {
+            return Ok(Forced::Not("that is not its name; nothing was changed".into()));
+        }
     }
     let until = time::OffsetDateTime::now_utc().unix_timestamp() + DECISION_VALID_S;
     let request = ForceRequest { force: side, until: Some(until) };
@@ -143,8 +152,12 @@ async fn force(client: &Client, id: Uuid, side: Side, yes: bool) -> anyhow::Resu
             println!("decided: {vm} is {whose}");
             Ok(Forced::Taken)
         }
-        Err(e) if e.is::<NotDone>() => Err(e),
         Err(e) => {
+            match e.downcast_ref::<NotDone>() {
+                Some(refused @ NotDone::Refused { .. }) => return Ok(Forced::Not(refused.to_string())),
+                Some(NotDone::Unreachable { .. }) => return Err(e),
+                None => {}
+            }
             eprintln!("vmferry: NOT KNOWN whether the decision over {vm} was taken: {e:#}");
             if !format!("{e:#}").contains(&unknown_remedy(id)) {
                 eprintln!("vmferry: {}", unknown_remedy(id));
@@ -154,7 +167,8 @@ async fn force(client: &Client, id: Uuid, side: Side, yes: bool) -> anyhow::Resu
     }
 }
 
-fn confirm(vm: &str, side: Side) -> anyhow::Result<()> {
+/// Whether the operator types the VM's name.
+fn confirm(vm: &str, side: Side) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         bail!("a forced decision asks for the VM's name on a terminal, or needs --yes");
     }
@@ -175,8 +189,5 @@ fn confirm(vm: &str, side: Side) -> anyhow::Result<()> {
     std::io::stdout().flush()?;
     let mut typed = String::new();
     std::io::stdin().read_line(&mut typed)?;
-    if typed.trim() != vm {
-        bail!("that is not its name; nothing was changed");
-    }
-    Ok(())
+    Ok(typed.trim() == vm)
 }

@@ -3,6 +3,7 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -10,7 +11,7 @@ use uuid::Uuid;
 use vmferry::migrate::journal::{Ending, FORMAT, Header, Journal, Past, Record, Role};
 use vmferry::migrate::phase::Phase;
 
-use super::{ANSWER_WITHIN, Agent};
+use super::{ANSWER_WITHIN, Agent, VMFERRY};
 
 pub(super) fn journal(folder: &Path, vm: &str, number: u128, role: Role, records: Vec<Record>) {
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
@@ -66,6 +67,15 @@ fn undecided(agent: &Agent, number: u128) -> Value {
     })
 }
 
+/// `vmferry recover --force there` of that migration: how it ends, and what it says.
+fn decides(agent: &Agent, number: u128, words: &[&str]) -> (Option<i32>, String) {
+    let id = Uuid::from_u128(number).to_string();
+    let mut command = Command::new(VMFERRY);
+    command.arg("--socket").arg(&agent.socket).args(["recover", &id, "--force", "there"]).args(words);
+    let ended = command.stdin(std::process::Stdio::null()).output().unwrap();
+    (ended.status.code(), String::from_utf8_lossy(&ended.stderr).into_owned())
+}
+
 #[test]
 fn open_journals_are_settled_by_what_they_say() {
     let vms = "[deadlines]\nundecided_s = 1\n[vm.two]\nqmp = 'two.qmp'\n[vm.back]\nqmp = 'back.qmp'\n\
@@ -92,6 +102,11 @@ fn open_journals_are_settled_by_what_they_say() {
     let mute = undecided(&agent, 5);
     assert!(mute["plan"].as_str().unwrap().contains("cannot be asked"), "{mute}");
     assert_eq!(mute["may_force"], false, "{mute}");
+    // What was not taken has failed, what was not asked rightly is of another sort.
+    for (words, code, says) in [(&["--yes"][..], 1, "is not undecided on this host"), (&["--nobody"], 2, "--nobody")] {
+        let (ended, said) = decides(&agent, 5, words);
+        assert!(ended == Some(code) && said.contains(says), "{words:?}: {ended:?}: {said}");
+    }
     assert!(past(&agent, 5, Role::Destination).ended.is_none(), "a QEMU that is silent was given up");
 }
 
@@ -105,6 +120,8 @@ fn a_later_migration_does_not_decide(agent: &Agent) {
     let (_, _, body) = agent.ask("GET", &format!("/v1/migrations/{id}"), None);
     let shown: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(shown["phase"], "undecided", "{shown}");
+    let (code, said) = decides(agent, 1, &[]);
+    assert!(code == Some(2) && said.contains("needs --yes"), "without a word of assent: {code:?}: {said}");
     let (status, _, body) = agent.ask("POST", &format!("/v1/recover/{id}"), Some(r#"{"force":"there"}"#));
     assert_eq!(status, 202, "{body}");
     let outcome = ended(agent, 1, Role::Source);
