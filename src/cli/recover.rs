@@ -134,7 +134,9 @@ enum Forced {
 async fn force(client: &Client, id: Uuid, side: Side, yes: bool) -> anyhow::Result<Forced> {
     let seen: Recovery = client.get(&path(Some(id), !yes)).await?;
     let Some(case) = seen.cases.iter().find(|c| c.may_force) else {
-        return Ok(Forced::Not(format!("migration {id} is not undecided on this host; see `vmferry recover`")));
+        return Ok(Forced::Not(format!(
+            "migration {id} is not undecided on this host; see `vmferry recover`"
+        )));
     };
     let (vm, id) = (case.vm.clone().context("a case without a VM")?, case.id.unwrap_or(id));
     if !yes {

@@ -103,7 +103,9 @@ fn open_journals_are_settled_by_what_they_say() {
     assert!(mute["plan"].as_str().unwrap().contains("cannot be asked"), "{mute}");
     assert_eq!(mute["may_force"], false, "{mute}");
     // What was not taken has failed, what was not asked rightly is of another sort.
-    for (words, code, says) in [(&["--yes"][..], 1, "is not undecided on this host"), (&["--nobody"], 2, "--nobody")] {
+    for (words, code, says) in
+        [(&["--yes"][..], 1, "is not undecided on this host"), (&["--nobody"], 2, "--nobody")]
+    {
         let (ended, said) = decides(&agent, 5, words);
         assert!(ended == Some(code) && said.contains(says), "{words:?}: {ended:?}: {said}");
     }
