@@ -1,8 +1,10 @@
 //! What a migration has been through.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use super::Migration;
+use super::{HeldUp, Migration};
 use crate::migrate::timeline::{Entered, Sample, Timeline, Wait};
 
 /// `GET /v1/migrations/{id}/timeline`
@@ -20,12 +22,26 @@ pub struct Course {
     pub samples: Vec<Sample>,
     /// Milliseconds between two samples, about.
     pub sample_every_ms: u64,
+    /// Milliseconds of copying by what held it up, at the source.
+    #[serde(default)]
+    pub held_up_ms: BTreeMap<HeldUp, u64>,
 }
 
 impl Course {
     pub fn new(migration: Migration, timeline: Timeline) -> Self {
+        let held_up_ms = timeline.held_up_until(migration.elapsed_ms);
         let Timeline { phases, waits, restarts_ms, left_out, streams, samples, sample_every_ms, .. } =
             timeline;
-        Self { migration, phases, waits, restarts_ms, left_out, streams, samples, sample_every_ms }
+        Self {
+            migration,
+            phases,
+            waits,
+            restarts_ms,
+            left_out,
+            streams,
+            samples,
+            sample_every_ms,
+            held_up_ms,
+        }
     }
 }

@@ -7,7 +7,7 @@ use prometheus::{CounterVec, Error, HistogramVec, IntCounterVec, IntGaugeVec};
 use super::register::Register;
 use crate::migrate::journal::Role;
 use crate::migrate::phase::Phase;
-use crate::migrate::progress::{Outcome, Progress, Slowed};
+use crate::migrate::progress::{HeldUp, Outcome, Progress, Slowed};
 use crate::migrate::timeline::{Uncounted, Waiting};
 
 /// What becomes known of parts of disks that are compared.
@@ -24,6 +24,7 @@ pub struct MigrationMetrics {
     phases: HistogramVec,
     moved_bytes: IntCounterVec,
     waited: CounterVec,
+    held_up: CounterVec,
     retries: IntCounterVec,
     compared_bytes: IntCounterVec,
     slowed_disks: IntCounterVec,
@@ -95,6 +96,12 @@ impl MigrationMetrics {
                 "Time for which migrations have waited and nothing has moved, by what they have waited for.",
                 &["role", "cause"],
             )?,
+            held_up: register.seconds_counter(
+                "migration_held_up_seconds_total",
+                "Time for which migrations of this host have copied, by what was measured to hold them up \
+                 (`vmferry watch` says it in words); unknown: the figures do not tell, or nothing does.",
+                &["cause"],
+            )?,
             retries: register.counter(
                 "migration_retries_total",
                 "Tries after the first of ended migrations of which this host was the source.",
@@ -134,6 +141,9 @@ impl MigrationMetrics {
         for result in COMPARED {
             self.compared_bytes.with_label_values(&[result]);
         }
+        for cause in HeldUp::ALL {
+            self.held_up.with_label_values(&[cause.name()]);
+        }
         for how in Slowed::ALL {
             self.slowed_disks.with_label_values(&[how.name()]);
         }
@@ -144,12 +154,15 @@ impl MigrationMetrics {
     /// What has moved, waited and passed since the last time.
     pub fn count(&self, role: Role, uncounted: &Uncounted) {
         let role = role.name();
-        let Uncounted { bytes, waited, phases } = uncounted;
+        let Uncounted { bytes, waited, held_up, phases } = uncounted;
         for (stream, bytes) in [("disk", bytes.disk), ("ram", bytes.ram)] {
             self.moved_bytes.with_label_values(&[role, stream]).inc_by(bytes);
         }
         for (cause, ms) in waited {
             self.waited.with_label_values(&[role, cause.name()]).inc_by(*ms as f64 / 1e3);
+        }
+        for (cause, ms) in held_up {
+            self.held_up.with_label_values(&[cause.name()]).inc_by(*ms as f64 / 1e3);
         }
         for (phase, ms) in phases {
             self.phases.with_label_values(&[role, phase.name()]).observe(*ms as f64 / 1e3);

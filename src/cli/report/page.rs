@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::chart::{Ground, Line, Part, bar, escaped, lines, time};
-use crate::api::{Course, Downtime, Migration, Outcome, Role, Waiting};
+use crate::api::{Course, Downtime, HeldUp, Migration, Outcome, Role, Waiting};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;\
 color:#222;background:#fff}h1{font-size:1.5em}h2{font-size:1.1em;margin-top:2em}table{border-collapse:collapse}\
@@ -33,6 +33,7 @@ pub(super) fn page(course: &Course) -> String {
     page += &phases(course);
     page += &charts(course);
     page += &downtime(migration.downtime.as_ref());
+    page += &held_up(course);
     page += &waits(course);
     page += &list("Notes", migration.notes.iter().map(String::as_str));
     page + &format!("<p class=\"note\">vmferry {}</p></body></html>\n", env!("CARGO_PKG_VERSION"))
@@ -149,6 +150,16 @@ fn downtime(downtime: Option<&Downtime>) -> String {
     format!("<h2>The guest stood still for {}</h2>\n{}\n", time(*total_ms), bar(&parts))
 }
 
+/// The longest first.
+fn held_up(course: &Course) -> String {
+    let mut causes: Vec<_> = course.held_up_ms.iter().filter(|(_, ms)| **ms > 0).collect();
+    causes.sort_by_key(|(_, ms)| std::cmp::Reverse(**ms));
+    let words = |cause: &HeldUp| cause.words().unwrap_or("not known, or nothing");
+    let texts: Vec<_> =
+        causes.into_iter().map(|(cause, ms)| format!("for {}: {}", time(*ms), words(cause))).collect();
+    list("What held the copying up", texts.iter().map(String::as_str))
+}
+
 fn waits(course: &Course) -> String {
     let texts = course.waits.iter().map(|wait| {
         let for_ms = wait.to_ms.map(|to| format!(" for {}", time(to.saturating_sub(wait.from_ms))));
@@ -218,6 +229,8 @@ mod tests {
             streams: vec![evil("disk"), "RAM".into()],
             samples: vec![sample(0), sample(70_000)],
             sample_every_ms: 250,
+            held_up_ms: [(HeldUp::DestinationCpu, 12_000), (HeldUp::Limit, 30_000), (HeldUp::Network, 0)]
+                .into(),
         }
     }
 
@@ -232,6 +245,10 @@ mod tests {
         }
         assert!(!page.contains("<script") && !page.contains('\u{1b}'));
         assert!(!page.contains("http:") && !page.contains("https:") && !page.contains("src=\""));
+        let (limit, processors) =
+            (page.find("for 30.0 s: a limit"), page.find("for 12.0 s: the destination&#39;s processors"));
+        assert!(limit.is_some() && limit < processors, "{page}");
+        assert!(!page.contains("the network"), "what did not happen");
         for shown in ["111 ms", "23 ms", "1:10 min", "for 4.9 s", "between these 68 ms", "<polyline"] {
             assert!(page.contains(shown), "{shown}");
         }
@@ -239,8 +256,11 @@ mod tests {
 
     #[test]
     fn a_redacted_report_has_no_name_in_it() {
-        let page = page(&redacted(&hostile()).unwrap());
-        for what in ["vm", "peer", "host", "disk"] {
+        let mut course = hostile();
+        // The name of a VM may be a word of ours.
+        (course.migration.vm, course.migration.held_up_by) = ("limit".into(), Some(HeldUp::Limit));
+        let page = page(&redacted(&course).unwrap());
+        for what in ["peer", "host", "disk"] {
             assert!(!page.contains(&format!("{what}&quot;")), "{what}");
         }
         assert!(page.contains("Migration of vm-1") && page.contains("host-2") && page.contains("disk-1"));

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::api::Course;
 
 /// Values of these are words of ours.
-const OURS: [&str; 5] = ["phase", "role", "result", "kind", "cause_of_wait"];
+const OURS: [&str; 6] = ["phase", "role", "result", "kind", "cause_of_wait", "held_up_by"];
 
 /// The same report, redacted.
 pub(super) fn redacted(course: &Course) -> anyhow::Result<Course> {

@@ -329,6 +329,7 @@ mod tests {
             machine: None,
             audit_head: None,
             in_band: None,
+            hears_busy: false,
             needs: Default::default(),
         }
     }

@@ -5,6 +5,7 @@
 //! and leaves the durable word that the guest never ran here.
 
 pub(crate) mod admission;
+mod busy;
 pub(crate) mod created_images;
 mod data;
 mod end;

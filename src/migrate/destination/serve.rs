@@ -70,6 +70,7 @@ impl Destination {
                 _ = self.serving.tick.tick() => {
                     self.look_at_streams();
                     if is_open {
+                        self.tell_busy().await;
                         self.is_within_quota()?;
                     }
                     None

@@ -8,6 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, Interval, interval};
 use uuid::Uuid;
 
+use super::busy;
 use super::error::Error;
 use crate::config::VmConfig;
 use crate::migrate::guest::last_words::LastWords;
@@ -146,6 +147,8 @@ pub(crate) struct Serving {
     pub(crate) alone_until: Option<Instant>,
     pub(crate) tick: Interval,
     pub(crate) rate: (std::time::Instant, u64),
+    /// The last look at how busy this side is.
+    pub(crate) busy: Option<busy::Look>,
     /// What was lost of what happened before has been asked for.
     pub(crate) begun: bool,
     /// Why it does not go on.
@@ -172,6 +175,7 @@ impl Serving {
             alone_until: None,
             tick: interval(TICK),
             rate: (std::time::Instant::now(), carried_bytes),
+            busy: None,
             begun: false,
             trouble: None,
             explained: false,

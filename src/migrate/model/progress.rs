@@ -413,11 +413,18 @@ impl Progress {
         Moment {
             phase: self.phase,
             waiting: self.waiting(),
+            held_up_by: self.held_up_by.filter(|_| self.copies()),
             rate_bytes_per_s: self.rate_bytes_per_s,
             disks: self.disks.iter().map(|d| (d.name.as_str(), disk(d))).collect(),
             ram,
             is_over: self.outcome.is_some(),
         }
+    }
+
+    /// Whether it is at copying.
+    fn copies(&self) -> bool {
+        let waits_for_a_try = self.tries.as_ref().is_some_and(|tries| tries.next_in_ms.is_some());
+        matches!(self.phase, Phase::Mirror | Phase::Precopy) && self.outcome.is_none() && !waits_for_a_try
     }
 
     /// What it waits for while nothing moves, and in words.

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What a migration is held up by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HeldUp {
     SourceDisk,
@@ -55,8 +55,8 @@ impl HeldUp {
             Self::Network => "the network: what is sent is slow to arrive",
             Self::Limit => "a limit (`vmferry limit`)",
             Self::DestinationCpu => {
-                "the destination's QEMU: the RAM that has arrived is slow to be loaded, or that host takes no more in a \
-                 second (its `receive_rate`)"
+                "the destination's processors or its QEMU: what arrives is slow to be decrypted, written or loaded, or \
+                 that host takes no more in a second (its `receive_rate`)"
             }
             Self::DestinationDisk => {
                 "the destination's disk: what has arrived is slow to be written, or that host takes no more in a second \
@@ -89,6 +89,9 @@ pub(crate) struct Measured {
     pub(crate) agent_busy: Option<u64>,
     /// The same of QEMU's first thread.
     pub(crate) qemu_busy: Option<u64>,
+    /// The busiest thread of the destination, by its agent's word: one that decrypts, or QEMU's first. None where
+    /// it has not said so.
+    pub(crate) destination_busy: Option<u64>,
     /// The streams waited for the session to take more.
     pub(crate) session: u64,
     /// The streams waited for QEMU to give more, which waited for no answer.
@@ -125,6 +128,8 @@ pub(crate) fn held_up_by(m: &Measured) -> HeldUp {
         Copied::Ram => (m.local + m.answer, m.session),
     };
     match m.copied {
+        // What waits there for a processor is on its way for long, or unanswered for long.
+        _ if far >= HALF && m.destination_busy.is_some_and(|busy| busy >= BUSY) => HeldUp::DestinationCpu,
         _ if far >= HALF && m.on_its_way >= MOSTLY => HeldUp::Network,
         Copied::Disks if far >= HALF && m.on_its_way <= SELDOM => HeldUp::DestinationDisk,
         Copied::Ram if far >= HALF && m.on_its_way <= SELDOM => HeldUp::DestinationCpu,
@@ -146,6 +151,7 @@ mod tests {
         limited: 0,
         agent_busy: Some(300),
         qemu_busy: Some(300),
+        destination_busy: Some(300),
         session: 0,
         local: 0,
         answer: 0,
@@ -193,6 +199,26 @@ mod tests {
                 "RAM is loaded slowly",
                 Measured { session: 600, on_its_way: 100, ..ram },
                 HeldUp::DestinationCpu,
+            ),
+            (
+                "it arrives, and QEMU there has no time",
+                Measured { answer: 900, on_its_way: 100, destination_busy: Some(900), ..CALM },
+                HeldUp::DestinationCpu,
+            ),
+            (
+                "it is slow to be decrypted there",
+                Measured { session: 900, on_its_way: 1000, destination_busy: Some(900), ..CALM },
+                HeldUp::DestinationCpu,
+            ),
+            (
+                "the destination has much to do and waits for us",
+                Measured { local: 900, destination_busy: Some(1000), ..CALM },
+                HeldUp::SourceDisk,
+            ),
+            (
+                "an older destination says nothing",
+                Measured { answer: 900, destination_busy: None, ..CALM },
+                HeldUp::DestinationDisk,
             ),
             ("the kernel tells nothing", Measured { agent_busy: None, ..CALM }, HeldUp::Unknown),
         ];

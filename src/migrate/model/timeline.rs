@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::phase::Phase;
+use super::slowness::HeldUp;
 
 /// Samples that are kept. When there are more, every second one goes.
 const SAMPLES_MAX: usize = 240;
@@ -47,6 +48,8 @@ pub struct Moment<'a> {
     pub phase: Phase,
     /// What it waits for, and in words.
     pub waiting: Option<(Waiting, Option<&'a str>)>,
+    /// Why the copying that it is at is not faster.
+    pub held_up_by: Option<HeldUp>,
     pub rate_bytes_per_s: u64,
     /// By name.
     pub disks: Vec<(&'a str, StreamSample)>,
@@ -114,6 +117,8 @@ pub struct Uncounted {
     pub bytes: Carried,
     /// Milliseconds.
     pub waited: BTreeMap<Waiting, u64>,
+    /// Milliseconds.
+    pub held_up: BTreeMap<HeldUp, u64>,
     /// Phases that are over, in milliseconds.
     pub phases: Vec<(Phase, u64)>,
 }
@@ -132,6 +137,9 @@ pub struct Timeline {
     pub samples: Vec<Sample>,
     /// Milliseconds between two samples, about.
     pub sample_every_ms: u64,
+    /// Milliseconds of copying by what held it up, as it was measured last; the part that lasts is not in it.
+    #[serde(default)]
+    pub held_up_ms: BTreeMap<HeldUp, u64>,
     #[serde(default)]
     account: Account,
 }
@@ -145,6 +153,10 @@ struct Account {
     counted: Carried,
     waited_ms: BTreeMap<Waiting, u64>,
     waited_counted_ms: BTreeMap<Waiting, u64>,
+    #[serde(default)]
+    held_up_counted_ms: BTreeMap<HeldUp, u64>,
+    #[serde(default)]
+    held_up: Option<(HeldUp, u64)>,
     phases: Vec<(Phase, u64)>,
     /// When the phase, a byte or a word of its progress changed last.
     moved_at_ms: u64,
@@ -165,6 +177,7 @@ impl Timeline {
     pub fn note(&mut self, now_ms: u64, now: &Moment<'_>) {
         self.note_phase(now_ms, now.phase);
         self.note_wait(now_ms, now.waiting);
+        self.note_held_up(now_ms, now.held_up_by);
         self.note_bytes(now_ms, now.carried());
         let due = self.samples.last().is_none_or(|last| now_ms >= last.at_ms + self.sample_every_ms);
         if due && !now.is_over {
@@ -193,15 +206,27 @@ impl Timeline {
         let Carried { disk, ram } = account.in_all;
         let bytes = Carried { disk: disk - account.counted.disk, ram: ram - account.counted.ram };
         account.counted = account.in_all;
-        let mut waited = account.waited_ms.clone();
-        if let Some((cause, since)) = account.waiting {
-            *waited.entry(cause).or_default() += now_ms.saturating_sub(since);
+        let waited = with_open(&account.waited_ms, account.waiting, now_ms);
+        let held_up = with_open(&self.held_up_ms, account.held_up, now_ms);
+        Uncounted {
+            bytes,
+            waited: grown(&mut account.waited_counted_ms, waited),
+            held_up: grown(&mut account.held_up_counted_ms, held_up),
+            phases: std::mem::take(&mut account.phases),
         }
-        let before = std::mem::replace(&mut account.waited_counted_ms, waited.clone());
-        for (cause, ms) in &mut waited {
-            *ms = ms.saturating_sub(before.get(cause).copied().unwrap_or(0));
+    }
+
+    /// Milliseconds of copying by what held it up, what lasts included.
+    pub fn held_up_until(&self, now_ms: u64) -> BTreeMap<HeldUp, u64> {
+        with_open(&self.held_up_ms, self.account.held_up, now_ms)
+    }
+
+    fn note_held_up(&mut self, now_ms: u64, now: Option<HeldUp>) {
+        let before = self.account.held_up;
+        if before.map(|(cause, _)| cause) != now {
+            self.held_up_ms = with_open(&self.held_up_ms, before, now_ms);
+            self.account.held_up = now.map(|cause| (cause, now_ms));
         }
-        Uncounted { bytes, waited, phases: std::mem::take(&mut account.phases) }
     }
 
     fn note_phase(&mut self, now_ms: u64, phase: Phase) {
@@ -284,6 +309,28 @@ impl Timeline {
     }
 }
 
+/// Milliseconds by cause, with those of a cause that lasts.
+fn with_open<T: Copy + Ord>(
+    done: &BTreeMap<T, u64>,
+    open: Option<(T, u64)>,
+    now_ms: u64,
+) -> BTreeMap<T, u64> {
+    let mut all = done.clone();
+    if let Some((cause, since)) = open {
+        *all.entry(cause).or_default() += now_ms.saturating_sub(since);
+    }
+    all
+}
+
+/// What has come to what was counted, which is all from now on.
+fn grown<T: Copy + Ord>(counted: &mut BTreeMap<T, u64>, mut now: BTreeMap<T, u64>) -> BTreeMap<T, u64> {
+    let before = std::mem::replace(counted, now.clone());
+    for (cause, ms) in &mut now {
+        *ms = ms.saturating_sub(before.get(cause).copied().unwrap_or(0));
+    }
+    now
+}
+
 /// The name of the RAM's stream.
 pub const RAM: &str = "RAM";
 
@@ -299,7 +346,15 @@ mod tests {
         let remaining_bytes = 1000_u64.saturating_sub(stream_bytes);
         let disk = StreamSample { done_bytes: stream_bytes, remaining_bytes, stream_bytes };
         let disks = vec![("vda", disk)];
-        Moment { phase, waiting: None, rate_bytes_per_s: 7, disks, ram: None, is_over: false }
+        Moment {
+            phase,
+            waiting: None,
+            held_up_by: None,
+            rate_bytes_per_s: 7,
+            disks,
+            ram: None,
+            is_over: false,
+        }
     }
 
     #[test]
@@ -328,6 +383,28 @@ mod tests {
         assert_eq!(timeline.take_uncounted(1300), Uncounted { waited: none, ..Uncounted::default() });
         assert_eq!(timeline.restarts_ms, [900]);
         assert_eq!(timeline.waits[0].to_ms, Some(1000));
+    }
+
+    #[test]
+    fn what_held_the_copying_up_is_counted_once_and_only_while_it_copies() {
+        let held = |by, bytes| Moment { held_up_by: Some(by), ..at(Phase::Mirror, bytes) };
+        let mut timeline = Timeline::default();
+        timeline.note(0, &at(Phase::Begin, 0));
+        timeline.note(1000, &held(HeldUp::Limit, 0));
+        timeline.note(3000, &held(HeldUp::Limit, 10));
+        assert_eq!(timeline.take_uncounted(3500).held_up, [(HeldUp::Limit, 2500)].into());
+        timeline.note(5000, &held(HeldUp::DestinationCpu, 20));
+        // The next process goes on with the same account.
+        let left = serde_json::to_string(&timeline).unwrap_or_default();
+        let mut timeline: Timeline = serde_json::from_str(&left).unwrap_or_default();
+        assert_eq!(
+            timeline.held_up_until(6000),
+            [(HeldUp::Limit, 4000), (HeldUp::DestinationCpu, 1000)].into()
+        );
+        timeline.note(6000, &at(Phase::Switchover, 20));
+        let all = [(HeldUp::Limit, 1500), (HeldUp::DestinationCpu, 1000)].into();
+        assert_eq!(timeline.take_uncounted(9000).held_up, all);
+        assert_eq!(timeline.held_up_until(9000), timeline.held_up_ms);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::message::{Asked, Notice, Refusal, Reply, Request, Response, Summary};
+use super::message::{Asked, Busy, Notice, Refusal, Reply, Request, Response, Summary};
 use crate::migrate::transfer::frozen::{FrozenControl, StoppedControl};
 use crate::mux::{Class, Code, Name, Open, purpose};
 use crate::net::lanes::Lanes;
@@ -50,6 +50,8 @@ pub(crate) struct Link {
     sender: MessageSender,
     receiver: MessageReceiver,
     notices: VecDeque<Notice>,
+    /// Said since it was asked for last; the last word of several.
+    busy: Option<Busy>,
     number: u64,
     /// Goes with the next request.
     summary: Option<Summary>,
@@ -68,7 +70,7 @@ impl Link {
         };
         let (sender, receiver) = message::split(session.open(open).await?, session);
         let lanes = session.clone().into();
-        Ok(Self { lanes, sender, receiver, notices: VecDeque::new(), number: 0, summary: None })
+        Ok(Self { lanes, sender, receiver, notices: VecDeque::new(), busy: None, number: 0, summary: None })
     }
 
     /// Asks and waits for the answer. The time without a connection does not count.
@@ -88,6 +90,7 @@ impl Link {
                         break Err(LinkError::Unexpected { request: name });
                     }
                     Reply::Notice(notice) => self.notices.push_back(notice),
+                    Reply::Busy(busy) => self.busy = Some(busy),
                 }
             }
         };
@@ -121,10 +124,17 @@ impl Link {
             return Ok(notice);
         }
         loop {
-            if let Reply::Notice(notice) = self.next().await? {
-                return Ok(notice);
+            match self.next().await? {
+                Reply::Notice(notice) => return Ok(notice),
+                Reply::Busy(busy) => self.busy = Some(busy),
+                Reply::Response { .. } => {}
             }
         }
+    }
+
+    /// How busy the destination is, where it has said so since the last call.
+    pub(crate) fn take_busy(&mut self) -> Option<Busy> {
+        self.busy.take()
     }
 
     /// Of the notices that have come with an answer, the one of a failure.
@@ -150,7 +160,8 @@ impl Link {
         let (session, stream, buffer) = frozen.thaw(streams)?;
         let (sender, receiver) = message::take_up(stream, &session, &buffer);
         let notices = frozen.notices.clone().into();
-        Some(Self { lanes: session.into(), sender, receiver, notices, number: frozen.number, summary: None })
+        let (lanes, number) = (session.into(), frozen.number);
+        Some(Self { lanes, sender, receiver, notices, busy: None, number, summary: None })
     }
 
     /// The sessions of its migration, that of this stream first. What it asks for may depend on all.

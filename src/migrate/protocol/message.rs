@@ -254,6 +254,9 @@ pub struct Offer {
     /// The disks that are copied come inside QEMU's own stream, and are not exported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_band: Option<InBand>,
+    /// The source understands [`Reply::Busy`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hears_busy: bool,
     /// Names of what else is in it that must not be ignored: of [`NEEDS_KNOWN`].
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub needs: BTreeSet<String>,
@@ -330,6 +333,28 @@ pub enum Reply {
     },
     /// Unasked.
     Notice(Notice),
+    /// Unasked, and only to a source that understands it ([`Offer::hears_busy`]): about once a second while disks
+    /// or RAM come.
+    Busy(Busy),
+}
+
+/// In which part of about the last second threads of the destination had, or wanted, a processor, in thousandths. A
+/// source sees only that what it has sent is slow to be taken, and not whether a disk is the cause.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Busy {
+    /// The busiest of the agent's threads that decrypt. None where the kernel does not tell, as below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<u64>,
+    /// QEMU's first thread, which serves its exports and loads the RAM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu: Option<u64>,
+}
+
+impl Busy {
+    /// The busier of both.
+    pub(crate) fn most(self) -> Option<u64> {
+        self.agent.max(self.qemu)
+    }
 }
 
 /// The answer to a request.

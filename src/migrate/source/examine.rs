@@ -53,6 +53,7 @@ impl Examined {
             machine: None,
             audit_head: None,
             in_band: options.in_band,
+            hears_busy: false,
             needs: needs(options),
         }
     }

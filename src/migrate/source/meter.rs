@@ -27,6 +27,8 @@ pub(crate) struct Look {
     /// Of each lane's thread.
     pub(crate) agent: Vec<Option<CpuTime>>,
     pub(crate) qemu: Option<CpuTime>,
+    /// What the destination has said of itself since the look before, in thousandths.
+    pub(crate) destination: Option<u64>,
     /// Of the streams that are at work.
     pub(crate) waited: BTreeMap<Label, Waited>,
 }
@@ -37,6 +39,25 @@ pub(crate) struct Meter {
     first: Option<(Instant, Look)>,
     looks: u64,
     on_its_way: u64,
+    /// What the destination has said since the first of them.
+    destination: Said,
+}
+
+/// The mean of what was said.
+#[derive(Debug, Clone, Copy, Default)]
+struct Said {
+    times: u64,
+    sum: u64,
+}
+
+impl Said {
+    fn add(&mut self, permille: u64) {
+        (self.times, self.sum) = (self.times + 1, self.sum.saturating_add(permille.min(1000)));
+    }
+
+    fn mean(self) -> Option<u64> {
+        self.sum.checked_div(self.times)
+    }
 }
 
 impl Meter {
@@ -48,6 +69,9 @@ impl Meter {
         }
         self.looks += 1;
         self.on_its_way += u64::from(look.on_its_way);
+        if let Some(permille) = look.destination {
+            self.destination.add(permille);
+        }
         let Some((since, first)) = &self.first else {
             *self = Self { first: Some((now, look)), ..Self::default() };
             return None;
@@ -57,14 +81,19 @@ impl Meter {
             return None;
         }
         let on_its_way = self.on_its_way * 1000 / self.looks;
-        let measured = measured(first, &look, long, on_its_way);
+        let measured = measured(first, &look, long, (on_its_way, self.destination.mean()));
         *self = Self { first: Some((now, look)), ..Self::default() };
         Some(measured.map_or(HeldUp::Unknown, |measured| held_up_by(&measured)))
     }
 }
 
 /// None where no stream was at work all the time.
-fn measured(first: &Look, last: &Look, long: Duration, on_its_way: u64) -> Option<Measured> {
+fn measured(
+    first: &Look,
+    last: &Look,
+    long: Duration,
+    (on_its_way, destination_busy): (u64, Option<u64>),
+) -> Option<Measured> {
     let both =
         last.waited.iter().filter_map(|(label, now)| Some((label, now.since(*first.waited.get(label)?))));
     let streams: Vec<_> = both.collect();
@@ -91,6 +120,7 @@ fn measured(first: &Look, last: &Look, long: Duration, on_its_way: u64) -> Optio
             .map_or(0, |share| share.min(1000) as u64),
         agent_busy: lanes.filter_map(busy).max(),
         qemu_busy: busy((&first.qemu, &last.qemu)),
+        destination_busy,
         session: share(|waited| waited.session),
         local: share(|waited| waited.local),
         answer: share(|waited| waited.answer),
@@ -131,6 +161,16 @@ mod tests {
         let busy =
             |n, look: &mut Look| look.agent = vec![None, Some(CpuTime { used: QUARTER * n, waited: ms(0) })];
         assert_eq!(run("vda", answers, busy), [HeldUp::SourceCpu; 2]);
+        let busy_there = |n: u32, look: &mut Look| look.destination = (n % 4 == 1).then_some(1000);
+        assert_eq!(run("vda", answers, busy_there), [HeldUp::DestinationCpu; 2]);
+        let half = |n: u32, look: &mut Look| look.destination = Some(if n % 2 == 1 { 1000 } else { 300 });
+        assert_eq!(run("vda", answers, half), [HeldUp::DestinationDisk; 2], "busy half of the time");
+        let was = |n: u32, look: &mut Look| look.destination = (n == 1).then_some(1000);
+        assert_eq!(
+            run("vda", answers, was),
+            [HeldUp::DestinationCpu, HeldUp::DestinationDisk],
+            "an old word does not count"
+        );
         let gives = Waited { local: ms(800), ..Waited::default() };
         assert_eq!(run("vda", gives, |_, _| {}), [HeldUp::SourceDisk; 2]);
         assert_eq!(run("RAM", gives, |_, _| {}), [HeldUp::SourceCpu; 2]);

@@ -75,6 +75,7 @@ async fn offer(source: &Source) -> Result<Offer, Failure> {
         after: tracking.after.filter(|_| tracking.has_whole()),
         audit_head: Some(source.context.host.audit.figures().head.to_string()),
         in_band: request.options.in_band,
+        hears_busy: true,
         needs: examine::needs(&request.options),
     })
 }

@@ -8,13 +8,15 @@ use super::meter::Look;
 use super::state::Source;
 use crate::migrate::model::label::Label;
 use crate::migrate::model::phase::Phase;
+use crate::migrate::protocol::message::Busy;
 use crate::net::cpu_time::CpuTime;
 
 /// So little is on its way between two frames, too.
 const LITTLE_BYTES: usize = 16 * 1024;
 
 pub(crate) async fn look(source: &mut Source) {
-    let look = counters(source).await;
+    let mut look = counters(source).await;
+    look.destination = source.peer.link.take_busy().and_then(Busy::most);
     if let Some(held_up_by) = source.copy.meter.look(Instant::now(), look) {
         source.context.progress.update(|p| p.held_up_by = Some(held_up_by));
     }

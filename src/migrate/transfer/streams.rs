@@ -15,13 +15,13 @@ use crate::mux::Code;
 use crate::net::pump::{FirstEnd, Pump, PumpEnd, PumpState};
 use crate::net::session::{Away, Session};
 use crate::net::stream::{Stream, StreamEnded};
-use crate::net::stream_owner::{Descriptors, SessionId, ThawedStreams};
+use crate::net::stream_owner::{Descriptors, ThawedStreams};
 use crate::net::waits::Waited;
 
 /// Owns a migration's pumps. Dropped, all are cut.
 #[derive(Debug)]
 pub(crate) struct Streams {
-    pumps: BTreeMap<Label, (SessionId, Pump)>,
+    pumps: BTreeMap<Label, (Session, Pump)>,
     sender: mpsc::UnboundedSender<(Label, PumpEnd)>,
     ends: mpsc::UnboundedReceiver<(Label, PumpEnd)>,
 }
@@ -72,7 +72,7 @@ impl Streams {
         let (sender, name) = (self.sender.clone(), data.label.clone());
         let tell = move |end| drop(sender.send((name, end)));
         let pump = Pump::resume(data.session.runtime(), data.local, data.stream, data.state, tell);
-        self.pumps.insert(data.label, (data.session.id(), pump));
+        self.pumps.insert(data.label, (data.session, pump));
     }
 
     /// A stream of an earlier process had ended there.
@@ -85,7 +85,7 @@ impl Streams {
         let (mut stopped, mut ended) = (Vec::new(), Vec::new());
         for (label, (session, pump)) in std::mem::take(&mut self.pumps) {
             match pump.freeze().await {
-                Some(frozen) => stopped.push((label, session, frozen)),
+                Some(frozen) => stopped.push((label, session.id(), frozen)),
                 None => ended.push(label),
             }
         }
@@ -109,6 +109,17 @@ impl Streams {
     /// What the way of a stream to the peer has waited for, in this process.
     pub(crate) fn waited(&self, label: &Label) -> Option<Waited> {
         self.pumps.get(label).map(|(_, pump)| pump.counters().waited())
+    }
+
+    /// The sessions that carry them, each once.
+    pub(crate) fn sessions(&self) -> Vec<Session> {
+        let mut sessions: Vec<Session> = Vec::new();
+        for (session, _) in self.pumps.values() {
+            if sessions.iter().all(|known| known.id() != session.id()) {
+                sessions.push(session.clone());
+            }
+        }
+        sessions
     }
 
     /// Which end of a stream ended first; none while both are open.

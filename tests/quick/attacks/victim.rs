@@ -265,6 +265,7 @@ pub(super) fn offer(vm: &str) -> Offer {
         machine: None,
         audit_head: None,
         in_band: None,
+        hears_busy: false,
         needs: std::collections::BTreeSet::new(),
     }
 }

@@ -15,6 +15,7 @@ fn offer(disks: Vec<DiskSpec>) -> Offer {
         machine: None,
         audit_head: None,
         in_band: None,
+        hears_busy: false,
         needs: std::collections::BTreeSet::new(),
         after: None,
         compress: false,
