@@ -139,16 +139,16 @@ mod tests {
     fn the_table() {
         let (none, some) = (peer(""), peer("receive = ['web*']"));
         let (libvirt, rpc) = (peer("libvirt = ['web*']"), peer("libvirt = ['web*']\nlibvirt_rpc = true"));
-        let (no_vm, web) = (peer("send = []"), peer("send = ['web*']"));
+        let (all, web) = (peer("send = ['*']"), peer("send = ['web*']"));
         let rpc_alone = peer("libvirt_rpc = true");
         for (who, row) in [
             (Who::Peer(None), ".............."),
-            (Who::Peer(Some(&none)), "xx..........xx"),
-            (Who::Peer(Some(&some)), "xxxx........xx"),
-            (Who::Peer(Some(&libvirt)), "xx...x......xx"),
-            (Who::Peer(Some(&rpc)), "xx...x.x....xx"),
-            (Who::Peer(Some(&rpc_alone)), "xx..........xx"),
-            (Who::Peer(Some(&no_vm)), "xx............"),
+            (Who::Peer(Some(&none)), "xx............"),
+            (Who::Peer(Some(&some)), "xxxx.........."),
+            (Who::Peer(Some(&libvirt)), "xx...x........"),
+            (Who::Peer(Some(&rpc)), "xx...x.x......"),
+            (Who::Peer(Some(&rpc_alone)), "xx............"),
+            (Who::Peer(Some(&all)), "xx..........xx"),
             (Who::Peer(Some(&web)), "xx..........x."),
             (Who::Local(Role::View), ".........x...."),
             (Who::Local(Role::Operate), ".........xx..."),

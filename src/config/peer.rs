@@ -43,8 +43,8 @@ pub struct PeerConfig {
     #[serde(default, deserialize_with = "rate::from_text")]
     pub receive_rate: Option<Rate>,
     /// VMs, and domains of libvirt, of this host that its operators may move to this peer: patterns as in `receive`.
-    /// All by default.
-    #[serde(default = "all")]
+    /// Empty, the default, permits none.
+    #[serde(default)]
     pub send: Vec<String>,
     /// Domains that this peer's libvirt may move to us through the tunnel; none by default.
     #[serde(default)]
@@ -83,10 +83,6 @@ impl PeerConfig {
         }
         Ok(())
     }
-}
-
-fn all() -> Vec<String> {
-    vec!["*".to_owned()]
 }
 
 fn at_once() -> usize {

@@ -70,7 +70,7 @@ start() {
   port=$(free_port)
   printf '%s\n' "state_dir = 'state'" "runtime_dir = 'run'" "listen = ['127.0.0.1:$port']" \
     '[tls]' "ca = 'ca.pem'" "cert = 'alpha.pem'" "key = 'alpha.key'" \
-    '[peer.bravo]' "identity = 'bravo'" '[vm.web1]' "qmp = 'web1.qmp'" >vmferry.toml
+    '[peer.bravo]' "identity = 'bravo'" "send = ['*']" '[vm.web1]' "qmp = 'web1.qmp'" >vmferry.toml
   "$checkout/target/debug/vmferry" agent --config vmferry.toml 2>agent.log &
   pids=$!
   trap 'kill $pids 2>/dev/null || :' EXIT

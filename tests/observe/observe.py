@@ -218,9 +218,11 @@ def main():
 [peer.bravo]
 identity = 'bravo'
 address = '127.0.0.1:{port}'
+send = ['*']
 [peer.nobody]
 identity = 'nobody'
 address = '127.0.0.1:1'
+send = ['*']
 [vm.web1]
 qmp = '{ground}/alpha/agent.qmp'
 [forward.vnc]

@@ -105,7 +105,7 @@ pub(crate) fn configuration(tls: &Path) -> String {
     format!(
         "state_dir = 'state'\nruntime_dir = 'run'\nlisten = []\n\
          [tls]\nca = '{tls}/ca-cert.pem'\ncert = '{tls}/cert.pem'\nkey = '{tls}/key.pem'\n\
-         [peer.bravo]\nidentity = 'bravo'\naddress = '127.0.0.1:1'\n\
+         [peer.bravo]\nidentity = 'bravo'\naddress = '127.0.0.1:1'\nsend = ['*']\n\
          [vm.web1]\nqmp = 'nobody.qmp'\n"
     )
 }

@@ -109,7 +109,7 @@ impl Hypervisor {
             "/etc/vmferry/vmferry.toml",
             &format!(
                 "[tls]\nca = \"tls/ca-cert.pem\"\ncert = \"tls/cert.pem\"\nkey = \"tls/key.pem\"\n\
-                 [peer.{name}]\nidentity = \"{name}\"\naddress = \"{address}:{PORT}\"\nreceive = [\"web*\"]\n\
+                 [peer.{name}]\nidentity = \"{name}\"\naddress = \"{address}:{PORT}\"\nreceive = [\"web*\"]\nsend = [\"web*\"]\n\
                  [create]\npath = \"/var/lib/vmferry-vm/{{vm}}.raw\"\nmode = \"0660\"\n{}",
                 if self.host.name == "alpha" { vm_of_readme() } else { BY_PATTERN.to_owned() }
             ),

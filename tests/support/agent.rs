@@ -163,7 +163,8 @@ impl AgentSpec {
             if let Some(address) = &peer.address {
                 writeln!(text, "address = \"{address}\"")?;
             }
-            writeln!(text, "receive = {}\n{}", toml::Value::from(peer.receive.clone()), self.peer_lines)?;
+            writeln!(text, "receive = {}", toml::Value::from(peer.receive.clone()))?;
+            writeln!(text, "send = [\"*\"]\n{}", self.peer_lines)?;
             if let Some(lanes) = self.lanes {
                 writeln!(text, "lanes = {lanes}")?;
             }

@@ -229,7 +229,7 @@ fn configuration(tls: &Path, address: SocketAddr, metrics: SocketAddr) -> String
         "state_dir = 'state'\nruntime_dir = 'run'\nlisten = ['{address}']\n\
          [tls]\nca = '{tls}/ca-cert.pem'\ncert = '{tls}/cert.pem'\nkey = '{tls}/key.pem'\n\
          [metrics]\nlisten = '{metrics}'\n\
-         [peer.bravo]\nidentity = 'bravo'\nreceive = ['web*']\n\
+         [peer.bravo]\nidentity = 'bravo'\nreceive = ['web*']\nsend = ['*']\n\
          [peer.charlie]\nidentity = 'charlie'\n\
          [vm.web1]\nqmp = 'web1.qmp'\n[vm.web2]\nqmp = 'web2.qmp'\n[vm.db1]\nqmp = 'db1.qmp'\n"
     )
