@@ -34,6 +34,11 @@ impl Case {
         Self { lasts: Lasts::UntilTheEnd(LONG), ..self }
     }
 
+    /// The same, and the migration is held until it has ended.
+    pub fn held(self) -> Self {
+        Self { lasts: Lasts::Held(LONG), ..self }
+    }
+
     /// Lets it happen, and judges what the migration and the guest make of it.
     ///
     /// # Errors

@@ -117,6 +117,8 @@ pub enum Fault {
     StreamCut(Cut, Who),
     /// An agent's journal takes no further record.
     JournalFrozen(Who),
+    /// Whatever command the destination's agent runs fails.
+    CommandFails,
 }
 
 /// How long it is broken.
@@ -125,6 +127,8 @@ pub enum Lasts {
     For(Duration),
     /// Until the source has said the migration's end, for so long at most.
     UntilTheEnd(Duration),
+    /// The same, and whatever holds the migration goes on holding it.
+    Held(Duration),
 }
 
 impl Lasts {
@@ -191,6 +195,7 @@ impl fmt::Display for Fault {
             Self::Cancel => f.write_str("operator's cancel"),
             Self::StreamCut(which, who) => write!(f, "{which:?} stream of {} cut", who.name()),
             Self::JournalFrozen(who) => write!(f, "journal of {} frozen", who.name()),
+            Self::CommandFails => f.write_str("destination's command fails"),
         }
     }
 }
@@ -235,6 +240,7 @@ impl Breaking<'_> {
             Fault::Cancel => self.migration.cancel(self.stage.agent(source)),
             Fault::StreamCut(which, who) => self.cut_stream(which, who.side(source)),
             Fault::JournalFrozen(who) => self.freeze_journal(who.side(source)),
+            Fault::CommandFails => self.command_fails(destination),
         }
     }
 
@@ -245,6 +251,9 @@ impl Breaking<'_> {
             Lasts::UntilTheEnd(within) => {
                 // Whatever holds the migration lets it come to its end.
                 self.stage.calm()?;
+                self.migration.wait_end(self.stage.agent(self.source), within);
+            }
+            Lasts::Held(within) => {
                 self.migration.wait_end(self.stage.agent(self.source), within);
             }
         }
@@ -349,6 +358,13 @@ impl Breaking<'_> {
     fn cut_stream(&self, which: Cut, side: Side) -> Result<()> {
         let disks = &self.stage.disk_streams[side.index()];
         cut_stream(self.stage.agent(side), self.stage.vm(side), disks, which)
+    }
+
+    fn command_fails(&mut self, side: Side) -> Result<()> {
+        let gates = |stage: &Stage, fails| stage.gates(side).try_for_each(|gate| gate.fail(fails));
+        gates(self.stage, true)?;
+        self.pass()?;
+        gates(self.stage, false)
     }
 
     fn freeze_journal(&mut self, side: Side) -> Result<()> {

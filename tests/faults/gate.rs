@@ -14,6 +14,7 @@ pub struct Gate {
     script: PathBuf,
     closed: PathBuf,
     reached: PathBuf,
+    fails: PathBuf,
 }
 
 impl Gate {
@@ -23,15 +24,22 @@ impl Gate {
     /// The script cannot be written.
     pub fn before(next: &Path, folder: &Path, name: &str) -> Result<Self> {
         let path = |suffix: &str| folder.join(format!("{name}{suffix}"));
-        let gate = Self { script: path(""), closed: path(".closed"), reached: path(".reached") };
+        let gate = Self {
+            script: path(""),
+            closed: path(".closed"),
+            reached: path(".reached"),
+            fails: path(".fails"),
+        };
         let word = |path: &Path| quoted(&path.display().to_string());
         write_script(
             &gate.script,
             &format!(
-                "#!/bin/sh\n[ -e {0} ] && touch {1}\nwhile [ -e {0} ]; do sleep 0.05; done\nexec {2} \"$@\"\n",
+                "#!/bin/sh\n[ -e {0} ] && touch {1}\nwhile [ -e {0} ]; do sleep 0.05; done\n[ -e {3} ] && exit 1\n\
+                 exec {2} \"$@\"\n",
                 word(&gate.closed),
                 word(&gate.reached),
-                word(next)
+                word(next),
+                word(&gate.fails)
             ),
         )?;
         Ok(gate)
@@ -54,6 +62,17 @@ impl Gate {
     /// Everybody passes.
     pub fn open(&self) {
         let _ = fs::remove_file(&self.closed);
+    }
+
+    /// Whoever passes from now on does nothing and fails, or does its work again.
+    ///
+    /// # Errors
+    /// The file system is in the way.
+    pub fn fail(&self, fails: bool) -> Result<()> {
+        match fails {
+            true => Ok(fs::write(&self.fails, "")?),
+            false => Ok(fs::remove_file(&self.fails)?),
+        }
     }
 
     /// Waits until somebody stands before the closed gate.

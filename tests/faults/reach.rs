@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::cut::streams;
 use super::stage::VM;
 use super::{Migration, Stage};
+use crate::support::process::{LONG, wait_for};
 
 const MIB: u64 = 1 << 20;
 /// The disks take 16 s or more at this rate.
@@ -27,8 +28,14 @@ const AT_ONCE_MS: u64 = 600_000;
 /// Where a fault hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
+    /// The destination makes an image for this disk.
+    Image(usize),
     /// The destination starts its QEMU.
     Prepare,
+    /// The destination has granted everything, and the source's QEMU does not answer.
+    Granted,
+    /// One disk's copy is under way and the next has not begun.
+    OneDisk,
     /// Every disk's copy is under way.
     Mirror,
     /// The RAM's copy is under way and never gets done.
@@ -56,13 +63,15 @@ impl Stage {
     /// It does not get there.
     pub fn reach_with(&mut self, reach: Reach, more: &[&str]) -> Result<Migration> {
         match reach {
-            Reach::Prepare => self.start().close()?,
-            Reach::Mirror => self.limit(MIRROR_MBIT)?,
+            Reach::Image(disk) => self.images[disk].close()?,
+            Reach::Prepare | Reach::Granted => self.start().close()?,
+            Reach::Mirror | Reach::OneDisk => self.limit(MIRROR_MBIT)?,
             Reach::HandOver => self.hook().close()?,
             Reach::Precopy | Reach::Switchover | Reach::Device => {}
         }
         let options: &[&str] = match reach {
             Reach::Precopy | Reach::Switchover | Reach::Device => &["--downtime-limit", NEVER_MS],
+            Reach::OneDisk => &["--disks-at-once", "1"],
             _ => &[],
         };
         // That its disk is too small is found beforehand.
@@ -91,7 +100,16 @@ impl Stage {
 
     fn step(&mut self, reach: Reach, migration: &Migration) -> Result<()> {
         match reach {
+            Reach::Image(disk) => self.images[disk].wait_reached(),
             Reach::Prepare => self.start().wait_reached(),
+            Reach::Granted => self.hold_granted(migration),
+            Reach::OneDisk => {
+                let alone = |p: &Value| {
+                    let done: Vec<u64> = disks(p).map(|d| number(d, "done_bytes")).collect();
+                    matches!(done[..], [first, 0] if first > MIB)
+                };
+                migration.reach(&self.alpha.socket(), "mirror", alone).map(drop)
+            }
             Reach::Mirror => {
                 let flows = |p: &Value| disks(p).all(|d| number(d, "done_bytes") > MIB);
                 migration.reach(&self.alpha.socket(), "mirror", flows).map(drop)
@@ -109,7 +127,7 @@ impl Stage {
     }
 
     fn advance(&mut self, reach: Reach, migration: &Migration) -> Result<()> {
-        if matches!(reach, Reach::Prepare | Reach::HandOver) {
+        if !matches!(reach, Reach::Mirror | Reach::Precopy | Reach::Switchover | Reach::Device) {
             return self.step(reach, migration);
         }
         self.step(Reach::Mirror, migration)?;
@@ -122,6 +140,17 @@ impl Stage {
             Reach::Device => self.pause(migration, "device"),
             _ => Ok(()),
         }
+    }
+
+    /// The source's QEMU stands still from before the grant until all is calmed.
+    fn hold_granted(&mut self, migration: &Migration) -> Result<()> {
+        self.start().wait_reached()?;
+        self.stop_source()?;
+        self.start().open();
+        wait_for("the grant", LONG, || {
+            let now = migration.now(&self.bravo).unwrap_or_default();
+            Ok((now["phase"] == "prepare" && disks(&now).count() > 0).then_some(()))
+        })
     }
 
     /// While only disks are copied.
@@ -141,6 +170,8 @@ impl Stage {
         self.limit(PAUSE_MBIT)?;
         let alpha = self.alpha.socket();
         if phase == "switchover" {
+            // A guest that gets little of a busy processor writes too little.
+            self.source.write_beyond(0, PAUSE_LAG_BYTES / MIB * 2)?;
             migration.reach(&alpha, "precopy", |p| lag(p) > PAUSE_LAG_BYTES)?;
         }
         self.pause_at_once();

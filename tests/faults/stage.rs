@@ -3,16 +3,19 @@
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 
 use super::Side;
 use super::gate::Gate;
 use super::judge::Before;
 use crate::support::agent::PORT;
 use crate::support::net::Way;
-use crate::support::process::{LONG, run, wait_for};
+use crate::support::process::{LONG, run, signal_pid, wait_for};
 use crate::support::proof::HandoverCopies;
+use crate::support::vm::{quoted, write_script};
 use crate::support::{
     Agent, AgentSpec, Credentials, DiskFormat, Guest, Lab, Net, Paths, Version, Vm, VmEntry, VmSpec, Volume,
 };
@@ -20,6 +23,8 @@ use crate::support::{
 /// The guest.
 pub const VM: &str = "web1";
 const MIB: u64 = 1 << 20;
+/// What bravo's agent has for `qemu-img`.
+const MAKES_IMAGES: &str = "makes-images";
 
 /// What a stage is made of.
 #[derive(Debug, Clone, Copy)]
@@ -43,8 +48,10 @@ pub struct Plan {
     pub state_volume_mib: Option<u64>,
     /// The second disk lies on a volume of its own, of so many MiB: on alpha, on bravo.
     pub disk_volume_mib: [Option<u64>; 2],
-    /// Bravo's agent makes the images there.
-    pub created: bool,
+    /// How many of the images there, in their order, bravo's agent makes. They lie on the volume, if there is one.
+    pub created: usize,
+    /// Further lines of its `[create]`.
+    pub create_lines: &'static str,
     /// Connections of each agent to the other, if not as many as by default.
     pub lanes: Option<usize>,
     /// More arguments for both QEMUs.
@@ -75,7 +82,8 @@ impl Plan {
         rate: 100,
         state_volume_mib: None,
         disk_volume_mib: [None; 2],
-        created: false,
+        created: 0,
+        create_lines: "",
         lanes: None,
         extra: &[],
         auto_read_only: false,
@@ -118,6 +126,8 @@ pub struct Stage {
     pub starts: [Gate; 2],
     /// After a hand-over and before the guest runs.
     pub hooks: [Gate; 2],
+    /// Before an image is made on bravo, by its disk.
+    pub images: [Gate; 2],
     /// The disks that a host got at the last hand-over to it.
     pub copies: [HandoverCopies; 2],
     state: Option<[Volume; 2]>,
@@ -130,8 +140,10 @@ pub struct Stage {
     /// What must be as it was after each failure.
     pub(super) before: Before,
     limited: bool,
-    /// Bravo's agent makes the images there.
-    created: bool,
+    /// The source's QEMU that stands still.
+    stopped: Option<u32>,
+    /// How many images bravo's agent makes there.
+    created: usize,
 }
 
 impl Stage {
@@ -148,7 +160,10 @@ impl Stage {
         if plan.ballast_mib > 0 {
             (0..vms[0].spec.disks.len()).try_for_each(|disk| ballast(&lab.paths, vms[0], disk, plan))?;
         }
-        let disk = |side: usize| plan.disk_volume_mib[side].map(|mib| own_volume(vms[side], mib)).transpose();
+        let made = [0, plan.created];
+        let disk = |side: usize| {
+            plan.disk_volume_mib[side].map(|mib| own_volume(vms[side], mib, made[side])).transpose()
+        };
         let disks = [disk(0)?, disk(1)?];
         let state = |host: &crate::support::Host, mib| Volume::mount(&host.dir.join("state"), mib);
         let state = match plan.state_volume_mib {
@@ -159,6 +174,7 @@ impl Stage {
         let start = |side: usize| Gate::before(&vms[side].start_script(), vms[side].dir(), "start-gate");
         let hook = |side: usize| Gate::before(copies[side].hook(), vms[side].dir(), "hook-gate");
         let (starts, hooks) = ([start(0)?, start(1)?], [hook(0)?, hook(1)?]);
+        let images = images_made(&lab.paths, vms[1], plan.created)?;
         guest.alpha.boot()?;
         let [alpha, bravo] = agents(lab, &net, &plan, vms, [&starts, &hooks])?;
         let before = Before::of(&guest.alpha, &alpha, &bravo)?;
@@ -171,6 +187,7 @@ impl Stage {
             bravo,
             starts,
             hooks,
+            images,
             copies,
             state,
             disks,
@@ -178,6 +195,7 @@ impl Stage {
             disk_streams: [Vec::new(), Vec::new()],
             before,
             limited: false,
+            stopped: None,
             created: plan.created,
         })
     }
@@ -232,12 +250,12 @@ impl Stage {
     /// One is there.
     pub fn has_no_made_image(&self) -> Result<()> {
         let vm = &self.destination;
-        let is_there = || (0..vm.spec.disks.len()).any(|disk| vm.disk(disk).exists());
-        if !self.created {
+        let there = || (0..self.created).map(|disk| vm.disk(disk)).filter(|path| path.exists());
+        if self.created == 0 {
             return Ok(());
         }
         wait_for("the images that were made to be gone", LONG, || {
-            let gone = !is_there();
+            let gone = there().next().is_none();
             if !gone {
                 self.bravo.vmferry(&["recover"])?;
             }
@@ -274,8 +292,27 @@ impl Stage {
     /// # Errors
     /// The network's.
     pub fn calm(&mut self) -> Result<()> {
-        self.starts.iter().chain(&self.hooks).for_each(Gate::open);
+        self.starts.iter().chain(&self.hooks).chain(&self.images).for_each(Gate::open);
+        if let Some(pid) = self.stopped.take() {
+            signal_pid(pid, Signal::SIGCONT)?;
+        }
         self.calm_network()
+    }
+
+    /// Those before all commands of a host's agent.
+    pub fn gates(&self, side: Side) -> impl Iterator<Item = &Gate> {
+        let images = if side == Side::Bravo { &self.images[..] } else { &[] };
+        [&self.starts[side.index()], &self.hooks[side.index()]].into_iter().chain(images)
+    }
+
+    /// Has the source's QEMU stand still until all is calmed.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn stop_source(&mut self) -> Result<()> {
+        let pid = self.source.pid().context("no QEMU at the source")?;
+        self.stopped = Some(pid);
+        signal_pid(pid, Signal::SIGSTOP)
     }
 }
 
@@ -286,7 +323,7 @@ fn agents(lab: &Lab, net: &Net, plan: &Plan, vms: [&Vm; 2], gates: [&[Gate; 2]; 
     let start = |side: usize| -> Result<Agent> {
         let mut entry = VmEntry::of(vms[side]).with_hook(hooks[side].script());
         entry.start = Some(starts[side].script().to_owned());
-        let created = if plan.created && side == 1 { vms[side].without_disks()? } else { String::new() };
+        let created = if side == 1 { create_lines(vms[side], plan) } else { String::new() };
         let end_lines =
             format!("{created}[deadlines]\n{}undecided_s = {}\n", plan.deadlines, plan.undecided_s);
         let spec = AgentSpec { lanes: plan.lanes, end_lines, ..AgentSpec::default() };
@@ -294,6 +331,37 @@ fn agents(lab: &Lab, net: &Net, plan: &Plan, vms: [&Vm; 2], gates: [&[Gate; 2]; 
         Agent::start(&lab.paths, hosts[side], &spec, &credentials.issue(&hosts[side].name)?)
     };
     Ok([start(0)?, start(1)?])
+}
+
+/// What makes images stands behind one gate for each disk; those that are to be made are not there.
+fn images_made(paths: &Paths, vm: &Vm, created: usize) -> Result<[Gate; 2]> {
+    let qemu_img = PathBuf::from(paths.qemu_img().get_program());
+    let gate =
+        |format: DiskFormat| Gate::before(&qemu_img, vm.dir(), &format!("image-gate-{}", format.name()));
+    let gates = [gate(DiskFormat::Raw)?, gate(DiskFormat::Qcow2)?];
+    let [raw, qcow2] = gates.each_ref().map(|gate| quoted(&gate.script().display().to_string()));
+    let text = format!(
+        "#!/bin/sh\ncase \" $* \" in *\" -f raw \"*) exec {raw} \"$@\";; esac\nexec {qcow2} \"$@\"\n"
+    );
+    write_script(&vm.dir().join(MAKES_IMAGES), &text)?;
+    for disk in (0..created).map(|disk| vm.disk(disk)).filter(|disk| disk.exists()) {
+        fs::remove_file(disk)?;
+    }
+    Ok(gates)
+}
+
+fn create_lines(vm: &Vm, plan: &Plan) -> String {
+    if plan.created == 0 {
+        return String::new();
+    }
+    let folder = if plan.disk_volume_mib[1].is_some() { volume_folder(vm) } else { vm.dir().to_owned() };
+    let (path, program) = (folder.join("{disk}.{format}"), vm.dir().join(MAKES_IMAGES));
+    format!(
+        "[vm.{VM}.create]\npath = \"{}\"\nformat = \"source\"\nqemu_img = \"{}\"\n{}",
+        path.display(),
+        program.display(),
+        plan.create_lines
+    )
 }
 
 /// Fills the end of a disk with random bytes. The guest must not run yet.
@@ -317,14 +385,18 @@ pub fn volume_folder(vm: &Vm) -> std::path::PathBuf {
     vm.dir().join("small")
 }
 
-/// Puts the qcow2 disk on a volume of its own, where it may not have room enough.
-fn own_volume(vm: &Vm, mib: u64) -> Result<Volume> {
-    let grows = vm.spec.disks.iter().position(|disk| *disk == DiskFormat::Qcow2);
-    let image = vm.disk(grows.context("no disk that grows")?);
+/// Puts the qcow2 disk on a volume of its own, where it may not have room enough, and the images that are made.
+fn own_volume(vm: &Vm, mib: u64, made: usize) -> Result<Volume> {
     let volume = Volume::mount(&volume_folder(vm), mib)?;
-    let inside = volume_folder(vm).join(image.file_name().context("a disk without a name")?);
-    fs::copy(&image, &inside)?;
-    fs::remove_file(&image)?;
-    std::os::unix::fs::symlink(&inside, &image)?;
+    let moves = |disk: &usize| *disk < made || vm.spec.disks[*disk] == DiskFormat::Qcow2;
+    for disk in (0..vm.spec.disks.len()).filter(moves) {
+        let image = vm.disk(disk);
+        let inside = volume_folder(vm).join(image.file_name().context("a disk without a name")?);
+        if disk >= made {
+            fs::copy(&image, &inside)?;
+        }
+        fs::remove_file(&image)?;
+        std::os::unix::fs::symlink(&inside, &image)?;
+    }
     Ok(volume)
 }

@@ -2,25 +2,26 @@
 //! many. What must not be moved is refused by `check` and by `migrate` alike, and nothing is changed;
 //! what is moved arrives where it should. Judged by the bytes in the images.
 
-mod adapted;
+pub(crate) mod adapted;
+mod after_failures;
 mod again;
 mod created;
-mod firmware;
+pub(crate) mod firmware;
 mod in_band;
-mod incremental;
-mod left_out;
+pub(crate) mod incremental;
+pub(crate) mod left_out;
 mod machine;
 mod many;
-mod moved;
-mod outrun;
-mod read_only;
+pub(crate) mod moved;
+pub(crate) mod outrun;
+pub(crate) mod read_only;
 mod refused;
-mod replica;
-mod template;
+pub(crate) mod replica;
+pub(crate) mod template;
 pub(crate) mod thin;
 mod tpm;
 mod verify;
-mod volumes;
+pub(crate) mod volumes;
 
 use std::path::PathBuf;
 

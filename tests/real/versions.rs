@@ -1,6 +1,8 @@
 //! Every pair of the three QEMUs, the newest of Debian's suites among them, with a machine type that all of them
 //! know: `make versions`. What is proved of a move between two of them is what tests/real/moves.rs proves.
 
+mod newest;
+
 use anyhow::{Context, Result, ensure};
 
 use crate::disks::thin;

@@ -159,6 +159,19 @@ impl Vm {
         ))
     }
 
+    /// Writes to a disk as the guest would, where the guest itself does not. False: the disk has no room for that.
+    pub fn write_beyond(&self, disk: usize, mib: u64) -> Result<bool> {
+        let (from, bytes) = (self.spec.blocks * 4096, mib << 20);
+        if from + bytes > u64::from(self.spec.disk_mib) << 20 {
+            return Ok(false);
+        }
+        let line =
+            format!("qemu-io -d /machine/peripheral/disk{disk}/virtio-backend \"write -P 7 {from} {bytes}\"");
+        let told = self.qmp()?.execute("human-monitor-command", json!({"command-line": line}))?;
+        ensure!(!told.to_string().to_lowercase().contains("fail"), "{line}: {told}");
+        Ok(true)
+    }
+
     /// The image file of a disk.
     pub fn disk(&self, disk: usize) -> PathBuf {
         self.dir.join(format!("disk{disk}.{}", self.spec.disks[disk].name()))

@@ -76,7 +76,7 @@ async fn made_and_looked(
     };
     let looked = looked.await;
     let mut left = never_begun(host, &mut journal).await;
-    let images = created_images::remove(&host.config, journal.past()).await;
+    let images = created_images::remove_all(&host.config, journal.past()).await;
     left.extend(images.into_iter().map(Leftover::from));
     let is_clean = left.is_empty();
     let outcome = never_ran(&Error::Checked, left);

@@ -30,6 +30,9 @@ use crate::migrate::protocol::message::{DiskSpec, Offer};
 use crate::printable::printable;
 use crate::qemu::Disk;
 
+/// Whatever file a process has there, also one without a name.
+const STANDARD_INPUT: &str = "/proc/self/fd/0";
+
 /// Makes what is not there, with all its room only if it is to stay; where each disk is then, in the order of the
 /// offer. One that is not copied is among them if it is there.
 pub(super) async fn make(
@@ -121,7 +124,7 @@ impl Image<'_> {
         let file = file.map_err(|e| at(&unfinished, e))?;
         // Whatever the mask of this process is.
         file.set_permissions(Permissions::from_mode(mode)).map_err(|e| at(&unfinished, e))?;
-        self.fill(&file, &unfinished).await?;
+        self.fill(&file).await?;
         let made = MadeFile::of(&file.metadata().map_err(|e| at(&unfinished, e))?);
         journal.will_make(Undo::Image { path: self.path.to_owned(), made: Some(made) })?;
         let named = fs::hard_link(&unfinished, self.path);
@@ -132,13 +135,13 @@ impl Image<'_> {
         synced.map_err(|e| at(folder, e))
     }
 
-    async fn fill(&self, file: &File, unfinished: &Path) -> Result<(), Error> {
+    async fn fill(&self, file: &File) -> Result<(), Error> {
         let room = if self.stays { self.config.preallocation } else { Preallocation::Off };
         if let Some(backing) = self.backing()? {
             let config = self.config;
             let mut options = vec![format!("backing_fmt={}", config.backing_format.name())];
             options.extend(config.cluster_kib.map(|kib| format!("cluster_size={kib}k")));
-            return self.create(unfinished, &options, Some(&backing)).await;
+            return self.create(file, &options, Some(&backing)).await;
         }
         if self.format == "raw" && matches!(room, Preallocation::Off | Preallocation::Metadata) {
             let sized = file.set_len(self.disk.virtual_size);
@@ -148,7 +151,7 @@ impl Image<'_> {
         if self.format == "qcow2" {
             options.extend(self.config.cluster_kib.map(|kib| format!("cluster_size={kib}k")));
         }
-        self.create(unfinished, &options, None).await
+        self.create(file, &options, None).await
     }
 
     /// What it is to stand on.
@@ -167,25 +170,24 @@ impl Image<'_> {
         backing.map(Some).ok_or_else(|| not_made(disk, why))
     }
 
-    /// By `qemu-img`.
-    async fn create(
-        &self,
-        unfinished: &Path,
-        options: &[String],
-        backing: Option<&Path>,
-    ) -> Result<(), Error> {
+    /// By `qemu-img`, which has the file and not its name: one that an agent which was killed has left makes no
+    /// file again that the next agent has removed.
+    async fn create(&self, file: &File, options: &[String], backing: Option<&Path>) -> Result<(), Error> {
         let mut command = Command::new(&self.config.qemu_img);
         command.args(["create", "-q", "-f", self.format, "-o", &options.join(",")]);
         if let Some(backing) = backing {
             command.arg("-b").arg(backing);
         }
-        command.arg(unfinished).arg(self.disk.virtual_size.to_string());
-        command.stdin(Stdio::null()).kill_on_drop(true);
+        command.arg(STANDARD_INPUT).arg(self.disk.virtual_size.to_string());
         let program = self.config.qemu_img.display();
+        let file = file.try_clone().map_err(|e| not_made(self.disk, &format!("{program}: {e}")))?;
+        command.stdin(Stdio::from(file)).kill_on_drop(true);
         let why = match command.output().await {
             Ok(output) if output.status.success() => return Ok(()),
             Ok(output) => {
-                format!("{program}: {}", printable(String::from_utf8_lossy(&output.stderr).trim()))
+                let told = printable(String::from_utf8_lossy(&output.stderr).trim());
+                let told = if told.is_empty() { String::new() } else { format!(": {told}") };
+                format!("{program} failed with {}{told}", output.status)
             }
             Err(e) => format!("{program}: {e}"),
         };
@@ -253,12 +255,31 @@ pub(crate) async fn remove_late(host: &Host, past: &Past, is_given_back: bool) -
     match used(host, past).await {
         Use::Guests => Vec::new(),
         Use::Nobodys if is_untouched || is_given_back => remove(&host.config, past).await,
-        Use::Nobodys | Use::Others => kept(past),
+        Use::Nobodys | Use::Others => kept(&host.config, past),
     }
 }
 
-/// Removes them; what is still there, in words.
+/// Whether they stay whatever comes, by the configuration, but for one that is not finished.
+fn are_to_stay(config: &Config, past: &Past) -> bool {
+    let vm = config.vm(&past.header.vm);
+    vm.as_ref().and_then(|vm| config.create_for(vm)).is_some_and(|create| create.keep)
+}
+
+/// Removes them, unless they are to stay; what is still there and should not be, in words.
 pub(crate) async fn remove(config: &Config, past: &Past) -> Vec<String> {
+    if !are_to_stay(config, past) {
+        return remove_all(config, past).await;
+    }
+    for undo in &past.undo {
+        if let Undo::Image { path, made: None } = undo {
+            let _ = fs::remove_file(path);
+        }
+    }
+    Vec::new()
+}
+
+/// Removes them in any case; what is still there, in words.
+pub(crate) async fn remove_all(config: &Config, past: &Past) -> Vec<String> {
     let removed = images(past).into_iter().filter_map(|path| {
         let error = fs::remove_file(&path).err()?;
         Some(format!("the image {}, made for this migration: {error}", path.display()))
@@ -269,7 +290,10 @@ pub(crate) async fn remove(config: &Config, past: &Past) -> Vec<String> {
 }
 
 /// What is said of those that stay until the source has said that its guest stays there.
-pub(crate) fn kept(past: &Past) -> Vec<String> {
+pub(crate) fn kept(config: &Config, past: &Past) -> Vec<String> {
+    if are_to_stay(config, past) {
+        return Vec::new();
+    }
     let kept = |path: PathBuf| {
         format!(
             "the image {}, made for this migration. It goes when {} says that the guest stays there and no QEMU \
@@ -398,6 +422,24 @@ mod tests {
         assert!(matches!(failed, Error::Problems(_)) && names(folder.path()).is_empty());
     }
 
+    /// A program that an agent which was killed has left goes on when the next agent has cleaned up.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_removed_is_not_made_again_by_a_program_that_goes_on() {
+        let (state, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let program = state.path().join("writes");
+        let text = format!(
+            "#!/bin/sh\nrm '{}'/.vmferry-*\nfor file; do case $file in /*) echo x > $file;; esac; done\n",
+            folder.path().display()
+        );
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, Permissions::from_mode(0o700)).unwrap();
+        let mut journal = journal(state.path());
+        let (all, mut config) = (all(state.path(), ""), config(folder.path()));
+        (config.qemu_img, config.format) = (program, crate::config::CreateFormat::Qcow2);
+        make(&all, &config, &offer(&["vda"]), &mut journal, true).await.unwrap_err();
+        assert_eq!(names(folder.path()), Vec::<String>::new());
+    }
+
     /// Whatever makes them, and whatever of it is slow.
     #[tokio::test(flavor = "multi_thread")]
     async fn images_that_take_too_long_are_given_up() {
@@ -421,6 +463,25 @@ mod tests {
             assert_eq!(remove(&all, journal.past()).await, Vec::<String>::new());
         }
         assert_eq!(names(folder.path()), Vec::<String>::new());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn images_that_are_to_stay_do_but_for_an_unfinished_one() {
+        let (state, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut journal = journal(state.path());
+        let path = folder.path().display();
+        let all = all(state.path(), &format!("[create]\npath = '{path}/{{vm}}-{{disk}}'\nkeep = true\n"));
+        make(&all, all.create.as_ref().unwrap(), &offer(&["vda"]), &mut journal, true).await.unwrap();
+        let unfinished = folder.path().join(".vmferry-1");
+        journal.will_make(Undo::Image { path: unfinished.clone(), made: None }).unwrap();
+        fs::write(&unfinished, "").unwrap();
+        assert!(remove(&all, journal.past()).await.is_empty() && kept(&all, journal.past()).is_empty());
+        assert_eq!(names(folder.path()), ["web1-vda"]);
+        // A check leaves nothing all the same.
+        assert!(remove_all(&all, journal.past()).await.is_empty() && names(folder.path()).is_empty());
+        assert!(!journal.past().came_to_a_qemu());
+        journal.will_make(Undo::Qemu).unwrap();
+        assert!(journal.past().came_to_a_qemu());
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -144,16 +144,12 @@ impl Destination {
             return left;
         }
         let past = self.journal.past();
-        let vm = self.host.config.vm(&self.vm);
-        let create = vm.as_ref().and_then(|vm| self.host.config.create_for(vm));
-        let is_kept = create.is_some_and(|create| create.keep);
         // Its source takes the guest back: the disks there are the guest's.
         let is_given_back = matches!(self.serving.trouble, Some(Error::Aborted(_)));
         match self.granted.is_none() || is_given_back {
             // A QEMU that did not end has them open.
-            _ if is_kept => {}
             true if left.is_empty() => left.extend(created_images::remove(&self.host.config, past).await),
-            _ => left.extend(created_images::kept(past)),
+            _ => left.extend(created_images::kept(&self.host.config, past)),
         }
         left
     }

@@ -35,6 +35,9 @@ pub(crate) async fn never_begun(host: &Host, journal: &mut Journal) -> Vec<Lefto
 async fn undo(host: &Host, journal: &mut Journal, past: &Past) -> Vec<String> {
     let name = &past.header.vm;
     let Ok(config) = host.vm(name, "destination") else { return Vec::new() };
+    if !past.came_to_a_qemu() {
+        return Vec::new();
+    }
     for tried in 1.. {
         let known = match life::look(past, &config).await {
             // What was made in a QEMU goes with it.
@@ -110,9 +113,11 @@ impl DestinationWorld for Settling<'_> {
             self.host.decisions.answered(self.journal.past().header.migration);
             let past = self.journal.past().clone();
             let mut left = undo(self.host, self.journal, &past).await;
-            if left.is_empty() {
-                left.extend(created_images::remove_late(self.host, &past, false).await);
-            }
+            left.extend(match left.is_empty() {
+                true => created_images::remove_late(self.host, &past, false).await,
+                // A QEMU that may be there has them open.
+                false => created_images::kept(&self.host.config, &past),
+            });
             self.leftovers.extend(left.into_iter().map(Leftover::from));
         }
         Ok(())

@@ -292,6 +292,12 @@ impl Past {
         }
     }
 
+    /// Whether it has come as far as to a QEMU: to one that it starts, or that it finds.
+    pub fn came_to_a_qemu(&self) -> bool {
+        let is_beside = |undo: &Undo| matches!(undo, Undo::Image { .. } | Undo::Volume(_));
+        self.qemu.is_some() || !self.undo.iter().all(is_beside)
+    }
+
     /// Whether `process` is the QEMU that it is about; so it is taken to be where one of the two is
     /// not known.
     pub fn is_of(&self, process: &Process) -> bool {

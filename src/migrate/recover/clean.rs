@@ -32,6 +32,8 @@ pub(super) async fn clean_up(host: &Arc<Host>, path: &Path, past: &Past) -> Vec<
     let left = match host.config.vm(name) {
         _ if past.left().is_empty() => return Vec::new(),
         None => past.left().to_vec(),
+        // Its agent ended before.
+        Some(_) if past.header.role == Role::Destination && !past.came_to_a_qemu() => Vec::new(),
         Some(config) => match timeout(QEMU_DEADLINE * 5, process::connect(&config)).await {
             Ok(Ok((qmp, _events))) if past.is_of(qmp.process()) => clean_qemu(host, &qmp, past).await,
             _ if past.never_ran && process::started_in_vain(past) => {

@@ -12,7 +12,7 @@ use crate::support::with_lab;
 fn images_that_are_made_go_when_the_guest_does_not_come() -> Result<()> {
     with_lab("images_that_are_made_go_when_the_guest_does_not_come", |lab| {
         // Bravo may ask alpha what became of a guest.
-        let plan = Plan { created: true, both_ways: true, ..Plan::ORDINARY };
+        let plan = Plan { created: 2, both_ways: true, ..Plan::ORDINARY };
         let mut stage = Stage::set_up(lab, plan)?;
         let checked = stage.alpha.vmferry(&["check", "web1", "--to", "bravo"])?;
         ensure!(checked.code == 0, "{checked:?}");

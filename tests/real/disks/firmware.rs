@@ -110,7 +110,7 @@ fn a_tpm_arrives(stage: &Stage, lab: &Lab, version: Version) -> Result<()> {
     Ok(())
 }
 
-fn arrive(version: Version, name: &str) -> Result<()> {
+pub(crate) fn arrive(version: Version, name: &str) -> Result<()> {
     with_lab(name, |lab| {
         let stage = Stage::set_up(lab, &["flash", "tpm"])?;
         variables_arrive(&stage, lab, version)?;

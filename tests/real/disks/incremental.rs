@@ -90,7 +90,7 @@ fn source_images(source: &Place) -> Result<Vec<PathBuf>> {
     Ok(tops)
 }
 
-fn only_tops_are_copied(lab: &Lab, version: Version) -> Result<()> {
+pub(crate) fn only_tops_are_copied(lab: &Lab, version: Version) -> Result<()> {
     let stage = Stage::set_up_with(lab, &["thin"], Some(CREATE))?;
     let [source, target] = stage.places(lab, "thin", version)?;
     let ours = source_images(&source)?;
@@ -176,7 +176,7 @@ fn flip(file: &Path, at: u64) -> Result<()> {
     Ok(file.write_all_at(&[byte[0] ^ 1], at)?)
 }
 
-fn what_differs_is_not_copied(lab: &Lab, version: Version) -> Result<()> {
+pub(crate) fn what_differs_is_not_copied(lab: &Lab, version: Version) -> Result<()> {
     let stage = Stage::set_up(lab, &["differs"])?;
     let pair = Pair::set_up(&stage, lab, "differs", version)?;
     let base = pair.target.file("base");

@@ -66,7 +66,7 @@ impl Mixed {
     }
 }
 
-fn what_is_shared_stays_where_it_is(lab: &Lab, version: Version) -> Result<()> {
+pub(crate) fn what_is_shared_stays_where_it_is(lab: &Lab, version: Version) -> Result<()> {
     let stage = Stage::set_up(lab, &["mixed", "ram"])?;
     let mixed = Mixed::set_up(&stage, lab, "mixed", version)?;
     let (code, found) = stage.check("mixed", &[])?;

@@ -121,7 +121,7 @@ fn all_kinds(place: &Place, reversed: bool) -> Result<(Vec<String>, Vec<String>)
     Ok((words, images))
 }
 
-fn each_kind_arrives_in_its_place(lab: &Lab, version: Version) -> Result<()> {
+pub(crate) fn each_kind_arrives_in_its_place(lab: &Lab, version: Version) -> Result<()> {
     let stage = Stage::set_up(lab, &["kinds"])?;
     let [source, target] = stage.places(lab, "kinds", version)?;
     let (source_words, images) = all_kinds(&source, false)?;

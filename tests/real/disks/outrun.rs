@@ -56,7 +56,7 @@ fn is_slowed(stage: &Stage, migration: &Migration, how: &str) -> Result<()> {
     Ok(())
 }
 
-fn ends_when_it_is_slowed(version: Version, how: &str, name: &str) -> Result<()> {
+pub(crate) fn ends_when_it_is_slowed(version: Version, how: &str, name: &str) -> Result<()> {
     with_lab(name, |lab| {
         let mut stage = Stage::set_up(lab, Plan { version, ..FAST })?;
         let before = limit_first(&stage.source)?;

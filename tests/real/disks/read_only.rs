@@ -53,7 +53,7 @@ fn start(place: &Place, bytes: u64, waits: bool) -> Result<(Machine, [PathBuf; 3
     Ok((place.start(&words, waits)?, files))
 }
 
-fn media_are_compared(lab: &Lab, version: Version) -> Result<()> {
+pub(crate) fn media_are_compared(lab: &Lab, version: Version) -> Result<()> {
     let stage = Stage::set_up(lab, &["media"])?;
     let [source, target] = stage.places(lab, "media", version)?;
     let (at_source, _) = start(&source, MEDIUM_BYTES, false)?;

@@ -45,6 +45,12 @@ fn disk(volume: &Path, bytes: Option<u64>) -> Vec<String> {
     [blockdev(&node), device("virtio-blk-pci,id=disk0,addr=5,drive=n")].concat()
 }
 
+/// Alone, with one QEMU on both hosts.
+pub(crate) fn on(lab: &Lab, version: Version) -> Result<()> {
+    let stage = Stage::set_up_with(lab, &["volume"], Some(CREATE))?;
+    what_commands_make_is_used_and_removed(&stage, lab, version)
+}
+
 pub(super) fn what_commands_make_is_used_and_removed(
     stage: &Stage,
     lab: &Lab,
