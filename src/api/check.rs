@@ -33,6 +33,9 @@ pub struct CheckRequest {
     /// How disks would cross inside QEMU's own stream; none for streams of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_band: Option<InBand>,
+    /// Not even where NBD cannot be used.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_in_band: bool,
 }
 
 impl From<CheckRequest> for Options {
@@ -47,9 +50,20 @@ impl From<CheckRequest> for Options {
             compare_read_only,
             incremental,
             in_band,
+            never_in_band,
         } = request;
         let verify = verify.then(DiskSample::all);
-        Self { strict, accept, disks, verify, compare_read_only, incremental, in_band, ..Self::default() }
+        Self {
+            strict,
+            accept,
+            disks,
+            verify,
+            compare_read_only,
+            incremental,
+            in_band,
+            never_in_band,
+            ..Self::default()
+        }
     }
 }
 

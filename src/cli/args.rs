@@ -206,6 +206,9 @@ pub(super) struct MigrateArgs {
     /// then. `inc` for only what lies above backing files that both hosts have.
     #[arg(long, value_name = "blk|inc", num_args = 0..=1, require_equals = true, default_missing_value = "blk", conflicts_with_all = ["compare_read_only", "compress", "DiskArgs", "IncrementalArgs", "disks_at_once", "verify"])]
     pub(super) in_band: Option<InBand>,
+    /// Refuse where a QEMU has no usable NBD, instead of having the disks carried inside QEMU's own stream.
+    #[arg(long, conflicts_with = "in_band")]
+    pub(super) never_in_band: bool,
     /// Refuse for warnings, too.
     #[arg(long)]
     pub(super) strict: bool,
@@ -261,6 +264,9 @@ pub(super) struct DrainArgs {
     /// Let no write of a guest's wait, also when it writes faster than its disks can be copied.
     #[arg(long, conflicts_with_all = ["status", "cancel"])]
     pub(super) never_slow_writes: bool,
+    /// Refuse where a QEMU has no usable NBD, instead of having the disks carried inside QEMU's own stream.
+    #[arg(long, conflicts_with_all = ["status", "cancel"])]
+    pub(super) never_in_band: bool,
     /// Longest pause to plan for the rest of the RAM, in milliseconds; at most 2000000.
     #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=DowntimeLimit::MAX_MS))]
     pub(super) downtime_limit: u64,
@@ -534,6 +540,9 @@ pub(super) struct CheckArgs {
     /// Whether QEMU could carry the disks inside its own stream.
     #[arg(long, value_name = "blk|inc", num_args = 0..=1, require_equals = true, default_missing_value = "blk", conflicts_with_all = ["compare_read_only", "DiskArgs", "IncrementalArgs", "verify"])]
     pub(super) in_band: Option<InBand>,
+    /// Refuse where a QEMU has no usable NBD, instead of having the disks carried inside QEMU's own stream.
+    #[arg(long, conflicts_with = "in_band")]
+    pub(super) never_in_band: bool,
     /// Refuse for warnings, too.
     #[arg(long)]
     pub(super) strict: bool,

@@ -79,6 +79,7 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
         compare_read_only: args.compare_read_only,
         replicate: false,
         in_band: args.in_band,
+        never_in_band: args.never_in_band,
         strict: args.strict,
         accept: args.accept.into_iter().collect(),
     };
@@ -106,6 +107,7 @@ async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
         compare_read_only: args.compare_read_only,
         incremental: args.incremental.disks(),
         in_band: args.in_band,
+        never_in_band: args.never_in_band,
     };
     let report: CheckReport = client.call(Method::POST, "/v1/check", &request).await?;
     let refused = report.problems.iter().any(|p| p.severity == Severity::Problem);

@@ -64,6 +64,7 @@ fn request(args: DrainArgs) -> anyhow::Result<Value> {
     let options = Options {
         auto_converge: args.auto_converge,
         never_slow_writes: args.never_slow_writes,
+        never_in_band: args.never_in_band,
         downtime_limit_ms: args.downtime_limit.try_into()?,
         retry: args.retry.try_into()?,
         compress: args.compress,

@@ -20,6 +20,8 @@ pub struct Abilities {
     pub block_export_add: bool,
     /// `blockdev-mirror` with a job that stays for its error.
     pub blockdev_mirror: bool,
+    /// The block driver `nbd`, which is what a mirror copies to.
+    pub nbd_driver: bool,
     /// `migrate-incoming` can be deferred to a command.
     pub migrate_incoming: bool,
     /// `nbd-server-start` knows `handshake-max-seconds`.
@@ -54,6 +56,7 @@ impl Abilities {
             nbd_server_fd: schema.takes_fd("nbd-server-start", "addr"),
             block_export_add: schema.has("block-export-add"),
             blockdev_mirror: schema.takes("blockdev-mirror", "auto-dismiss"),
+            nbd_driver: schema.has_case("blockdev-add", "nbd"),
             migrate_incoming: schema.has("migrate-incoming"),
             handshake_max_seconds: schema.takes("nbd-server-start", "handshake-max-seconds"),
             exit_on_error: schema.takes("migrate-incoming", "exit-on-error"),
@@ -101,6 +104,12 @@ impl Schema {
 
     fn takes(&self, command: &str, argument: &str) -> bool {
         self.argument_type(command, argument).is_some()
+    }
+
+    /// Whether the argument of a command may be of this kind.
+    fn has_case(&self, command: &str, case: &str) -> bool {
+        let argument = self.command(command).and_then(|entry| self.0.get(entry.arg_type.as_ref()?));
+        argument.is_some_and(|argument| argument.variants.iter().any(|variant| variant.case == case))
     }
 
     /// Whether an argument that is an address may be a descriptor.

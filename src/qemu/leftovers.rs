@@ -1,7 +1,9 @@
 //! What of vmferry is still inside a QEMU: the proof that a clean-up was complete.
 
 use super::client::Qmp;
-use super::commands::{NbdServerStart, NbdServerStop, QueryBlockExports, QueryJobs, QueryNamedBlockNodes};
+use super::commands::{
+    BlockExportInfo, NbdServerStart, NbdServerStop, QueryBlockExports, QueryJobs, QueryNamedBlockNodes,
+};
 use super::error::QmpError;
 use super::names;
 
@@ -28,7 +30,7 @@ impl Leftovers {
 pub async fn leftovers(qmp: &Qmp) -> Result<Leftovers, QmpError> {
     let ours = |name: &String| names::is_ours(name);
     let jobs = qmp.execute(QueryJobs).await?;
-    let exports = qmp.execute(QueryBlockExports).await?;
+    let exports = block_exports(qmp).await?;
     let nodes = qmp.execute(QueryNamedBlockNodes { flat: true }).await?;
     let bitmaps = nodes.iter().flat_map(|node| {
         node.dirty_bitmaps.iter().map(|bitmap| (node.node_name.clone(), bitmap.name.clone()))
@@ -43,6 +45,14 @@ pub async fn leftovers(qmp: &Qmp) -> Result<Leftovers, QmpError> {
     })
 }
 
+/// The exports of all kinds; none where QEMU has no such thing.
+pub async fn block_exports(qmp: &Qmp) -> Result<Vec<BlockExportInfo>, QmpError> {
+    match qmp.execute(QueryBlockExports).await {
+        Err(error) if error.is_command_not_found() => Ok(Vec::new()),
+        exports => exports,
+    }
+}
+
 /// Whether the process has an NBD server. Changes nothing.
 ///
 /// QEMU has no query for this. It looks for a running server before it looks for the socket, so
@@ -50,7 +60,7 @@ pub async fn leftovers(qmp: &Qmp) -> Result<Leftovers, QmpError> {
 pub async fn nbd_server_runs(qmp: &Qmp) -> Result<bool, QmpError> {
     match qmp.execute(NbdServerStart::on_fd(names::ABSENT_FDNAME)).await {
         Err(error) if error.is_nbd_server_already_running() => Ok(true),
-        Err(error) if error.is_not_found_fd() => Ok(false),
+        Err(error) if error.is_not_found_fd() || error.is_command_not_found() => Ok(false),
         Err(error) => Err(error),
         Ok(_) => qmp.execute(NbdServerStop).await.map(|_| false),
     }

@@ -47,7 +47,7 @@ pub use event::{Event, EventKind, Timestamp};
 pub use event_queue::{EVENT_QUEUE_BYTES_MAX, EVENT_QUEUE_MAX, Events};
 pub use graph::{Base, Bitmap, Encryption, Layer};
 pub use image::{Image, Seen};
-pub use leftovers::{Leftovers, leftovers, nbd_server_runs};
+pub use leftovers::{Leftovers, block_exports, leftovers, nbd_server_runs};
 pub use machine::{Device, Machine, machine};
 pub use nbd::{NbdError, NbdReader, NbdWriter, REQUEST_BYTES_MAX, reads_as_zeroes};
 pub use process::{Life, Process, ProcessId};

@@ -24,6 +24,8 @@ struct Shared {
     /// Nothing comes from QEMU.
     silent: AtomicBool,
     ended: AtomicBool,
+    /// Words of QMP that QEMU does not have for this client.
+    hidden: Vec<&'static str>,
 }
 
 impl Shared {
@@ -31,6 +33,21 @@ impl Shared {
         let client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         client.as_deref().context("nobody is connected")?.write_all(bytes)?;
         Ok(())
+    }
+
+    /// Gives each hidden word another name of the same length, on its way to QEMU as on its way back: QEMU shows
+    /// something that nobody knows, and is asked for something that it does not know.
+    fn hide(&self, line: &mut [u8]) {
+        for word in &self.hidden {
+            let quoted = format!("\"{word}\"");
+            let places: Vec<usize> = line
+                .windows(quoted.len())
+                .enumerate()
+                .filter(|(_, w)| *w == quoted.as_bytes())
+                .map(|(at, _)| at)
+                .collect();
+            places.into_iter().for_each(|at| line[at + 1] = b'~');
+        }
     }
 
     fn cut(&self) {
@@ -54,9 +71,18 @@ impl Proxy {
     /// # Errors
     /// The file system is in the way.
     pub fn before(monitor: &Path) -> Result<Self> {
+        Self::hiding(monitor, &[])
+    }
+
+    /// The same, before a QEMU that seems not to have these commands, drivers or arguments.
+    ///
+    /// # Errors
+    /// The file system is in the way.
+    pub fn hiding(monitor: &Path, words: &[&'static str]) -> Result<Self> {
         let real = monitor.with_extension("behind");
         std::fs::rename(monitor, &real)?;
-        let mut proxy = Self { path: monitor.to_owned(), real, shared: Arc::default(), thread: None };
+        let shared = Arc::new(Shared { hidden: words.to_vec(), ..Shared::default() });
+        let mut proxy = Self { path: monitor.to_owned(), real, shared, thread: None };
         proxy.listen()?;
         Ok(proxy)
     }
@@ -69,7 +95,7 @@ impl Proxy {
         self.end();
         let listener = UnixListener::bind(&self.path)?;
         listener.set_nonblocking(true)?;
-        self.shared = Arc::default();
+        self.shared = Arc::new(Shared { hidden: self.shared.hidden.clone(), ..Shared::default() });
         let (shared, real) = (Arc::clone(&self.shared), self.real.clone());
         self.thread = Some(std::thread::spawn(move || accept(&listener, &real, &shared)));
         Ok(())
@@ -140,8 +166,9 @@ fn serve(client: UnixStream, qemu: UnixStream, shared: &Arc<Shared>) {
     let (Ok(from_client), Ok(from_qemu)) = (client.try_clone(), qemu.try_clone()) else { return };
     let client = Arc::new(client);
     *shared.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&client));
+    let hides = Arc::clone(shared);
     std::thread::spawn(move || {
-        while commands(&from_client, &qemu).is_ok_and(|more| more) {}
+        while commands(&from_client, &qemu, &hides).is_ok_and(|more| more) {}
         let _ = qemu.shutdown(Shutdown::Both);
     });
     let shared = Arc::clone(shared);
@@ -153,7 +180,7 @@ fn serve(client: UnixStream, qemu: UnixStream, shared: &Arc<Shared>) {
 }
 
 /// Passes on what the client has sent, descriptors too. `false`: it is gone.
-fn commands(client: &UnixStream, qemu: &UnixStream) -> Result<bool> {
+fn commands(client: &UnixStream, qemu: &UnixStream, shared: &Shared) -> Result<bool> {
     let mut chunk = [0; 4096];
     let mut space = nix::cmsg_space!([RawFd; 4]);
     let (count, fds) = {
@@ -168,6 +195,8 @@ fn commands(client: &UnixStream, qemu: &UnixStream) -> Result<bool> {
         }
         (message.bytes, fds)
     };
+    // The agent writes a command at once.
+    shared.hide(&mut chunk[..count]);
     let passed = pass(qemu, &chunk[..count], &fds);
     fds.into_iter().try_for_each(nix::unistd::close)?;
     passed.map(|()| count > 0)
@@ -198,7 +227,8 @@ fn answers(mut qemu: &UnixStream, mut client: &UnixStream, shared: &Shared) -> R
             std::thread::sleep(LOOK_EVERY);
         }
         if let Some(end) = waiting.iter().rposition(|byte| *byte == b'\n') {
-            let lines: Vec<u8> = waiting.drain(..=end).collect();
+            let mut lines: Vec<u8> = waiting.drain(..=end).collect();
+            shared.hide(&mut lines);
             let _whole_lines = shared.client.lock().unwrap_or_else(PoisonError::into_inner);
             client.write_all(&lines)?;
         }

@@ -558,6 +558,7 @@ fn whole_requests_are_as_described() {
         verify: Some(10.try_into().unwrap()),
         incremental: Some(Incremental::Only(BTreeSet::from(["vda".to_owned()]))),
         in_band: Some(InBand::Blk),
+        never_in_band: true,
         ..Options::default()
     };
     let share = ShareRequest { limit_bytes_per_s: Some(None), weight: Some(300.try_into().unwrap()) };
@@ -585,7 +586,8 @@ fn whole_requests_are_as_described() {
                 disks: DiskChoice::Only(vec!["vda".into()]),
                 verify: true,
                 incremental: Some(Incremental::All),
-                in_band: Some(InBand::Inc)
+                in_band: Some(InBand::Inc),
+                never_in_band: true,
             }),
         ),
         ("ShareRequest", json!(share)),

@@ -5,17 +5,12 @@ use crate::migrate::model::role::Role;
 use crate::qemu::{Abilities, Qmp, QmpError, QueryBlockJobs, QueryJobs, QueryMigrate};
 
 /// What a QEMU of either side must be able to do.
-/// An NBD server is not needed for disks that go in band.
-pub(crate) fn abilities_missing(abilities: &Abilities, side: Role, in_band: bool) -> Vec<Problem> {
+pub(crate) fn abilities_missing(abilities: &Abilities, side: Role) -> Vec<Problem> {
     let source = side == Role::Source;
-    let exports = !source && !in_band;
     let needs = [
-        ("a mirror job that keeps its error", abilities.blockdev_mirror || !source || in_band),
         ("pause-before-switchover", abilities.capability("pause-before-switchover") || !source),
         ("return-path", abilities.capability("return-path")),
         ("migration events", abilities.capability("events")),
-        ("an NBD server on a passed descriptor", abilities.nbd_server_fd || !exports),
-        ("block-export-add", abilities.block_export_add || !exports),
         ("migrate-incoming", abilities.migrate_incoming || source),
     ];
     let lacking = needs.into_iter().filter(|(_, present)| !present);
@@ -25,6 +20,26 @@ pub(crate) fn abilities_missing(abilities: &Abilities, side: Role, in_band: bool
             Problem::new(ProblemKind::QemuTooOld, text, "use QEMU 5.2 or newer on both hosts")
         })
         .collect()
+}
+
+/// What a QEMU of either side lacks to have disks copied by streams of their own.
+pub(crate) fn nbd_missing(abilities: &Abilities, side: Role) -> Option<Problem> {
+    let needs: &[_] = match side {
+        Role::Source => &[
+            ("`blockdev-mirror` with a job that keeps its error", abilities.blockdev_mirror),
+            ("the block driver `nbd`", abilities.nbd_driver),
+        ],
+        Role::Destination => &[
+            ("`nbd-server-start` on a passed descriptor", abilities.nbd_server_fd),
+            ("`block-export-add`", abilities.block_export_add),
+        ],
+    };
+    let lacking: Vec<_> = needs.iter().filter(|(_, present)| !present).map(|(what, _)| *what).collect();
+    if lacking.is_empty() {
+        return None;
+    }
+    let text = format!("the {}'s QEMU has no usable NBD: it lacks {}", side.name(), lacking.join(" and "));
+    Some(Problem::new(ProblemKind::NoNbd, text, "use QEMU 5.2 or newer on both hosts, built with NBD"))
 }
 
 /// Block jobs and migrations under way.

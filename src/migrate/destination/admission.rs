@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::created_images;
 use super::end::never_ran;
 use super::error::Error;
 use super::settling::never_begun;
 use super::state::beginning;
+use super::{created_images, exports};
 use crate::config::{CreateConfig, Start, VmConfig};
 use crate::migrate::checks::disks::in_band;
 use crate::migrate::checks::{descriptors, disks, machine, qemu};
@@ -119,7 +119,10 @@ pub(crate) async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Prob
         return Ok(vec![problem]);
     }
     let abilities = Abilities::ask(qmp).await?;
-    let mut problems = qemu::abilities_missing(&abilities, Role::Destination, offer.in_band.is_some());
+    let mut problems = qemu::abilities_missing(&abilities, Role::Destination);
+    if exports::exports(offer).len() + exports::compared(offer).len() > 0 {
+        problems.extend(qemu::nbd_missing(&abilities, Role::Destination));
+    }
     problems.extend(qemu::busy(qmp, &offer.vm).await?);
     let present = crate::qemu::disks(qmp).await?;
     problems.extend(disks::destination_findings(qmp, offer, &present).await?);

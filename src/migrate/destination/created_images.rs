@@ -28,7 +28,7 @@ use crate::migrate::journal::{Journal, MadeFile, MadeVolume, Past, Undo};
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::protocol::message::{DiskSpec, Offer};
 use crate::printable::printable;
-use crate::qemu::Disk;
+use crate::qemu::{Disk, names};
 
 /// Whatever file a process has there, also one without a name.
 const STANDARD_INPUT: &str = "/proc/self/fd/0";
@@ -251,7 +251,9 @@ pub(crate) async fn remove_late(host: &Host, past: &Past, is_given_back: bool) -
     if present(past).is_empty() || host.replicas.has(past) {
         return Vec::new();
     }
-    let is_untouched = !past.undo.contains(&Undo::NbdServer);
+    // What goes in band comes with the RAM.
+    let touched = [Undo::NbdServer, Undo::Fd(names::RAM_FDNAME.into())];
+    let is_untouched = !touched.iter().any(|undo| past.undo.contains(undo));
     match used(host, past).await {
         Use::Guests => Vec::new(),
         Use::Nobodys if is_untouched || is_given_back => remove(&host.config, past).await,

@@ -127,6 +127,9 @@ pub struct Options {
     /// The disks cross inside QEMU's own stream, in this way; none for streams of their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_band: Option<InBand>,
+    /// They do not, also where a QEMU has no usable NBD: it is refused then.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub never_in_band: bool,
     pub strict: bool,
     /// Kinds of problems that do not keep it from going on.
     pub accept: BTreeSet<Accepted>,

@@ -61,6 +61,7 @@ kinds! {
         NotCopied,
         NotComparable,
         NotInBand,
+        NoNbd,
         BaseNotCompared,
         NoRoom,
         ImageNotMade,

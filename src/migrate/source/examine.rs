@@ -14,6 +14,7 @@ use crate::migrate::guest::inventory::Inventory;
 use crate::migrate::guest::process;
 use crate::migrate::host::{AskError, Host};
 use crate::migrate::model::options::Options;
+use crate::migrate::model::plan;
 use crate::migrate::model::problem::{Policy, Problem, ProblemKind, chain};
 use crate::migrate::model::role::Role;
 use crate::migrate::protocol::client::{Link, LinkError};
@@ -82,7 +83,10 @@ pub(crate) async fn source(host: &Host, name: &str, options: &Options) -> Result
     let status = qmp.execute(QueryStatus).await?.status;
     let inventory = Inventory::of(&qmp).await?;
     let disks = crate::qemu::disks(&qmp).await?;
-    let mut problems = qemu::abilities_missing(&abilities, Role::Source, options.in_band.is_some());
+    let mut problems = qemu::abilities_missing(&abilities, Role::Source);
+    if options.in_band.is_none() && !plan::copied(&disks, &options.disks, None).is_empty() {
+        problems.extend(qemu::nbd_missing(&abilities, Role::Source));
+    }
     let migration = qmp.execute(QueryMigrate).await?.status;
     problems.extend(state_problem(name, &status, &migration));
     problems.extend(qemu::busy(&qmp, name).await?);
@@ -170,7 +174,10 @@ async fn tried(examined: &Examined, name: &str) -> Vec<Problem> {
 
 /// `vmferry check`: everything that would fail, from both sides; changes nothing.
 pub async fn check(host: &Arc<Host>, vm: &str, peer: &str, options: &Options) -> Vec<Problem> {
-    options.policy().applied(findings(host, vm, peer, options).await)
+    let found = options.policy().applied(findings(host, vm, peer, options).await);
+    let Some((options, said)) = in_band::instead(&found, options) else { return found };
+    let again = [vec![said], findings(host, vm, peer, &options).await].concat();
+    in_band::settled(found, options.policy().applied(again))
 }
 
 async fn findings(host: &Arc<Host>, vm: &str, peer: &str, options: &Options) -> Vec<Problem> {

@@ -20,9 +20,12 @@ use super::context::Context;
 use super::failure::Failure;
 use super::further_try::{Ended, Held, add_leftovers};
 use super::request::SourceRequest;
+use crate::migrate::checks::disks::in_band;
 use crate::migrate::host::Host;
 use crate::migrate::journal::RetryOf;
+use crate::migrate::model::options::Options;
 use crate::migrate::model::phase::Phase;
+use crate::migrate::model::problem::Problem;
 use crate::migrate::model::progress::{Outcome, Progress, ProgressSink, Tries};
 
 /// The longest wait before a try, jitter aside.
@@ -65,13 +68,26 @@ pub(crate) type Try = Pin<Box<dyn Future<Output = Option<Ended>> + Send>>;
 
 /// Goes on with the try that the request names, and begins further ones. The caller has reserved
 /// the VM.
-pub(crate) async fn go_on(context: Context, mut running: Try) {
-    let Context { host, request, progress, cancel } = &context;
-    let of = request.options.retry.tries();
-    let mut number = request.retry.as_ref().map_or(1, |retry| retry.number);
-    let first = request.retry.as_ref().map_or(request.id, |retry| retry.first);
+pub(crate) async fn go_on(mut context: Context, mut running: Try) {
+    let of = context.request.options.retry.tries();
+    let mut number = context.request.retry.as_ref().map_or(1, |retry| retry.number);
+    let first = context.request.retry.as_ref().map_or(context.request.id, |retry| retry.first);
+    let mut no_nbd = Vec::new();
     loop {
         let Some(mut ended) = running.await else { return };
+        let found = std::mem::take(&mut no_nbd);
+        if let Some(way) = other_way(&ended, &context) {
+            for said in &way.said {
+                tracing::warn!("{said}");
+            }
+            no_nbd = way.found;
+            context.request.options = way.options;
+            context.note_findings(way.said);
+            running = next_try(&context, (first, number), ended.held);
+            continue;
+        }
+        say_both(&mut ended.outcome, found);
+        let Context { host, progress, cancel, .. } = &context;
         if let Verdict::Over(why) = verdict(&ended, number, of) {
             note_end(progress, number, of, why);
             release(&context, ended.held, &mut ended.outcome).await;
@@ -89,11 +105,44 @@ pub(crate) async fn go_on(context: Context, mut running: Try) {
             release(&context, ended.held, &mut outcome).await;
             return progress.end(Phase::Failed, outcome);
         }
-        let id = Uuid::new_v4();
-        begin_try(progress, number, of, id);
-        let retry = Some(RetryOf { first, number, kept: Vec::new() });
-        let request = SourceRequest { id, retry, ..request.clone() };
-        running = Box::pin(attempt(Context { request, ..context.clone() }, ended.held));
+        running = next_try(&context, (first, number), ended.held);
+    }
+}
+
+fn next_try(context: &Context, (first, number): (Uuid, u32), held: Option<Held>) -> Try {
+    let id = Uuid::new_v4();
+    begin_try(&context.progress, number, context.request.options.retry.tries(), id);
+    let retry = Some(RetryOf { first, number, kept: Vec::new() });
+    let request = SourceRequest { id, retry, ..context.request.clone() };
+    Box::pin(attempt(Context { request, ..context.clone() }, held))
+}
+
+/// Another way for the disks.
+struct OtherWay {
+    options: Options,
+    said: Vec<Problem>,
+    /// Why there is not the first one.
+    found: Vec<Problem>,
+}
+
+/// In band, where a try was refused because a QEMU has no usable NBD, and nobody forbids it. It does not count as a
+/// further try: nothing was begun.
+fn other_way(ended: &Ended, context: &Context) -> Option<OtherWay> {
+    let Outcome::Failed { cancelled: false, leftovers, problems, .. } = &ended.outcome else { return None };
+    let (options, said) = in_band::instead(problems, &context.request.options)?;
+    if !leftovers.is_empty() {
+        return None;
+    }
+    let said = options.policy().judge(vec![said]).ok()?;
+    Some(OtherWay { options, said, found: problems.clone() })
+}
+
+/// Where the other way is refused as well, both reasons.
+fn say_both(outcome: &mut Outcome, found: Vec<Problem>) {
+    let Outcome::Failed { cause, problems, .. } = outcome else { return };
+    if let (Some(first), true) = (found.first(), problems.iter().any(Problem::is_refusal)) {
+        *cause = format!("{first}; and inside QEMU's own stream: {cause}");
+        problems.splice(0..0, found);
     }
 }
 

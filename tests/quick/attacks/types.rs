@@ -217,6 +217,7 @@ fn bodies(victim: &Victim) -> Vec<(&'static str, String, Value)> {
         verify: true,
         incremental: Some(Incremental::All),
         in_band: Some(InBand::Blk),
+        never_in_band: false,
     };
     let all = [
         ("/v1/check", json!(check)),

@@ -3,12 +3,13 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::machine::{Place, blockdev, device, raw};
+use super::machine::{Machine, Place, blockdev, device, raw};
 use super::{Stage, moves, tells};
 use crate::faults::Migration;
+use crate::faults::proxy::Proxy;
 use crate::support::agent::PORT;
 use crate::support::proof;
-use crate::support::{Capture, DiskFormat, Pair, Traffic, Version, Vm, VmSpec, Way, with_lab};
+use crate::support::{Capture, DiskFormat, Lab, Pair, Traffic, Version, Vm, VmSpec, Way, with_lab};
 
 const VM: &str = "web1";
 /// The guest's writes are live and yet leave the other side air.
@@ -209,5 +210,113 @@ fn what_lies_above_a_base_crosses_in_band() -> Result<()> {
             target.io(&top(&target), &format!("read {range}"))?;
         }
         Ok(())
+    })
+}
+
+/// What a QEMU without an NBD server does not have.
+const OF_SERVER: [&str; 4] =
+    ["nbd-server-start", "nbd-server-stop", "block-export-add", "query-block-exports"];
+
+/// A pair of QEMUs with a disk of which some was written to, and a proxy that hides words of one of them.
+struct Lacking {
+    at_source: Machine,
+    at_target: Machine,
+    target: Place,
+    proxy: Proxy,
+}
+
+impl Lacking {
+    fn begin(
+        stage: &Stage,
+        lab: &Lab,
+        name: &str,
+        version: Version,
+        disk: fn(&Place) -> Result<Vec<String>>,
+        side: &str,
+        words: &[&'static str],
+    ) -> Result<Self> {
+        let [source, target] = stage.places(lab, name, version)?;
+        let at_source = disk(&source)?;
+        source.io(&image(&source), "write -P 9 1M 64k")?;
+        let at_source = source.start(&at_source, false)?;
+        let at_target = target.start(&disk(&target)?, true)?;
+        let hidden = if side == "source" { &source } else { &target };
+        let proxy = Proxy::hiding(&hidden.file("agent.qmp"), words)?;
+        Ok(Self { at_source, at_target, target, proxy })
+    }
+
+    /// Refused by both for these reasons, and nothing was changed.
+    fn is_refused(
+        &self,
+        stage: &Stage,
+        name: &str,
+        options: &[&str],
+        reasons: &[(&str, &[&str])],
+    ) -> Result<()> {
+        let before = [self.at_source.snapshot()?, self.at_target.snapshot()?];
+        let (code, found) = stage.check(name, options)?;
+        ensure!(code == 1, "{name} {options:?}: check gave {code}: {found:?}");
+        let (code, last) = stage.migrate(name, options)?;
+        ensure!(code == 1 && last["outcome"]["leftovers"] == json!([]), "{name} {options:?}: {last}");
+        let told = last["outcome"]["problems"].as_array().cloned().unwrap_or_default();
+        for (kind, words) in reasons {
+            tells(&found, kind, "problem", words).with_context(|| format!("check {name} {options:?}"))?;
+            tells(&told, kind, "problem", words).with_context(|| format!("migrate {name} {options:?}"))?;
+        }
+        ensure!(
+            [self.at_source.snapshot()?, self.at_target.snapshot()?] == before,
+            "{name}: something was changed"
+        );
+        Ok(())
+    }
+
+    /// Said by `check` and the dry run, and moved so.
+    fn moves_in_band(self, stage: &Stage, name: &str, words: &[&str], more: &[&str]) -> Result<()> {
+        let words = [words, &["inside QEMU's own stream"]].concat();
+        let (code, found) = stage.check(name, &[])?;
+        ensure!(code == 0, "{found:?}");
+        tells(&found, "no-nbd", "warning", &words)?;
+        let outcome = stage.alpha.vmferry(&["migrate", name, "--to", "bravo", "--dry-run"])?;
+        let says = |text: &str| words.iter().all(|word| text.contains(word));
+        ensure!(outcome.code == 0 && says(&outcome.stdout), "{outcome:?}");
+        let last = moves(stage, name, self.at_source, self.at_target, more)?;
+        ensure!(says(&last["notes"].to_string()), "{last}");
+        drop(self.proxy);
+        self.target.io(&image(&self.target), "read -P 9 1M 64k")
+    }
+}
+
+fn image(place: &Place) -> String {
+    format!("driver=raw,file.filename={}", place.file("0.raw").display())
+}
+
+#[test]
+#[ignore = "make disks"]
+fn disks_go_in_band_where_there_is_no_usable_nbd() -> Result<()> {
+    use Version::{V10, V72};
+    with_lab("disks_go_in_band_where_there_is_no_usable_nbd", |lab| {
+        let stage = Stage::set_up(lab, &["there", "here", "node", "new"])?;
+        let no_server: (&str, &[&str]) =
+            ("no-nbd", &["destination's", "`nbd-server-start`", "`block-export-add`"]);
+        let there = Lacking::begin(&stage, lab, "there", V72, plain, "destination", &OF_SERVER)?;
+        there.is_refused(&stage, "there", &["--never-in-band"], &[no_server])?;
+        there.is_refused(&stage, "there", &["--strict"], &[no_server])?;
+        there.is_refused(&stage, "there", &["--verify"], &[no_server, ("not-in-band", &["--verify"])])?;
+        there.moves_in_band(&stage, "there", no_server.1, &[])?;
+
+        let here = Lacking::begin(&stage, lab, "here", V72, plain, "source", &["blockdev-mirror", "nbd"])?;
+        let words = ["source's", "`blockdev-mirror`", "`nbd`"];
+        // Behind a proxy nobody sees a QEMU end.
+        here.moves_in_band(&stage, "here", &words, &["--keep-source"])?;
+
+        let node = Lacking::begin(&stage, lab, "node", V72, node, "destination", &OF_SERVER)?;
+        node.is_refused(&stage, "node", &[], &[no_server, ("not-in-band", &["disk disk0", "`-blockdev`"])])?;
+        let new = Lacking::begin(&stage, lab, "new", V10, plain, "destination", &OF_SERVER)?;
+        new.is_refused(
+            &stage,
+            "new",
+            &[],
+            &[no_server, ("not-in-band", &["QEMU (10.", "9.1 has removed it"])],
+        )
     })
 }

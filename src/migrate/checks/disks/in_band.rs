@@ -12,6 +12,9 @@ use crate::qemu::{Abilities, Disk, Qmp, QmpError, QueryNamedBlockNodes};
 
 /// QEMU's block. The destination's QEMU writes the last one whole, and fails at the end of a shorter disk.
 const BLOCK_BYTES: u64 = 1 << 20;
+/// A remedy, whoever has chosen to have the disks in band.
+const OWN_STREAMS: &str =
+    "have disks copied by streams of their own: without `--in-band`, by QEMUs that have NBD";
 /// QEMU sends the length of a name in one byte.
 const NAME_BYTES_MAX: usize = 255;
 
@@ -22,6 +25,7 @@ fn problem(text: String, remedy: &str) -> Problem {
 /// What else was asked for and cannot be had with it.
 pub(crate) fn contradictions(how: InBand, options: &Options) -> Vec<Problem> {
     let asked = [
+        ("--never-in-band", options.never_in_band, "it forbids just that"),
         ("--disk and --except-disk", !options.disks.is_all(), "QEMU sends every disk that it can write to"),
         ("--disks-at-once", options.disks_at_once.is_some(), "QEMU chooses the order"),
         ("--compare-read-only", options.compare_read_only, "the destination exports no disk"),
@@ -43,6 +47,37 @@ pub(crate) fn contradictions(how: InBand, options: &Options) -> Vec<Problem> {
         )
     });
     told.collect()
+}
+
+/// Disks go in band without having been asked to where nothing but NBD's absence keeps them from streams of their
+/// own: how it is done then, and what is said of it.
+pub(crate) fn instead(found: &[Problem], options: &Options) -> Option<(Options, Problem)> {
+    if options.never_in_band || options.in_band.is_some() {
+        return None;
+    }
+    let mut refusals = found.iter().filter(|problem| problem.is_refusal());
+    let first = refusals.next().filter(|first| first.kind == ProblemKind::NoNbd)?;
+    if refusals.any(|other| other.kind != ProblemKind::NoNbd) {
+        return None;
+    }
+    let how = InBand::Blk;
+    let said = Problem::warning(
+        ProblemKind::NoNbd,
+        format!("{}; so the disks go inside QEMU's own stream, the old way ({})", first.text, how.name()),
+        format!("{}; `--never-in-band` forbids the old way", first.remedy),
+    );
+    Some((Options { in_band: Some(how), ..options.clone() }, said))
+}
+
+/// What is found in the end, of what was found first and then for disks in band: where they do not go so either, both
+/// reasons.
+pub(crate) fn settled(found: Vec<Problem>, again: Vec<Problem>) -> Vec<Problem> {
+    let is_of_nbd = |problem: &Problem| problem.kind == ProblemKind::NoNbd;
+    if !again.iter().any(|problem| problem.is_refusal() && !is_of_nbd(problem)) {
+        return again;
+    }
+    let why = found.into_iter().filter(|problem| is_of_nbd(problem) && problem.is_refusal());
+    why.chain(again.into_iter().filter(|problem| !is_of_nbd(problem))).collect()
 }
 
 /// What the source finds in its own QEMU.
@@ -72,7 +107,7 @@ fn lacking(abilities: &Abilities, side: &str) -> Option<Problem> {
             "the {side}'s QEMU ({major}.{minor}.{micro}) cannot carry disks inside its own stream: QEMU 9.1 has \
              removed it, and some builds leave it out"
         ),
-        "move the VM without `--in-band`",
+        OWN_STREAMS,
     ))
 }
 
@@ -85,7 +120,7 @@ fn not_taken(disk: &Disk, how: InBand) -> Option<Problem> {
     if disk.drive.is_empty() {
         return Some(problem(
             format!("disk {name} of the source is a `-blockdev`: in its own stream QEMU has no name for it"),
-            "move the VM without `--in-band`, or start it with `-drive`",
+            "start it with `-drive`, or have it copied by a stream of its own: without `--in-band`, by QEMUs that have NBD",
         ));
     }
     if disk.drive.len() > NAME_BYTES_MAX {
@@ -100,7 +135,7 @@ fn not_taken(disk: &Disk, how: InBand) -> Option<Problem> {
                 "drive {} holds the machine's firmware and can be written to: QEMU would send it as a disk",
                 disk.drive
             ),
-            "move the VM without `--in-band`",
+            OWN_STREAMS,
         ));
     }
     if !disk.virtual_size.is_multiple_of(BLOCK_BYTES) {
@@ -109,7 +144,8 @@ fn not_taken(disk: &Disk, how: InBand) -> Option<Problem> {
                 "disk {name} has {} bytes, no multiple of 1 MiB: the destination's QEMU would fail at its end",
                 disk.virtual_size
             ),
-            "move the VM without `--in-band`, or enlarge the disk to a multiple of 1 MiB",
+            "enlarge it to a multiple of 1 MiB, or have it copied by a stream of its own: without `--in-band`, by QEMUs \
+             that have NBD",
         ));
     }
     if how == InBand::Inc && !disk.backing && disk.format != "raw" {
@@ -281,6 +317,30 @@ mod tests {
         let above = Disk { backing: true, ..drive("d0") };
         let found = base(&spec, &above).unwrap();
         assert!(found.kind.may_be_accepted() && found.is_refusal());
+    }
+
+    #[test]
+    fn disks_go_in_band_by_themselves_only_for_want_of_nbd() {
+        let no_nbd = Problem::new(ProblemKind::NoNbd, "no server", "a newer one");
+        let other = Problem::new(ProblemKind::DiskMissing, "", "");
+        let said = Problem::warning(ProblemKind::BackingMerged, "", "");
+        let options = Options { keep_source: true, ..Options::default() };
+        let found = [said.clone(), no_nbd.clone()];
+        let (chosen, warning) = instead(&found, &options).unwrap();
+        assert_eq!((chosen.in_band, chosen.keep_source), (Some(InBand::Blk), true));
+        assert!(!warning.is_refusal() && warning.text.starts_with("no server; so the disks go"));
+        for found in [vec![], vec![said], vec![no_nbd.clone(), other.clone()], vec![other.clone()]] {
+            assert!(instead(&found, &options).is_none(), "{found:?}");
+        }
+        for asked in [
+            Options { never_in_band: true, ..Options::default() },
+            Options { in_band: Some(InBand::Inc), ..Options::default() },
+        ] {
+            assert!(instead(&found, &asked).is_none(), "{asked:?}");
+        }
+        let settled = |again: &[Problem]| settled(found.to_vec(), again.to_vec());
+        assert_eq!(settled(&[warning.clone(), other.clone()]), [no_nbd, other]);
+        assert_eq!(settled(std::slice::from_ref(&warning)), [warning]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::migrate::model::in_band::InBand;
 use crate::migrate::model::options::Options;
 use crate::migrate::model::plan;
 use crate::migrate::model::problem::{Problem, ProblemKind};
-use crate::qemu::{Contents, Disk, Outside, Qmp, QmpError, QueryBlockExports, names, outside};
+use crate::qemu::{Contents, Disk, Outside, Qmp, QmpError, block_exports, names, outside};
 
 /// Everything that speaks against moving a guest with these disks, and what will not go along.
 pub(crate) async fn source_findings(
@@ -51,7 +51,7 @@ fn not_moved(device: &Outside) -> Problem {
 
 /// Exports of these disks that are not this migration's.
 pub(crate) async fn exported(qmp: &Qmp, disks: &[Disk], side: &str) -> Result<Vec<Problem>, QmpError> {
-    let exports = qmp.execute(QueryBlockExports).await?;
+    let exports = block_exports(qmp).await?;
     let mut problems = Vec::new();
     for disk in disks {
         let node = |name: &str| disk.layers.iter().find(|layer| layer.node_name == name);
