@@ -4,6 +4,7 @@ the dashboard, and alerts whose causes are provoked. Usage: observe.py VMFERRY L
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ PATIENCE_S = 120
 MIB = 1 << 20
 
 started = []
+mounted = []
 failed = []
 
 
@@ -99,9 +101,9 @@ crl = '{ground}/pki/crl.pem'
         return run(VMFERRY, "--socket", self.folder / "run/vmferry.sock", *words)
 
 
-def guest(ground, side, log, *more):
+def guest(ground, side, vm, log, *more):
     folder = ground / side
-    disk, qmp = folder / "disk.raw", folder / "agent.qmp"
+    disk, qmp = folder / f"{vm}.raw", folder / f"{vm}.qmp"
     with open(disk, "wb") as image:
         image.truncate(48 * MIB)
         if not more:
@@ -122,6 +124,8 @@ class Prometheus:
         # As they are, but for patience: what waits for minutes waits for a second here.
         rules = (DEPLOY / "vmferry.rules.yml").read_text()
         rules = re.sub(r"\bfor: \d+m\b", "for: 1s", rules).replace("_idle_seconds > 120", "_idle_seconds > 3")
+        # What is looked at over ten minutes there.
+        rules = rules.replace("_limited_seconds_total[10m]", "_limited_seconds_total[5s]")
         (ground / "vmferry.rules.yml").write_text(rules)
         targets = ", ".join(f'"127.0.0.1:{agent.metrics}"' for agent in agents)
         (ground / "prometheus.yml").write_text(f"""global: {{scrape_interval: 1s, evaluation_interval: 1s}}
@@ -177,6 +181,79 @@ def expect(prometheus, alert, cause, patience=PATIENCE_S):
     say(bool(wait(alert, lambda: prometheus.fires(alert), patience)), f"{alert} fires: {cause}")
 
 
+def short_certificate(pki, host, seconds):
+    """Replaces a host's certificate by one that ends soon."""
+    ground = pki / f"short-{host}"
+    ground.mkdir()
+    (ground / "index").touch()
+    (ground / "config").write_text(f"""[ca]
+default_ca = it
+[it]
+dir = {ground}
+database = {ground}/index
+new_certs_dir = {ground}
+serial = {ground}/serial
+rand_serial = yes
+default_md = sha256
+policy = any
+x509_extensions = host
+unique_subject = no
+[any]
+commonName = supplied
+[host]
+basicConstraints = critical,CA:FALSE
+keyUsage = critical,digitalSignature,keyEncipherment
+extendedKeyUsage = serverAuth,clientAuth
+subjectAltName = DNS:{host}
+[req]
+distinguished_name = name
+[name]
+""")
+    folder = pki / "hosts" / host
+    must("openssl", "req", "-new", "-config", ground / "config", "-key", folder / "key.pem", "-subj", f"/CN={host}",
+         "-out", ground / "request")
+    moment = lambda at: time.strftime("%Y%m%d%H%M%SZ", time.gmtime(at))
+    now = time.time()
+    must("openssl", "ca", "-batch", "-config", ground / "config", "-cert", pki / "ca-cert.pem", "-keyfile",
+         pki / "ca-key.pem", "-in", ground / "request", "-out", folder / "cert.pem", "-notext", "-startdate",
+         moment(now - 3600), "-enddate", moment(now + seconds))
+
+
+def full_disk(folder, kib):
+    """A folder on a file system of its own, which is filled when the result is called."""
+    folder.mkdir()
+    must("mount", "-t", "tmpfs", "-o", f"size={kib}k", "observe", folder)
+    mounted.append(folder)
+
+    def fill():
+        with open(folder / "ballast", "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+    return fill
+
+
+def few_descriptors(process):
+    """No more than it has, and a few."""
+    has = len(os.listdir(f"/proc/{process.pid}/fd"))
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (has + 4, has + 4))
+
+
+def stand_still(prometheus, alpha, bravo):
+    """A guest whose destination takes its time to start it, and whose agent there ends meanwhile."""
+    begun = alpha.cli("migrate", "web2", "--to", "bravo", "--detach")
+    say(begun.returncode == 0, f"a migration begins {begun.stderr}")
+    expect(prometheus, "VmferryGuestStandsStill", "the destination's hook takes half a minute")
+    os.kill(bravo.process.pid, signal.SIGKILL)
+    bravo.process.wait()
+    expect(prometheus, "VmferryUndecidedHandOver", "the destination's agent is killed in the hand-over")
+    bravo.start()
+    ended = wait("its end", lambda: not prometheus.has("vmferry_migrations_undecided > 0"))
+    say(bool(ended), "the hand-over is decided when it is back")
+
+
 def move_and_look(prometheus, alpha, bravo):
     wanted = dict(expressions())
     before = {title: text for title, text in wanted.items() if prometheus.has(text)}
@@ -184,6 +261,7 @@ def move_and_look(prometheus, alpha, bravo):
     say(begun.returncode == 0, f"a migration begins {begun.stderr}")
     wait("bytes that flow", lambda: prometheus.has("vmferry_migration_rate_bytes_per_second > 0"))
     check_metrics([alpha, bravo])
+    expect(prometheus, "VmferryBudgetStarved", "a limit", patience=40)
     # A host that does not answer, and lives.
     os.kill(bravo.process.pid, signal.SIGSTOP)
     expect(prometheus, "VmferryMigrationStuck", "the destination's agent is stopped", patience=40)
@@ -209,7 +287,7 @@ def main():
     ground = Path(tempfile.mkdtemp(prefix="vmferry-observe-"))
     pki = ground / "pki"
     must(VMFERRY, "certs", "ca", "--dir", pki, "--days", "30")
-    for host in ("alpha", "bravo"):
+    for host in ("alpha", "bravo", "charlie"):
         must(VMFERRY, "certs", "host", host, "--dir", pki, "--days", "3")
     must(VMFERRY, "certs", "revoke", "--dir", pki, "--days", "1")
     port = free_port()
@@ -224,7 +302,12 @@ identity = 'nobody'
 address = '127.0.0.1:1'
 send = ['*']
 [vm.web1]
-qmp = '{ground}/alpha/agent.qmp'
+qmp = '{ground}/alpha/web1.qmp'
+[vm.web2]
+qmp = '{ground}/alpha/web2.qmp'
+[deadlines]
+undecided_s = 5
+resume_s = 15
 [forward.vnc]
 listen = '{ground}/vnc'
 to = 'bravo'
@@ -233,17 +316,31 @@ target = 'vnc'
     bravo = Agent(ground, "bravo", f"""listen = ['127.0.0.1:{port}']
 [peer.alpha]
 identity = 'alpha'
-receive = ['web1']
+receive = ['web*']
+[deadlines]
+hook_s = 40
 [vm.web1]
-qmp = '{ground}/bravo/agent.qmp'
+qmp = '{ground}/bravo/web1.qmp'
+[vm.web2]
+qmp = '{ground}/bravo/web2.qmp'
+before_start = ['/bin/sleep', '30']
 """)
-    guest(ground, "alpha", log)
-    guest(ground, "bravo", log, "-incoming", "defer", "-S")
+    charlie = Agent(ground, "charlie", """listen = []
+[peer.alpha]
+identity = 'alpha'
+receive = ['web1']
+""")
+    fill = full_disk(charlie.folder / "state", 512)
+    short_certificate(pki, "charlie", 45)
+    charlie.start()
+    for vm in ("web1", "web2"):
+        guest(ground, "alpha", vm, log)
+        guest(ground, "bravo", vm, log, "-incoming", "defer", "-S")
     alpha.start()
     bravo.start()
     check_files()
     check_metrics([alpha, bravo])
-    prometheus = Prometheus(ground, [alpha, bravo])
+    prometheus = Prometheus(ground, [alpha, bravo, charlie])
     # What never happened has no figure yet.
     alpha.cli("check", "web1", "--to", "nobody")
     move_and_look(prometheus, alpha, bravo)
@@ -255,6 +352,13 @@ qmp = '{ground}/bravo/agent.qmp'
         ("VmferryRevocationListExpiring", "a list of one day"),
     ]:
         expect(prometheus, alert, cause)
+    expect(prometheus, "VmferryCertificateExpired", "one of 45 seconds")
+    fill()
+    charlie.cli("cancel", "drain")
+    expect(prometheus, "VmferryAuditFailing", "its file system is full")
+    few_descriptors(charlie.process)
+    expect(prometheus, "VmferryFewDescriptorsLeft", "it may open only a few more")
+    stand_still(prometheus, alpha, bravo)
     (ground / "vnc").unlink()
     socket.socket(socket.AF_UNIX).bind(str(ground / "vnc"))
     expect(prometheus, "VmferryForwardBypassed", "the socket's file is another one")
@@ -282,4 +386,7 @@ finally:
     for process in started:
         if process.poll() is None:
             process.kill()
+            process.wait()
+    for folder in mounted:
+        run("umount", folder)
 sys.exit(code)
