@@ -1,12 +1,10 @@
-//! Tells the source how busy this side is: the threads that decrypt what comes, and the QEMU that takes it in.
+//! How busy a destination is: the threads that decrypt what comes, and the QEMU that takes it in.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::state::Destination;
-use crate::migrate::model::phase::Phase;
-use crate::migrate::protocol::message::{Busy, Reply};
+use crate::migrate::protocol::message::Busy;
 use crate::net::cpu_time::CpuTime;
 
 /// A share of less time says little.
@@ -15,15 +13,15 @@ const OVER: Duration = Duration::from_millis(500);
 /// What was measured at one moment.
 #[derive(Debug)]
 pub(crate) struct Look {
-    at: Instant,
+    pub(super) at: Instant,
     /// Of each session's thread, in an order that stays while no session comes or goes.
-    agent: Vec<Option<CpuTime>>,
-    qemu: Option<CpuTime>,
+    pub(super) agent: Vec<Option<CpuTime>>,
+    pub(super) qemu: Option<CpuTime>,
 }
 
 impl Look {
     /// What happened since an earlier look; none when that was just now, or of other sessions.
-    fn since(&self, before: &Self) -> Option<Busy> {
+    pub(super) fn since(&self, before: &Self) -> Option<Busy> {
         let long = self.at.duration_since(before.at);
         if long < OVER || self.agent.len() != before.agent.len() {
             return None;
@@ -32,37 +30,6 @@ impl Look {
         let agent =
             self.agent.iter().zip(&before.agent).filter_map(|(now, before)| share(*now, *before)).max();
         Some(Busy { agent, qemu: share(self.qemu, before.qemu) })
-    }
-}
-
-impl Destination {
-    /// Says it to a source that wants to know, while there is something to be slow with.
-    pub(crate) async fn tell_busy(&mut self) {
-        let hears = self.granted.as_ref().is_some_and(|(offer, _)| offer.hears_busy);
-        let comes = matches!(self.progress.now().phase, Phase::Mirror | Phase::Precopy);
-        // What a source does not read would be kept here.
-        let reads = self.serving.control.as_ref().is_some_and(|control| control.away().is_none());
-        if !(hears && comes && reads) {
-            self.serving.busy = None;
-            return;
-        }
-        let mut agent = Vec::new();
-        for session in self.data.streams.sessions() {
-            agent.push(session.cpu_time().await);
-        }
-        let qemu = self.guest.qmp.process().pid().and_then(CpuTime::of_process);
-        let now = Look { at: Instant::now(), agent, qemu };
-        let Some(before) = &self.serving.busy else {
-            self.serving.busy = Some(now);
-            return;
-        };
-        let busy = now.since(before);
-        if busy.is_some() || now.agent.len() != before.agent.len() {
-            self.serving.busy = Some(now);
-        }
-        if let (Some(busy), Some(control)) = (busy, &mut self.serving.control) {
-            control.say(Reply::Busy(busy)).await;
-        }
     }
 }
 

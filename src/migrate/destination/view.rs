@@ -1,14 +1,17 @@
 //! What a destination shows of its migration: phases, the bytes that come, and at the end what only the
-//! source could measure. What a source says is shown and nothing is decided by it.
+//! source could measure. What a source says is shown and nothing is decided by it. The source is told how busy this
+//! side is.
 
 use std::time::Instant;
 
+use super::busy;
 use super::state::Destination;
 use crate::migrate::model::label::Label;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::progress::{DiskProgress, Outcome, Progress, RamProgress, Reconnecting};
-use crate::migrate::protocol::message::{Offer, Summary};
+use crate::migrate::protocol::message::{Offer, Reply, Summary};
 use crate::migrate::protocol::server::Control;
+use crate::net::cpu_time::CpuTime;
 
 impl Destination {
     /// Where the migration is, by what the source asks and what arrives; it never goes back.
@@ -66,6 +69,35 @@ impl Destination {
             p.rate_bytes_per_s = per_s as u64;
             p.reconnecting = away;
         });
+    }
+
+    /// Says it to a source that wants to know, while there is something to be slow with.
+    pub(crate) async fn tell_busy(&mut self) {
+        let hears = self.granted.as_ref().is_some_and(|(offer, _)| offer.hears_busy);
+        let comes = matches!(self.progress.now().phase, Phase::Mirror | Phase::Precopy);
+        // What a source does not read would be kept here.
+        let reads = self.serving.control.as_ref().is_some_and(|control| control.away().is_none());
+        if !(hears && comes && reads) {
+            self.serving.busy = None;
+            return;
+        }
+        let mut agent = Vec::new();
+        for session in self.data.streams.sessions() {
+            agent.push(session.cpu_time().await);
+        }
+        let qemu = self.guest.qmp.process().pid().and_then(CpuTime::of_process);
+        let now = busy::Look { at: tokio::time::Instant::now(), agent, qemu };
+        let Some(before) = &self.serving.busy else {
+            self.serving.busy = Some(now);
+            return;
+        };
+        let busy = now.since(before);
+        if busy.is_some() || now.agent.len() != before.agent.len() {
+            self.serving.busy = Some(now);
+        }
+        if let (Some(busy), Some(control)) = (busy, &mut self.serving.control) {
+            control.say(Reply::Busy(busy)).await;
+        }
     }
 
     /// At the end: what the source says of the whole.
