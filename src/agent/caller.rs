@@ -1,6 +1,7 @@
 //! Who calls the local API, by the kernel's word for the other end of the socket, and what role that is.
 
 use std::ffi::CString;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist};
@@ -14,21 +15,41 @@ use crate::config::ApiConfig;
 /// How long the host's databases of users and groups may take; they may be on other hosts.
 const GROUPS_DEADLINE: Duration = Duration::from_secs(5);
 
+/// The user and the group of whoever has no number in a user namespace, unless root has set another
+/// (`kernel.overflowuid`).
+const OVERFLOW: u32 = 65_534;
+
+/// Whether there are users that have no number here, because the agent is in a user namespace (systemd's
+/// `PrivateUsers=`).
+static HIDES_USERS: LazyLock<bool> =
+    LazyLock::new(|| std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !is_whole(&map)));
+
+/// Whether a map of user numbers (user_namespaces(7)) has all of them.
+fn is_whole(map: &str) -> bool {
+    let lengths = map.lines().filter_map(|line| line.split_ascii_whitespace().nth(2)?.parse::<u64>().ok());
+    lengths.sum::<u64>() >= u64::from(u32::MAX)
+}
+
 /// Who calls.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
     pub(super) uid: Option<u32>,
     pub(super) gid: Option<u32>,
     pub(super) pid: Option<i32>,
+    /// Its user has no number here; then none is given.
+    pub(super) hidden: bool,
 }
 
 impl Caller {
     pub(super) fn of(stream: &UnixStream) -> Self {
         let credentials = stream.peer_cred().ok();
+        let known = |id: &u32| *id != OVERFLOW || !*HIDES_USERS;
+        let uid = credentials.map(|c| c.uid());
         Self {
-            uid: credentials.map(|c| c.uid()),
-            gid: credentials.map(|c| c.gid()),
+            uid: uid.filter(known),
+            gid: credentials.map(|c| c.gid()).filter(known),
             pid: credentials.and_then(|c| c.pid()),
+            hidden: uid.is_some_and(|uid| !known(&uid)),
         }
     }
 
@@ -44,6 +65,10 @@ impl Caller {
 
     /// What it may do; none: nothing. Root and the agent's own user may everything.
     pub(super) async fn role(&self, api: &ApiConfig) -> Option<Role> {
+        if self.hidden {
+            // Without roles the socket's mode has let it in.
+            return (!api.has_roles()).then_some(Role::Admin);
+        }
         let (uid, gid) = (Uid::from_raw(self.uid?), Gid::from_raw(self.gid?));
         if uid.is_root() || uid == geteuid() {
             return Some(Role::Admin);
@@ -104,6 +129,12 @@ pub(super) fn warn_of_unknown_groups(api: &ApiConfig) {
     for name in all.filter(|name| gid_of(name).is_none()) {
         tracing::warn!(group = name, "a group in [api] is not known on this host: nobody has its role");
     }
+    if api.has_roles() && *HIDES_USERS {
+        tracing::warn!(
+            "[api] gives groups roles, and the agent is in a user namespace (`PrivateUsers=`) where callers are not \
+             known: nobody but root has a role"
+        );
+    }
 }
 
 #[cfg(test)]
@@ -119,6 +150,24 @@ mod tests {
         // A user that is in no database has the group of its process alone.
         let nobody = groups(Uid::from_raw(4_000_000_000), Gid::from_raw(7));
         assert_eq!(nobody, [Gid::from_raw(7)]);
+    }
+
+    #[test]
+    fn a_namespace_that_lacks_users_is_told_from_one_that_has_all() {
+        assert!(is_whole("         0          0 4294967295\n"));
+        // As systemd maps them for a service.
+        assert!(!is_whole("0 0 1\n998 998 1\n"));
+        assert!(!is_whole("0 0 65536\n") && !is_whole(""));
+    }
+
+    #[tokio::test]
+    async fn a_caller_without_a_number_has_what_the_sockets_mode_gives_and_no_role() {
+        let caller = Caller { uid: None, gid: None, pid: Some(1), hidden: true };
+        let roles = ApiConfig { view: vec!["1001".into()], ..ApiConfig::default() };
+        assert_eq!(caller.role(&ApiConfig::default()).await, Some(Role::Admin));
+        assert_eq!(caller.role(&roles).await, None);
+        let unknown = Caller { hidden: false, ..caller };
+        assert_eq!(unknown.role(&ApiConfig::default()).await, None);
     }
 
     #[test]

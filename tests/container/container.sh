@@ -3,6 +3,8 @@
 # layer in memory, in the network namespace of a host of the lab. As root.
 #   usage: container.sh up DIR NETNS SHARED...    boots it; SHARED folders are the same inside
 #          container.sh exec DIR COMMAND...       runs a command inside
+#          container.sh ended DIR                 whether it has shut down by itself
+#          container.sh boot DIR NETNS SHARED...  boots one again that has
 #          container.sh down DIR                  ends it and takes everything away
 set -euo pipefail
 export LC_ALL=C.UTF-8 SYSTEMD_LOG_LEVEL=warning
@@ -37,17 +39,9 @@ groups() {
 
 is_up() { case $(inside systemctl is-system-running 2>/dev/null) in running | degraded) return 0 ;; esac; return 1; }
 
-case $what in
-up)
-  netns=$1
+boot() {
+  local netns=$1 shared options
   shift
-  mkdir -p "$dir"
-  mount -t tmpfs -o mode=755,size=1G vmferry-container "$dir"
-  mkdir "$dir/upper" "$dir/work" "$dir/root"
-  mount -t overlay -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/work" vmferry-container "$dir/root"
-  : >"$dir/root/etc/machine-id"
-  # Nothing but what every systemd starts, and what a test asks for.
-  rm -rf "$dir"/root/etc/systemd/system/*.wants "$dir/root/etc/systemd/system/default.target" "$dir/root/etc/fstab"
   options=(--quiet --directory="$dir/root" --machine="vmferry-$(basename "$dir")" --register=no --keep-unit --console=pipe
     --kill-signal=SIGRTMIN+3 --resolv-conf=off --timezone=off --link-journal=no
     --network-namespace-path="/run/netns/$netns")
@@ -61,8 +55,22 @@ up)
   echo $! >"$dir/nspawn"
   await has_leader || die "it did not start: $(tail -5 "$dir/console.log")"
   await is_up || die "it did not boot: $(inside systemctl list-jobs --no-pager 2>&1)"
+}
+
+case $what in
+up)
+  mkdir -p "$dir"
+  mount -t tmpfs -o mode=755,size=1G vmferry-container "$dir"
+  mkdir "$dir/upper" "$dir/work" "$dir/root"
+  mount -t overlay -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/work" vmferry-container "$dir/root"
+  : >"$dir/root/etc/machine-id"
+  # Nothing but what every systemd starts, and what a test asks for.
+  rm -rf "$dir"/root/etc/systemd/system/*.wants "$dir/root/etc/systemd/system/default.target" "$dir/root/etc/fstab"
+  boot "$@"
   ;;
 exec) inside "$@" ;;
+ended) ! kill -0 "$(cat "$dir/nspawn")" 2>/dev/null ;;
+boot) boot "$@" ;;
 down)
   if [ -s "$dir/leader" ]; then
     kill -RTMIN+4 "$(cat "$dir/leader")" 2>/dev/null || true

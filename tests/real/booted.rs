@@ -8,19 +8,29 @@ use anyhow::{Context, Result};
 
 use crate::support::Lab;
 use crate::support::net::Host;
-use crate::support::process::{LONG, SHORT, run, wait_for};
+use crate::support::process::{LONG, SHORT, run, run_any, wait_for};
 
 /// Gone when dropped.
 pub(crate) struct Machine {
     dir: PathBuf,
+    namespace: String,
+    shared: Vec<PathBuf>,
 }
 
 impl Machine {
     /// Boots it. The `shared` folders are the same inside.
     pub(crate) fn boot(lab: &Lab, host: &Host, shared: &[&Path]) -> Result<Self> {
-        let machine = Self { dir: lab.dir().join(format!("machine-{}", host.name)) };
-        run(machine.script("up").arg(host.namespace()).args(shared), LONG)?;
+        let machine = Self {
+            dir: lab.dir().join(format!("machine-{}", host.name)),
+            namespace: host.namespace().to_owned(),
+            shared: shared.iter().map(|path| path.to_path_buf()).collect(),
+        };
+        machine.start("up")?;
         Ok(machine)
+    }
+
+    fn start(&self, what: &str) -> Result<()> {
+        run(self.script(what).arg(&self.namespace).args(&self.shared), LONG).map(drop)
     }
 
     fn script(&self, what: &str) -> Command {
@@ -67,6 +77,15 @@ impl Machine {
     /// What `systemctl show` says of a unit.
     pub(crate) fn shown(&self, property: &str, unit: &str) -> Result<String> {
         Ok(self.run(&["systemctl", "show", "-P", property, unit])?.trim().to_owned())
+    }
+
+    /// Shuts it down, as an operator does, and boots it again.
+    pub(crate) fn reboot(&self) -> Result<()> {
+        self.systemctl(&["poweroff"])?;
+        let ended = || Ok((run_any(&mut self.script("ended"), SHORT)?.code == 0).then_some(()));
+        wait_for("the machine to shut down", LONG, ended)
+            .with_context(|| fs::read_to_string(self.dir.join("console.log")).unwrap_or_default())?;
+        self.start("boot")
     }
 
     /// The end of the agent's log.

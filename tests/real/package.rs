@@ -29,6 +29,8 @@ const SERIAL: &str = "/var/lib/vmferry-vm/web1.serial";
 const DISK: &str = "/var/lib/vmferry-vm/web1.raw";
 /// Ten times what `systemd-analyze security` may say of the agent's unit: deploy/README.md.
 const EXPOSURE: u32 = 14;
+/// The same with vmferry.service.d/private-users.conf.
+const EXPOSURE_ALONE: u32 = 12;
 /// Where packages put something.
 const WATCHED: [&str; 4] = ["/etc", "/usr", "/var/lib", "/run"];
 
@@ -139,6 +141,20 @@ impl Hypervisor {
         self.write(path, &other)
     }
 
+    /// The agent is in a user namespace of its own, and a member of its group may call it all the same.
+    fn hides_users(&self) -> Result<()> {
+        let (_, lines) = include_str!("../../deploy/vmferry.service.d/private-users.conf")
+            .split_once("[Service]\n")
+            .context("no section")?;
+        self.machine.drop_in("private-users", lines)?;
+        self.is_exposed_at_most(EXPOSURE_ALONE)
+    }
+
+    fn is_exposed_at_most(&self, tenths: u32) -> Result<()> {
+        let threshold = format!("--threshold={tenths}");
+        self.machine.run(&["systemd-analyze", "security", "--no-pager", &threshold, "vmferry"]).map(drop)
+    }
+
     fn vmferry(&self, words: &[&str]) -> Result<String> {
         self.machine.run(&[&["vmferry"], words].concat()).with_context(|| self.machine.log())
     }
@@ -209,6 +225,7 @@ fn a_package_lives_through_a_migration_and_leaves_nothing() -> Result<()> {
             host.configure(peer, &credentials.issue(&host.host.name)?, &arguments(&lab.paths)?)?;
         }
         hosts[1].gives_the_key()?;
+        hosts[1].hides_users()?;
         boot_guest(&hosts[0])?;
         for host in &hosts {
             // On alpha the first who asks starts it.
@@ -223,7 +240,9 @@ fn a_package_lives_through_a_migration_and_leaves_nothing() -> Result<()> {
         }
         confined::is_watched(&hosts[0].machine)?;
         confined::is_confined(&hosts[0].machine, Key::File)?;
+        knows_its_callers(&hosts)?;
         stops_in_order(&hosts)?;
+        empties_itself_at_a_reboot(&hosts)?;
         is_removed(&hosts, &before)
     })
 }
@@ -236,13 +255,7 @@ fn is_quiet(host: &Hypervisor) -> Result<()> {
     ensure!(started.code != 0 && shown("ExecMainStatus")? == "2", "{started:?}");
     ensure!(shown("ActiveState")? == "failed", "it is tried again: {}", host.machine.log());
     host.machine.systemctl(&["reset-failed", "vmferry"])?;
-    host.machine.run(&[
-        "systemd-analyze",
-        "security",
-        "--no-pager",
-        &format!("--threshold={EXPOSURE}"),
-        "vmferry",
-    ])?;
+    host.is_exposed_at_most(EXPOSURE)?;
     let documents = shown("Documentation")?;
     ensure!(!documents.is_empty(), "no documentation");
     for document in documents.split_whitespace() {
@@ -289,6 +302,50 @@ fn boot_guest(host: &Hypervisor) -> Result<()> {
         "its folder"
     );
     Ok(())
+}
+
+/// A member of the agent's group may do everything, and the record has its number where the agent can know it.
+fn knows_its_callers([alpha, bravo]: &[Hypervisor; 2]) -> Result<()> {
+    for (host, knows) in [(alpha, true), (bravo, false)] {
+        let uid = host.machine.run(&["id", "-u", "nobody"])?;
+        let cancel = ["vmferry", "cancel", "drain"];
+        let member = ["setpriv", "--reuid=nobody", "--regid=vmferry", "--clear-groups"];
+        let asked = run_any(&mut host.machine.command(&[&member[..], &cancel].concat()), LONG)?;
+        ensure!(!asked.stderr.contains("permission"), "{asked:?}");
+        let record = host.vmferry(&["audit", "--json"])?;
+        let mut asked = record.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let cancelled = asked.rfind(|entry| entry["action"] == "cancel-drain");
+        let by = cancelled.with_context(|| format!("nobody asked: {record}"))?["by"].clone();
+        let expected = if knows { serde_json::from_str(uid.trim())? } else { Value::Null };
+        ensure!(by["uid"] == expected && by["pid"].is_number(), "{by} at {}", host.host.name);
+    }
+    Ok(())
+}
+
+/// A host that reboots sends its guest away before anything of it is stopped, comes back, and takes it in again.
+fn empties_itself_at_a_reboot([alpha, bravo]: &[Hypervisor; 2]) -> Result<()> {
+    bravo.write("/etc/vmferry/drain.env", "VMFERRY_DRAIN_TO=alpha\n")?;
+    bravo.machine.systemctl(&["enable", "--now", "vmferry-drain"])?;
+    // Stopped while the host goes on, it moves nothing.
+    bravo.machine.systemctl(&["restart", "vmferry-drain"])?;
+    bravo.wait_more(1)?;
+    let before = bravo.console()?.last();
+    bravo.machine.reboot()?;
+    alpha.wait_more(20)?;
+    let (left, here) = (bravo.console()?, alpha.console()?);
+    ensure!(left.last() >= before && here.last() > left.last() && here.generations.is_empty(), "not moved");
+    let waiting = format!("qemu-incoming@{VM}");
+    for (host, state) in [(alpha, "active"), (bravo, "inactive")] {
+        let is = host.machine.shown("ActiveState", &waiting)?;
+        ensure!(is == state, "{waiting} at {} is {is}", host.host.name);
+    }
+    ensure!(bravo.machine.shown("ActiveState", "vmferry")? == "active", "{}", bravo.machine.log());
+    let drained = bravo.vmferry(&["drain", "--status"])?;
+    ensure!(drained.contains(VM), "{drained}");
+    // Its old image would be in the way of the one that [create] makes.
+    bravo.machine.run(&["rm", DISK])?;
+    alpha.vmferry(&["migrate", VM, "--to", "bravo"])?;
+    bravo.wait_more(20)
 }
 
 /// A guest that runs is asked to shut down (the test's has no ear for it); a QEMU that waits for its guest just ends,
