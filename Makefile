@@ -121,7 +121,8 @@ chaos: setup
 libvirt: setup
 	$(call step,domains of a real libvirt on two hosts: tests/libvirt)
 	tests/setup/relays.sh
-	tests/setup/libvirt11.sh
+	tests/setup/libvirt-newer.sh 11
+	tests/setup/libvirt-newer.sh newest
 	cargo test $(LOCKED) --test libvirt -- --include-ignored --test-threads=1 $(T)
 
 fleet: setup

@@ -26,7 +26,7 @@ moves() {
 
 libvirt() {
   tests/setup/relays.sh
-  tests/setup/libvirt11.sh
+  tests/setup/libvirt-newer.sh 11
   cargo build --locked --profile "$profile" --bins --example bench-libvirt
   "$programs/bench-libvirt" --relays "$lab/relays/bin" "$@"
 }

@@ -29,14 +29,17 @@ pub(crate) enum Libvirt {
     V9,
     /// Debian 13's 11.3, with QEMU 10.0.
     V11,
+    /// The newest of Debian's suites, 12 or newer, with a QEMU of 11 or newer.
+    Newest,
 }
 
 impl Libvirt {
-    /// Its folder in the lab, and the script that makes it.
+    /// Its folder in the lab.
     fn made(self) -> &'static str {
         match self {
             Self::V9 => "libvirt",
             Self::V11 => "libvirt11",
+            Self::Newest => "libvirtnewest",
         }
     }
 
@@ -45,6 +48,7 @@ impl Libvirt {
         match self {
             Self::V9 => "Using library: libvirt 9.",
             Self::V11 => "Using library: libvirt 11.",
+            Self::Newest => "Using library: libvirt 1",
         }
     }
 }
@@ -181,6 +185,29 @@ impl Domain {
     /// What libvirt says of it where a move this way ends.
     pub(crate) fn state_there(&self, way: Way) -> Result<String> {
         state(self.there(way).0, &self.name)
+    }
+
+    /// Why it is in its state, where a move this way begins, and where it ends.
+    pub(crate) fn reasons(&self, way: Way) -> Result<[String; 2]> {
+        let of = |host| Ok(virsh(host, &["domstate", "--reason", &self.name])?.stdout.trim().to_owned());
+        let both: [Result<String>; 2] = [of(self.here(way).0), of(self.there(way).0)];
+        let [here, there] = both;
+        Ok([here?, there?])
+    }
+
+    /// Begins the post-copy of a move this way, and returns when the guest counts where it goes, and much of
+    /// its RAM is still here.
+    pub(crate) fn turn_to_post_copy(&self, way: Way) -> Result<()> {
+        let before = self.there(way).1.console()?.last();
+        virsh_ok(self.here(way).0, &["migrate-postcopy", &self.name])?;
+        wait_for("post-copy on both hosts", LONG, || {
+            let reasons = self.reasons(way)?;
+            Ok((reasons == ["paused (post-copy)", "running (post-copy)"]).then_some(()))
+        })?;
+        wait_for("the guest to count there", LONG, || {
+            Ok(self.there(way).1.console()?.last().filter(|last| Some(*last) > before))
+        })?;
+        Ok(())
     }
 
     fn wait_count(&self, way: Way, seq: u64) -> Result<u64> {

@@ -6,9 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
-use crate::agents::code;
-use crate::bed::virsh;
+use crate::agents::{Agents, code};
+use crate::bed::{Domain, Hosts, QEMU_USER, virsh};
+use crate::moves::spec;
 use crate::scene::{COPY, Phase, Scene};
 use crate::support::process::{LONG, Outcome, SHORT, start, wait_for};
 use crate::support::{Capture, Way, with_lab};
@@ -180,20 +182,23 @@ fn a_printed_line_that_somebody_changes_fails_or_is_told() -> Result<()> {
 #[ignore = "of the matrix that takes long: make libvirt"]
 fn a_shared_folder_is_refused() -> Result<()> {
     with_lab("a_shared_folder_is_refused", |lab| {
-        let scene = Scene::set(lab)?;
+        let hosts = Hosts::start(lab, QEMU_USER)?;
+        let domain = Domain::boot(lab, &hosts, &spec())?;
         let shared = lab.dir().join("shared");
         fs::create_dir(&shared)?;
         std::os::unix::fs::chown(&shared, Some(crate::agents::USER), Some(crate::agents::USER))?;
-        for host in [&scene.hosts.net.alpha, &scene.hosts.net.bravo] {
+        for host in [&hosts.net.alpha, &hosts.net.bravo] {
             let there = crate::agents::FOLDER;
             crate::support::process::run(host.command("mkdir").args(["-p", there]), SHORT)?;
             crate::support::process::run(host.command("mount").arg("--bind").arg(&shared).arg(there), SHORT)?;
         }
-        let outcome = scene.agents.migrate(&COPY)?;
+        // Landlock lets them write to what is there when they start.
+        let agents = Agents::start(lab, &hosts)?;
+        let outcome = agents.migrate(&COPY)?;
         code(&outcome, 2)?;
         ensure!(outcome.stderr.contains("both hosts share it"), "{outcome:?}");
-        scene.domain.proves_stay(Way::ToBravo)?;
-        scene.agents.are_clean()
+        domain.proves_stay(Way::ToBravo)?;
+        agents.are_clean()
     })
 }
 
@@ -205,6 +210,9 @@ fn a_printed_line_is_run_by_hand() -> Result<()> {
         let scene = Scene::set(lab)?;
         let check = ["libvirt", "check", "web1", "--to", "bravo", "--copy-storage-all"];
         code(&scene.agents.alpha.vmferry(&check)?, 0)?;
+        let outcome = scene.agents.alpha.vmferry(&[&check[..], &["--json"]].concat())?;
+        let found: Value = serde_json::from_str(&outcome.stdout)?;
+        ensure!(found["schema"] == 1 && found["findings"].is_array(), "{found}");
         let outcome = scene.agents.alpha.vmferry(&["libvirt", "check", "db1", "--to", "bravo"])?;
         code(&outcome, 1)?;
         ensure!(outcome.stdout.contains("does not permit"), "{outcome:?}");
@@ -214,7 +222,10 @@ fn a_printed_line_is_run_by_hand() -> Result<()> {
         scene.domain.proves_move(Way::ToBravo)?;
         let outcome = scene.agents.alpha.vmferry(&["libvirt", "end", &id])?;
         code(&outcome, 0)?;
-        ensure!(scene.agents.migrations()?.iter().any(|m| m["ended"] == "moved"), "{outcome:?}");
+        let listed = scene.agents.alpha.vmferry(&["libvirt", "list", "--json"])?;
+        let listed: Value = serde_json::from_str(&listed.stdout)?;
+        let all = listed["migrations"].as_array().context("no list")?;
+        ensure!(listed["schema"] == 1 && all.iter().any(|m| m["ended"] == "moved"), "{listed}");
         scene.agents.are_clean()
     })
 }

@@ -2,8 +2,8 @@
 # The first process of a host with libvirt: its own view of /usr, /etc, /run and of libvirt's folders, then
 # libvirtd. Runs in a mount namespace and a network namespace of its own.
 #   usage: host.sh DIR LAB UUID USER VMFERRY MADE     DIR is the host's folder, USER runs the QEMUs
-# MADE is what the lab has of libvirt: `libvirt`, which is laid over the machine's own /usr, or `libvirt11`, a
-# root file system of its own, in which libvirtd, virsh and QEMU run.
+# MADE is what the lab has of libvirt: `libvirt`, which is laid over the machine's own /usr, or another, a root
+# file system of its own, in which libvirtd, virsh and QEMU run.
 # DIR is the folder of the guests' disks on this host, too: /var/lib/libvirt/images. libvirtd is started again when it ends, with the words that are in DIR/libvirtd.words.
 set -euo pipefail
 dir=$1 lab=$2 uuid=$3 user=$4 vmferry=$5 made=$6

@@ -13,6 +13,7 @@ mod links;
 mod matrix;
 mod moves;
 mod newer;
+mod plain;
 mod postcopy;
 mod scene;
 mod ssh;

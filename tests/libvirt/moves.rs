@@ -2,6 +2,7 @@
 //! the destination's disks, and what was on the wire.
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::agents::{Agents, code};
 use crate::bed::{Domain, Hosts, Libvirt, QEMU_USER};
@@ -28,8 +29,9 @@ pub(crate) fn moves_as(name: &str, qemu_user: &str, libvirts: [Libvirt; 2], opti
             _ => Agents::start(lab, &hosts)?,
         };
         let capture = Capture::start(&hosts.net, "wire")?;
-        let outcome = agents.migrate(options)?;
+        let outcome = agents.migrate(&[options, &["--json"]].concat())?;
         code(&outcome, 0)?;
+        lines_end(&outcome.stdout)?;
         ensure!(proves_wire(capture, &hosts)? == 1, "more than one connection");
         domain.proves_move(Way::ToBravo)?;
         let all = agents.migrations()?;
@@ -37,6 +39,20 @@ pub(crate) fn moves_as(name: &str, qemu_user: &str, libvirts: [Libvirt; 2], opti
         ensure!(migration["ended"] == "moved", "{migration}");
         agents.are_clean()
     })
+}
+
+/// That `--json` has printed lines of the one schema, of which the last alone says that it is, and that the
+/// domain has moved.
+///
+/// # Errors
+/// It is not so.
+fn lines_end(printed: &str) -> Result<()> {
+    let lines = printed.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let (last, before) = lines.split_last().context("it has printed nothing")?;
+    ensure!(last["last"] == true && last["result"] == "moved" && last["ended"] == "moved", "{last}");
+    ensure!(!before.is_empty() && before.iter().all(|line| line["last"] == false), "{printed}");
+    ensure!(lines.iter().all(|line| line["schema"] == 1 && line["domain"] == "web1"), "{printed}");
+    Ok(())
 }
 
 /// That all that was on the wire were connections to the one port, that nothing else was tried, and that no

@@ -1,4 +1,4 @@
-//! Debian 13's libvirt and QEMU, between themselves and from Debian 12's: tests/setup/libvirt11.sh.
+//! Debian 13's libvirt and QEMU, between themselves and from Debian 12's: tests/setup/libvirt-newer.sh.
 
 use anyhow::Result;
 

@@ -102,7 +102,7 @@ impl Paths {
     /// They are not there.
     pub fn libvirt(&self, name: &str) -> Result<PathBuf> {
         let virsh = self.lab.join(name).join("usr/bin/virsh");
-        ensure!(virsh.exists(), "{} is missing: run tests/setup/{name}.sh", virsh.display());
+        ensure!(virsh.exists(), "{} is missing: run `make libvirt`", virsh.display());
         Ok(self.lab.clone())
     }
 

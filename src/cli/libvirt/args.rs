@@ -14,7 +14,7 @@ pub(in crate::cli) enum LibvirtCommand {
                       --dest-uri URI   how libvirt reaches the destination's, where it is not to go through the tunnel\n\
                       --connect URI    this host's libvirt (qemu:///system)\n\
                       --stall SECONDS  no progress for this long: the migration is given up (120)\n\
-                      --json           print one line of JSON for each change\n\n\
+                      --json           print one line of JSON for each change, the last with last=true\n\n\
                       Of virsh's options those that would leave the tunnel or break it are refused. \
                       `--parallel N` is `--parallel --parallel-connections N`.\n\n\
                       Exit codes: 0 moved; 1 failed, and the domain runs here; 2 usage, or the agent cannot be reached; \

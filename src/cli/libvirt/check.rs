@@ -13,6 +13,7 @@ use super::virsh::Virsh;
 use crate::api::LibvirtLook;
 use crate::cli::client::{Client, NotDone};
 use crate::cli::exit_code::EXIT_FAILED;
+use crate::printable::printable;
 
 /// Something that was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -109,7 +110,24 @@ async fn of_domain(virsh: &Virsh, wanted: &Wanted) -> anyhow::Result<Vec<Finding
             ));
         }
     }
+    if wanted.virsh.iter().any(|word| word == "--postcopy") {
+        let version = virsh.ask(&["version", "--daemon"]).await?;
+        found.extend(of_post_copy(&version.stdout));
+    }
     Ok(found)
+}
+
+/// From what `virsh version --daemon` prints. The destination's is not known here; it is likely to be the same.
+fn of_post_copy(version: &str) -> Option<Finding> {
+    let daemon = version.lines().find_map(|line| line.strip_prefix("Running against daemon: "))?;
+    let crashes = daemon.starts_with("11.2.") || daemon.starts_with("11.3.");
+    crashes.then(|| {
+        finding(
+            false,
+            format!("libvirt is {} here; one of 11.2 or 11.3 at the destination crashes when a post-copy that was broken is resumed", printable(daemon.trim())),
+            "libvirt 11.4 has it mended; until then a post-copy that breaks costs the guest",
+        )
+    })
 }
 
 fn of_disks(wanted: &Wanted, domain: &Domain) -> Vec<Finding> {
@@ -153,6 +171,17 @@ fn of_disks(wanted: &Wanted, domain: &Domain) -> Vec<Finding> {
 mod tests {
     use super::*;
     use crate::cli::libvirt::domain::Disk;
+
+    #[test]
+    fn a_libvirt_that_crashes_when_it_resumes_is_said() {
+        let version = |daemon| format!("Using API: QEMU 11.3.0\nRunning against daemon: {daemon}\n");
+        assert!(of_post_copy(&version("11.2.0")).is_some_and(|found| found.text.contains("11.2.0 here")));
+        assert!(of_post_copy(&version("11.3.0")).is_some_and(|found| !found.refused));
+        for mended in ["9.0.0", "11.1.0", "11.4.0", "11.30.0", "12.8.0"] {
+            assert_eq!(of_post_copy(&version(mended)), None, "{mended}");
+        }
+        assert_eq!(of_post_copy("Using API: QEMU 11.3.0\n"), None);
+    }
 
     #[test]
     fn disks_that_stay_behind_are_said() {

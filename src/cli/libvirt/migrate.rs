@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use hyper::Method;
 use indicatif::HumanBytes;
+use serde::Serialize;
 
 use super::domain::Domain;
 use super::options::Wanted;
@@ -118,6 +119,17 @@ fn print(wanted: &Wanted, line: &str, state: &LibvirtMigration) -> anyhow::Resul
     Ok(())
 }
 
+/// The last line of `--json`.
+#[derive(Serialize)]
+struct Last<'a> {
+    /// None where the agent could not be asked.
+    #[serde(flatten)]
+    state: Option<&'a LibvirtMigration>,
+    result: &'static str,
+    /// What libvirt has of the domain here, unless it has moved.
+    libvirt_state: Option<&'a str>,
+}
+
 /// All that is known at the end.
 struct Told<'a> {
     why: Option<String>,
@@ -128,9 +140,8 @@ struct Told<'a> {
 
 fn tell(wanted: &Wanted, fate: &Fate, told: Told<'_>) -> anyhow::Result<()> {
     if wanted.json {
-        if let Some(ended) = told.ended {
-            println!("{}", serde_json::to_string(ended)?);
-        }
+        let (result, libvirt_state) = fate.words();
+        crate::cli::show::json_line(&Last { state: told.ended, result, libvirt_state }, true)?;
         eprint_errors(&told);
         return Ok(());
     }
@@ -155,6 +166,11 @@ fn tell(wanted: &Wanted, fate: &Fate, told: Told<'_>) -> anyhow::Result<()> {
             eprintln!(
                 "  look with `virsh domstate --reason {domain}` on both hosts before anything is started"
             );
+            if fate.can_be_resumed() {
+                eprintln!(
+                    "  the guest needs both hosts now: the same command with --postcopy-resume has libvirt go on"
+                );
+            }
         }
     }
     if let Some(ended) = told.ended {

@@ -39,8 +39,8 @@ impl Progress {
 
     pub(super) fn show(&self, state: &LibvirtMigration, job: Option<&Job>) {
         if self.json {
-            if let Ok(line) = serde_json::to_string(&Line { state, job }) {
-                println!("{line}");
+            if let Err(e) = crate::cli::show::json_line(&Line { state, job }, false) {
+                eprintln!("{e:#}");
             }
             return;
         }

@@ -38,6 +38,20 @@ impl Fate {
         Self::Here(state.to_owned())
     }
 
+    /// For programs: which of the three, and the state.
+    pub(super) fn words(&self) -> (&'static str, Option<&str>) {
+        match self {
+            Self::Moved => ("moved", None),
+            Self::Here(state) => ("here", Some(state)),
+            Self::Unknown(state) => ("unknown", Some(state)),
+        }
+    }
+
+    /// libvirt waits here with RAM that the guest there lacks.
+    pub(super) fn can_be_resumed(&self) -> bool {
+        matches!(self, Self::Unknown(state) if state.contains("post-copy failed"))
+    }
+
     /// What the agent is told.
     pub(super) fn told(&self, expected: Expected) -> Told {
         match self {
@@ -81,7 +95,9 @@ mod tests {
         for unknown in
             ["paused (post-copy failed)", "paused (post-copy)", "shut off (migrated)", "crashed", ""]
         {
-            assert!(matches!(Fate::of_state(unknown), Fate::Unknown(_)), "{unknown}");
+            let fate = Fate::of_state(unknown);
+            assert!(matches!(fate, Fate::Unknown(_)), "{unknown}");
+            assert_eq!(fate.can_be_resumed(), unknown == "paused (post-copy failed)", "{unknown}");
         }
         assert_eq!(Fate::Here(String::new()).exit_code(None), EXIT_FAILED);
         assert_eq!(Fate::Unknown(String::new()).exit_code(None), EXIT_UNDECIDED);

@@ -54,6 +54,9 @@ fn limit_and_weight_are_changed_while_it_runs_and_outlive_the_process() {
     );
     let (_, shown) = alpha.run(&["forward", "list"]);
     assert!(shown.contains("no limit, weight 7"), "{shown}");
+    let (_, shown) = alpha.run(&["forward", "list", "--json"]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert!(shown["schema"] == 1 && shown["forwards"][0]["weight"] == 7, "{shown}");
     for (words, complaint) in [
         (&["forward", "limit", "vnc"][..], "--rate"),
         (&["forward", "limit", "other", "--rate", "1G"], "no forwarding other"),

@@ -1,27 +1,31 @@
 #!/bin/bash
-# Puts Debian 13's libvirt (daemon, QEMU driver, virsh) and its QEMU, with everything below them down to
-# libc, into a folder: a root file system of their own, for they cannot run on Debian 12's libc. The hosts
-# of tests/libvirt that are to be newer run them in it. Only `make libvirt` needs it.
-#   usage: libvirt11.sh      makes .lab/libvirt11
+# Puts a libvirt that is newer than Debian 12's (daemon, QEMU driver, virsh) and its QEMU, with everything
+# below them down to libc, into a folder: a root file system of their own, for they cannot run on Debian 12's
+# libc. The hosts of tests/libvirt that are to be newer run them in it. Only `make libvirt` needs it.
+#   usage: libvirt-newer.sh 11|newest      makes .lab/libvirt11 of Debian 13, or .lab/libvirtnewest of sid
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/private-apt.sh"
 
-root=$lab/libvirt11
+case ${1:-} in
+11) suite=trixie root=$lab/libvirt11 libvirt=11. qemu=10. ;;
+newest) suite=sid root=$lab/libvirtnewest libvirt=1[2-9]. qemu=1[1-9]. ;;
+*) die "usage: libvirt-newer.sh 11|newest" ;;
+esac
 this=$(recipe "${BASH_SOURCE[0]}" "$(dirname "${BASH_SOURCE[0]}")/private-apt.sh")-$lab
 packages="libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils apparmor"
 # path:what it must say when it is asked for its version.
-programs="usr/sbin/libvirtd:11. usr/bin/virsh:11. usr/bin/qemu-system-x86_64:10."
+programs="usr/sbin/libvirtd:$libvirt usr/bin/virsh:$libvirt usr/bin/qemu-system-x86_64:$qemu"
 
 if is_made "$root" "$this"; then exit 0; fi
 lock_lab
 if is_made "$root" "$this"; then exit 0; fi
 open_private_apt
-# Debian 13 lies in the same archive as Debian 12. An apt state of its own keeps the two apart: apt would
-# take what is newer for what the other set-ups need.
-newer=$(awk '/ bookworm main$/ && !done { sub(/ bookworm main$/, " trixie main"); print; done = 1 }' "$apt_state/sources.list")
+# It lies in the same archive as Debian 12. An apt state of its own keeps the two apart: apt would take what
+# is newer for what the other set-ups need.
+newer=$(awk -v to=" $suite main" '/ bookworm main$/ && !done { sub(/ bookworm main$/, to); print; done = 1 }' "$apt_state/sources.list")
 [ -n "$newer" ] || die "$apt_state/sources.list names no archive of Debian 12"
-apt_state=$lab/apt13
+apt_state=$lab/apt-$suite-libvirt
 write_apt_configuration "$apt_state/sources.list"
 printf '%s\n' "$newer" >"$apt_state/sources.list"
 
@@ -44,9 +48,9 @@ unpack() {
   done
 }
 
-say "reading the package index of Debian 13"
-retry 5 update || die "the index of Debian 13 cannot be read (sources: $apt_state/sources.list)"
-say "downloading libvirt, QEMU and all that is below them from trixie"
+say "reading the package index of Debian's $suite"
+retry 5 update || die "the index of $suite cannot be read (sources: $apt_state/sources.list)"
+say "downloading libvirt, QEMU and all that is below them from $suite"
 retry 5 download || die "the packages could not be downloaded"
 rm -rf "$root"
 unpack
@@ -54,7 +58,8 @@ for pair in $programs; do
   program=${pair%%:*}
   [ -x "$root/$program" ] || die "the packages hold no $program"
   said=$(LC_ALL=C chroot "$root" "/$program" --version 2>&1 | sed -n 1p) || die "$program does not run: $said"
-  case " $said" in *" ${pair##*:}"*) ;; *) die "$program is not version ${pair##*:}: $said" ;; esac
+  # shellcheck disable=SC2254
+  case " $said" in *" "${pair##*:}*) ;; *) die "$program is not version ${pair##*:}: $said" ;; esac
   say "$program: $said"
 done
 rm -rf "$apt_state"
