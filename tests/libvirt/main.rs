@@ -6,6 +6,9 @@ mod support;
 
 mod agents;
 mod bed;
+#[allow(dead_code)]
+#[path = "../real/booted.rs"]
+mod booted;
 mod crowd;
 mod deploy;
 mod failures;
@@ -17,3 +20,4 @@ mod plain;
 mod postcopy;
 mod scene;
 mod ssh;
+mod systemd;
