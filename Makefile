@@ -13,6 +13,7 @@
 #   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n CHAOS_STAGES=n
 #   make libvirt   libvirt's own migrations, every option and many faults, about 25 minutes       T=name: only that test
 #   make fleet     a host with eight guests emptied while a peer and the agent fail: docs/drain.md
+#   make arm       whether it builds for aarch64, and a guest of QEMU's virt machine moved: docs/disks.md
 #   make versions  moves between all pairs of QEMU 7.2, 10 and the newest of Debian's suites: docs/disks.md       T=name: only that
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
 #   make packages  the .deb and the .rpm in target/packages, judged by lintian, and lived through under a real systemd: install,
@@ -28,7 +29,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: book disks demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet versions bench bench-libvirt packages reproducible sbom setup fetch tools clean-lab
+.PHONY: arm book disks demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet versions bench bench-libvirt packages reproducible sbom setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -131,8 +132,18 @@ fleet: setup
 
 disks: setup
 	$(call step,more ways of moving disks: docs/disks.md)
-	tests/setup/packages.sh swtpm:swtpm
+	tests/setup/packages.sh swtpm:swtpm chrt:util-linux taskset:util-linux
+	tests/setup/arm.sh
 	cargo test $(LOCKED) --test real -- --ignored --test-threads=1 $(or $(T),disks::)
+
+arm: setup
+	$(call step,for Arm)
+	tests/setup/packages.sh aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu aarch64-linux-gnu-gcc:libc6-dev-arm64-cross
+	rustup target add aarch64-unknown-linux-gnu
+	CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar \
+	  cargo check $(LOCKED) --target aarch64-unknown-linux-gnu --bins
+	tests/setup/arm.sh
+	cargo test $(LOCKED) --test real -- --ignored --test-threads=1 disks::arm
 
 versions: setup
 	$(call step,moves between all pairs of three QEMUs: docs/disks.md)

@@ -5,8 +5,10 @@
 pub(crate) mod adapted;
 mod after_failures;
 mod again;
+mod arm;
 mod created;
 pub(crate) mod firmware;
+mod held_up;
 mod in_band;
 pub(crate) mod incremental;
 pub(crate) mod left_out;
@@ -29,7 +31,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::support::{Agent, AgentSpec, Credentials, Lab, Net, Version, VmEntry, with_lab};
-use machine::{Machine, Place};
+use machine::{Arch, Machine, Place};
 use refused::Case;
 
 /// Two agents that know guests of these names.
@@ -83,7 +85,7 @@ impl Stage {
             let dir = host.dir.join(name);
             std::fs::create_dir(&dir)?;
             let shared = self.shared.clone();
-            Ok(Place { paths: lab.paths.clone(), host: host.clone(), version, dir, shared })
+            Ok(Place { paths: lab.paths.clone(), host: host.clone(), version, arch: Arch::X86, dir, shared })
         };
         Ok([place(&self.net.alpha)?, place(&self.net.bravo)?])
     }

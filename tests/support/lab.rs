@@ -81,6 +81,11 @@ impl Paths {
         Ok(())
     }
 
+    /// Made by tests/setup/arm.sh.
+    pub fn qemu_of_arm(&self) -> PathBuf {
+        self.lab.join("qemu10arm/bin/qemu-system-aarch64")
+    }
+
     /// One of QEMU's programs (`qemu-system-x86_64`, `qemu-img`, ...).
     pub fn qemu(&self, version: Version, program: &str) -> PathBuf {
         let name = match version {

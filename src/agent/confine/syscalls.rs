@@ -20,7 +20,9 @@ const NOBODYS: &[i64] = &[
     libc::SYS_swapoff,
     libc::SYS_acct,
     libc::SYS_quotactl,
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_iopl,
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_ioperm,
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,

@@ -19,12 +19,37 @@ pub(super) const SECRET: &str = "secret,id=key,data=not-a-secret";
 /// Of each image, unless it says otherwise.
 pub(super) const DISK_BYTES: u64 = 4 << 20;
 
+/// What kind of machine a QEMU is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arch {
+    X86,
+    /// `virt`, by the QEMU of tests/setup/arm.sh.
+    Arm,
+}
+
+impl Arch {
+    fn program(self, place: &Place) -> PathBuf {
+        match self {
+            Self::X86 => place.paths.qemu(place.version, "qemu-system-x86_64"),
+            Self::Arm => place.paths.qemu_of_arm(),
+        }
+    }
+
+    fn machine(self) -> &'static str {
+        match self {
+            Self::X86 => "-machine pc-q35-7.2 -cpu qemu64",
+            Self::Arm => "-machine virt-7.2 -cpu cortex-a57",
+        }
+    }
+}
+
 /// Where a QEMU and its images live.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     pub(super) paths: Paths,
     pub(super) host: Host,
     pub(super) version: Version,
+    pub(super) arch: Arch,
     pub(super) dir: PathBuf,
     /// Both hosts' QEMUs see it.
     pub(super) shared: PathBuf,
@@ -94,7 +119,7 @@ impl Place {
     /// The words that every QEMU gets besides.
     fn all_words(&self, words: &[String], incoming: bool) -> Vec<String> {
         let fixed =
-            "-S -machine pc-q35-7.2 -accel tcg -cpu qemu64 -m 64 -nodefaults -no-user-config -display none";
+            format!("-S {} -accel tcg -m 64 -nodefaults -no-user-config -display none", self.arch.machine());
         let mut all: Vec<String> = fixed.split(' ').map(str::to_owned).collect();
         for monitor in ["agent", "test"] {
             let path = self.file(&format!("{monitor}.qmp"));
@@ -116,7 +141,7 @@ impl Place {
     /// Starts QEMU with these words.
     pub(super) fn start(&self, words: &[String], incoming: bool) -> Result<Machine> {
         let log = fs::File::create(self.file("qemu.log"))?;
-        let mut command = self.host.command(self.paths.qemu(self.version, "qemu-system-x86_64"));
+        let mut command = self.host.command(self.arch.program(self));
         command.args(self.all_words(words, incoming));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut machine = Machine { child: command.spawn()?, dir: self.dir.clone() };
@@ -132,7 +157,7 @@ impl Place {
 
     /// Has the agent start QEMU with these words when a guest comes.
     pub(super) fn will_start(&self, words: &[String]) -> Result<()> {
-        let program = self.paths.qemu(self.version, "qemu-system-x86_64");
+        let program = self.arch.program(self);
         let words: Vec<String> = self.all_words(words, true).iter().map(|word| format!("'{word}'")).collect();
         crate::support::vm::write_script(
             &self.file("start"),

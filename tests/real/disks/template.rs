@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::machine::{Place, blockdev, device, file_node, raw};
+use super::machine::{Arch, Place, blockdev, device, file_node, raw};
 use super::tells;
 use crate::support::process::{LONG, run};
 use crate::support::vm::write_script;
@@ -56,7 +56,7 @@ fn agents(lab: &Lab, version: Version, start: fn(&Place) -> String) -> Result<(A
         let dir = host.dir.join("web7");
         fs::create_dir(&dir)?;
         let shared = lab.dir().to_owned();
-        Ok(Place { paths: lab.paths.clone(), host: host.clone(), version, dir, shared })
+        Ok(Place { paths: lab.paths.clone(), host: host.clone(), version, arch: Arch::X86, dir, shared })
     };
     let (source, target) = (place(&net.alpha)?, place(&net.bravo)?);
     let mut on_alpha = AgentSpec::default().peer(&net.bravo);
