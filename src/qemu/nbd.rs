@@ -271,6 +271,12 @@ impl NbdReader {
         self.parts(from, IS_ZERO).await
     }
 
+    /// The same of one part alone.
+    pub async fn zeroes_of(&mut self, part: Range<u64>) -> Result<(Vec<Range<u64>>, u64), NbdError> {
+        let until = part.end.min(part.start.saturating_add(STATUS_BYTES_MAX));
+        self.parts_of(part.start..until, IS_ZERO).await
+    }
+
     /// Whether all of a part reads as zeroes by the server's word; likewise.
     pub async fn is_zero(&mut self, part: Range<u64>) -> Result<bool, NbdError> {
         let mut at = part.start;

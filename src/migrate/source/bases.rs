@@ -2,8 +2,8 @@
 //! copied.
 //!
 //! What the source's topmost image has is copied. Of all the rest the guest sees what lies below, and there the
-//! destination's disk must show the same by then. So the rest is hashed on both sides: at the source in an export of
-//! the backing file, whose contents do not change; at the destination in the disk itself, so that what is left in
+//! destination's disk must show the same by then. So the rest is hashed on both sides, but for what reads as zeroes
+//! on both by the word of both QEMUs: at the source in an export of the backing file, whose contents do not change; at the destination in the disk itself, so that what is left in
 //! its topmost image counts as well. What the guest writes meanwhile gets into the source's topmost image, and is
 //! copied. What was in it stays in it: QEMU makes zeroes of what the guest discards there, no holes.
 //!
@@ -15,15 +15,15 @@ use std::sync::Arc;
 use super::changes;
 use super::failure::Failure;
 use super::state::Source;
-use super::verify::{guarded, hash_both, heed, not_comparable};
+use super::verify::{are_zeroes, guarded, hash_both, heed, not_comparable, short};
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::journal::Undo;
 use crate::migrate::model::plan::{Base, CopiedDisk, Way};
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::transfer::disk::delta::DeltaError;
-use crate::migrate::transfer::verify::hashes::{BATCH_BYTES_MAX, PIECES_MAX};
+use crate::migrate::transfer::verify::hashes::{BATCH_BYTES_MAX, PARTS_MAX, PIECES_MAX};
 use crate::migrate::transfer::verify::ledger::{PIECE_BYTES_MAX, UNIT_BYTES};
-use crate::qemu::{BlockExportAdd, NbdReader, delete_export, names};
+use crate::qemu::{BlockExportAdd, NbdError, NbdReader, delete_export, names};
 
 /// Proves it of all disks of which only the topmost image is to be copied and whose copy has not begun.
 pub(crate) async fn prove(source: &mut Source) -> Result<(), Failure> {
@@ -40,40 +40,94 @@ pub(crate) async fn prove(source: &mut Source) -> Result<(), Failure> {
     for disk in &disks {
         let Some(base) = &disk.base else { continue };
         tracing::info!(disk = disk.name, "what it stands on is compared");
-        let compared = compare(source, disk, base, &server).await?;
+        let Compared { hashed, zeroes } = compare(source, disk, base, &server).await?;
         let text = format!(
-            "{}: what it stands on is the same on both hosts ({} MiB were compared), only its topmost image is copied",
+            "{}: what it stands on is the same on both hosts ({} MiB were hashed, {} MiB read as zeroes), only its \
+             topmost image is copied",
             disk.name,
-            compared.div_ceil(1 << 20)
+            hashed.div_ceil(1 << 20),
+            zeroes >> 20
         );
         source.context.note(text);
     }
     Ok(())
 }
 
-/// Compares what one disk stands on, where its topmost image has nothing: so many bytes.
+/// What is equal on both hosts, in bytes.
+#[derive(Default)]
+struct Compared {
+    hashed: u64,
+    zeroes: u64,
+}
+
+/// Compares what one disk stands on, where its topmost image has nothing.
 async fn compare(
     source: &mut Source,
     disk: &CopiedDisk,
     base: &Base,
     server: &Arc<NbdServer>,
-) -> Result<u64, Failure> {
+) -> Result<Compared, Failure> {
     let (mut top, mut below) = open(source, disk, base, server).await?;
-    let (mut at, mut compared) = (0, 0);
+    let (mut at, mut compared) = (0, Compared::default());
     while at < disk.virtual_size {
         heed(source).await?;
         let parts = async { Ok::<_, DeltaError>(top.of_the_top(at).await?) };
         let (copied, next) = guarded(source, &disk.name, parts).await?;
-        for batch in batches(&gaps(at..next, &copied)) {
+        let of_below = gaps(at..next, &copied);
+        let zeroes = zeroes_of_both(source, disk, &mut below, &of_below).await?;
+        let rest: Vec<_> =
+            of_below.into_iter().flat_map(|part| gaps(part.clone(), &within(&zeroes, &part))).collect();
+        for batch in batches(&rest) {
             heed(source).await?;
             same(source, disk, &mut below, &batch).await?;
-            compared += batch.iter().map(|piece| piece.end - piece.start).sum::<u64>();
         }
+        compared.hashed += bytes(&rest);
+        compared.zeroes += bytes(&zeroes);
         at = next;
     }
     drop((top, below));
     close(source, disk).await?;
     Ok(compared)
+}
+
+/// What of these parts reads as zeroes on both hosts by the word of both QEMUs: it is equal, and need not be read. In
+/// the order of the parts.
+async fn zeroes_of_both(
+    source: &mut Source,
+    disk: &CopiedDisk,
+    below: &mut NbdReader,
+    parts: &[Range<u64>],
+) -> Result<Vec<Range<u64>>, Failure> {
+    if !source.peer.grant.as_ref().is_some_and(|grant| grant.tells_zeroes) {
+        return Ok(Vec::new());
+    }
+    let mut ours = Vec::new();
+    for part in parts {
+        heed(source).await?;
+        let told = async { Ok::<_, DeltaError>(zeroes_below(below, part.clone()).await?) };
+        ours.extend(guarded(source, &disk.name, told).await?);
+    }
+    let asked: Vec<_> = ours.into_iter().flat_map(short).collect();
+    let mut both = Vec::new();
+    for batch in asked.chunks(PARTS_MAX) {
+        heed(source).await?;
+        let theirs = are_zeroes(source, &disk.name, batch).await?;
+        both.extend(batch.iter().zip(theirs).filter(|(_, zero)| *zero).map(|((begin, end), _)| *begin..*end));
+    }
+    Ok(both)
+}
+
+/// What of a part reads as zeroes in what a disk stands on, but for short parts. Beyond its end all does.
+async fn zeroes_below(below: &mut NbdReader, part: Range<u64>) -> Result<Vec<Range<u64>>, NbdError> {
+    let (mut zeroes, mut at, end) = (Vec::new(), part.start, part.end.min(below.size()));
+    while at < end {
+        let (parts, next) = below.zeroes_of(at..end).await?;
+        zeroes.extend(parts);
+        at = next;
+    }
+    zeroes.extend((at < part.end).then_some(at..part.end));
+    zeroes.retain(|zero| zero.end - zero.start >= UNIT_BYTES);
+    Ok(zeroes)
 }
 
 /// Exports the topmost image and what it stands on, to this agent alone.
@@ -170,6 +224,17 @@ fn gaps(of: Range<u64>, parts: &[Range<u64>]) -> Vec<Range<u64>> {
     gaps
 }
 
+/// Those of sorted parts that lie within this one.
+fn within(parts: &[Range<u64>], of: &Range<u64>) -> Vec<Range<u64>> {
+    let first = parts.partition_point(|part| part.start < of.start);
+    let rest = parts[first..].iter();
+    rest.take_while(|part| part.end <= of.end).cloned().collect()
+}
+
+fn bytes(parts: &[Range<u64>]) -> u64 {
+    parts.iter().map(|part| part.end - part.start).sum()
+}
+
 fn split(part: &Range<u64>, bytes: u64) -> Vec<Range<u64>> {
     let begins = (part.start..part.end).step_by(bytes as usize);
     begins.map(|at| at..part.end.min(at + bytes)).collect()
@@ -192,6 +257,15 @@ mod tests {
         assert_eq!(gaps(0..10, &[]), [0..10]);
         assert_eq!(gaps(0..10, &[0..10]), []);
         assert_eq!(gaps(5..30, &[5..7, 10..12, 12..13, 20..30]), [7..10, 13..20]);
+    }
+
+    #[test]
+    fn what_is_zeroes_on_both_hosts_is_taken_out_of_its_own_part() {
+        let zeroes = [2..4, 10..12, 12..20, 25..30];
+        assert_eq!(within(&zeroes, &(0..5)), [2..4]);
+        assert_eq!(within(&zeroes, &(10..20)), [10..12, 12..20]);
+        assert_eq!(within(&zeroes, &(20..25)), []);
+        assert_eq!(gaps(22..40, &within(&zeroes, &(22..40))), [22..25, 30..40]);
     }
 
     #[test]

@@ -152,10 +152,7 @@ impl Comparing {
                 continue;
             }
             let batch: Vec<_> = parts.drain(..parts.len().min(hashes::PARTS_MAX)).collect();
-            let request = Request::Zeroes(Parts { disk: name.clone(), parts: batch.clone() });
-            let Response::AreZeroes(zeroes) = ask(source, request).await? else {
-                return Err(LinkError::Unexpected { request: "zeroes" }.into());
-            };
+            let zeroes = are_zeroes(source, &name, &batch).await?;
             let both = batch.iter().zip(zeroes).filter(|(_, is_zero)| *is_zero);
             both.for_each(|((begin, end), _)| self.disks[at].ledger.is_equal(&(*begin..*end)));
         }
@@ -213,8 +210,21 @@ impl Comparing {
     }
 }
 
+/// Which of these parts read as zeroes at the destination.
+pub(super) async fn are_zeroes(
+    source: &mut Source,
+    disk: &str,
+    parts: &[(u64, u64)],
+) -> Result<Vec<bool>, Failure> {
+    let request = Request::Zeroes(Parts { disk: disk.to_owned(), parts: parts.to_vec() });
+    match ask(source, request).await? {
+        Response::AreZeroes(zeroes) if zeroes.len() == parts.len() => Ok(zeroes),
+        _ => Err(LinkError::Unexpected { request: "zeroes" }.into()),
+    }
+}
+
 /// A part in such as can be asked of.
-fn short(part: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+pub(super) fn short(part: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
     let begins = part.clone().step_by(hashes::PART_BYTES_MAX as usize);
     begins.map(move |at| (at, part.end.min(at + hashes::PART_BYTES_MAX)))
 }
