@@ -92,7 +92,7 @@ async fn plan(
                     rates.insert(peer.clone(), foretell::rate(&agent, peer).await);
                 }
                 let rate = rates[peer].clone();
-                Some(foretell::foretell(&agent, &vm, &drain.request.options, rate).await)
+                Some(foretell::foretell(&agent, (&vm, peer), &drain.request.options, rate).await)
             }
         };
         all.push((vm, checks.into_iter().map(check).collect(), foretold));

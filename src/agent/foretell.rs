@@ -20,13 +20,13 @@ pub(super) async fn rate(agent: &Agent, peer: &str) -> Result<u64, String> {
 /// What is to be expected of a migration at such a rate.
 pub(super) async fn foretell(
     agent: &Agent,
-    vm: &str,
+    (vm, peer): (&str, &str),
     options: &Options,
     rate: Result<u64, String>,
 ) -> Foretold {
     let limit = options.limit_bytes_per_s.map(u64::from);
     let bytes_per_s = rate.as_ref().ok().map(|rate| limit.map_or(*rate, |limit| limit.min(*rate)));
-    let guest = match outlook(&agent.host, vm, options).await {
+    let guest = match outlook(&agent.host, vm, peer, options).await {
         Ok(guest) => guest,
         Err(cause) => return Foretold { bytes_per_s, cause: Some(cause), ..Foretold::default() },
     };

@@ -171,7 +171,7 @@ async fn plan(
         true => None,
         false => {
             let rate = foretell::rate(&agent, &to).await;
-            Some(foretell::foretell(&agent, &vm, &options, rate).await)
+            Some(foretell::foretell(&agent, (&vm, &to), &options, rate).await)
         }
     };
     Ok(Json(MigrationPlan { problems, foretold }))

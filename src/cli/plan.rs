@@ -36,6 +36,12 @@ pub(super) fn lines(foretold: &Foretold) -> Vec<String> {
         lines.extend(guest.disks.iter().map(|disk| {
             let all = HumanBytes(disk.virtual_bytes);
             match disk.allocated_bytes {
+                _ if disk.changed_bytes.is_some() => format!(
+                    "disk {}: {} of {all} changed since its replica there was in step; no more is copied, if its image \
+                     there is as it was left",
+                    disk.disk,
+                    HumanBytes(disk.changed_bytes.unwrap_or_default())
+                ),
                 Some(bytes) => format!("disk {}: {} of {all} are allocated", disk.disk, HumanBytes(bytes)),
                 None => format!("disk {}: {all}", disk.disk),
             }

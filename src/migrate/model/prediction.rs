@@ -15,11 +15,18 @@ pub struct DiskOutlook {
     pub virtual_bytes: u64,
     /// What its image occupies; none where QEMU does not say.
     pub allocated_bytes: Option<u64>,
+    /// What was written to it since its replica at the destination was in step, which is all that is copied if the
+    /// destination finds its image as it was left; none where there is no replica that could be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_bytes: Option<u64>,
 }
 
 impl DiskOutlook {
-    /// What has to be copied of it, as far as is known.
+    /// What has to be copied of it at least, as far as is known.
     fn bytes(&self) -> u64 {
+        if let Some(changed) = self.changed_bytes {
+            return changed.min(self.virtual_bytes);
+        }
         self.allocated_bytes.map_or(self.virtual_bytes, |bytes| bytes.min(self.virtual_bytes))
     }
 }
@@ -87,6 +94,7 @@ mod tests {
             disk: "vda".into(),
             virtual_bytes: virtual_mib * MIB,
             allocated_bytes: allocated.map(|mib| mib * MIB),
+            changed_bytes: None,
         };
         Outlook {
             disks: disks.iter().map(disk).collect(),
@@ -107,6 +115,10 @@ mod tests {
         assert_eq!(predict(outlook(&[], 20, 50)).downtime_ms, Some(200));
         // An image can occupy more than its guest sees.
         assert_eq!(predict(outlook(&[(10, Some(11))], 0, 0)).bytes, 10 * MIB);
+        // Of one that has a replica only what changed since is copied.
+        let mut replicated = outlook(&[(100, Some(50)), (100, Some(50))], 0, 0);
+        replicated.disks[0].changed_bytes = Some(3 * MIB);
+        assert_eq!(predict(replicated).bytes, 53 * MIB);
     }
 
     #[test]

@@ -76,7 +76,7 @@ async fn begin(context: Context, held: &mut Option<Held>) -> Result<Source, Fail
     // Now that this one tells of the bitmaps.
     let tracking = match held.take() {
         Some(held) => held.pass_on(host),
-        None => replica::known(host, request, &peer, qmp.process()),
+        None => replica::known(host, (&request.vm, &peer), options.replicate, qmp.process()),
     };
     let ram_expected = crate::qemu::ram_in_use(&qmp).await;
     let allocated: BTreeMap<_, _> = disks.iter().map(|d| (d.name.clone(), allocated(d, options))).collect();

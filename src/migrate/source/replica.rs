@@ -12,7 +12,6 @@
 //! any other way makes a whole copy of the next run.
 
 use super::failure::Failure;
-use super::request::SourceRequest;
 use super::state::Source;
 use crate::migrate::host::Host;
 use crate::migrate::model::problem::chain;
@@ -21,11 +20,15 @@ use crate::migrate::transfer::disk::delta::{Bitmaps, Followed, Tracking};
 use crate::net::identity::Identity;
 use crate::qemu::Process;
 
-/// What is known of the VM's replica at that peer, if there is one, or is to be.
-pub(crate) fn known(host: &Host, request: &SourceRequest, peer: &Identity, qemu: &Process) -> Tracking {
-    let replicates = request.options.replicate;
-    let Some(replica) = host.replicas.source(&request.vm, peer.as_str()) else {
-        let replica = replicates.then(|| SourceReplica::new(&request.vm, peer.as_str(), now()));
+/// What is known of the VM's replica at that peer, if there is one, or is to be (`replicates`).
+pub(crate) fn known(
+    host: &Host,
+    (vm, peer): (&str, &Identity),
+    replicates: bool,
+    qemu: &Process,
+) -> Tracking {
+    let Some(replica) = host.replicas.source(vm, peer.as_str()) else {
+        let replica = replicates.then(|| SourceReplica::new(vm, peer.as_str(), now()));
         return Tracking { replica, ..Tracking::default() };
     };
     if replica.qemu.is_none() || replica.qemu.as_ref() != qemu.id() {

@@ -136,6 +136,10 @@ pub(crate) fn only_what_changed_is_sent(lab: &Lab, version: Version) -> Result<(
     }
 
     guest.changes(31)?;
+    let foretold = stage.alpha.vmferry(&["migrate", "replica", "--to", "bravo", "--dry-run", "--json"])?;
+    let foretold: Value = serde_json::from_str(&foretold.stdout)?;
+    let changed = |disk: usize| foretold["foretold"]["guest"]["disks"][disk]["changed_bytes"].as_u64();
+    ensure!((changed(0), changed(1)) == (Some(CHANGED_BYTES), Some(0)), "{foretold}");
     let (code, moved) = stage.migrate("replica", &["--keep-source"])?;
     ensure!(code == 0 && moved["outcome"]["result"] == "moved", "{moved}");
     ensure!(moved["outcome"]["leftovers"] == json!([]), "{moved}");

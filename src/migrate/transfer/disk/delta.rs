@@ -202,6 +202,15 @@ impl Followed {
         Self { disk: disk.clone(), bitmaps, in_step, doubt: None }
     }
 
+    /// What changed since, at least; none where the whole disk would have to be copied.
+    pub(crate) async fn changed_bytes(&self, disk: &CopiedDisk, qmp: &Qmp) -> Result<Option<u64>, QmpError> {
+        let is_known = self.in_step && self.doubt.is_none() && self.disk.is_same_image(disk);
+        if !is_known || self.bitmaps.doubt(qmp).await?.is_some() {
+            return Ok(None);
+        }
+        Ok(self.bitmaps.ours(qmp).await?.iter().map(|bitmap| bitmap.count).max())
+    }
+
     /// It has to be copied as a whole.
     pub(crate) fn is_doubted(&mut self, doubt: &str) {
         self.in_step = false;
