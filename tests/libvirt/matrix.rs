@@ -68,6 +68,13 @@ fn ten_times_four_parallel_connections_come_in_order() -> Result<()> {
     Ok(())
 }
 
+#[test]
+#[ignore = "of the matrix that takes long: make libvirt"]
+fn four_parallel_connections_with_virsh_between() -> Result<()> {
+    let options = ["--copy-storage-inc", "--parallel", "4"];
+    moves("four_parallel_connections_with_virsh_between", &options)
+}
+
 /// The destination's QEMU needs userfaultfd: here by being root's, and then the agent must be, too.
 #[test]
 #[ignore = "of the matrix that takes long: make libvirt"]
