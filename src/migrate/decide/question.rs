@@ -162,7 +162,7 @@ impl Question {
         work: impl Future<Output = T>,
     ) -> Result<Result<T, Order>, Leaving> {
         let state = machine.state();
-        if self.shown || state == SourceState::Doubt || Instant::now() >= self.show_at {
+        if self.shown || matches!(state, SourceState::Doubt { .. }) || Instant::now() >= self.show_at {
             self.show(state);
         }
         tokio::pin!(work);
@@ -220,10 +220,15 @@ impl Question {
         self.shown = true;
         let last = &self.last;
         let cause = match state {
-            SourceState::Doubt => format!(
+            SourceState::Doubt { .. } => format!(
                 "whether the hand-over to {} is on this host's disk is not known: {last}. The guest stays \
                  paused here until the disk, or {}, says so; both are tried every second",
                 self.peer, self.peer
+            ),
+            SourceState::Missing => format!(
+                "the guest's QEMU here is gone, and {}, which may have the whole guest, has not said since whether it \
+                 runs there: {last}. It is asked again and again; start the VM nowhere until then",
+                self.peer
             ),
             _ => format!(
                 "the guest was handed over to {}, which has not said since whether it runs: {last}. \
@@ -265,6 +270,8 @@ impl Asking {
         let (fate, started) = match link.ask(request(ask, cause), deadline).await? {
             Response::Started(started) => (Fate::Runs, Some(started)),
             Response::Fate(fate) => (fate, None),
+            // It has no record of it: one that might have started the guest is kept until this host has confirmed.
+            Response::Done if ask == Ask::Abort => (Fate::NeverRan, None),
             _ => return Err(LinkError::Unexpected { request: "settle" }.into()),
         };
         Ok(Answer { link, fate, started })

@@ -1,8 +1,9 @@
 //! Records of the hand-over, and what is said of them.
 
-use crate::migrate::handover::{Illegal, Mark, Written};
+use crate::migrate::handover::{Fate, Illegal, Mark, SourceInput, Written};
 use crate::migrate::host::decisions::Decision;
 use crate::migrate::journal::{Journal, JournalError, Record};
+use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 
 /// Writes a record of the hand-over; `uid`: the operator's whose decision it is.
@@ -22,6 +23,25 @@ pub(crate) fn write(journal: &mut Journal, mark: Mark, uid: Option<u32>) -> (Wri
         tracing::error!(?mark, ?written, error = chain(error), "the journal does not take a record");
     }
     (written, error)
+}
+
+/// What a source's machine is told once its guest has been resumed, or could not be. As long as the destination may
+/// have the whole guest, one whose QEMU is gone is nobody's by the source's word alone.
+pub(crate) fn after_resume(is_gone: bool, reached: Phase, heard: Option<Fate>) -> Option<SourceInput> {
+    match heard {
+        heard if is_gone && reached >= Phase::Device && heard != Some(Fate::NeverRan) => {
+            Some(SourceInput::Gone)
+        }
+        heard => heard.map(SourceInput::Heard),
+    }
+}
+
+/// Nothing leads back from there, and a restart goes on with it.
+pub(crate) fn is_being_given_up() -> Decision {
+    Decision::Unknown(
+        "the guest is being given up here; the disk has not taken the record of it yet, which is tried every second"
+            .into(),
+    )
 }
 
 /// A step that the machine does not have changes nothing, and is a mistake of ours.

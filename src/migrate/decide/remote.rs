@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::config::HOOK_S_MAX;
 use crate::migrate::host::{AskError, Host};
-use crate::migrate::protocol::client::Link;
-use crate::migrate::protocol::message::{Fate, Prepared, Request, Response};
+use crate::migrate::journal::Past;
+use crate::migrate::model::problem::chain;
+use crate::migrate::protocol::client::{Link, LinkError};
+use crate::migrate::protocol::message::{Fate, Prepared, Request, Response, Told};
 
 /// How long a destination may take to answer.
 pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
@@ -43,6 +46,28 @@ pub(crate) async fn abort_remote(
     })
 }
 
+/// What the other host's journals say of a migration; why it cannot be asked.
+pub(crate) async fn ask_peer(host: &Host, past: &Past) -> Result<Option<Told>, String> {
+    let Some(peer) = host.peers.name_of(&past.header.peer) else {
+        return Err("it is not in this host's configuration".into());
+    };
+    let deadline = host.config.deadlines.recover();
+    let asked = async {
+        let session = host.peers.session(peer).await?;
+        let mut link = Link::open(&session, past.header.migration).await?;
+        let answer = link.ask(Request::Tell, deadline).await?;
+        link.finish();
+        match answer {
+            Response::Told(told) => Ok(told),
+            _ => Err(AskError::from(LinkError::Unexpected { request: "tell" })),
+        }
+    };
+    match timeout(deadline, asked).await {
+        Ok(told) => told.map_err(|e| chain(&e)),
+        Err(_) => Err(format!("no answer within {} s", deadline.as_secs())),
+    }
+}
+
 /// Tells a destination that its word is known here for good, so that it need not be kept there.
 pub(crate) async fn confirm_remote(host: &Host, peer: &str, migration: Uuid) {
     let said = async {
@@ -52,7 +77,7 @@ pub(crate) async fn confirm_remote(host: &Host, peer: &str, migration: Uuid) {
         link.finish();
         Ok::<_, AskError>(())
     };
-    if !matches!(tokio::time::timeout(COURTESY_DEADLINE, said).await, Ok(Ok(()))) {
+    if !matches!(timeout(COURTESY_DEADLINE, said).await, Ok(Ok(()))) {
         tracing::debug!("the destination keeps its journal for longer: it was not told that it need not");
     }
 }

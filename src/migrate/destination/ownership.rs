@@ -108,12 +108,7 @@ impl DestinationWorld for Destination {
             Side::There => state == DestinationState::NeverRan,
         };
         order.answer(match gives_up {
-            // Nothing leads back from here, and a restart goes on with it.
-            true => Decision::Unknown(
-                "the guest is being given up here; the disk has not taken the record of it yet, which is \
-                 tried every second"
-                    .into(),
-            ),
+            true => decide::is_being_given_up(),
             false if side == Side::Here && state == DestinationState::NeverRan => {
                 let cause = error.as_ref().map_or_else(String::new, |e| format!(": {}", chain(e)));
                 Decision::Refused(format!(

@@ -1,6 +1,6 @@
 //! A destination that is settled by its journal, with nobody at work. A guest whose start was begun is
-//! started, however long its QEMU cannot be asked; of one whose start was not begun it is proved that it
-//! never runs here.
+//! started, however long its QEMU cannot be asked; if that is gone, the source is asked whether an operator has
+//! decided otherwise there. Of a guest whose start was not begun it is proved that it never runs here.
 
 use tokio::time::sleep;
 
@@ -9,9 +9,12 @@ use crate::migrate::decide::{self, ASK_AGAIN};
 use crate::migrate::guest::before_start::{self, Turn};
 use crate::migrate::guest::life::{self, Look};
 use crate::migrate::guest::process;
-use crate::migrate::handover::{Destination, DestinationInput, Fate, Illegal, Mark, Ran, Written};
+use crate::migrate::handover::{
+    Destination, DestinationInput, DestinationState, Fate, Illegal, Mark, Ran, Side, Written,
+};
 use crate::migrate::handover_run::{DestinationRun, DestinationWorld};
 use crate::migrate::host::Host;
+use crate::migrate::host::decisions::{Claimed, Orders};
 use crate::migrate::journal::{Journal, JournalError, Past};
 use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::problem::chain;
@@ -78,6 +81,10 @@ pub(crate) struct Settling<'a> {
     leftovers: Vec<Leftover>,
     /// Why the last record was not written.
     unwritten: Option<JournalError>,
+    /// Once the source is told that the guest is here.
+    orders: Option<Orders>,
+    /// The operator whose decision is being written.
+    order: Option<Claimed>,
 }
 
 impl DestinationWorld for Settling<'_> {
@@ -87,17 +94,26 @@ impl DestinationWorld for Settling<'_> {
         if machine.ended().is_some() {
             return Ok(None);
         }
+        if machine.state() == DestinationState::Claiming {
+            return self.until_agreed().await;
+        }
         self.pause().await?;
         Ok(Some(DestinationInput::Again))
     }
 
     async fn write(&mut self, mark: Mark) -> Result<Written, Stops> {
-        let (written, error) = decide::write(self.journal, mark, None);
+        let uid = self.order.as_ref().and_then(|order| order.uid);
+        let (written, error) = decide::write(self.journal, mark, uid);
         self.unwritten = error;
         Ok(written)
     }
 
-    async fn say(&mut self, _: Fate) -> Result<(), Stops> {
+    /// What a source hears that asks before the journal has ended.
+    async fn say(&mut self, fate: Fate) -> Result<(), Stops> {
+        if fate == Fate::Runs {
+            let (decisions, migration) = (&self.host.decisions, self.journal.past().header.migration);
+            self.orders.get_or_insert_with(|| decisions.take_orders(migration)).answer_runs();
+        }
         Ok(())
     }
 
@@ -109,6 +125,8 @@ impl DestinationWorld for Settling<'_> {
     }
 
     async fn undo(&mut self) -> Result<(), Stops> {
+        // What was said of a guest that is not here after all.
+        self.leftovers.clear();
         if self.heir {
             self.host.decisions.answered(self.journal.past().header.migration);
             let past = self.journal.past().clone();
@@ -123,7 +141,15 @@ impl DestinationWorld for Settling<'_> {
         Ok(())
     }
 
-    fn answer_operator(&mut self, _: Destination) {}
+    fn answer_operator(&mut self, machine: Destination) {
+        let Some(order) = self.order.take() else { return };
+        let wanted =
+            if order.side == Side::Here { DestinationState::Runs } else { DestinationState::NeverRan };
+        order.answer(match machine.state() {
+            DestinationState::GivingUp { .. } => decide::is_being_given_up(),
+            state => decide::decision(state == wanted, self.journal, self.unwritten.as_ref()),
+        });
+    }
 
     fn illegal(&mut self, error: Illegal) {
         decide::report(&error);
@@ -132,7 +158,7 @@ impl DestinationWorld for Settling<'_> {
 
 impl<'a> Settling<'a> {
     pub(crate) fn new(host: &'a Host, heir: bool, journal: &'a mut Journal) -> Self {
-        Self { host, heir, journal, leftovers: Vec::new(), unwritten: None }
+        Self { host, heir, journal, leftovers: Vec::new(), unwritten: None, orders: None, order: None }
     }
 
     pub(crate) fn leftovers(self) -> Vec<Leftover> {
@@ -180,6 +206,38 @@ impl<'a> Settling<'a> {
                 ),
             );
             self.pause().await?;
+        }
+    }
+
+    /// The guest may have run here, and does no more. Asks the source how the migration has ended there, which is
+    /// for good; or an operator decides.
+    async fn until_agreed(&mut self) -> Result<Option<DestinationInput>, Stops> {
+        let Self { host, journal, orders, .. } = self;
+        let past = journal.past();
+        let (id, name, peer) = (past.header.migration, &past.header.vm, &past.header.peer);
+        let orders = orders.get_or_insert_with(|| host.decisions.take_orders(id));
+        let words = format!(
+            "VM {name} was handed over to this host, where its QEMU has ended; whether it ran by then is not known. \
+             {peer} is asked every second whether the VM is still this host's; start it nowhere until then"
+        );
+        host.decisions.open_question(id, words);
+        let asked = async {
+            let told = decide::ask_peer(host, past).await;
+            match told.ok().flatten().and_then(|told| told.known.ended) {
+                Some(ended) => DestinationInput::Told(ended),
+                None => {
+                    sleep(ASK_AGAIN).await;
+                    DestinationInput::Again
+                }
+            }
+        };
+        tokio::select! {
+            input = asked => Ok(Some(input)),
+            Some(order) = orders.recv() => {
+                self.order = order.claim();
+                Ok(Some(self.order.as_ref().map_or(DestinationInput::Again, |o| DestinationInput::Forced(o.side))))
+            }
+            () = host.stopping.cancelled() => Err(Stops),
         }
     }
 

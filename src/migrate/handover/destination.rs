@@ -21,6 +21,9 @@ pub enum DestinationState {
         /// An earlier life may have started it already: nothing leads back.
         again: bool,
     },
+    /// An earlier life was about to start it, and its QEMU is gone. Whether it ran nobody knows; it is ours, unless an
+    /// operator has decided otherwise at the source, which is asked.
+    Claiming,
     /// Ours for good.
     Runs,
     /// It shall never run; that is being proved.
@@ -79,6 +82,8 @@ pub enum DestinationInput {
     Again,
     /// An operator decides.
     Forced(Side),
+    /// The source's migration has ended like this, for good.
+    Told(Ended),
 }
 
 /// What a destination does, in this order. A write, or a start, is the last of a step, and how it
@@ -154,7 +159,7 @@ impl Destination {
     pub fn fate(&self) -> Fate {
         match self.state {
             S::Waiting { loaded: true } => Fate::Loaded,
-            S::Runs => Fate::Runs,
+            S::Runs | S::Claiming => Fate::Runs,
             S::NeverRan => Fate::NeverRan,
             _ => Fate::Open,
         }
@@ -188,8 +193,12 @@ impl Destination {
             (S::Starting { again: false }, I::Ran(Ran::No)) => {
                 (S::GivingUp { starting: OnDisk::Yes }, never_ran())
             }
+            (S::Starting { again: true }, I::Ran(Ran::No)) => (S::Claiming, vec![E::Say(Fate::Runs)]),
+            (S::Claiming, I::Told(Ended::Moved)) => runs(),
+            (S::Claiming, I::Told(Ended::Stayed)) => (S::GivingUp { starting: OnDisk::Yes }, never_ran()),
+            (S::Claiming, I::Forced(side)) => force(side, OnDisk::Yes),
             // `starting` is on the disk, so that this is true after any crash.
-            (S::Starting { .. }, I::Ran(_)) => (S::Runs, vec![E::Say(Fate::Runs), E::Write(Mark::Runs)]),
+            (S::Starting { .. }, I::Ran(_)) => runs(),
             (S::GivingUp { starting }, I::Written(written)) => gave_up(starting, written),
             (S::GivingUp { .. }, I::Again) => (self.state, never_ran()),
             (S::Forcing { side, starting }, I::Written(written)) => forced(side, starting, written),
@@ -199,8 +208,8 @@ impl Destination {
             (state, I::Asked(Ask::Start | Ask::Abort | Ask::Settle)) => (state, vec![E::Say(self.fate())]),
             (state, I::Asked(Ask::Confirmed)) => (state, Vec::new()),
             (S::Runs | S::NeverRan | S::Resuming, I::Written(_)) => (self.state, Vec::new()),
-            (state, I::Trouble | I::Loaded) => (state, Vec::new()),
-            (S::Runs | S::NeverRan | S::Waiting { .. }, I::Again) => (self.state, Vec::new()),
+            (state, I::Trouble | I::Loaded | I::Told(_)) => (state, Vec::new()),
+            (S::Runs | S::NeverRan | S::Waiting { .. } | S::Claiming, I::Again) => (self.state, Vec::new()),
             (state, input) => return Err(Illegal::new(&state, &input)),
         };
         self.state = state;
@@ -222,12 +231,18 @@ fn gave_up(starting: OnDisk, written: Written) -> Step {
     (S::GivingUp { starting }, Vec::new())
 }
 
+fn runs() -> Step {
+    (S::Runs, vec![E::Say(Fate::Runs), E::Write(Mark::Runs)])
+}
+
 fn force(side: Side, starting: OnDisk) -> Step {
     (S::Forcing { side, starting }, vec![E::Write(Mark::Forced(side))])
 }
 
 fn forced(side: Side, starting: OnDisk, written: Written) -> Step {
     match (side, written, starting) {
+        (Side::Here, Written::Durable, OnDisk::Yes) => runs(),
+        (Side::Here, _, OnDisk::Yes) => (S::Claiming, Vec::new()),
         (Side::Here, Written::Durable, _) => (S::Beginning, vec![E::Write(Mark::Starting)]),
         (Side::Here, _, _) => (S::Waiting { loaded: true }, Vec::new()),
         (Side::There, ..) => (S::GivingUp { starting }, vec![E::Write(Mark::NeverRan)]),

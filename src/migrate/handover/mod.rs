@@ -28,6 +28,11 @@
 //! were never synced. So every restart begins by writing anew the record that it is about to rely
 //! on: durable, or failed without a trace, it proves that what was read is on the disk.
 //!
+//! **Decisions.** An operator may decide at either host, at any moment in which its machine waits for the other, and
+//! the other host may come back with a journal of its own. So a side whose QEMU is gone, with which nothing can be
+//! lost by waiting, does not take the guest for its own by its own word: a source in *missing* asks the destination, a
+//! destination in *claiming* the source. A side whose QEMU lives goes on as its journal says.
+//!
 //! **Rules.** The source says *start* only when its `handed-over` is surely on the disk, and lets
 //! its guest run only when that is surely not there, or a later `never-ran` of its own is, or the
 //! destination has said *never-ran*. The destination runs the guest only when its `starting` is

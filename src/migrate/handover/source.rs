@@ -15,7 +15,13 @@ pub enum SourceState {
         sure: bool,
     },
     /// Nobody knows whether `handed-over` is on the disk, and *start* was never said under it.
-    Doubt,
+    Doubt {
+        /// An operator has decided that the guest is the source's.
+        forced: bool,
+    },
+    /// Nothing was handed over, as far as is known, and the guest's QEMU here is gone. Whose the guest is the
+    /// destination knows: an operator may have decided there.
+    Missing,
     /// The destination has said that it never ran; that is being written.
     TakingBack,
     /// An operator's decision is being written.
@@ -29,6 +35,8 @@ pub enum SourceState {
     Back {
         /// A durable record says so: the destination's word is no longer needed.
         noted: bool,
+        /// The destination or an operator says so as well.
+        agreed: bool,
     },
     /// The destination has said that it runs there; that is being written.
     Noting,
@@ -45,7 +53,12 @@ pub enum Undecided {
         sure: bool,
     },
     /// [`SourceState::Doubt`].
-    Doubt,
+    Doubt {
+        /// The same.
+        forced: bool,
+    },
+    /// [`SourceState::Missing`].
+    Missing,
 }
 
 /// What happens to a source.
@@ -63,6 +76,8 @@ pub enum SourceInput {
     Again,
     /// An operator decides.
     Forced(Side),
+    /// There is no QEMU any more that could be resumed, and the destination may have the whole guest.
+    Gone,
 }
 
 /// What a source does, in this order. A write is the last of a step, and how it ended is the next
@@ -106,7 +121,7 @@ impl Source {
         let (state, effects) = match known {
             Known { ended: Some(Ended::Moved), .. } => (S::Moved, Vec::new()),
             // That end may have been read and not be on the disk.
-            Known { ended: Some(Ended::Stayed), .. } => (S::Back { noted: false }, Vec::new()),
+            Known { ended: Some(Ended::Stayed), .. } => (S::Back { noted: false, agreed: true }, Vec::new()),
             Known { forced: Some(Side::There), .. } | Known { runs: true, .. } => {
                 (S::Noting, vec![E::Write(Mark::Runs)])
             }
@@ -114,7 +129,9 @@ impl Source {
             // might run here and a later restart might read `handed-over`.
             Known { handed_over: false, .. }
             | Known { never_ran: true, .. }
-            | Known { forced: Some(Side::Here), .. } => (S::Doubt, vec![E::Write(Mark::NeverRan)]),
+            | Known { forced: Some(Side::Here), .. } => {
+                (S::Doubt { forced: known.forced.is_some() }, vec![E::Write(Mark::NeverRan)])
+            }
             _ => (S::Asking { sure: false }, vec![E::Write(Mark::HandedOver)]),
         };
         (Self { state }, effects)
@@ -142,23 +159,29 @@ impl Source {
             // Nothing was handed over and nothing is being: no record is needed to go back.
             (S::Ours, I::Fail) => {
                 let undo = vec![E::Resume, E::Ask(Ask::Abort), E::Write(Mark::NeverRan)];
-                (S::Back { noted: false }, undo)
+                (back(false), undo)
             }
             (S::Ours, I::Heard(_)) => (S::Ours, Vec::new()),
             (S::HandingOver, I::Written(written)) => handed_over(written),
             (S::Asking { sure }, input) => return self.asking(sure, input),
-            (S::Doubt, input) => return self.doubt(input),
+            (S::Doubt { forced }, input) => return self.doubt(forced, input),
+            (S::Missing, input) => return self.missing(input),
             // The destination's word is durable; with a disk that takes no record it must do.
             (S::TakingBack, I::Written(written)) => taken_back(written),
             (S::Forcing { side, was }, I::Written(written)) => forced(side, was, written),
-            (S::Back { noted }, I::Written(written)) => {
-                (S::Back { noted: noted || written == Written::Durable }, Vec::new())
+            (S::Back { noted, agreed }, I::Written(written)) => {
+                (S::Back { noted: noted || written == Written::Durable, agreed }, Vec::new())
             }
-            (S::Back { noted: true }, I::Heard(Fate::NeverRan)) => (self.state, vec![E::Ask(Ask::Confirmed)]),
+            (S::Back { agreed: false, .. }, I::Gone) => (S::Missing, vec![E::Ask(Ask::Abort)]),
+            (S::Back { noted: true, .. }, I::Heard(Fate::NeverRan)) => {
+                (self.state, vec![E::Ask(Ask::Confirmed)])
+            }
             (S::Noting, I::Written(Written::Durable)) => (S::Moved, vec![E::Ask(Ask::Confirmed), E::Release]),
             // `handed-over` is on the disk: a restart asks again.
             (S::Noting, I::Written(_)) => (S::Moved, vec![E::Release]),
-            (S::Back { .. } | S::Moved, I::Heard(_) | I::Again | I::Fail) => (self.state, Vec::new()),
+            (S::Back { .. } | S::Moved, I::Heard(_) | I::Again | I::Fail | I::Gone) => {
+                (self.state, Vec::new())
+            }
             (state, input) => return Err(Illegal::new(&state, &input)),
         };
         self.state = state;
@@ -170,7 +193,7 @@ impl Source {
             I::Heard(Fate::Runs) => (S::Noting, vec![E::Write(Mark::Runs)]),
             I::Heard(Fate::NeverRan) => (S::TakingBack, vec![E::Write(Mark::NeverRan)]),
             I::Heard(Fate::Loaded) if sure => (self.state, vec![E::Ask(Ask::Start)]),
-            I::Heard(Fate::Loaded | Fate::Open) | I::Fail => (self.state, Vec::new()),
+            I::Heard(Fate::Loaded | Fate::Open) | I::Fail | I::Gone => (self.state, Vec::new()),
             I::Written(Written::Durable | Written::Failed) => {
                 (S::Asking { sure: true }, vec![E::Ask(Ask::Settle)])
             }
@@ -185,23 +208,50 @@ impl Source {
         Ok(effects)
     }
 
-    fn doubt(&mut self, input: SourceInput) -> Result<Vec<SourceEffect>, Illegal> {
+    fn doubt(&mut self, forced: bool, input: SourceInput) -> Result<Vec<SourceEffect>, Illegal> {
         let (state, effects) = match input {
-            I::Written(Written::Durable) => (S::Back { noted: true }, vec![E::Resume, E::Ask(Ask::Abort)]),
+            I::Written(Written::Durable) => {
+                (S::Back { noted: true, agreed: forced }, vec![E::Resume, E::Ask(Ask::Abort)])
+            }
             // Surely nothing was added to what was read or known to be there, and that says ours.
-            I::Written(Written::Failed) => (S::Back { noted: false }, vec![E::Resume, E::Ask(Ask::Abort)]),
-            I::Written(Written::InDoubt) => (S::Doubt, vec![E::Ask(Ask::Abort)]),
-            I::Again => (S::Doubt, vec![E::Write(Mark::NeverRan)]),
+            I::Written(Written::Failed) => {
+                (S::Back { noted: false, agreed: forced }, vec![E::Resume, E::Ask(Ask::Abort)])
+            }
+            I::Written(Written::InDoubt) => (self.state, vec![E::Ask(Ask::Abort)]),
+            I::Again => (self.state, vec![E::Write(Mark::NeverRan)]),
             I::Heard(Fate::NeverRan) => (S::TakingBack, vec![E::Write(Mark::NeverRan)]),
+            // That was said before the operator decided, or is what he was warned of.
+            I::Heard(Fate::Runs) if forced => (self.state, Vec::new()),
             // Only an earlier life can have said *start*, under a record that was not doubtful.
             I::Heard(Fate::Runs) => (S::Noting, vec![E::Write(Mark::Runs)]),
-            I::Heard(Fate::Loaded | Fate::Open) | I::Fail => (S::Doubt, Vec::new()),
-            I::Forced(side) => force(side, Undecided::Doubt),
+            I::Heard(Fate::Loaded | Fate::Open) | I::Fail | I::Gone => (self.state, Vec::new()),
+            I::Forced(side) => force(side, Undecided::Doubt { forced }),
             I::Complete => return Err(Illegal::new(&self.state, &input)),
         };
         self.state = state;
         Ok(effects)
     }
+
+    /// Nothing can be resumed, so that nothing is lost by asking.
+    fn missing(&mut self, input: SourceInput) -> Result<Vec<SourceEffect>, Illegal> {
+        let (state, effects) = match input {
+            I::Heard(Fate::NeverRan) => (S::TakingBack, vec![E::Write(Mark::NeverRan)]),
+            I::Heard(Fate::Runs) => (S::Noting, vec![E::Write(Mark::Runs)]),
+            I::Again => (S::Missing, vec![E::Ask(Ask::Abort)]),
+            I::Forced(side) => force(side, Undecided::Missing),
+            I::Heard(Fate::Loaded | Fate::Open) | I::Fail | I::Gone | I::Written(_) => {
+                (S::Missing, Vec::new())
+            }
+            I::Complete => return Err(Illegal::new(&self.state, &input)),
+        };
+        self.state = state;
+        Ok(effects)
+    }
+}
+
+/// The source's by its own word alone.
+fn back(noted: bool) -> SourceState {
+    S::Back { noted, agreed: false }
 }
 
 type Step = (SourceState, Vec<SourceEffect>);
@@ -211,16 +261,16 @@ fn handed_over(written: Written) -> Step {
         Written::Durable => (S::Asking { sure: true }, vec![E::Ask(Ask::Start)]),
         Written::Failed => {
             let undo = vec![E::Resume, E::Ask(Ask::Abort), E::Write(Mark::NeverRan)];
-            (S::Back { noted: false }, undo)
+            (back(false), undo)
         }
-        Written::InDoubt => (S::Doubt, vec![E::Write(Mark::NeverRan)]),
+        Written::InDoubt => (S::Doubt { forced: false }, vec![E::Write(Mark::NeverRan)]),
     }
 }
 
 fn taken_back(written: Written) -> Step {
     match written {
-        Written::Durable => (S::Back { noted: true }, vec![E::Resume, E::Ask(Ask::Confirmed)]),
-        Written::Failed | Written::InDoubt => (S::Back { noted: false }, vec![E::Resume]),
+        Written::Durable => (S::Back { noted: true, agreed: true }, vec![E::Resume, E::Ask(Ask::Confirmed)]),
+        Written::Failed | Written::InDoubt => (S::Back { noted: false, agreed: true }, vec![E::Resume]),
     }
 }
 
@@ -230,12 +280,15 @@ fn force(side: Side, was: Undecided) -> Step {
 
 fn forced(side: Side, was: Undecided, written: Written) -> Step {
     match (written, side) {
-        (Written::Durable, Side::Here) => (S::Back { noted: true }, vec![E::Resume, E::Ask(Ask::Abort)]),
+        (Written::Durable, Side::Here) => {
+            (S::Back { noted: true, agreed: true }, vec![E::Resume, E::Ask(Ask::Abort)])
+        }
         // The old QEMU is not ended on somebody's word alone: a restart reads this as `runs`.
         (Written::Durable, Side::There) => (S::Noting, vec![E::Write(Mark::Runs)]),
         (Written::Failed | Written::InDoubt, _) => match was {
             Undecided::Asking { sure } => (S::Asking { sure }, Vec::new()),
-            Undecided::Doubt => (S::Doubt, Vec::new()),
+            Undecided::Doubt { forced } => (S::Doubt { forced }, Vec::new()),
+            Undecided::Missing => (S::Missing, Vec::new()),
         },
     }
 }

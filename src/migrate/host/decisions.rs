@@ -13,7 +13,7 @@
 //!
 //! [`Decisions`] has what is open on this host: where orders go, and what they would decide.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -130,6 +130,8 @@ struct Inner {
     orders: BTreeMap<Uuid, mpsc::Sender<Order>>,
     /// What is open about migrations, in words.
     questions: BTreeMap<Uuid, String>,
+    /// Migrations whose source hears that the guest is here, though they have not ended.
+    runs: BTreeSet<Uuid>,
 }
 
 /// All that operators may decide on this host; clones share it.
@@ -172,12 +174,22 @@ impl Decisions {
         self.locked().questions.get(&migration).cloned()
     }
 
+    /// Whether the source of `migration` hears that the guest is here.
+    pub(crate) fn says_runs(&self, migration: Uuid) -> bool {
+        self.locked().runs.contains(&migration)
+    }
+
     fn locked(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Orders {
+    /// The source hears from now on that the guest is here.
+    pub(crate) fn answer_runs(&self) {
+        self.all.locked().runs.insert(self.migration);
+    }
+
     /// The next order. Cancelling loses nothing.
     pub(crate) async fn recv(&mut self) -> Option<Order> {
         self.receiver.recv().await
@@ -189,6 +201,7 @@ impl Drop for Orders {
         let mut inner = self.all.locked();
         inner.orders.remove(&self.migration);
         inner.questions.remove(&self.migration);
+        inner.runs.remove(&self.migration);
     }
 }
 

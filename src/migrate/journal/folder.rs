@@ -88,7 +88,12 @@ pub fn remove_unbegun(path: &Path, host: &str) -> Result<bool, JournalError> {
 }
 
 fn is_wanted(past: &Past) -> bool {
-    !past.left().is_empty() || (past.header.role == Role::Destination && !past.confirmed)
+    // A destination that comes back asks its source what an operator has decided there.
+    let may_be_asked_for = match past.header.role {
+        Role::Source => past.forced.is_some(),
+        Role::Destination => !past.confirmed,
+    };
+    !past.left().is_empty() || may_be_asked_for
 }
 
 /// The migration that a journal is about, by its file's name.

@@ -7,36 +7,14 @@ use tokio::time::timeout;
 use super::case::records;
 use crate::migrate::guest::life;
 use crate::migrate::guest::process;
-use crate::migrate::host::{AskError, Host};
+use crate::migrate::host::Host;
 use crate::migrate::journal::Past;
 use crate::migrate::model::problem::chain;
-use crate::migrate::protocol::client::{Link, LinkError};
-use crate::migrate::protocol::message::{Request, Response, Told};
+use crate::migrate::protocol::message::Told;
 use crate::qemu::QueryStatus;
 
 /// How long a monitor may take. One that the migration itself is using does not answer.
 pub(super) const QEMU_DEADLINE: Duration = Duration::from_secs(2);
-
-pub(crate) async fn ask_peer(host: &Host, past: &Past) -> Result<Option<Told>, String> {
-    let Some(peer) = host.peers.name_of(&past.header.peer) else {
-        return Err("it is not in this host's configuration".into());
-    };
-    let deadline = host.config.deadlines.recover();
-    let asked = async {
-        let session = host.peers.session(peer).await?;
-        let mut link = Link::open(&session, past.header.migration).await?;
-        let answer = link.ask(Request::Tell, deadline).await?;
-        link.finish();
-        match answer {
-            Response::Told(told) => Ok(told),
-            _ => Err(AskError::from(LinkError::Unexpected { request: "tell" })),
-        }
-    };
-    match timeout(deadline, asked).await {
-        Ok(told) => told.map_err(|e| chain(&e)),
-        Err(_) => Err(format!("no answer within {} s", deadline.as_secs())),
-    }
-}
 
 pub(crate) fn peer_words(told: &Result<Option<Told>, String>) -> String {
     match told {

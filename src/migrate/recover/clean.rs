@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tokio::time::timeout;
 
-use super::ask::{QEMU_DEADLINE, ask_peer};
+use super::ask::QEMU_DEADLINE;
+use crate::migrate::decide::ask_peer;
 use crate::migrate::destination::{self, created_images};
 use crate::migrate::guest::{life, process, undo};
 use crate::migrate::handover::Ended;

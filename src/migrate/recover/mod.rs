@@ -18,7 +18,8 @@ use futures_util::{StreamExt, stream};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::handover::Side;
+use super::decide::ask_peer;
+use super::handover::{Known, Side};
 use super::host::Host;
 use super::host::decisions::{Decision, Order};
 use super::journal::{self, Header, JournalError, Past, Peeked, Role};
@@ -26,7 +27,7 @@ use super::model::problem::chain;
 use super::protocol::message::Told;
 use super::settle;
 use crate::net::identity::Identity;
-use ask::{ask_peer, ask_qemu, peer_words};
+use ask::{ask_qemu, peer_words};
 use case::{is_theirs, owner, records};
 use clean::clean_up;
 
@@ -260,13 +261,17 @@ async fn open(host: &Host, file: PathBuf, past: &Past, asked: Asked) -> Case {
         Some(question) => question.clone(),
         None => "it is under way, or is being settled: nothing else needs to be done".to_owned(),
     };
+    let may_force = question.is_some() && host.decisions.orders(past.header.migration).is_some();
+    let ours = past.known();
+    // As long as there is something to decide, what this host has written for itself is not the last word.
+    let ours = Known { never_ran: ours.never_ran && !may_force, ..ours };
     Case {
         kind: if question.is_some() { CaseKind::Undecided } else { CaseKind::UnderWay },
         peer_says: peer.as_ref().map(peer_words),
         qemu_says: Some(qemu),
-        owner: owner(past.header.role, past.known(), told.map(|t| t.known)),
+        owner: owner(past.header.role, ours, told.map(|t| t.known)),
         plan,
-        may_force: question.is_some() && host.decisions.orders(past.header.migration).is_some(),
+        may_force,
         ..Case::of(file, Some(past))
     }
 }

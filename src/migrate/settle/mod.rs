@@ -23,7 +23,6 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::handover::Ended;
 use super::host::Host;
 use super::host::journals::Refused;
 use super::journal::{self, Ending, JournalError, Past, Record, Role};
@@ -147,7 +146,11 @@ pub(crate) fn recall(host: &Host, peer: &Identity, migration: Uuid) -> Option<Fa
     // It may be written to at this moment, so it is only looked at.
     let path = host.journals.path(migration, Role::Destination);
     match host.journals.peek(&path) {
-        Ok(past) if sent(&past) => Some(past.known().ended.map_or(Fate::Open, Ended::fate)),
+        Ok(past) if sent(&past) => Some(match past.known().ended {
+            Some(ended) => ended.fate(),
+            None if host.decisions.says_runs(migration) => Fate::Runs,
+            None => Fate::Open,
+        }),
         // Something is there, and it is not known what.
         Err(_) if path.exists() => Some(Fate::Open),
         _ => None,

@@ -27,12 +27,19 @@ pub(super) async fn settle(host: Arc<Host>, open: Open) {
     let Open { journal, progress, heir, _reservation } = open;
     let past = journal.past().clone();
     let peer = host.peers.name_of(&past.header.peer).unwrap_or(&past.header.peer).to_owned();
-    let why = "the agent was restarted after the hand-over".into();
-    let question = Question::new(&host, &peer, past.header.migration, progress.clone(), why);
     let mut handover = SourceRun::restarted(Source::restarted(past.known()));
-    let (question, found, leftovers) = (Some(question), Decided::default(), Vec::new());
-    let mut settling =
-        Settling { host: &host, peer: &peer, heir, progress: &progress, journal, question, found, leftovers };
+    let mut settling = Settling {
+        host: &host,
+        peer: &peer,
+        heir,
+        progress: &progress,
+        journal,
+        question: None,
+        found: Decided::default(),
+        taken_back: None,
+        leftovers: Vec::new(),
+    };
+    settling.open_question();
     // Else the agent stops: its journal stays open, for the next one.
     if handover.run(&mut settling).await.is_ok() {
         settling.end(handover.machine());
@@ -41,7 +48,7 @@ pub(super) async fn settle(host: Arc<Host>, open: Open) {
 
 /// A source that is settled by its journal.
 struct Settling<'a> {
-    host: &'a Host,
+    host: &'a Arc<Host>,
     peer: &'a str,
     heir: bool,
     progress: &'a ProgressSink,
@@ -49,6 +56,8 @@ struct Settling<'a> {
     /// Until it is decided whose the guest is.
     question: Option<Question>,
     found: Decided,
+    /// What could be taken back has been; whether the guest's QEMU was gone.
+    taken_back: Option<bool>,
     leftovers: Vec<Leftover>,
 }
 
@@ -70,6 +79,9 @@ impl SourceWorld for Settling<'_> {
     }
 
     async fn ask(&mut self, ask: Ask, machine: Source) -> Result<Option<SourceInput>, Leaving> {
+        if machine.ended().is_none() {
+            self.open_question();
+        }
         match (ask, machine.ended(), &mut self.question) {
             (Ask::Confirmed, Some(Ended::Stayed), _) => {
                 decide::confirm_remote(self.host, self.peer, self.journal.past().header.migration).await;
@@ -89,23 +101,27 @@ impl SourceWorld for Settling<'_> {
 
     async fn resume(&mut self, abort: bool) -> Result<Option<SourceInput>, Leaving> {
         self.decided();
-        self.take_back().await?;
+        let is_gone = self.take_back().await?;
         let past = self.journal.past();
         if !abort || past.reached < Phase::Precopy {
             return Ok(None);
         }
-        match decide::abort_remote(self.host, self.peer, past.header.migration, &self.cause()).await {
-            Ok(fate) => Ok(fate.map(SourceInput::Heard)),
-            Err(e) => {
-                tracing::info!(error = chain(&e), "the destination undoes its part by itself");
-                Ok(None)
-            }
-        }
+        let told = decide::abort_remote(self.host, self.peer, past.header.migration, &self.cause()).await;
+        let heard = told.unwrap_or_else(|e| {
+            tracing::info!(error = chain(&e), "the destination undoes its part by itself");
+            None
+        });
+        Ok(decide::after_resume(is_gone, past.reached, heard))
     }
 
     async fn release(&mut self) -> Result<(), Leaving> {
         self.decided();
+        // What taking back has left was said of a guest that is not here.
+        self.leftovers.clear();
         let past = self.journal.past();
+        if self.taken_back == Some(true) {
+            return Ok(());
+        }
         if self.found.forced.is_some() || past.forced.is_some() {
             self.leftovers.push(source::kept_by_force(&past.header.vm).into());
         } else if self.heir {
@@ -127,6 +143,14 @@ impl SourceWorld for Settling<'_> {
 }
 
 impl Settling<'_> {
+    fn open_question(&mut self) {
+        let (host, peer, migration) = (self.host, self.peer, self.journal.past().header.migration);
+        self.question.get_or_insert_with(|| {
+            let why = "the agent was restarted after the hand-over".into();
+            Question::new(host, peer, migration, self.progress.clone(), why)
+        });
+    }
+
     /// Nothing is asked any more.
     fn decided(&mut self) {
         if let Some(question) = self.question.take() {
@@ -138,10 +162,10 @@ impl Settling<'_> {
         open::cause(self.heir, "the source's agent was restarted during the migration; it was rolled back")
     }
 
-    /// However long the QEMU cannot be asked.
-    async fn take_back(&mut self) -> Result<(), Leaving> {
-        if !self.heir {
-            return Ok(());
+    /// However long the QEMU cannot be asked, and once. Whether that QEMU is gone.
+    async fn take_back(&mut self) -> Result<bool, Leaving> {
+        if let (false, done) | (true, done @ Some(_)) = (self.heir, self.taken_back) {
+            return Ok(done.unwrap_or(false));
         }
         let past = self.journal.past();
         let (id, name) = (past.header.migration, &past.header.vm);
@@ -151,7 +175,8 @@ impl Settling<'_> {
                     self.host.decisions.answered(id);
                     self.progress.update(|p| p.notes.extend(undone.standing));
                     self.leftovers.extend(undone.leftovers);
-                    return Ok(());
+                    self.taken_back = Some(undone.gone);
+                    return Ok(undone.gone);
                 }
                 Err(why) => why,
             };
@@ -221,7 +246,9 @@ async fn take_back(host: &Host, past: &Past) -> Result<RolledBack, String> {
     };
     match life::look(past, &config).await {
         Look::Answers(qmp) => Ok(undo::roll_back(&qmp, past, undo::Bitmaps::Go).await),
-        Look::Lost(known) => Ok(RolledBack::not(known.of_source(name))),
+        Look::Lost(known) => {
+            Ok(RolledBack { gone: known.has_ended(), ..RolledBack::not(known.of_source(name)) })
+        }
         Look::Silent(known) => Err(known.in_words()),
     }
 }

@@ -114,12 +114,21 @@ impl SourceWorld for Source {
 
     async fn resume(&mut self, abort: bool) -> Happened {
         self.close_question();
-        Ok(self.roll_back(abort).await.map(SourceInput::Heard))
+        let Some(Back { phase, cause, .. }) = &self.end.back else { return Ok(self.roll_back(abort).await) };
+        // Its QEMU is gone, and somebody has said by now that the guest is this host's.
+        if abort {
+            self.abort_remote(*phase, cause).await;
+        }
+        Ok(None)
     }
 
     async fn release(&mut self) -> Result<(), Leave> {
         self.close_question();
-        let left = if self.end.forced {
+        let left = if self.end.back.take().is_some() {
+            // What was said of it then was said of a guest that is not here.
+            self.end.leftovers.clear();
+            Vec::new()
+        } else if self.end.forced {
             vec![kept_by_force(&self.context.request.vm)]
         } else if self.context.request.options.keep_source {
             undo::clean_kept(&self.guest.qmp, self.journal.past()).await
@@ -258,7 +267,7 @@ impl Source {
     }
 
     /// The guest is this host's: it runs again here. What the destination says, if it was told.
-    async fn roll_back(&mut self, abort: bool) -> Option<Fate> {
+    async fn roll_back(&mut self, abort: bool) -> Option<SourceInput> {
         let failure = self.end.failure.take().unwrap_or_else(|| self.context.cancelled());
         if self.clock.phase == Phase::Undecided {
             self.clock.phase = Phase::HandOver;
@@ -295,14 +304,14 @@ impl Source {
             && self.copy.tracking.is_worth_keeping();
         let bitmaps = if keeps { Bitmaps::StayForTheNextTry } else { Bitmaps::Go };
         let is_off = matches!(&failure, Failure::Meanwhile(meanwhile) if meanwhile.is_off());
-        let fate = self.take_back(abort, phase, &cause, bitmaps, is_off).await;
+        let (fate, is_gone) = self.take_back(abort, phase, &cause, bitmaps, is_off).await;
         self.end.leftovers.extend(not_back.into_iter().map(Leftover::from));
         self.end.failure = Some(failure);
         self.end.back = Some(Back { phase, cause, keeps });
-        fate
+        decide::after_resume(is_gone && abort, phase, fate)
     }
 
-    /// Undoes what was made, and tells the destination meanwhile.
+    /// Undoes what was made, and tells the destination meanwhile. What that says, and whether the guest's QEMU is gone.
     /// `is_off`: the guest was shut down, which is nothing to mend.
     async fn take_back(
         &mut self,
@@ -311,7 +320,7 @@ impl Source {
         cause: &str,
         bitmaps: Bitmaps,
         is_off: bool,
-    ) -> Option<Fate> {
+    ) -> (Option<Fate>, bool) {
         let (reason, link) = (cause.to_owned(), &mut self.peer.link);
         let told = async {
             match abort {
@@ -328,14 +337,15 @@ impl Source {
         if !(undone.gone && is_off) {
             self.end.leftovers.extend(undone.leftovers);
         }
-        match told {
+        let heard = match told {
             Some(Ok(Response::Fate(heard))) => Some(heard),
             Some(Err(e)) => {
                 tracing::info!(error = chain(&e), "the destination could not be told");
                 self.abort_remote(phase, cause).await
             }
             _ => None,
-        }
+        };
+        (heard, undone.gone)
     }
 
     /// A destination that lost us undoes its part by itself, at once; but one that has the whole

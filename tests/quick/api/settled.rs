@@ -10,6 +10,7 @@ use serde_json::Value;
 use uuid::Uuid;
 use vmferry::migrate::journal::{Ending, FORMAT, Header, Journal, Past, Record, Role};
 use vmferry::migrate::phase::Phase;
+use vmferry::qemu::ProcessId;
 
 use super::{ANSWER_WITHIN, Agent, VMFERRY};
 
@@ -67,13 +68,55 @@ fn undecided(agent: &Agent, number: u128) -> Value {
     })
 }
 
-/// `vmferry recover --force there` of that migration: how it ends, and what it says.
-fn decides(agent: &Agent, number: u128, words: &[&str]) -> (Option<i32>, String) {
+/// `vmferry recover --force` of that migration: how it ends, and what it says.
+fn decides(agent: &Agent, number: u128, side: &str, words: &[&str]) -> (Option<i32>, String) {
     let id = Uuid::from_u128(number).to_string();
     let mut command = Command::new(VMFERRY);
-    command.arg("--socket").arg(&agent.socket).args(["recover", &id, "--force", "there"]).args(words);
+    command.arg("--socket").arg(&agent.socket).args(["recover", &id, "--force", side]).args(words);
     let ended = command.stdin(std::process::Stdio::null()).output().unwrap();
-    (ended.status.code(), String::from_utf8_lossy(&ended.stderr).into_owned())
+    let said = [ended.stdout, ended.stderr].concat();
+    (ended.status.code(), String::from_utf8_lossy(&said).into_owned())
+}
+
+/// The QEMU of a migration: a process that has ended, since another has its number.
+fn ended_qemu() -> Record {
+    let pid = std::process::id().try_into().unwrap();
+    let pid_namespace = std::fs::read_link("/proc/self/ns/pid").unwrap().display().to_string();
+    Record::Qemu(ProcessId { pid, started_ticks: 1, pid_namespace })
+}
+
+/// In the last moments of a migration an operator may have decided at the other host: whoever has no QEMU any more
+/// asks there, and invites nobody to start the VM until it knows.
+#[test]
+fn a_guest_without_a_qemu_is_nobodys_before_the_other_host_is_asked() {
+    let vms = "[deadlines]\nundecided_s = 1\n[vm.claims]\nqmp = 'claims.qmp'\n[vm.missing]\nqmp = 'missing.qmp'\n\
+               [vm.early]\nqmp = 'early.qmp'\n";
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    journal(folder, "claims", 1, Role::Destination, vec![ended_qemu(), Record::Starting]);
+    journal(folder, "missing", 2, Role::Source, vec![ended_qemu(), Record::Phase(Phase::Device)]);
+    // The destination cannot have had the whole guest, so that nobody can have decided there.
+    journal(folder, "early", 3, Role::Source, vec![ended_qemu(), Record::Phase(Phase::Switchover)]);
+    let agent = Agent::start_in(temporary, vms);
+    for (number, role) in [(1, Role::Destination), (2, Role::Source)] {
+        let case = undecided(&agent, number);
+        let plan = case["plan"].as_str().unwrap();
+        assert!(plan.contains("nowhere until then") && case["may_force"] == true, "{case}");
+        assert!(case["owner"] == "unknown" && past(&agent, number, role).ended.is_none(), "{case}");
+    }
+    let Ending::Failed { leftovers, .. } = ended(&agent, 3, Role::Source) else { panic!("it has moved") };
+    assert!(leftovers.concat().contains("runs nowhere"), "{leftovers:?}");
+    let (_, said) = decides(&agent, 1, "here", &["--yes"]);
+    assert!(said.contains("decided: claims is this host's"), "{said}");
+    let Ending::Moved { leftovers, .. } = ended(&agent, 1, Role::Destination) else {
+        panic!("it was given up")
+    };
+    assert!(leftovers.concat().contains("start the VM here"), "{leftovers:?}");
+    let (_, said) = decides(&agent, 2, "there", &["--yes"]);
+    assert!(said.contains("decided: missing is the other host's"), "{said}");
+    // Nothing of it says that the guest is here.
+    let Ending::Moved { leftovers, .. } = ended(&agent, 2, Role::Source) else { panic!("it stayed") };
+    assert!(leftovers.is_empty(), "{leftovers:?}");
 }
 
 #[test]
@@ -106,7 +149,7 @@ fn open_journals_are_settled_by_what_they_say() {
     for (words, code, says) in
         [(&["--yes"][..], 1, "is not undecided on this host"), (&["--nobody"], 2, "--nobody")]
     {
-        let (ended, said) = decides(&agent, 5, words);
+        let (ended, said) = decides(&agent, 5, "there", words);
         assert!(ended == Some(code) && said.contains(says), "{words:?}: {ended:?}: {said}");
     }
     assert!(past(&agent, 5, Role::Destination).ended.is_none(), "a QEMU that is silent was given up");
@@ -122,7 +165,7 @@ fn a_later_migration_does_not_decide(agent: &Agent) {
     let (_, _, body) = agent.ask("GET", &format!("/v1/migrations/{id}"), None);
     let shown: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(shown["phase"], "undecided", "{shown}");
-    let (code, said) = decides(agent, 1, &[]);
+    let (code, said) = decides(agent, 1, "there", &[]);
     assert!(code == Some(2) && said.contains("needs --yes"), "without a word of assent: {code:?}: {said}");
     let (status, _, body) = agent.ask("POST", &format!("/v1/recover/{id}"), Some(r#"{"force":"there"}"#));
     assert_eq!(status, 202, "{body}");

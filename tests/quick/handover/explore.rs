@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use super::mutants::Mutant;
-use super::world::{Kind, Successors, World};
+use super::world::{Kind, Scope, Successors, World};
 
 /// What an exploration found.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ struct Graph {
 }
 
 /// Explores what `mutant` can do, until something is wrong.
-pub fn explore(mutant: Mutant) -> Explored {
+pub fn explore(mutant: Mutant, scope: Scope) -> Explored {
     let mut graph = Graph {
         numbers: HashMap::default(),
         worlds: Vec::new(),
@@ -71,7 +71,7 @@ pub fn explore(mutant: Mutant) -> Explored {
         steps: Vec::new(),
         transitions: 0,
     };
-    let mut wrong = graph.add(World::begin(mutant), 0).1;
+    let mut wrong = graph.add(World::begin(mutant, scope), 0).1;
     let mut at = 0;
     while at < graph.worlds.len() && wrong.is_none() {
         wrong = graph.expand(at as u32, mutant);

@@ -5,14 +5,14 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use vmferry::migrate::handover::{
-    Ask, Destination, DestinationInput, DestinationState, Ended, Illegal, Mark, Ran, Side, Source,
-    SourceInput, SourceState, Written,
+    Ask, Destination, DestinationInput, DestinationState, Illegal, Mark, Ran, Side, Source, SourceInput,
+    SourceState, Written,
 };
 use vmferry::migrate::handover_run::{DestinationWorld, Run, SourceWorld};
 use vmferry::migrate::message::Fate;
 
 use super::mutants::Mutant;
-use super::world::{Kind, Lost, Qemu, Successors, World, bit};
+use super::world::{Kind, Lost, Qemu, Scope, Successors, World, bit};
 
 /// The agent crashes.
 pub struct Crash;
@@ -85,7 +85,7 @@ impl Model {
         self.writes = true;
         let disk = if at_source { self.world.source.disk } else { self.world.destination.disk };
         let outcomes = disk
-            .write(bit(mark, at_source))
+            .write(bit(mark, at_source), self.world.scope)
             .into_iter()
             .map(|(disk, written, kind, how)| (kind, (disk, written, how)));
         let (disk, written, how) = self.choose(outcomes.collect());
@@ -116,18 +116,29 @@ impl SourceWorld for Model {
             }
         }
         inputs.extend(self.world.said.said().map(SourceInput::Heard));
+        // A destination that has no record of it says so, and knows of nothing that it could start.
+        if machine.state() == SourceState::Missing && self.world.forgotten {
+            inputs.push(SourceInput::Heard(Fate::NeverRan));
+        }
         if machine.ended().is_none() && machine.state() != SourceState::Ours {
             inputs.push(SourceInput::Again);
         }
-        if self.world.lost == Lost::Destination
-            && matches!(machine.state(), SourceState::Asking { .. } | SourceState::Doubt)
-        {
-            inputs.push(SourceInput::Forced(side(self.world.destination.ran)));
+        let mut inputs: Vec<_> = inputs.into_iter().map(|input| (Kind::Step, input)).collect();
+        if matches!(
+            machine.state(),
+            SourceState::Asking { .. } | SourceState::Doubt { .. } | SourceState::Missing
+        ) {
+            let truth = self.world.lost == Lost::Destination;
+            let sides = decisions(self.world.scope, truth.then_some(self.world.destination.ran));
+            inputs.extend(sides.map(|(kind, side)| (kind, SourceInput::Forced(side))));
         }
         if inputs.is_empty() {
             return Ok(None);
         }
-        let input = self.choose(inputs.into_iter().map(|input| (Kind::Step, input)).collect());
+        let input = self.choose(inputs);
+        if let SourceInput::Forced(side) = input {
+            self.world.source_declares(side);
+        }
         self.name(|| format!("{input:?}"));
         Ok(Some(input))
     }
@@ -174,11 +185,23 @@ impl SourceWorld for Model {
         self.name(|| {
             format!("lets the guest run: {resumes}, says so: {tells}, hears {heard:?}, crashes: {crashes}")
         });
-        if crashes { Err(Crash) } else { Ok(heard) }
+        let is_gone = self.mode == Mode::Live && self.world.source.qemu == Qemu::Gone;
+        match crashes {
+            true => Err(Crash),
+            // Its word is for good.
+            false if is_gone && heard != Some(SourceInput::Heard(Fate::NeverRan)) => {
+                Ok(Some(SourceInput::Gone))
+            }
+            false => Ok(heard),
+        }
     }
 
     async fn release(&mut self) -> Done<()> {
-        if self.does(false)? && self.mutant != Mutant::ForgetsToRelease {
+        // On an operator's word alone the old QEMU is not ended.
+        if self.does(false)?
+            && self.mutant != Mutant::ForgetsToRelease
+            && !self.world.declared.there_by_source
+        {
             self.world.source.qemu = Qemu::Gone;
         }
         self.name(|| "releases the guest".into());
@@ -206,24 +229,27 @@ impl DestinationWorld for Model {
             }
             // Nobody will say more, or nothing can be done: the timer must not help otherwise.
             let gone = self.world.destination.qemu == Qemu::Gone;
-            let alone =
-                self.world.source_end() == Some(Ended::Stayed) || gone || self.world.lost == Lost::Source;
+            let alone = self.world.source_end().is_some() || gone || self.world.lost == Lost::Source;
             inputs.push((if alone { Kind::Step } else { Kind::Fault }, DestinationInput::Trouble));
         }
-        if self.world.lost == Lost::Source {
-            let side = side(self.world.source.ran);
+        let truth = self.world.lost == Lost::Source;
+        for (kind, side) in decisions(self.world.scope, truth.then_some(self.world.source.ran)) {
             match machine.state() {
-                DestinationState::Waiting { loaded: true } => {
-                    inputs.push((Kind::Step, DestinationInput::Forced(side)));
-                }
-                DestinationState::GivingUp { .. } if side == Side::There => {
-                    inputs.push((Kind::Step, DestinationInput::Forced(side)));
-                }
-                _ => {}
+                DestinationState::Waiting { loaded: true } | DestinationState::Claiming => {}
+                DestinationState::GivingUp { .. } if side == Side::There => {}
+                _ => continue,
             }
+            inputs.push((kind, DestinationInput::Forced(side)));
+        }
+        if machine.state() == DestinationState::Claiming && self.world.source.run.is_some() {
+            let told = self.world.source.disk.says_ended();
+            inputs.extend(told.map(|ended| (Kind::Step, DestinationInput::Told(ended))));
         }
         inputs.extend(self.world.asked.asked().map(|ask| (Kind::Step, DestinationInput::Asked(ask))));
         let input = self.choose(inputs);
+        if let DestinationInput::Forced(side) = input {
+            self.world.destination_declares(side);
+        }
         self.name(|| format!("{input:?}"));
         Ok(Some(input))
     }
@@ -298,9 +324,13 @@ impl DestinationWorld for Model {
     }
 }
 
-/// What an operator decides who knows whether the guest has run at the host that is lost.
-fn side(ran_there: bool) -> Side {
-    if ran_there { Side::There } else { Side::Here }
+/// What an operator may decide. Of a host that is lost for good somebody knows whether the guest has run there, and
+/// decides by that in the end.
+fn decisions(scope: Scope, ran_there: Option<bool>) -> impl Iterator<Item = (Kind, Side)> {
+    let right = ran_there.map(|ran| if ran { Side::There } else { Side::Here });
+    let kind = move |side| if Some(side) == right { Kind::Step } else { Kind::Fault };
+    let sides = [Side::Here, Side::There].into_iter().map(move |side| (kind(side), side));
+    sides.filter(move |(kind, _)| scope == Scope::Decisions || *kind == Kind::Step)
 }
 
 /// What a model's future gives: it never waits.

@@ -9,6 +9,8 @@ use vmferry::migrate::handover::{
 use vmferry::migrate::handover_run::Machine;
 use vmferry::migrate::message::Fate;
 
+use super::world::Scope;
+
 /// A mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mutant {
@@ -61,11 +63,21 @@ pub enum Mutant {
     ForgetsToSay,
     ForgetsToStart,
     ForgetsToUndo,
+    /// It carries out the effects of a step in the reverse order: the source is told before what was made is undone.
+    Reverses,
+    /// It does not tell the machine that there was nothing to resume.
+    IsSilentAboutAGuestThatIsGone,
+
+    /// Once operators decide at any moment: the destination takes for its own what an earlier life was about to start,
+    /// and asks nobody.
+    ClaimsByItself,
+    /// A restart of the source does not read an operator's decision.
+    ForgetsADecision,
 }
 
 impl Mutant {
     /// All mistakes.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 29] = [
         Self::StartBeforeRecord,
         Self::ResumeBeforeRecord,
         Self::SourceDoubtIsFailure,
@@ -91,7 +103,22 @@ impl Mutant {
         Self::ForgetsToSay,
         Self::ForgetsToStart,
         Self::ForgetsToUndo,
+        Self::Reverses,
+        Self::IsSilentAboutAGuestThatIsGone,
+        Self::ClaimsByItself,
+        Self::ForgetsADecision,
     ];
+
+    /// Where it is looked for.
+    pub fn scope(self) -> Scope {
+        match self {
+            Self::IsSilentAboutAGuestThatIsGone | Self::ClaimsByItself | Self::ForgetsADecision => {
+                Scope::Decisions
+            }
+            Self::ForgetsUnconfirmed | Self::NeverAsks | Self::ForgetsToSay => Scope::Nothing,
+            _ => Scope::Disks,
+        }
+    }
 
     /// It does not wait for its disk.
     pub fn is_hasty(self) -> bool {
@@ -103,6 +130,7 @@ impl Mutant {
             (Self::SourceDoubtIsFailure, SourceInput::Written(Written::InDoubt)) => {
                 SourceInput::Written(Written::Failed)
             }
+            (Self::IsSilentAboutAGuestThatIsGone, SourceInput::Gone) => SourceInput::Heard(Fate::Open),
             _ => input,
         }
     }
@@ -112,6 +140,7 @@ impl Mutant {
             (Self::DestinationDoubtIsFailure, DestinationInput::Written(Written::InDoubt)) => {
                 DestinationInput::Written(Written::Failed)
             }
+            (Self::ClaimsByItself, DestinationInput::Ran(Ran::No)) => DestinationInput::Ran(Ran::Perhaps),
             (Self::NoAnswerIsRefusal, DestinationInput::Ran(Ran::Perhaps)) => DestinationInput::Ran(Ran::No),
             _ => input,
         }
@@ -123,11 +152,12 @@ impl Mutant {
                 SourceEffect::Ask(Ask::Start)
             }
             (Self::ResumeBeforeRecord, [SourceEffect::Write(Mark::NeverRan)])
-                if state == SourceState::Doubt =>
+                if matches!(state, SourceState::Doubt { .. }) =>
             {
                 SourceEffect::Resume
             }
             (Self::WritesAgain, _) => return twice(effects, |e| matches!(e, SourceEffect::Write(_))),
+            (Self::Reverses, _) => return effects.into_iter().rev().collect(),
             (Self::NeverAsks, _) => {
                 let asks = |e: &SourceEffect| *e == SourceEffect::Ask(Ask::Settle);
                 return effects.into_iter().filter(|e| !asks(e)).collect();
@@ -143,6 +173,7 @@ impl Mutant {
                 [vec![DestinationEffect::Say(Fate::NeverRan)], effects].concat()
             }
             (Self::WritesAgain, _) => twice(effects, |e| matches!(e, DestinationEffect::Write(_))),
+            (Self::Reverses, _) => effects.into_iter().rev().collect(),
             (Self::StartsAgain, _) => twice(effects, |e| *e == DestinationEffect::Start),
             _ => effects,
         }

@@ -79,6 +79,17 @@ impl Disk {
         self.perhaps |= 1 << records;
     }
 
+    /// Whether one of these records may be there now or after a loss of power.
+    fn may_have(&self, records: Records) -> bool {
+        self.cached & records != 0
+            || (0..128).any(|set: Records| self.perhaps >> set & 1 != 0 && set & records != 0)
+    }
+
+    /// What whoever looks at the journal is told of its end.
+    pub fn says_ended(&self) -> Option<Ended> {
+        known(self.cached, true).ended
+    }
+
     fn certain(&self) -> Option<Records> {
         self.perhaps.is_power_of_two().then(|| self.perhaps.trailing_zeros() as Records)
     }
@@ -88,7 +99,7 @@ impl Disk {
     }
 
     /// Every way in which a write can end. `None`: the agent crashes before it knows.
-    pub fn write(self, bit: Records) -> Vec<(Self, Option<Written>, Kind, &'static str)> {
+    pub fn write(self, bit: Records, scope: Scope) -> Vec<(Self, Option<Written>, Kind, &'static str)> {
         let (without, with) = (self.whole, self.whole | bit);
         let [mut durable, mut failed, mut absent, mut unsynced] = [self; 4];
         durable.durable(with);
@@ -101,22 +112,45 @@ impl Disk {
         unsynced.add_perhaps(with);
         let mut present = unsynced;
         present.whole = without;
-        vec![
+        let mut outcomes = vec![
             (durable, Some(Written::Durable), Kind::Step, "is written"),
+            (unsynced, None, Kind::Fault, "is written, and the agent crashes before the sync"),
+        ];
+        if scope != Scope::Disks {
+            return outcomes;
+        }
+        outcomes.extend([
             (failed, Some(Written::Failed), Kind::Fault, "fails without a trace"),
             (absent, Some(Written::InDoubt), Kind::Fault, "fails in doubt, not to be read"),
             (present, Some(Written::InDoubt), Kind::Fault, "fails in doubt, to be read"),
-            (unsynced, None, Kind::Fault, "is written, and the agent crashes before the sync"),
-        ]
+        ]);
+        outcomes
     }
 }
 
 impl Disk {
     /// The journal's end is written until the disk takes it, and nothing depends on when.
-    fn end(self, ended: Ended) -> impl Iterator<Item = (Self, Option<Written>, Kind, &'static str)> {
-        let outcomes = self.write(end_bit(ended)).into_iter();
+    fn end(
+        self,
+        ended: Ended,
+        scope: Scope,
+    ) -> impl Iterator<Item = (Self, Option<Written>, Kind, &'static str)> {
+        let outcomes = self.write(end_bit(ended), scope).into_iter();
         outcomes.filter(|(_, written, ..)| matches!(written, Some(Written::Durable) | None))
     }
+}
+
+/// What goes wrong besides messages, agents, QEMUs and hosts: the product of both is too large to be explored at
+/// every change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// Nothing: for what is found by exploring everything.
+    Nothing,
+    /// Disks fail in every way, and operators decide only over a host that is lost for good, and rightly.
+    Disks,
+    /// Operators decide at any moment, rightly or not, and the other host may come back. Disks lose what was not
+    /// synced, and do not fail.
+    Decisions,
 }
 
 /// Whether a transition belongs to the fair continuation.
@@ -225,17 +259,32 @@ pub enum Lost {
     Destination,
 }
 
+/// What operators have declared, at any moment and with the other host dead, out of reach or about to come back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Declared {
+    /// "It runs here, and never at the other host", and that was not so: the guest may run twice, as they were told.
+    pub falsely_here: bool,
+    /// "It runs, or is to be started, at the other host": if that is not so the guest is lost, as they were told, and
+    /// never runs twice.
+    pub here_by_source: bool,
+    pub here_by_destination: bool,
+    pub there_by_source: bool,
+    pub there_by_destination: bool,
+}
+
 /// Everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct World {
+    pub scope: Scope,
     pub source: Side<SourceRun<Mutated<Source>>>,
     pub destination: Side<DestinationRun<Mutated<Destination>>>,
     /// Every message ever sent may come now, again, or never.
     pub asked: Messages,
     pub said: Messages,
     /// The destination has thrown its journal away.
-    forgotten: bool,
+    pub forgotten: bool,
     pub lost: Lost,
+    pub declared: Declared,
     /// A machine was told what it has no step for.
     pub illegal: bool,
 }
@@ -261,30 +310,39 @@ impl Successors {
 
 impl World {
     /// The whole guest is paused at the source and on its last way to the destination.
-    pub fn begin(mutant: Mutant) -> Self {
+    pub fn begin(mutant: Mutant, scope: Scope) -> Self {
         Self {
+            scope,
             source: Side::new(Run::new(Mutated::new(Source::new(), mutant)), Qemu::Paused),
             destination: Side::new(Run::new(Mutated::new(Destination::new(), mutant)), Qemu::Empty),
             asked: Messages::default(),
             said: Messages::default(),
             forgotten: false,
             lost: Lost::None,
+            declared: Declared::default(),
             illegal: false,
         }
     }
 
     /// What must never be, in words.
     pub fn wrong(&self) -> Option<&'static str> {
+        if self.declared.falsely_here {
+            return None;
+        }
         if self.source.ran && self.destination.ran {
             return Some("the guest ran at the source after its pause, and at the destination");
         }
-        let (source, destination) = (self.source_end(), self.destination_end());
+        let source = self.source_end().filter(|_| self.source_is_idle());
+        let destination = self.destination_end().filter(|_| self.destination_is_idle());
         let durable = |disk: &Disk, at_source| known(disk.certain().unwrap_or(0), at_source);
         let (at_source, at_destination) =
             (durable(&self.source.disk, true), durable(&self.destination.disk, false));
         let moved = at_source.runs || at_source.ended == Some(Ended::Moved);
         let never = at_destination.never_ran || at_destination.ended == Some(Ended::Stayed);
-        if (source == Some(Ended::Moved) && destination == Some(Ended::Stayed)) || (moved && never) {
+        let there = self.declared.there_by_source || self.declared.there_by_destination;
+        if !there
+            && ((source == Some(Ended::Moved) && destination == Some(Ended::Stayed)) || (moved && never))
+        {
             return Some("both sides believe that the guest is the other's");
         }
         if source == Some(Ended::Stayed) && destination == Some(Ended::Moved) {
@@ -303,13 +361,18 @@ impl World {
             Some(SourceState::Back { .. }) if self.source.stands_still() => {
                 return Some("the guest stands still at the source, whose it is");
             }
-            Some(SourceState::Moved) if self.source.stands_still() => {
+            Some(SourceState::Moved) if self.source.stands_still() && !self.declared.there_by_source => {
                 return Some("the guest has moved, and could still be continued at the source");
             }
             _ => {}
         }
         let destination =
             self.destination.run.filter(Run::is_idle).and_then(|run| run.machine().machine.ended());
+        if self.said.said().any(|fate| fate == Fate::NeverRan) && self.destination.stands_still() {
+            return Some(
+                "the guest never ran at the destination, as that said, and could still be continued there",
+            );
+        }
         match destination {
             Some(Ended::Moved) if self.destination.stands_still() => {
                 Some("the guest stands still at the destination, whose it is")
@@ -323,6 +386,9 @@ impl World {
 
     /// Both sides know, and know the same.
     pub fn is_decided(&self) -> bool {
+        if self.declared.falsely_here {
+            return true;
+        }
         match self.lost {
             Lost::None => {}
             Lost::Source => {
@@ -331,7 +397,10 @@ impl World {
             Lost::Destination => return self.source_end().is_some() && self.source_is_idle(),
         }
         let source = self.source_end();
-        let agreed = source.is_some() && (self.forgotten || source == self.destination_end());
+        let there = self.declared.there_by_source || self.declared.there_by_destination;
+        let destination = self.destination_end();
+        let agreed =
+            source.is_some() && (self.forgotten || source == destination || there && destination.is_some());
         agreed && self.source_is_idle() && (self.forgotten || self.destination_is_idle())
     }
 
@@ -351,8 +420,42 @@ impl World {
         self.destination.run.is_some_and(|run| run.is_idle())
     }
 
+    /// An operator at the source decides. `Here` is true where the guest has not run at the other host, can no longer,
+    /// and is not said to be that host's.
+    pub fn source_declares(&mut self, side: Whose) {
+        let other = &self.destination;
+        let ended = self.destination_end().filter(|_| self.destination_is_idle());
+        let is_claimed = ended == Some(Ended::Moved) || other.disk.may_have(RUNS | MOVED);
+        let is_true = !other.ran && other.qemu == Qemu::Gone && !is_claimed;
+        match side {
+            Whose::Here => self.declared.falsely_here |= !is_true || self.declared.here_by_destination,
+            Whose::There => self.declared.there_by_source = true,
+        }
+        self.declared.here_by_source |= side == Whose::Here;
+    }
+
+    /// The same at the destination.
+    pub fn destination_declares(&mut self, side: Whose) {
+        let other = &self.source;
+        let ended = self.source_end().filter(|_| self.source_is_idle());
+        let is_claimed = ended == Some(Ended::Stayed) || other.disk.may_have(STAYED);
+        let is_true = !other.ran && other.qemu == Qemu::Gone && !is_claimed;
+        match side {
+            Whose::Here => self.declared.falsely_here |= !is_true || self.declared.here_by_source,
+            // Said where an earlier life may have run it.
+            Whose::There => {
+                self.declared.falsely_here |= self.destination.ran;
+                self.declared.there_by_destination = true;
+            }
+        }
+        self.declared.here_by_destination |= side == Whose::Here;
+    }
+
     /// Everything that may happen now.
     pub fn successors(&self, mutant: Mutant, out: &mut Successors) {
+        if self.declared.falsely_here {
+            return;
+        }
         model::step_source(self, mutant, out);
         model::step_destination(self, mutant, out);
         if self.source_is_idle() {
@@ -369,7 +472,7 @@ impl World {
     fn source_ends(&self, out: &mut Successors) {
         let Some(ended) = self.source_end() else { return };
         if self.source.disk.whole & end_bit(ended) == 0 {
-            for (disk, written, kind, how) in self.source.disk.end(ended) {
+            for (disk, written, kind, how) in self.source.disk.end(ended, self.scope) {
                 let mut after = *self;
                 after.source.disk = disk;
                 if written.is_none() {
@@ -392,7 +495,7 @@ impl World {
         let Some(ended) = self.destination_end() else { return };
         let disk = self.destination.disk;
         if disk.whole & end_bit(ended) == 0 {
-            for (disk, written, kind, how) in disk.end(ended) {
+            for (disk, written, kind, how) in disk.end(ended, self.scope) {
                 let mut after = *self;
                 after.destination.disk = disk;
                 if written.is_none() {
@@ -429,12 +532,13 @@ impl World {
             after.destination.crash();
             add(after, "destination: the agent crashes");
         }
-        if self.lost == Lost::None && self.source.run.is_some() && self.source_end().is_none() {
+        let may_lose = self.lost == Lost::None && self.scope == Scope::Disks;
+        if may_lose && self.source.run.is_some() && self.source_end().is_none() {
             let mut after = Self { lost: Lost::Destination, asked: Messages::default(), ..*self };
             after.destination.lose();
             add(after, "the destination's host is lost for good");
         }
-        if self.lost == Lost::None && self.destination.run.is_some() && self.destination_end().is_none() {
+        if may_lose && self.destination.run.is_some() && self.destination_end().is_none() {
             let mut after = Self { lost: Lost::Source, said: Messages::default(), ..*self };
             after.source.lose();
             add(after, "the source's host is lost for good");
@@ -451,7 +555,7 @@ impl World {
         }
         // What is under way may be lost for good: a decision must not need it.
         let none = Messages::default();
-        if self.asked != none || self.said != none {
+        if self.scope != Scope::Decisions && (self.asked != none || self.said != none) {
             add(Self { asked: none, said: none, ..*self }, "every message is lost");
         }
         for source in self.source.lose_power() {
@@ -467,7 +571,11 @@ impl World {
         if self.source.run.is_none() && self.lost != Lost::Source {
             let mut after = *self;
             after.source.disk.whole = after.source.disk.cached;
-            let restarted = Source::restarted(known(after.source.disk.cached, true));
+            let mut known = known(after.source.disk.cached, true);
+            if mutant == Mutant::ForgetsADecision {
+                known.forced = None;
+            }
+            let restarted = Source::restarted(known);
             after.source.run = Some(Run::restarted(Mutated::source(restarted, mutant)));
             out.add(Kind::Step, after, || "source: the agent starts again".into());
         }
