@@ -201,6 +201,11 @@ pub(crate) fn present(past: &Past) -> Vec<PathBuf> {
     images(past).into_iter().chain(volumes).collect()
 }
 
+/// Whether something is there, or may come yet.
+pub(crate) fn may_be_there(past: &Past) -> bool {
+    !present(past).is_empty() || made_by_command::unfinished(past).is_some()
+}
+
 fn images(past: &Past) -> Vec<PathBuf> {
     let images = past.undo.iter().filter_map(|undo| match undo {
         Undo::Image { path, made } => Some((path, made)),
@@ -248,6 +253,9 @@ async fn used(host: &Host, past: &Past) -> Use {
 /// Removes them long after, if nobody uses them and either nothing can have been copied to them or the source
 /// has said that its guest stays there (`is_given_back`); what is still there, in words.
 pub(crate) async fn remove_late(host: &Host, past: &Past, is_given_back: bool) -> Vec<String> {
+    if let Some(runs) = made_by_command::runs_still(&host.config, past).await {
+        return [runs].into_iter().chain(kept(&host.config, past)).collect();
+    }
     if present(past).is_empty() || host.replicas.has(past) {
         return Vec::new();
     }
@@ -511,6 +519,13 @@ mod tests {
         assert!(problems[0].text.contains("too much said"), "{problems:?}");
         let left = remove(&all, journal.past()).await;
         assert!(left.len() == 1 && left[0].contains("web1-vdc") && left[0].contains("perhaps"), "{left:?}");
+        // One that an agent has left would go on with its standard input.
+        assert_eq!(made_by_command::runs_still(&all, journal.past()).await, None);
+        let lock = File::open(state.path().join("web1.create")).unwrap();
+        lock.lock().unwrap();
+        let runs = made_by_command::runs_still(&all, journal.past()).await.unwrap();
+        assert!(runs.contains("web1-vdc") && runs.contains("still runs"), "{runs}");
+        drop(lock);
         assert_eq!(names(folder.path()), ["kept", "web1-vdb", "web1-vdc"]);
     }
 }

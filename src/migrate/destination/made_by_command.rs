@@ -47,6 +47,24 @@ pub(super) async fn make(
     Ok(Ok(()))
 }
 
+/// Of a command that the agent did not see end, the last for its path.
+pub(super) fn unfinished(past: &Past) -> Option<&MadeVolume> {
+    let mut told = past.undo.iter().rev().filter_map(|undo| match undo {
+        Undo::Volume(volume) => Some(volume),
+        _ => None,
+    });
+    told.next().filter(|volume| volume.made.is_none())
+}
+
+/// A command that an agent which was killed has left, and that has not ended: what it makes may not be there yet.
+pub(super) async fn runs_still(config: &Config, past: &Past) -> Option<String> {
+    let volume = unfinished(past)?;
+    let lock = config.state_dir.join(format!("{}.create", past.header.vm));
+    let is_free = lock_file(lock, Turn::Again, Duration::ZERO).await.is_ok_and(|lock| lock.is_some());
+    let (path, disk) = (volume.path.display(), &volume.disk);
+    (!is_free).then(|| format!("the command that makes {path} for disk {disk} of this migration still runs"))
+}
+
 /// What this migration had made, or may have, and is there.
 pub(super) fn present(past: &Past) -> Vec<&MadeVolume> {
     let told = past.undo.iter().filter_map(|undo| match undo {

@@ -58,7 +58,7 @@ pub(super) async fn clean_up(host: &Arc<Host>, path: &Path, past: &Past) -> Vec<
 
 /// Removes the images that were made for a guest that stays at its source, by the source's word; what stays.
 async fn created_images_left(host: &Host, past: &Past) -> Vec<String> {
-    if past.header.role != Role::Destination || past.has_moved() || created_images::present(past).is_empty() {
+    if past.header.role != Role::Destination || past.has_moved() || !created_images::may_be_there(past) {
         return Vec::new();
     }
     let told = ask_peer(host, past).await.ok().flatten();
