@@ -209,6 +209,13 @@ pub(crate) fn what_differs_is_not_copied(lab: &Lab, version: Version) -> Result<
     let after = [pair.at_source.snapshot()?, pair.at_target.snapshot()?];
     ensure!(before == after, "{before:#?} became {after:#?}");
     flip(&base, AT)?;
+    // Where the source's base has nothing.
+    flip(&base, 7 * MIB)?;
+    let (code, last) = stage.migrate("differs", &["--incremental"])?;
+    let told = last["outcome"]["problems"].as_array().cloned().unwrap_or_default();
+    ensure!(code == 1, "{last}");
+    tells(&told, "base-differs", "problem", &["disk0", &format!("bytes {} to", 7 * MIB)])?;
+    flip(&base, 7 * MIB)?;
     let (code, last) = stage.migrate("differs", &["--incremental"])?;
     ensure!(code == 0, "{last}");
     let (theirs, ours) = (pair.target.file("top"), pair.source_top);
