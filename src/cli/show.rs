@@ -170,16 +170,18 @@ pub(super) fn migration(p: &Migration) {
             saved(disk)
         );
     }
-    if let Some(ram) = p.ram.as_ref().filter(|ram| ram.total_bytes == 0) {
-        // At the destination, before the source has told its figures.
-        println!("  RAM     {} have come", HumanBytes(ram.stream_bytes));
-    } else if let Some(ram) = &p.ram {
-        println!(
+    match &p.ram {
+        Some(ram) if ram.total_bytes > 0 => println!(
             "  RAM     {} of {} left, pass {}",
             HumanBytes(ram.remaining_bytes),
             HumanBytes(ram.total_bytes),
             ram.passes
-        );
+        ),
+        // Before the source has told its figures.
+        Some(ram) if p.role == Role::Destination => {
+            println!("  RAM     {} have come", HumanBytes(ram.stream_bytes));
+        }
+        _ => {}
     }
     if let Some(c) = &p.comparison {
         println!("  compared {} of {} equal", HumanBytes(c.equal_bytes), HumanBytes(c.of_bytes));

@@ -5,5 +5,5 @@ mod records;
 mod remote;
 
 pub(crate) use question::{ASK_AGAIN, Decided, Leaving, Question};
-pub(crate) use records::{after_resume, decision, is_being_given_up, report, write};
+pub(crate) use records::{after_resume, decision, is_being_given_up, report, runs_twice, write};
 pub(crate) use remote::{ANSWER_DEADLINE, abort_remote, ask_peer, confirm_remote, hook};

@@ -3,6 +3,7 @@
 use crate::migrate::handover::{Fate, Illegal, Mark, SourceInput, Written};
 use crate::migrate::host::decisions::Decision;
 use crate::migrate::journal::{Journal, JournalError, Record};
+use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 
@@ -36,6 +37,19 @@ pub(crate) fn after_resume(is_gone: bool, reached: Phase, heard: Option<Fate>) -
     }
 }
 
+/// What is left where the guest was taken back here, and the destination says that it runs there: after a decision of an
+/// operator that was wrong.
+pub(crate) fn runs_twice(vm: &str, peer: &str, is_gone: bool, heard: Option<Fate>) -> Option<Leftover> {
+    if is_gone || heard != Some(Fate::Runs) {
+        return None;
+    }
+    tracing::error!(vm, peer, "VM may be running at both hosts: end one of its two QEMUs at once");
+    Some(Leftover::Other(format!(
+        "VM {vm} may be running at both hosts: it was taken back here, and {peer} says that it runs there. End one of \
+         the two QEMUs at once, the one whose writes since then may be lost, and never continue it"
+    )))
+}
+
 /// Nothing leads back from there, and a restart goes on with it.
 pub(crate) fn is_being_given_up() -> Decision {
     Decision::Unknown(
@@ -56,5 +70,28 @@ pub(crate) fn decision(decided: bool, journal: &Journal, error: Option<&JournalE
         (true, _) => Decision::Taken,
         (false, true) => Decision::Refused(cause),
         (false, false) => Decision::Unknown(format!("whether it is on the disk is not known: {cause}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_at_both_hosts_is_said() {
+        for (is_gone, heard, is_said) in [
+            (false, Some(Fate::Runs), true),
+            (true, Some(Fate::Runs), false),
+            (false, Some(Fate::NeverRan), false),
+            (false, Some(Fate::Open), false),
+            (false, None, false),
+        ] {
+            let said = runs_twice("web1", "bravo", is_gone, heard).map(String::from);
+            assert_eq!(
+                said.is_some_and(|said| said.contains("at both hosts")),
+                is_said,
+                "{is_gone} {heard:?}"
+            );
+        }
     }
 }

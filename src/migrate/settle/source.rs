@@ -111,6 +111,7 @@ impl SourceWorld for Settling<'_> {
             tracing::info!(error = chain(&e), "the destination undoes its part by itself");
             None
         });
+        self.leftovers.extend(decide::runs_twice(&past.header.vm, self.peer, is_gone, heard));
         Ok(decide::after_resume(is_gone, past.reached, heard))
     }
 

@@ -306,6 +306,8 @@ impl Source {
         let is_off = matches!(&failure, Failure::Meanwhile(meanwhile) if meanwhile.is_off());
         let (fate, is_gone) = self.take_back(abort, phase, &cause, bitmaps, is_off).await;
         self.end.leftovers.extend(not_back.into_iter().map(Leftover::from));
+        let request = &self.context.request;
+        self.end.leftovers.extend(decide::runs_twice(&request.vm, &request.peer, is_gone, fate));
         self.end.failure = Some(failure);
         self.end.back = Some(Back { phase, cause, keeps });
         decide::after_resume(is_gone && abort, phase, fate)
