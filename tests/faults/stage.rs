@@ -254,13 +254,15 @@ impl Stage {
         if self.created == 0 {
             return Ok(());
         }
-        wait_for("the images that were made to be gone", LONG, || {
+        let mut said = None;
+        let gone = wait_for("the images that were made to be gone", LONG, || {
             let gone = there().next().is_none();
             if !gone {
-                self.bravo.vmferry(&["recover"])?;
+                said = Some(self.bravo.vmferry(&["recover"])?);
             }
             Ok(gone.then_some(()))
-        })?;
+        });
+        gone.with_context(|| format!("{:?}: {said:?}", there().collect::<Vec<_>>()))?;
         let unfinished = fs::read_dir(vm.dir())?.flatten();
         let mut unfinished = unfinished.filter(|e| e.file_name().to_string_lossy().starts_with(".vmferry"));
         ensure!(unfinished.next().is_none(), "an image was left unfinished");

@@ -22,6 +22,7 @@ fn header(number: u128, role: Role) -> Header {
         host: "alpha".into(),
         peer: "bravo".into(),
         began_at: BEGAN,
+        began_ns: None,
         running: true,
         keep_source: false,
         retry: None,

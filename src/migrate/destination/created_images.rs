@@ -239,7 +239,7 @@ async fn used(host: &Host, past: &Past) -> Use {
     let all = host.journals.peek_all().unwrap_or_default();
     let is_later = |p: &Past| {
         let (before, after) = (&past.header, &p.header);
-        before.vm == after.vm && before.migration != after.migration && after.began_at >= before.began_at
+        before.vm == after.vm && before.migration != after.migration && after.may_be_later_than(before)
     };
     let later: Vec<_> = all.iter().filter_map(|(_, p)| p.as_ref().ok()).filter(|p| is_later(p)).collect();
     if later.iter().any(|p| p.has_moved()) {
@@ -333,6 +333,7 @@ mod tests {
             host: "bravo".into(),
             peer: "alpha".into(),
             began_at: 0,
+            began_ns: None,
             running: true,
             keep_source: false,
             retry: None,

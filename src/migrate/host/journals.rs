@@ -47,6 +47,7 @@ impl Journals {
         beginning: Beginning<'_>,
     ) -> Result<Journal, JournalError> {
         self.end_late()?;
+        let now = time::OffsetDateTime::now_utc();
         let header = Header {
             format: FORMAT,
             migration,
@@ -54,7 +55,8 @@ impl Journals {
             vm: beginning.vm.into(),
             host: self.host.to_string(),
             peer: peer.to_string(),
-            began_at: time::OffsetDateTime::now_utc().unix_timestamp(),
+            began_at: now.unix_timestamp(),
+            began_ns: Some(now.nanosecond()),
             running: beginning.running,
             keep_source: beginning.keep_source,
             retry: beginning.retry,

@@ -278,6 +278,7 @@ mod tests {
             host: "bravo".into(),
             peer: peer.into(),
             began_at: 7,
+            began_ns: None,
             running: true,
             keep_source: false,
             retry: None,

@@ -339,10 +339,26 @@ mod tests {
             host: "alpha".into(),
             peer: "bravo".into(),
             began_at: 1_700_000_000,
+            began_ns: None,
             running: true,
             keep_source: false,
             retry: None,
             accepted: Default::default(),
+        }
+    }
+
+    #[test]
+    fn what_began_in_one_second_has_an_order_where_it_is_told() {
+        let at = |began_at, began_ns| Header { began_at, began_ns, ..header() };
+        for (one, other, may_be_later) in [
+            (at(5, Some(2)), at(5, Some(1)), true),
+            (at(5, Some(1)), at(5, Some(2)), false),
+            (at(6, Some(1)), at(5, Some(2)), true),
+            (at(5, None), at(5, Some(2)), true),
+            (at(5, Some(1)), at(5, None), true),
+            (at(4, None), at(5, None), false),
+        ] {
+            assert_eq!(one.may_be_later_than(&other), may_be_later, "{one:?}, {other:?}");
         }
     }
 

@@ -70,6 +70,9 @@ pub struct Header {
     pub peer: String,
     /// Seconds since the epoch.
     pub began_at: i64,
+    /// Nanoseconds within that second; none in journals of agents that did not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began_ns: Option<u32>,
     /// Whether the guest ran when it began.
     pub running: bool,
     /// Source: its QEMU is to be left, paused for ever, when the guest has moved.
@@ -84,6 +87,14 @@ pub struct Header {
 }
 
 impl Header {
+    /// Whether it may have begun after `other`: migrations can follow each other within a second.
+    pub(crate) fn may_be_later_than(&self, other: &Self) -> bool {
+        match (self.began_ns, other.began_ns) {
+            (Some(own), Some(others)) => (self.began_at, own) > (other.began_at, others),
+            _ => self.began_at >= other.began_at,
+        }
+    }
+
     /// Tries follow each other within a second.
     fn order(&self) -> (i64, u32) {
         (self.began_at, self.retry.as_ref().map_or(1, |r| r.number))

@@ -24,6 +24,7 @@ pub(super) fn journal(folder: &Path, vm: &str, number: u128, role: Role, records
         host: "alpha".into(),
         peer: "bravo".into(),
         began_at: now - 1000 + number as i64,
+        began_ns: None,
         running: true,
         keep_source: false,
         retry: None,

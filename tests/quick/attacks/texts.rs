@@ -26,6 +26,7 @@ fn handed_over() -> tempfile::TempDir {
         host: "alpha".into(),
         peer: "bravo".into(),
         began_at: time::OffsetDateTime::now_utc().unix_timestamp() - 60,
+        began_ns: None,
         running: true,
         keep_source: false,
         retry: None,
