@@ -22,9 +22,11 @@ fn spec() -> VmSpec {
 /// So that disks and RAM are under way for long enough to be looked at.
 const SLOW: [&str; 3] = ["--in-band", "--limit", "256KiB/s"];
 
-/// Whether some of a disk has crossed.
+/// Whether some of the disks has crossed. QEMU reads far ahead of what it sends, so that the first disk may have been
+/// gone over before the first byte is counted: those bytes are the second's then.
 fn crosses(p: &Value) -> bool {
-    p["disks"][0]["stream_bytes"].as_u64().unwrap_or_default() > 0
+    let disks = p["disks"].as_array().into_iter().flatten();
+    disks.filter_map(|disk| disk["stream_bytes"].as_u64()).sum::<u64>() > 0
 }
 
 /// When some of its disks has crossed it is cancelled, then the destination's QEMU is killed; then it moves while
