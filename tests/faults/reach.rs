@@ -170,8 +170,6 @@ impl Stage {
         self.limit(PAUSE_MBIT)?;
         let alpha = self.alpha.socket();
         if phase == "switchover" {
-            // A guest that gets little of a busy processor writes too little.
-            self.source.write_beyond(0, PAUSE_LAG_BYTES / MIB * 2)?;
             migration.reach(&alpha, "precopy", |p| lag(p) > PAUSE_LAG_BYTES)?;
         }
         self.pause_at_once();
