@@ -21,21 +21,12 @@ if is_made "$root" "$this"; then exit 0; fi
 lock_lab
 if is_made "$root" "$this"; then exit 0; fi
 open_private_apt
-# It lies in the same archive as Debian 12. An apt state of its own keeps the two apart: apt would take what
-# is newer for what the other set-ups need.
-newer=$(awk -v to=" $suite main" '/ bookworm main$/ && !done { sub(/ bookworm main$/, to); print; done = 1 }' "$apt_state/sources.list")
-[ -n "$newer" ] || die "$apt_state/sources.list names no archive of Debian 12"
-apt_state=$lab/apt-$suite-libvirt
-write_apt_configuration "$apt_state/sources.list"
-printf '%s\n' "$newer" >"$apt_state/sources.list"
+turn_to_suite "$suite" "$lab/apt-$suite-libvirt"
 
 update() { private_apt_get -qq update; }
 
-download() {
-  mkdir -p "$apt_state/packages/partial"
-  # shellcheck disable=SC2086
-  private_apt_get -qq -y -o Dir::Cache::archives="$apt_state/packages" --download-only install $packages
-}
+# shellcheck disable=SC2086
+download() { download_packages $packages; }
 
 unpack() {
   local deb name

@@ -85,3 +85,20 @@ open_private_apt() {
   retry 5 update_own_sources || die "cannot read the index of bookworm-backports (sources: $apt_state/sources.list)"
   touch "$apt_state/fresh"
 }
+
+# turn_to_suite SUITE STATE: from here on the apt of our own reads that suite of the same archive, and keeps its state
+# apart: it would take what is newer for what the other set-ups need.
+turn_to_suite() {
+  local line
+  line=$(awk -v to=" $1 main" '/ bookworm main$/ && !done { sub(/ bookworm main$/, to); print; done = 1 }' "$apt_state/sources.list")
+  [ -n "$line" ] || die "$apt_state/sources.list names no archive of Debian 12"
+  apt_state=$2
+  write_apt_configuration "$apt_state/sources.list"
+  printf '%s\n' "$line" >"$apt_state/sources.list"
+}
+
+# download_packages PACKAGE...: with all that they need, to $apt_state/packages.
+download_packages() {
+  mkdir -p "$apt_state/packages/partial"
+  private_apt_get -qq -y -o Dir::Cache::archives="$apt_state/packages" --download-only install "$@"
+}

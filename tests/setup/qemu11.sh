@@ -17,20 +17,12 @@ if is_made "$root" "$this"; then exit 0; fi
 lock_lab
 if is_made "$root" "$this"; then exit 0; fi
 open_private_apt
-# An apt state of its own keeps sid apart: apt would take what is newer for what the other set-ups need.
-newest=$(awk '/ bookworm main$/ && !done { sub(/ bookworm main$/, " sid main"); print; done = 1 }' "$apt_state/sources.list")
-[ -n "$newest" ] || die "$apt_state/sources.list names no archive of Debian 12"
-apt_state=$lab/aptsid
-write_apt_configuration "$apt_state/sources.list"
-printf '%s\n' "$newest" >"$apt_state/sources.list"
+turn_to_suite sid "$lab/aptsid"
 
 update() { private_apt_get -qq update; }
 
-download() {
-  mkdir -p "$apt_state/packages/partial"
-  # shellcheck disable=SC2086
-  private_apt_get -qq -y -o Dir::Cache::archives="$apt_state/packages" --download-only install $packages
-}
+# shellcheck disable=SC2086
+download() { download_packages $packages; }
 
 # Programs, libraries and firmware only, in a tree whose /lib is /usr/lib.
 unpack() {
