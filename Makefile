@@ -13,6 +13,7 @@
 #   make chaos     hundreds of faults in real migrations: tests/CHAOS.md         CHAOS_SEED=n CHAOS_INJECTIONS=n CHAOS_STAGES=n
 #   make libvirt   libvirt's own migrations, every option and many faults, about 25 minutes       T=name: only that test
 #   make fleet     a host with eight guests emptied while a peer and the agent fail: docs/drain.md
+#   make ansible   the Ansible collection on two machines with a real systemd: docs/orchestrators.md
 #   make arm       whether it builds for aarch64, and a guest of QEMU's virt machine moved: docs/disks.md
 #   make versions  moves between all pairs of QEMU 7.2, 10 and the newest of Debian's suites: docs/disks.md       T=name: only that
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
@@ -29,7 +30,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: arm book disks demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet versions bench bench-libvirt packages reproducible sbom setup fetch tools clean-lab
+.PHONY: ansible arm book disks demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet versions bench bench-libvirt packages reproducible sbom setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -129,6 +130,13 @@ libvirt: setup
 fleet: setup
 	$(call step,a host with eight guests is emptied: docs/drain.md)
 	cargo test $(LOCKED) --test real -- --ignored --test-threads=1 drain::
+
+ansible: setup
+	$(call step,the Ansible collection on two machines with a real systemd: docs/orchestrators.md)
+	tests/setup/packages.sh pkaction:polkitd /usr/lib/python3/dist-packages/apt:python3-apt /usr/lib/python3.11/ensurepip:python3-venv
+	tests/setup/ansible.sh
+	cargo build $(LOCKED) --bins
+	python3 -B tests/ansible/ansible.py target/debug/vmferry $(LAB) .
 
 disks: setup
 	$(call step,more ways of moving disks: docs/disks.md)

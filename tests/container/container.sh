@@ -1,6 +1,6 @@
 #!/bin/bash
-# A throw-away machine with a real systemd as its first process: this machine's own root under a
-# layer in memory, in the network namespace of a host of the lab. As root.
+# A throw-away machine with a real systemd as its first process: this machine's own root (or that in
+# CONTAINER_LOWER) under a layer in memory, in the network namespace of a host of the lab. As root.
 #   usage: container.sh up DIR NETNS SHARED...    boots it; SHARED folders are the same inside
 #          container.sh exec DIR COMMAND...       runs a command inside
 #          container.sh ended DIR                 whether it has shut down by itself
@@ -62,7 +62,7 @@ up)
   mkdir -p "$dir"
   mount -t tmpfs -o mode=755,size=1G vmferry-container "$dir"
   mkdir "$dir/upper" "$dir/work" "$dir/root"
-  mount -t overlay -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/work" vmferry-container "$dir/root"
+  mount -t overlay -o "lowerdir=${CONTAINER_LOWER:-/},upperdir=$dir/upper,workdir=$dir/work" vmferry-container "$dir/root"
   : >"$dir/root/etc/machine-id"
   # Nothing but what every systemd starts, and what a test asks for.
   rm -rf "$dir"/root/etc/systemd/system/*.wants "$dir/root/etc/systemd/system/default.target" "$dir/root/etc/fstab"

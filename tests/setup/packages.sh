@@ -1,7 +1,8 @@
 #!/bin/bash
 # Installs, from the machine's own Debian sources, the programs that the build, the tests and the
 # demo call and that are not there yet. Does nothing, in no time, when all of them are.
-#   usage: packages.sh [PROGRAM:PACKAGE...]       (as root, when something is missing; the words are wanted as well)
+#   usage: packages.sh [PROGRAM:PACKAGE...]       (as root, when something is missing; the words are wanted as well, and
+#          /FILE:PACKAGE, for what is no program)
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/shell.sh"
 
@@ -20,7 +21,7 @@ wanted="
   $*
 "
 
-has_program() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null; }
+has_program() { case $1 in /*) [ -e "$1" ] ;; *) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null ;; esac; }
 
 missing=""
 for pair in $wanted; do
