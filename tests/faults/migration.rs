@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::support::Agent;
-use crate::support::process::{LONG, wait_for};
+use crate::support::process::{LONG, tell_wait, wait_for};
 use crate::support::proof::field;
 
 /// For a phase to be reached, on a busy machine.
@@ -84,11 +84,12 @@ impl Migration {
     /// # Errors
     /// It is past that phase, or has ended: the error shows its last progress.
     pub fn reach(&self, socket: &Path, phase: &str, enough: impl Fn(&Value) -> bool) -> Result<Value> {
-        let (end, mut events) = (Instant::now() + REACH_WITHIN, Events::of(socket, &self.id)?);
-        while Instant::now() < end {
+        let (since, mut events) = (Instant::now(), Events::of(socket, &self.id)?);
+        while since.elapsed() < REACH_WITHIN {
             let Some(progress) = events.next()? else { continue };
             let now = progress["phase"].as_str().unwrap_or_default();
             if now == phase && enough(&progress) {
+                tell_wait(&format!("phase {phase}"), since);
                 return Ok(progress);
             }
             ensure!(order(now) <= order(phase), "it never was in phase {phase}: {progress}");

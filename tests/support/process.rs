@@ -15,17 +15,29 @@ pub const SHORT: Duration = Duration::from_secs(30);
 /// For a program that copies or compares whole disks.
 pub const LONG: Duration = Duration::from_secs(180);
 
+/// A wait that was longer than this is told, for whoever looks for what a test spends its time on.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
+
+/// Tells of a wait that was long.
+pub fn tell_wait(what: &str, since: Instant) {
+    let waited = since.elapsed();
+    if waited >= TOLD_AFTER {
+        eprintln!("    waited {:.1} s for {what}", waited.as_secs_f64());
+    }
+}
+
 /// Calls `look` until it gives a value. An error of `look` ends the waiting at once.
 ///
 /// # Errors
 /// The deadline passed: the error names `what`.
 pub fn wait_for<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let end = Instant::now() + within;
+    let since = Instant::now();
     loop {
         if let Some(found) = look().with_context(|| format!("waiting for {what}"))? {
+            tell_wait(what, since);
             return Ok(found);
         }
-        if Instant::now() >= end {
+        if since.elapsed() >= within {
             bail!("waited {} s in vain for {what}", within.as_secs());
         }
         std::thread::sleep(LOOK_EVERY);
