@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
 use super::records::{decision, write};
-use super::remote::ANSWER_DEADLINE;
+use super::remote::{ANSWER_DEADLINE, tell};
 use crate::migrate::handover::{Ask, Mark, Side, Source, SourceInput, SourceState, Written};
 use crate::migrate::host::decisions::{Claimed, Order, Orders};
 use crate::migrate::host::{AskError, Host};
@@ -23,6 +23,13 @@ use crate::migrate::protocol::message::{Fate, Request, Response, Started};
 pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long the last answer is waited for when the agent stops.
 const LAST_ANSWER: Duration = Duration::from_secs(3);
+
+/// Where the destination's agent has lost what it knew, nobody but an operator who looks there can know. Whatever
+/// would let the guest run twice is not among it.
+const WHAT_AN_OPERATOR_CAN_DO: &str = ". Look on that host for the VM's QEMU. If its state folder was only not mounted, mount it and restart its agent; an \
+     older copy of the folder would say what is no longer true. If the guest runs there or has run there since, decide \
+     `there`. Decide `here` only if it surely has not, and after its QEMU there has ended and nothing starts one: what \
+     is not surely known stays undecided";
 
 /// A source whose guest may be either side's.
 pub(crate) struct Question {
@@ -42,6 +49,8 @@ pub(crate) struct Question {
     shown: bool,
     /// What went wrong last, in words.
     last: String,
+    /// It was that the destination has no record of the migration.
+    unknown_there: bool,
     /// When the agent stops: until then the last answer is waited for.
     leave_at: Option<Instant>,
 }
@@ -81,6 +90,7 @@ impl Question {
             show_at: Instant::now() + host.config.deadlines.undecided(),
             shown: false,
             last: cause,
+            unknown_there: false,
             leave_at: None,
         }
     }
@@ -207,6 +217,7 @@ impl Question {
             }
             Err(e) => {
                 let now = chain(&e);
+                self.unknown_there = matches!(e, AskError::Link(LinkError::NoRecord));
                 if now != self.last {
                     tracing::warn!(cause = now, "the destination has not said what became of the guest");
                     self.last = now;
@@ -232,8 +243,9 @@ impl Question {
             ),
             _ => format!(
                 "the guest was handed over to {}, which has not said since whether it runs: {last}. \
-                 It is asked again and again; the guest stays paused here until then",
-                self.peer
+                 It is asked again and again; the guest stays paused here until then{}",
+                self.peer,
+                if self.unknown_there { WHAT_AN_OPERATOR_CAN_DO } else { "" }
             ),
         };
         self.host.decisions.open_question(self.migration, cause.clone());
@@ -267,7 +279,17 @@ impl Asking {
             Ask::Start => self.hook + ANSWER_DEADLINE,
             _ => ANSWER_DEADLINE,
         };
-        let (fate, started) = match link.ask(request(ask, cause), deadline).await? {
+        let answer = match link.ask(request(ask, cause), deadline).await {
+            Err(refused @ LinkError::Refused(_)) => {
+                // Nothing there decides it, unless it knows the migration and refuses for another reason.
+                match tell(&self.host, &self.peer, self.migration, ANSWER_DEADLINE).await {
+                    Ok(None) => return Err(LinkError::NoRecord.into()),
+                    _ => return Err(refused.into()),
+                }
+            }
+            answer => answer?,
+        };
+        let (fate, started) = match answer {
             Response::Started(started) => (Fate::Runs, Some(started)),
             Response::Fate(fate) => (fate, None),
             // It has no record of it: one that might have started the guest is kept until this host has confirmed.

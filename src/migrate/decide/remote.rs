@@ -52,19 +52,26 @@ pub(crate) async fn ask_peer(host: &Host, past: &Past) -> Result<Option<Told>, S
         return Err("it is not in this host's configuration".into());
     };
     let deadline = host.config.deadlines.recover();
-    let asked = async {
-        let session = host.peers.session(peer).await?;
-        let mut link = Link::open(&session, past.header.migration).await?;
-        let answer = link.ask(Request::Tell, deadline).await?;
-        link.finish();
-        match answer {
-            Response::Told(told) => Ok(told),
-            _ => Err(AskError::from(LinkError::Unexpected { request: "tell" })),
-        }
-    };
-    match timeout(deadline, asked).await {
+    match timeout(deadline, tell(host, peer, past.header.migration, deadline)).await {
         Ok(told) => told.map_err(|e| chain(&e)),
         Err(_) => Err(format!("no answer within {} s", deadline.as_secs())),
+    }
+}
+
+/// What the journals of a peer of that name in the configuration say of a migration; none: there is no journal.
+/// Errors: it cannot be asked.
+pub(super) async fn tell(
+    host: &Host,
+    peer: &str,
+    migration: Uuid,
+    deadline: Duration,
+) -> Result<Option<Told>, AskError> {
+    let mut link = Link::open(&host.peers.session(peer).await?, migration).await?;
+    let answer = link.ask(Request::Tell, deadline).await?;
+    link.finish();
+    match answer {
+        Response::Told(told) => Ok(told),
+        _ => Err(LinkError::Unexpected { request: "tell" }.into()),
     }
 }
 

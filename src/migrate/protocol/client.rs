@@ -32,6 +32,12 @@ pub enum LinkError {
     Deadline { request: &'static str, after: Duration },
     #[error("the destination refused: {}", .0.text)]
     Refused(Refusal),
+    #[error(
+        "its agent has no record of this migration. It keeps one until this host has confirmed the end, so that its \
+         state folder was lost or is an older one, or another agent answers by its name; its QEMU may run the guest all \
+         the same"
+    )]
+    NoRecord,
     #[error("the destination's agent gave an answer that does not fit `{request}`")]
     Unexpected { request: &'static str },
 }

@@ -13,6 +13,7 @@ use vmferry::migrate::phase::Phase;
 use vmferry::qemu::ProcessId;
 
 use super::{ANSWER_WITHIN, Agent, VMFERRY};
+use crate::forward::agents::Ground;
 
 pub(super) fn journal(folder: &Path, vm: &str, number: u128, role: Role, records: Vec<Record>) {
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
@@ -174,4 +175,26 @@ fn a_later_migration_does_not_decide(agent: &Agent) {
     assert!(matches!(outcome, Ending::Moved { .. }), "{outcome:?}");
     let records = past(agent, 1, Role::Source);
     assert!(records.forced.is_some() && records.runs, "{records:?}");
+}
+
+/// It cannot tell a folder that was lost from a migration that never was: nothing is decided, and an operator hears
+/// what that means and what is safe.
+#[test]
+fn a_destination_that_has_lost_its_state_folder_decides_nothing() {
+    let ground = Ground::new();
+    journal(&ground.path("alpha"), "web1", 1, Role::Source, vec![Record::HandedOver]);
+    let vms = "[vm.web1]\nqmp = 'web1.qmp'\n";
+    let bravo = ground.bravo(vms);
+    let alpha = ground.alpha(&format!("{vms}[deadlines]\nundecided_s = 1\n"));
+    let case = wait_for("the case of a destination without a record", || {
+        let case = alpha.api("/v1/recover?peers=true")["cases"][0].clone();
+        case["plan"].as_str().is_some_and(|plan| plan.contains("no record")).then_some(case)
+    });
+    assert!(case["kind"] == "undecided" && case["owner"] == "unknown" && case["may_force"] == true, "{case}");
+    assert!(case["peer_says"].as_str().unwrap().contains("no record"), "{case}");
+    for words in ["may run the guest all the same", "decide `there`", "only if it surely has not"] {
+        assert!(case["plan"].as_str().unwrap().contains(words), "{words}: {case}");
+    }
+    alpha.says("no record");
+    assert!(!bravo.log().contains("ERROR"), "{}", bravo.log());
 }
