@@ -3,11 +3,15 @@
 
 use crate::faults::cut::Cut;
 use crate::faults::{Case, End, Fault, Migration, Plan, Reach, Side, Stage, Who, play_all};
+use crate::support::process::{LONG, SHORT, wait_for};
 use crate::support::{Version, with_lab};
 use anyhow::{Context, Result, ensure};
 
 const KILL_QEMU: Fault = Fault::Kill(Who::DestinationQemu);
 const QEMU_GONE: &[&str] = &["destination", "QEMU", "web1|RAM|gone"];
+
+/// A peer that is gone is not waited for any longer.
+const GIVEN_UP_SOON: &str = "resume_s = 2\nresume_paused_s = 2\n";
 
 fn survives(name: &str, plan: Plan, cases: &[Case]) -> Result<()> {
     with_lab(name, |lab| {
@@ -151,7 +155,7 @@ fn refused_on_a_full_disk(stage: &Stage) -> Result<()> {
 #[test]
 fn the_sources_qemu_is_killed() -> Result<()> {
     with_lab("the_sources_qemu_is_killed", |lab| {
-        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        let mut stage = Stage::set_up(lab, Plan { deadlines: GIVEN_UP_SOON, undecided_s: 1, ..Plan::ORDINARY })?;
         let migration = stage.reach(Reach::Mirror)?;
         stage.source.kill()?;
         stage.calm()?;
@@ -159,12 +163,38 @@ fn the_sources_qemu_is_killed() -> Result<()> {
         End::failed(&["mirror"], &["source", "QEMU", "gone"]).leaves("VM web1 runs nowhere").fits(&report)?;
         stage.destination.wait_ended()?;
         stage.is_clean()?;
-        stage.source.boot()?;
+        stage.source.begin_boot()?;
+        nobodys_while_the_destination_is_away(&mut stage)?;
+        stage.source.begin_boot()?;
         let outcome = stage.alpha.vmferry(&["migrate", "web1", "--to", "bravo"])?;
         ensure!(outcome.code == 0, "the retry gave {outcome:?}");
         ensure!(stage.destination.qmp()?.status()? == "running");
         stage.source.wait_ended()
     })
+}
+
+/// The destination may have the whole guest, and cannot be asked: until it can, nobody is invited to start the VM.
+fn nobodys_while_the_destination_is_away(stage: &mut Stage) -> Result<()> {
+    let migration = stage.reach(Reach::Device)?;
+    stage.bravo.kill()?;
+    stage.source.kill()?;
+    stage.calm()?;
+    let result = |wanted: &str| {
+        wait_for(&format!("the result {wanted}"), LONG, || {
+            let now = migration.now(&stage.alpha)?;
+            Ok((now["outcome"]["result"] == wanted).then_some(now))
+        })
+    };
+    result("undecided")?;
+    let said = stage.alpha.vmferry(&["recover"])?;
+    for words in ["UNDECIDED", "may have the whole guest", "start the VM nowhere", "not known"] {
+        ensure!(said.code == 4 && said.stdout.contains(words), "{words} is missing: {said:?}");
+    }
+    stage.bravo.restart()?;
+    let report = result("failed")?;
+    End::failed(&["device"], &[]).leaves("VM web1 runs nowhere").fits(&report)?;
+    stage.destination.wait_ended()?;
+    stage.is_clean()
 }
 
 #[test]
@@ -199,9 +229,7 @@ fn a_destination_that_was_killed_at_the_hand_over_goes_on() -> Result<()> {
         stage.bravo.kill()?;
         stage.calm()?;
         // The command that the dead agent had begun goes on, and must not meet the next agent's.
-        crate::support::process::wait_for("the first hook to end", crate::support::process::SHORT, || {
-            Ok((stage.copies().calls() > 0).then_some(()))
-        })?;
+        wait_for("the first hook to end", SHORT, || Ok((stage.copies().calls() > 0).then_some(())))?;
         stage.bravo.restart()?;
         stage.has_moved(&migration)
     })
