@@ -18,7 +18,7 @@ use super::qemu_command::QemuCommandArgs;
 use super::report::ReportArgs;
 use crate::api::{
     AT_ONCE_MAX, Accepted, DiskChoice, DiskSample, DisksAtOnce, DowntimeLimit, InBand, Incremental,
-    LocalSocket, Retry, Side, TargetName, Weight,
+    LocalSocket, Options, Retry, Side, TargetName, Weight,
 };
 use crate::config::DEFAULT_PATH;
 use crate::rate::{Rate, RateError};
@@ -151,39 +151,105 @@ pub(super) enum Command {
     },
 }
 
+/// A VM and where it goes.
 #[derive(Debug, Args)]
-pub(super) struct MigrateArgs {
+pub(super) struct PathArgs {
     /// The virtual machine, as [vm.NAME] in the configuration of both hosts.
     #[arg(add = complete::vms())]
     pub(super) vm: String,
     /// The destination, as [peer.NAME] in this host's configuration.
     #[arg(long, value_name = "PEER", add = complete::peers())]
     pub(super) to: String,
-    /// Leave the source's QEMU, paused for ever, instead of ending it.
+}
+
+/// What is found beforehand, and what becomes of it.
+#[derive(Debug, Args)]
+pub(super) struct JudgeArgs {
+    /// Refuse for warnings, too.
     #[arg(long)]
-    pub(super) keep_source: bool,
-    /// Slow the guest down when its RAM changes faster than it can be sent.
-    #[arg(long)]
-    pub(super) auto_converge: bool,
-    /// Let no write of the guest's wait, also when it writes faster than its disks can be copied: such a copy may
-    /// never end, or lengthen the pause.
-    #[arg(long)]
-    pub(super) never_slow_writes: bool,
-    /// Longest pause to plan for the rest of the RAM, in milliseconds; at most 2000000.
-    #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=DowntimeLimit::MAX_MS))]
-    pub(super) downtime_limit: u64,
-    /// Begin again, up to N times, after a failure that may pass: a lost connection, a QEMU or a
+    pub(super) strict: bool,
+    /// Go on in spite of problems of this kind (docs/check.md); may be given several times.
+    #[arg(long, value_name = "KIND")]
+    pub(super) accept: Vec<Accepted>,
+}
+
+/// Of whatever carries a VM's data to a peer.
+#[derive(Debug, Args)]
+pub(super) struct CarryArgs {
+    /// Begin again to the same peer, up to N times, after a failure that may pass: a lost connection, a QEMU or a
     /// disk of the destination. Waits 1, 2, 4 ... 60 s in between. A disk whose copy was whole
     /// is not copied again, where that is safe; else it is said why not.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=i64::from(Retry::MAX)))]
-    pub(super) retry: u32,
+    retry: u32,
     /// Compress the disks on their way (zstd), for slow links. What does not get shorter is soon
     /// left as it is. RAM is not compressed.
     #[arg(long)]
-    pub(super) compress: bool,
-    /// Send no more than this in a second, RAM and disks together: 100MiB/s, 1G.
+    compress: bool,
+    /// Send no more than this in a second for a VM, RAM and disks together: 100MiB/s, 1G.
     #[arg(long, value_name = "RATE")]
-    pub(super) limit: Option<Rate>,
+    limit: Option<Rate>,
+    #[command(flatten)]
+    judge: JudgeArgs,
+}
+
+impl CarryArgs {
+    pub(super) fn options(self) -> anyhow::Result<Options> {
+        Ok(Options {
+            retry: self.retry.try_into()?,
+            compress: self.compress,
+            limit_bytes_per_s: self.limit,
+            strict: self.judge.strict,
+            accept: self.judge.accept.into_iter().collect(),
+            ..Options::default()
+        })
+    }
+}
+
+/// Of whatever moves a guest that runs.
+#[derive(Debug, Args)]
+pub(super) struct MovingArgs {
+    /// Slow a guest down when its RAM changes faster than it can be sent.
+    #[arg(long)]
+    auto_converge: bool,
+    /// Let no write of a guest's wait, also when it writes faster than its disks can be copied: such a copy may
+    /// never end, or lengthen the pause.
+    #[arg(long)]
+    never_slow_writes: bool,
+    /// Longest pause to plan for the rest of the RAM, in milliseconds; at most 2000000.
+    #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=DowntimeLimit::MAX_MS))]
+    downtime_limit: u64,
+    /// Refuse where a QEMU has no usable NBD, instead of having the disks carried inside QEMU's own stream.
+    #[arg(long)]
+    never_in_band: bool,
+    #[command(flatten)]
+    carry: CarryArgs,
+}
+
+impl MovingArgs {
+    pub(super) fn options(self) -> anyhow::Result<Options> {
+        Ok(Options {
+            auto_converge: self.auto_converge,
+            never_slow_writes: self.never_slow_writes,
+            downtime_limit_ms: self.downtime_limit.try_into()?,
+            never_in_band: self.never_in_band,
+            ..self.carry.options()?
+        })
+    }
+}
+
+/// What is said of a drain that is to begin.
+const DRAIN_BEGINS: [&str; 9] =
+    ["vms", "except", "at_once", "within", "dry_run", "detach", "MovingArgs", "CarryArgs", "JudgeArgs"];
+
+#[derive(Debug, Args)]
+pub(super) struct MigrateArgs {
+    #[command(flatten)]
+    pub(super) path: PathArgs,
+    #[command(flatten)]
+    pub(super) moving: MovingArgs,
+    /// Leave the source's QEMU, paused for ever, instead of ending it.
+    #[arg(long)]
+    pub(super) keep_source: bool,
     /// Its part among migrations to the same host: twice the weight is twice the bytes.
     #[arg(long, value_name = "WEIGHT", default_value_t = Weight::default().into(), value_parser = weight())]
     pub(super) weight: u16,
@@ -204,17 +270,8 @@ pub(super) struct MigrateArgs {
     pub(super) verify: Option<DiskSample>,
     /// Have QEMU carry the disks inside its own stream, as QEMUs up to 9.0 can: the destination needs no NBD server
     /// then. `inc` for only what lies above backing files that both hosts have.
-    #[arg(long, value_name = "blk|inc", num_args = 0..=1, require_equals = true, default_missing_value = "blk", conflicts_with_all = ["compare_read_only", "compress", "DiskArgs", "IncrementalArgs", "disks_at_once", "verify"])]
+    #[arg(long, value_name = "blk|inc", num_args = 0..=1, require_equals = true, default_missing_value = "blk", conflicts_with_all = ["compare_read_only", "compress", "DiskArgs", "IncrementalArgs", "disks_at_once", "never_in_band", "verify"])]
     pub(super) in_band: Option<InBand>,
-    /// Refuse where a QEMU has no usable NBD, instead of having the disks carried inside QEMU's own stream.
-    #[arg(long, conflicts_with = "in_band")]
-    pub(super) never_in_band: bool,
-    /// Refuse for warnings, too.
-    #[arg(long)]
-    pub(super) strict: bool,
-    /// Go on in spite of problems of this kind (docs/check.md); may be given several times.
-    #[arg(long, value_name = "KIND")]
-    pub(super) accept: Vec<Accepted>,
     /// Only say what would be done, how much would be copied, and how long that and the pause would take, if the
     /// guest and the way went on as they are now: `check`, 8 MiB sent to the destination, and a second of looking at
     /// the guest's RAM.
@@ -236,57 +293,32 @@ pub(super) struct DrainArgs {
     #[arg(long, value_name = "PEER", value_delimiter = ',', add = complete::peers())]
     pub(super) to: Vec<String>,
     /// Only VMs of this name, `*` for any run of characters; may be given several times.
-    #[arg(long = "vm", value_name = "PATTERN", add = complete::vms(), conflicts_with_all = ["status", "cancel"])]
+    #[arg(long = "vm", value_name = "PATTERN", add = complete::vms())]
     pub(super) vms: Vec<String>,
     /// All but VMs of this name; may be given several times.
-    #[arg(long, value_name = "PATTERN", add = complete::vms(), conflicts_with_all = ["status", "cancel"])]
+    #[arg(long, value_name = "PATTERN", add = complete::vms())]
     pub(super) except: Vec<String>,
     /// Move no more than N at once; the configuration's number by default.
-    #[arg(long, value_name = "N", conflicts_with_all = ["status", "cancel"], value_parser = clap::value_parser!(u64).range(1..=AT_ONCE_MAX as u64))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=AT_ONCE_MAX as u64))]
     pub(super) at_once: Option<u64>,
     /// Cancel it after so many seconds: nothing further is begun then, what can be is rolled back, and its end is
     /// waited for.
-    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["status", "cancel", "detach", "dry_run"], value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["detach", "dry_run"], value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub(super) within: Option<u64>,
     /// Only say what would be done: the order, where each VM would go, what `check` says. Where the destination's
     /// agent starts QEMUs, one is started for the questions and ended again.
-    #[arg(long, conflicts_with_all = ["status", "cancel", "detach"])]
+    #[arg(long, conflicts_with = "detach")]
     pub(super) dry_run: bool,
     /// Show the drain that is under way, or the last one.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = DRAIN_BEGINS)]
     pub(super) status: bool,
     /// Begin nothing further, and roll back what can be.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = DRAIN_BEGINS)]
     pub(super) cancel: bool,
-    /// Slow guests down when their RAM changes faster than it can be sent.
-    #[arg(long, conflicts_with_all = ["status", "cancel"])]
-    pub(super) auto_converge: bool,
-    /// Let no write of a guest's wait, also when it writes faster than its disks can be copied.
-    #[arg(long, conflicts_with_all = ["status", "cancel"])]
-    pub(super) never_slow_writes: bool,
-    /// Refuse where a QEMU has no usable NBD, instead of having the disks carried inside QEMU's own stream.
-    #[arg(long, conflicts_with_all = ["status", "cancel"])]
-    pub(super) never_in_band: bool,
-    /// Longest pause to plan for the rest of the RAM, in milliseconds; at most 2000000.
-    #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=DowntimeLimit::MAX_MS))]
-    pub(super) downtime_limit: u64,
-    /// Begin a VM's migration again at the same peer, up to N times, before the next peer is tried.
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=i64::from(Retry::MAX)))]
-    pub(super) retry: u32,
-    /// Compress the disks on their way (zstd), for slow links.
-    #[arg(long, conflicts_with_all = ["status", "cancel"])]
-    pub(super) compress: bool,
-    /// Send no more than this in a second for each VM: 100MiB/s, 1G.
-    #[arg(long, value_name = "RATE", conflicts_with_all = ["status", "cancel"])]
-    pub(super) limit: Option<Rate>,
-    /// Refuse for warnings, too.
-    #[arg(long, conflicts_with_all = ["status", "cancel"])]
-    pub(super) strict: bool,
-    /// Go on in spite of problems of this kind (docs/check.md); may be given several times.
-    #[arg(long, value_name = "KIND", conflicts_with_all = ["status", "cancel"])]
-    pub(super) accept: Vec<Accepted>,
+    #[command(flatten)]
+    pub(super) moving: MovingArgs,
     /// Begin, print the drain's id and return.
-    #[arg(long, conflicts_with_all = ["status", "cancel"])]
+    #[arg(long)]
     pub(super) detach: bool,
     /// Print JSON: one line for each change.
     #[arg(long)]
@@ -295,34 +327,17 @@ pub(super) struct DrainArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ReplicateArgs {
-    /// The virtual machine, as [vm.NAME] in the configuration of both hosts.
-    #[arg(add = complete::vms())]
-    pub(super) vm: String,
-    /// The host that keeps the replica, as [peer.NAME] in this host's configuration.
-    #[arg(long, value_name = "PEER", add = complete::peers())]
-    pub(super) to: String,
-    /// Begin again, up to N times, after a failure that may pass.
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=i64::from(Retry::MAX)))]
-    pub(super) retry: u32,
-    /// Compress the disks on their way (zstd), for slow links.
-    #[arg(long)]
-    pub(super) compress: bool,
-    /// Send no more than this in a second: 100MiB/s, 1G.
-    #[arg(long, value_name = "RATE")]
-    pub(super) limit: Option<Rate>,
+    #[command(flatten)]
+    pub(super) path: PathArgs,
+    #[command(flatten)]
+    pub(super) carry: CarryArgs,
     /// Its part among migrations to the same host: twice the weight is twice the bytes.
     #[arg(long, value_name = "WEIGHT", default_value_t = Weight::default().into(), value_parser = weight())]
     pub(super) weight: u16,
     #[command(flatten)]
     pub(super) disks: DiskArgs,
-    /// Refuse for warnings, too.
-    #[arg(long)]
-    pub(super) strict: bool,
-    /// Go on in spite of problems of this kind (docs/check.md); may be given several times.
-    #[arg(long, value_name = "KIND")]
-    pub(super) accept: Vec<Accepted>,
     /// End it: the record on both hosts, and the dirty bitmaps in the VM's QEMU.
-    #[arg(long, conflicts_with_all = ["retry", "compress", "limit", "weight", "only", "except", "strict", "accept", "detach"])]
+    #[arg(long, conflicts_with_all = ["CarryArgs", "JudgeArgs", "weight", "DiskArgs", "detach"])]
     pub(super) end: bool,
     /// With `--end`: remove the images at the peer, too, that were made for it and that nobody has used since. Exit
     /// code 3 if some stay.
@@ -521,12 +536,10 @@ fn side(word: &str) -> Result<Side, String> {
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
-    /// The virtual machine.
-    #[arg(add = complete::vms())]
-    pub(super) vm: String,
-    /// The destination.
-    #[arg(long, value_name = "PEER", add = complete::peers())]
-    pub(super) to: String,
+    #[command(flatten)]
+    pub(super) path: PathArgs,
+    #[command(flatten)]
+    pub(super) judge: JudgeArgs,
     #[command(flatten)]
     pub(super) disks: DiskArgs,
     #[command(flatten)]
@@ -543,12 +556,6 @@ pub(super) struct CheckArgs {
     /// Refuse where a QEMU has no usable NBD, instead of having the disks carried inside QEMU's own stream.
     #[arg(long, conflicts_with = "in_band")]
     pub(super) never_in_band: bool,
-    /// Refuse for warnings, too.
-    #[arg(long)]
-    pub(super) strict: bool,
-    /// Do not refuse for problems of this kind (docs/check.md); may be given several times.
-    #[arg(long, value_name = "KIND")]
-    pub(super) accept: Vec<Accepted>,
     /// Print JSON.
     #[arg(long)]
     pub(super) json: bool,

@@ -65,25 +65,16 @@ async fn watch_any(client: &Client, what: &str, json: bool) -> anyhow::Result<Ex
 async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode> {
     let options = Options {
         keep_source: args.keep_source,
-        auto_converge: args.auto_converge,
-        never_slow_writes: args.never_slow_writes,
-        downtime_limit_ms: args.downtime_limit.try_into()?,
-        retry: args.retry.try_into()?,
-        compress: args.compress,
-        limit_bytes_per_s: args.limit,
         weight: args.weight.try_into()?,
         disks: args.disks.choice(),
         disks_at_once: args.disks_at_once.map(TryInto::try_into).transpose()?,
         incremental: args.incremental.disks(),
         verify: args.verify,
         compare_read_only: args.compare_read_only,
-        replicate: false,
         in_band: args.in_band,
-        never_in_band: args.never_in_band,
-        strict: args.strict,
-        accept: args.accept.into_iter().collect(),
+        ..args.moving.options()?
     };
-    let request = MigrateRequest { vm: args.vm, to: args.to, options };
+    let request = MigrateRequest { vm: args.path.vm, to: args.path.to, options };
     if args.dry_run {
         return plan::run(client, &request, args.json).await;
     }
@@ -96,12 +87,11 @@ async fn migrate(client: &Client, args: MigrateArgs) -> anyhow::Result<ExitCode>
 }
 
 async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
-    let accept = args.accept.into_iter().collect();
     let request = CheckRequest {
-        vm: args.vm,
-        to: args.to,
-        strict: args.strict,
-        accept,
+        vm: args.path.vm,
+        to: args.path.to,
+        strict: args.judge.strict,
+        accept: args.judge.accept.into_iter().collect(),
         disks: args.disks.choice(),
         verify: args.verify,
         compare_read_only: args.compare_read_only,

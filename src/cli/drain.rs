@@ -13,9 +13,7 @@ use super::args::DrainArgs;
 use super::client::{Client, Lines};
 use super::exit_code::{EXIT_FAILED, EXIT_LEFT, EXIT_UNDECIDED};
 use super::{plan, show};
-use crate::api::{
-    DRAIN, DrainPlan, DrainResult, DrainStage, DrainStatus, DrainVm, DrainVmState, Options, PlannedVm,
-};
+use crate::api::{DRAIN, DrainPlan, DrainResult, DrainStage, DrainStatus, DrainVm, DrainVmState, PlannedVm};
 
 /// How long an agent that has gone is waited for.
 const REATTACH_WITHIN: Duration = Duration::from_secs(30);
@@ -61,18 +59,7 @@ pub(super) async fn run(client: &Client, args: DrainArgs) -> anyhow::Result<Exit
 
 /// What the agent is asked. The ranges are the agent's to judge.
 fn request(args: DrainArgs) -> anyhow::Result<Value> {
-    let options = Options {
-        auto_converge: args.auto_converge,
-        never_slow_writes: args.never_slow_writes,
-        never_in_band: args.never_in_band,
-        downtime_limit_ms: args.downtime_limit.try_into()?,
-        retry: args.retry.try_into()?,
-        compress: args.compress,
-        limit_bytes_per_s: args.limit,
-        strict: args.strict,
-        accept: args.accept.into_iter().collect(),
-        ..Options::default()
-    };
+    let options = args.moving.options()?;
     Ok(serde_json::json!({
         "to": args.to, "vms": args.vms, "except": args.except, "at_once": args.at_once, "options": options,
     }))

@@ -16,16 +16,11 @@ pub(super) async fn run(client: &Client, args: ReplicateArgs) -> anyhow::Result<
     }
     let options = Options {
         replicate: true,
-        retry: args.retry.try_into()?,
-        compress: args.compress,
-        limit_bytes_per_s: args.limit,
         weight: args.weight.try_into()?,
         disks: args.disks.choice(),
-        strict: args.strict,
-        accept: args.accept.into_iter().collect(),
-        ..Options::default()
+        ..args.carry.options()?
     };
-    let request = MigrateRequest { vm: args.vm, to: args.to, options };
+    let request = MigrateRequest { vm: args.path.vm, to: args.path.to, options };
     let begun: Migration = client.call(Method::POST, "/v1/migrations", &request).await?;
     if args.detach {
         println!("{}", begun.id);
@@ -35,7 +30,7 @@ pub(super) async fn run(client: &Client, args: ReplicateArgs) -> anyhow::Result<
 }
 
 async fn end(client: &Client, args: &ReplicateArgs) -> anyhow::Result<ExitCode> {
-    let (vm, to, images) = (args.vm.clone(), args.to.clone(), args.remove_images);
+    let (vm, to, images) = (args.path.vm.clone(), args.path.to.clone(), args.remove_images);
     let request = EndReplicaRequest { vm, to, images };
     let ended: ReplicaEnd = client.call(Method::POST, "/v1/replicas/end", &request).await?;
     if args.json {
