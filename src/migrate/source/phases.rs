@@ -213,10 +213,8 @@ async fn look_at_ram(source: &mut Source) -> Result<(), Failure> {
     slow_writes::look(source).await
 }
 
-/// The guest is at rest: finishes the copies of the disks, so that both sides' disks are identical, and
-/// has the exports closed.
-pub(crate) async fn switchover(source: &mut Source) -> Result<(), Failure> {
-    let since = Instant::now();
+/// Brings the copies of the disks to their ends, and waits for these.
+pub(super) async fn finish_copies(source: &mut Source) -> Result<(), Failure> {
     copies::finish(source).await?;
     let mut waiting = Waiting::new(source.context.stall());
     while !source.copy.is_finished() {
@@ -224,10 +222,18 @@ pub(crate) async fn switchover(source: &mut Source) -> Result<(), Failure> {
             Event::Qemu(EventKind::BlockJobCompleted { device, error: None, .. }) => {
                 source.copy.mirror_finished(&device);
             }
-            Event::Tick => waiting.check("finishing the mirrors", source.peer.is_away())?,
+            Event::Tick => waiting.check("the end of the disks' copies", source.peer.is_away())?,
             event => any_phase::on_event(source, event).await?,
         }
     }
+    Ok(())
+}
+
+/// The guest is at rest: finishes the copies of the disks, so that both sides' disks are identical, and
+/// has the exports closed.
+pub(crate) async fn switchover(source: &mut Source) -> Result<(), Failure> {
+    let since = Instant::now();
+    finish_copies(source).await?;
     source.copy.note_changes(&source.context);
     guest_watch::tell_whether_it_runs(source).await?;
     close_exports(source).await?;

@@ -1,13 +1,11 @@
 //! The end of a replica's run: its copies end while the guest runs on.
 
-use super::event::Event;
 use super::failure::Failure;
-use super::stall::Waiting;
 use super::state::Source;
-use super::{any_phase, copies, replica};
+use super::{phases, replica};
 use crate::migrate::transfer::disk::delta::DeltaError;
 use crate::migrate::transfer::disk::mirror;
-use crate::qemu::{EventKind, delete_bitmap};
+use crate::qemu::delete_bitmap;
 
 /// Ends the copies while the guest runs on: what it writes from now on is the next run's.
 pub(crate) async fn complete(source: &mut Source) -> Result<(), Failure> {
@@ -19,17 +17,7 @@ pub(crate) async fn complete(source: &mut Source) -> Result<(), Failure> {
         let (bitmap, _) = followed.bitmaps.freeze(&source.guest.qmp).await.map_err(|e| failed(&name, e))?;
         written.push((followed.bitmaps.node.clone(), bitmap));
     }
-    copies::finish(source).await?;
-    let mut waiting = Waiting::new(source.context.stall());
-    while !source.copy.is_finished() {
-        match source.next().await? {
-            Event::Qemu(EventKind::BlockJobCompleted { device, error: None, .. }) => {
-                source.copy.mirror_finished(&device);
-            }
-            Event::Tick => waiting.check("the end of the disks' copies", source.peer.is_away())?,
-            event => any_phase::on_event(source, event).await?,
-        }
-    }
+    phases::finish_copies(source).await?;
     let disks = source.copy.plan.disks.iter().map(|plan| plan.disk.name.clone());
     mirror::dismiss(&source.guest.qmp, disks).await?;
     for (node, bitmap) in written {
