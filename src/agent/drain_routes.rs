@@ -3,24 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::State;
 use axum::extract::connect_info::ConnectInfo;
-use axum::extract::rejection::JsonRejection;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Extension, Json};
 use futures_util::stream;
 use tokio::sync::watch;
 
 use super::call::Call;
-use super::caller::Caller;
 use super::draining::{self, Checked, DrainError, Shown};
+use super::extract::{Agents, Callers, Line, Sent, answer_lines};
 use super::foretell;
 use super::gate::{About, Gate};
 use super::refusal::Refusal;
-use super::routes::Agents;
 use super::running::Agent;
 use crate::api::{DrainPlan, DrainRequest, DrainStage, DrainStatus, Event, PeerCheck};
 use crate::error_chain::chain;
@@ -65,21 +62,16 @@ async fn show(State(agent): Agents) -> Result<Json<DrainStatus>, Refusal> {
 
 async fn begin(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
-    body: Result<Json<DrainRequest>, JsonRejection>,
+    ConnectInfo(caller): Callers,
+    Sent(request): Sent<DrainRequest>,
 ) -> Result<(StatusCode, Extension<About>, Json<DrainStatus>), Refusal> {
-    let Json(request) = body?;
     tracing::info!(uid = caller.uid, pid = caller.pid, to = ?request.to.names(), "drain asked for");
     let (shown, is_new) = draining::begin(&agent, request).await?;
     let code = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((code, Extension(About(shown.drain.id)), Json(status(shown))))
 }
 
-async fn plan(
-    State(agent): Agents,
-    body: Result<Json<DrainRequest>, JsonRejection>,
-) -> Result<Json<DrainPlan>, Refusal> {
-    let Json(request) = body?;
+async fn plan(State(agent): Agents, Sent(request): Sent<DrainRequest>) -> Result<Json<DrainPlan>, Refusal> {
     let (drain, found) = draining::dry_run(&agent, request).await?;
     let check = |checked: Checked| PeerCheck { peer: checked.peer, problems: checked.findings };
     // The way to a peer is tried once.
@@ -102,7 +94,7 @@ async fn plan(
 
 async fn cancel(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
+    ConnectInfo(caller): Callers,
 ) -> Result<(StatusCode, Extension<About>), Refusal> {
     tracing::info!(uid = caller.uid, pid = caller.pid, "end of the drain asked for");
     let drain = agent.draining.cancel()?;
@@ -117,14 +109,12 @@ async fn events(State(agent): Agents) -> Result<Response, Refusal> {
     }
     watch.mark_changed();
     let lines = stream::unfold(Some(watch), next_line);
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+    Ok(answer_lines(lines))
 }
 
 type Following = watch::Receiver<Option<Shown>>;
 
-async fn next_line(
-    watch: Option<Following>,
-) -> Option<(Result<Vec<u8>, serde_json::Error>, Option<Following>)> {
+async fn next_line(watch: Option<Following>) -> Option<(Line, Option<Following>)> {
     let mut watch = watch?;
     watch.changed().await.ok()?;
     let now = status(watch.borrow_and_update().clone()?);

@@ -4,20 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::State;
 use axum::extract::connect_info::ConnectInfo;
-use axum::extract::rejection::JsonRejection;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::{get, post};
 use futures_util::stream;
 
 use super::call::Call;
-use super::caller::Caller;
+use super::extract::{Agents, Callers, Id, Line, Sent, answer_lines};
 use super::gate::Gate;
 use super::refusal::Refusal;
-use super::routes::{Agents, Id};
 use super::running::Agent;
 use crate::api::{Event, LibvirtLook, LibvirtMigration, LibvirtRequest, LibvirtStage, Told};
 use crate::error_chain::chain;
@@ -52,54 +49,43 @@ async fn list(State(agent): Agents) -> Json<Vec<LibvirtMigration>> {
 
 async fn prepare(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
-    body: Result<Json<LibvirtRequest>, JsonRejection>,
+    ConnectInfo(caller): Callers,
+    Sent(request): Sent<LibvirtRequest>,
 ) -> Result<(StatusCode, Json<LibvirtMigration>), Refusal> {
-    let Json(request) = body?;
     let (uid, pid) = (caller.uid, caller.pid);
     tracing::info!(uid, pid, domain = request.domain, to = request.to, "a migration of libvirt's asked for");
     if agent.stopping.is_cancelled() || agent.host.freeze.is_on() {
-        return Err(Refusal::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the agent is shutting down",
-            "try again when it is back",
-        ));
+        return Err(Refusal::leaving());
     }
     Ok((StatusCode::CREATED, Json(agent.libvirt.prepare(&request).await?)))
 }
 
 async fn check(
     State(agent): Agents,
-    body: Result<Json<LibvirtRequest>, JsonRejection>,
+    Sent(request): Sent<LibvirtRequest>,
 ) -> Result<Json<LibvirtLook>, Refusal> {
-    let Json(request) = body?;
     let (rpc, lacks) = agent.libvirt.look(&request).await?;
     Ok(Json(LibvirtLook { rpc, lacks }))
 }
 
 async fn end(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
-    id: Id,
-    body: Result<Json<Told>, JsonRejection>,
+    ConnectInfo(caller): Callers,
+    Id(id): Id,
+    Sent(told): Sent<Told>,
 ) -> Result<Json<LibvirtMigration>, Refusal> {
-    let axum::extract::Path(id) = id?;
-    let Json(told) = body?;
     let (uid, pid) = (caller.uid, caller.pid);
     tracing::info!(uid, pid, migration = %id, ?told, "the end of a migration of libvirt's");
     Ok(Json(agent.libvirt.end(id, told).await?))
 }
 
 /// A line of JSON for each change and each second, until the end. Who reads them keeps it.
-async fn events(State(agent): Agents, id: Id) -> Result<Response, Refusal> {
-    let axum::extract::Path(id) = id?;
+async fn events(State(agent): Agents, Id(id): Id) -> Result<Response, Refusal> {
     let mut follower = agent.libvirt.follow(id)?;
     follower.states.mark_changed();
     let lines = stream::unfold(Some(follower), next_line);
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+    Ok(answer_lines(lines))
 }
-
-type Line = Result<Vec<u8>, serde_json::Error>;
 
 async fn next_line(follower: Option<Follower>) -> Option<(Line, Option<Follower>)> {
     let mut follower = follower?;

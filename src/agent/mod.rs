@@ -13,6 +13,7 @@ mod certificates;
 mod confine;
 mod drain_routes;
 mod draining;
+mod extract;
 mod foretell;
 mod gate;
 mod handoff;

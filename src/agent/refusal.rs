@@ -32,6 +32,16 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, error, "see `vmferry list` for those that it knows")
     }
 
+    /// What is asked does not fit what there is.
+    pub(super) fn conflict(error: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, error, remedy)
+    }
+
+    pub(super) fn leaving() -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self::new(status, "the agent is shutting down", "try again when it is back")
+    }
+
     pub(super) fn internal(error: &str) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error, "look at the agent's log")
     }

@@ -5,15 +5,13 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::extract::connect_info::ConnectInfo;
-use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 
 use super::call::Call;
-use super::caller::Caller;
+use super::extract::{Agents, Callers, Sent};
 use super::gate::Gate;
 use super::refusal::Refusal;
-use super::routes::Agents;
 use super::running::Agent;
 use crate::api::{EndReplicaRequest, Replica, ReplicaEnd};
 use crate::migrate::problem::ProblemKind;
@@ -31,10 +29,9 @@ async fn list(State(agent): Agents) -> Json<Vec<Replica>> {
 
 async fn end(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
-    body: Result<Json<EndReplicaRequest>, JsonRejection>,
+    ConnectInfo(caller): Callers,
+    Sent(EndReplicaRequest { vm, to, images }): Sent<EndReplicaRequest>,
 ) -> Result<Json<ReplicaEnd>, Refusal> {
-    let Json(EndReplicaRequest { vm, to, images }) = body?;
     tracing::info!(uid = caller.uid, pid = caller.pid, vm, to, images, "end of a replica asked for");
     match replicas::end(&agent.host, &vm, &to, images).await {
         Ok(left) => Ok(Json(ReplicaEnd { left })),

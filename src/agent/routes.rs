@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::connect_info::ConnectInfo;
-use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::call::Call;
-use super::caller::Caller;
+use super::extract::{Agents, Callers, Id, Line, Sent, answer_lines};
 use super::foretell;
 use super::gate::{About, BODY_BYTES_MAX, Gate};
 use super::limits::{self, NoShare};
@@ -109,9 +109,6 @@ pub(super) fn served<const N: usize>(gates: [Gate; N]) -> Router {
     .layer(middleware::from_fn(whole_body))
 }
 
-pub(super) type Agents = State<Arc<Agent>>;
-pub(super) type Id = Result<Path<Uuid>, PathRejection>;
-
 async fn status(State(agent): Agents) -> Json<Status> {
     Json(agent.status().await)
 }
@@ -123,9 +120,8 @@ async fn names(State(agent): Agents) -> Json<Names> {
 
 async fn check(
     State(agent): Agents,
-    body: Result<Json<CheckRequest>, JsonRejection>,
+    Sent(request): Sent<CheckRequest>,
 ) -> Result<Json<CheckReport>, Refusal> {
-    let Json(request) = body?;
     let (vm, to) = (request.vm.clone(), request.to.clone());
     let problems = crate::migrate::check(&agent.host, &vm, &to, &request.into()).await;
     Ok(Json(CheckReport { problems }))
@@ -137,11 +133,10 @@ async fn list(State(agent): Agents) -> Json<Vec<Migration>> {
 
 async fn migrate(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
+    ConnectInfo(caller): Callers,
     headers: HeaderMap,
-    body: Result<Json<MigrateRequest>, JsonRejection>,
+    Sent(request): Sent<MigrateRequest>,
 ) -> Result<(StatusCode, Extension<About>, Json<Migration>), Refusal> {
-    let Json(request) = body?;
     let id = once::migration(&headers, caller.uid)?;
     tracing::info!(uid = caller.uid, pid = caller.pid, vm = request.vm, to = request.to, "migrate asked for");
     match agent.migrate_once(id, request) {
@@ -152,20 +147,15 @@ async fn migrate(
             Ok((StatusCode::OK, Extension(About(progress.id)), Json(agent.shown(progress))))
         }
         Asked::OtherwiseBefore(progress) => Err(once::another(&progress)),
-        Asked::Leaving => Err(Refusal::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the agent is shutting down",
-            "try again when it is back",
-        )),
+        Asked::Leaving => Err(Refusal::leaving()),
     }
 }
 
 /// What a migration would do.
 async fn plan(
     State(agent): Agents,
-    body: Result<Json<MigrateRequest>, JsonRejection>,
+    Sent(MigrateRequest { vm, to, options }): Sent<MigrateRequest>,
 ) -> Result<Json<MigrationPlan>, Refusal> {
-    let Json(MigrateRequest { vm, to, options }) = body?;
     let problems = crate::migrate::check(&agent.host, &vm, &to, &options).await;
     let foretold = match problems.iter().any(Problem::is_refusal) {
         true => None,
@@ -177,29 +167,24 @@ async fn plan(
     Ok(Json(MigrationPlan { problems, foretold }))
 }
 
-async fn timeline(State(agent): Agents, id: Id) -> Result<Json<Course>, Refusal> {
-    let Path(id) = id?;
+async fn timeline(State(agent): Agents, Id(id): Id) -> Result<Json<Course>, Refusal> {
     let entry = agent.registry.get(id).ok_or_else(|| Refusal::unknown(id))?;
     Ok(Json(Course::new(agent.shown(entry.progress.now()), entry.progress.timeline())))
 }
 
-async fn one(State(agent): Agents, id: Id) -> Result<Json<Migration>, Refusal> {
-    let Path(id) = id?;
+async fn one(State(agent): Agents, Id(id): Id) -> Result<Json<Migration>, Refusal> {
     let entry = agent.registry.get(id).ok_or_else(|| Refusal::unknown(id))?;
     Ok(Json(agent.shown(entry.progress.now())))
 }
 
 /// One line of JSON for each change, until the migration's end.
-async fn events(State(agent): Agents, id: Id) -> Result<Response, Refusal> {
-    let Path(id) = id?;
+async fn events(State(agent): Agents, Id(id): Id) -> Result<Response, Refusal> {
     let entry = agent.registry.get(id).ok_or_else(|| Refusal::unknown(id))?;
     let mut watch = entry.progress.watch();
     watch.mark_changed();
     let lines = stream::unfold(Some((agent, watch)), next_line);
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response())
+    Ok(answer_lines(lines))
 }
-
-type Line = Result<Vec<u8>, serde_json::Error>;
 
 type Following = (Arc<Agent>, watch::Receiver<Progress>);
 
@@ -213,20 +198,16 @@ async fn next_line(following: Option<Following>) -> Option<(Line, Option<Followi
 
 async fn cancel(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
-    id: Id,
+    ConnectInfo(caller): Callers,
+    Id(id): Id,
 ) -> Result<StatusCode, Refusal> {
-    let Path(id) = id?;
     tracing::info!(uid = caller.uid, pid = caller.pid, migration = %id, "cancel asked for");
     agent.registry.cancel(id).map(|()| StatusCode::ACCEPTED).map_err(|no| match no {
         NoCancel::Unknown => Refusal::unknown(id),
-        NoCancel::NotSource => Refusal::new(
-            StatusCode::CONFLICT,
-            "this host is the migration's destination",
-            "cancel it at the source",
-        ),
-        NoCancel::TooLate => Refusal::new(
-            StatusCode::CONFLICT,
+        NoCancel::NotSource => {
+            Refusal::conflict("this host is the migration's destination", "cancel it at the source")
+        }
+        NoCancel::TooLate => Refusal::conflict(
             "the guest is already the destination's, or the migration has ended",
             "move it back with a migration the other way",
         ),
@@ -239,11 +220,10 @@ async fn all_limits(State(agent): Agents) -> Json<Limits> {
 
 async fn limit_peer(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
+    ConnectInfo(caller): Callers,
     Path(name): Path<String>,
-    body: Result<Json<PeerLimitRequest>, JsonRejection>,
+    Sent(request): Sent<PeerLimitRequest>,
 ) -> Result<Json<PeerLimit>, Refusal> {
-    let Json(request) = body?;
     let limit = request.limit_bytes_per_s.map(u64::from);
     tracing::info!(uid = caller.uid, pid = caller.pid, peer = name, limit, "limit asked for");
     let limited = agent.peer_limits.limit(&agent.host, &name, request.limit_bytes_per_s);
@@ -253,9 +233,8 @@ async fn limit_peer(
 async fn ping(
     State(agent): Agents,
     Path(name): Path<String>,
-    body: Result<Json<PingRequest>, JsonRejection>,
+    Sent(request): Sent<PingRequest>,
 ) -> Result<Json<Ping>, Refusal> {
-    let Json(request) = body?;
     let Some(config) = agent.host.config.peers.get(&name) else {
         return Err(Refusal::new(
             StatusCode::NOT_FOUND,
@@ -269,33 +248,26 @@ async fn ping(
 async fn qemu_command(
     State(agent): Agents,
     Path(vm): Path<String>,
-    body: Result<Json<QemuCommandRequest>, JsonRejection>,
+    Sent(request): Sent<QemuCommandRequest>,
 ) -> Result<Json<QemuCommand>, Refusal> {
-    let Json(request) = body?;
     Ok(Json(qemu_command::qemu_command(&agent.host, vm, request).await?))
 }
 
 async fn share(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
-    id: Id,
-    body: Result<Json<ShareRequest>, JsonRejection>,
+    ConnectInfo(caller): Callers,
+    Id(id): Id,
+    Sent(request): Sent<ShareRequest>,
 ) -> Result<Json<MigrationLimit>, Refusal> {
-    let Path(id) = id?;
-    let Json(request) = body?;
     tracing::info!(uid = caller.uid, pid = caller.pid, migration = %id, ?request, "limit asked for");
     limits::share(&agent.registry, id, request).map(Json).map_err(|no| match no {
         NoShare::Unknown => Refusal::unknown(id),
-        NoShare::NotSource => Refusal::new(
-            StatusCode::CONFLICT,
-            "this host is the migration's destination",
-            "limit it at the source",
-        ),
-        NoShare::Ended => Refusal::new(
-            StatusCode::CONFLICT,
-            "the migration has ended",
-            "see `vmferry limit` for those that are under way",
-        ),
+        NoShare::NotSource => {
+            Refusal::conflict("this host is the migration's destination", "limit it at the source")
+        }
+        NoShare::Ended => {
+            Refusal::conflict("the migration has ended", "see `vmferry limit` for those that are under way")
+        }
     })
 }
 
@@ -307,10 +279,9 @@ async fn forwards(State(agent): Agents) -> Json<Forwards> {
 
 async fn add_forward(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
-    body: Result<Json<ForwardRequest>, JsonRejection>,
+    ConnectInfo(caller): Callers,
+    Sent(request): Sent<ForwardRequest>,
 ) -> Result<(StatusCode, Json<Forward>), Refusal> {
-    let Json(request) = body?;
     tracing::info!(uid = caller.uid, pid = caller.pid, listen = %request.listen, to = request.to, target = %request.target, "forward asked for");
     let id = agent.forwards.add(request.into())?;
     match agent.forwards.status(id).await {
@@ -321,10 +292,9 @@ async fn add_forward(
 
 async fn end_forward(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
-    id: Id,
+    ConnectInfo(caller): Callers,
+    Id(id): Id,
 ) -> Result<Json<Forward>, Refusal> {
-    let Path(id) = id?;
     tracing::info!(uid = caller.uid, pid = caller.pid, forwarding = %id, "end of a forwarding asked for");
     let ended = agent.forwards.end(id).await.ok_or_else(|| no_forwarding(id))?;
     Ok(Json(ended.into()))
@@ -332,12 +302,10 @@ async fn end_forward(
 
 async fn limit_forward(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
-    id: Id,
-    body: Result<Json<ShareRequest>, JsonRejection>,
+    ConnectInfo(caller): Callers,
+    Id(id): Id,
+    Sent(request): Sent<ShareRequest>,
 ) -> Result<Json<Forward>, Refusal> {
-    let Path(id) = id?;
-    let Json(request) = body?;
     tracing::info!(uid = caller.uid, pid = caller.pid, forwarding = %id, ?request, "limit asked for");
     let changed = agent.forwards.change_share(id, request.into()).await;
     changed.map(|changed| Json(changed.into())).ok_or_else(|| no_forwarding(id))
@@ -377,7 +345,7 @@ async fn look(State(agent): Agents, wanted: Wanted) -> Result<Json<Recovery>, Re
 
 async fn recover(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
+    ConnectInfo(caller): Callers,
     wanted: Wanted,
 ) -> Result<Json<Recovery>, Refusal> {
     tracing::info!(uid = caller.uid, pid = caller.pid, "recover asked for");
@@ -402,12 +370,10 @@ async fn recovery_of(agent: &Agent, wanted: RecoverQuery, clean: bool) -> Result
 
 async fn force(
     State(agent): Agents,
-    ConnectInfo(caller): ConnectInfo<Caller>,
-    id: Id,
-    body: Result<Json<ForceRequest>, JsonRejection>,
+    ConnectInfo(caller): Callers,
+    Id(id): Id,
+    Sent(request): Sent<ForceRequest>,
 ) -> Result<StatusCode, Refusal> {
-    let Path(id) = id?;
-    let Json(request) = body?;
     tracing::warn!(uid = caller.uid, pid = caller.pid, migration = %id, force = ?request.force, "a forced decision");
     let forced = recovery::force(&agent.host, id, request.force, caller.uid, request.until).await;
     forced.map(|()| StatusCode::ACCEPTED).map_err(|e| {
