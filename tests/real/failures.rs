@@ -155,7 +155,8 @@ fn refused_on_a_full_disk(stage: &Stage) -> Result<()> {
 #[test]
 fn the_sources_qemu_is_killed() -> Result<()> {
     with_lab("the_sources_qemu_is_killed", |lab| {
-        let mut stage = Stage::set_up(lab, Plan { deadlines: GIVEN_UP_SOON, undecided_s: 1, ..Plan::ORDINARY })?;
+        let mut stage =
+            Stage::set_up(lab, Plan { deadlines: GIVEN_UP_SOON, undecided_s: 1, ..Plan::ORDINARY })?;
         let migration = stage.reach(Reach::Mirror)?;
         stage.source.kill()?;
         stage.calm()?;
