@@ -210,6 +210,7 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "migrate::transfer",
         &[
+            "audit",
             "migrate::guest",
             "migrate::journal",
             "migrate::model",

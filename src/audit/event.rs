@@ -53,6 +53,28 @@ pub struct Grant {
     pub peers_head: Option<String>,
 }
 
+/// What one side of a migration has hashed of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Hashed {
+    pub disk: String,
+    pub pieces: u64,
+    pub bytes: u64,
+    /// Of the pieces' hashes: SHA-256.
+    pub digest: String,
+    /// At the source: what the destination has told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub told: Option<Compared>,
+}
+
+/// What the other side has told of the same pieces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Compared {
+    /// As the destination's own record has it.
+    pub digest: String,
+    /// So many pieces had another hash when they were compared; they are compared again.
+    pub different: u64,
+}
+
 /// One thing that happened.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
@@ -133,6 +155,13 @@ pub enum Event {
     /// This source was let begin.
     Obtained(Grant),
     Migration(Step),
+    /// A disk, or what it stands on, was compared with that of the other side.
+    Hashed {
+        #[serde(flatten)]
+        subject: Subject,
+        #[serde(flatten)]
+        hashed: Hashed,
+    },
     /// This host is being emptied: it begins, moves a VM, is cancelled, ends.
     Drain {
         drain: Uuid,

@@ -21,7 +21,7 @@ mod keeper;
 mod line;
 mod refusals;
 
-pub use event::{By, Event, Grant, Step, Subject};
+pub use event::{By, Compared, Event, Grant, Hashed, Step, Subject};
 pub use files::{Limits, paths};
 pub use judge::{Anchor, AnchorError, Report, judge};
 pub use keeper::{Audit, Figures};

@@ -122,6 +122,28 @@ fn both_have_recorded(stage: &Stage, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Each side's record has the digest of what it hashed of each disk, and the source's also that of the other.
+fn both_have_hashed(stage: &Stage, id: &str) -> Result<()> {
+    let hashed = |agent, digest: &'static str| {
+        wait_for("digests in the record", SHORT, || {
+            let lines = recorded(agent, id)?.into_iter().filter(|line| line["event"] == "hashed");
+            let of =
+                |line: Value| ["/disk", "/pieces", "/bytes", digest].map(|name| line.pointer(name).cloned());
+            let digests: Vec<_> = lines.map(of).collect();
+            Ok((!digests.is_empty()).then_some(digests))
+        })
+    };
+    let (told, destination) = (hashed(&stage.alpha, "/told/digest")?, hashed(&stage.bravo, "/digest")?);
+    ensure!(told == destination, "{told:?}, {destination:?}");
+    ensure!(told.iter().all(|values| values.iter().all(Option::is_some)), "{told:?}");
+    let own = hashed(&stage.alpha, "/digest")?;
+    let different = hashed(&stage.alpha, "/told/different")?;
+    for ([.., own], ([.., told], [.., different])) in own.iter().zip(told.iter().zip(&different)) {
+        ensure!((own == told) == (*different == Some(0.into())), "{own:?}, {told:?}, {different:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn another_user_does_not_reach_the_exports_and_both_sides_are_recorded() -> Result<()> {
     with_lab("another_user_does_not_reach_the_exports_and_both_sides_are_recorded", |lab| {
@@ -134,8 +156,12 @@ fn another_user_does_not_reach_the_exports_and_both_sides_are_recorded() -> Resu
         // From before the listener is there until it is gone.
         let (mut command, stop) = probe(&stage, 61_236);
         let probing = start(&mut command)?;
-        let migration =
-            Migration::begin(&stage.alpha, "web1", "bravo", &["--limit", "4MiB/s", "--keep-source"])?;
+        let migration = Migration::begin(
+            &stage.alpha,
+            "web1",
+            "bravo",
+            &["--limit", "4MiB/s", "--keep-source", "--verify"],
+        )?;
         migration
             .reach(&stage.alpha.socket(), "mirror", |p| p["disks"][0]["stream_bytes"].as_u64() > Some(0))?;
         // Root reaches them: the probe finds what there is to find.
@@ -162,6 +188,7 @@ fn another_user_does_not_reach_the_exports_and_both_sides_are_recorded() -> Resu
             let lines = if is_failing { Vec::new() } else { recorded(&stage.bravo, &migration.id)? };
             Ok(lines.iter().any(|line| line["result"] == "moved").then_some(()))
         })?;
+        both_have_hashed(&stage, &migration.id)?;
         both_have_recorded(&stage, &migration.id)
     })
 }

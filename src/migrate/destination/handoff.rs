@@ -17,6 +17,7 @@ use crate::migrate::journal::Role;
 use crate::migrate::model::progress::ProgressSink;
 use crate::migrate::protocol::server::Control;
 use crate::migrate::transfer::streams::Streams;
+use crate::migrate::transfer::verify::transcript::Transcripts;
 use crate::net::identity::Identity;
 use crate::net::stream_owner::{Descriptors, ThawedStreams};
 use crate::qemu::{Events, Qmp};
@@ -89,6 +90,7 @@ pub(crate) fn take_up(
             vm: left.vm,
             peer,
             journal,
+            hashed: Transcripts::new(its_progress.clone()),
             progress: its_progress,
             data,
             served,

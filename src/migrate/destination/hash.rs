@@ -106,6 +106,8 @@ impl Destination {
         if self.compared(&wanted.disk).is_some() && !hashes::are_whole(&wanted.pieces, size) {
             return Err(HashError::NotWhole);
         }
-        Ok(hashes::of(&mut reader, &wanted.pieces).await?)
+        let hashes = hashes::of(&mut reader, &wanted.pieces).await?;
+        self.hashed.add(&wanted.disk, &wanted.pieces, &hashes, None);
+        Ok(hashes)
     }
 }

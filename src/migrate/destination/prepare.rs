@@ -24,6 +24,7 @@ use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::{ProblemKind, chain};
 use crate::migrate::model::progress::{Progress, ProgressSink};
 use crate::migrate::protocol::message::{Export, Offer, Prepared};
+use crate::migrate::transfer::verify::transcript::Transcripts;
 use crate::net::identity::Identity;
 use crate::qemu::{Abilities, Events, Qmp, Stop};
 
@@ -71,6 +72,7 @@ impl Destination {
         let mut progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
         progress.paused = !offer.running;
         let progress = ProgressSink::new(progress).recorded(&host.audit);
+        let hashed = Transcripts::new(progress.clone());
         let mut destination = Self {
             host,
             vm: offer.vm.clone(),
@@ -78,6 +80,7 @@ impl Destination {
             journal,
             progress,
             guest,
+            hashed,
             data: Data { exports: exports::exports(offer), ..Data::default() },
             served,
             handover: handover::Destination::new(),

@@ -26,6 +26,7 @@ use crate::migrate::model::progress::ProgressSink;
 use crate::migrate::protocol::message::{Export, Offer, Prepared, Request, Started};
 use crate::migrate::protocol::server::Control;
 use crate::migrate::transfer::streams::Streams;
+use crate::migrate::transfer::verify::transcript::Transcripts;
 use crate::net::identity::Identity;
 use crate::net::session::IncomingStream;
 use crate::qemu::{Events, Qmp};
@@ -44,6 +45,8 @@ pub(crate) struct Destination {
     pub(crate) progress: ProgressSink,
     pub(crate) guest: Guest,
     pub(crate) data: Data,
+    /// What was hashed of its disks.
+    pub(crate) hashed: Transcripts,
     pub(crate) served: Served,
     /// Whose the guest is, while it is not run.
     pub(crate) handover: handover::Destination,

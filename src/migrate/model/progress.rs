@@ -19,7 +19,7 @@ use super::role::Role;
 pub use super::slowed::Slowed;
 pub use super::slowness::HeldUp;
 use super::timeline::{Moment, StreamSample, Timeline, Uncounted, Waiting};
-use crate::audit::{Audit, Event, Step, Subject};
+use crate::audit::{Audit, Event, Hashed, Step, Subject};
 
 /// One disk's copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -482,11 +482,16 @@ struct Recorded {
 
 impl Recorded {
     fn record(&self, progress: &Progress) {
-        let mut step = step(progress);
-        if let Some(migration) = self.migration.filter(|id| *id != progress.id) {
-            (step.subject.migration, step.subject.first) = (migration, Some(progress.id));
+        let step = step(progress);
+        self.audit.record(Event::Migration(Step { subject: self.subject(progress), ..step }));
+    }
+
+    fn subject(&self, progress: &Progress) -> Subject {
+        let subject = progress.subject();
+        match self.migration.filter(|id| *id != progress.id) {
+            Some(migration) => Subject { migration, first: Some(progress.id), ..subject },
+            None => subject,
         }
-        self.audit.record(Event::Migration(step));
     }
 }
 
@@ -510,6 +515,13 @@ impl ProgressSink {
         let recorded = Recorded { audit: audit.clone(), migration };
         recorded.record(&self.sender.borrow());
         Self { recorded: Some(recorded), ..self }
+    }
+
+    /// What this side has hashed of a disk.
+    pub(crate) fn record_hashed(&self, hashed: Hashed) {
+        let Some(recorded) = &self.recorded else { return };
+        let subject = recorded.subject(&self.sender.borrow());
+        recorded.audit.record(Event::Hashed { subject, hashed });
     }
 
     /// Changes it and tells all who watch.

@@ -26,6 +26,7 @@ use crate::migrate::journal::{Journal, Record};
 use crate::migrate::model::label::Label;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::protocol::message::Request;
+use crate::migrate::transfer::verify::transcript::Transcripts;
 use crate::net::session::Session;
 use crate::net::stream::Stream;
 use crate::qemu::Command;
@@ -38,6 +39,8 @@ pub(crate) struct Source {
     pub(crate) copy: Copying,
     pub(crate) clock: Clock,
     pub(crate) journal: Journal,
+    /// What was hashed of its disks.
+    pub(crate) hashed: Transcripts,
     /// What becomes of it from its hand-over, or its failure, on.
     pub(crate) end: End,
 }
@@ -52,7 +55,8 @@ impl Source {
         clock: Clock,
         journal: Journal,
     ) -> Self {
-        Self { context, peer, guest, copy, clock, journal, end: End::default() }
+        let hashed = Transcripts::new(context.progress.clone());
+        Self { context, peer, guest, copy, clock, journal, hashed, end: End::default() }
     }
 
     /// Goes to the next phase of the plan, on disk before in fact.

@@ -394,7 +394,9 @@ pub(super) async fn hash_both(
         hashed = both => Some(hashed),
         () = cancel.cancelled() => None,
     };
-    hashed.unwrap_or_else(|| Err(source.context.cancelled()))
+    let (ours, theirs) = hashed.unwrap_or_else(|| Err(source.context.cancelled()))?;
+    source.hashed.add(disk, &pieces, &ours, Some(&theirs));
+    Ok((ours, theirs))
 }
 
 /// Works at the source's QEMU for as long as that is waited for.

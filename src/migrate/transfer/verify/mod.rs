@@ -2,3 +2,4 @@
 
 pub(crate) mod hashes;
 pub(crate) mod ledger;
+pub(crate) mod transcript;
