@@ -25,7 +25,7 @@ pub mod peer_refusals;
 pub mod pki;
 pub mod printable;
 pub mod qemu;
-mod ranged;
+pub mod ranged;
 pub mod rate;
 pub mod size;
 pub mod weight;

@@ -1,13 +1,56 @@
-//! Whole numbers within a range, read so that a refusal names the range.
+//! Whole numbers within a range, read so that a refusal names the range, and described by it.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserializer, Error, Unexpected, Visitor};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Serialize;
+use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 /// Reads a whole number from `min` to `max`.
 /// Errors: it is none, or outside.
 pub(crate) fn number<'de, D: Deserializer<'de>>(from: D, min: u64, max: u64) -> Result<u64, D::Error> {
     from.deserialize_u64(Range { min, max })
+}
+
+/// The description of such a number.
+pub(crate) fn schema(min: u64, max: u64) -> Schema {
+    json_schema!({ "type": "integer", "minimum": min, "maximum": max })
+}
+
+/// A whole number from `MIN` to `MAX`, where no type of its own has more to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Within<const MIN: u64, const MAX: u64>(u64);
+
+impl<const MIN: u64, const MAX: u64> Within<MIN, MAX> {
+    /// None outside the range.
+    pub fn new(number: u64) -> Option<Self> {
+        (MIN..=MAX).contains(&number).then_some(Self(number))
+    }
+
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Within<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        number(from, MIN, MAX).map(Self)
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> JsonSchema for Within<MIN, MAX> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("{MIN}To{MAX}").into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schema(MIN, MAX)
+    }
 }
 
 struct Range {
@@ -40,7 +83,7 @@ impl Visitor<'_> for Range {
     }
 }
 
-/// Has a type read as a whole number within its range, from which it is made by `TryFrom`.
+/// Has a type read as a whole number within its range, from which it is made by `TryFrom`, and described as one.
 macro_rules! read_within {
     ($name:ident: $number:ty, $min:expr, $max:expr) => {
         impl<'de> serde::Deserialize<'de> for $name {
@@ -48,6 +91,20 @@ macro_rules! read_within {
                 let number = $crate::ranged::number(from, $min, $max)?;
                 let number = <$number>::try_from(number).map_err(serde::de::Error::custom)?;
                 Self::try_from(number).map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl schemars::JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                $crate::ranged::schema($min, $max)
             }
         }
     };

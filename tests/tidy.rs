@@ -143,6 +143,8 @@ const EDGES: &[(&str, &[&str])] = &[
             "migrate::timeline",
             "migrate::bandwidth",
             "migrate::vm_state",
+            "net::probe::BYTES_MAX",
+            "ranged",
             "rate",
         ],
     ),
@@ -239,7 +241,7 @@ const EDGES: &[(&str, &[&str])] = &[
     // Beside `migrate`; neither knows the other.
     ("forward", &["config", "error_chain", "mux", "net", "peer_refusals", "printable", "rate", "weight"]),
     // Migrations that libvirt makes itself: nothing of ours.
-    ("libvirt", &["access", "config", "error_chain", "forward", "mux", "net", "peer_refusals"]),
+    ("libvirt", &["access", "config", "error_chain", "forward", "mux", "net", "peer_refusals", "ranged"]),
     ("net", &["error_chain", "mux", "printable", "rate"]),
     // Who somebody is knows no connection, what a connection is no session, and a session not who accepts it.
     ("net::identity", &[]),

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use crate::access::{Action, authorize};
-use crate::api::{Ping, PingRequest, Probe, Reached, Reconnecting};
+use crate::api::{Ping, PingRequest, Probe, ProbeBytes, Reached, Reconnecting};
 use crate::config::PeerConfig;
 use crate::error_chain::chain;
 use crate::migrate::Host;
 use crate::mux::{Code, Role, purpose};
 use crate::net::identity::Identity;
-use crate::net::probe::{self, BYTES_MAX};
+use crate::net::probe;
 use crate::net::purposes::Purposes;
 use crate::net::session::{IncomingStream, Session};
 use crate::net::trust;
@@ -26,7 +26,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 
 /// Tries the way to a peer.
 pub(super) async fn ping(host: &Host, name: &str, config: &PeerConfig, request: &PingRequest) -> Ping {
-    let bytes = request.bytes.unwrap_or(BYTES).min(BYTES_MAX);
+    let bytes = request.bytes.map_or(BYTES, ProbeBytes::get);
     let identity = &config.identity;
     let ping = |reached, cause| Ping { peer: name.into(), identity: identity.to_string(), reached, cause };
     let pool = &host.pool;

@@ -2,21 +2,25 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Accepted, DiskChoice, DiskSample, InBand, Incremental, Options, Problem};
 
-/// `POST /v1/check`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// What is to be checked: `POST /v1/check`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CheckRequest {
+    /// The virtual machine, `[vm.NAME]` on both hosts.
     pub vm: String,
     /// The destination's name in the agent's configuration.
     pub to: String,
+    /// Warnings are problems.
     #[serde(default)]
     pub strict: bool,
     /// Kinds of problems that are only warnings.
     #[serde(default)]
+    #[schemars(with = "Vec<Accepted>")]
     pub accept: BTreeSet<Accepted>,
     /// Which disks are copied.
     #[serde(default)]
@@ -68,7 +72,7 @@ impl From<CheckRequest> for Options {
 }
 
 /// The answer to [`CheckRequest`].
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CheckReport {
     /// What was found; the migration is refused if the severity of one of them is `problem`.
     pub problems: Vec<Problem>,

@@ -1,5 +1,6 @@
 //! A host that is emptied.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -11,7 +12,7 @@ use crate::drain::{Drain, Guest, GuestState, ORDER, PeerUse};
 pub const DRAIN: &str = "/v1/drain";
 
 /// Where a drain is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DrainStage {
     UnderWay,
@@ -21,7 +22,7 @@ pub enum DrainStage {
 }
 
 /// Where a VM of a drain is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DrainVmState {
     /// It is here, and its turn comes.
@@ -37,9 +38,10 @@ pub enum DrainVmState {
 }
 
 /// One VM of a drain.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct DrainVm {
     pub vm: String,
+    /// Where it is.
     pub state: DrainVmState,
     /// Where it goes or is, by the peer's name in the configuration.
     pub peer: Option<String>,
@@ -56,8 +58,9 @@ pub struct DrainVm {
 }
 
 /// A peer that VMs go to.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct DrainPeer {
+    /// Its name in the configuration.
     pub name: String,
     /// On their way to it.
     pub under_way: u64,
@@ -65,8 +68,9 @@ pub struct DrainPeer {
     pub set_aside: Option<String>,
 }
 
-/// `GET /v1/drain`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The drain that is under way, or the last one: `GET /v1/drain`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Drain")]
 pub struct DrainStatus {
     pub id: Uuid,
     pub stage: DrainStage,
@@ -74,6 +78,7 @@ pub struct DrainStatus {
     pub result: Option<DrainResult>,
     /// Seconds since the epoch.
     pub began_at: i64,
+    /// Seconds since the epoch.
     pub ended_at: Option<i64>,
     /// How many at once, from this host and to each peer.
     pub at_once: u64,
@@ -90,11 +95,13 @@ pub struct DrainStatus {
     pub here_at_end: Vec<String>,
 }
 
-/// `POST /v1/drain/plan`: what a drain would do.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// What a drain would do: `POST /v1/drain/plan`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct DrainPlan {
+    /// How many at once, from this host and to each peer.
     pub at_once: u64,
     pub at_once_per_peer: u64,
+    /// The order of the VMs, in words.
     pub order: String,
     /// In the order in which they would begin.
     pub vms: Vec<PlannedVm>,
@@ -103,9 +110,10 @@ pub struct DrainPlan {
 }
 
 /// A VM that would be moved.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct PlannedVm {
     pub vm: String,
+    /// What its disks have together; none where its QEMU did not say.
     pub disk_bytes: Option<u64>,
     /// The peer that would take it; none if none would.
     pub to: Option<String>,
@@ -117,8 +125,9 @@ pub struct PlannedVm {
 }
 
 /// What `check` says of a VM and a peer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct PeerCheck {
+    /// Its name in the configuration.
     pub peer: String,
     pub problems: Vec<Problem>,
 }

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{LocalSocket, Rate, ShareRequest, SocketMode, TargetName, VERSION, Weight};
 use crate::forward::{ForwardingStatus, ShareChange, Spec, TargetStatus, Totals};
 
-/// `GET /v1/forwards`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// Forwarded sockets, and what peers may be connected to: `GET /v1/forwards`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Forwards {
     /// Those of the configuration first.
     pub forwards: Vec<Forward>,
@@ -17,39 +18,45 @@ pub struct Forwards {
     pub targets: Vec<Target>,
 }
 
-/// `POST /v1/forwards`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A socket of this host, and where its connections go: `POST /v1/forwards`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForwardRequest {
+    /// A unix socket's absolute path, or a loopback address with its port.
     pub listen: LocalSocket,
     /// The peer, by its name in the configuration.
     pub to: String,
     /// Its name at the peer.
     pub target: TargetName,
+    /// Its part of what is sent to the peer.
     #[serde(default)]
     pub weight: Weight,
     /// None for no limit.
     #[serde(default)]
     pub limit_bytes_per_s: Option<Rate>,
+    /// Goes before all that is not, within a bounded share.
     #[serde(default)]
     pub urgent: bool,
     /// Of a unix socket: a name or a number; the agent's if left out.
     #[serde(default)]
     pub owner: Option<String>,
+    /// The same for its group.
     #[serde(default)]
     pub group: Option<String>,
+    /// Of a unix socket, in octal.
     #[serde(default)]
     pub mode: SocketMode,
 }
 
 /// A forwarding.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Forward {
     pub id: Uuid,
     /// Its name in the configuration; none of one that was added.
     pub name: Option<String>,
     #[serde(flatten)]
     pub spec: ForwardRequest,
+    /// It accepts connections.
     pub listening: bool,
     /// A unix socket's file is the one that the agent made. If not, programs connect to somebody else.
     pub intact: bool,
@@ -58,9 +65,11 @@ pub struct Forward {
 }
 
 /// What peers may be connected to.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Target {
+    /// `[target.NAME]`, in which a `*` may be.
     pub name: String,
+    /// Its socket, with `{}` where the name has a `*`.
     pub connect: String,
     /// Peers in the configuration; of a granted one the peer's identity.
     pub from: Vec<String>,
@@ -71,7 +80,7 @@ pub struct Target {
 }
 
 /// What has become of its connections.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Traffic {
     /// Open now.
     pub connections: u64,
@@ -79,6 +88,7 @@ pub struct Traffic {
     pub opened: u64,
     /// By programs of this host, to the peer.
     pub sent_bytes: u64,
+    /// By the peer, to programs of this host.
     pub received_bytes: u64,
     /// Times that what was to be sent waited for the other side to take more.
     pub stalls: u64,

@@ -1,5 +1,6 @@
 //! A migration as programs and people see it, and how one is asked for.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -8,10 +9,11 @@ use super::{
 };
 use crate::migrate::progress::Progress;
 
-/// `POST /v1/migrations`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// What is to be moved, and how: `POST /v1/migrations`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MigrateRequest {
+    /// The virtual machine, `[vm.NAME]` on both hosts.
     pub vm: String,
     /// The destination's name in the agent's configuration.
     pub to: String,
@@ -20,22 +22,26 @@ pub struct MigrateRequest {
 }
 
 /// A migration at one moment, as this host sees it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Migration {
     /// Its identity on both hosts.
     pub id: Uuid,
     pub vm: String,
+    /// This host's part.
     pub role: Role,
     /// The other host, as its certificate names it.
     pub peer: String,
     /// This host, as its certificate names it.
     #[serde(default)]
     pub host: String,
+    /// Where it is.
     pub phase: Phase,
     /// Seconds since the epoch.
     pub began_at: i64,
     /// Milliseconds since the beginning; stands still at the end.
     pub elapsed_ms: u64,
+    /// The disks that are copied. At the destination their figures are the bytes that have come, until the source says at
+    /// the end what it has measured.
     pub disks: Vec<Disk>,
     /// Its RAM, once that is on its way.
     pub ram: Option<Ram>,
@@ -47,7 +53,8 @@ pub struct Migration {
     pub slow: Option<String>,
     /// Bytes per second over all streams, over about the last second.
     pub rate_bytes_per_s: u64,
-    /// Why it is not faster, by what was measured lately, where this host is its source.
+    /// Why its copying is not faster, by what was measured lately. None where nothing was measured, as at the destination,
+    /// and where nothing is copied.
     #[serde(default)]
     pub held_up_by: Option<HeldUp>,
     /// The whole of it, over all tries, where this host is its source.

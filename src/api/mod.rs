@@ -19,6 +19,7 @@ mod replica;
 mod status;
 mod timeline;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -49,12 +50,12 @@ pub use drain::{
 };
 pub use forward::{Forward, ForwardRequest, Forwards, Target, Traffic, forward_path};
 pub use libvirt::{
-    Channel, Channels, Expected, LIBVIRT, LibvirtEnd, LibvirtLook, LibvirtMigration, LibvirtRequest,
-    LibvirtRole, LibvirtStage, MovedBytes, Told, libvirt_path,
+    Channel, Channels, Expected, HoldSeconds, LIBVIRT, LibvirtEnd, LibvirtLook, LibvirtMigration,
+    LibvirtRequest, LibvirtRole, LibvirtStage, MovedBytes, Told, libvirt_path,
 };
 pub use limits::{Limits, MigrationLimit, PeerLimit, PeerLimitRequest, ShareRequest};
 pub use migration::{MigrateRequest, Migration};
-pub use ping::{Ping, PingRequest, Probe, Reached};
+pub use ping::{PROBE_BYTES_MAX, Ping, PingRequest, Probe, ProbeBytes, Reached};
 pub use plan::{Foretold, MigrationPlan};
 pub use qemu_command::{OtherPath, QemuCommand, QemuCommandRequest};
 pub use recovery::{ForceRequest, RecoverQuery, Recovery};
@@ -72,15 +73,18 @@ pub const OPENAPI: &str = include_str!("openapi.json");
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
 /// Any answer that is not 2xx.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Error")]
 pub struct ErrorBody {
     /// `about:blank`: the status says what kind of problem it is.
     #[serde(default, rename = "type")]
+    #[schemars(extend("const" = "about:blank"))]
     pub kind: String,
     /// The status in words.
     #[serde(default)]
     pub title: String,
     #[serde(default)]
+    #[schemars(range(min = 400, max = 599))]
     pub status: u16,
     /// The same as `error`.
     #[serde(default)]
@@ -97,9 +101,11 @@ pub struct ErrorBody {
 pub const EVENT_FORMAT: u32 = 1;
 
 /// A line of events: what it is about, as it is now.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "{T}Event")]
 pub struct Event<T> {
-    /// [`EVENT_FORMAT`]
+    /// The line's format; another one is for other programs.
+    #[schemars(extend("const" = EVENT_FORMAT))]
     pub event_format: u32,
     /// It is the last one: what ends without it has lost its agent, and is asked for again.
     pub end: bool,

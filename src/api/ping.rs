@@ -1,18 +1,25 @@
 //! The way to a peer.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `POST /v1/peers/{name}/ping`
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub use crate::net::probe::BYTES_MAX as PROBE_BYTES_MAX;
+use crate::ranged::Within;
+
+/// What may be sent to measure how fast it goes.
+pub type ProbeBytes = Within<0, PROBE_BYTES_MAX>;
+
+/// `POST /v1/peers/{name}/ping`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PingRequest {
-    /// So much is sent to measure how fast it goes; 8 MiB if left out, 64 MiB at most.
+    /// So many bytes are sent to measure how fast it goes; 8 MiB if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes: Option<u64>,
+    pub bytes: Option<ProbeBytes>,
 }
 
 /// What was found of the way to a peer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Ping {
     /// Its name in the configuration.
     pub peer: String,
@@ -25,7 +32,7 @@ pub struct Ping {
 }
 
 /// A session with it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Reached {
     pub address: String,
     /// Whether this host dials it.
@@ -45,7 +52,7 @@ pub struct Reached {
 }
 
 /// What a probe has found out.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Probe {
     /// Of its program.
     pub version: String,

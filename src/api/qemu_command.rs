@@ -1,9 +1,10 @@
 //! The command line of a VM's QEMU, for another host.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `POST /v1/vms/{vm}/qemu-command`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What is other on the host for which a command line is made: `POST /v1/vms/{vm}/qemu-command`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QemuCommandRequest {
     /// QEMU's program there; as it is here if left out.
@@ -18,7 +19,7 @@ pub struct QemuCommandRequest {
 }
 
 /// What a path, or the beginning of one, is on the other host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OtherPath {
     pub from: String,
@@ -26,7 +27,7 @@ pub struct OtherPath {
 }
 
 /// A command line for a QEMU that waits for the VM, and what is to be said of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QemuCommand {
     pub vm: String,
     /// The process that it was made from.

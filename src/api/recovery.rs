@@ -1,19 +1,21 @@
 //! What is not closed on this host, and an operator's decision about it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Case, Side};
 
-/// `GET /v1/recover`, which only looks, and `POST /v1/recover`, which cleans up what it can.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// What is not closed on this host: `GET /v1/recover`, which only looks, and `POST /v1/recover`, which cleans up what it
+/// can.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Recovery {
     /// What is not closed on this host; mostly nothing.
     pub cases: Vec<Case>,
 }
 
 /// What `/v1/recover` is asked with, behind a `?`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RecoverQuery {
     /// Only this migration, or the try of one.
@@ -24,8 +26,8 @@ pub struct RecoverQuery {
     pub peers: Option<bool>,
 }
 
-/// `POST /v1/recover/{id}`: an operator decides whose a virtual machine is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// An operator decides whose a virtual machine is: `POST /v1/recover/{id}`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForceRequest {
     /// Seen from this host.

@@ -1,9 +1,10 @@
 //! Replicas of VMs' disks.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `POST /v1/replicas/end`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// `POST /v1/replicas/end`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EndReplicaRequest {
     pub vm: String,
@@ -15,7 +16,7 @@ pub struct EndReplicaRequest {
 }
 
 /// A replica that was ended.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ReplicaEnd {
     /// What was to go and stays, in words.
     pub left: Vec<String>,

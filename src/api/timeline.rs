@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{HeldUp, Migration};
 use crate::migrate::timeline::{Entered, Sample, Timeline, Wait};
 
-/// `GET /v1/migrations/{id}/timeline`
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// What a migration has been through: `GET /v1/migrations/{id}/timeline`. All times are milliseconds after its beginning.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Course {
     pub migration: Migration,
     pub phases: Vec<Entered>,
+    /// Times in which nothing moved.
     pub waits: Vec<Wait>,
     /// When another process of the agent went on with it.
     pub restarts_ms: Vec<u64>,

@@ -9,7 +9,7 @@ use indicatif::HumanBytes;
 use super::client::Client;
 use super::exit_code::EXIT_FAILED;
 use super::{complete, show};
-use crate::api::{Ping, PingRequest, Probe, Reached};
+use crate::api::{PROBE_BYTES_MAX, Ping, PingRequest, Probe, ProbeBytes, Reached};
 
 #[derive(Debug, Args)]
 pub(super) struct PingArgs {
@@ -17,7 +17,7 @@ pub(super) struct PingArgs {
     #[arg(value_name = "PEER", add = complete::peers())]
     peer: String,
     /// Send so many bytes to measure how fast they go, beside whatever else is sent.
-    #[arg(long, value_name = "BYTES", default_value_t = 8 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(0..=64 * 1024 * 1024))]
+    #[arg(long, value_name = "BYTES", default_value_t = 8 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(0..=PROBE_BYTES_MAX))]
     bytes: u64,
     /// Print JSON.
     #[arg(long)]
@@ -26,7 +26,8 @@ pub(super) struct PingArgs {
 
 pub(super) async fn run(client: &Client, args: PingArgs) -> anyhow::Result<ExitCode> {
     let path = format!("/v1/peers/{}/ping", args.peer);
-    let ping: Ping = client.call(Method::POST, &path, &PingRequest { bytes: Some(args.bytes) }).await?;
+    let ping: Ping =
+        client.call(Method::POST, &path, &PingRequest { bytes: ProbeBytes::new(args.bytes) }).await?;
     let is_well = ping.reached.as_ref().is_some_and(|reached| reached.probe.is_some());
     if args.json {
         show::json(&ping)?;

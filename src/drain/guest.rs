@@ -1,13 +1,17 @@
 //! One VM of a drain, and what has become of it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// A migration that did not move the VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "DrainTry")]
 pub struct Try {
+    /// By its name in the configuration.
     pub peer: String,
     pub migration: Uuid,
+    /// Why it did not.
     pub cause: String,
 }
 

@@ -5,6 +5,7 @@
 //! free place. One that did not move is tried at the next peer only if it is surely where it was; no peer is tried
 //! twice. A peer that could not be reached at all is asked only for VMs that no other peer is left for.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -80,7 +81,7 @@ pub enum Freed {
 }
 
 /// How a drain ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DrainResult {
     /// All VMs of the selection are elsewhere.

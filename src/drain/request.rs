@@ -1,5 +1,6 @@
 //! What an operator asks of a drain. What is outside its range cannot be written down.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::glob_matches;
@@ -14,8 +15,9 @@ const PATTERNS_MAX: usize = 256;
 pub const AT_ONCE_MAX: usize = 64;
 
 /// Where VMs may go: peers by their names in the configuration, the preferred one first.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Vec<String>", into = "Vec<String>")]
+#[schemars(inline, extend("minItems" = 1, "maxItems" = TARGETS_MAX, "uniqueItems" = true))]
 pub struct Targets(Vec<String>);
 
 /// These are no targets.
@@ -81,8 +83,9 @@ impl From<AtOnce> for usize {
 }
 
 /// Names of VMs, `*` for any run of characters.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Vec<String>", into = "Vec<String>")]
+#[schemars(inline, extend("maxItems" = PATTERNS_MAX))]
 pub struct Patterns(Vec<String>);
 
 /// More than anybody can mean.
@@ -110,10 +113,12 @@ impl Patterns {
     }
 }
 
-/// `POST /v1/drain`: what is to go where.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// What is to go where: `POST /v1/drain`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "DrainRequest")]
 #[serde(deny_unknown_fields)]
 pub struct Request {
+    /// Peers by their names in the configuration, the preferred one first, none twice.
     pub to: Targets,
     /// Which VMs go; all without one.
     #[serde(default)]

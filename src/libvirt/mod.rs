@@ -38,4 +38,4 @@ mod store;
 pub use error::LibvirtError;
 pub use service::Follower;
 pub use service::Libvirt;
-pub use state::{Channel, Channels, Ended, Expected, Moved, Request, Role, Stage, State, Told};
+pub use state::{Channel, Channels, Ended, Expected, HoldSeconds, Moved, Request, Role, Stage, State, Told};

@@ -12,7 +12,9 @@ use super::causes;
 use super::context::{Context, Untold, target};
 use super::error::LibvirtError;
 use super::message::{Answer, Ask, DOMAIN_BYTES_MAX, KEPT};
-use super::state::{Channel, Channels, Ended, Moved, Request, Role, Stage, State, Told};
+use super::state::{
+    Channel, Channels, Ended, HOLD_S_MAX, HoldSeconds, Moved, Request, Role, Stage, State, Told,
+};
 use super::store::{ACTIVE_MAX, Record};
 use super::{folder, libvirtd};
 use crate::config::{LocalSocket, SocketMode};
@@ -30,8 +32,6 @@ const RENEW_EVERY: Duration = Duration::from_secs(30);
 /// How long a destination may take to take its part away; then it is told again.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 const TELL_EVERY: Duration = Duration::from_secs(3);
-/// Longest time that something is kept without a follower.
-const HOLD_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// For its owner, and for whoever is in its group.
 const GROUP_MODE: &str = "0660";
 
@@ -81,9 +81,13 @@ pub(super) async fn prepare(context: &Context, request: &Request) -> Result<Stat
         ended: None,
         left: Vec::new(),
     };
-    let record =
-        Record { state, to: request.to.clone(), forwardings: BTreeMap::new(), hold_s: request.hold_s };
-    let kept = request.hold_s.map_or(UNFOLLOWED_FIRST, |hold| Duration::from_secs(hold).min(HOLD_MAX));
+    let record = Record {
+        state,
+        to: request.to.clone(),
+        forwardings: BTreeMap::new(),
+        hold_s: request.hold_s.map(HoldSeconds::get),
+    };
+    let kept = kept_for(record.hold_s);
     context.store.add(record, kept).inspect_err(|_| drop(folder::remove(&own)))?;
     match prepare_both(context, request, id).await {
         Ok(state) => Ok(state),
@@ -312,6 +316,11 @@ pub(super) async fn tell_ends(context: &Context) {
     }
 }
 
+/// How long it is kept without a follower.
+fn kept_for(hold_s: Option<u64>) -> Duration {
+    hold_s.map_or(UNFOLLOWED_FIRST, |hold_s| Duration::from_secs(hold_s.min(HOLD_S_MAX)))
+}
+
 /// Goes on with what an earlier process has left, or takes it away: the sockets say which. Whether there is
 /// something to watch.
 pub(super) async fn take_up(context: &Context, record: Record) -> bool {
@@ -321,7 +330,7 @@ pub(super) async fn take_up(context: &Context, record: Record) -> bool {
         is_there &= context.forwards.status(*forwarding).await.is_some();
     }
     // Who follows it has lost its connection, and comes again.
-    let kept = record.hold_s.map_or(UNFOLLOWED_FIRST, Duration::from_secs);
+    let kept = kept_for(record.hold_s);
     let is_added = context.store.add(record, kept).is_ok();
     if !is_there && is_added {
         tracing::info!(migration = %id, "what a crashed agent had prepared for libvirt is taken away");

@@ -2,12 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::ranged::Within;
+
 /// Which end of it this host is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "LibvirtRole")]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     Source,
@@ -68,7 +72,8 @@ impl Channel {
 }
 
 /// How far it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "LibvirtStage")]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// The sockets are there, and nobody has used them yet.
@@ -91,7 +96,8 @@ impl Stage {
 }
 
 /// What has gone through one of the sockets.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "LibvirtMoved")]
 pub struct Moved {
     /// Connections so far.
     pub connections: u64,
@@ -99,18 +105,23 @@ pub struct Moved {
     pub open: u64,
     /// Connections that came to nothing.
     pub failed: u64,
+    /// From programs of this host.
     pub sent_bytes: u64,
+    /// To programs of this host.
     pub received_bytes: u64,
     /// Another program has put a socket of its own in the place of the agent's.
     pub replaced: bool,
 }
 
 /// What has gone through each of them. `rpc` is none where libvirt's connection takes another way.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "LibvirtChannels")]
 pub struct Channels {
+    /// libvirt's own connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpc: Option<Moved>,
     pub ram: Moved,
+    /// The disks.
     pub nbd: Moved,
 }
 
@@ -149,7 +160,8 @@ impl Channels {
 }
 
 /// How it ended, as far as vmferry was told or knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "LibvirtEnd")]
 #[serde(rename_all = "snake_case")]
 pub enum Ended {
     /// virsh said so.
@@ -179,7 +191,9 @@ impl Ended {
 }
 
 /// What must have gone through the tunnel if nothing went past it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+// Requests hold it to its fields, answers do not.
+#[schemars(inline)]
 #[serde(deny_unknown_fields)]
 pub struct Expected {
     /// Connections for RAM.
@@ -213,7 +227,8 @@ impl Expected {
 }
 
 /// What its command line knows at its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "LibvirtTold")]
 #[serde(rename_all = "snake_case")]
 pub enum Told {
     /// It moved.
@@ -224,12 +239,19 @@ pub enum Told {
     Unknown,
 }
 
+/// For how long sockets may be kept without anybody who follows the migration: a week.
+pub(super) const HOLD_S_MAX: u64 = 7 * 24 * 60 * 60;
+
+pub type HoldSeconds = Within<0, HOLD_S_MAX>;
+
 /// What is asked of the source's agent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "LibvirtRequest")]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// The domain's name, or its names: at the source, and at the destination if that is another.
     pub domain: String,
+    /// Its name at the destination, if that is another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renamed: Option<String>,
     /// The peer.
@@ -238,7 +260,7 @@ pub struct Request {
     pub rpc: bool,
     /// Kept for this long without anybody who follows it; else it ends soon after its last follower.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hold_s: Option<u64>,
+    pub hold_s: Option<HoldSeconds>,
     /// What must go through if nothing goes past the tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<Expected>,
@@ -253,18 +275,25 @@ impl Request {
 }
 
 /// A migration of libvirt's, as this host has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "LibvirtMigration")]
 pub struct State {
     pub id: Uuid,
+    /// The domain's name on this host.
     pub domain: String,
+    /// This host's part.
     pub role: Role,
     /// The other host's identity.
     pub peer: String,
     /// With the sockets; the same on both hosts.
     pub folder: PathBuf,
+    /// How far it is.
     pub stage: Stage,
+    /// In RFC 3339.
     #[serde(with = "time::serde::rfc3339")]
+    #[schemars(with = "String", extend("format" = "date-time"))]
     pub began_at: OffsetDateTime,
+    /// What has gone through each of the sockets.
     pub channels: Channels,
     /// What must have gone through at its end; of a source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -272,6 +301,7 @@ pub struct State {
     /// Why connections came to nothing, or are about to: what libvirt does not say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub causes: Vec<String>,
+    /// Bypassed: libvirt moved it, and something did not go through the tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
     /// What could not be taken away, on either host.

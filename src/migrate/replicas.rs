@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -23,7 +24,7 @@ const END_DEADLINE: Duration = Duration::from_secs(45);
 const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A replica, as this host remembers it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Replica {
     pub vm: String,
     /// Source: the VM is this host's, the replica is at the peer. Destination: the other way round.
@@ -37,7 +38,8 @@ pub struct Replica {
     pub images: Vec<PathBuf>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A disk of a replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReplicatedDisk {
     pub name: String,
     /// A run or a move copies only what changed since, if nothing speaks against it by then.

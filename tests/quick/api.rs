@@ -1,7 +1,10 @@
 //! The local API against its own description: every route is described, every described route
 //! answers, and live answers carry exactly the documented fields. Needs no QEMU and no root.
 
+mod described;
+mod document;
 pub(crate) mod drained;
+mod limits;
 pub(crate) mod schema;
 mod settled;
 
@@ -22,7 +25,9 @@ use vmferry::api::{
 use vmferry::migrate::journal::Role;
 use vmferry::migrate::phase::Phase;
 use vmferry::migrate::problem::{Problem, ProblemKind};
-use vmferry::migrate::progress::{DiskProgress, Downtime, Outcome, Progress, RamProgress, Whole};
+use vmferry::migrate::progress::{
+    DiskProgress, Downtime, HeldUp, Outcome, Progress, ProgressSink, RamProgress, Whole,
+};
 
 const VMFERRY: &str = env!("CARGO_BIN_EXE_vmferry");
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
@@ -40,7 +45,7 @@ impl Agent {
     }
 
     /// With more in its configuration.
-    fn start_in(folder: tempfile::TempDir, more: &str) -> Self {
+    pub(crate) fn start_in(folder: tempfile::TempDir, more: &str) -> Self {
         let pki = folder.path().join("pki");
         for words in [&["ca"][..], &["host", "alpha"]] {
             let made =
@@ -539,6 +544,24 @@ fn a_whole_migration_is_as_described() {
         let mut progress = Progress::new(Uuid::new_v4(), "web1", Role::Source, "bravo");
         progress.phase = phase;
         description.check("Migration", &serde_json::to_value(Migration::new(progress, "alpha")).unwrap());
+    }
+}
+
+/// Nothing holds up what is not copied.
+#[test]
+fn what_holds_a_copy_up_is_told_while_it_copies() {
+    let sink = ProgressSink::new(Progress::new(Uuid::new_v4(), "web1", Role::Source, "bravo"));
+    for (phase, told) in [
+        (Phase::Mirror, true),
+        (Phase::Precopy, true),
+        (Phase::Switchover, false),
+        (Phase::Precopy, true),
+        (Phase::RollBack, false),
+    ] {
+        sink.update(|p| (p.phase, p.held_up_by) = (phase, Some(HeldUp::Limit)));
+        assert_eq!(sink.now().held_up_by, told.then_some(HeldUp::Limit), "{phase:?}");
+        sink.update(|p| p.phase = Phase::Device);
+        assert_eq!(sink.now().held_up_by, None, "after {phase:?}");
     }
 }
 

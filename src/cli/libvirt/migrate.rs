@@ -13,7 +13,7 @@ use super::verdict::Fate;
 use super::virsh::{Said, Virsh};
 use super::watch::{End, Watch};
 use super::{job, show};
-use crate::api::{Channel, Expected, LIBVIRT, LibvirtMigration, LibvirtRequest, libvirt_path};
+use crate::api::{Channel, Expected, HoldSeconds, LIBVIRT, LibvirtMigration, LibvirtRequest, libvirt_path};
 use crate::cli::client::Client;
 use crate::cli::exit_code::EXIT_FAILED;
 
@@ -68,7 +68,7 @@ pub(super) fn request(wanted: &Wanted) -> LibvirtRequest {
         renamed: wanted.renamed.clone(),
         to: wanted.to.clone(),
         rpc: wanted.dest_uri.is_none(),
-        hold_s: wanted.print.then_some(HOLD_S),
+        hold_s: wanted.print.then_some(HOLD_S).and_then(HoldSeconds::new),
         expected: None,
     }
 }

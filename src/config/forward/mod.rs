@@ -6,6 +6,7 @@ mod socket;
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::peer::PeerConfig;
@@ -58,8 +59,9 @@ pub struct TargetConfig {
 }
 
 /// A unix socket's mode, as text in octal: `"0660"`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(inline, extend("pattern" = "^0?[0-7]{3}$"))]
 pub struct SocketMode(u32);
 
 /// Not a mode.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Longest name, in bytes: as long as an OPEN can carry.
@@ -10,8 +11,9 @@ pub const TARGET_BYTES_MAX: usize = 128;
 
 /// A target's name: 1 to [`TARGET_BYTES_MAX`] letters, digits, `-`, `_` or `.`, not beginning with `.`.
 /// So a part of it is one step of a path, and neither hidden nor `..`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(inline, extend("maxLength" = TARGET_BYTES_MAX, "pattern" = "^[A-Za-z0-9_-][A-Za-z0-9._-]*$"))]
 pub struct TargetName(String);
 
 /// Not a target's name.

@@ -5,14 +5,19 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The longest path of a unix socket, in bytes: `sun_path` of unix(7) without its end.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// A unix socket, or TCP on this host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(inline, extend("anyOf" = [
+    { "maxLength": SOCKET_PATH_BYTES_MAX, "pattern": "^/([^\\0]*[^/\\0])$" },
+    { "pattern": "^(127(\\.[0-9]{1,3}){3}|\\[[0-9A-Fa-f:.]+\\]):[0-9]{1,5}$" },
+]))]
 pub enum LocalSocket {
     /// A unix socket's path, absolute.
     Unix(PathBuf),

@@ -45,6 +45,7 @@ mod source;
 pub use destination::{Destination, DestinationEffect, DestinationInput, DestinationState, Ran};
 pub use source::{Source, SourceEffect, SourceInput, SourceState};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How a write to the journal ended.
@@ -76,7 +77,7 @@ pub enum Mark {
 }
 
 /// Which host, seen from the one that is spoken to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Side {
     /// The virtual machine belongs to this host.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::qemu::Disk;
@@ -9,14 +10,14 @@ use crate::ranged::read_within;
 
 /// Which of the disks that the guest can write to are copied. The destination's guest finds the others as
 /// they are there.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DiskChoice {
     #[default]
     All,
     /// These, in this order.
     Only(Vec<String>),
-    Except(BTreeSet<String>),
+    Except(#[schemars(with = "Vec<String>")] BTreeSet<String>),
 }
 
 impl DiskChoice {

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Rates are over so long.
@@ -18,7 +19,7 @@ const FOLLOWS_BYTES: u64 = 32 << 20;
 const LEFT_MAX_S: u64 = 30 * 86_400;
 
 /// A migration as a whole, over all its tries and all processes of its agent.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Whole {
     /// Bytes of disks and RAM that have been copied; what was copied again counts again.
     pub done_bytes: u64,

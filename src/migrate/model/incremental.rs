@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Of which disks only the topmost image is copied: the destination has what it stands on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Incremental {
     /// Of all that stand on something. The others are copied whole.
     All,
-    Only(BTreeSet<String>),
+    Only(#[schemars(with = "Vec<String>")] BTreeSet<String>),
 }
 
 impl Incremental {

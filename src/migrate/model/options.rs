@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
+
 use super::bandwidth::Weight;
 use super::disk_choice::{DiskChoice, DisksAtOnce};
 use super::in_band::InBand;
@@ -86,7 +88,7 @@ impl From<DowntimeLimit> for u64 {
 }
 
 /// How a migration is to be done.
-#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
     /// Leave the source's QEMU, paused for ever, instead of ending it.
@@ -130,8 +132,10 @@ pub struct Options {
     /// They do not, also where a QEMU has no usable NBD: it is refused then.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub never_in_band: bool,
+    /// Warnings are problems.
     pub strict: bool,
     /// Kinds of problems that do not keep it from going on.
+    #[schemars(with = "Vec<Accepted>")]
     pub accept: BTreeSet<Accepted>,
 }
 

@@ -10,10 +10,11 @@
 //! Everything up to and including `device` rolls back on failure. From `hand-over` on the
 //! guest is the destination's, until the destination durably says that it never ran there.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Where a migration is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Questions only; nothing is changed.

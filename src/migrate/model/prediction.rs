@@ -2,13 +2,14 @@
 //! seen before it begins: as if the guest and the way to the destination went on as they are now. From figures to
 //! figures.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Longer is not foretold.
 const SECONDS_MAX: u64 = 30 * 86_400;
 
 /// A disk that would be copied.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskOutlook {
     pub disk: String,
     /// Bytes that the guest sees.
@@ -32,8 +33,9 @@ impl DiskOutlook {
 }
 
 /// A guest before it is moved.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Outlook {
+    /// Those that would be copied.
     pub disks: Vec<DiskOutlook>,
     /// Bytes of RAM that hold something, at most.
     pub ram_bytes: Option<u64>,
@@ -42,7 +44,7 @@ pub struct Outlook {
 }
 
 /// What would come of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Prediction {
     /// Bytes that would be copied, disks and RAM together.
     pub bytes: u64,

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 pub use crate::error_chain::chain;
@@ -24,7 +25,7 @@ macro_rules! kinds {
 
 kinds! {
     /// Kinds of problems; scripts may rely on their names, and `docs/check.md` says what each means.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
     #[serde(rename_all = "kebab-case")]
     pub enum ProblemKind {
         VmUnknown,
@@ -136,7 +137,7 @@ impl ProblemKind {
 }
 
 /// How much a finding weighs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
     #[default]
@@ -148,8 +149,9 @@ pub enum Severity {
 }
 
 /// One thing that was found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
+    /// For programs.
     pub kind: ProblemKind,
     /// How much it weighs. An agent that does not say knows only problems.
     #[serde(default)]
@@ -196,6 +198,21 @@ pub struct Accepted(ProblemKind);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no kind of problem that can be accepted; docs/check.md lists those that can")]
 pub struct NotAcceptable;
+
+impl JsonSchema for Accepted {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Accepted".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let kinds: Vec<_> = ProblemKind::ALL.iter().filter(|kind| kind.may_be_accepted()).collect();
+        json_schema!({ "type": "string", "enum": kinds })
+    }
+}
 
 impl TryFrom<ProblemKind> for Accepted {
     type Error = NotAcceptable;
@@ -301,21 +318,10 @@ mod tests {
 
     #[test]
     fn every_kind_is_described() {
-        let described: serde_json::Value =
-            serde_json::from_str(include_str!("../../api/openapi.json")).unwrap();
-        let schemas = &described["components"]["schemas"];
-        let name = |kind: &ProblemKind| serde_json::to_value(kind).unwrap();
-        let all: Vec<_> = ProblemKind::ALL.iter().map(name).collect();
-        assert_eq!(schemas["Problem"]["properties"]["kind"]["enum"], serde_json::json!(all));
-        let accepted = ProblemKind::ALL.iter().filter(|kind| kind.may_be_accepted());
-        let accepted: Vec<_> = accepted.map(name).collect();
-        assert_eq!(schemas["Accept"]["items"]["enum"], serde_json::json!(accepted));
         let page = include_str!("../../../docs/check.md");
-        let missing: Vec<_> = all
-            .iter()
-            .filter_map(|name| name.as_str())
-            .filter(|name| *name != "other" && !page.contains(&format!("`{name}`")))
-            .collect();
+        let names = ProblemKind::ALL.iter().map(|kind| kind.name());
+        let missing: Vec<_> =
+            names.filter(|name| name != "other" && !page.contains(&format!("`{name}`"))).collect();
         assert!(missing.is_empty(), "docs/check.md has no {missing:?}");
     }
 

@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -22,12 +23,14 @@ use super::timeline::{Moment, StreamSample, Timeline, Uncounted, Waiting};
 use crate::audit::{Audit, Event, Hashed, Step, Subject};
 
 /// One disk's copy.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Disk")]
 pub struct DiskProgress {
     /// Its name on both hosts.
     pub name: String,
     /// Bytes to copy so far known; grows while the guest writes.
     pub total_bytes: u64,
+    /// Bytes of these that are copied.
     pub done_bytes: u64,
     /// Bytes that the guest sees; 0 where it is not known.
     #[serde(default)]
@@ -100,7 +103,8 @@ impl DiskProgress {
 }
 
 /// The RAM's copy.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Ram")]
 pub struct RamProgress {
     /// The guest's RAM in bytes.
     pub total_bytes: u64,
@@ -108,6 +112,7 @@ pub struct RamProgress {
     pub remaining_bytes: u64,
     /// Bytes on the RAM stream, both directions.
     pub stream_bytes: u64,
+    /// Passes over the RAM.
     pub passes: u64,
     /// Bytes that really have to be copied still: no pages of zeroes. Only the source knows.
     #[serde(default)]
@@ -129,7 +134,7 @@ impl RamProgress {
 }
 
 /// The comparison of both sides' disks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Comparison {
     /// What is compared, in bytes: all of the disks that are copied, or a sample.
     pub of_bytes: u64,
@@ -174,7 +179,7 @@ fn kib(bytes: u64) -> String {
 }
 
 /// The tries of a migration that may be begun again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Tries {
     /// The try that is under way, or waited for; counted from one.
     pub number: u32,
@@ -191,7 +196,7 @@ pub struct Tries {
 }
 
 /// How long the guest stood still, and on what. Milliseconds.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Downtime {
     /// From the source's pause to the word that the guest runs at the destination.
     pub total_ms: u64,
@@ -217,17 +222,18 @@ impl Downtime {
 }
 
 /// A connection that was lost and is waited for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Reconnecting {
     /// For how long already, in seconds.
     pub for_s: u64,
     /// For how long at most.
     pub of_s: u64,
+    /// How it was lost.
     pub cause: String,
 }
 
 /// How a migration ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", tag = "result")]
 pub enum Outcome {
     /// The guest is at the destination.
@@ -299,7 +305,7 @@ pub struct Progress {
     pub slow: Option<String>,
     /// Bytes per second over all streams, over about the last second.
     pub rate_bytes_per_s: u64,
-    /// Why it is not faster, by what was measured lately, where this host is its source.
+    /// Why its copying is not faster, by what was measured lately, where this host is its source.
     #[serde(default)]
     pub held_up_by: Option<HeldUp>,
     /// The whole of it, where this host is its source.
@@ -386,7 +392,7 @@ impl Progress {
     }
 
     /// What both hosts call it: the try that is under way.
-    fn shared_id(&self) -> Uuid {
+    pub(crate) fn shared_id(&self) -> Uuid {
         self.tries.as_ref().map_or(self.id, |tries| tries.migration)
     }
 
@@ -413,7 +419,7 @@ impl Progress {
         Moment {
             phase: self.phase,
             waiting: self.waiting(),
-            held_up_by: self.held_up_by.filter(|_| self.copies()),
+            held_up_by: self.held_up_by,
             rate_bytes_per_s: self.rate_bytes_per_s,
             disks: self.disks.iter().map(|d| (d.name.as_str(), disk(d))).collect(),
             ram,
@@ -533,6 +539,7 @@ impl ProgressSink {
             }
             let before = self.recorded.as_ref().map(|recorded| (recorded, place(progress)));
             change(progress);
+            progress.held_up_by = progress.held_up_by.filter(|_| progress.copies());
             self.locked_timeline().note(elapsed_ms, &progress.moment());
             if let Some((recorded, before)) = before
                 && before != place(progress)
@@ -546,7 +553,7 @@ impl ProgressSink {
     pub(crate) fn end(&self, phase: Phase, outcome: Outcome) {
         self.update(|p| {
             p.phase = phase;
-            (p.slow, p.held_up_by) = (None, None);
+            p.slow = None;
             if let Some(whole) = &mut p.whole {
                 whole.end(matches!(outcome, Outcome::Moved { .. } | Outcome::Replicated { .. }));
             }

@@ -1,9 +1,10 @@
 //! Which part a host plays in a migration.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Which part this host plays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// The guest comes from here.

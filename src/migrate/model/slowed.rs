@@ -1,9 +1,10 @@
 //! How a guest's writes to a disk are made slower.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How a guest's writes to a disk are made slower, so that its copy comes to an end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Slowed {
     /// Each write waits until the destination has it as well.

@@ -1,10 +1,11 @@
 //! Why a migration is not faster: from what was measured of who waits for whom, to a cause. Pure. What the
 //! figures do not tell is unknown.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a migration is held up by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum HeldUp {
     SourceDisk,

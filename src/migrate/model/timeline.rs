@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::phase::Phase;
@@ -18,7 +19,7 @@ const STREAMS_MAX: usize = 32;
 const EVENTS_MAX: usize = 200;
 
 /// What a migration waits for while nothing moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Waiting {
     /// For the connection to the other host.
@@ -68,7 +69,7 @@ impl Moment<'_> {
 }
 
 /// The beginning of a phase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Entered {
     pub phase: Phase,
     /// Milliseconds after the migration's beginning, as everywhere here.
@@ -76,8 +77,9 @@ pub struct Entered {
 }
 
 /// A time in which it waited.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Wait {
+    /// What for.
     pub cause: Waiting,
     pub from_ms: u64,
     /// None while it lasts.
@@ -87,7 +89,7 @@ pub struct Wait {
 }
 
 /// One stream at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StreamSample {
     pub done_bytes: u64,
     pub remaining_bytes: u64,
@@ -96,7 +98,7 @@ pub struct StreamSample {
 }
 
 /// All streams at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sample {
     pub at_ms: u64,
     pub rate_bytes_per_s: u64,

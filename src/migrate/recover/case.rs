@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -12,7 +13,7 @@ use crate::migrate::model::phase::Phase;
 use crate::migrate::settle;
 
 /// What sort of case it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CaseKind {
     /// A migration that is under way, or is being settled, and needs nobody.
@@ -28,7 +29,7 @@ pub enum CaseKind {
 }
 
 /// Whose the virtual machine is, by what is known here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Owner {
     Here,
@@ -37,18 +38,21 @@ pub enum Owner {
 }
 
 /// One migration that is not closed.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Case {
+    /// What sort of case it is.
     pub kind: CaseKind,
     /// The migration, or the try of one: by the file's name if the journal is not believed.
     pub id: Option<Uuid>,
     /// The virtual machine, where that can be read.
     pub vm: Option<String>,
+    /// This host's part.
     pub role: Option<Role>,
     /// The other host, as its certificate names it.
     pub peer: Option<String>,
     /// Seconds since the epoch.
     pub began_at: Option<i64>,
+    /// The journal's last.
     pub phase: Option<Phase>,
     /// What this host's journal says, in its own words.
     pub journal: Vec<String>,
@@ -64,6 +68,7 @@ pub struct Case {
     pub left: Vec<String>,
     /// Whether an operator may decide it.
     pub may_force: bool,
+    /// The journal's.
     pub file: PathBuf,
 }
 

@@ -54,7 +54,14 @@ impl Description {
         let mut found = Vec::new();
         for (word, rule) in schema.as_object().expect("a schema is an object") {
             match word.as_str() {
-                "description" | "default" | "required" | "additionalProperties" => {}
+                "description" | "default" | "required" => {}
+                "additionalProperties" if schema["properties"].is_null() => {
+                    for (name, field) in value.as_object().into_iter().flatten() {
+                        found.extend(self.judge(rule, field, &format!("{at}.{name}")));
+                    }
+                }
+                // More is asked of objects with fields of their own, below.
+                "additionalProperties" => {}
                 "$ref" => {
                     let name = rule.as_str().and_then(|r| r.rsplit('/').next()).expect("a reference");
                     found.extend(self.errors(name, value).into_iter().map(|e| format!("{at}: {e}")));
@@ -67,19 +74,14 @@ impl Description {
                     found.push(format!("{at}: {value} is none of {rule}"));
                 }
                 "enum" => {}
-                "minimum" if value.as_i64().is_some_and(|v| v < rule.as_i64().expect("a number")) => {
-                    found.push(format!("{at}: {value} is below {rule}"));
+                "minimum" | "maximum" | "minItems" | "maxItems" | "uniqueItems" | "maxLength" | "pattern"
+                | "format"
+                    if !is_within(word, rule, value) =>
+                {
+                    found.push(format!("{at}: {value} is outside {word} {rule}"));
                 }
-                "maximum" if value.as_i64().is_some_and(|v| v > rule.as_i64().expect("a number")) => {
-                    found.push(format!("{at}: {value} is above {rule}"));
-                }
-                "minimum" | "maximum" => {}
-                "format" => {
-                    assert_eq!(rule, "uuid");
-                    if value.as_str().is_none_or(|v| uuid::Uuid::parse_str(v).is_err()) {
-                        found.push(format!("{at}: {value} is no UUID"));
-                    }
-                }
+                "minimum" | "maximum" | "minItems" | "maxItems" | "uniqueItems" | "maxLength" | "pattern"
+                | "format" => {}
                 "items" => {
                     for item in value.as_array().into_iter().flatten() {
                         found.extend(self.judge(rule, item, &format!("{at}[]")));
@@ -114,6 +116,52 @@ impl Description {
         let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
         found.extend(required.filter(|n| !fields.contains_key(*n)).map(|n| format!("{at}.{n} is missing")));
         found
+    }
+}
+
+/// Of what a word says nothing of, everything is within it.
+fn is_within(word: &str, rule: &Value, value: &Value) -> bool {
+    let number = |value: &Value| value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from));
+    let limit = || number(rule).expect("a whole number");
+    let items = |holds: &dyn Fn(&Vec<Value>) -> bool| value.as_array().is_none_or(holds);
+    let text = |holds: &dyn Fn(&str) -> bool| value.as_str().is_none_or(holds);
+    match word {
+        "minimum" => number(value).is_none_or(|v| v >= limit()),
+        "maximum" => number(value).is_none_or(|v| v <= limit()),
+        "minItems" => items(&|items| items.len() as i128 >= limit()),
+        "maxItems" => items(&|items| items.len() as i128 <= limit()),
+        "uniqueItems" => {
+            items(&|items| items.iter().enumerate().all(|(at, item)| !items[..at].contains(item)))
+        }
+        "maxLength" => text(&|text| text.chars().count() as i128 <= limit()),
+        "pattern" => text(&|text| matches(rule.as_str().expect("a pattern"), text)),
+        "format" => match rule.as_str().expect("a format") {
+            "uuid" => text(&|text| uuid::Uuid::parse_str(text).is_ok()),
+            "date-time" => text(&|text| text.contains('T') && text.ends_with('Z')),
+            // The number's bounds are written down where they are asked for.
+            "uint" | "uint16" | "uint32" | "uint64" | "int32" | "int64" | "double" => true,
+            other => panic!("nobody checks the format {other}"),
+        },
+        other => panic!("nobody checks \"{other}\""),
+    }
+}
+
+/// The patterns that there are, read by hand.
+fn matches(pattern: &str, text: &str) -> bool {
+    let step = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    match pattern {
+        "^[A-Za-z0-9_-][A-Za-z0-9._-]*$" => {
+            !text.is_empty() && !text.starts_with('.') && text.chars().all(step)
+        }
+        "^0?[0-7]{3}$" => {
+            let digits = text.strip_prefix('0').filter(|rest| rest.len() == 3).unwrap_or(text);
+            digits.len() == 3 && digits.chars().all(|c| c.is_digit(8))
+        }
+        r"^/([^\0]*[^/\0])$" => text.len() > 1 && text.starts_with('/') && !text.ends_with('/'),
+        r"^(127(\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$" => {
+            text.parse::<std::net::SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
+        }
+        other => panic!("nobody reads the pattern {other}"),
     }
 }
 
