@@ -28,6 +28,7 @@ pub mod qemu;
 pub mod ranged;
 pub mod rate;
 pub mod size;
+pub mod traces;
 pub mod weight;
 
 /// Sessions take and return megabytes each millisecond on threads of their own. glibc gives their

@@ -92,6 +92,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "mux",
             "net",
             "peer_refusals",
+            "traces",
         ],
     ),
     (
@@ -308,6 +309,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("ranged", &[]),
     ("rate", &["ranged"]),
     ("size", &[]),
+    ("traces", &["migrate::journal::Role", "migrate::progress", "migrate::timeline"]),
     ("weight", &["mux::SHARE_WEIGHT_DEFAULT", "ranged"]),
     ("lib", &[]),
     ("main", &[]),

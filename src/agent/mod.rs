@@ -39,6 +39,7 @@ mod signals;
 mod start;
 mod status;
 mod stop;
+mod traces;
 mod vm_states;
 mod watchdog;
 

@@ -65,6 +65,7 @@ impl Agent {
         }
         self.metrics.sessions.set_refusals(&self.host.refusals.counts());
         self.metrics.set_audit(&self.host.audit.figures());
+        self.metrics.set_traces(self.traces.counts());
     }
 
     fn measure_migrations(&self) {

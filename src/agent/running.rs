@@ -17,6 +17,7 @@ use super::limits::PeerLimits;
 use super::ping::accept_probes;
 use super::refusals::Refusals;
 use super::registry::{Entry, Registry};
+use super::traces::Traces;
 use super::vm_states::VmStates;
 use crate::api::{MigrateRequest, Migration};
 use crate::audit::Audit;
@@ -38,6 +39,7 @@ pub(super) struct Agent {
     pub(super) registry: Registry,
     /// What it is asked for of those that ended, over restarts.
     pub(super) history: History,
+    pub(super) traces: Traces,
     pub(super) forwards: Arc<Forwards>,
     /// Migrations that libvirt makes itself.
     pub(super) libvirt: Arc<Libvirt>,
@@ -97,6 +99,7 @@ impl Agent {
             host,
             registry: Registry::default(),
             history,
+            traces: Traces::default(),
             metrics: Metrics::new()?,
             certificates: CertificatesInUse::default(),
             sources: TaskTracker::new(),
@@ -162,6 +165,7 @@ impl Agent {
         self.metrics.migrations.count(now.role, &progress.take_uncounted());
         self.metrics.migrations.count_end(&now);
         self.history.add(&now);
+        self.traces.add(self.host.identity.as_str(), progress);
     }
 
     /// Migrations that are not at their end.

@@ -138,6 +138,9 @@ async fn serve(
     let successors = handoff::listen(&agent.host.config.runtime_dir)?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
     servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
+    if let Some(config) = &agent.host.config.traces {
+        agent.tasks.spawn(agent.traces.begin(config.url.clone()));
+    }
     journals::settle_all(&agent, found, timelines);
     taken.into_iter().for_each(|taken| agent.resume(taken));
     draining::go_on(&agent);

@@ -30,6 +30,7 @@ impl Agent {
         if tokio::time::timeout(REST_GRACE, self.libvirt.stop()).await.is_err() {
             tracing::warn!("something of libvirt's migrations is left; the next start takes it away");
         }
+        self.traces.end();
         self.forwards.stop();
         for session in self.host.pool.all() {
             session.close(Code::Shutdown, "the agent stops");

@@ -14,6 +14,7 @@ mod libvirt;
 mod peer;
 mod sandbox;
 mod template;
+mod traces;
 mod vm;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ pub use forward::{
 pub use libvirt::LibvirtConfig;
 pub use peer::{DEFAULT_PORT, LANES_MAX, PeerConfig, glob_matches};
 pub use sandbox::SandboxConfig;
+pub use traces::{CollectorUrl, CollectorUrlError, TracesConfig};
 pub use vm::{Start, VmConfig};
 
 /// Where a configuration is looked for when none is named.
@@ -89,6 +91,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// The Prometheus listener; none when the table is absent.
     pub metrics: Option<MetricsConfig>,
+    /// The collector of traces; none when the table is absent.
+    pub traces: Option<TracesConfig>,
     #[serde(default)]
     pub deadlines: Deadlines,
     /// Other agents, by the name used in `--to`.

@@ -44,6 +44,7 @@ pub struct Metrics {
     audit: AuditMetrics,
     api_refusals: IntCounterVec,
     sandbox: IntGaugeVec,
+    traces: IntCounterVec,
     pub expiry: ExpiryMetrics,
     pub host: HostMetrics,
     process: ProcessMetrics,
@@ -74,6 +75,11 @@ impl Metrics {
                 "sandbox",
                 "1 where the agent has confined itself by this, else 0.",
                 &["by"],
+            )?,
+            traces: register.counter(
+                "traces_total",
+                "Ended migrations of which the collector of traces was told, or should have been.",
+                &["result"],
             )?,
             host: HostMetrics::new(&register)?,
             process: ProcessMetrics::new(&register)?,
@@ -123,6 +129,14 @@ impl Metrics {
     pub fn set_sandbox(&self, confined: [(&str, bool); 2]) {
         for (by, is_on) in confined {
             self.sandbox.with_label_values(&[by]).set(i64::from(is_on));
+        }
+    }
+
+    /// Of how many migrations the collector was told, by result.
+    pub fn set_traces<const N: usize>(&self, counts: [(&str, u64); N]) {
+        for (result, now) in counts {
+            let counter = self.traces.with_label_values(&[result]);
+            counter.inc_by(now.saturating_sub(counter.get()));
         }
     }
 

@@ -32,7 +32,7 @@ const LABELS: &[(&str, &str)] = &[
         "result",
         "`moved`, `failed`, `cancelled`, `undecided`; of libvirt's own migrations `moved`, `failed`, `bypassed`, \
          `unknown`. Of drains `moved`, `left`, `incomplete`, `cancelled`, `undecided`. Of certificates read again \
-         `taken`, `refused`",
+         `taken`, `refused`. Of traces `sent`, `failed`, `dropped` (too many waited)",
     ),
     ("role", "of this host: `source`, `destination`"),
     ("side", "`forward` where programs of this host connect, `target` where peers are connected"),

@@ -32,3 +32,4 @@ mod rig;
 mod service;
 mod sessions;
 mod tls;
+mod traces;

@@ -90,7 +90,7 @@ fn folders(config: &Config) -> BTreeSet<PathBuf> {
     own.chain(sockets).chain(libvirt).chain(images).chain(config.sandbox.write.iter().cloned()).collect()
 }
 
-/// Ports of peers and of targets.
+/// Ports of peers, of targets and of the collector of traces.
 fn ports(config: &Config) -> BTreeSet<u16> {
     let peers = config.peers.values().filter_map(|peer| {
         let port = peer.address.as_deref()?.rsplit_once(':')?.1;
@@ -100,7 +100,8 @@ fn ports(config: &Config) -> BTreeSet<u16> {
         LocalSocket::Tcp(address) => Some(address.port()),
         LocalSocket::Unix(_) => None,
     });
-    peers.chain(targets).chain([DNS]).collect()
+    let collector = config.traces.as_ref().map(|traces| traces.url.address.port());
+    peers.chain(targets).chain(collector).chain([DNS]).collect()
 }
 
 #[cfg(test)]
