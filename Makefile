@@ -109,6 +109,7 @@ judges: fetch
 observe: setup
 	$(call step,a real Prometheus scrapes two real agents while a guest moves)
 	tests/setup/prometheus.sh
+	tests/setup/otlp.sh
 	cargo build $(LOCKED) --bins
 	python3 tests/observe/observe.py target/debug/vmferry $(LAB) .
 

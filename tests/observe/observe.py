@@ -10,14 +10,17 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.parse
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 VMFERRY, LAB, CHECKOUT = (Path(word).resolve() for word in sys.argv[1:4])
 DEPLOY = CHECKOUT / "deploy/prometheus"
 PROMTOOL = LAB / "prometheus/bin/promtool"
+OTLP = LAB / "otlp/bin/python"
 QEMU = LAB / "qemu10/bin/qemu-system-x86_64"
 PATIENCE_S = 120
 MIB = 1 << 20
@@ -65,8 +68,41 @@ def free_port():
         return one.getsockname()[1]
 
 
+class Collector:
+    """Takes traces, as a collector of OpenTelemetry does."""
+
+    def __init__(self):
+        told = self.told = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                told.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+                self.send_response(200)
+                self.send_header("content-length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, *_):
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def spans_of(self, migration):
+        """By host, the migration's own first."""
+        found = {}
+        for _, body in list(self.told):
+            of_resource = json.loads(body)["resourceSpans"][0]
+            host = {one["key"]: one["value"]["stringValue"] for one in of_resource["resource"]["attributes"]}["host.name"]
+            spans = of_resource["scopeSpans"][0]["spans"]
+            if spans[0]["traceId"] == migration.replace("-", ""):
+                found[host] = spans
+        return found
+
+
 class Agent:
-    def __init__(self, ground, name, text):
+    def __init__(self, ground, name, text, collector):
         self.name, self.folder = name, ground / name
         self.folder.mkdir()
         self.metrics = free_port()
@@ -75,6 +111,8 @@ class Agent:
 runtime_dir = 'run'
 [metrics]
 listen = '127.0.0.1:{self.metrics}'
+[traces]
+url = '{collector.url}'
 [tls]
 ca = '{tls}/ca-cert.pem'
 cert = '{tls}/cert.pem'
@@ -254,7 +292,46 @@ def stand_still(prometheus, alpha, bravo):
     say(bool(ended), "the hand-over is decided when it is back")
 
 
-def move_and_look(prometheus, alpha, bravo):
+def check_traces(collector, migration):
+    both = wait("a trace", lambda: (found := collector.spans_of(migration)) and len(found) == 2 and found, 30)
+    say(bool(both), "both hosts tell of the migration by one id")
+    if not both:
+        return
+    (source, *phases), (destination, *others) = both["alpha"], both["bravo"]
+    is_below = destination.get("parentSpanId") == source["spanId"] and "parentSpanId" not in source
+    say(is_below, "the destination's part is below the source's")
+    names = [span["name"] for span in phases]
+    say(set(names) >= {"begin", "prepare", "mirror", "precopy", "device", "confirm"}, f"its phases are told: {names}")
+    says = lambda span: (int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"]))
+    (from_ns, to_ns), second = says(source), 10**9
+    ours = all(from_ns <= a <= b <= to_ns for a, b in map(says, phases))
+    theirs = all(from_ns - second <= a <= b <= to_ns + second for a, b in map(says, [destination, *others]))
+    say(ours and theirs, "all of it lies within the migration")
+    judged = [run(OTLP, CHECKOUT / "tests/observe/otlp.py", input=body.decode()) for _, body in collector.told]
+    said = [one.stderr for one in judged if one.returncode != 0]
+    say(judged and not said, f"OpenTelemetry's own messages take all {len(judged)} requests {said[:1] or ''}")
+    say({path for path, _ in collector.told} == {"/v1/traces"}, "where a collector takes them")
+
+
+def leave_something(prometheus, alpha, bravo, ground):
+    """An image that was made for a guest which does not come, and that somebody has mounted meanwhile."""
+    image = ground / "bravo/web3-vda.raw"
+    begun = alpha.cli("migrate", "web3", "--to", "bravo", "--detach")
+    say(begun.returncode == 0, f"a migration begins {begun.stderr}")
+    say(bool(wait("an image", image.exists)), "an image is made for it")
+    must("mount", "--bind", image, image)
+    mounted.append(image)
+    (ground / "go").touch()
+    expect(prometheus, "VmferryLeftovers", "the image cannot be removed: it is mounted")
+    left = bravo.cli("recover", "--look").stdout
+    say(str(image) in left and "busy" in left, "recover names the image and why it is left" + ("" if "busy" in left else f": {left}"))
+    must("umount", mounted.pop())
+    say(bravo.cli("recover").returncode == 0 and not image.exists(), "recover removes it when it can")
+    gone = wait("no left-over", lambda: not prometheus.fires("VmferryLeftovers"))
+    say(bool(gone), "the alert ends with that")
+
+
+def move_and_look(prometheus, alpha, bravo, collector):
     wanted = dict(expressions())
     before = {title: text for title, text in wanted.items() if prometheus.has(text)}
     begun = alpha.cli("migrate", "web1", "--to", "bravo", "--limit", "2MiB/s", "--detach")
@@ -279,6 +356,7 @@ def move_and_look(prometheus, alpha, bravo):
     if len(sys.argv) > 4:
         Path(sys.argv[4]).write_text(report.stdout)
     say(report.returncode == 0 and report.stdout.count("<polyline") >= 3, f"a report of it {report.stderr}")
+    check_traces(collector, begun.stdout.strip())
     for title in wanted:
         say(title in seen, f"panel \"{title}\" has data" + ("" if title in seen else f": {wanted[title]}"))
 
@@ -292,6 +370,7 @@ def main():
     must(VMFERRY, "certs", "revoke", "--dir", pki, "--days", "1")
     port = free_port()
     log = open(ground / "qemu.log", "wb")
+    collector = Collector()
     alpha = Agent(ground, "alpha", f"""listen = []
 [peer.bravo]
 identity = 'bravo'
@@ -305,6 +384,8 @@ send = ['*']
 qmp = '{ground}/alpha/web1.qmp'
 [vm.web2]
 qmp = '{ground}/alpha/web2.qmp'
+[vm.web3]
+qmp = '{ground}/alpha/web3.qmp'
 [deadlines]
 undecided_s = 5
 resume_s = 15
@@ -312,7 +393,7 @@ resume_s = 15
 listen = '{ground}/vnc'
 to = 'bravo'
 target = 'vnc'
-""")
+""", collector)
     bravo = Agent(ground, "bravo", f"""listen = ['127.0.0.1:{port}']
 [peer.alpha]
 identity = 'alpha'
@@ -324,18 +405,24 @@ qmp = '{ground}/bravo/web1.qmp'
 [vm.web2]
 qmp = '{ground}/bravo/web2.qmp'
 before_start = ['/bin/sleep', '30']
-""")
+[vm.web3]
+qmp = '{ground}/bravo/web3.qmp'
+start = {{ command = ['/bin/sh', '-c', 'until [ -e {ground}/go ]; do sleep 0.2; done; exit 1'] }}
+[vm.web3.create]
+path = '{ground}/bravo/{{vm}}-{{disk}}.{{format}}'
+""", collector)
     charlie = Agent(ground, "charlie", """listen = []
 [peer.alpha]
 identity = 'alpha'
 receive = ['web1']
-""")
+""", collector)
     fill = full_disk(charlie.folder / "state", 512)
     short_certificate(pki, "charlie", 45)
     charlie.start()
     for vm in ("web1", "web2"):
-        guest(ground, "alpha", vm, log)
         guest(ground, "bravo", vm, log, "-incoming", "defer", "-S")
+    for vm in ("web1", "web2", "web3"):
+        guest(ground, "alpha", vm, log)
     alpha.start()
     bravo.start()
     check_files()
@@ -343,7 +430,7 @@ receive = ['web1']
     prometheus = Prometheus(ground, [alpha, bravo, charlie])
     # What never happened has no figure yet.
     alpha.cli("check", "web1", "--to", "nobody")
-    move_and_look(prometheus, alpha, bravo)
+    move_and_look(prometheus, alpha, bravo, collector)
     check_metrics([alpha, bravo])
 
     for alert, cause in [
@@ -358,6 +445,7 @@ receive = ['web1']
     expect(prometheus, "VmferryAuditFailing", "its file system is full")
     few_descriptors(charlie.process)
     expect(prometheus, "VmferryFewDescriptorsLeft", "it may open only a few more")
+    leave_something(prometheus, alpha, bravo, ground)
     stand_still(prometheus, alpha, bravo)
     (ground / "vnc").unlink()
     socket.socket(socket.AF_UNIX).bind(str(ground / "vnc"))
