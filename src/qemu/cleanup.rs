@@ -275,13 +275,8 @@ impl<'a> Patient<'a> {
 }
 
 /// Executes a command that may be repeated.
-async fn step<C: Command + Clone>(patient: &Patient<'_>, command: C) -> Result<C::Return, QmpError> {
-    loop {
-        match tell_while(patient.qmp.execute_within(command.clone(), patient.rest()), C::NAME).await {
-            Err(error) if error.is_interrupted() && Instant::now() < patient.until => {}
-            done => return done,
-        }
-    }
+async fn step<C: Command>(patient: &Patient<'_>, command: C) -> Result<C::Return, QmpError> {
+    tell_while(patient.qmp.execute_until_answered_within(command, patient.rest()), C::NAME).await
 }
 
 /// Says now and then what is waited for.

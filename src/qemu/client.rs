@@ -39,8 +39,9 @@ pub trait Command: Serialize {
 /// needs one for itself. Commands are executed one after the other, in the order of the calls.
 ///
 /// A connection that is lost is made again for as long as the same QEMU may be there: the command
-/// under way fails ([`is_interrupted`](QmpError::is_interrupted)), unless it only asks and can be
-/// repeated; later ones wait; the events say that some were missed.
+/// under way fails ([`is_interrupted`](QmpError::is_interrupted)), unless it can be repeated: it only asks, or its
+/// caller says so ([`execute_until_answered`](Self::execute_until_answered)); later ones wait; the events say that some
+/// were missed.
 #[derive(Clone, Debug)]
 pub struct Qmp {
     shared: Arc<Shared>,
@@ -118,17 +119,41 @@ impl Qmp {
         command: C,
         deadline: Duration,
     ) -> Result<C::Return, QmpError> {
+        self.answered(command, deadline, only_asks(C::NAME)).await
+    }
+
+    /// The same within [`COMMAND_DEADLINE`], for a command of which a second execution changes nothing: where the
+    /// answer was lost with the connection, it is given again. QEMU may refuse the second, because it is done.
+    pub async fn execute_until_answered<C: Command>(&self, command: C) -> Result<C::Return, QmpError> {
+        self.execute_until_answered_within(command, COMMAND_DEADLINE).await
+    }
+
+    /// The same within another deadline.
+    pub async fn execute_until_answered_within<C: Command>(
+        &self,
+        command: C,
+        deadline: Duration,
+    ) -> Result<C::Return, QmpError> {
+        self.answered(command, deadline, true).await
+    }
+
+    async fn answered<C: Command>(
+        &self,
+        command: C,
+        deadline: Duration,
+        may_repeat: bool,
+    ) -> Result<C::Return, QmpError> {
         let name = C::NAME;
         let encoded = serde_json::to_value(&command);
         drop(command);
         let arguments = encoded.map_err(|source| QmpError::Encode { name, source })?;
-        let until = Instant::now() + deadline;
+        let (until, mut was_sent) = (Instant::now() + deadline, false);
         let value = loop {
             let rest = until.saturating_duration_since(Instant::now());
             match self.round_trip(name, arguments.clone(), None, rest).await {
-                Err(error) if error.is_interrupted() && only_asks(name) => {}
+                Err(error) if error.is_interrupted() && may_repeat => was_sent = true,
                 Err(QmpError::Deadline { name, sent, .. }) => {
-                    return Err(QmpError::Deadline { name, after: deadline, sent });
+                    return Err(QmpError::Deadline { name, after: deadline, sent: sent || was_sent });
                 }
                 done => break done?,
             }

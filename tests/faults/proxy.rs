@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde_json::Value;
 
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -26,6 +27,10 @@ struct Shared {
     ended: AtomicBool,
     /// Words of QMP that QEMU does not have for this client.
     hidden: Vec<&'static str>,
+    /// Commands at which the connection is cut, each once, and whether QEMU still hears them.
+    cuts: Mutex<Vec<(&'static str, bool)>>,
+    /// The connection is cut in the place of the next answer.
+    loses_answer: AtomicBool,
 }
 
 impl Shared {
@@ -48,6 +53,15 @@ impl Shared {
                 .collect();
             places.into_iter().for_each(|at| line[at + 1] = b'~');
         }
+    }
+
+    /// Whether the connection is to be cut at this command, and QEMU to hear it.
+    fn cut_at(&self, command: &[u8]) -> Option<bool> {
+        let mut cuts = self.cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        let command = String::from_utf8_lossy(command);
+        let is_it = |(name, _): &(&str, bool)| command.contains(&format!("\"execute\":\"{name}\""));
+        let at = cuts.iter().position(is_it)?;
+        Some(cuts.remove(at).1)
     }
 
     fn cut(&self) {
@@ -125,6 +139,20 @@ impl Proxy {
         self.shared.cut();
     }
 
+    /// Cuts the connection when these commands come, each once, with QEMU hearing them or not. The answer to none of
+    /// them is passed on.
+    pub fn cut_at(&self, commands: &[&'static str], heard: bool) {
+        let mut cuts = self.shared.cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        cuts.extend(commands.iter().map(|command| (*command, heard)));
+    }
+
+    /// The commands that have not come yet.
+    #[must_use]
+    pub fn to_cut_at(&self) -> Vec<&'static str> {
+        let cuts = self.shared.cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        cuts.iter().map(|(command, _)| *command).collect()
+    }
+
     /// Nothing comes from QEMU any more, or everything again.
     pub fn be_silent(&self, silent: bool) {
         self.shared.silent.store(silent, Ordering::SeqCst);
@@ -197,7 +225,13 @@ fn commands(client: &UnixStream, qemu: &UnixStream, shared: &Shared) -> Result<b
     };
     // The agent writes a command at once.
     shared.hide(&mut chunk[..count]);
-    let passed = pass(qemu, &chunk[..count], &fds);
+    let passed = match shared.cut_at(&chunk[..count]) {
+        Some(false) => Ok(client.shutdown(Shutdown::Both)?),
+        heard => {
+            shared.loses_answer.fetch_or(heard.is_some(), Ordering::SeqCst);
+            pass(qemu, &chunk[..count], &fds)
+        }
+    };
     fds.into_iter().try_for_each(nix::unistd::close)?;
     passed.map(|()| count > 0)
 }
@@ -214,6 +248,15 @@ fn pass(qemu: &UnixStream, mut rest: &[u8], fds: &[RawFd]) -> Result<()> {
     Ok(())
 }
 
+/// Whether one of these lines answers a command; the others are events.
+fn is_answer(lines: &[u8]) -> bool {
+    let is = |line: &[u8]| {
+        let said: Value = serde_json::from_slice(line).unwrap_or_default();
+        said.get("return").or(said.get("error")).is_some()
+    };
+    lines.split(|byte| *byte == b'\n').any(is)
+}
+
 /// Passes on what QEMU says, line by line.
 fn answers(mut qemu: &UnixStream, mut client: &UnixStream, shared: &Shared) -> Result<()> {
     let (mut chunk, mut waiting) = ([0; 65536], Vec::new());
@@ -228,6 +271,9 @@ fn answers(mut qemu: &UnixStream, mut client: &UnixStream, shared: &Shared) -> R
         }
         if let Some(end) = waiting.iter().rposition(|byte| *byte == b'\n') {
             let mut lines: Vec<u8> = waiting.drain(..=end).collect();
+            if is_answer(&lines) && shared.loses_answer.swap(false, Ordering::SeqCst) {
+                return Ok(());
+            }
             shared.hide(&mut lines);
             let _whole_lines = shared.client.lock().unwrap_or_else(PoisonError::into_inner);
             client.write_all(&lines)?;

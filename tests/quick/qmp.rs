@@ -12,8 +12,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use vmferry::qemu::{
-    BlockJobCancel, CleanupReport, Command, EVENT_QUEUE_MAX, Empty, EventKind, Events, LINE_MAX_BYTES, Qmp,
-    QmpError, QueryStatus, Remainder, RunState, SourceLeftovers, Stop, source_cleanup,
+    BlockJobCancel, CleanupReport, Command, EVENT_QUEUE_MAX, Empty, EventKind, Events, LINE_MAX_BYTES,
+    NbdServerStop, Qmp, QmpError, QueryStatus, Remainder, RunState, SourceLeftovers, Stop, source_cleanup,
 };
 
 /// A deadline that is meant to pass.
@@ -82,6 +82,35 @@ async fn an_error_keeps_its_class_and_one_without_id_answers_the_command_under_w
     assert!(error.is_class("DeviceNotActive") && error.is_not_found_job(), "{error}");
     let error = qmp.execute(cancel("k")).await.unwrap_err();
     assert_eq!(error.desc(), Some("JSON parse error"));
+    server.finish().await;
+}
+
+/// QEMU may have executed it or not when its answer is lost; a second time it says that there is nothing to do.
+#[tokio::test]
+async fn a_command_that_may_be_repeated_is_given_again_until_it_is_answered() {
+    let server = serve(|fake| {
+        let mut fake = fake.greet();
+        for _ in 0..2 {
+            assert_eq!(fake.command().unwrap()["execute"], "nbd-server-stop");
+            fake = fake.cut().greet();
+        }
+        let command = fake.command().unwrap();
+        fake.refuse(&command, "GenericError", "NBD server not running");
+        command
+    });
+    let (qmp, _events) = connect(&server).await;
+    let refused = qmp.execute_until_answered_within(NbdServerStop, PATIENCE).await.unwrap_err();
+    assert!(refused.is_nbd_server_not_running(), "{refused:?}");
+    assert_eq!(server.finish().await["execute"], "nbd-server-stop");
+
+    let server = serve(|fake| {
+        let mut fake = fake.greet();
+        assert_eq!(fake.command().unwrap()["execute"], "stop");
+    });
+    let (qmp, _events) = connect(&server).await;
+    let late = qmp.execute_until_answered_within(Stop, SOON).await.unwrap_err();
+    assert!(late.is_deadline() && !late.is_not_executed(), "it may have been executed: {late:?}");
+    drop(qmp);
     server.finish().await;
 }
 

@@ -3,13 +3,14 @@
 //! what is moved arrives where it should. Judged by the bytes in the images.
 
 pub(crate) mod adapted;
-mod after_failures;
+pub(crate) mod after_failures;
 mod again;
-mod arm;
+pub(crate) mod arm;
 mod created;
+mod cut;
 pub(crate) mod firmware;
 mod held_up;
-mod in_band;
+pub(crate) mod in_band;
 pub(crate) mod incremental;
 pub(crate) mod left_out;
 mod machine;
@@ -22,7 +23,7 @@ pub(crate) mod replica;
 pub(crate) mod template;
 pub(crate) mod thin;
 mod tpm;
-mod verify;
+pub(crate) mod verify;
 pub(crate) mod volumes;
 
 use std::path::PathBuf;

@@ -129,7 +129,7 @@ impl Destination {
     /// written what came inside its own stream and flushes it when it is told to stop.
     pub(crate) async fn flush_in_band(&self) -> Result<(), Error> {
         if self.granted.as_ref().is_some_and(|(offer, _)| offer.in_band.is_some()) {
-            self.guest.qmp.execute_within(Stop, self.host.config.deadlines.stall()).await?;
+            self.guest.qmp.execute_until_answered_within(Stop, self.host.config.deadlines.stall()).await?;
         }
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Destination {
     pub(crate) async fn close_exports(&mut self, machine: handover::Destination) -> Result<(), Error> {
         // Somebody's `cont` meanwhile would have QEMU start the guest when it is loaded, unasked.
         if machine.state() == (DestinationState::Waiting { loaded: false }) {
-            self.guest.qmp.execute(Stop).await?;
+            self.guest.qmp.execute_until_answered(Stop).await?;
         }
         self.data.nbd = None;
         // The journal knows of a server that an earlier process has started.

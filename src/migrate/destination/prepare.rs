@@ -106,7 +106,7 @@ impl Destination {
         let found = target_problems(&self.guest.qmp, offer).await?;
         let findings = offer.policy.judge(found).map_err(Error::Problems)?;
         // A QEMU that was started without -S would run its guest unasked.
-        self.guest.qmp.execute(Stop).await?;
+        self.guest.qmp.execute_until_answered(Stop).await?;
         let present = crate::qemu::disks(&self.guest.qmp).await?;
         let pairs = disks::pair(&offer.disks, &present);
         self.data.images =

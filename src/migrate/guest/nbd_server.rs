@@ -98,11 +98,12 @@ impl NbdServer {
 }
 
 /// Stops QEMU's NBD server with our `exports`, and makes sure that none of them is there any more: a
-/// guest whose disks are written to by somebody else as well must not run. May be done again.
+/// guest whose disks are written to by somebody else as well must not run. May be done again: QEMU says of a second
+/// stop that no server runs.
 ///
 /// Clients are past their handshakes, so no QEMU hangs on it.
 pub(crate) async fn close(qmp: &Qmp, exports: &[Export]) -> Result<(), NbdServerError> {
-    match qmp.execute(NbdServerStop).await {
+    match qmp.execute_until_answered(NbdServerStop).await {
         Err(e) if e.is_nbd_server_not_running() => {}
         stopped => drop(stopped?),
     }

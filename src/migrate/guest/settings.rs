@@ -35,8 +35,8 @@ impl Settings {
         downtime_limit_ms: Option<u64>,
     ) -> Result<(), QmpError> {
         // The capabilities first: some of them forbid values of parameters.
-        qmp.execute(MigrateSetCapabilities::exactly(on, &self.capabilities)).await?;
-        qmp.execute(MigrateSetParameters(self.stated(downtime_limit_ms))).await?;
+        qmp.execute_until_answered(MigrateSetCapabilities::exactly(on, &self.capabilities)).await?;
+        qmp.execute_until_answered(MigrateSetParameters(self.stated(downtime_limit_ms))).await?;
         Ok(())
     }
 
@@ -44,7 +44,7 @@ impl Settings {
     pub(crate) async fn map_bitmaps(qmp: &Qmp, bitmaps: Vec<BitmapNode>) -> Result<(), QmpError> {
         let mapped =
             MigrationParameters { block_bitmap_mapping: Some(bitmaps), ..MigrationParameters::default() };
-        qmp.execute(MigrateSetParameters(mapped)).await.map(drop)
+        qmp.execute_until_answered(MigrateSetParameters(mapped)).await.map(drop)
     }
 
     /// Puts back what differs by now.

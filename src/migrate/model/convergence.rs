@@ -93,13 +93,15 @@ impl Written {
     }
 
     /// With how many bytes per second of the guest's writes half of what is copied is left for what is behind;
-    /// none where its writes are not what outruns the copy. A small write can make much to copy.
-    pub(crate) fn limit_until(&self, now: &Self) -> Option<u64> {
+    /// none where its writes are not what outruns the copy. A small write can make much to copy. What is copied in
+    /// passes counts once in each, at the pass's beginning mostly: there the rounds alone tell that it is outrun.
+    pub(crate) fn limit_until(&self, now: &Self, in_passes: bool) -> Option<u64> {
         let long = now.at.duration_since(self.at).as_secs_f64();
         let per_s = |now: u64, before: u64| now.saturating_sub(before) as f64 / long.max(0.001);
         let guest = per_s(now.guest_bytes, self.guest_bytes);
         let dirtied = per_s(now.to_copy_bytes, self.to_copy_bytes);
         let copied = per_s(now.copied_bytes, self.copied_bytes);
+        let dirtied = if in_passes { dirtied.max(copied) } else { dirtied };
         let limit = guest * (copied / 2.0) / dirtied.max(1.0);
         (guest >= 1.0 && limit < guest).then(|| (limit as u64).max(LIMIT_BYTES_MIN))
     }
@@ -264,13 +266,19 @@ mod tests {
             copied_bytes: seconds * copied * MIB,
         };
         let limit = |guest, to_copy, copied| {
-            written(0, guest, to_copy, copied).limit_until(&written(4, guest, to_copy, copied))
+            written(0, guest, to_copy, copied).limit_until(&written(4, guest, to_copy, copied), false)
         };
         assert_eq!(limit(80, 80, 40), Some(20 * MIB));
         assert_eq!(limit(5, 80, 40), Some(5 * MIB / 4), "each write makes sixteen times as much to copy");
         assert_eq!(limit(20, 20, 80), None, "its writes are not what outruns the copy");
         assert_eq!(limit(0, 80, 40), None, "nor when it does not write, but discards");
         assert_eq!(limit(1, 1, 0), Some(LIMIT_BYTES_MIN), "never nothing");
+        let in_passes = |guest, to_copy, copied| {
+            written(0, guest, to_copy, copied).limit_until(&written(4, guest, to_copy, copied), true)
+        };
+        assert_eq!(in_passes(5, 80, 40), Some(5 * MIB / 4));
+        assert_eq!(in_passes(6, 0, 40), Some(3 * MIB), "at the end of a pass all of it is dirty already");
+        assert_eq!(in_passes(0, 0, 40), None);
     }
 
     #[test]

@@ -7,14 +7,19 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
+use super::any_phase;
 use super::changes::{choose_ways, follow, start_delta, start_disk_stream};
+use super::event::Event;
 use super::failure::Failure;
 use super::reconnect::ReconnectPolicy;
-use super::stall::Stall;
+use super::stall::{Stall, Waiting};
 use super::state::Source;
 use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Export, Way};
 use crate::migrate::transfer::disk::mirror::{self, Mirror};
-use crate::qemu::{Abilities, COMMAND_DEADLINE, Command, JobStatus, QueryBlockJobs, QueryJobs, names};
+use crate::qemu::{
+    Abilities, COMMAND_DEADLINE, Command, EventKind, JobStatus, QueryBlockJobs, QueryJobs,
+    QueryNamedBlockNodes, names,
+};
 
 /// The guest stands still while QEMU's main loop does: for so long at most without a byte on any stream.
 const STANDSTILL_MAX: Duration = Duration::from_secs(10);
@@ -155,8 +160,32 @@ pub(crate) async fn has_all_until_now(source: &mut Source, plan: &DiskPlan) -> R
     Ok(false)
 }
 
-/// Brings the copies to their ends, with the guest at rest. Those that had ended already are not waited for.
+/// Brings the copies to their ends and waits for them: until the deadline of a stall with the guest at rest, else
+/// for as long as something moves.
 pub(crate) async fn finish(source: &mut Source) -> Result<(), Failure> {
+    const WHAT: &str = "the end of the disks' copies";
+    ask_to_finish(source).await?;
+    let deadline = source.context.stall();
+    let (mut waiting, mut stall) = (Waiting::new(deadline), Stall::new(deadline));
+    while !source.copy.is_finished() {
+        match source.next().await? {
+            Event::Qemu(EventKind::BlockJobCompleted { device, error: None, .. }) => {
+                source.copy.mirror_finished(&device);
+            }
+            Event::Tick if source.clock.paused_at.is_some() => waiting.check(WHAT, source.peer.is_away())?,
+            Event::Tick => {
+                look(source).await?;
+                stall.check(WHAT, source.copy.streams.total(), source.peer.is_away())?;
+            }
+            event => any_phase::on_event(source, event).await?,
+        }
+    }
+    source.copy.note_changes(&source.context);
+    Ok(())
+}
+
+/// Those that had ended already are not waited for.
+async fn ask_to_finish(source: &mut Source) -> Result<(), Failure> {
     source.copy.delta.finish();
     let mut open: Vec<String> = source.copy.mirrors().collect();
     if source.guest.take_missed_events() {
@@ -245,9 +274,31 @@ async fn nothing_flows(source: &Source, name: &'static str) -> Failure {
     }
 }
 
-/// Brings the copies into the progress. Bytes that they still have to copy.
-pub(crate) async fn look(source: &mut Source) -> Result<u64, Failure> {
+/// What is still to be copied, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Remaining {
+    /// By mirrors.
+    pub(crate) mirrors: u64,
+    /// Of what changed since an earlier copy.
+    pub(crate) changes: u64,
+}
+
+impl Remaining {
+    /// What the end of the copies waits for. What a replica's guest writes to a disk of which only changes are
+    /// copied is the next run's.
+    pub(crate) fn before_the_end(self, source: &Source) -> u64 {
+        let changes = if source.context.request.options.replicate { 0 } else { self.changes };
+        self.mirrors.saturating_add(changes)
+    }
+}
+
+/// Brings the copies into the progress.
+pub(crate) async fn look(source: &mut Source) -> Result<Remaining, Failure> {
     let jobs = source.query(QueryBlockJobs).await?;
+    if !source.copy.delta.disks.is_empty() {
+        let nodes = source.query(QueryNamedBlockNodes { flat: true }).await?;
+        source.copy.delta.learn(&nodes);
+    }
     let progress = &source.context.progress;
     let mut remaining = 0;
     progress.update(|p| {
@@ -259,9 +310,9 @@ pub(crate) async fn look(source: &mut Source) -> Result<u64, Failure> {
             }
         }
     });
-    remaining += source.copy.count_changes(progress);
+    let changes = source.copy.count_changes(progress);
     source.copy.count_bytes(progress);
-    Ok(remaining)
+    Ok(Remaining { mirrors: remaining, changes })
 }
 
 fn mirror_failed(source: &Source, job: &str, error: String) -> Failure {

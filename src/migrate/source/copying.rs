@@ -167,7 +167,7 @@ impl Copying {
         let mut remaining = 0;
         progress.update(|p| {
             for (name, copied) in &self.delta.disks {
-                let (done, left) = (copied.bytes.load(Relaxed), copied.left.load(Relaxed));
+                let (done, left) = (copied.bytes.load(Relaxed), copied.left());
                 remaining += left;
                 if let Some(disk) = p.disks.iter_mut().find(|d| d.name == *name) {
                     disk.total_bytes = done.saturating_add(left);

@@ -47,7 +47,7 @@ pub(crate) async fn mirror(source: &mut Source) -> Result<(), Failure> {
         copies::start_more(source).await?;
         match source.next().await? {
             Event::Tick => {
-                let remaining = copies::look(source).await?;
+                let remaining = copies::look(source).await?.before_the_end(source);
                 let Source { copy, peer, context, .. } = &mut *source;
                 copy.foresee(&context.progress, None, peer.is_away());
                 slowness::look(source).await;
@@ -80,8 +80,12 @@ pub(crate) async fn mirror(source: &mut Source) -> Result<(), Failure> {
 
 fn note_remainder(source: &Source, remaining: u64) {
     if remaining > MIRROR_REMAINDER_BYTES {
+        let means = match source.context.request.options.replicate {
+            true => "have to be copied before the replica is in step",
+            false => "will lengthen the pause",
+        };
         let text = format!(
-            "the guest writes faster than its disks can be mirrored: {} MiB are behind and will lengthen the pause",
+            "the guest writes faster than its disks can be copied: {} MiB are behind and {means}",
             remaining >> 20
         );
         tracing::warn!("{text}");
@@ -213,28 +217,11 @@ async fn look_at_ram(source: &mut Source) -> Result<(), Failure> {
     slow_writes::look(source).await
 }
 
-/// Brings the copies of the disks to their ends, and waits for these.
-pub(super) async fn finish_copies(source: &mut Source) -> Result<(), Failure> {
-    copies::finish(source).await?;
-    let mut waiting = Waiting::new(source.context.stall());
-    while !source.copy.is_finished() {
-        match source.next().await? {
-            Event::Qemu(EventKind::BlockJobCompleted { device, error: None, .. }) => {
-                source.copy.mirror_finished(&device);
-            }
-            Event::Tick => waiting.check("the end of the disks' copies", source.peer.is_away())?,
-            event => any_phase::on_event(source, event).await?,
-        }
-    }
-    Ok(())
-}
-
 /// The guest is at rest: finishes the copies of the disks, so that both sides' disks are identical, and
 /// has the exports closed.
 pub(crate) async fn switchover(source: &mut Source) -> Result<(), Failure> {
     let since = Instant::now();
-    finish_copies(source).await?;
-    source.copy.note_changes(&source.context);
+    copies::finish(source).await?;
     guest_watch::tell_whether_it_runs(source).await?;
     close_exports(source).await?;
     source.clock.downtime.disks_ms = millis(since);

@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::state::Source;
-use super::{phases, replica};
+use super::{copies, replica};
 use crate::migrate::transfer::disk::delta::DeltaError;
 use crate::migrate::transfer::disk::mirror;
 use crate::qemu::delete_bitmap;
@@ -17,13 +17,12 @@ pub(crate) async fn complete(source: &mut Source) -> Result<(), Failure> {
         let (bitmap, _) = followed.bitmaps.freeze(&source.guest.qmp).await.map_err(|e| failed(&name, e))?;
         written.push((followed.bitmaps.node.clone(), bitmap));
     }
-    phases::finish_copies(source).await?;
+    copies::finish(source).await?;
     let disks = source.copy.plan.disks.iter().map(|plan| plan.disk.name.clone());
     mirror::dismiss(&source.guest.qmp, disks).await?;
     for (node, bitmap) in written {
         delete_bitmap(&source.guest.qmp, &node, &bitmap).await?;
     }
-    source.copy.note_changes(&source.context);
     if let Some(known) = &mut source.copy.tracking.replica {
         known.in_step_at = Some(replica::now());
     }

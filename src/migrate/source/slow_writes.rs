@@ -8,7 +8,8 @@
 //!
 //! **A limit** of the device's writes, measured so that half of what is copied is left for what is behind, and
 //! measured again while that is not enough. The guest never waits for the destination. How it was before is in the
-//! journal.
+//! journal. It is also what a disk gets of which this agent copies the changes, whatever QEMU can do: that has no
+//! mirror. Changes that are copied for a replica end with what was recorded, and nothing is slowed for them.
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use super::failure::Failure;
 use super::state::Source;
 use crate::migrate::journal::Undo;
 use crate::migrate::model::convergence::{Outrun, Written, is_in_step};
+use crate::migrate::model::plan::Way;
 use crate::migrate::model::progress::{DiskProgress, Slowed};
 use crate::migrate::transfer::disk::mirror;
 use crate::qemu::{
@@ -52,7 +54,8 @@ pub(crate) async fn look(source: &mut Source) -> Result<(), Failure> {
     let can_block = source.reconnect_policy().ask(|| Abilities::ask(qmp)).await?.block_job_change;
     source.copy.slowing.convergence.forget();
     for outrun in &outrun {
-        match can_block {
+        let is_mirrored = source.copy.mirrors().any(|job| job == names::job_id(&outrun.disk));
+        match can_block && is_mirrored {
             true => block(source, outrun).await?,
             false => measure(source, &outrun.disk, &disks).await?,
         }
@@ -64,7 +67,9 @@ pub(crate) async fn look(source: &mut Source) -> Result<(), Failure> {
 fn is_open(source: &Source, disk: &DiskProgress) -> bool {
     let copy = &source.copy;
     let plan = copy.plan.disks.iter().find(|plan| plan.disk.name == disk.name);
-    let is_copied = plan.is_some_and(|plan| plan.way.is_mirror() && copy.is_under_way(plan));
+    let replicates = source.context.request.options.replicate;
+    let has_to_end = |way: Way| way.is_mirror() || (way == Way::Changes && !replicates);
+    let is_copied = plan.is_some_and(|plan| has_to_end(plan.way) && copy.is_under_way(plan));
     is_copied
         && disk.slowed != Some(Slowed::WriteBlocking)
         && copy.slowing.vain.get(&disk.name).is_none_or(|times| *times < IN_VAIN_MAX)
@@ -138,7 +143,8 @@ async fn limit_measured(source: &mut Source, disks: &[DiskProgress]) -> Result<(
     for (disk, began) in due {
         source.copy.slowing.measured.remove(&disk);
         let Some((device, limits, now)) = written(source, &disk, disks).await? else { continue };
-        match began.limit_until(&now) {
+        let in_passes = source.copy.delta.disks.contains_key(&disk);
+        match began.limit_until(&now, in_passes) {
             Some(limit) => throttle(source, &disk, device, limits, limit).await?,
             None => {
                 tracing::info!(disk, "what the guest writes is not what outruns the copy");

@@ -100,6 +100,49 @@ pub(crate) fn ends_when_it_is_slowed(version: Version, how: &str, name: &str) ->
     })
 }
 
+/// The same where only what changed since a replica was in step is copied: that has no mirror, so its writes are
+/// limited by every QEMU. A run of the replica itself ends with what was recorded, and slows nothing.
+pub(crate) fn ends_when_changes_are_slowed(version: Version, name: &str) -> Result<()> {
+    with_lab(name, |lab| {
+        let stage = Stage::set_up(lab, Plan { version, ..FAST })?;
+        let before = limit_first(&stage.source)?;
+        let whole: &[&str] = &[];
+        for options in [whole, &LIMIT[..2]] {
+            let run = Migration::begin_as(&stage.alpha, "replicate", ("web1", "bravo"), options)?;
+            let report = run.ended(&stage.alpha)?;
+            ensure!(report["outcome"]["result"] == "replicated", "{report}");
+            ensure!(options.is_empty() || slowed(&report).is_empty(), "{report}");
+            ensure!(limits(&stage.source)? == before, "{:?}", limits(&stage.source));
+        }
+        let migration = Migration::begin(&stage.alpha, "web1", "bravo", &LIMIT)?;
+        is_slowed(&stage, &migration, "throttled")?;
+        let count = stage.source.console()?.last().unwrap_or(0);
+        let report = migration.ended(&stage.alpha)?;
+        ensure!(report["outcome"] == json!({"result": "moved", "leftovers": []}), "{report}");
+        let notes = report["notes"].to_string();
+        ensure!(notes.contains("copied again") && !notes.contains("the whole disk"), "{report}");
+        ensure!(notes.contains("faster than it is copied") && !notes.contains("are behind"), "{report}");
+        let counted = stage.source.console()?.last().unwrap_or(0) - count;
+        ensure!(counted > 20, "the guest has done {counted} writes since it was slowed");
+        ensure!(limits(&stage.source)? == before, "{:?} at the source", limits(&stage.source));
+        stage.is_moved()
+    })
+}
+
+#[test]
+#[ignore = "make disks"]
+fn a_guest_that_outruns_the_copy_of_its_changes_is_slowed_on_qemu_10() -> Result<()> {
+    let name = "a_guest_that_outruns_the_copy_of_its_changes_is_slowed_on_qemu_10";
+    ends_when_changes_are_slowed(Version::V10, name)
+}
+
+#[test]
+#[ignore = "make disks"]
+fn a_guest_that_outruns_the_copy_of_its_changes_is_slowed_on_qemu_7_2() -> Result<()> {
+    let name = "a_guest_that_outruns_the_copy_of_its_changes_is_slowed_on_qemu_7_2";
+    ends_when_changes_are_slowed(Version::V72, name)
+}
+
 #[test]
 #[ignore = "make disks"]
 fn a_guest_that_outruns_its_copy_is_slowed_on_qemu_10() -> Result<()> {

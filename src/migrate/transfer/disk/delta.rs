@@ -56,9 +56,9 @@ use crate::migrate::model::plan::CopiedDisk;
 use crate::migrate::model::replica::SourceReplica;
 use crate::migrate::protocol::message::DiskState;
 use crate::qemu::{
-    BlockDirtyBitmapAdd, BlockDirtyBitmapDisable, BlockDirtyBitmapMerge, BlockDirtyInfo, BlockExportAdd,
-    NbdError, NbdReader, NbdWriter, Qmp, QmpError, QueryNamedBlockNodes, REQUEST_BYTES_MAX, delete_bitmap,
-    delete_export, names,
+    BlockDeviceInfo, BlockDirtyBitmapAdd, BlockDirtyBitmapDisable, BlockDirtyBitmapMerge, BlockDirtyInfo,
+    BlockExportAdd, NbdError, NbdReader, NbdWriter, Qmp, QmpError, QueryNamedBlockNodes, REQUEST_BYTES_MAX,
+    delete_bitmap, delete_export, names,
 };
 
 /// Of our bitmaps: not less than a mirror's, see above.
@@ -272,18 +272,66 @@ impl Tracking {
 }
 
 /// How far one disk is, for whoever looks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Copied {
+    bitmaps: Bitmaps,
     /// Bytes written to the destination.
     pub(crate) bytes: AtomicU64,
-    /// Bytes that the pass under way, or the last one, had and has still to copy.
-    pub(crate) left: AtomicU64,
+    /// Of them, those of the pass under way.
+    passed: AtomicU64,
+    /// What that pass has to copy in all.
+    frozen: AtomicU64,
+    /// What was recorded for the next one when QEMU was asked last.
+    recorded: AtomicU64,
     /// The first pass is over.
     pub(crate) once: AtomicBool,
     /// Passes that are over.
     pub(crate) passes: AtomicU64,
     /// Little is left, so it waits.
     idle: AtomicBool,
+}
+
+impl Copied {
+    fn new(bitmaps: Bitmaps) -> Self {
+        let none = || AtomicU64::new(0);
+        let [bytes, passed, frozen, recorded, passes] = [none(), none(), none(), none(), none()];
+        let (once, idle) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { bitmaps, bytes, passed, frozen, recorded, once, passes, idle }
+    }
+
+    /// Bytes that are still to be copied: of the pass under way, and what the guest has written since it began.
+    /// Which may be the same, so it is no less than there is.
+    pub(crate) fn left(&self) -> u64 {
+        let of_pass = self.frozen.load(Relaxed).saturating_sub(self.passed.load(Relaxed));
+        of_pass.saturating_add(self.recorded.load(Relaxed))
+    }
+
+    fn begin_pass(&self, bytes: u64) {
+        self.passed.store(0, Relaxed);
+        self.frozen.store(bytes, Relaxed);
+        self.recorded.store(0, Relaxed);
+    }
+
+    fn end_pass(&self) {
+        self.frozen.store(0, Relaxed);
+        self.once.store(true, Relaxed);
+        self.passes.fetch_add(1, Relaxed);
+    }
+
+    fn wrote(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Relaxed);
+        self.passed.fetch_add(bytes, Relaxed);
+    }
+
+    /// What QEMU says of its bitmaps.
+    fn learn(&self, nodes: &[BlockDeviceInfo]) {
+        let ours = nodes.iter().filter(|n| n.node_name == self.bitmaps.node).flat_map(|n| &n.dirty_bitmaps);
+        let ours = ours.filter(|b| self.bitmaps.names.contains(&b.name));
+        let (recording, frozen): (Vec<_>, Vec<_>) = ours.partition(|b| b.recording);
+        let bytes = |bitmaps: &[&BlockDirtyInfo]| bitmaps.iter().map(|b| b.count).sum::<u64>();
+        self.frozen.store(bytes(&frozen), Relaxed);
+        self.recorded.store(bytes(&recording), Relaxed);
+    }
 }
 
 /// The disks of which only changes are copied.
@@ -322,7 +370,7 @@ impl Delta {
     /// `socket`. The journal knows already how to undo it.
     pub(crate) fn start(&mut self, qmp: &Qmp, disk: &str, bitmaps: Bitmaps, export: &str, socket: OwnedFd) {
         let Some(server) = self.server.clone() else { return };
-        let copied = Arc::new(Copied::default());
+        let copied = Arc::new(Copied::new(bitmaps.clone()));
         self.disks.insert(disk.to_owned(), Arc::clone(&copied));
         let at_rest = self.at_rest.subscribe();
         let copier = Copier { qmp: qmp.clone(), disk: disk.to_owned(), bitmaps, server, copied, at_rest };
@@ -351,6 +399,11 @@ impl Delta {
     /// Whether no disk is under way.
     pub(crate) fn is_over(&self) -> bool {
         self.tasks.is_empty()
+    }
+
+    /// What QEMU says of all nodes.
+    pub(crate) fn learn(&self, nodes: &[BlockDeviceInfo]) {
+        self.disks.values().for_each(|copied| copied.learn(nodes));
     }
 
     /// Whether every disk has had a pass.
@@ -387,8 +440,6 @@ impl Copier {
         loop {
             let last = *self.at_rest.borrow_and_update();
             let bytes = self.pass(&mut writer).await?;
-            self.copied.once.store(true, Relaxed);
-            self.copied.passes.fetch_add(1, Relaxed);
             if last {
                 return Ok(writer);
             }
@@ -403,13 +454,12 @@ impl Copier {
     /// Copies what has been recorded until now; how much that was.
     async fn pass(&mut self, writer: &mut NbdWriter) -> Result<u64, DeltaError> {
         let (frozen, bytes) = self.bitmaps.freeze(&self.qmp).await?;
-        self.copied.left.store(bytes, Relaxed);
+        self.copied.begin_pass(bytes);
         if bytes > 0 {
             self.copy(&frozen, writer).await?;
         }
         delete_bitmap(&self.qmp, &self.bitmaps.node, &frozen).await?;
-        // The best guess at what the next pass has to copy, were it now.
-        self.copied.left.store(bytes, Relaxed);
+        self.copied.end_pass();
         Ok(bytes)
     }
 
@@ -470,12 +520,45 @@ impl Copier {
             let start = (offset - at) as usize;
             writer.write(offset, &data[start..start + bytes]).await?;
             offset += bytes as u64;
-            self.copied.bytes.fetch_add(bytes as u64, Relaxed);
-            let _ = self
-                .copied
-                .left
-                .fetch_update(Relaxed, Relaxed, |left| Some(left.saturating_sub(bytes as u64)));
+            self.copied.wrote(bytes as u64);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn nodes(node: &str, bitmaps: &[(&str, u64, bool)]) -> Vec<BlockDeviceInfo> {
+        let bitmap = |(name, count, recording): &(&str, u64, bool)| json!({"name": name, "count": count, "granularity": 65536, "recording": recording});
+        let bitmaps: Vec<_> = bitmaps.iter().map(bitmap).collect();
+        let nodes = json!([{"node-name": node, "drv": "raw", "dirty-bitmaps": bitmaps}]);
+        serde_json::from_value(nodes).unwrap()
+    }
+
+    #[test]
+    fn what_the_guest_writes_during_a_pass_is_left_when_that_is_over() {
+        let bitmaps = Bitmaps::new("n0", Uuid::nil());
+        let [a, b] = bitmaps.names.clone();
+        let copied = Copied::new(bitmaps);
+        copied.learn(&nodes("n0", &[(&a, 100, true), ("somebodys", 9000, true)]));
+        assert_eq!(copied.left(), 100, "before the first pass");
+        copied.begin_pass(100);
+        copied.wrote(60);
+        assert_eq!(copied.left(), 40);
+        copied.learn(&nodes("n0", &[(&a, 100, false), (&b, 70, true)]));
+        assert_eq!(copied.left(), 40 + 70);
+        copied.wrote(40);
+        copied.end_pass();
+        assert_eq!(copied.left(), 70, "a pass that was copied leaves what was written meanwhile");
+        copied.learn(&nodes("n0", &[(&b, 90, true)]));
+        assert_eq!(copied.left(), 90);
+        copied.begin_pass(90);
+        assert_eq!(copied.left(), 90, "and no more than that, when the next one begins");
+        copied.learn(&nodes("n1", &[(&b, 90, true)]));
+        assert_eq!(copied.left(), 0, "another node's are not its");
     }
 }
