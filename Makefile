@@ -157,6 +157,7 @@ arm: setup
 versions: setup
 	$(call step,moves between all pairs of three QEMUs: docs/disks.md)
 	tests/setup/qemu11.sh
+	tests/setup/arm.sh 11
 	cargo test $(LOCKED) --test real -- --ignored --test-threads=1 $(or $(T),versions::)
 
 bench: setup

@@ -14,4 +14,8 @@ for namespace in $namespaces; do
 done
 for namespace in $namespaces; do ip netns del "$namespace"; done
 awk -v dir="$dir/" 'index($2, dir) == 1 { print $2 }' /proc/mounts | while read -r mount; do umount -l "$mount"; done
+grep -l "^$dir/" /sys/block/loop*/loop/backing_file 2>/dev/null | while read -r file; do
+  device=${file#/sys/block/}
+  losetup -d "/dev/${device%%/*}" 2>/dev/null
+done
 rm -rf "$dir"

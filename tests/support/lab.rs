@@ -32,6 +32,17 @@ pub enum Version {
     V11,
 }
 
+impl Version {
+    /// Of its programs.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::V72 => "qemu72",
+            Self::V10 => "qemu10",
+            Self::V11 => "qemu11",
+        }
+    }
+}
+
 /// What `tests/setup` made.
 #[derive(Debug, Clone)]
 pub struct Paths {
@@ -82,18 +93,13 @@ impl Paths {
     }
 
     /// Made by tests/setup/arm.sh.
-    pub fn qemu_of_arm(&self) -> PathBuf {
-        self.lab.join("qemu10arm/bin/qemu-system-aarch64")
+    pub fn qemu_of_arm(&self, version: Version) -> PathBuf {
+        self.lab.join(format!("{}arm/bin/qemu-system-aarch64", version.folder()))
     }
 
     /// One of QEMU's programs (`qemu-system-x86_64`, `qemu-img`, ...).
     pub fn qemu(&self, version: Version, program: &str) -> PathBuf {
-        let name = match version {
-            Version::V72 => "qemu72",
-            Version::V10 => "qemu10",
-            Version::V11 => "qemu11",
-        };
-        self.lab.join(name).join("bin").join(program)
+        self.lab.join(version.folder()).join("bin").join(program)
     }
 
     /// Where guests' states are kept; gone when the guest is built anew.

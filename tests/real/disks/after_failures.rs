@@ -33,7 +33,7 @@ use crate::faults::fault::Lasts;
 use crate::faults::stage::volume_folder;
 use crate::faults::{Case, End, Fault, Plan, Reach, Stage, Who};
 use crate::support::process::{LONG, run, wait_for};
-use crate::support::{Volume, with_lab};
+use crate::support::{Version, Volume, with_lab};
 
 const PLAN: Plan = Plan {
     created: 2,
@@ -261,6 +261,26 @@ fn moves_all_the_same(stage: &mut Stage, folder: &Folder, fault: Fault) -> Resul
     folder.is_the_guests(stage)
 }
 
+/// One failure or two at each step, each of them at least once.
+pub(crate) fn a_choice(name: &str, version: Version) -> Result<()> {
+    family(
+        name,
+        Plan { version, ..WITH_ROOM },
+        &[
+            (Reach::Image(0), &[COMMAND, FULL]),
+            (Reach::Image(1), &[AGENT]),
+            (Reach::Prepare, &[CANCEL]),
+            (Reach::Granted, &[SOURCE_AGENT]),
+            (Reach::OneDisk, &[QEMU]),
+            (Reach::Mirror, &[CUT]),
+            (Reach::Precopy, &[AGENT]),
+            (Reach::Switchover, &[AGENT]),
+            (Reach::Device, &[QEMU]),
+        ],
+        SOURCE_AGENT,
+    )
+}
+
 fn family(name: &str, plan: Plan, rows: &[(Reach, &[Fault])], last: Fault) -> Result<()> {
     with_lab(name, |lab| {
         let mut stage = Stage::set_up(lab, plan)?;
@@ -315,6 +335,12 @@ fn images_go_after_every_failure_in_the_pause() -> Result<()> {
         ],
         CUT,
     )
+}
+
+#[test]
+#[ignore = "make disks"]
+fn images_go_after_a_choice_of_failures_on_qemu_7_2() -> Result<()> {
+    a_choice("images_go_after_a_choice_of_failures_on_qemu_7_2", Version::V72)
 }
 
 /// Of two disks one has an image already: nobody writes to it before the copy, and nobody removes it.

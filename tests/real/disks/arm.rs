@@ -47,9 +47,19 @@ fn seen(machine: &Machine) -> Result<String> {
 #[test]
 #[ignore = "make disks"]
 fn an_arm_guest_arrives_with_its_disk_and_its_flash() -> Result<()> {
-    with_lab("an_arm_guest_arrives_with_its_disk_and_its_flash", |lab| {
+    arrives("an_arm_guest_arrives_with_its_disk_and_its_flash", Version::V10)
+}
+
+#[test]
+#[ignore = "make disks"]
+fn an_arm_guest_arrives_with_its_disk_and_its_flash_on_qemu_7_2() -> Result<()> {
+    arrives("an_arm_guest_arrives_with_its_disk_and_its_flash_on_qemu_7_2", Version::V72)
+}
+
+pub(crate) fn arrives(name: &str, version: Version) -> Result<()> {
+    with_lab(name, |lab| {
         let stage = Stage::set_up(lab, &["arm"])?;
-        let places = stage.places(lab, "arm", Version::V10)?;
+        let places = stage.places(lab, "arm", version)?;
         let [source, target] = places.map(|place| Place { arch: Arch::Arm, ..place });
         let variables: Vec<u8> = (0..SOME).map(|at| (at % 251) as u8 | 1).collect();
         let words_there = words(&target, &[0; SOME])?;

@@ -145,33 +145,47 @@ fn what_cannot_cross_in_band_is_refused_by_name() -> Result<()> {
     let names: Vec<&str> = cases.iter().map(|(name, ..)| *name).collect();
     with_lab("what_cannot_cross_in_band_is_refused_by_name", |lab| {
         let stage = Stage::set_up(lab, &names)?;
-        for (name, source, target, options, words) in cases {
-            let [mut here, mut there] = stage.places(lab, name, source.0)?;
-            (here.version, there.version) = (source.0, target.0);
-            let at_source = here.start(&(source.1)(&here)?, false)?;
-            let at_target = there.start(&(target.1)(&there)?, true)?;
-            let before = [at_source.snapshot()?, at_target.snapshot()?];
-            let is_as_before = || -> Result<()> {
-                ensure!(
-                    [at_source.snapshot()?, at_target.snapshot()?] == before,
-                    "{name}: something was changed"
-                );
-                Ok(())
-            };
-            if options.is_empty() {
-                let (code, found) = stage.check(name, &["--in-band"])?;
-                ensure!(code == 1, "{name}: check gave {code}: {found:?}");
-                tells(&found, "not-in-band", "problem", words).context(name)?;
-                is_as_before()?;
-            }
-            let how = if options.is_empty() { "--in-band" } else { "--in-band=inc" };
-            let (code, last) = stage.migrate(name, &[&[how], options].concat())?;
-            ensure!(code == 1 && last["outcome"]["leftovers"] == json!([]), "{name}: {last}");
-            let told = last["outcome"]["problems"].as_array().cloned().unwrap_or_default();
-            tells(&told, "not-in-band", "problem", words).context(name)?;
-            is_as_before()?;
-        }
+        cases.iter().try_for_each(|case| is_refused(&stage, lab, case))
+    })
+}
+
+fn is_refused(stage: &Stage, lab: &Lab, (name, source, target, options, words): &Case) -> Result<()> {
+    let [mut here, mut there] = stage.places(lab, name, source.0)?;
+    (here.version, there.version) = (source.0, target.0);
+    let at_source = here.start(&(source.1)(&here)?, false)?;
+    let at_target = there.start(&(target.1)(&there)?, true)?;
+    let before = [at_source.snapshot()?, at_target.snapshot()?];
+    let is_as_before = || -> Result<()> {
+        ensure!([at_source.snapshot()?, at_target.snapshot()?] == before, "{name}: something was changed");
         Ok(())
+    };
+    if options.is_empty() {
+        let (code, found) = stage.check(name, &["--in-band"])?;
+        ensure!(code == 1, "{name}: check gave {code}: {found:?}");
+        tells(&found, "not-in-band", "problem", words).context(*name)?;
+        is_as_before()?;
+    }
+    let how = if options.is_empty() { "--in-band" } else { "--in-band=inc" };
+    let (code, last) = stage.migrate(name, &[&[how], *options].concat())?;
+    ensure!(code == 1 && last["outcome"]["leftovers"] == json!([]), "{name}: {last}");
+    let told = last["outcome"]["problems"].as_array().cloned().unwrap_or_default();
+    tells(&told, "not-in-band", "problem", words).context(*name)?;
+    is_as_before()
+}
+
+/// QEMU 11 on either side has it no more; asked for it is refused, and where there is no NBD for both reasons.
+pub(crate) fn is_refused_on_qemu_11(name: &str) -> Result<()> {
+    use Version::{V11, V72};
+    let cases: [Case; 2] = [
+        ("old", (V11, plain), (V72, plain), &[], &["the source's QEMU (11.", "9.1 has removed it"]),
+        ("new", (V72, plain), (V11, plain), &[], &["the destination's QEMU (11.", "9.1 has removed it"]),
+    ];
+    with_lab(name, |lab| {
+        let stage = Stage::set_up(lab, &["old", "new", "none"])?;
+        cases.iter().try_for_each(|case| is_refused(&stage, lab, case))?;
+        let none = Lacking::begin(&stage, lab, "none", V11, plain, "destination", &OF_SERVER)?;
+        let not_in_band: (&str, &[&str]) = ("not-in-band", &["QEMU (11.", "9.1 has removed it"]);
+        none.is_refused(&stage, "none", &[], &[NO_SERVER, not_in_band])
     })
 }
 
@@ -218,6 +232,9 @@ fn what_lies_above_a_base_crosses_in_band() -> Result<()> {
 /// What a QEMU without an NBD server does not have.
 const OF_SERVER: [&str; 4] =
     ["nbd-server-start", "nbd-server-stop", "block-export-add", "query-block-exports"];
+
+/// How the lack of it is told.
+const NO_SERVER: (&str, &[&str]) = ("no-nbd", &["destination's", "`nbd-server-start`", "`block-export-add`"]);
 
 /// A pair of QEMUs with a disk of which some was written to, and a proxy that hides words of one of them.
 struct Lacking {
@@ -298,13 +315,11 @@ fn disks_go_in_band_where_there_is_no_usable_nbd() -> Result<()> {
     use Version::{V10, V72};
     with_lab("disks_go_in_band_where_there_is_no_usable_nbd", |lab| {
         let stage = Stage::set_up(lab, &["there", "here", "node", "new"])?;
-        let no_server: (&str, &[&str]) =
-            ("no-nbd", &["destination's", "`nbd-server-start`", "`block-export-add`"]);
         let there = Lacking::begin(&stage, lab, "there", V72, plain, "destination", &OF_SERVER)?;
-        there.is_refused(&stage, "there", &["--never-in-band"], &[no_server])?;
-        there.is_refused(&stage, "there", &["--strict"], &[no_server])?;
-        there.is_refused(&stage, "there", &["--verify"], &[no_server, ("not-in-band", &["--verify"])])?;
-        there.moves_in_band(&stage, "there", no_server.1, &[])?;
+        there.is_refused(&stage, "there", &["--never-in-band"], &[NO_SERVER])?;
+        there.is_refused(&stage, "there", &["--strict"], &[NO_SERVER])?;
+        there.is_refused(&stage, "there", &["--verify"], &[NO_SERVER, ("not-in-band", &["--verify"])])?;
+        there.moves_in_band(&stage, "there", NO_SERVER.1, &[])?;
 
         let here = Lacking::begin(&stage, lab, "here", V72, plain, "source", &["blockdev-mirror", "nbd"])?;
         let words = ["source's", "`blockdev-mirror`", "`nbd`"];
@@ -312,13 +327,13 @@ fn disks_go_in_band_where_there_is_no_usable_nbd() -> Result<()> {
         here.moves_in_band(&stage, "here", &words, &["--keep-source"])?;
 
         let node = Lacking::begin(&stage, lab, "node", V72, node, "destination", &OF_SERVER)?;
-        node.is_refused(&stage, "node", &[], &[no_server, ("not-in-band", &["disk disk0", "`-blockdev`"])])?;
+        node.is_refused(&stage, "node", &[], &[NO_SERVER, ("not-in-band", &["disk disk0", "`-blockdev`"])])?;
         let new = Lacking::begin(&stage, lab, "new", V10, plain, "destination", &OF_SERVER)?;
         new.is_refused(
             &stage,
             "new",
             &[],
-            &[no_server, ("not-in-band", &["QEMU (10.", "9.1 has removed it"])],
+            &[NO_SERVER, ("not-in-band", &["QEMU (10.", "9.1 has removed it"])],
         )
     })
 }

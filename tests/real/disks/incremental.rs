@@ -301,10 +301,14 @@ fn what_stands_on_nothing_is_refused_by_name() -> Result<()> {
 #[test]
 #[ignore = "make disks"]
 fn nothing_in_a_base_is_not_read() -> Result<()> {
-    with_lab("nothing_in_a_base_is_not_read", |lab| {
+    holes_are_not_read("nothing_in_a_base_is_not_read", Version::V72)
+}
+
+pub(crate) fn holes_are_not_read(name: &str, version: Version) -> Result<()> {
+    with_lab(name, |lab| {
         let stage = Stage::set_up(lab, &["hollow"])?;
         let Pair { at_source, at_target, source_top, target } =
-            Pair::of_bytes(&stage, lab, ("hollow", MIB << 20), Version::V72)?;
+            Pair::of_bytes(&stage, lab, ("hollow", MIB << 20), version)?;
         let last = moves(&stage, "hollow", at_source, at_target, &["--incremental"])?;
         let said = format!("(3 MiB were hashed, {} MiB read as zeroes)", (1 << 20) - 6);
         ensure!(last["notes"].to_string().contains(&said), "{last}");

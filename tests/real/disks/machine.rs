@@ -31,7 +31,7 @@ impl Arch {
     fn program(self, place: &Place) -> PathBuf {
         match self {
             Self::X86 => place.paths.qemu(place.version, "qemu-system-x86_64"),
-            Self::Arm => place.paths.qemu_of_arm(),
+            Self::Arm => place.paths.qemu_of_arm(place.version),
         }
     }
 

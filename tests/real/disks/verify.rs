@@ -129,7 +129,7 @@ fn one_flipped_bit_stops_a_migration() -> Result<()> {
     })
 }
 
-fn is_interrupted(version: Version, name: &str) -> Result<()> {
+pub(crate) fn is_interrupted(version: Version, name: &str) -> Result<()> {
     with_lab(name, |lab| {
         let mut scene = Scene::set_up(lab, version)?;
         let cancelled = scene.begin_flipped()?;
