@@ -72,7 +72,7 @@ impl<'a> Stage<'a> {
             relay::libvirt_pki(host, &host.dir.join("tls"))?;
             listen(host)?;
         }
-        let domain = Domain::boot_with(lab, &hosts, &spec, |source| {
+        let domain = Domain::boot_with(lab, &hosts, &spec, |[source, _]| {
             if copies { fill(&source.disk(0), u64::from(disk_mib)) } else { Ok(()) }
         })?;
         let stage = Self { usage, hosts, domain, agents, kit, copies, next: Direction::ToBravo };

@@ -4,10 +4,12 @@ use uuid::Uuid;
 
 use super::confine::Confinement;
 use super::running::Agent;
-use crate::api::{AuditStatus, Reconnecting, SandboxStatus, SessionStatus, Status, VmState};
+use crate::api::{AuditStatus, LibvirtRole, Reconnecting, SandboxStatus, SessionStatus, Status, VmState};
 use crate::audit::Figures;
 use crate::migrate::known_vms;
 use crate::mux::Role as DialRole;
+
+const LIBVIRT_ROLES: [LibvirtRole; 2] = [LibvirtRole::Source, LibvirtRole::Destination];
 
 impl Agent {
     pub(super) async fn status(&self) -> Status {
@@ -33,6 +35,7 @@ impl Agent {
             certificate_not_after: self.host.pool.endpoint().tls().not_after.unix_timestamp(),
             sessions,
             migrations_active: self.active(),
+            libvirt_migrations_active: LIBVIRT_ROLES.map(|role| self.libvirt.active(role)).iter().sum(),
             vms: known_vms::names(config),
             vm_states: self.vm_states().await,
             peers: config.peers.keys().cloned().collect(),

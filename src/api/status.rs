@@ -18,6 +18,9 @@ pub struct Status {
     pub sessions: Vec<SessionStatus>,
     /// Migrations that are not at their end.
     pub migrations_active: usize,
+    /// The same of libvirt's own, in both roles.
+    #[serde(default)]
+    pub libvirt_migrations_active: usize,
     /// Names of configured VMs.
     pub vms: Vec<String>,
     /// What the QEMU of each of them has of its guest on this host. The other hosts are not asked.

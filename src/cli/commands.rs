@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use hyper::Method;
 use serde::Serialize;
 
@@ -14,8 +15,8 @@ use super::{
     report, show, vms, watch,
 };
 use crate::api::{
-    CheckReport, CheckRequest, LIBVIRT, LibvirtMigration, MigrateRequest, Migration, Options, Severity,
-    Status, VmState, migration_path,
+    CheckReport, CheckRequest, LIBVIRT, LibvirtMigration, LibvirtStage, MigrateRequest, Migration, Options,
+    Severity, Status, VmState, migration_path,
 };
 
 pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitCode> {
@@ -48,10 +49,13 @@ pub(super) async fn run(socket: &Path, command: Command) -> anyhow::Result<ExitC
     }
 }
 
-/// A migration, or a forwarding.
+/// A migration, one of libvirt's own, or a forwarding.
 async fn watch_any(client: &Client, what: &str, json: bool) -> anyhow::Result<ExitCode> {
     if let Some(id) = forward::with_id(client, what).await? {
         return forward::watch(client, id, json).await;
+    }
+    if let Some(own) = libvirt::instead(client, what).await? {
+        return libvirt::look_on(client, own.id, json).await;
     }
     match pick::migration(client, what).await {
         Ok(id) => watch::follow(client, id, json).await,
@@ -114,16 +118,23 @@ async fn check(client: &Client, args: CheckArgs) -> anyhow::Result<ExitCode> {
     Ok(if refused { EXIT_FAILED.into() } else { ExitCode::SUCCESS })
 }
 
+/// What `list --json` prints: what vmferry moves, and what libvirt moves by itself through the tunnel.
+#[derive(Debug, Serialize)]
+struct Listed {
+    migrations: Vec<Migration>,
+    libvirt: Vec<LibvirtMigration>,
+}
+
 async fn list(client: &Client, json: bool) -> anyhow::Result<ExitCode> {
-    let all: Vec<Migration> = client.get("/v1/migrations").await?;
+    let migrations: Vec<Migration> = client.get("/v1/migrations").await?;
+    let libvirt: Vec<LibvirtMigration> = client.get(LIBVIRT).await?;
     if json {
-        show::json_list("migrations", &all)?
+        show::json(&Listed { migrations, libvirt })?
     } else {
-        show::list(&all);
+        show::list(&migrations);
         let status: Status = client.get("/v1/status").await?;
         vms::list(&status.vm_states);
-        let of_libvirt: Vec<LibvirtMigration> = client.get(LIBVIRT).await?;
-        libvirt::list_beside(&of_libvirt);
+        libvirt::list_beside(&libvirt);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -148,6 +159,12 @@ struct VmAndMigration {
 async fn status_of(client: &Client, wanted: &str, json: bool) -> anyhow::Result<ExitCode> {
     let status: Status = client.get("/v1/status").await?;
     let vm = status.vm_states.into_iter().find(|state| state.vm == wanted);
+    if vm.is_none()
+        && let Some(own) = libvirt::instead(client, wanted).await?
+    {
+        libvirt::show_one(&own, json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let progress = match pick::migration(client, wanted).await {
         Ok(id) => Some(client.get::<Migration>(&migration_path(id)).await?),
         Err(_) if vm.is_some() => None,
@@ -167,6 +184,14 @@ async fn status_of(client: &Client, wanted: &str, json: bool) -> anyhow::Result<
 }
 
 async fn cancel(client: &Client, wanted: &str) -> anyhow::Result<ExitCode> {
+    if let Some(own) = libvirt::instead(client, wanted).await?.filter(|own| own.stage != LibvirtStage::Ended)
+    {
+        bail!(
+            "migration {} is libvirt's own: `virsh domjobabort {}` on its source aborts it, and the domain runs on there",
+            own.id,
+            own.domain
+        );
+    }
     let id = match pick::migration(client, wanted).await {
         // A VM of that name goes first.
         Err(_) if wanted == "drain" => return drain::cancel(client).await,

@@ -108,6 +108,9 @@ pub(super) fn agent(status: &Status) {
         states => states.iter().for_each(|state| println!("  VM                 {}", vms::row(state))),
     }
     println!("  migrations         {} under way", status.migrations_active);
+    if status.libvirt_migrations_active > 0 {
+        println!("  libvirt's own      {} under way", status.libvirt_migrations_active);
+    }
     if let Some(sandbox) = &status.sandbox {
         println!("  Landlock           {}", sandbox.landlock);
         println!("  seccomp            {}", sandbox.seccomp);

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::error::LibvirtError;
 use super::message::{Answer, Ask};
-use super::state::Channel;
+use super::state::{Channel, Ended};
 use super::store::Store;
 use crate::access::{Action, Denied, Who, authorize};
 use crate::config::{LibvirtConfig, NameError, PeerConfig, TargetName};
@@ -24,6 +24,8 @@ use crate::peer_refusals::PeerRefusals;
 
 /// How long a peer may take for an answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long it may take to take its part away; then it is told again.
+const END_DEADLINE: Duration = Duration::from_secs(5);
 
 /// An end that its destination has not heard of.
 #[derive(Debug, Clone)]
@@ -31,6 +33,7 @@ pub(super) struct Untold {
     pub(super) id: Uuid,
     /// The peer's name in the configuration.
     pub(super) to: String,
+    pub(super) ended: Ended,
     /// It takes its part away by itself by then.
     pub(super) until: Instant,
 }
@@ -78,16 +81,25 @@ impl Context {
 
     /// Asks a peer's agent about a migration. An answer that says no is an error.
     pub(super) async fn ask(&self, name: &str, id: Uuid, ask: Ask) -> Result<Answer, LibvirtError> {
-        self.ask_within(ANSWER_DEADLINE, name, id, ask).await
+        self.exchange(ANSWER_DEADLINE, name, id, (ask, None)).await
     }
 
-    /// The same with a deadline of its own.
-    pub(super) async fn ask_within(
+    /// Has a peer's agent take its part away, and says how it ended.
+    pub(super) async fn ask_to_end(
+        &self,
+        name: &str,
+        id: Uuid,
+        ended: Ended,
+    ) -> Result<Answer, LibvirtError> {
+        self.exchange(END_DEADLINE, name, id, (Ask::End, Some(ended))).await
+    }
+
+    async fn exchange(
         &self,
         deadline: Duration,
         name: &str,
         id: Uuid,
-        ask: Ask,
+        (ask, ended): (Ask, Option<Ended>),
     ) -> Result<Answer, LibvirtError> {
         let peer = || name.to_owned();
         let config = self.peer(name)?;
@@ -107,6 +119,9 @@ impl Context {
             let (mut sender, mut receiver) = message::split(stream, &session);
             let lost = |source| LibvirtError::Answer { peer: peer(), source };
             sender.send(&ask).await.map_err(lost)?;
+            if let Some(ended) = ended {
+                sender.send(&ended).await.map_err(lost)?;
+            }
             sender.finish();
             receiver
                 .recv::<Answer>()

@@ -26,6 +26,8 @@ use crate::peer_refusals::Reason;
 
 /// How long a peer may take for its question.
 const ASK_DEADLINE: Duration = Duration::from_secs(30);
+/// For the word how it ended, which follows at once if it does.
+const HOW_DEADLINE: Duration = Duration::from_secs(2);
 /// Between two looks at it.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -53,7 +55,11 @@ pub(super) async fn serve(context: Arc<Context>, stream: IncomingStream) {
         Ask::Look { domain, folder } => look(&context, &peer, &domain, &folder),
         Ask::Prepare { domain, folder, rpc } => prepare(&context, &peer, id, &domain, &folder, rpc),
         Ask::Renew => renew(&context, &peer, id).await,
-        Ask::End => Ok(Answer::Gone { left: end_for(&context, &peer, id) }),
+        Ask::End => {
+            let how = timeout(HOW_DEADLINE, receiver.recv::<Ended>()).await;
+            let how = how.ok().and_then(Result::ok).flatten().unwrap_or(Ended::Unknown);
+            Ok(Answer::Gone { left: end_for(&context, &peer, id, how) })
+        }
     };
     let answer = answer.unwrap_or_else(|No { reason, said }| {
         let what = || format!("migration {id} of libvirt's: {}", said.text);
@@ -241,9 +247,9 @@ fn is_of(record: &Record, peer: &Identity) -> bool {
     state.role == Role::Destination && state.stage != Stage::Ended && state.peer == peer.as_str()
 }
 
-fn end_for(context: &Context, peer: &Identity, id: Uuid) -> Vec<String> {
+fn end_for(context: &Context, peer: &Identity, id: Uuid, how: Ended) -> Vec<String> {
     match context.store.record(id) {
-        Some(record) if is_of(&record, peer) => take_away(context, id, Ended::Unknown),
+        Some(record) if is_of(&record, peer) => take_away(context, id, how),
         _ => Vec::new(),
     }
 }
@@ -296,7 +302,7 @@ pub(super) fn take_away(context: &Context, id: Uuid, ended: Ended) -> Vec<String
         state.ended = Some(ended);
         state.left.clone_from(&left);
     });
-    tracing::info!(migration = %id, domain = record.state.domain, "what was prepared for libvirt is taken away");
+    tracing::info!(migration = %id, domain = record.state.domain, ended = ended.name(), "what was prepared for libvirt is taken away");
     left
 }
 

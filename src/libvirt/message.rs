@@ -35,7 +35,8 @@ pub enum Ask {
     },
     /// It still goes on.
     Renew,
-    /// Take it all away.
+    /// Take it all away. How it ended follows as a message of its own, a [`super::Ended`]: earlier versions send
+    /// none, and do not read it.
     End,
 }
 

@@ -29,8 +29,7 @@ const UNFOLLOWED_FIRST: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Between two requests to keep what is prepared at the destination.
 const RENEW_EVERY: Duration = Duration::from_secs(30);
-/// How long a destination may take to take its part away; then it is told again.
-const END_DEADLINE: Duration = Duration::from_secs(5);
+/// Between two tries to tell a destination of an end.
 const TELL_EVERY: Duration = Duration::from_secs(3);
 /// For its owner, and for whoever is in its group.
 const GROUP_MODE: &str = "0660";
@@ -274,7 +273,7 @@ async fn finish(context: &Context, id: Uuid, ended: Ended) -> Option<State> {
         }
     }
     let mut left = folder::remove(&record.state.folder);
-    match context.ask_within(END_DEADLINE, &record.to, id, Ask::End).await {
+    match context.ask_to_end(&record.to, id, ended).await {
         Ok(Answer::Gone { left: there }) => {
             left.extend(there.into_iter().map(|what| format!("{}: {what}", record.state.peer)));
         }
@@ -285,7 +284,7 @@ async fn finish(context: &Context, id: Uuid, ended: Ended) -> Option<State> {
                 "{}; it is told again, and takes its part away by itself in a few minutes",
                 chain(&e)
             ));
-            let untold = Untold { id, to: record.to.clone(), until: Instant::now() + KEPT };
+            let untold = Untold { id, to: record.to.clone(), ended, until: Instant::now() + KEPT };
             let mut all = context.untold.lock().unwrap_or_else(PoisonError::into_inner);
             if all.len() < ACTIVE_MAX {
                 all.push(untold);
@@ -307,8 +306,8 @@ pub(super) async fn tell_ends(context: &Context) {
     loop {
         tokio::time::sleep(TELL_EVERY).await;
         let all = context.untold.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for Untold { id, to, until } in all {
-            let told = context.ask_within(END_DEADLINE, &to, id, Ask::End).await.is_ok();
+        for Untold { id, to, ended, until } in all {
+            let told = context.ask_to_end(&to, id, ended).await.is_ok();
             if told || Instant::now() >= until {
                 context.untold.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other.id != id);
             }

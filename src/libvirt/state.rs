@@ -159,7 +159,7 @@ impl Channels {
     }
 }
 
-/// How it ended, as far as vmferry was told or knows.
+/// How it ended, as far as vmferry was told or knows; at the destination by the source's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "LibvirtEnd")]
 #[serde(rename_all = "snake_case")]

@@ -24,6 +24,8 @@ const VMFERRY: &str = "/run/vmferry-bin";
 pub(crate) const FOLDER: &str = "/run/vmferry/libvirt";
 /// Any domain of the tests may come from the peer, with libvirt's own connection.
 const PERMITS: &str = "libvirt = [\"web*\"]\nlibvirt_rpc = true\n";
+/// A lost connection is given up after seconds; behind the lines of the peer, which end there.
+const IMPATIENT: &str = "[deadlines]\ndead_peer_s = 2\nresume_s = 5\n";
 /// A migration by virsh, on two busy cores.
 const MOVE_WITHIN: Duration = Duration::from_secs(300);
 
@@ -50,6 +52,11 @@ impl Agents {
     /// The same, and everything may pass between the hosts.
     pub(crate) fn start_open(lab: &Lab, hosts: &Hosts) -> Result<Self> {
         Self::begin_both(lab, hosts, PERMITS, USER, None, false)
+    }
+
+    /// The same, and a lost connection is given up soon.
+    pub(crate) fn start_impatient(lab: &Lab, hosts: &Hosts) -> Result<Self> {
+        Self::begin_both(lab, hosts, &format!("{PERMITS}{IMPATIENT}"), USER, None, true)
     }
 
     /// Agents with all rights.

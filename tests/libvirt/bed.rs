@@ -134,12 +134,12 @@ impl Domain {
         Self::boot_with(lab, hosts, spec, |_| Ok(()))
     }
 
-    /// The same with disks on alpha that have been prepared.
+    /// The same with disks that have been prepared, on alpha and on bravo.
     pub(crate) fn boot_with(
         lab: &Lab,
         hosts: &Hosts,
         spec: &VmSpec,
-        prepare: impl FnOnce(&Vm) -> Result<()>,
+        prepare: impl FnOnce([&Vm; 2]) -> Result<()>,
     ) -> Result<Self> {
         let (alpha, bravo) = (&hosts.net.alpha, &hosts.net.bravo);
         let domain = Self {
@@ -148,7 +148,7 @@ impl Domain {
             bravo: Vm::define(&lab.paths, bravo, spec)?,
             hosts: [alpha.clone(), bravo.clone()],
         };
-        prepare(&domain.alpha)?;
+        prepare([&domain.alpha, &domain.bravo])?;
         // libvirt gives them to its QEMU's user.
         for host in [alpha, bravo] {
             fs::copy(&lab.paths.kernel, host.dir.join("vmlinuz"))?;
@@ -185,6 +185,13 @@ impl Domain {
     /// What libvirt says of it where a move this way ends.
     pub(crate) fn state_there(&self, way: Way) -> Result<String> {
         state(self.there(way).0, &self.name)
+    }
+
+    /// Whether libvirt keeps its definition where a move this way ends.
+    pub(crate) fn is_persistent_there(&self, way: Way) -> Result<bool> {
+        let told = virsh_ok(self.there(way).0, &["dominfo", &self.name])?;
+        let line = told.lines().find_map(|line| line.strip_prefix("Persistent:"));
+        Ok(line.context("nothing of it")?.trim() == "yes")
     }
 
     /// Why it is in its state, where a move this way begins, and where it ends.
@@ -292,6 +299,36 @@ fn back(way: Way) -> Way {
     match way {
         Way::ToBravo => Way::ToAlpha,
         Way::ToAlpha => Way::ToBravo,
+    }
+}
+
+/// What a host's libvirt has told its QEMUs, by its log.
+#[derive(Debug)]
+pub(crate) struct Told {
+    log: PathBuf,
+    from: usize,
+}
+
+impl Told {
+    /// From now on.
+    pub(crate) fn from_now(host: &Host) -> Result<Self> {
+        let log = host.dir.join("libvirtd.log");
+        let from = fs::read(&log)?.len();
+        Ok(Self { log, from })
+    }
+
+    /// That each of these words was among it.
+    ///
+    /// # Errors
+    /// One was not.
+    pub(crate) fn has(&self, words: &[&str]) -> Result<()> {
+        let log = fs::read(&self.log)?;
+        let since = String::from_utf8_lossy(&log[self.from..]);
+        let told: Vec<&str> = since.lines().filter(|line| line.contains("QEMU_MONITOR_SEND_MSG")).collect();
+        for word in words {
+            ensure!(told.iter().any(|line| line.contains(word)), "no QEMU was told {word}: {told:#?}");
+        }
+        Ok(())
     }
 }
 

@@ -4,10 +4,11 @@ use anyhow::{Context, Result, ensure};
 
 use crate::agents::{Agents, code};
 use crate::bed::{Domain, Hosts, QEMU_USER};
-use crate::moves::proves_wire;
+use crate::moves::{lines_end, proves_wire};
 use crate::scene::{COPY, SLOW_MBIT, calm, is_under_way};
 use crate::support::process::{LONG, wait_for};
 use crate::support::{Capture, Version, Vm, VmSpec, Way, proof, with_lab};
+use crate::told::{have_moved, under_way};
 
 const DOMAINS: [&str; 4] = ["web1", "web2", "web3", "web4"];
 
@@ -41,10 +42,25 @@ fn four_domains_and_a_bare_qemu_share_one_connection() -> Result<()> {
                 .filter(|m| m["outcome"].is_null() && m["disks"].as_array().is_some_and(|d| !d.is_empty()));
             Ok((of_libvirt == DOMAINS.len() && own.count() == 1).then_some(()))
         })?;
+        under_way(&agents.alpha, "source", &DOMAINS)?;
+        under_way(&agents.bravo, "destination", &DOMAINS)?;
+        let looks = [&agents.alpha, &agents.bravo];
+        let looks = looks.map(|agent| agent.vmferry_start(&["watch", DOMAINS[3], "--json"]));
+        // What is libvirt's is not cancelled here.
+        let refused = agents.alpha.vmferry(&["cancel", DOMAINS[0]])?;
+        code(&refused, 2)?;
+        ensure!(refused.stderr.contains("virsh domjobabort web1"), "{refused:?}");
         hosts.net.no_limit()?;
         for run in runs {
             code(&run.wait(LONG)?, 0)?;
         }
+        for look in looks {
+            let seen = look?.wait(LONG)?;
+            code(&seen, 0)?;
+            lines_end(&seen.stdout, DOMAINS[3], None)?;
+        }
+        have_moved(&agents.alpha, "source", DOMAINS.len())?;
+        have_moved(&agents.bravo, "destination", DOMAINS.len())?;
         ensure!(proves_wire(capture, &hosts)? == 1, "more than one connection");
         for domain in &domains {
             domain.proves_move(Way::ToBravo)?;

@@ -85,7 +85,7 @@ unix_sock_group = "libvirt"
 unix_sock_rw_perms = "0770"
 auth_unix_ro = "none"
 auth_unix_rw = "none"
-log_filters = "1:qemu.qemu_migration 3:util 4:event 3:remote 3:rpc 3:object"
+log_filters = "1:qemu.qemu_migration 2:qemu.qemu_monitor 3:util 4:event 3:remote 3:rpc 3:object"
 log_outputs = "2:file:$dir/libvirtd.log"
 CONF
 cat >/etc/libvirt/qemu.conf <<CONF

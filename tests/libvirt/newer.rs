@@ -41,6 +41,18 @@ fn from_11_to_11_with_virsh_between() -> Result<()> {
 #[test]
 #[ignore = "of the matrix that takes long: make libvirt"]
 fn from_11_to_11_by_four_parallel_connections() -> Result<()> {
-    let options = ["--p2p", "--copy-storage-all", "--parallel", "4"];
+    let options = [
+        "--p2p",
+        "--copy-storage-all",
+        "--migrate-disks-detect-zeroes",
+        "vda,vdb",
+        "--parallel",
+        "4",
+        "--compressed",
+        "--comp-methods",
+        "zlib",
+        "--comp-zlib-level",
+        "1",
+    ];
     moves_as("from_11_to_11_by_four_parallel_connections", QEMU_USER, [V11, V11], &options)
 }

@@ -15,7 +15,7 @@ const RPC_PORT: u16 = 16509;
 const RAM_PORT: u16 = 49200;
 
 /// Starts libvirt's daemon anew, so that it listens on the network.
-fn listen(host: &Host) -> Result<()> {
+pub(crate) fn listen(host: &Host) -> Result<()> {
     fs::write(host.dir.join("libvirtd.words"), "--listen")?;
     let script = "printf '%s\\n' 'listen_tcp = 1' 'auth_tcp = \"none\"' 'listen_tls = 0' \
                   >>/etc/libvirt/libvirtd.conf && kill $(cat /run/libvirtd.pid)";

@@ -452,7 +452,7 @@ fn an_output_that_nobody_reads_ends_quietly() {
     }
     let listed = Command::new(VMFERRY).arg("--socket").arg(&agent.socket).args(["list", "--json"]).output();
     let listed: Value = serde_json::from_slice(&listed.unwrap().stdout).unwrap();
-    assert_eq!(listed, json!({"schema": 1, "migrations": []}));
+    assert_eq!(listed, json!({"schema": 1, "migrations": [], "libvirt": []}));
 }
 
 /// What ended is listed by the next process as well: what it knew itself, and not only the journals.

@@ -2,23 +2,16 @@
 
 use clap::Subcommand;
 
+use super::virsh_options::help;
+
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum LibvirtCommand {
     /// Move a domain by `virsh migrate`, with all that it sends in the tunnel: libvirt's own connection (where
     /// the destination permits it), RAM and disks.
     #[command(
         override_usage = "vmferry libvirt migrate DOMAIN --to PEER [--print] [--json] [--dest-uri URI] [--connect URI] \
-                          [--stall SECONDS] [options of `virsh migrate`]",
-        after_help = "--to PEER        the destination, as [peer.NAME] in this host's configuration\n\
-                      --print          print the line for virsh and keep the sockets for an hour, or until `vmferry libvirt end`\n\
-                      --dest-uri URI   how libvirt reaches the destination's, where it is not to go through the tunnel\n\
-                      --connect URI    this host's libvirt (qemu:///system)\n\
-                      --stall SECONDS  no progress for this long: the migration is given up (120)\n\
-                      --json           print one line of JSON for each change, the last with last=true\n\n\
-                      Of virsh's options those that would leave the tunnel or break it are refused. \
-                      `--parallel N` is `--parallel --parallel-connections N`.\n\n\
-                      Exit codes: 0 moved; 1 failed, and the domain runs here; 2 usage, or the agent cannot be reached; \
-                      3 moved, but something went past the tunnel or is left; 4 not known where it runs."
+                          [--stall SECONDS] [virsh's options]",
+        after_help = help()
     )]
     Migrate {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]

@@ -221,8 +221,9 @@ mod tests {
             left: Vec::new(),
         };
         let line = |more: &str| {
-            let all =
-                format!("web1 --to bravo --p2p --postcopy --copy-storage-all --migrate-disks vda{more}");
+            let all = format!(
+                "web1 --to bravo --live --p2p --postcopy --copy-storage-all --migrate-disks vda{more}"
+            );
             let all: Vec<String> = all.split(' ').map(str::to_owned).collect();
             words(&options::parse(&all).unwrap(), &state).join(" ")
         };
@@ -231,11 +232,11 @@ mod tests {
         let disks = "--copy-storage-all --migrate-disks=vda";
         assert_eq!(
             line(""),
-            format!("migrate --p2p --postcopy {disks} {ram} --disks-uri=unix:///run/x/nbd.sock {end}")
+            format!("migrate --live --p2p --postcopy {disks} {ram} --disks-uri=unix:///run/x/nbd.sock {end}")
         );
         assert_eq!(
             line(" --postcopy-resume"),
-            format!("migrate --p2p --postcopy --postcopy-resume {ram} {end}")
+            format!("migrate --live --p2p --postcopy --postcopy-resume {ram} {end}")
         );
     }
 }

@@ -1,10 +1,12 @@
-//! The words of `vmferry libvirt migrate`: a few are ours, the others are `virsh migrate`'s and are passed
-//! on, and those that would leave the tunnel or break it are refused by name. An option that this table does
-//! not know is refused as well: nobody here could say where it leads.
+//! The words of `vmferry libvirt migrate`: a few are ours, the others are `virsh migrate`'s, by the table of
+//! `virsh_options`. virsh's ways of saying the domain and the destination's URI are understood as well.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
+
+use super::rules;
+use super::virsh_options::{self, Kind, kind};
 
 /// What was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,89 +41,14 @@ pub(super) struct Wanted {
     pub(super) resume: bool,
     /// Only the definition moves.
     pub(super) offline: bool,
+    /// Only what can be said is asked for.
+    pub(super) help: bool,
 }
-
-/// What an option of virsh's is to us.
-enum Verdict {
-    Flag,
-    Value,
-    /// With the reason.
-    No(&'static str),
-}
-
-use Verdict::{Flag, No, Value};
 
 /// libvirt's connections of `--parallel` without a number.
 const PARALLEL_DEFAULT: u32 = 2;
 /// More than this is a mistake, and each is a stream of the session.
 const PARALLEL_MAX: u32 = 64;
-
-const OURS: &str = "vmferry gives virsh this option itself, so that it leads into the tunnel";
-const VIRSH: &[(&str, Verdict)] = &[
-    ("live", Flag),
-    ("offline", Flag),
-    ("p2p", Flag),
-    ("persistent", Flag),
-    ("undefinesource", Flag),
-    ("suspend", Flag),
-    ("copy-storage-all", Flag),
-    ("copy-storage-inc", Flag),
-    ("copy-storage-synchronous-writes", Flag),
-    ("change-protection", Flag),
-    ("unsafe", Flag),
-    ("compressed", Flag),
-    ("auto-converge", Flag),
-    ("abort-on-error", Flag),
-    ("postcopy", Flag),
-    ("postcopy-after-precopy", Flag),
-    ("postcopy-resume", Flag),
-    ("timeout-suspend", Flag),
-    ("timeout-postcopy", Flag),
-    ("parallel", Flag),
-    ("parallel-connections", Value),
-    ("graphicsuri", Value),
-    ("dname", Value),
-    ("timeout", Value),
-    ("xml", Value),
-    ("persistent-xml", Value),
-    ("migrate-disks", Value),
-    ("migrate-disks-detect-zeroes", Value),
-    ("migrate-disks-target-zero", Value),
-    ("comp-methods", Value),
-    ("comp-mt-level", Value),
-    ("comp-mt-threads", Value),
-    ("comp-mt-dthreads", Value),
-    ("comp-xbzrle-cache", Value),
-    ("comp-zlib-level", Value),
-    ("comp-zstd-level", Value),
-    ("auto-converge-initial", Value),
-    ("auto-converge-increment", Value),
-    ("postcopy-bandwidth", Value),
-    ("available-switchover-bandwidth", Value),
-    ("bandwidth", Value),
-    ("verbose", No("vmferry shows the progress itself; leave it out")),
-    ("tls", No("libvirt has no TLS over unix sockets, and the tunnel is encrypted already; leave it out")),
-    (
-        "tls-destination",
-        No("libvirt has no TLS over unix sockets, and the tunnel is encrypted already; leave it out"),
-    ),
-    ("migrateuri", No(OURS)),
-    ("disks-uri", No(OURS)),
-    (
-        "desturi",
-        No("give the destination's URI as --dest-uri, or let the tunnel carry libvirt's own connection"),
-    ),
-    ("domain", No("name the domain without an option")),
-    ("listen-address", No("the destination would listen on its network, outside the tunnel")),
-    ("disks-port", No("the disks would go to a port of the destination, outside the tunnel")),
-    (
-        "tunnelled",
-        No("libvirt would put the RAM into its own connection, cannot copy disks so, and needs no vmferry"),
-    ),
-    ("direct", No("it is for hypervisors that migrate by themselves; QEMU does not")),
-    ("rdma-pin-all", No("RDMA goes past the tunnel")),
-    ("zerocopy", No("QEMU sends without copying over TCP only, and the tunnel's sockets are unix sockets")),
-];
 
 /// Reads the words after `migrate`.
 ///
@@ -132,13 +59,7 @@ pub(super) fn parse(words: &[String]) -> anyhow::Result<Wanted> {
     let mut words = words.iter().map(String::as_str).peekable();
     while let Some(word) = words.next() {
         let Some(option) = word.strip_prefix("--") else {
-            ensure!(!word.starts_with('-'), "{word} is not known; options have long names, as virsh's");
-            ensure!(
-                wanted.domain.is_empty(),
-                "{word} is one word too many: the destination's URI is given as --dest-uri, and the other URIs \
-                 by vmferry"
-            );
-            wanted.domain = word.to_owned();
+            wanted.take_bare(word)?;
             continue;
         };
         let (name, given) = match option.split_once('=') {
@@ -147,10 +68,12 @@ pub(super) fn parse(words: &[String]) -> anyhow::Result<Wanted> {
         };
         let mut value = || given.or_else(|| words.next()).with_context(|| format!("--{name} needs a value"));
         match name {
+            "help" => wanted.help = true,
             "to" => wanted.to = value()?.to_owned(),
+            "domain" => wanted.set_domain(value()?)?,
             "socket" => wanted.socket = Some(value()?.into()),
             "connect" => wanted.connect = Some(value()?.to_owned()),
-            "dest-uri" => wanted.dest_uri = Some(value()?.to_owned()),
+            "dest-uri" | "desturi" => wanted.set_uri(value()?)?,
             "stall" => wanted.stall_s = Some(number(name, value()?)?),
             "print" => wanted.print = true,
             "json" => wanted.json = true,
@@ -165,11 +88,12 @@ pub(super) fn parse(words: &[String]) -> anyhow::Result<Wanted> {
                 }
             }
             _ => {
-                let value = match verdict(name)? {
-                    Value => Some(value()?),
-                    Flag if given.is_some() => bail!("--{name} has no value"),
-                    Flag => None,
-                    No(reason) => bail!("--{name} cannot be used: {reason}"),
+                let value = match kind(name)? {
+                    Kind::Value(_) => Some(value()?),
+                    Kind::Flag | Kind::Needless if given.is_some() => bail!("--{name} has no value"),
+                    Kind::Flag => None,
+                    Kind::Needless => continue,
+                    Kind::No(reason) => bail!("--{name} cannot be used: {reason}"),
                 };
                 wanted.take(name, value)?;
             }
@@ -178,18 +102,45 @@ pub(super) fn parse(words: &[String]) -> anyhow::Result<Wanted> {
     wanted.check()
 }
 
-fn verdict(name: &str) -> anyhow::Result<&'static Verdict> {
-    let known = VIRSH.iter().find(|(option, _)| *option == name);
-    known.map(|(_, verdict)| verdict).with_context(|| {
-        format!("--{name} is not an option of `virsh migrate` that vmferry knows, so whether it leaves the tunnel is not known either")
-    })
-}
-
 fn number<T: std::str::FromStr>(name: &str, word: &str) -> anyhow::Result<T> {
     word.parse().ok().with_context(|| format!("--{name}: {word} is not a number that it can have"))
 }
 
 impl Wanted {
+    /// A word without an option: as with virsh the domain, and then the destination's URI.
+    fn take_bare(&mut self, word: &str) -> anyhow::Result<()> {
+        if word == "-h" {
+            self.help = true;
+            return Ok(());
+        }
+        ensure!(!word.starts_with('-'), "{word} is not known; options have long names, as virsh's");
+        if self.domain.is_empty() {
+            return self.set_domain(word);
+        }
+        ensure!(word.contains("://"), "{word} is one word too many: the destination is --to PEER, or a URI");
+        self.set_uri(word)
+    }
+
+    fn set_domain(&mut self, name: &str) -> anyhow::Result<()> {
+        ensure!(self.domain.is_empty(), "two domains: {} and {name}; each is a migration", self.domain);
+        self.domain = name.to_owned();
+        Ok(())
+    }
+
+    fn set_uri(&mut self, uri: &str) -> anyhow::Result<()> {
+        ensure!(
+            self.dest_uri.is_none(),
+            "two URIs: one is the destination's libvirt; --migrateuri and --disks-uri are given by vmferry"
+        );
+        self.dest_uri = Some(uri.to_owned());
+        Ok(())
+    }
+
+    /// Whether virsh gets this option.
+    pub(super) fn has(&self, name: &str) -> bool {
+        virsh_options::has(&self.virsh, name)
+    }
+
     fn take(&mut self, name: &str, value: Option<&str>) -> anyhow::Result<()> {
         match (name, value) {
             ("p2p", _) => self.p2p = true,
@@ -220,12 +171,12 @@ impl Wanted {
     }
 
     fn check(self) -> anyhow::Result<Self> {
+        if self.help && (self.domain.is_empty() || self.to.is_empty()) {
+            return Ok(self);
+        }
         ensure!(!self.domain.is_empty(), "which domain? vmferry libvirt migrate DOMAIN --to PEER");
         ensure!(!self.to.is_empty(), "where to? --to PEER, as in [peer.NAME] of the configuration");
-        ensure!(
-            self.disks.is_empty() || self.copies,
-            "--migrate-disks says which disks are copied: add --copy-storage-all or --copy-storage-inc"
-        );
+        rules::check(&self.virsh)?;
         ensure!(
             self.stall_s.is_none_or(|s| s >= 10),
             "--stall: less than 10 seconds without progress is ordinary"
@@ -254,6 +205,30 @@ mod tests {
         let passed = "--live --p2p --copy-storage-all --migrate-disks=vda,vdb --bandwidth=50 --persistent \
                       --undefinesource --timeout=30 --timeout-suspend";
         assert_eq!(wanted.virsh.join(" "), passed.split_whitespace().collect::<Vec<_>>().join(" "));
+        assert!(wanted.has("timeout") && !wanted.has("time"));
+        let value = |name| virsh_options::value(&wanted.virsh, name);
+        assert_eq!((value("timeout"), value("live"), value("time")), (Some("30"), None, None));
+    }
+
+    #[test]
+    fn a_line_for_virsh_is_understood_as_it_is() {
+        let plain = of("web1 --to bravo --live --dest-uri qemu+ssh://bravo/system").unwrap();
+        for line in [
+            "--live web1 qemu+ssh://bravo/system --to bravo",
+            "--live --verbose --domain web1 --desturi qemu+ssh://bravo/system --to bravo",
+            "--desturi=qemu+ssh://bravo/system --domain=web1 --live --to=bravo",
+        ] {
+            assert_eq!(of(line).unwrap(), plain, "{line}");
+        }
+    }
+
+    #[test]
+    fn help_is_given_at_any_place_of_what_is_right() {
+        for line in ["--live --help", "web1 -h", "web1 --to bravo --copy-storage-all --help"] {
+            assert!(of(line).unwrap().help, "{line}");
+        }
+        assert!(of("web1 --to bravo --tunnelled --help").is_err());
+        assert!(of("web1 --to bravo --timeout-suspend --help").is_err());
     }
 
     #[test]
@@ -283,10 +258,12 @@ mod tests {
             ("--zerocopy", "TCP only"),
             ("--rdma-pin-all", "RDMA"),
             ("--a-new-one", "whether it leaves the tunnel is not known"),
-            ("qemu+tcp://bravo/system", "--dest-uri"),
+            ("web2", "one word too many"),
+            ("--domain web2", "two domains"),
+            ("qemu+ssh://a/system qemu+ssh://b/system", "two URIs"),
             ("-c qemu:///system", "long names"),
             ("--live=yes", "has no value"),
-            ("--migrate-disks vda", "add --copy-storage-all"),
+            ("--migrate-disks vda", "--copy-storage-all"),
             ("--timeout", "needs a value"),
             ("--stall 1", "ordinary"),
         ] {

@@ -79,7 +79,7 @@ impl Drop for Progress {
     }
 }
 
-fn text(state: &LibvirtMigration, job: Option<&Job>, rate: u64) -> String {
+pub(super) fn text(state: &LibvirtMigration, job: Option<&Job>, rate: u64) -> String {
     let part = |done: u64, total: u64| format!("{} of {}", HumanBytes(done), HumanBytes(total));
     let mut words = Vec::new();
     if let Some(job) = job.filter(|job| job.disks_total > 0) {
@@ -118,10 +118,44 @@ pub(super) fn list(all: &[LibvirtMigration], json: bool) -> anyhow::Result<()> {
 pub(in crate::cli) fn rows(all: &[LibvirtMigration]) {
     println!("{:36}  {:16} {:11} {:16} {:11} BYTES", "ID", "DOMAIN", "ROLE", "PEER", "STATE");
     for m in all {
-        let state = m.ended.map_or(m.stage.name(), |ended| ended.name());
+        let state = state(m);
         let bytes = HumanBytes(m.channels.bytes());
         println!("{:36}  {:16} {:11} {:16} {state:11} {bytes}", m.id, m.domain, role(m.role), m.peer);
     }
+}
+
+/// How far it is, or how it ended.
+pub(super) fn state(m: &LibvirtMigration) -> &'static str {
+    m.ended.map_or(m.stage.name(), |ended| ended.name())
+}
+
+/// All that is known of one.
+pub(in crate::cli) fn one(m: &LibvirtMigration, json: bool) -> anyhow::Result<()> {
+    if json {
+        return crate::cli::show::json(m);
+    }
+    println!("{} ({}), libvirt's own", m.id, role(m.role));
+    println!("  domain  {}", m.domain);
+    match m.role {
+        LibvirtRole::Source => println!("  to      {}", m.peer),
+        LibvirtRole::Destination => println!("  from    {}", m.peer),
+    }
+    println!("  began   {}", crate::cli::show::when(m.began_at.unix_timestamp()));
+    println!("  state   {}", state(m));
+    println!("  sockets {}", m.folder.display());
+    for (channel, moved) in m.channels.all() {
+        println!(
+            "  {:7} {} connections, {} open, {} sent, {} received",
+            channel.name(),
+            moved.connections,
+            moved.open,
+            HumanBytes(moved.sent_bytes),
+            HumanBytes(moved.received_bytes)
+        );
+    }
+    m.causes.iter().for_each(|cause| println!("  the tunnel: {cause}"));
+    left(m);
+    Ok(())
 }
 
 fn role(role: LibvirtRole) -> &'static str {
