@@ -82,7 +82,7 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show the agent and which VMs run here, or one VM or migration.
+    /// Show the agent and which VMs run here, or one VM or migration, libvirt's own included.
     Status {
         /// A VM, a migration's id, or the beginning of one.
         #[arg(value_name = "VM|ID", add = complete::vms_and_migrations())]
@@ -91,7 +91,8 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Follow a migration to its end, and its exit code is the migration's; or a forwarding, second by second.
+    /// Follow a migration to its end, libvirt's own included, and its exit code is the migration's; or a
+    /// forwarding, second by second.
     Watch {
         /// The migration: its id, the beginning of it, or its VM; or a forwarding: its id, the beginning of
         /// it, or its name.

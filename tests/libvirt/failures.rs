@@ -12,8 +12,8 @@ use crate::agents::{Agents, code};
 use crate::bed::{Domain, Hosts, QEMU_USER, virsh};
 use crate::moves::spec;
 use crate::scene::{COPY, Phase, Scene};
-use crate::support::process::{LONG, Outcome, SHORT, start, wait_for};
-use crate::support::{Capture, Way, with_lab};
+use crate::support::process::{LONG, Outcome, Running, SHORT, run, run_any, start, wait_for};
+use crate::support::{Capture, Lab, Way, with_lab};
 
 #[test]
 #[ignore = "of the matrix that takes long: make libvirt"]
@@ -80,7 +80,7 @@ fn what_stands_still_is_given_up() -> Result<()> {
 /// The wall is opened for this once.
 fn open_the_wall(scene: &Scene) -> Result<()> {
     for host in [&scene.hosts.net.alpha, &scene.hosts.net.bravo] {
-        crate::support::process::run(host.command("nft").args(["flush", "ruleset"]), SHORT)?;
+        run(host.command("nft").args(["flush", "ruleset"]), SHORT)?;
     }
     Ok(())
 }
@@ -137,6 +137,21 @@ fn by_hand(scene: &Scene, words: &[String]) -> Result<Outcome> {
     virsh(&scene.hosts.net.alpha, &words.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
+/// Another program's socket in the place of the one for libvirt's own connection, which it passes on.
+fn another_program(lab: &Lab, scene: &Scene, words: &[String]) -> Result<Running> {
+    let alpha = &scene.hosts.net.alpha;
+    let socket = words.iter().find_map(|word| word.strip_prefix("--desturi=")?.split("socket=").nth(1));
+    let socket = socket.context("no socket in the URI")?;
+    run(alpha.command("mv").args([socket, "/run/other.sock"]), SHORT)?;
+    let socat = lab.paths.libvirt("libvirt")?.join("relays/bin/socat");
+    let listen = format!("UNIX-LISTEN:{socket},fork,mode=666");
+    let between = start(alpha.command(socat).args([&listen, "UNIX-CONNECT:/run/other.sock"]))?;
+    let is_there =
+        || Ok((run_any(alpha.command("test").args(["-S", socket]), SHORT)?.code == 0).then_some(()));
+    wait_for("the other program's socket", SHORT, is_there)?;
+    Ok(between)
+}
+
 /// Without `--migrateuri` libvirt would send the RAM in clear. The destination sees that nobody waits for RAM
 /// in the folder, and refuses the disks, which come first.
 #[test]
@@ -166,11 +181,13 @@ fn a_printed_line_that_somebody_changes_fails_or_is_told() -> Result<()> {
         let (mut words, id) = printed(&scene)?;
         words.retain(|word| !word.starts_with("--migrateuri=") && !word.starts_with("--disks-uri="));
         words.push("--migrateuri=tcp://10.77.0.2".to_owned());
+        let _between = another_program(lab, &scene, &words)?;
         let said = by_hand(&scene, &words)?;
         ensure!(said.code == 0, "{said:?}");
         let outcome = scene.agents.alpha.vmferry(&["libvirt", "end", &id])?;
         code(&outcome, 3)?;
         ensure!(outcome.stderr.contains("WARNING: web1 has moved, and not all of it"), "{outcome:?}");
+        ensure!(outcome.stderr.contains("another program had put its own libvirt.sock"), "{outcome:?}");
         ensure!(bypassed(&scene)? == Some(1.0), "{:?}", bypassed(&scene)?);
         scene.domain.proves_move(Way::ToBravo)?;
         scene.agents.are_clean()
@@ -189,8 +206,8 @@ fn a_shared_folder_is_refused() -> Result<()> {
         std::os::unix::fs::chown(&shared, Some(crate::agents::USER), Some(crate::agents::USER))?;
         for host in [&hosts.net.alpha, &hosts.net.bravo] {
             let there = crate::agents::FOLDER;
-            crate::support::process::run(host.command("mkdir").args(["-p", there]), SHORT)?;
-            crate::support::process::run(host.command("mount").arg("--bind").arg(&shared).arg(there), SHORT)?;
+            run(host.command("mkdir").args(["-p", there]), SHORT)?;
+            run(host.command("mount").arg("--bind").arg(&shared).arg(there), SHORT)?;
         }
         // Landlock lets them write to what is there when they start.
         let agents = Agents::start(lab, &hosts)?;

@@ -21,7 +21,7 @@ const RESET_EVERY: Duration = Duration::from_secs(1);
 #[ignore = "of the matrix that takes long: make libvirt"]
 fn twenty_seconds_without_a_connection_are_a_pause_in_either_phase() -> Result<()> {
     with_lab("twenty_seconds_without_a_connection_are_a_pause_in_either_phase", |lab| {
-        let scene = Scene::set_calm(lab)?;
+        let scene = Scene::set_sound(lab)?;
         let capture = Capture::start(&scene.hosts.net, "wire")?;
         let run = scene.slow_move()?;
         for phase in [Phase::Disks, Phase::Ram] {
@@ -40,7 +40,7 @@ fn twenty_seconds_without_a_connection_are_a_pause_in_either_phase() -> Result<(
 #[ignore = "of the matrix that takes long: make libvirt"]
 fn a_reset_every_second_is_not_noticed_in_either_phase() -> Result<()> {
     with_lab("a_reset_every_second_is_not_noticed_in_either_phase", |lab| {
-        let scene = Scene::set_calm(lab)?;
+        let scene = Scene::set_sound(lab)?;
         let capture = Capture::start(&scene.hosts.net, "wire")?;
         let mut run = scene.slow_move()?;
         let (mut disks, mut ram) = (0, 0);
