@@ -35,7 +35,8 @@ fn the_hook_refuses_what_comes_past_the_agents() -> Result<()> {
         listen(bravo)?;
 
         let uri = format!("qemu+tcp://{}/system", bravo.v4);
-        let past = virsh(&hosts.net.alpha, &["migrate", "--live", "--copy-storage-all", "web1", &uri])?;
+        let ram = format!("--migrateuri=tcp://{}", bravo.v4);
+        let past = virsh(&hosts.net.alpha, &["migrate", "--live", "--copy-storage-all", &ram, "web1", &uri])?;
         ensure!(past.code != 0, "{past:?}");
         let log = fs::read_to_string(bravo.dir.join("libvirtd.log"))?;
         let said = log.lines().find(|line| line.contains("no agent has prepared"));

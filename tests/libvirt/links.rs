@@ -86,9 +86,12 @@ fn a_dead_tunnel_closes_what_it_carried_on_both_hosts() -> Result<()> {
             // libvirt 9 does not always notice the end of a migration with two disks.
             let options = [&COPY[..], &["--stall", "30"]].concat();
             let run = scene.slow_move_to(Way::ToBravo, &options, phase)?;
-            scene.hosts.net.cut()?;
-            for agent in [&scene.agents.alpha, &scene.agents.bravo] {
+            let both = [&scene.agents.alpha, &scene.agents.bravo];
+            for agent in both {
                 ensure!(carried(agent)? > 0, "{} carries nothing", agent.host().name);
+            }
+            scene.hosts.net.cut()?;
+            for agent in both {
                 let name = format!("{} to carry nothing", agent.host().name);
                 wait_for(&name, LONG, || Ok((carried(agent)? == 0).then_some(())))?;
             }
