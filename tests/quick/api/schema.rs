@@ -14,10 +14,16 @@ impl Description {
         self.0.clone()
     }
 
-    pub(crate) fn paths(&self) -> Vec<String> {
-        let mut paths: Vec<String> = self.0["paths"].as_object().expect("paths").keys().cloned().collect();
-        paths.sort();
-        paths
+    /// Each as its method and path.
+    pub(crate) fn operations(&self) -> Vec<String> {
+        let paths = self.0["paths"].as_object().expect("paths").iter();
+        let of = |(path, methods): (&String, &Value)| {
+            let methods = methods.as_object().expect("methods").keys();
+            methods.map(|method| format!("{method} {path}")).collect::<Vec<_>>()
+        };
+        let mut operations: Vec<String> = paths.flat_map(of).collect();
+        operations.sort();
+        operations
     }
 
     /// Panics unless the answer (status, content type, body) is one that is described.
