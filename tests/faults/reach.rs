@@ -10,7 +10,7 @@ use super::{Migration, Stage};
 use crate::support::process::{LONG, wait_for};
 
 const MIB: u64 = 1 << 20;
-/// The disks take 16 s or more at this rate.
+/// The disks take 8 s or more at this rate, and for ever while the guest writes at its ordinary rate.
 const MIRROR_MBIT: u32 = 64;
 /// The guest dirties its RAM several times while QEMU sends it once at this rate: a faster link carries it in
 /// the rest between two rounds, and then the pause is short enough.

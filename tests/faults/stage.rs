@@ -73,7 +73,7 @@ impl Plan {
         version: Version::V10,
         to: None,
         disk_mib: 192,
-        ballast_mib: 64,
+        ballast_mib: 32,
         dirty_mib: 16,
         // Faster than any link of these tests carries, and yet the guest leaves its core to others.
         dirty_rest_ms: 20,

@@ -78,7 +78,7 @@ fn an_agent_is_killed_or_stopped() -> Result<()> {
         |who, reach, phases, words| Case::new(Fault::Terminate(who), reach, End::failed(phases, words));
     survives(
         "an_agent_is_killed_or_stopped",
-        Plan::ORDINARY,
+        Plan { deadlines: GIVEN_UP_SOON, ..Plan::ORDINARY },
         &[
             kill(Who::DestinationAgent, Reach::Mirror, &["mirror"], LOST).until_the_end(),
             kill(Who::DestinationAgent, Reach::Precopy, &["precopy"], LOST).until_the_end(),
@@ -94,7 +94,7 @@ fn an_agent_is_killed_or_stopped() -> Result<()> {
 
 #[test]
 fn the_destinations_disk_is_full() -> Result<()> {
-    let plan = Plan { disk_volume_mib: [None, Some(40)], ..Plan::ORDINARY };
+    let plan = Plan { disk_volume_mib: [None, Some(24)], ..Plan::ORDINARY };
     with_lab("the_destinations_disk_is_full", |lab| {
         let full = End::failed(&["mirror"], &["disk1", "No space left on device"]);
         Case::by_itself(Reach::Mirror, full).play(&mut Stage::set_up(lab, plan)?)

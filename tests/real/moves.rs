@@ -136,6 +136,11 @@ fn a_paused_guest_is_moved_and_stays_paused() -> Result<()> {
     })
 }
 
+/// Writes of four such guests, mirrored, leave the processors to the copies of their disks.
+fn one_of_many(name: &str) -> VmSpec {
+    VmSpec { rate: 25, blocks: 64, ..spec(name, Version::V10) }
+}
+
 /// How slow the link is until all four are seen under way, in megabits per second.
 const CROWDED_MBIT: u32 = 8;
 /// Of each migration while its disks are copied: control and two disks.
@@ -149,7 +154,7 @@ fn four_guests_move_both_ways_over_one_connection() -> Result<()> {
             [("web1", Way::ToBravo), ("db1", Way::ToAlpha), ("web2", Way::ToBravo), ("db2", Way::ToAlpha)];
         let guests = names
             .iter()
-            .map(|(name, _)| Guest::define(lab, &net, &spec(name, Version::V10), &spec(name, Version::V10)))
+            .map(|(name, _)| Guest::define(lab, &net, &one_of_many(name), &one_of_many(name)))
             .collect::<Result<Vec<_>>>()?;
         let travels: Vec<(&Guest, Way)> = guests.iter().zip(names.map(|(_, way)| way)).collect();
         boot_all(&travels)?;

@@ -56,7 +56,7 @@ impl Herd {
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
         let (on_alpha, on_bravo) = (credentials.issue("alpha")?, credentials.issue("bravo")?);
         let deadlines = format!(
-            "[deadlines]\nresume_s = 8\nresume_paused_s = 4\nundecided_s = 3\norder_s = 3\nrecover_s = {PEER_S}\n"
+            "[deadlines]\ndead_peer_s = 2\nresume_s = 4\nresume_paused_s = 2\nundecided_s = 2\norder_s = 3\nrecover_s = {PEER_S}\n"
         );
         let mut source = AgentSpec { end_lines: deadlines, ..AgentSpec::default() }.peer(&net.bravo);
         let mut destination =

@@ -12,10 +12,10 @@ pub(crate) const CALM: Plan = Plan { blocks: 512, rate: 20, ..Plan::ORDINARY };
 /// A guest that changes so much that no pass over its changes finds nothing.
 const BUSY: Plan = Plan { rate: 30, ..Plan::ORDINARY };
 const MIB: u64 = 1 << 20;
-/// Each disk has 64 MiB of random data: more than a whole copy takes less than that.
-const WHOLE_BYTES: u64 = 64 * MIB;
+/// Each disk has so much of random data: a whole copy takes more.
+const WHOLE_BYTES: u64 = Plan::ORDINARY.ballast_mib as u64 * MIB;
 /// What a calm guest changes in a test, many times over.
-const LITTLE_BYTES: u64 = 24 * MIB;
+const LITTLE_BYTES: u64 = 16 * MIB;
 const MIRROR: &[&str] = &["mirror"];
 
 /// Waits until the try of that number is under way, or waited for.
@@ -218,7 +218,7 @@ fn what_cannot_pass_and_what_was_cancelled_is_not_tried_again() -> Result<()> {
 #[test]
 fn tries_run_out_and_the_last_cause_is_told() -> Result<()> {
     with_lab("tries_run_out_and_the_last_cause_is_told", |lab| {
-        let plan = Plan { disk_volume_mib: [None, Some(40)], ..Plan::ORDINARY };
+        let plan = Plan { disk_volume_mib: [None, Some(24)], ..Plan::ORDINARY };
         let stage = Stage::set_up(lab, plan)?;
         let words = ["migrate", "web1", "--to", "bravo", "--retry", "1", "--accept", "no-room"];
         let outcome = stage.alpha.vmferry(&words)?;
