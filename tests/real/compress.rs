@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 fn compressed_disks_arrive_whole_and_over_restarts() -> Result<()> {
     with_lab("compressed_disks_arrive_whole_and_over_restarts", |lab| {
         let mut stage = Stage::set_up(lab, Plan { rate: 60, ..Plan::ORDINARY })?;
-        let words = ["--compress", "--limit", "8MiB/s", "--keep-source"];
+        let words = ["--compress", "--limit", "4MiB/s", "--keep-source"];
         let migration = Migration::begin(&stage.alpha, "web1", "bravo", &words)?;
         let socket = stage.alpha.socket();
         let is_under_way = |p: &serde_json::Value| p["disks"][0]["stream_bytes"].as_u64() > Some(4 << 20);

@@ -208,7 +208,12 @@ impl Drop for Lab {
         }
         if let Some((mut child, stdin)) = self.janitor.take() {
             drop(stdin);
-            let gone = wait_for("the janitor", SHORT, || Ok(child.try_wait()?));
+            let gone = wait_for("the janitor", SHORT, || {
+                let ended = child.try_wait()?.is_some();
+                let gone = !self.dir.exists();
+                ensure!(gone || !ended, "it has ended");
+                Ok(gone.then_some(()))
+            });
             if let Err(error) = gone {
                 eprintln!("lab {:?} may have left something in {}: {error:#}", self.name, self.dir.display());
             }
