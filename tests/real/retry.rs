@@ -7,8 +7,8 @@ use crate::support::{Agent, Version, with_lab};
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-/// A guest that changes little: 2 MiB of each disk, over and over.
-pub(crate) const CALM: Plan = Plan { blocks: 512, rate: 20, ..Plan::ORDINARY };
+/// A guest that changes little: 2 MiB of each disk, over and over. Its copies last by their size alone.
+pub(crate) const CALM: Plan = Plan { blocks: 512, rate: 20, ballast_mib: 64, ..Plan::ORDINARY };
 /// A guest that changes so much that no pass over its changes finds nothing.
 const BUSY: Plan = Plan { rate: 30, ..Plan::ORDINARY };
 const MIB: u64 = 1 << 20;

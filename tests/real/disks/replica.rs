@@ -413,7 +413,7 @@ pub(crate) fn counts_on(name: &str, version: Version) -> Result<()> {
     with_lab(name, |lab| {
         // QEMU 7.2 loses RAM of its own while it sends (tests/real/moves.rs).
         let dirty_mib = if version == Version::V72 { 0 } else { Plan::ORDINARY.dirty_mib };
-        let calm = Plan { version, dirty_mib, blocks: 512, rate: 20, ..Plan::ORDINARY };
+        let calm = Plan { version, dirty_mib, ..crate::retry::CALM };
         let mut stage = faults::Stage::set_up(lab, calm)?;
         for _ in 0..2 {
             let run = Migration::begin_as(&stage.alpha, "replicate", ("web1", "bravo"), &[])?;
