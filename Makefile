@@ -15,6 +15,7 @@
 #   make fleet     a host with eight guests emptied while a peer and the agent fail: docs/drain.md
 #   make ansible   the Ansible collection on two machines with a real systemd: docs/orchestrators.md
 #   make arm       whether it builds for aarch64, and a guest of QEMU's virt machine moved: docs/disks.md
+#   make newcomer  README's five minutes, literally, on fresh machines: docs/newcomer.md is what came of it
 #   make versions  moves between all pairs of QEMU 7.2, 10 and the newest of Debian's suites: docs/disks.md       T=name: only that
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
 #   make packages  the .deb and the .rpm in target/packages, judged by lintian, and lived through under a real systemd: install,
@@ -30,7 +31,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: ansible arm book disks demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet versions bench bench-libvirt packages reproducible sbom setup fetch tools clean-lab
+.PHONY: ansible arm book disks demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet newcomer versions bench bench-libvirt packages reproducible sbom setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -131,6 +132,13 @@ libvirt: setup
 fleet: setup
 	$(call step,a host with eight guests is emptied: docs/drain.md)
 	cargo test $(LOCKED) --test real -- --ignored --test-threads=1 drain::
+
+newcomer: setup
+	$(call step,README's five minutes on fresh machines: docs/newcomer.md)
+	tests/setup/packages.sh mmdebstrap:mmdebstrap
+	tests/setup/debian.sh
+	cargo build $(LOCKED) --bins
+	python3 -B tests/newcomer/newcomer.py target/debug/vmferry $(LAB) . docs/newcomer.md
 
 ansible: setup
 	$(call step,the Ansible collection on two machines with a real systemd: docs/orchestrators.md)

@@ -1,6 +1,7 @@
 #!/bin/bash
 # A throw-away machine with a real systemd as its first process: this machine's own root (or that in
-# CONTAINER_LOWER) under a layer in memory, in the network namespace of a host of the lab. As root.
+# CONTAINER_LOWER) under a layer in memory, in the network namespace of a host of the lab. As root. With
+# CONTAINER_WALLS it may have a firewall of its own.
 #   usage: container.sh up DIR NETNS SHARED...    boots it; SHARED folders are the same inside
 #          container.sh exec DIR COMMAND...       runs a command inside
 #          container.sh ended DIR                 whether it has shut down by itself
@@ -47,6 +48,7 @@ boot() {
     --network-namespace-path="/run/netns/$netns")
   # A host has it; nspawn's own list of calls has it not.
   options+=(--system-call-filter="landlock_create_ruleset landlock_add_rule landlock_restrict_self")
+  [ -z "${CONTAINER_WALLS:-}" ] || options+=(--capability=CAP_NET_ADMIN)
   for shared in "$@"; do options+=("--bind=$shared"); done
   (
     for group in $(groups); do mkdir -p "$group" && echo "$BASHPID" >"$group/cgroup.procs"; done

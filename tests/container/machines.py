@@ -52,12 +52,14 @@ class Net:
 
 
 class Machine:
-    """Boots at once; `shared` folders are the same inside. Its root is this machine's, or `lower`, under a layer of its own."""
+    """Boots at once; `shared` folders are the same inside. Its root is this machine's, or `lower`, under a layer of its
+    own. One that `walls` may have a firewall of its own."""
 
-    def __init__(self, folder, namespace, shared=(), lower="/"):
+    def __init__(self, folder, namespace, shared=(), lower="/", walls=False):
         self.dir, self.root = folder, folder / "root"
         try:
-            must(CONTAINER, "up", self.dir, namespace, *shared, env=dict(os.environ, CONTAINER_LOWER=str(lower)))
+            options = dict(CONTAINER_LOWER=str(lower), CONTAINER_WALLS="1" if walls else "")
+            must(CONTAINER, "up", self.dir, namespace, *shared, env=dict(os.environ, **options))
         except SystemExit:
             self.down()
             raise
