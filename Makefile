@@ -2,6 +2,7 @@
 # what else is needed is downloaded into .lab (VMFERRY_LAB), once.
 #
 #   make demo      two hosts, a real guest moved between them, and the proofs     KEEP=1 leaves it up
+#   make cast      the demo recorded: docs/demo.cast
 #   make demo-end  ends what KEEP=1 left
 #   make test      format, lints, all tests, with both QEMUs                      T=name: only that test
 #   make lint      format, lints, and what deny.toml says of dependencies
@@ -16,6 +17,7 @@
 #   make ansible   the Ansible collection on two machines with a real systemd: docs/orchestrators.md
 #   make arm       whether it builds for aarch64, and a guest of QEMU's virt machine moved: docs/disks.md
 #   make newcomer  README's five minutes, literally, on fresh machines: docs/newcomer.md is what came of it
+#   make orchestrators  the manifests for Kubernetes and Nomad, and the agent in a container as they have it: docs/orchestrators.md
 #   make versions  moves between all pairs of QEMU 7.2, 10 and the newest of Debian's suites: docs/disks.md       T=name: only that
 #   make bench     the benchmarks, about 40 minutes on a quiet machine: bench/RESULTS.md
 #   make packages  the .deb and the .rpm in target/packages, judged by lintian, and lived through under a real systemd: install,
@@ -31,7 +33,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: ansible arm book disks demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet newcomer versions bench bench-libvirt packages reproducible sbom setup fetch tools clean-lab
+.PHONY: ansible arm book cast disks demo demo-end test lint format dependencies model fuzz judges observe attacks chaos libvirt fleet newcomer orchestrators versions bench bench-libvirt packages reproducible sbom setup fetch tools clean-lab
 MAKEFLAGS += --no-print-directory
 
 LAB := $(or $(VMFERRY_LAB),$(CURDIR)/.lab)
@@ -91,6 +93,12 @@ demo: setup
 	cargo build $(LOCKED) --release --bins --example demo
 	cargo run $(LOCKED) --release --quiet --example demo -- $(if $(filter-out 0,$(KEEP)),--keep)
 
+cast: setup
+	$(call step,the demo as a recorded terminal: docs/demo.cast)
+	tests/setup/packages.sh asciinema:asciinema
+	cargo build $(LOCKED) --release --bins --example demo
+	asciinema rec --overwrite -q --cols 110 --rows 42 -i 2 -t "make demo" --env TERM -c "cargo run $(LOCKED) --release --quiet --example demo" docs/demo.cast
+
 demo-end:
 	@cargo run $(LOCKED) --release --quiet --example demo -- --end
 
@@ -140,10 +148,18 @@ newcomer: setup
 	cargo build $(LOCKED) --bins
 	python3 -B tests/newcomer/newcomer.py target/debug/vmferry $(LAB) . docs/newcomer.md
 
+orchestrators: setup
+	$(call step,manifests for Kubernetes and Nomad: docs/orchestrators.md)
+	tests/setup/packages.sh mmdebstrap:mmdebstrap runc:runc /usr/share/containers/seccomp.json:golang-github-containers-common
+	tests/setup/debian.sh
+	tests/setup/python.sh orchestrators
+	cargo build $(LOCKED) --bins
+	$(LAB)/orchestrators/venv/bin/python -B tests/orchestrators/orchestrators.py target/debug/vmferry $(LAB) .
+
 ansible: setup
 	$(call step,the Ansible collection on two machines with a real systemd: docs/orchestrators.md)
-	tests/setup/packages.sh pkaction:polkitd /usr/lib/python3/dist-packages/apt:python3-apt /usr/lib/python3.11/ensurepip:python3-venv
-	tests/setup/ansible.sh
+	tests/setup/packages.sh pkaction:polkitd /usr/lib/python3/dist-packages/apt:python3-apt
+	tests/setup/python.sh ansible
 	cargo build $(LOCKED) --bins
 	python3 -B tests/ansible/ansible.py target/debug/vmferry $(LAB) .
 
@@ -190,7 +206,7 @@ book:
 	[ -x $(BOOK_TOOL)/bin/mdbook ] || retry 3 cargo install --locked --root $(BOOK_TOOL) mdbook@0.5.0
 	rm -rf $(BOOK)
 	mkdir -p $(BOOK)/pages
-	cp --parents README.md ARCHITECTURE.md LICENSE-* docs/*.md certs/README.md bench/*.md tests/CHAOS.md $(BOOK)/pages
+	cp --parents README.md ARCHITECTURE.md LICENSE-* docs/*.md docs/*.png docs/*.cast certs/README.md bench/*.md tests/CHAOS.md $(BOOK)/pages
 	cp -r deploy $(BOOK)/pages
 	cp docs/book.toml $(BOOK)
 	sed 's|](\.\./|](|; t; s|](|](docs/|' docs/SUMMARY.md >$(BOOK)/pages/SUMMARY.md
