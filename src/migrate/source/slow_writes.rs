@@ -216,5 +216,7 @@ pub(crate) fn may_help(source: &Source) -> bool {
     let slowing = &source.copy.slowing;
     let disks = source.context.progress.now().disks;
     let mut blocking = disks.iter().filter(|disk| disk.slowed == Some(Slowed::WriteBlocking));
-    blocking.any(|disk| !slowing.caught_up.contains(&disk.name)) || slowing.convergence.is_open()
+    blocking.any(|disk| !slowing.caught_up.contains(&disk.name))
+        || slowing.convergence.is_open()
+        || !slowing.measured.is_empty()
 }
