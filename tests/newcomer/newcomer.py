@@ -1,5 +1,5 @@
 """README's five minutes, literally: the commands and files of its recipe on fresh machines with a real systemd, and what
-they say. A command that fails, or a recipe that has other blocks than are known here, ends it.
+they say; then commands of the other pages. A command that fails, or a recipe that has other blocks than are known here, ends it.
 Usage: newcomer.py VMFERRY LAB CHECKOUT [TRANSCRIPT]"""
 
 import os
@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "container"))
-from machines import Machine, Net, must, run
+from machines import Machine, Net, must
+import pages
 
 VMFERRY, LAB, CHECKOUT = (Path(word).resolve() for word in sys.argv[1:4])
 TRANSCRIPT = Path(sys.argv[4]) if len(sys.argv) > 4 else None
@@ -74,6 +75,10 @@ class Story:
         if done.returncode != 0:
             sys.exit(f"exit code {done.returncode} of `{command}` on {host}")
         return said
+
+    def goes_on(self):
+        """The same machines; what is typed now is not told."""
+        return Story(self.machines)
 
     def write(self, path, head):
         text = head + "".join(self.parts)
@@ -202,6 +207,7 @@ def main(ground, net, machines):
     administrator(machines)
     story = Story(machines)
     follow(Recipe((CHECKOUT / "README.md").read_text()), story, machines, next(packages.iterdir()))
+    pages.run(CHECKOUT, story.goes_on().types)
     if TRANSCRIPT:
         debian = machines["alpha"].must("cat", "/etc/debian_version").strip()
         qemu = machines["alpha"].must("qemu-system-x86_64", "--version").splitlines()[0]
