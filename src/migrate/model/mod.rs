@@ -1,6 +1,7 @@
 //! The words of a migration as plain values: no I/O, no clock, no QEMU.
 
 pub(crate) mod bandwidth;
+pub(crate) mod comparison;
 pub(crate) mod convergence;
 pub(crate) mod disk_choice;
 pub(crate) mod forecast;
