@@ -18,10 +18,10 @@ pub const LONG: Duration = Duration::from_secs(180);
 /// A wait that was longer than this is told, for whoever looks for what a test spends its time on.
 const TOLD_AFTER: Duration = Duration::from_secs(1);
 
-/// Tells of a wait that was long.
+/// Tells of a wait that was long, in a test; who watches a demo does not ask.
 pub fn tell_wait(what: &str, since: Instant) {
     let waited = since.elapsed();
-    if waited >= TOLD_AFTER {
+    if cfg!(test) && waited >= TOLD_AFTER {
         eprintln!("    waited {:.1} s for {what}", waited.as_secs_f64());
     }
 }
