@@ -143,7 +143,7 @@ pub struct Stage {
     /// The source's QEMU that stands still.
     stopped: Option<u32>,
     /// How many images bravo's agent makes there.
-    created: usize,
+    pub(super) created: usize,
 }
 
 impl Stage {
