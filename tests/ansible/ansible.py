@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "container"))
-from machines import CONTAINER, Machine, Net, must, run
+from machines import CONTAINER, Machine, Net, failed, must, run, say
 
 VMFERRY, LAB, CHECKOUT = (Path(word).resolve() for word in sys.argv[1:4])
 HERE = CHECKOUT / "tests/ansible"
@@ -19,15 +19,6 @@ BIN = LAB / "ansible/venv/bin"
 HOSTS = {"alpha": "10.77.9.1", "bravo": "10.77.9.2", "authority": "10.77.9.3"}
 GUESTS = ["web1", "web2"]
 DISK_MIB = 16
-
-failed = []
-
-
-def say(is_good, what, why=""):
-    print(("ok      " if is_good else "FAILED  ") + what, flush=True)
-    if not is_good:
-        print("        " + str(why).strip().replace("\n", "\n        "), flush=True)
-        failed.append(what)
 
 
 class Ansible:

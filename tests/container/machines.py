@@ -7,6 +7,16 @@ from pathlib import Path
 
 CONTAINER = Path(__file__).resolve().parent / "container.sh"
 
+# What was not as it should be.
+failed = []
+
+
+def say(is_good, what, why=""):
+    print(("ok      " if is_good else "FAILED  ") + what, flush=True)
+    if not is_good:
+        print("        " + str(why).strip().replace("\n", "\n        "), flush=True)
+        failed.append(what)
+
 
 def run(*words, **more):
     return subprocess.run([str(word) for word in words], capture_output=True, text=True, **more)

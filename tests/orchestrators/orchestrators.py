@@ -17,22 +17,13 @@ from kubernetes_validate.utils import all_versions
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "container"))
-from machines import Net, must, run
+from machines import Net, failed, must, run, say
 
 VMFERRY, LAB, CHECKOUT = (Path(word).resolve() for word in sys.argv[1:4])
 HOSTS = {"alpha": "10.77.8.1", "bravo": "10.77.8.2"}
 QEMU = LAB / "qemu10/bin/qemu-system-x86_64"
 MONITORS, GUESTS = 9908, 9909
 PATIENCE_S = 60
-
-failed = []
-
-
-def say(is_good, what, why=""):
-    print(("ok      " if is_good else "FAILED  ") + what, flush=True)
-    if not is_good:
-        print("        " + str(why).strip().replace("\n", "\n        "), flush=True)
-        failed.append(what)
 
 
 def wait(what, look, log):
@@ -262,7 +253,9 @@ def trial(ground, pod, nodes):
         say((alpha.here(), bravo.here()) == ("runs", "waits"), "both see their QEMU", (alpha.here(), bravo.here()))
         moved = alpha.vmferry("migrate", "web1", "--to", "bravo")
         say(moved.returncode == 0, "the guest moves", moved.stdout + moved.stderr)
-        say(alpha.here() == "no-qemu" and bravo.here() == "runs", "… and runs there alone", (alpha.here(), bravo.here()))
+        # An agent looks at its QEMUs now and then.
+        wait("guest on bravo alone", lambda: (alpha.here(), bravo.here()) == ("no-qemu", "runs"), bravo.folder / "log")
+        say(True, "… and runs there alone")
         say(alpha.qemu.poll() is not None, "… its old QEMU has ended")
         for node in nodes:
             code = node.stop()
