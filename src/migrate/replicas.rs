@@ -15,7 +15,7 @@ use super::model::problem::{Problem, ProblemKind, chain};
 use super::model::replica::SourceReplica;
 use super::protocol::client::{Link, LinkError};
 use super::protocol::message::{EndReplica, EndedReplica, Request, Response};
-use super::transfer::disk::delta::Bitmaps;
+use super::transfer::disk::bitmaps::Bitmaps;
 use crate::qemu::QmpError;
 
 /// How long the peer may take to end its part.

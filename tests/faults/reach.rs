@@ -89,8 +89,16 @@ impl Stage {
     /// # Errors
     /// The command line's.
     pub fn begin(&mut self) -> Result<Migration> {
-        self.limit(MIRROR_MBIT)?;
+        self.limit_to_mirror()?;
         Migration::begin(&self.alpha, VM, "bravo", &["--downtime-limit", NEVER_MS, "--keep-source"])
+    }
+
+    /// Makes the link so slow that the disks of a guest that writes never catch up.
+    ///
+    /// # Errors
+    /// The network's.
+    pub fn limit_to_mirror(&mut self) -> Result<()> {
+        self.limit(MIRROR_MBIT)
     }
 
     /// Brings a migration that was begun with [`Stage::begin`] from one phase to the next.

@@ -269,3 +269,24 @@ fn a_further_try_moves_the_guest_under_the_first_ones_id() -> Result<()> {
         Ok(())
     })
 }
+
+/// What stayed for the further try goes on with the next process, and so does the wait.
+#[test]
+fn an_agent_is_replaced_between_two_tries() -> Result<()> {
+    with_lab("an_agent_is_replaced_between_two_tries", |lab| {
+        let mut stage = Stage::set_up(lab, CALM)?;
+        let migration = reach_whole(&mut stage, "9")?;
+        // Each try fails at once while there is no agent, and each wait is longer than the one before.
+        stage.bravo.kill()?;
+        wait_try(&stage.alpha, &migration, 4, true)?;
+        stage.alpha.take_over()?;
+        let waiting = migration.now(&stage.alpha)?;
+        ensure!(waiting["tries"]["number"] == 4 && waiting["tries"]["next_in_ms"].is_number(), "{waiting}");
+        stage.bravo.restart()?;
+        stage.calm()?;
+        let report = migration.ended(&stage.alpha)?;
+        ensure!(report["outcome"]["result"] == "moved" && report["tries"]["number"] == 4, "{report}");
+        (0..2).try_for_each(|disk| only_changes(&report, disk))?;
+        stage.is_moved()
+    })
+}

@@ -78,20 +78,49 @@ fn agents_are_replaced_in_every_phase_of_one_migration() -> Result<()> {
         stage.bring_to(Reach::Prepare, &migration)?;
         replace(&mut stage, &migration, Whom::Source, "prepare")?;
         stage.start().open();
-        for (reach, phase, all) in [
-            (Reach::Mirror, "mirror", &[Whom::Source, Whom::Destination, Whom::Both][..]),
-            (Reach::Precopy, "precopy", &[Whom::Source, Whom::Destination, Whom::Both]),
-            (Reach::Switchover, "switchover", &[Whom::Both]),
-            (Reach::Device, "device", &[Whom::Both]),
-        ] {
-            stage.bring_to(reach, &migration)?;
-            for whom in all {
-                replace(&mut stage, &migration, *whom, phase)?;
-            }
-        }
+        replace_in_every_phase(&mut stage, &migration)?;
         stage.calm()?;
         let report = migration.ended(&stage.alpha)?;
         ensure!(field(&report, "/outcome/result")? == "moved", "{report}");
+        stage.is_moved()
+    })
+}
+
+fn replace_in_every_phase(stage: &mut Stage, migration: &Migration) -> Result<()> {
+    for (reach, phase, all) in [
+        (Reach::Mirror, "mirror", &[Whom::Source, Whom::Destination, Whom::Both][..]),
+        (Reach::Precopy, "precopy", &[Whom::Source, Whom::Destination, Whom::Both]),
+        (Reach::Switchover, "switchover", &[Whom::Both]),
+        (Reach::Device, "device", &[Whom::Both]),
+    ] {
+        stage.bring_to(reach, migration)?;
+        for whom in all {
+            replace(stage, migration, *whom, phase)?;
+        }
+    }
+    Ok(())
+}
+
+/// The source's agent itself copies what changed, and its connections to the destination's NBD server are in the middle
+/// of requests.
+#[test]
+fn agents_are_replaced_in_every_phase_of_a_further_try() -> Result<()> {
+    with_lab("agents_are_replaced_in_every_phase_of_a_further_try", |lab| {
+        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        let migration = stage.reach_with(Reach::Precopy, &["--retry", "2", "--keep-source"])?;
+        stage.limit_to_mirror()?;
+        stage.destination.kill()?;
+        wait_for("the second try", LONG, || {
+            let now = migration.now(&stage.alpha)?;
+            ensure!(now["outcome"].is_null(), "it ended: {now}");
+            Ok((now["tries"]["number"] == 2).then_some(()))
+        })?;
+        replace_in_every_phase(&mut stage, &migration)?;
+        stage.calm()?;
+        let report = migration.ended(&stage.alpha)?;
+        ensure!(report["outcome"]["result"] == "moved" && report["tries"]["number"] == 2, "{report}");
+        let notes = report["notes"].to_string();
+        ensure!(!notes.contains("the whole disk") && notes.contains("copied again"), "{report}");
         stage.is_moved()
     })
 }

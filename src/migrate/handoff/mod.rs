@@ -45,6 +45,9 @@ pub fn take_up(
     for frozen in left.destinations {
         note(frozen.vm.clone(), frozen.id, destination::handoff::take_up(host, frozen, streams, fds));
     }
+    for frozen in left.waiting {
+        note(frozen.vm.clone(), frozen.id, source::handoff::take_up_wait(host, frozen));
+    }
     taken
 }
 

@@ -1,6 +1,7 @@
 //! Migrations at rest: what one process of an agent leaves to the next. Plain data, with local
 //! sockets beside it in a list of descriptors. Knows no encoding and how nothing is done.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -16,9 +17,11 @@ use crate::migrate::model::label::Label;
 use crate::migrate::model::options::Options;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::plan::CopiedDisk;
-use crate::migrate::model::progress::{Downtime, Progress};
+use crate::migrate::model::progress::{Downtime, Outcome, Progress};
 use crate::migrate::protocol::message::{Export, Offer, Prepared, Started};
-use crate::migrate::transfer::disk::delta::Tracking;
+use crate::migrate::transfer::disk::delta::LeftCopy;
+use crate::migrate::transfer::disk::frozen::{FrozenCopy, freeze_changes};
+use crate::migrate::transfer::disk::tracking::Tracking;
 use crate::migrate::transfer::frozen::{FrozenControl, FrozenData, StoppedControl, StoppedData, settle_data};
 use crate::net::stream_owner::{Descriptors, OwnedStream, StreamOwner};
 
@@ -29,6 +32,10 @@ pub struct FrozenMigrations {
     pub(crate) sources: Vec<FrozenSource>,
     /// Those that come to it.
     pub(crate) destinations: Vec<FrozenDestination>,
+    /// Those of which this host is the source, between two tries. A version that does not know them settles what they
+    /// have left by its journal.
+    #[serde(default)]
+    pub(crate) waiting: Vec<FrozenWait>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -50,11 +57,41 @@ pub(crate) struct FrozenSource {
     /// Which try it is of several.
     pub(crate) retry: Option<RetryOf>,
     pub(crate) tracking: Tracking,
+    /// The disks of which only changes are copied; none of one whose copy has not begun. A version that does not know
+    /// them rolls the migration back.
+    #[serde(default)]
+    pub(crate) changes: BTreeMap<String, Option<FrozenCopy>>,
     pub(crate) grant: Option<Prepared>,
     pub(crate) loaded: bool,
     pub(crate) downtime: Downtime,
     /// For how long the guest had stood still.
     pub(crate) paused_ms: Option<u64>,
+}
+
+/// A migration that waits for a further try.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FrozenWait {
+    /// Of the first try.
+    pub(crate) id: Uuid,
+    pub(crate) vm: String,
+    pub(crate) peer: String,
+    pub(crate) options: Options,
+    pub(crate) progress: Progress,
+    /// Of the try that is waited for.
+    pub(crate) number: u32,
+    /// How the one before ended.
+    pub(crate) failed: Outcome,
+    pub(crate) held: Option<FrozenHeld>,
+    /// How long it is waited for yet.
+    pub(crate) wait: Duration,
+}
+
+/// What a try has left for the next one, under its open journal.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FrozenHeld {
+    pub(crate) migration: Uuid,
+    pub(crate) outcome: Outcome,
+    pub(crate) tracking: Tracking,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -86,17 +123,18 @@ pub(crate) struct FrozenDestination {
 impl FrozenMigrations {
     /// Whether there is nothing to leave.
     pub fn is_empty(&self) -> bool {
-        self.sources.is_empty() && self.destinations.is_empty()
+        self.len() == 0
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.sources.len() + self.destinations.len()
+        self.sources.len() + self.destinations.len() + self.waiting.len()
     }
 
     /// The migrations, by their numbers.
     pub fn ids(&self) -> impl Iterator<Item = Uuid> {
-        self.sources.iter().map(|s| s.id).chain(self.destinations.iter().map(|d| d.id))
+        let under_way = self.sources.iter().map(|s| s.id).chain(self.destinations.iter().map(|d| d.id));
+        under_way.chain(self.waiting.iter().map(|w| w.id))
     }
 }
 
@@ -116,6 +154,7 @@ impl StreamOwner for FrozenMigrations {
 pub(crate) enum Stopped {
     Source(Box<StoppedSource>),
     Destination(Box<StoppedDestination>),
+    Waiting(Box<FrozenWait>),
 }
 
 #[derive(Debug)]
@@ -123,6 +162,7 @@ pub(crate) struct StoppedSource {
     pub(crate) frozen: FrozenSource,
     pub(crate) control: StoppedControl,
     pub(crate) data: Vec<StoppedData>,
+    pub(crate) changes: BTreeMap<String, Option<LeftCopy>>,
 }
 
 #[derive(Debug)]
@@ -139,7 +179,8 @@ impl Stopped {
     pub(crate) fn settle(self, left: &mut FrozenMigrations, fds: &mut Descriptors) {
         match self {
             Self::Source(stopped) => {
-                let StoppedSource { mut frozen, control, data } = *stopped;
+                let StoppedSource { mut frozen, control, data, changes } = *stopped;
+                frozen.changes = freeze_changes(changes, fds);
                 frozen.control = Some(control.settle());
                 frozen.data = settle_data(data, fds);
                 left.sources.push(frozen);
@@ -152,6 +193,7 @@ impl Stopped {
                 frozen.ram = ram.map(|ram| fds.add(ram));
                 left.destinations.push(frozen);
             }
+            Self::Waiting(frozen) => left.waiting.push(*frozen),
         }
     }
 }

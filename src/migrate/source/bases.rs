@@ -20,7 +20,7 @@ use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::journal::Undo;
 use crate::migrate::model::plan::{Base, CopiedDisk, Way};
 use crate::migrate::model::problem::{Problem, ProblemKind};
-use crate::migrate::transfer::disk::delta::DeltaError;
+use crate::migrate::transfer::disk::error::DeltaError;
 use crate::migrate::transfer::verify::hashes::{BATCH_BYTES_MAX, PARTS_MAX, PIECES_MAX};
 use crate::migrate::transfer::verify::ledger::{PIECE_BYTES_MAX, UNIT_BYTES};
 use crate::qemu::{BlockExportAdd, NbdError, NbdReader, delete_export, names};

@@ -7,20 +7,21 @@
 use super::failure::Failure;
 use super::replica;
 use super::state::Source;
-use crate::migrate::guest::nbd_server::NbdServer;
+use crate::migrate::guest::nbd_server::{self, NbdServer};
 use crate::migrate::guest::undo;
 use crate::migrate::journal::Undo;
 use crate::migrate::model::label::Label;
+use crate::migrate::model::phase::Phase;
 use crate::migrate::model::plan::{CopiedDisk, Way};
 use crate::migrate::model::problem::chain;
 use crate::migrate::protocol::message::Export;
-use crate::migrate::transfer::disk::delta::{Bitmaps, Followed};
+use crate::migrate::transfer::disk::bitmaps::Bitmaps;
+use crate::migrate::transfer::disk::error::DeltaError;
+use crate::migrate::transfer::disk::tracking::Followed;
 use crate::migrate::transfer::streams::socket_pair;
 use crate::mux::purpose;
 use crate::net::pump::PumpState;
-use crate::qemu::{
-    Qmp, QmpError, QueryMigrateCapabilities, SourceLeftovers, names, nbd_server_runs, source_cleanup,
-};
+use crate::qemu::{Qmp, QmpError, QueryMigrateCapabilities, names, nbd_server_runs};
 
 /// Plans to copy only what changed of the disks of which that is enough. Says why of the others.
 pub(crate) async fn choose_ways(source: &mut Source) -> Result<(), Failure> {
@@ -87,10 +88,12 @@ pub(crate) async fn serve(source: &mut Source) -> Result<Option<String>, Failure
         return Ok(None);
     }
     let qmp = &source.guest.qmp;
-    // Of an earlier process of this agent, which nobody can connect to any more.
-    let SourceLeftovers { exports, nbd_server, .. } = undo::leftovers(source.journal.past());
-    if nbd_server {
-        source_cleanup(qmp, &SourceLeftovers { exports, nbd_server, ..SourceLeftovers::default() }).await;
+    // Of an earlier process of this agent, which nobody can connect to any more. It goes with its exports; the
+    // migration of the RAM may be under way.
+    if undo::leftovers(source.journal.past()).nbd_server
+        && let Err(error) = nbd_server::close(qmp, &[]).await
+    {
+        return Ok(Some(format!("the source's QEMU does not end an earlier NBD server: {}", chain(&error))));
     }
     if source.reconnect_policy().ask(|| nbd_server_runs(qmp)).await? {
         return Ok(Some("the source's QEMU has an NBD server of somebody else's".into()));
@@ -115,8 +118,28 @@ pub(crate) async fn start_delta(
     let bitmaps = followed.bitmaps.clone();
     let theirs = start_disk_stream(source, disk, export).await?;
     source.journal.will_make(Undo::Export(names::export_id(&disk.name)))?;
-    source.copy.delta.start(&source.guest.qmp, &disk.name, bitmaps, &export.export, theirs);
+    let started = source.copy.delta.start(&source.guest.qmp, &disk.name, bitmaps, &export.export, theirs);
+    started.map_err(|source| Failure::Delta { disk: disk.name.clone(), source })?;
     tracing::info!(disk = disk.name, "only what changed since it was copied is copied");
+    Ok(())
+}
+
+/// Goes on with the copies of changes that an earlier process of this agent has left, and makes ready for those that it
+/// had only planned. What they read from is this process's own.
+pub(crate) async fn go_on(source: &mut Source) -> Result<(), Failure> {
+    let phase = source.clock.phase;
+    let goes_on =
+        (Phase::Mirror..=Phase::Switchover).contains(&phase) && source.copy.delta.server().is_none();
+    let Some(first) = source.copy.first_open_change().filter(|_| goes_on) else { return Ok(()) };
+    let failed = |(disk, source)| Failure::Delta { disk, source };
+    if let Some(lost) = source.copy.lost_change() {
+        return Err(failed((lost, DeltaError::Broken)));
+    }
+    if let Some(doubt) = serve(source).await? {
+        return Err(failed((first, DeltaError::NoServerBecause(doubt))));
+    }
+    source.copy.delta.go_on(&source.guest.qmp).map_err(failed)?;
+    tracing::info!(disk = first, "the copy of changes goes on where the process before has stopped");
     Ok(())
 }
 

@@ -28,9 +28,10 @@ const CATCH_UP_MAX: Duration = Duration::from_secs(10);
 /// Between two looks at what begins or comes to rest.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// Chooses each disk's way, unless an earlier process has done it.
+/// Chooses each disk's way, unless an earlier process has done it and begun.
 pub(crate) async fn choose(source: &mut Source) -> Result<(), Failure> {
-    if source.guest.take_missed_events() { Ok(()) } else { choose_ways(source).await }
+    let is_chosen = source.guest.take_missed_events() && source.copy.has_begun();
+    if is_chosen { Ok(()) } else { choose_ways(source).await }
 }
 
 /// Begins what is not under way, each disk by the way of its plan.

@@ -13,7 +13,8 @@ use crate::migrate::model::forecast::{Forecast, Passes, Seen};
 use crate::migrate::model::label::Label;
 use crate::migrate::model::plan::{DiskPlan, Plan, Way};
 use crate::migrate::model::progress::{Progress, ProgressSink};
-use crate::migrate::transfer::disk::delta::{Delta, Tracking};
+use crate::migrate::transfer::disk::delta::{Delta, LeftCopy};
+use crate::migrate::transfer::disk::tracking::Tracking;
 use crate::migrate::transfer::streams::Streams;
 use crate::qemu::names;
 
@@ -67,10 +68,41 @@ impl Copying {
         Self { plan, unready, unfinished, streams, tracking, delta, rate, forecast, meter, slowing }
     }
 
-    /// Whether another process can go on with it. What this very process reads and writes cannot be left
-    /// to another.
-    pub(crate) fn can_be_left(&self) -> bool {
-        self.delta.disks.is_empty()
+    /// What an earlier process of this agent has left of the disks of which only changes are copied. Before the first
+    /// disk has begun each disk's way is chosen anew.
+    pub(crate) fn take_up(&mut self, mut changes: BTreeMap<String, Option<LeftCopy>>) {
+        if !self.has_begun() {
+            return;
+        }
+        for plan in &mut self.plan.disks {
+            let Some(left) = changes.remove(&plan.disk.name) else { continue };
+            plan.way = Way::Changes;
+            if let (Some(left), Some(followed)) = (left, self.tracking.disks.get(&plan.disk.name)) {
+                self.delta.take_up(&plan.disk.name, followed.bitmaps.clone(), left);
+            }
+        }
+    }
+
+    /// The same for the next process, by disk; none of one whose copy has not begun.
+    pub(crate) async fn leave_changes(&mut self) -> BTreeMap<String, Option<LeftCopy>> {
+        let mut left = self.delta.leave().await;
+        self.changes().map(|plan| (plan.disk.name.clone(), left.remove(&plan.disk.name))).collect()
+    }
+
+    /// The first disk of which only changes are copied and both sides are not known to be equal.
+    pub(crate) fn first_open_change(&self) -> Option<String> {
+        self.changes().find(|plan| !self.delta.is_equal(&plan.disk.name)).map(|plan| plan.disk.name.clone())
+    }
+
+    /// A disk whose stream is there and of whose copy nothing is known.
+    pub(crate) fn lost_change(&self) -> Option<String> {
+        let is_lost =
+            |plan: &&DiskPlan| self.is_under_way(plan) && !self.delta.disks.contains_key(&plan.disk.name);
+        self.changes().find(is_lost).map(|plan| plan.disk.name.clone())
+    }
+
+    fn changes(&self) -> impl Iterator<Item = &DiskPlan> {
+        self.plan.disks.iter().filter(|plan| plan.way == Way::Changes)
     }
 
     /// The jobs of all mirrors.
@@ -100,6 +132,11 @@ impl Copying {
         self.streams.has(&Label::Disk(plan.disk.name.clone()))
     }
 
+    /// Whether the copy of any disk has begun.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.plan.disks.iter().any(|plan| self.is_under_way(plan))
+    }
+
     /// The disk whose copy begins next, if not so many are copied whole already. What changed since an earlier
     /// try is little and does not count.
     pub(crate) fn next_to_begin(&self, at_once: usize) -> Option<&DiskPlan> {
@@ -115,7 +152,9 @@ impl Copying {
     /// Whether every disk was copied once.
     pub(crate) fn has_caught_up(&self) -> bool {
         let is_begun = self.plan.disks.iter().all(|plan| self.is_under_way(plan));
-        is_begun && self.unready.is_empty() && self.delta.copied_once()
+        is_begun
+            && self.unready.is_empty()
+            && self.changes().all(|plan| self.delta.copied_once(&plan.disk.name))
     }
 
     /// Whether nothing need move at this moment.
@@ -125,7 +164,7 @@ impl Copying {
 
     /// Whether both sides' disks are equal, with the guest at rest.
     pub(crate) fn is_finished(&self) -> bool {
-        self.unfinished.is_empty() && self.delta.is_over()
+        self.unfinished.is_empty() && self.first_open_change().is_none()
     }
 
     /// Ends all copying at once: the streams are cut, what this agent copies is dropped.

@@ -1,7 +1,7 @@
 //! What happens while a phase waits.
 
 use crate::migrate::model::label::Label;
-use crate::migrate::transfer::disk::delta::DeltaError;
+use crate::migrate::transfer::disk::error::DeltaError;
 use crate::net::pump::PumpEnd;
 use crate::qemu::EventKind;
 

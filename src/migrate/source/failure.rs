@@ -21,7 +21,7 @@ use crate::migrate::model::problem::Problem;
 use crate::migrate::model::progress::Outcome;
 use crate::migrate::protocol::client::LinkError;
 use crate::migrate::protocol::message::{CANCELLED, REPLICATED};
-use crate::migrate::transfer::disk::delta::DeltaError;
+use crate::migrate::transfer::disk::error::DeltaError;
 use crate::migrate::transfer::disk::mirror::MirrorError;
 
 /// Why a migration did not go on.

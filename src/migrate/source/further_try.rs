@@ -7,7 +7,7 @@ use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
-use crate::migrate::transfer::disk::delta::Tracking;
+use crate::migrate::transfer::disk::tracking::Tracking;
 
 #[derive(Debug)]
 pub(crate) struct Ended {

@@ -1,14 +1,17 @@
 //! A source that stops for another process, and one that goes on where an earlier process has stopped.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::awaited_try::AwaitedTry;
 use super::clock::Clock;
 use super::context::Context;
 use super::copying::Copying;
+use super::further_try::Held;
 use super::guest::Guest;
 use super::peer::Peer;
 use super::request::SourceRequest;
@@ -16,21 +19,23 @@ use super::retry;
 use super::state::Source;
 use crate::migrate::guest::last_words::LastWords;
 use crate::migrate::handoff::TakenUp;
-use crate::migrate::handoff::state::{FrozenSource, Stopped, StoppedSource};
+use crate::migrate::handoff::state::{FrozenHeld, FrozenSource, FrozenWait, Stopped, StoppedSource};
 use crate::migrate::handoff::taken_up::{journal, reach};
 use crate::migrate::host::Host;
-use crate::migrate::journal::Role;
+use crate::migrate::journal::{RetryOf, Role};
 use crate::migrate::model::options::Options;
 use crate::migrate::model::plan::Plan;
 use crate::migrate::model::progress::ProgressSink;
 use crate::migrate::protocol::client::Link;
 use crate::migrate::transfer::bandwidth::{ShareHandle, Wish};
+use crate::migrate::transfer::disk::frozen::thaw_changes;
 use crate::migrate::transfer::streams::Streams;
 use crate::net::stream_owner::{Descriptors, ThawedStreams};
 
 impl Source {
     /// Stops: pumps between two bytes, everything else where it is.
     pub(crate) async fn stop(mut self) {
+        let changes = self.copy.leave_changes().await;
         let (data, ended) = self.copy.streams.freeze().await;
         let phase = self.clock.phase;
         tracing::info!(
@@ -55,13 +60,14 @@ impl Source {
             inventory: self.guest.inventory,
             retry: request.retry,
             tracking: self.copy.tracking,
+            changes: BTreeMap::new(),
             grant: self.peer.grant,
             loaded: self.peer.loaded,
             downtime: self.clock.downtime,
             paused_ms,
         };
         let control = self.peer.link.stop();
-        host.freeze.add(Stopped::Source(Box::new(StoppedSource { frozen, control, data })));
+        host.freeze.add(Stopped::Source(Box::new(StoppedSource { frozen, control, data, changes })));
     }
 }
 
@@ -103,6 +109,7 @@ pub(crate) fn take_up(
     if let Some(grant) = &peer.grant {
         copy.plan.is_granted(&grant.exports);
     }
+    copy.take_up(thaw_changes(left.changes, fds));
     let clock = Clock::new(left.phase, left.downtime, left.paused_ms.map(ago));
     let (inventory, its_context) = (left.inventory, context.clone());
     let this_try = Box::pin(async move {
@@ -117,6 +124,36 @@ pub(crate) fn take_up(
         drop(reservation);
     });
     Ok(TakenUp { progress, cancel, share: Some(share), journal: (id, Role::Source), running })
+}
+
+/// Waits on where an earlier process has stopped; why it cannot.
+pub(crate) fn take_up_wait(host: &Arc<Host>, left: FrozenWait) -> Result<TakenUp, String> {
+    let reservation = host.reserve(&left.vm, left.id).map_err(|p| p.to_string())?;
+    let (progress, options) = (ProgressSink::new(left.progress), left.options);
+    let share = ShareHandle::new(&options, progress.clone());
+    let its_journal = left.held.as_ref().map_or(left.id, |held| held.migration);
+    let held = match left.held {
+        Some(FrozenHeld { migration, outcome, tracking }) => {
+            Some(Held { journal: journal(host, migration, Role::Source)?, outcome, tracking })
+        }
+        None => None,
+    };
+    let progress = progress.recorded(&host.audit);
+    let cancel = CancellationToken::new();
+    let (first, number) = (left.id, left.number);
+    let retry = Some(RetryOf { first, number, kept: Vec::new() });
+    let request =
+        SourceRequest { id: first, vm: left.vm, peer: left.peer, options, retry, share: share.clone() };
+    let context =
+        Context { host: Arc::clone(host), request, progress: progress.clone(), cancel: cancel.clone() };
+    let (its_context, waiting) =
+        (context.clone(), AwaitedTry { first, number, failed: left.failed, held, wait: left.wait });
+    let next_try = Box::pin(async move { retry::wait_for_next(&its_context, waiting).await?.await });
+    let running = Box::pin(async move {
+        retry::go_on(context, next_try).await;
+        drop(reservation);
+    });
+    Ok(TakenUp { progress, cancel, share: Some(share), journal: (its_journal, Role::Source), running })
 }
 
 fn ago(ms: u64) -> Instant {

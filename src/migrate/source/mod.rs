@@ -11,6 +11,7 @@
 
 mod any_phase;
 mod attempt;
+mod awaited_try;
 mod bases;
 mod changes;
 pub(crate) mod clock;

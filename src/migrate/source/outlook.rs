@@ -10,7 +10,7 @@ use crate::migrate::model::options::Options;
 use crate::migrate::model::plan;
 use crate::migrate::model::prediction::{DiskOutlook, Outlook};
 use crate::migrate::model::problem::chain;
-use crate::migrate::transfer::disk::delta::Tracking;
+use crate::migrate::transfer::disk::tracking::Tracking;
 use crate::qemu::{Disk, Qmp, QmpError, QueryStatus, RunState, dirty_rate, nbd_server_runs, ram_in_use};
 
 /// Looks at the guest of `vm` that would go to `peer`; takes a second and more.

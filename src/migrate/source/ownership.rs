@@ -180,9 +180,7 @@ impl Source {
                 self.end.since = Some(Instant::now());
                 return Ok(SourceInput::Complete);
             }
-            Err(Failure::Frozen) if self.copy.can_be_left() => return Err(Leave::Frozen),
-            // What this very process reads and writes cannot be left to another.
-            Err(Failure::Frozen) => self.end.failure = Some(Failure::Stopping),
+            Err(Failure::Frozen) => return Err(Leave::Frozen),
             Err(failure) => self.end.failure = Some(failure),
         }
         Ok(SourceInput::Fail)

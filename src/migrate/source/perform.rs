@@ -1,5 +1,6 @@
 //! All phases of a migration before its hand-over, one after the other by the table.
 
+use super::changes;
 use super::failure::Failure;
 use super::guest_watch::look_if_missed;
 use super::phases;
@@ -17,7 +18,10 @@ async fn bring_into_step(source: &mut Source) -> Result<(), Failure> {
 /// Everything from where it is up to the hand-over.
 pub(crate) async fn perform(source: &mut Source) -> Result<(), Failure> {
     loop {
-        let looked = look_if_missed(source).await;
+        let looked = match look_if_missed(source).await {
+            Ok(()) => changes::go_on(source).await,
+            failed => failed,
+        };
         let phase = source.clock.phase;
         let replicates = source.context.request.options.replicate;
         let done = match phase {

@@ -14,7 +14,7 @@ use super::verify::{guarded, heed, not_comparable};
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::journal::Undo;
 use crate::migrate::model::problem::{Problem, ProblemKind};
-use crate::migrate::transfer::disk::delta::DeltaError;
+use crate::migrate::transfer::disk::error::DeltaError;
 use crate::qemu::{BlockExportAdd, Disk, NbdReader, delete_export, names};
 
 /// Compares them all, if that was asked for. A difference is a failure.

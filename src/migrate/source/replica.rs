@@ -16,7 +16,8 @@ use super::state::Source;
 use crate::migrate::host::Host;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::replica::{ReplicaDisk, SourceReplica};
-use crate::migrate::transfer::disk::delta::{Bitmaps, Followed, Tracking};
+use crate::migrate::transfer::disk::bitmaps::Bitmaps;
+use crate::migrate::transfer::disk::tracking::{Followed, Tracking};
 use crate::net::identity::Identity;
 use crate::qemu::Process;
 

@@ -3,7 +3,7 @@
 use super::failure::Failure;
 use super::state::Source;
 use super::{copies, replica};
-use crate::migrate::transfer::disk::delta::DeltaError;
+use crate::migrate::transfer::disk::error::DeltaError;
 use crate::migrate::transfer::disk::mirror;
 use crate::qemu::delete_bitmap;
 

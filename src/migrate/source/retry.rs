@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::attempt::{attempt, not_begun};
+use super::awaited_try::AwaitedTry;
 use super::context::Context;
 use super::failure::Failure;
 use super::further_try::{Ended, Held, add_leftovers};
@@ -87,26 +88,41 @@ pub(crate) async fn go_on(mut context: Context, mut running: Try) {
             continue;
         }
         say_both(&mut ended.outcome, found);
-        let Context { host, progress, cancel, .. } = &context;
         if let Verdict::Over(why) = verdict(&ended, number, of) {
-            note_end(progress, number, of, why);
+            note_end(&context.progress, number, of, why);
             release(&context, ended.held, &mut ended.outcome).await;
-            return progress.end(ended.phase, ended.outcome);
+            return context.progress.end(ended.phase, ended.outcome);
         }
-        note_failure(progress, number, of, &ended.outcome);
+        note_failure(&context.progress, number, of, &ended.outcome);
         number += 1;
-        let waited = tokio::select! {
-            waited = wait(progress, number, cancel) => waited,
-            // The journal is open, and is settled by whoever comes next.
-            () = host.freeze.begun() => return,
+        let (failed, held) = (ended.outcome, ended.held);
+        let wait = back_off(number - 1, random());
+        let Some(next) = wait_for_next(&context, AwaitedTry { first, number, failed, held, wait }).await
+        else {
+            return;
         };
-        if waited.is_err() {
-            let mut outcome = given_up(host, number, of, &ended.outcome);
-            release(&context, ended.held, &mut outcome).await;
-            return progress.end(Phase::Failed, outcome);
-        }
-        running = next_try(&context, (first, number), ended.held);
+        running = next;
     }
+}
+
+/// Waits, and begins it; `None`: another process waits on, or nobody wants it any more.
+pub(crate) async fn wait_for_next(context: &Context, waiting: AwaitedTry) -> Option<Try> {
+    let (host, progress, number) = (&context.host, &context.progress, waiting.number);
+    let until = Instant::now() + waiting.wait;
+    let waited = tokio::select! {
+        waited = wait_until(until, progress, number, &context.cancel) => waited,
+        () = host.freeze.begun() => {
+            AwaitedTry { wait: until.saturating_duration_since(Instant::now()), ..waiting }.leave(context);
+            return None;
+        }
+    };
+    if waited.is_ok() {
+        return Some(next_try(context, (waiting.first, number), waiting.held));
+    }
+    let mut outcome = given_up(host, number, context.request.options.retry.tries(), &waiting.failed);
+    release(context, waiting.held, &mut outcome).await;
+    progress.end(Phase::Failed, outcome);
+    None
 }
 
 fn next_try(context: &Context, (first, number): (Uuid, u32), held: Option<Held>) -> Try {
@@ -229,11 +245,19 @@ fn note_end(progress: &ProgressSink, number: u32, of: u32, why: Option<&str>) {
 /// Somebody cancelled while the next try was waited for.
 struct Interrupted;
 
-async fn wait(progress: &ProgressSink, number: u32, cancel: &CancellationToken) -> Result<(), Interrupted> {
+fn random() -> u32 {
     let mut random = [0; 4];
     // Without randomness all hosts wait alike, which is no reason to give up.
     let _ = getrandom::fill(&mut random);
-    let until = Instant::now() + back_off(number - 1, u32::from_le_bytes(random));
+    u32::from_le_bytes(random)
+}
+
+async fn wait_until(
+    until: Instant,
+    progress: &ProgressSink,
+    number: u32,
+    cancel: &CancellationToken,
+) -> Result<(), Interrupted> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
         progress.update(|p| {

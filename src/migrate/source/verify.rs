@@ -29,7 +29,8 @@ use crate::migrate::model::progress::Comparison;
 use crate::migrate::model::sample::DiskSample;
 use crate::migrate::protocol::client::LinkError;
 use crate::migrate::protocol::message::{Parts, Piece, Pieces, Request, Response};
-use crate::migrate::transfer::disk::delta::{Bitmaps, DeltaError};
+use crate::migrate::transfer::disk::bitmaps::Bitmaps;
+use crate::migrate::transfer::disk::error::DeltaError;
 use crate::migrate::transfer::verify::hashes;
 use crate::migrate::transfer::verify::ledger::{Ledger, PIECE_BYTES_MAX};
 use crate::qemu::{

@@ -36,8 +36,11 @@ async fn written(client: UnixStream, server: &mut UnixStream) {
     let Ok(mut writer) = NbdWriter::connect(client.into(), "disk0").await else { return };
     let mut at = 0;
     for n in 0..40_u8 {
-        let written = writer.write(at, &[n % 3; 512]).await;
+        if writer.begin_write(at, &[n % 3; 512]).is_err() {
+            return;
+        }
         at += 512;
+        let written = writer.room().await;
         // Nobody may wait for room.
         let mut heard = [0; 4096];
         while server.read(&mut heard).is_ok_and(|n| n > 0) {}

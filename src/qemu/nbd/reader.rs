@@ -1,12 +1,5 @@
-//! A client of QEMU's NBD server, for what no job of QEMU's does: reading which parts of a disk a
-//! dirty bitmap holds, and copying just those while the guest goes on writing; and asking whether a disk
-//! reads as zeroes.
-//!
-//! Speaks the NBD protocol's fixed newstyle handshake, structured replies where it reads and
-//! simple ones where it writes. Owns one connected socket; knows no bitmap, job or migration.
-//! What the other side sends is never believed in length: every reply has a limit.
+//! The reading client: which parts of an export are dirty, zeroes or of the topmost image, and its contents.
 
-use crate::printable::bounded;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -14,34 +7,20 @@ use std::os::fd::OwnedFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943; // "NBDMAGIC"
-const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054; // "IHAVEOPT"
-const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-const REQUEST_MAGIC: u32 = 0x2560_9513;
-const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
-const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+use super::{
+    HANDSHAKE_FLAGS, INIT_MAGIC, NbdError, OPTION_MAGIC, OPTION_REPLY_MAGIC, REP_ACK, REP_ERROR_BIT,
+    REPLY_BYTES_MAX, REQUEST_BYTES_MAX, be_u32, export_info, named, option, option_go, request_header, wants,
+};
+use crate::printable::bounded;
 
-/// Fixed newstyle, and no padding after an export's description.
-const HANDSHAKE_FLAGS: u16 = 0b11;
-const OPT_GO: u32 = 7;
+const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 const OPT_STRUCTURED_REPLY: u32 = 8;
 const OPT_SET_META_CONTEXT: u32 = 10;
-const REP_ACK: u32 = 1;
-const REP_INFO: u32 = 3;
 const REP_META_CONTEXT: u32 = 4;
-const REP_ERROR_BIT: u32 = 1 << 31;
-const INFO_EXPORT: u16 = 0;
-
 const CMD_READ: u16 = 0;
-const CMD_WRITE: u16 = 1;
-const CMD_FLUSH: u16 = 3;
-const CMD_WRITE_ZEROES: u16 = 6;
 const CMD_BLOCK_STATUS: u16 = 7;
 /// One chunk of data for a read, holes included.
 const CMD_FLAG_DF: u16 = 1 << 2;
-
-const SEND_FLUSH: u16 = 1 << 2;
-const SEND_WRITE_ZEROES: u16 = 1 << 6;
 const SEND_DF: u16 = 1 << 7;
 
 /// The context in which an extent's flags are the number of the image that has it: 1 is the topmost.
@@ -59,28 +38,8 @@ const CHUNK_OFFSET_DATA: u16 = 1;
 const CHUNK_BLOCK_STATUS: u16 = 5;
 const CHUNK_ERROR_BIT: u16 = 1 << 15;
 
-/// Longest reply to an option, and longest chunk that is not data.
-const REPLY_BYTES_MAX: usize = 2 << 20;
-/// Bytes read or written in one request. QEMU takes 32 MiB.
-pub const REQUEST_BYTES_MAX: usize = 1 << 20;
 /// How much of a disk one question about its parts covers.
 const STATUS_BYTES_MAX: u64 = 1 << 30;
-/// Writes that may be on their way at once.
-const WRITES_MAX: u64 = 16;
-
-/// Why an NBD exchange did not succeed.
-#[derive(Debug, thiserror::Error)]
-pub enum NbdError {
-    #[error("the NBD connection failed")]
-    Io(#[from] io::Error),
-    #[error("the NBD server does not give {what}: {text}")]
-    Handshake { what: &'static str, text: String },
-    #[error("the NBD server failed a {what}")]
-    Request { what: &'static str, source: io::Error },
-    /// What it sent is not the protocol, or not this part of it.
-    #[error("the NBD server sent something unexpected: {0}")]
-    Protocol(&'static str),
-}
 
 #[derive(Debug)]
 struct Connection {
@@ -106,13 +65,8 @@ impl Connection {
         Ok(Self { socket, size: 0, flags: 0, cookie: 0 })
     }
 
-    async fn option(&mut self, option: u32, data: &[u8]) -> Result<(), NbdError> {
-        let mut message = Vec::with_capacity(16 + data.len());
-        message.extend_from_slice(&OPTION_MAGIC.to_be_bytes());
-        message.extend_from_slice(&option.to_be_bytes());
-        message.extend_from_slice(&length(data)?.to_be_bytes());
-        message.extend_from_slice(data);
-        self.socket.write_all(&message).await?;
+    async fn option(&mut self, number: u32, data: &[u8]) -> Result<(), NbdError> {
+        self.socket.write_all(&option(number, data)?).await?;
         Ok(())
     }
 
@@ -142,37 +96,18 @@ impl Connection {
 
     /// Enters transmission.
     async fn go(&mut self, export: &str) -> Result<(), NbdError> {
-        let mut data = named(export)?;
-        data.extend_from_slice(&0_u16.to_be_bytes());
-        self.option(OPT_GO, &data).await?;
+        self.socket.write_all(&option_go(export)?).await?;
         while let Some((kind, info)) = self.option_reply("the export").await? {
-            if kind == REP_INFO && info.starts_with(&INFO_EXPORT.to_be_bytes()) {
-                let fields = info.get(2..12).ok_or(NbdError::Protocol("a short export description"))?;
-                (self.size, self.flags) = (be_u64(fields), u16::from_be_bytes([fields[8], fields[9]]));
+            if let Some((size, flags)) = export_info(kind, &info)? {
+                (self.size, self.flags) = (size, flags);
             }
         }
         Ok(())
     }
 
-    fn wants(&self, flag: u16, what: &'static str) -> Result<(), NbdError> {
-        if self.flags & flag == flag {
-            return Ok(());
-        }
-        Err(NbdError::Handshake { what, text: "this server cannot".into() })
-    }
-
     async fn request(&mut self, command: u16, flags: u16, at: Range<u64>) -> Result<(), NbdError> {
         self.cookie += 1;
-        let length =
-            u32::try_from(at.end - at.start).map_err(|_| NbdError::Protocol("our request is too long"))?;
-        let mut header = Vec::with_capacity(28);
-        header.extend_from_slice(&REQUEST_MAGIC.to_be_bytes());
-        header.extend_from_slice(&flags.to_be_bytes());
-        header.extend_from_slice(&command.to_be_bytes());
-        header.extend_from_slice(&self.cookie.to_be_bytes());
-        header.extend_from_slice(&at.start.to_be_bytes());
-        header.extend_from_slice(&length.to_be_bytes());
-        self.socket.write_all(&header).await?;
+        self.socket.write_all(&request_header(command, flags, self.cookie, at)?).await?;
         Ok(())
     }
 
@@ -229,7 +164,7 @@ impl NbdReader {
             return Err(NbdError::Handshake { what: "what its parts are", text });
         };
         connection.go(export).await?;
-        connection.wants(SEND_DF, "whole reads")?;
+        wants(connection.flags, SEND_DF, "whole reads")?;
         Ok(Self { connection, context })
     }
 
@@ -386,97 +321,6 @@ fn extents(data: &[u8], of: Range<u64>, says: Says, parts: &mut Vec<Range<u64>>)
         at = end;
     }
     at
-}
-
-/// Writes to an export, several requests at a time.
-#[derive(Debug)]
-pub struct NbdWriter {
-    connection: Connection,
-    /// Requests whose reply has not come. Replies may come in any order.
-    pending: u64,
-}
-
-impl NbdWriter {
-    /// Shakes hands for a writable export.
-    pub async fn connect(socket: OwnedFd, export: &str) -> Result<Self, NbdError> {
-        let mut connection = Connection::greeted(socket).await?;
-        connection.go(export).await?;
-        connection.wants(SEND_FLUSH | SEND_WRITE_ZEROES, "flushes and zeroes")?;
-        Ok(Self { connection, pending: 0 })
-    }
-
-    /// The export's size in bytes.
-    pub fn size(&self) -> u64 {
-        self.connection.size
-    }
-
-    /// Sends data, or, if it is all zeroes, that. Whether it was written is known after
-    /// [`flush`](Self::flush).
-    /// Errors: any [`NbdError`], also of an earlier write.
-    pub async fn write(&mut self, at: u64, data: &[u8]) -> Result<(), NbdError> {
-        if self.pending >= WRITES_MAX {
-            self.reply().await?;
-        }
-        let range = at..at + data.len() as u64;
-        if data.iter().all(|&byte| byte == 0) {
-            self.connection.request(CMD_WRITE_ZEROES, 0, range).await?;
-        } else {
-            self.connection.request(CMD_WRITE, 0, range).await?;
-            self.connection.socket.write_all(data).await?;
-        }
-        self.pending += 1;
-        Ok(())
-    }
-
-    /// Waits until everything sent has been written, and is on the disk.
-    pub async fn flush(&mut self) -> Result<(), NbdError> {
-        // Not before: a flush covers only what has been answered when it is sent.
-        self.settle().await?;
-        self.connection.request(CMD_FLUSH, 0, 0..0).await?;
-        self.pending += 1;
-        self.settle().await
-    }
-
-    async fn settle(&mut self) -> Result<(), NbdError> {
-        while self.pending > 0 {
-            self.reply().await?;
-        }
-        Ok(())
-    }
-
-    async fn reply(&mut self) -> Result<(), NbdError> {
-        let socket = &mut self.connection.socket;
-        if socket.read_u32().await? != SIMPLE_REPLY_MAGIC {
-            return Err(NbdError::Protocol("no simple reply"));
-        }
-        let error = socket.read_u32().await?;
-        let _cookie = socket.read_u64().await?;
-        self.pending -= 1;
-        if error == 0 {
-            return Ok(());
-        }
-        let source = io::Error::from_raw_os_error(error.cast_signed());
-        Err(NbdError::Request { what: "write", source })
-    }
-}
-
-fn length(data: &[u8]) -> Result<u32, NbdError> {
-    u32::try_from(data.len()).map_err(|_| NbdError::Protocol("our option is too long"))
-}
-
-/// A string as options carry it.
-fn named(text: &str) -> Result<Vec<u8>, NbdError> {
-    let mut data = length(text.as_bytes())?.to_be_bytes().to_vec();
-    data.extend_from_slice(text.as_bytes());
-    Ok(data)
-}
-
-fn be_u32(data: &[u8]) -> u32 {
-    data.iter().take(4).fold(0, |number, &byte| number << 8 | u32::from(byte))
-}
-
-fn be_u64(data: &[u8]) -> u64 {
-    data.iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
 #[cfg(test)]
