@@ -15,6 +15,7 @@ pub mod drain;
 pub mod enrol;
 pub mod error_chain;
 pub mod forward;
+pub mod json;
 pub mod libvirt;
 mod log;
 pub mod metrics;

@@ -4,6 +4,8 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::json::{Document, Strict};
+
 /// Longest text in bytes that is taken from a peer or from QEMU; the longest honest ones are lists of
 /// files with their paths.
 pub const TEXT_BYTES_MAX: usize = 8 * 1024;
@@ -46,9 +48,9 @@ fn replaced(c: char) -> char {
 
 /// What a peer has written, every text in it bounded and printable: also those that an error repeats.
 pub fn of_peer<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
-    let mut value: Value = serde_json::from_slice(json)?;
+    let Document(mut value) = serde_json::from_slice(json)?;
     clean(&mut value, bounded);
-    serde_json::from_value(value)
+    T::deserialize(Strict(value))
 }
 
 /// Spaces in a row that a text on a terminal may have: more of them would move the rest to where a line of

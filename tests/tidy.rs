@@ -86,6 +86,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "drain",
             "error_chain",
             "forward",
+            "json",
             "libvirt",
             "metrics",
             "migrate",
@@ -208,7 +209,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "net",
         ],
     ),
-    ("migrate::protocol", &["error_chain", "migrate::transfer::frozen", "mux", "net"]),
+    ("migrate::protocol", &["error_chain", "json", "migrate::transfer::frozen", "mux", "net"]),
     ("migrate::protocol::message", &["migrate::handover", "migrate::model", "qemu"]),
     (
         "migrate::transfer",
@@ -282,7 +283,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("net::lanes", &["net::session"]),
     // A new host and the CA's machine: without an agent, too.
-    ("enrol", &["error_chain", "net::credentials", "net::identity", "net::naming", "pki", "printable"]),
+    (
+        "enrol",
+        &["error_chain", "json", "net::credentials", "net::identity", "net::naming", "pki", "printable"],
+    ),
     (
         "pki",
         &[
@@ -305,7 +309,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("audit", &["printable"]),
     ("error_chain", &[]),
     ("log", &["printable"]),
-    ("printable", &[]),
+    ("json", &[]),
+    ("printable", &["json"]),
     ("ranged", &[]),
     ("rate", &["ranged"]),
     ("size", &[]),

@@ -53,6 +53,11 @@ impl Caller {
         }
     }
 
+    /// It is root, or the agent's own user.
+    pub(super) fn owns_the_agent(&self) -> bool {
+        self.uid.map(Uid::from_raw).is_some_and(|uid| uid.is_root() || uid == geteuid())
+    }
+
     /// For the audit record.
     pub(super) fn by(&self) -> By {
         By { uid: self.uid, gid: self.gid, pid: self.pid }
@@ -70,7 +75,7 @@ impl Caller {
             return (!api.has_roles()).then_some(Role::Admin);
         }
         let (uid, gid) = (Uid::from_raw(self.uid?), Gid::from_raw(self.gid?));
-        if uid.is_root() || uid == geteuid() {
+        if self.owns_the_agent() {
             return Some(Role::Admin);
         }
         if !api.has_roles() {

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::caller::Caller;
 use super::refusal::Refusal;
 use super::running::Agent;
+use crate::json::{Document, Strict};
 
 pub(super) type Agents = State<Arc<Agent>>;
 pub(super) type Callers = ConnectInfo<Caller>;
@@ -42,8 +43,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Sent<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
-        let Json(sent) = Json::from_request(request, state).await?;
-        Ok(Self(sent))
+        let Json(Document(sent)) = Json::from_request(request, state).await?;
+        serde_path_to_error::deserialize(Strict(sent)).map(Self).map_err(|wrong| Refusal::from(&wrong))
     }
 }
 

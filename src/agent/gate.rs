@@ -16,10 +16,12 @@ use uuid::Uuid;
 
 use super::call::Call;
 use super::caller::Caller;
+use super::http::HasBusiness;
 use super::refusal::Refusal;
 use super::running::Agent;
 use crate::access::{Action, Who, authorize};
 use crate::audit::Event;
+use crate::json::Document;
 
 /// Largest request that is recorded as it is; of a longer one the size is.
 const RECORDED_BYTES_MAX: usize = 4 * 1024;
@@ -67,6 +69,9 @@ async fn pass(State(passage): State<Passage>, request: Request, next: Next) -> R
     if let Err(refusal) = agent.permits(call, &caller).await {
         return refusal.into_response();
     }
+    if let Some(has_business) = request.extensions().get::<HasBusiness>() {
+        has_business.note();
+    }
     if call.action() == Action::View {
         return next.run(request).await;
     }
@@ -91,7 +96,7 @@ async fn pass(State(passage): State<Passage>, request: Request, next: Next) -> R
 fn recorded(body: &Bytes) -> Value {
     match serde_json::from_slice(body) {
         _ if body.is_empty() => Value::Null,
-        Ok(value) if body.len() <= RECORDED_BYTES_MAX => value,
+        Ok(Document(value)) if body.len() <= RECORDED_BYTES_MAX => value,
         _ => json!({ "bytes": body.len() }),
     }
 }

@@ -1,6 +1,8 @@
 //! Serving HTTP to local callers within limits: how many connections each may have, how long a request's head
 //! may take, how long a connection may last. Knows no route.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -33,39 +35,74 @@ pub(super) struct Limits {
     /// Connections of one caller.
     pub(super) connections: usize,
     pub(super) when_full: WhenFull,
+    /// Connections of all of them. Beyond that the oldest one makes room whose caller is not known to have business
+    /// here: a user of this host may have thousands of numbers in its namespaces (subuid(5)).
+    pub(super) in_all: usize,
     /// Of a whole connection; none where answers may go on.
     pub(super) lifetime: Option<Duration>,
 }
 
-/// The open connections, oldest first, each with its caller.
-#[derive(Debug, Default)]
-struct Open(Vec<(u32, AbortHandle)>);
+/// Whether the caller of a connection is known to have business here.
+#[derive(Debug, Clone, Default)]
+pub(super) struct HasBusiness(Arc<AtomicBool>);
 
-impl Open {
-    /// Whether the caller may have one more.
-    fn admits(&mut self, caller: u32, limits: &Limits) -> bool {
-        self.0.retain(|(_, connection)| !connection.is_finished());
-        let is_theirs = |(of, _): &&(u32, AbortHandle)| *of == caller;
-        if self.0.iter().filter(is_theirs).count() < limits.connections {
-            return true;
-        }
-        if limits.when_full == WhenFull::CloseNewest {
-            return false;
-        }
-        if let Some(at) = self.0.iter().position(|(of, _)| *of == caller) {
-            self.0.remove(at).1.abort();
-        }
-        true
+impl HasBusiness {
+    /// From now on it has.
+    pub(super) fn note(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Serves until the agent stops, and what is under way by then to its end. `routes` says for each connection
+/// Who is at the other end of a connection, and what answers it.
+pub(super) struct Visitor {
+    /// The same for all connections of a caller.
+    pub(super) caller: u32,
+    pub(super) has_business: HasBusiness,
+    pub(super) routes: Router,
+}
+
+#[derive(Debug)]
+struct Connection {
+    caller: u32,
+    has_business: HasBusiness,
+    task: AbortHandle,
+}
+
+/// The open connections, oldest first.
+#[derive(Debug, Default)]
+struct Open(Vec<Connection>);
+
+impl Open {
+    /// Whether the caller may have one more.
+    fn admits(&mut self, caller: u32, has_business: &HasBusiness, limits: &Limits) -> bool {
+        self.0.retain(|connection| !connection.task.is_finished());
+        if self.0.iter().filter(|connection| connection.caller == caller).count() >= limits.connections {
+            return limits.when_full == WhenFull::CloseOldest && self.close(|one| one.caller == caller);
+        }
+        self.0.len() < limits.in_all || self.close(|one| !one.has_business.get()) || has_business.get()
+    }
+
+    /// Closes the oldest that is so; whether there was one.
+    fn close(&mut self, is: impl Fn(&Connection) -> bool) -> bool {
+        let found = self.0.iter().position(is);
+        found.is_some_and(|at| {
+            self.0.remove(at).task.abort();
+            true
+        })
+    }
+}
+
+/// Serves until the agent stops, and what is under way by then to its end. `visitor` says for each connection
 /// who calls and what answers.
 pub(super) async fn serve<L>(
     mut listener: L,
     limits: Limits,
     stopping: CancellationToken,
-    routes: impl Fn(&L::Io) -> (u32, Router),
+    visitor: impl Fn(&L::Io) -> Visitor,
 ) where
     L: Listener<Io: AsyncRead + AsyncWrite + Unpin + Send>,
 {
@@ -76,10 +113,10 @@ pub(super) async fn serve<L>(
             Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
             () = stopping.cancelled() => break,
         };
-        let (caller, router) = routes(&io);
-        if open.admits(caller, &limits) {
-            let connection = serve_one(io, router, limits, stopping.clone());
-            open.0.push((caller, tasks.spawn(connection)));
+        let Visitor { caller, has_business, routes } = visitor(&io);
+        if open.admits(caller, &has_business, &limits) {
+            let task = tasks.spawn(serve_one(io, routes, limits, stopping.clone()));
+            open.0.push(Connection { caller, has_business, task });
         }
     }
     drop(listener);
@@ -116,14 +153,19 @@ where
 mod tests {
     use super::*;
 
-    async fn open_after(when_full: WhenFull, callers: &[u32]) -> Vec<(u32, bool)> {
-        let limits = Limits { connections: 2, when_full, lifetime: None };
+    /// Those of these callers that are open afterwards, by their number; from 100 on they have business.
+    async fn open_after(when_full: WhenFull, in_all: usize, callers: &[u32]) -> Vec<(u32, bool)> {
+        let limits = Limits { connections: 2, when_full, in_all, lifetime: None };
         let (mut open, mut tasks, mut all) = (Open::default(), JoinSet::new(), Vec::new());
         for caller in callers {
-            if open.admits(*caller, &limits) {
+            let has_business = HasBusiness::default();
+            if *caller >= 100 {
+                has_business.note();
+            }
+            if open.admits(*caller, &has_business, &limits) {
                 let task = tasks.spawn(std::future::pending::<()>());
                 all.push((*caller, task.clone()));
-                open.0.push((*caller, task));
+                open.0.push(Connection { caller: *caller, has_business, task });
             }
         }
         tokio::task::yield_now().await;
@@ -132,9 +174,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_caller_that_has_its_number_takes_nothing_from_others() {
-        let kept = open_after(WhenFull::CloseNewest, &[1, 1, 1, 2, 1, 2, 2]).await;
+        let kept = open_after(WhenFull::CloseNewest, 9, &[1, 1, 1, 2, 1, 2, 2]).await;
         assert_eq!(kept, [(1, true), (1, true), (2, true), (2, true)]);
-        let kept = open_after(WhenFull::CloseOldest, &[1, 2, 1, 1, 2]).await;
+        let kept = open_after(WhenFull::CloseOldest, 9, &[1, 2, 1, 1, 2]).await;
         assert_eq!(kept, [(1, false), (2, true), (1, true), (1, true), (2, true)]);
+    }
+
+    #[tokio::test]
+    async fn callers_of_any_number_take_nothing_from_those_that_have_business() {
+        let kept = open_after(WhenFull::CloseNewest, 3, &[100, 1, 2, 3, 4, 101]).await;
+        assert_eq!(kept, [(100, true), (1, false), (2, false), (3, false), (4, true), (101, true)]);
+        let kept = open_after(WhenFull::CloseNewest, 2, &[100, 101, 1, 102]).await;
+        assert_eq!(kept, [(100, true), (101, true), (102, true)]);
     }
 }

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::time::Instant;
 
 use super::caller::{Caller, warn_of_unknown_groups};
-use super::http::{self, Limits, WhenFull};
+use super::http::{self, HasBusiness, Limits, Visitor, WhenFull};
 use super::running::Agent;
 use super::{drain_routes, libvirt_routes, replica_routes, routes};
 use crate::config::ApiConfig;
@@ -25,10 +25,15 @@ use crate::error_chain::chain;
 use crate::net::accept::listen;
 
 /// Each user of the local API. Whoever follows a migration holds a connection for as long.
-const API_LIMITS: Limits = Limits { connections: 64, when_full: WhenFull::CloseNewest, lifetime: None };
+const API_LIMITS: Limits =
+    Limits { connections: 64, when_full: WhenFull::CloseNewest, in_all: 512, lifetime: None };
 /// Whoever may reach the metrics, all together: who floods them closes its own connections.
-const METRICS_LIMITS: Limits =
-    Limits { connections: 32, when_full: WhenFull::CloseOldest, lifetime: Some(Duration::from_secs(20)) };
+const METRICS_LIMITS: Limits = Limits {
+    connections: 32,
+    when_full: WhenFull::CloseOldest,
+    in_all: 32,
+    lifetime: Some(Duration::from_secs(20)),
+};
 /// The local API's socket: root and the socket's group.
 const API_SOCKET_MODE: u32 = 0o660;
 /// The same where groups have roles: everybody may connect, and who has no role is told so.
@@ -130,9 +135,14 @@ pub(super) async fn serve_api(agent: Arc<Agent>, listener: UnixListener) {
     let routes = routes::served(gates);
     let stopping = agent.stopping.clone();
     http::serve(listener, API_LIMITS, stopping, |io| {
-        let caller = Caller::of(io);
+        let (caller, has_business) = (Caller::of(io), HasBusiness::default());
+        if caller.owns_the_agent() {
+            has_business.note();
+        }
         // Whose user is not known shares its number with all of these.
-        (caller.uid.unwrap_or(u32::MAX), routes.clone().layer(Extension(ConnectInfo(caller))))
+        let number = caller.uid.unwrap_or(u32::MAX);
+        let routes = routes.clone().layer(Extension(ConnectInfo(caller)));
+        Visitor { caller: number, routes: routes.layer(Extension(has_business.clone())), has_business }
     })
     .await;
 }
@@ -157,5 +167,6 @@ pub(super) async fn serve_metrics(agent: Arc<Agent>, listener: TcpListener) {
         }
     };
     let routes = Router::new().route("/metrics", get(text));
-    http::serve(listener, METRICS_LIMITS, stopping, |_| (0, routes.clone())).await;
+    let visitor = |_: &_| Visitor { caller: 0, has_business: HasBusiness::default(), routes: routes.clone() };
+    http::serve(listener, METRICS_LIMITS, stopping, visitor).await;
 }

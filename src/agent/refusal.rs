@@ -54,34 +54,40 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// Where it is written down what may be asked.
+const DESCRIBED: &str = "see GET /v1/openapi.json for what may be asked";
+
+/// What is in a body and in which field of it.
+type WrongField = serde_path_to_error::Error<serde_json::Error>;
+
 impl From<JsonRejection> for Refusal {
     fn from(rejection: JsonRejection) -> Self {
-        let remedy = "see GET /v1/openapi.json for what may be asked";
-        match wrong_field(&rejection) {
-            Some((field, what)) => {
-                let error = format!("`{field}`: {what}");
-                Self::new(StatusCode::BAD_REQUEST, error, remedy).in_field(Some(field))
+        match (&rejection, wrong_field(&rejection)) {
+            (_, Some(found)) => found.into(),
+            (JsonRejection::JsonDataError(_), None) => {
+                Self::new(StatusCode::BAD_REQUEST, rejection.body_text(), DESCRIBED)
             }
-            None if matches!(rejection, JsonRejection::JsonDataError(_)) => {
-                Self::new(StatusCode::BAD_REQUEST, rejection.body_text(), remedy)
-            }
-            None => Self::new(rejection.status(), rejection.body_text(), remedy),
+            _ => Self::new(rejection.status(), rejection.body_text(), DESCRIBED),
         }
     }
 }
 
-/// The field that JSON of another shape, or a value outside its range, is in, and what is wrong with it.
-fn wrong_field(rejection: &JsonRejection) -> Option<(String, String)> {
-    let JsonRejection::JsonDataError(error) = rejection else { return None };
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref::<serde_path_to_error::Error<serde_json::Error>>() {
-            let field = found.path().to_string();
-            return (field != ".").then(|| (field, found.inner().to_string()));
+/// JSON of another shape, or a value outside its range.
+impl From<&WrongField> for Refusal {
+    fn from(found: &WrongField) -> Self {
+        let (field, what) = (found.path().to_string(), found.inner());
+        if field == "." {
+            return Self::new(StatusCode::BAD_REQUEST, format!("the request: {what}"), DESCRIBED);
         }
-        cause = error.source();
+        let error = format!("`{field}`: {what}");
+        Self::new(StatusCode::BAD_REQUEST, error, DESCRIBED).in_field(Some(field))
     }
-    None
+}
+
+fn wrong_field(rejection: &JsonRejection) -> Option<&WrongField> {
+    let JsonRejection::JsonDataError(error) = rejection else { return None };
+    let first: &(dyn std::error::Error + 'static) = error;
+    std::iter::successors(Some(first), |cause| cause.source()).find_map(|cause| cause.downcast_ref())
 }
 
 impl From<PathRejection> for Refusal {
@@ -92,7 +98,7 @@ impl From<PathRejection> for Refusal {
 
 impl From<QueryRejection> for Refusal {
     fn from(rejection: QueryRejection) -> Self {
-        Self::new(rejection.status(), rejection.body_text(), "see GET /v1/openapi.json for what may be asked")
+        Self::new(rejection.status(), rejection.body_text(), DESCRIBED)
     }
 }
 

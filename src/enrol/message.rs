@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::ticket::{bytes_of, hex};
+use crate::json;
 
 /// Longest request: the request for a certificate in hexadecimal, and a proof.
 pub(super) const REQUEST_BYTES_MAX: u32 = 16 * 1024;
@@ -124,5 +125,5 @@ pub(super) async fn receive<T: DeserializeOwned>(
     if json.len() < length as usize {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(serde_json::from_slice(&json)?)
+    Ok(json::read(&json)?)
 }

@@ -125,7 +125,7 @@ fn granted(host: &Host, destination: &Destination, offer: &Offer, control: &Cont
 /// Checks for a peer, in its turn.
 async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer, control: Control) {
     let not_checked = |text, remedy| vec![Problem::new(ProblemKind::Other, text, remedy)];
-    // Only what is in the configuration has turns.
+    // Only what the configuration knows has turns.
     let (turn, found) = match host.vm_from(peer, &offer.vm) {
         Err(problem) => {
             if problem.kind != ProblemKind::NotPermitted {

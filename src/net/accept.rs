@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
@@ -69,7 +68,16 @@ pub(super) async fn accept<F: Future<Output = Result<Option<Session>, Denial>>>(
     endpoint.prepare(&tcp);
     let (mut tls, peer) = handshake::accept_telling(&endpoint.tls(), tcp, HANDSHAKE_DEADLINE, spoke).await?;
     let exported = session_key::export(tls.get_ref().1)?;
-    let theirs = in_time(receive_hello(&mut tls)).await?;
+    let theirs = match in_time(receive_hello(&mut tls)).await {
+        Ok(theirs) => theirs,
+        Err(error) => {
+            // Who has said nothing in time gets no more of it.
+            if !matches!(error, ConnectError::Deadline(_)) {
+                handshake::part(tls).await;
+            }
+            return Err(error);
+        }
+    };
     let answer = match admit(peer.clone(), theirs.clone()).await {
         Err(denial) => Err(denial),
         Ok(None) => accept_new(endpoint, &theirs),
@@ -78,11 +86,8 @@ pub(super) async fn accept<F: Future<Output = Result<Option<Session>, Denial>>>(
     let (ours, what) = match answer {
         Ok(answer) => answer,
         Err((code, text)) => {
-            let _ = in_time(async {
-                send(&mut tls, &hello::encode_goaway(code, 0, text)).await?;
-                tls.shutdown().await.map_err(ConnectError::BeforeHello)
-            })
-            .await;
+            let _ = in_time(send(&mut tls, &hello::encode_goaway(code, 0, text))).await;
+            handshake::part(tls).await;
             return Err(denied(&peer, (code, text)));
         }
     };

@@ -8,7 +8,7 @@
 use std::io;
 use std::time::Duration;
 
-use rustls::server::Acceptor;
+use rustls::server::{Acceptor, ServerConnection};
 use rustls::{CommonState, Error as RustlsError, ProtocolVersion};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
@@ -99,7 +99,10 @@ where
             Err(error) => return Err((error, hearing.take_io())),
         };
         spoke();
-        let shaking = hello.into_stream(tls.server.clone()).into_fallible();
+        // What has come behind the ClientHello would be looked at only with the next bytes. What is wrong with it is said
+        // once more by the handshake.
+        let look = |connection: &mut ServerConnection| drop(connection.process_new_packets());
+        let shaking = hello.into_stream_with(tls.server.clone(), look).into_fallible();
         shaking.await.map_err(|(error, io)| (error, Some(io)))
     };
     let stream = match timeout(deadline, accepting).await {
@@ -132,12 +135,26 @@ fn verdict(tls: &Tls, state: &CommonState) -> Result<Identity, HandshakeError> {
 
 /// Ends a refused connection so that the alert arrives: half-close, read what is in flight.
 async fn linger<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO) {
-    let drain = async {
-        io.shutdown().await?;
-        tokio::io::copy(&mut io.take(LINGER_BYTES_MAX), &mut tokio::io::sink()).await
-    };
     // The connection is lost either way; its last error tells nobody anything.
-    let _ = timeout(LINGER_DEADLINE, drain).await;
+    let _ = timeout(LINGER_DEADLINE, async {
+        io.shutdown().await?;
+        drain(io).await
+    })
+    .await;
+}
+
+/// Ends the connection of a peer that gets no session, so that the last words arrive, an alert or a frame: says that
+/// nothing follows, reads what is in flight.
+pub(super) async fn part<IO: AsyncRead + AsyncWrite + Unpin>(mut tls: server::TlsStream<IO>) {
+    let _ = timeout(LINGER_DEADLINE, async {
+        tls.shutdown().await?;
+        drain(tls.into_inner().0).await
+    })
+    .await;
+}
+
+async fn drain<IO: AsyncRead + Unpin>(io: IO) -> io::Result<u64> {
+    tokio::io::copy(&mut io.take(LINGER_BYTES_MAX), &mut tokio::io::sink()).await
 }
 
 fn io_error(source: io::Error) -> HandshakeError {

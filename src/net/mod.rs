@@ -24,6 +24,7 @@ pub mod accept;
 mod addresses;
 mod black_hole;
 mod certificate_dates;
+mod coming_sessions;
 pub mod compress;
 pub mod connect_error;
 mod connection;

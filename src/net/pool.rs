@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::accept::{self, Accepted, LEAVING};
+use super::coming_sessions::{Coming, ComingSessions};
 use super::connect_error::{ConnectError, UNKNOWN_PEER};
 use super::connection::Established;
 use super::dial;
@@ -87,6 +88,7 @@ pub struct Pool {
     sessions: Mutex<BTreeMap<Identity, Vec<Session>>>,
     dialing: SingleFlight,
     pending: Arc<PendingHandshakes>,
+    coming: ComingSessions,
     incoming: mpsc::Sender<IncomingStream>,
     started: mpsc::UnboundedSender<Session>,
     dial_failures: Mutex<BTreeMap<&'static str, u64>>,
@@ -111,6 +113,7 @@ impl Pool {
             sessions: Mutex::default(),
             dialing: SingleFlight::default(),
             pending: PendingHandshakes::new(SILENT, SPEAKING),
+            coming: ComingSessions::default(),
             incoming,
             started,
             dial_failures: Mutex::default(),
@@ -169,12 +172,15 @@ impl Pool {
     ) -> Result<Session, ConnectError> {
         let address = tcp.peer_addr().map_err(ConnectError::BeforeHello)?;
         let place = self.pending.enter(address.ip());
+        // Held until the session is among the others.
+        let coming = OnceLock::new();
         let admit = |peer: Identity, hello: Hello| {
             let is_known = known(&peer);
             if is_known {
                 place.proved();
             }
-            async move { self.admit(&peer, is_known, &hello).await }
+            let coming = &coming;
+            async move { self.admit(&peer, is_known, &hello, coming).await }
         };
         tokio::select! {
             accepted = accept::accept(&self.endpoint, tcp, address, || place.spoke(), admit) => match accepted? {
@@ -186,7 +192,13 @@ impl Pool {
     }
 
     /// Which session a proved identity may have: a new one (`None`), or the one that it resumes.
-    async fn admit(&self, peer: &Identity, is_known: bool, hello: &Hello) -> Result<Option<Session>, Denial> {
+    async fn admit(
+        &self,
+        peer: &Identity,
+        is_known: bool,
+        hello: &Hello,
+        coming: &OnceLock<Coming>,
+    ) -> Result<Option<Session>, Denial> {
         if !is_known {
             return Err((Code::Auth, UNKNOWN_PEER));
         }
@@ -197,7 +209,9 @@ impl Pool {
             let found = self.find(peer, session_id);
             return found.map(Some).ok_or((Code::NoSession, "this agent does not know that session"));
         }
-        if self.count(peer) >= sessions_max(self.lanes(peer)) {
+        let most = sessions_max(self.lanes(peer));
+        let one_more = self.coming.one_more(peer, || most.saturating_sub(self.count(peer)));
+        if one_more.is_none_or(|one_more| coming.set(one_more).is_err()) {
             return Err((Code::Limit, "too many sessions"));
         }
         let others = self.connected(peer);

@@ -2,7 +2,7 @@
 //! it that is as long, so that others get at the machine however often one peer asks.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
@@ -15,17 +15,22 @@ const TURN_DEADLINE: Duration = Duration::from_secs(20);
 /// Longest pause after one.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-type Turns = BTreeMap<(Identity, String), Arc<tokio::sync::Mutex<()>>>;
+/// A peer and a machine.
+type Both = (Identity, String);
+type Turns = BTreeMap<Both, Arc<tokio::sync::Mutex<()>>>;
 
-/// The turns of all peers and of the virtual machines that they may send.
-#[derive(Debug, Default)]
-pub(crate) struct CheckTurns(Mutex<Turns>);
+/// The turns of all peers and of the virtual machines that they may send, for as long as somebody has one or waits:
+/// a pattern in the configuration stands for machines of any number.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CheckTurns(Arc<Mutex<Turns>>);
 
 /// A turn, until its pause is over.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    _held: OwnedMutexGuard<()>,
+    held: Option<OwnedMutexGuard<()>>,
     since: Instant,
+    of: Both,
+    all: CheckTurns,
 }
 
 impl CheckTurns {
@@ -35,12 +40,26 @@ impl CheckTurns {
     }
 
     async fn turn_within(&self, deadline: Duration, peer: &Identity, vm: &str) -> Option<Turn> {
-        let of_both = {
-            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(all.entry((peer.clone(), vm.to_owned())).or_default())
-        };
-        let held = timeout(deadline, of_both.lock_owned()).await.ok()?;
-        Some(Turn { _held: held, since: Instant::now() })
+        let of = (peer.clone(), vm.to_owned());
+        let of_both = Arc::clone(self.locked().entry(of.clone()).or_default());
+        let held = timeout(deadline, of_both.lock_owned()).await.ok();
+        let turn = Turn { held, since: Instant::now(), of, all: self.clone() };
+        turn.held.is_some().then_some(turn)
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Turns> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.held = None;
+        let mut all = self.all.locked();
+        // Others get hold of it with this lock only.
+        if all.get(&self.of).is_some_and(|of_both| Arc::strong_count(of_both) == 1) {
+            all.remove(&self.of);
+        }
     }
 }
 
@@ -80,5 +99,17 @@ mod tests {
         assert!(turns.turn_within(Duration::ZERO, &peer, "web1").await.is_none());
         drop(held);
         assert!(turns.turn_within(Duration::ZERO, &peer, "web1").await.is_some());
+    }
+
+    /// A pattern stands for machines of any number: a peer that may send them all cannot make the agent grow.
+    #[tokio::test]
+    async fn nothing_is_kept_of_turns_that_are_over() {
+        let (turns, peer) = (CheckTurns::default(), "bravo".parse().unwrap());
+        for n in 0..100 {
+            let held = turns.turn(&peer, &format!("web{n}")).await;
+            let waits = turns.turn_within(Duration::from_millis(1), &peer, &format!("web{n}")).await;
+            assert!(held.is_some() && waits.is_none() && turns.locked().len() == 1, "{n}");
+        }
+        assert!(turns.locked().is_empty());
     }
 }

@@ -1,7 +1,10 @@
 //! The destination's side of a migration's control stream: requests with their numbers, answers, notices.
 
+use serde::Deserialize;
+
 use super::message::{Asked, Reply, Request, Response, Summary};
 use crate::error_chain::chain;
+use crate::json::Strict;
 use crate::migrate::transfer::frozen::{FrozenControl, StoppedControl};
 use crate::net::message::{self, MessageError, MessageReceiver, MessageSender};
 use crate::net::session::{Away, Session};
@@ -47,7 +50,7 @@ impl Control {
         let Some(json) = self.receiver.recv::<serde_json::Value>().await? else { return Ok(None) };
         // So that the refusal of what is not understood is the answer to it.
         self.number = json["number"].as_u64().unwrap_or_default();
-        let asked: Asked = serde_json::from_value(json)?;
+        let asked = Asked::deserialize(Strict(json))?;
         self.summary = asked.summary;
         Ok(Some(asked.request))
     }

@@ -10,6 +10,7 @@ use vmferry::net::message::{MESSAGE_BYTES_MAX, take_whole};
 use vmferry::printable::{TEXT_BYTES_MAX, of_peer};
 
 use super::script::pieces;
+use super::shape::same_shape;
 
 /// Messages of migrations.
 pub(crate) fn messages(data: &[u8]) {
@@ -56,6 +57,7 @@ fn understood<T: Serialize + DeserializeOwned>(json: &[u8]) {
     let Ok(message) = of_peer::<T>(json) else { return };
     let said = serde_json::to_value(&message).expect("a message can be written");
     clean(&said);
+    same_shape(&serde_json::from_slice(json).expect("what was understood is JSON"), &said);
     let again: T = of_peer(said.to_string().as_bytes()).expect("what we say is understood");
     assert_eq!(serde_json::to_value(&again).expect("a message can be written"), said);
 }

@@ -14,6 +14,7 @@ mod qmp;
 mod requests;
 mod script;
 mod session;
+mod shape;
 mod words;
 
 type Target = fn(&[u8]);

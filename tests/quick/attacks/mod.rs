@@ -4,6 +4,7 @@
 
 mod audit;
 mod crowd;
+mod documents;
 mod flood;
 mod frames;
 mod grants;
@@ -11,10 +12,12 @@ mod listeners;
 mod memory;
 mod names;
 mod noise;
+mod parting;
 mod process;
 mod raw;
 mod replicas;
 mod roles;
+mod sessions;
 mod speed;
 mod strangers;
 mod texts;

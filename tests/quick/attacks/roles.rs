@@ -17,13 +17,13 @@ const ASK: &str = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $
 /// A user without a name.
 const SOMEBODY: u32 = 61_234;
 /// Groups without a name.
-const VIEWERS: u32 = 61_001;
+pub(super) const VIEWERS: u32 = 61_001;
 const OPERATORS: u32 = 61_002;
 const ADMINS: u32 = 61_003;
 const OTHERS: u32 = 61_004;
 
 /// What the agent answers a user with this group.
-fn ask(victim: &Victim, gid: u32, method: &str, path: &str) -> String {
+pub(super) fn ask(victim: &Victim, gid: u32, method: &str, path: &str) -> String {
     let body = if method == "post" { "{}" } else { "" };
     let mut asking = Command::new("perl");
     asking.arg("-e").arg(ASK).arg(victim.socket()).uid(SOMEBODY).gid(gid);
@@ -52,7 +52,7 @@ fn described(victim: &Victim) -> Vec<(String, String, String)> {
     found
 }
 
-fn open_to_all(victim: &Victim) {
+pub(super) fn open_to_all(victim: &Victim) {
     let all = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(victim.folder.path(), all).unwrap();
 }

@@ -4,11 +4,13 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 use vmferry::api::{
-    CheckRequest, ForceRequest, ForwardRequest, InBand, Incremental, MigrateRequest, Options,
-    PeerLimitRequest, ShareRequest, Side,
+    CheckRequest, DrainRequest, EndReplicaRequest, Expected, ForceRequest, ForwardRequest, InBand,
+    Incremental, LibvirtRequest, MigrateRequest, Options, OtherPath, PeerLimitRequest, PingRequest,
+    ProbeBytes, QemuCommandRequest, ShareRequest, Side, Told,
 };
 use vmferry::migrate::message::{Asked, DiskPlace, DiskSpec, Offer, Request, Storage};
 use vmferry::mux::{Config, RateLimit};
@@ -75,7 +77,7 @@ fn places(value: &Value, at: &str) -> Vec<String> {
     [vec![at.to_owned()], inner].concat()
 }
 
-fn whole_offer() -> Offer {
+pub(super) fn whole_offer() -> Offer {
     let storages = vec![Storage { key: "wwid:1".into(), written: true }];
     let (id, address) = (Some("root".into()), Some("0000:00:05.0".into()));
     let place = Some(DiskPlace {
@@ -176,11 +178,18 @@ async fn control_messages_of_every_wrong_type_leave_nothing_and_end_nothing_else
 }
 
 /// Status, content type and body.
-fn ask(victim: &Victim, method: &str, path: &str, body: &str) -> (u16, String, String) {
+pub(super) fn ask(
+    victim: &Victim,
+    method: &str,
+    path: &str,
+    body: impl AsRef<[u8]>,
+) -> (u16, String, String) {
     let mut stream = UnixStream::connect(victim.socket()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let head = format!("{method} {path} HTTP/1.0\r\nhost: vmferry\r\ncontent-type: application/json\r\n");
-    let sent = write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len());
+    let (bytes, body) = (body.as_ref(), String::from_utf8_lossy(body.as_ref()));
+    let head = format!("{head}content-length: {}\r\n\r\n", bytes.len());
+    let sent = stream.write_all(&[head.as_bytes(), bytes].concat());
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap_or_else(|e| panic!("{path} {body}: {e} ({sent:?})"));
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{path} {body}: {answer}"));
@@ -189,7 +198,11 @@ fn ask(victim: &Victim, method: &str, path: &str, body: &str) -> (u16, String, S
     (status, kind.unwrap_or_default(), body.to_owned())
 }
 
-fn bodies(victim: &Victim) -> Vec<(&'static str, String, Value)> {
+/// A request that is as described: the operation's path, the one that is asked, and the body.
+pub(super) type Body = (&'static str, String, String);
+
+/// One of each operation that takes a body.
+pub(super) fn bodies(victim: &Victim) -> Vec<Body> {
     let (vm, to) = ("web1".to_owned(), "bravo".to_owned());
     let rate = Some("1M".parse().unwrap());
     let options = Options { limit_bytes_per_s: rate, ..Options::default() };
@@ -206,7 +219,6 @@ fn bodies(victim: &Victim) -> Vec<(&'static str, String, Value)> {
         mode: "0600".to_owned().try_into().unwrap(),
     };
     let share = ShareRequest { limit_bytes_per_s: Some(rate), weight: Some(300.try_into().unwrap()) };
-    let of = |path: &str| path.replace("{id}", &Uuid::nil().to_string()).replace("{name}", "bravo");
     let check = CheckRequest {
         compare_read_only: false,
         vm: vm.clone(),
@@ -219,17 +231,51 @@ fn bodies(victim: &Victim) -> Vec<(&'static str, String, Value)> {
         in_band: Some(InBand::Blk),
         never_in_band: false,
     };
+    let expected = Expected { ram: 1, nbd: 1 };
+    let libvirt = LibvirtRequest {
+        domain: vm.clone(),
+        renamed: None,
+        to: to.clone(),
+        rpc: true,
+        hold_s: None,
+        expected: Some(expected),
+    };
+    let replica = EndReplicaRequest { vm: vm.clone(), to: to.clone(), images: true };
+    let other = OtherPath { from: "/a".into(), to: "/b".into() };
+    let command = QemuCommandRequest { program: Some("/q".into()), images: None, paths: vec![other] };
+    // It is asked of a peer that is not there.
+    let ping = PingRequest { bytes: ProbeBytes::new(1) };
+    let drain = json!({"to": ["bravo"], "vms": ["web*"], "except": ["db*"], "at_once": 1});
+    let drain = text(&serde_json::from_value::<DrainRequest>(drain).unwrap());
+    let migrate = text(&MigrateRequest { vm, to, options });
     let all = [
-        ("/v1/check", json!(check)),
-        ("/v1/migrations", json!(MigrateRequest { vm, to, options })),
-        ("/v1/migrations/{id}/limit", json!(share)),
-        ("/v1/peers/{name}/limit", json!(PeerLimitRequest { limit_bytes_per_s: rate })),
-        ("/v1/forwards", json!(forward)),
-        ("/v1/recover/{id}", json!(ForceRequest { force: Side::There, until: Some(1) })),
-        ("/v1/libvirt", json!({"domain": "web1", "to": "bravo", "rpc": true})),
-        ("/v1/libvirt/check", json!({"domain": "web1", "to": "bravo", "rpc": true})),
+        ("/v1/check", text(&check)),
+        ("/v1/drain", drain.clone()),
+        ("/v1/drain/plan", drain),
+        ("/v1/forwards", text(&forward)),
+        ("/v1/forwards/{id}/limit", text(&share)),
+        ("/v1/libvirt", text(&libvirt)),
+        ("/v1/libvirt/check", text(&libvirt)),
+        ("/v1/libvirt/{id}/end", text(&Told::Moved(expected))),
+        ("/v1/migrations", migrate.clone()),
+        ("/v1/migrations/plan", migrate),
+        ("/v1/migrations/{id}/limit", text(&share)),
+        ("/v1/peers/{name}/limit", text(&PeerLimitRequest { limit_bytes_per_s: rate })),
+        ("/v1/peers/{name}/ping", text(&ping)),
+        ("/v1/recover/{id}", text(&ForceRequest { force: Side::There, until: Some(1) })),
+        ("/v1/replicas/end", text(&replica)),
+        ("/v1/vms/{vm}/qemu-command", text(&command)),
     ];
+    let of = |path: &str| {
+        let path = path.replace("{id}", &Uuid::nil().to_string());
+        path.replace("{name}", "bravo").replace("{vm}", "web1")
+    };
     all.into_iter().map(|(described, body)| (described, of(described), body)).collect()
+}
+
+/// With its fields in the order in which they are declared.
+fn text(body: &impl Serialize) -> String {
+    serde_json::to_string(body).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -239,8 +285,8 @@ async fn api_requests_of_every_wrong_type_are_answered_as_described() {
         let description = Description::load();
         let mut asked = 0;
         for (described, path, good) in bodies(&victim) {
-            for (what, bad) in spoiled(&good) {
-                let answer = ask(&victim, "POST", &path, &bad.to_string());
+            for (what, bad) in spoiled(&serde_json::from_str(&good).unwrap()) {
+                let answer = ask(&victim, "POST", &path, bad.to_string());
                 asked += 1;
                 assert!(answer.0 < 500 || answer.0 == 503, "{path} {what}: {answer:?}");
                 description.accepts("post", described, &answer);
