@@ -100,7 +100,14 @@ fn flood(to: SocketAddr, per_second: u32, what: Vec<u8>) -> (Arc<AtomicBool>, Ar
     (stop, made)
 }
 
-async fn all_come_through(per_second: u32, what: impl FnOnce(&Victim) -> Vec<u8>) {
+/// Places of one network among those that have said nothing whole, and among those that have (src/net/pool.rs).
+const SILENT_PLACES: usize = 384;
+const SPEAKING_PLACES: usize = 192;
+
+/// `places`: what one network has of the room that is flooded. While an honest handshake lasts, the flood's rate makes
+/// fewer connections than that, unless the machine is so busy that the handshake takes several times the path's time:
+/// then nothing is promised, and another one is made.
+async fn all_come_through(per_second: u32, places: usize, what: impl FnOnce(&Victim) -> Vec<u8>) {
     const HONEST: usize = 24;
     let victim = Victim::start();
     let road = slow_road(victim.address, Duration::from_millis(25)).await;
@@ -108,20 +115,28 @@ async fn all_come_through(per_second: u32, what: impl FnOnce(&Victim) -> Vec<u8>
     let honest = Attacker::new(&victim, "bravo");
     let alpha = "alpha".parse().unwrap();
     let mut failed = Vec::new();
-    let mut dialed = 0;
-    while dialed < HONEST || made.load(Relaxed) < 1500 {
-        dialed += 1;
-        match soon("a session", honest.pool.session(&alpha, Some(&road.to_string()))).await {
-            Ok(session) => {
-                session.close(Code::Shutdown, "the next one is dialed anew");
-                soon("the end of the session", session.ended()).await;
+    let (mut came, mut not_promised) = (0, 0);
+    soon("honest handshakes", async {
+        while came < HONEST || made.load(Relaxed) < 1500 {
+            let before = made.load(Relaxed);
+            match honest.pool.session(&alpha, Some(&road.to_string())).await {
+                Ok(session) => {
+                    came += 1;
+                    session.close(Code::Shutdown, "the next one is dialed anew");
+                    session.ended().await;
+                }
+                Err(_) if made.load(Relaxed) - before >= places => not_promised += 1,
+                Err(error) => failed.push(vmferry::error_chain::chain(&error)),
             }
-            Err(error) => failed.push(vmferry::error_chain::chain(&error)),
         }
-    }
+    })
+    .await;
     stop.store(true, Relaxed);
-    println!("{dialed} honest handshakes beside {} connections", made.load(Relaxed));
-    assert_eq!(failed, Vec::<String>::new(), "of {dialed} honest handshakes");
+    println!(
+        "{came} honest handshakes beside {} connections, {not_promised} beside more than there are places",
+        made.load(Relaxed)
+    );
+    assert_eq!(failed, Vec::<String>::new(), "beside {came} honest handshakes");
     // And the log has not been flooded.
     let told = victim.log().iter().filter(|line| line.contains("was refused")).count();
     assert!(told <= 4, "{told} refusals told");
@@ -129,12 +144,12 @@ async fn all_come_through(per_second: u32, what: impl FnOnce(&Victim) -> Vec<u8>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_says_nothing_pushes_no_honest_handshake_out() {
-    all_come_through(2000, |_| Vec::new()).await;
+    all_come_through(2000, SILENT_PLACES, |_| Vec::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_says_half_a_hello_pushes_no_honest_handshake_out() {
-    all_come_through(700, |victim| {
+    all_come_through(700, SILENT_PLACES, |victim| {
         let hello = client_hello(victim);
         hello[..hello.len() / 2].to_vec()
     })
@@ -143,5 +158,5 @@ async fn who_says_half_a_hello_pushes_no_honest_handshake_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_says_a_hello_and_stops_pushes_no_honest_handshake_out() {
-    all_come_through(700, client_hello).await;
+    all_come_through(700, SPEAKING_PLACES, client_hello).await;
 }
