@@ -5,6 +5,7 @@
 //! wrong only what its operator was told may be: after "here" anything, after "there" that the guest is lost. The
 //! exploration is proved as well: machines and interpreters with a mistake each are found out.
 
+mod disk;
 mod explore;
 mod model;
 mod mutants;

@@ -238,8 +238,9 @@ impl Question {
             ),
             SourceState::Missing => format!(
                 "the guest's QEMU here is gone, and {}, which may have the whole guest, has not said since whether it \
-                 runs there: {last}. It is asked again and again; start the VM nowhere until then",
-                self.peer
+                 runs there: {last}. It is asked again and again; start the VM nowhere until then{}",
+                self.peer,
+                if self.unknown_there { WHAT_AN_OPERATOR_CAN_DO } else { "" }
             ),
             _ => format!(
                 "the guest was handed over to {}, which has not said since whether it runs: {last}. \
@@ -289,14 +290,19 @@ impl Asking {
             }
             answer => answer?,
         };
-        let (fate, started) = match answer {
-            Response::Started(started) => (Fate::Runs, Some(started)),
-            Response::Fate(fate) => (fate, None),
-            // It has no record of it: one that might have started the guest is kept until this host has confirmed.
-            Response::Done if ask == Ask::Abort => (Fate::NeverRan, None),
-            _ => return Err(LinkError::Unexpected { request: "settle" }.into()),
-        };
+        let (fate, started) = said(answer, ask)?;
         Ok(Answer { link, fate, started })
+    }
+}
+
+/// What the destination says of the guest with its answer.
+fn said(answer: Response, ask: Ask) -> Result<(Fate, Option<Started>), LinkError> {
+    match answer {
+        Response::Started(started) => Ok((Fate::Runs, Some(started))),
+        Response::Fate(fate) => Ok((fate, None)),
+        // It has no record of it, which proves nothing: an operator may have decided there before it was lost.
+        Response::Done if ask == Ask::Abort => Err(LinkError::NoRecord),
+        _ => Err(LinkError::Unexpected { request: "settle" }),
     }
 }
 
@@ -306,5 +312,19 @@ fn request(ask: Ask, reason: &str) -> Request {
         Ask::Abort => Request::Abort { reason: reason.to_owned() },
         Ask::Settle => Request::Settle,
         Ask::Confirmed => Request::Confirmed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A destination that may have had the whole guest keeps its record until this host has confirmed the end.
+    #[test]
+    fn a_destination_without_a_record_says_nothing_of_the_guest() {
+        assert!(matches!(said(Response::Done, Ask::Abort), Err(LinkError::NoRecord)));
+        for fate in [Fate::Runs, Fate::NeverRan, Fate::Loaded, Fate::Open] {
+            assert!(matches!(said(Response::Fate(fate), Ask::Abort), Ok((same, None)) if same == fate));
+        }
     }
 }

@@ -11,8 +11,9 @@ use vmferry::migrate::handover::{
 use vmferry::migrate::handover_run::{DestinationWorld, Run, SourceWorld};
 use vmferry::migrate::message::Fate;
 
+use super::disk::bit;
 use super::mutants::Mutant;
-use super::world::{Kind, Lost, Qemu, Scope, Successors, World, bit};
+use super::world::{Kind, Lost, Qemu, Scope, Successors, World};
 
 /// The agent crashes.
 pub struct Crash;
@@ -116,8 +117,10 @@ impl SourceWorld for Model {
             }
         }
         inputs.extend(self.world.said.said().map(SourceInput::Heard));
-        // A destination that has no record of it says so, and knows of nothing that it could start.
-        if machine.state() == SourceState::Missing && self.world.forgotten {
+        if self.mutant == Mutant::TakesNoRecordForNeverRan
+            && machine.state() == SourceState::Missing
+            && self.world.forgotten
+        {
             inputs.push(SourceInput::Heard(Fate::NeverRan));
         }
         if machine.ended().is_none() && machine.state() != SourceState::Ours {
@@ -128,7 +131,11 @@ impl SourceWorld for Model {
             machine.state(),
             SourceState::Asking { .. } | SourceState::Doubt { .. } | SourceState::Missing
         ) {
-            let truth = self.world.lost == Lost::Destination;
+            // Whose agent has no record of it says nothing, so that an operator looks there. One that is asked by a
+            // source which has handed over has a record, unless its folder was lost.
+            let no_record = self.world.forgotten
+                && (self.world.scope == Scope::Decisions || machine.state() == SourceState::Missing);
+            let truth = self.world.lost == Lost::Destination || no_record;
             let sides = decisions(self.world.scope, truth.then_some(self.world.destination.ran));
             inputs.extend(sides.map(|(kind, side)| (kind, SourceInput::Forced(side))));
         }

@@ -73,11 +73,13 @@ pub enum Mutant {
     ClaimsByItself,
     /// A restart of the source does not read an operator's decision.
     ForgetsADecision,
+    /// The source takes a destination that has no record of the migration for one whose guest never ran.
+    TakesNoRecordForNeverRan,
 }
 
 impl Mutant {
     /// All mistakes.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::StartBeforeRecord,
         Self::ResumeBeforeRecord,
         Self::SourceDoubtIsFailure,
@@ -107,14 +109,16 @@ impl Mutant {
         Self::IsSilentAboutAGuestThatIsGone,
         Self::ClaimsByItself,
         Self::ForgetsADecision,
+        Self::TakesNoRecordForNeverRan,
     ];
 
     /// Where it is looked for.
     pub fn scope(self) -> Scope {
         match self {
-            Self::IsSilentAboutAGuestThatIsGone | Self::ClaimsByItself | Self::ForgetsADecision => {
-                Scope::Decisions
-            }
+            Self::IsSilentAboutAGuestThatIsGone
+            | Self::ClaimsByItself
+            | Self::ForgetsADecision
+            | Self::TakesNoRecordForNeverRan => Scope::Decisions,
             Self::ForgetsUnconfirmed | Self::NeverAsks | Self::ForgetsToSay => Scope::Nothing,
             _ => Scope::Disks,
         }

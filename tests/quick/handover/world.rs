@@ -1,144 +1,16 @@
 //! Both machines in a world where everything goes wrong: messages are lost, come twice and in any
 //! order, disks fail, agents crash between any two steps, hosts lose power, QEMUs die.
 
-use vmferry::migrate::handover::{
-    Ask, Destination, Ended, Known, Mark, Side as Whose, Source, SourceState, Written,
-};
+use vmferry::migrate::handover::{Ask, Destination, Ended, Side as Whose, Source, SourceState};
 use vmferry::migrate::handover_run::{DestinationRun, Run, SourceRun};
 use vmferry::migrate::message::Fate;
 
+use super::disk::{CONFIRMED, Disk, MOVED, RUNS, Records, STAYED, end_bit, known};
 use super::model;
 use super::mutants::{Mutant, Mutated};
 
 const FATES: [Fate; 3] = [Fate::Runs, Fate::NeverRan, Fate::Loaded];
 const ASKS: [Ask; 4] = [Ask::Start, Ask::Abort, Ask::Settle, Ask::Confirmed];
-
-/// Records, as a set. Their order does not matter to the machines.
-type Records = u8;
-const HANDED_OVER: Records = 1;
-const STARTING: Records = 2;
-const RUNS: Records = 4;
-const NEVER_RAN: Records = 8;
-const CONFIRMED: Records = 16;
-const MOVED: Records = 32;
-const STAYED: Records = 64;
-
-pub fn bit(mark: Mark, at_source: bool) -> Records {
-    match mark {
-        Mark::HandedOver => HANDED_OVER,
-        Mark::Starting => STARTING,
-        Mark::Runs => RUNS,
-        Mark::NeverRan => NEVER_RAN,
-        Mark::Confirmed => CONFIRMED,
-        // The source writes neither of the two otherwise, and the destination reads no decision.
-        Mark::Forced(_) if !at_source => 0,
-        Mark::Forced(Whose::Here) => STARTING,
-        Mark::Forced(Whose::There) => CONFIRMED,
-    }
-}
-
-fn end_bit(ended: Ended) -> Records {
-    match ended {
-        Ended::Moved => MOVED,
-        Ended::Stayed => STAYED,
-    }
-}
-
-fn known(records: Records, at_source: bool) -> Known {
-    let has = |bit| records & bit != 0;
-    let moved = has(MOVED).then_some(Ended::Moved);
-    Known {
-        handed_over: has(HANDED_OVER),
-        starting: !at_source && has(STARTING),
-        runs: has(RUNS),
-        never_ran: has(NEVER_RAN),
-        forced: match at_source {
-            true if has(STARTING) => Some(Whose::Here),
-            true if has(CONFIRMED) => Some(Whose::There),
-            _ => None,
-        },
-        ended: moved.or(has(STAYED).then_some(Ended::Stayed)),
-    }
-}
-
-/// One journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Disk {
-    /// What the running agent knows to be in the file.
-    whole: Records,
-    /// What a process would read now.
-    cached: Records,
-    /// What may be there after a loss of power: one bit for each set of records.
-    perhaps: u128,
-}
-
-impl Disk {
-    const EMPTY: Self = Self { whole: 0, cached: 0, perhaps: 1 };
-
-    fn add_perhaps(&mut self, records: Records) {
-        self.perhaps |= 1 << records;
-    }
-
-    /// Whether one of these records may be there now or after a loss of power.
-    fn may_have(&self, records: Records) -> bool {
-        self.cached & records != 0
-            || (0..128).any(|set: Records| self.perhaps >> set & 1 != 0 && set & records != 0)
-    }
-
-    /// What whoever looks at the journal is told of its end.
-    pub fn says_ended(&self) -> Option<Ended> {
-        known(self.cached, true).ended
-    }
-
-    fn certain(&self) -> Option<Records> {
-        self.perhaps.is_power_of_two().then(|| self.perhaps.trailing_zeros() as Records)
-    }
-
-    fn durable(&mut self, records: Records) {
-        *self = Self { whole: records, cached: records, perhaps: 1 << records };
-    }
-
-    /// Every way in which a write can end. `None`: the agent crashes before it knows.
-    pub fn write(self, bit: Records, scope: Scope) -> Vec<(Self, Option<Written>, Kind, &'static str)> {
-        let (without, with) = (self.whole, self.whole | bit);
-        let [mut durable, mut failed, mut absent, mut unsynced] = [self; 4];
-        durable.durable(with);
-        failed.durable(without);
-        absent.cached = without;
-        absent.add_perhaps(without);
-        absent.add_perhaps(with);
-        unsynced.cached = with;
-        unsynced.add_perhaps(without);
-        unsynced.add_perhaps(with);
-        let mut present = unsynced;
-        present.whole = without;
-        let mut outcomes = vec![
-            (durable, Some(Written::Durable), Kind::Step, "is written"),
-            (unsynced, None, Kind::Fault, "is written, and the agent crashes before the sync"),
-        ];
-        if scope != Scope::Disks {
-            return outcomes;
-        }
-        outcomes.extend([
-            (failed, Some(Written::Failed), Kind::Fault, "fails without a trace"),
-            (absent, Some(Written::InDoubt), Kind::Fault, "fails in doubt, not to be read"),
-            (present, Some(Written::InDoubt), Kind::Fault, "fails in doubt, to be read"),
-        ]);
-        outcomes
-    }
-}
-
-impl Disk {
-    /// The journal's end is written until the disk takes it, and nothing depends on when.
-    fn end(
-        self,
-        ended: Ended,
-        scope: Scope,
-    ) -> impl Iterator<Item = (Self, Option<Written>, Kind, &'static str)> {
-        let outcomes = self.write(end_bit(ended), scope).into_iter();
-        outcomes.filter(|(_, written, ..)| matches!(written, Some(Written::Durable) | None))
-    }
-}
 
 /// What goes wrong besides messages, agents, QEMUs and hosts: the product of both is too large to be explored at
 /// every change.
@@ -281,7 +153,7 @@ pub struct World {
     /// Every message ever sent may come now, again, or never.
     pub asked: Messages,
     pub said: Messages,
-    /// The destination has thrown its journal away.
+    /// The destination has thrown its journal away, or its state folder was lost.
     pub forgotten: bool,
     pub lost: Lost,
     pub declared: Declared,
@@ -557,6 +429,13 @@ impl World {
         let none = Messages::default();
         if self.scope != Scope::Decisions && (self.asked != none || self.said != none) {
             add(Self { asked: none, said: none, ..*self }, "every message is lost");
+        }
+        // After a decision there, which nothing else tells of. Its QEMU may live.
+        if self.scope == Scope::Decisions && self.declared.here_by_destination && !self.forgotten {
+            let mut after = Self { forgotten: true, ..*self };
+            after.destination.crash();
+            after.destination.disk.durable(0);
+            add(after, "the destination's state folder is lost");
         }
         for source in self.source.lose_power() {
             add(Self { source, ..*self }, "source: the host loses power");
