@@ -302,7 +302,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("access", &["config"]),
     // Whoever refuses something to a peer says so there.
     ("peer_refusals", &["audit", "net::identity"]),
-    ("config", &["net::identity", "net::naming", "rate", "size", "weight"]),
+    ("config", &["net::identity", "net::naming", "net::tls::KeyExchange", "rate", "size", "weight"]),
     ("mux", &["printable"]),
     ("qemu", &["printable"]),
     ("qemu::commands", &["qemu::Command", "qemu::states"]),

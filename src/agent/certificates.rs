@@ -39,8 +39,8 @@ pub(super) fn note_endings(metrics: &Metrics, tls: &Tls) {
 /// The certificates that the configuration names.
 /// Errors: they cannot be read, or do not fit together.
 pub(super) fn load(tls: &TlsConfig) -> Result<Tls, TlsError> {
-    let TlsConfig { ca, cert, key, crl, trust_domain } = tls.clone();
-    Tls::load_named(&TlsPaths { ca, cert, key, crl }, trust_domain.into(), Aead::Auto)
+    let TlsConfig { ca, cert, key, crl, key_exchange, trust_domain } = tls.clone();
+    Tls::load_as(&TlsPaths { ca, cert, key, crl }, trust_domain.into(), (Aead::Auto, key_exchange))
 }
 
 /// Reloads, as somebody asks for; whatever is wrong with the new files, the agent goes on with the old ones.

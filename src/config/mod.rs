@@ -25,6 +25,7 @@ use serde::Deserialize;
 
 use crate::net::identity::Identity;
 use crate::net::naming::TrustDomain;
+use crate::net::tls::KeyExchange;
 
 use explain::{Mistake, explain};
 
@@ -142,6 +143,9 @@ pub struct TlsConfig {
     pub key: PathBuf,
     /// PEM file with revocation lists of the authority.
     pub crl: Option<PathBuf>,
+    /// Whether connections may have a key exchange without a post-quantum part.
+    #[serde(default)]
+    pub key_exchange: KeyExchange,
     /// With it hosts are known by the URI names `vmferry://TRUST_DOMAIN/host/NAME` in their certificates, without
     /// it by a DNS name.
     pub trust_domain: Option<TrustDomain>,

@@ -14,7 +14,7 @@ use crate::net::tls::{Aead, Tls, TlsPaths};
 
 /// Whether the certificates fit together, whom they prove, and when they end.
 pub(super) fn certificates(config: &Config, path: &Path) -> Vec<Finding> {
-    let TlsConfig { ca, cert, key, crl, trust_domain } = config.tls.clone();
+    let TlsConfig { ca, cert, key, crl, trust_domain, .. } = config.tls.clone();
     let has_list = crl.is_some();
     let tls = match Tls::load_named(&TlsPaths { ca, cert, key, crl }, trust_domain.into(), Aead::Auto) {
         Ok(tls) => tls,

@@ -45,6 +45,17 @@ pub enum Aead {
     AwsLc,
 }
 
+/// Which key exchanges a connection may have. Agents always agree on the one with a post-quantum part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyExchange {
+    /// The one with a post-quantum part before all others.
+    #[default]
+    HybridFirst,
+    /// No other.
+    HybridOnly,
+}
+
 impl Aead {
     /// Resolves `Auto`. On x86-64 with VAES but without AVX-512 ring is about twice as fast at
     /// AES-GCM: aws-lc 1.19 has code for AES-NI and for AVX-512 and none in between, ring
@@ -57,8 +68,8 @@ impl Aead {
         }
     }
 
-    /// A provider with this library's cipher suites, the fastest first.
-    fn provider(self) -> CryptoProvider {
+    /// A provider with this library's cipher suites, the fastest first, and these key exchanges.
+    fn provider(self, exchange: KeyExchange) -> CryptoProvider {
         let suites = match self.resolve() {
             Self::Ring => vec![
                 ring::cipher_suite::TLS13_AES_128_GCM_SHA256,
@@ -73,12 +84,15 @@ impl Aead {
         };
         CryptoProvider {
             cipher_suites: suites,
-            kx_groups: vec![
-                aws_lc_rs::kx_group::X25519MLKEM768,
-                aws_lc_rs::kx_group::X25519,
-                aws_lc_rs::kx_group::SECP256R1,
-                aws_lc_rs::kx_group::SECP384R1,
-            ],
+            kx_groups: match exchange {
+                KeyExchange::HybridFirst => vec![
+                    aws_lc_rs::kx_group::X25519MLKEM768,
+                    aws_lc_rs::kx_group::X25519,
+                    aws_lc_rs::kx_group::SECP256R1,
+                    aws_lc_rs::kx_group::SECP384R1,
+                ],
+                KeyExchange::HybridOnly => vec![aws_lc_rs::kx_group::X25519MLKEM768],
+            },
             ..aws_lc_rs::default_provider()
         }
     }
@@ -147,10 +161,19 @@ impl Tls {
 
     /// The same where hosts are known by other names.
     pub fn load_named(paths: &TlsPaths, naming: Naming, aead: Aead) -> Result<Self, TlsError> {
+        Self::load_as(paths, naming, (aead, KeyExchange::default()))
+    }
+
+    /// The same with these key exchanges.
+    pub fn load_as(
+        paths: &TlsPaths,
+        naming: Naming,
+        (aead, exchange): (Aead, KeyExchange),
+    ) -> Result<Self, TlsError> {
         let Credentials { cas, chain, key, crls, identity, not_after } =
             Credentials::read(paths, &naming, OffsetDateTime::now_utc())?;
         let aead = aead.resolve();
-        let provider = Arc::new(aead.provider());
+        let provider = Arc::new(aead.provider(exchange));
         let endings = endings(&chain, &cas, &crls);
         let roots = root_store(&cas, paths)?;
         let verifier = PeerVerifier::new(roots, &crls, naming.clone(), &provider)

@@ -22,7 +22,8 @@ use vmferry::net::handshake::{
     connect,
 };
 use vmferry::net::identity::Identity;
-use vmferry::net::tls::{ALPN, Aead, PeerRole, Tls};
+use vmferry::net::naming::Naming;
+use vmferry::net::tls::{ALPN, Aead, KeyExchange, PeerRole, Tls};
 
 /// Far beyond what a loaded machine needs; only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -134,6 +135,36 @@ async fn two_agents_shake_hands_whatever_library_seals() {
             assert_eq!(group, NamedGroup::X25519MLKEM768, "{context}");
             assert_eq!(suite, rustls::CipherSuite::TLS13_AES_128_GCM_SHA256, "{context}");
         }
+    }
+}
+
+/// Key exchanges without a post-quantum part come last, and by policy not at all.
+#[tokio::test]
+async fn by_policy_nobody_connects_without_a_post_quantum_part() {
+    let ca = Ca::new("ca");
+    let dir = tempfile::tempdir().unwrap();
+    let load = |name: &str, exchange| {
+        let paths = pki::write(&dir.path().join(name), &ca.cert, &ca.host(name));
+        Tls::load_as(&paths, Naming::Dns, (Aead::Auto, exchange)).unwrap()
+    };
+    let (first, only) = (load("bravo", KeyExchange::HybridFirst), load("charlie", KeyExchange::HybridOnly));
+    let classical = || pki::classical_client(&ca, &ca.host("alpha"), &[ALPN]);
+    assert_eq!(meet_client(&first, classical()).await.0, Ok(id("alpha")));
+    let met = meet_client(&only, classical()).await;
+    assert_eq!(met, (Err(F::NothingInCommon), refused(Refusal::HandshakeFailed)));
+    // And where it dials.
+    let server = pki::classical_server(&ca, &ca.host("delta"), &[ALPN]);
+    assert_eq!(meet_server(&only, server, "delta").await.0, refused(Refusal::HandshakeFailed));
+    // Agents agree on it whatever either of them says.
+    for (ours, theirs) in [(&first, &only), (&only, &first), (&only, &only)] {
+        let (listener, address) = listen().await;
+        let dial = async {
+            let socket = TcpStream::connect(address).await.unwrap();
+            let stream = connect(ours, socket, &theirs.identity, PATIENCE).await.unwrap();
+            stream.get_ref().1.negotiated_key_exchange_group().unwrap().name()
+        };
+        let (accepted, group) = tokio::join!(accept_once(&listener, theirs), dial);
+        assert_eq!((accepted, group), (Ok(ours.identity.clone()), NamedGroup::X25519MLKEM768));
     }
 }
 

@@ -11,13 +11,18 @@ use serde::{Deserialize, Serialize};
 /// The longest path of a unix socket, in bytes: `sun_path` of unix(7) without its end.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// Whatever can be written by these is a socket, and means nothing but one. Of an IPv6 address the shortest form.
+const ADDRESS_PATTERN: &str = r"^(127(\.(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])){3}|\[::1\]):([0-9]{1,4}|[1-5][0-9]{4}|6([0-4][0-9]{3}|5([0-4][0-9]{2}|5([0-2][0-9]|3[0-5]))))$";
+
+fn path_pattern() -> String {
+    // Of its bytes the first and the last are told apart.
+    format!(r"^/([^\u0000]{{0,{}}}[^/\u0000])$", SOCKET_PATH_BYTES_MAX - 2)
+}
+
 /// A unix socket, or TCP on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schemars(inline, extend("anyOf" = [
-    { "maxLength": SOCKET_PATH_BYTES_MAX, "pattern": "^/([^\\0]*[^/\\0])$" },
-    { "pattern": "^(127(\\.[0-9]{1,3}){3}|\\[[0-9A-Fa-f:.]+\\]):[0-9]{1,5}$" },
-]))]
+#[schemars(inline, extend("anyOf" = [{ "pattern": path_pattern() }, { "pattern": ADDRESS_PATTERN }]))]
 pub enum LocalSocket {
     /// A unix socket's path, absolute.
     Unix(PathBuf),

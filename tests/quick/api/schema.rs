@@ -163,8 +163,10 @@ fn matches(pattern: &str, text: &str) -> bool {
             let digits = text.strip_prefix('0').filter(|rest| rest.len() == 3).unwrap_or(text);
             digits.len() == 3 && digits.chars().all(|c| c.is_digit(8))
         }
-        r"^/([^\0]*[^/\0])$" => text.len() > 1 && text.starts_with('/') && !text.ends_with('/'),
-        r"^(127(\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$" => {
+        r"^/([^\u0000]{0,105}[^/\u0000])$" => {
+            (2..=107).contains(&text.chars().count()) && text.starts_with('/') && !text.ends_with('/')
+        }
+        r"^(127(\.(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])){3}|\[::1\]):([0-9]{1,4}|[1-5][0-9]{4}|6([0-4][0-9]{3}|5([0-4][0-9]{2}|5([0-2][0-9]|3[0-5]))))$" => {
             text.parse::<std::net::SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
         }
         other => panic!("nobody reads the pattern {other}"),

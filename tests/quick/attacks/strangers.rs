@@ -18,7 +18,7 @@ use super::raw::Raw;
 use super::trust::{reconfigure, reload};
 use super::victim::{Attacker, Victim, ask, offer};
 use crate::rig::{PATIENCE, blocking, soon, until};
-use crate::tls::pki::{Ca, Host, Wish, dns, good, raw_client, uri, write};
+use crate::tls::pki::{Ca, Host, Wish, classical_client, dns, good, raw_client, uri, write};
 
 const ALPN: &[u8] = b"vmferry/1";
 /// How often each attack is made.
@@ -205,4 +205,21 @@ async fn who_may_have_no_session_is_refused_counted_and_told_once() {
     assert!(session.is_live() && session.stats().await.reconnects == 0, "nobody else notices");
     let answer = ask(&session, Request::Check(offer("web1"))).await;
     assert!(matches!(answer, Response::Checked(_)), "{answer:?}");
+}
+
+/// `key_exchange = "hybrid-only"`: who has no post-quantum part is refused as one with whom nothing is in common, and
+/// what a session has is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn by_policy_nobody_has_a_session_without_a_post_quantum_part() {
+    let victim = Victim::start_with(|text| text.replace("[tls]\n", "[tls]\nkey_exchange = 'hybrid-only'\n"));
+    let ca = Ca::read(&victim.pki());
+    let bravo = Attacker::new(&victim, "bravo");
+    let session = bravo.session(&victim).await;
+    let mut table = Table { victim, counted: Default::default() };
+    let classical = classical_client(&ca, &ca.host("bravo"), &[ALPN]);
+    table.client("keys of today's kind", "nothing_in_common", classical).await;
+    let shown = blocking(move || table.victim.get("/v1/status")["sessions"].clone()).await;
+    assert!(session.is_live());
+    let cipher = shown[0]["cipher"].as_str().unwrap_or_default();
+    assert!(cipher.ends_with(" X25519MLKEM768"), "{shown}");
 }

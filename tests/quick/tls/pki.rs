@@ -10,7 +10,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
@@ -214,7 +214,21 @@ fn key(host: &Host) -> PrivateKeyDer<'static> {
 
 /// A client that checks the server and presents whatever it is given.
 pub(crate) fn raw_client(ca: &Ca, host: Option<&Host>, alpn: &[&[u8]]) -> ClientConfig {
-    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    raw_client_of(aws_lc_rs::default_provider(), ca, host, alpn)
+}
+
+/// The same without a key exchange that has a post-quantum part.
+pub(crate) fn classical_client(ca: &Ca, host: &Host, alpn: &[&[u8]]) -> ClientConfig {
+    raw_client_of(classical(), ca, Some(host), alpn)
+}
+
+fn classical() -> CryptoProvider {
+    let kx_groups = vec![aws_lc_rs::kx_group::X25519, aws_lc_rs::kx_group::SECP256R1];
+    CryptoProvider { kx_groups, ..aws_lc_rs::default_provider() }
+}
+
+fn raw_client_of(provider: CryptoProvider, ca: &Ca, host: Option<&Host>, alpn: &[&[u8]]) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(ca.roots());
@@ -228,7 +242,16 @@ pub(crate) fn raw_client(ca: &Ca, host: Option<&Host>, alpn: &[&[u8]]) -> Client
 
 /// A server that checks its clients and presents whatever it is given.
 pub(crate) fn raw_server(ca: &Ca, host: &Host, alpn: &[&[u8]]) -> ServerConfig {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    raw_server_of(aws_lc_rs::default_provider(), ca, host, alpn)
+}
+
+/// The same without a key exchange that has a post-quantum part.
+pub(crate) fn classical_server(ca: &Ca, host: &Host, alpn: &[&[u8]]) -> ServerConfig {
+    raw_server_of(classical(), ca, host, alpn)
+}
+
+fn raw_server_of(provider: CryptoProvider, ca: &Ca, host: &Host, alpn: &[&[u8]]) -> ServerConfig {
+    let provider = Arc::new(provider);
     let verifier = WebPkiClientVerifier::builder_with_provider(ca.roots(), provider.clone()).build().unwrap();
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
