@@ -63,7 +63,7 @@ test: setup format dependencies
 	printf '\n== unit tests\n'
 	cargo test $(LOCKED) --workspace --lib --bins -- $(T)
 	printf '\n== quick tests\n'
-	cargo test $(LOCKED) --no-fail-fast --workspace --test mux --test quick --test tidy -- $(T)
+	cargo test $(LOCKED) --no-fail-fast --workspace --test mux --test handover --test quick --test tidy -- $(T)
 	printf '\n== tests with real QEMUs\n'
 	cargo test $(LOCKED) --workspace --test real -- --test-threads=$(REAL_THREADS) $(T)
 	printf '\n== tests with a real libvirt\n'

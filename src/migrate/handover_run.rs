@@ -1,5 +1,5 @@
 //! The interpreter of the hand-over: feeds its two machines, and carries out what they say. The only
-//! one: the agent runs it on a journal, a control stream and a QEMU, `tests/quick/handover.rs` runs it on a
+//! one: the agent runs it on a journal, a control stream and a QEMU, `tests/handover/tests.rs` runs it on a
 //! model of them and explores every way in which that can go. Knows no I/O, and does none.
 //!
 //! ```text

@@ -18,8 +18,6 @@ mod enrol;
 #[allow(unreachable_pub)]
 mod forward;
 mod fuzzed;
-#[allow(unreachable_pub)]
-mod handover;
 mod journals;
 mod manual;
 mod nbd_server;

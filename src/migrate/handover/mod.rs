@@ -4,7 +4,7 @@
 //! apart from everything that it decides over: no I/O, no clock, no tokio, no QEMU, no network.
 //! What happens comes in as an input, what is to be done comes out as effects, and the agent does
 //! nothing about ownership that is not an effect: [`super::handover_run`] carries them out.
-//! `tests/quick/handover.rs` explores both machines against each other, exhaustively, over every
+//! `tests/handover/tests.rs` explores both machines against each other, exhaustively, over every
 //! loss, crash and failing disk.
 //!
 //! ```text

@@ -4,12 +4,12 @@
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use vmferry::migrate::handover::{
+use vmferry_handover::handover::Fate;
+use vmferry_handover::handover::{
     Ask, Destination, DestinationInput, DestinationState, Illegal, Mark, Ran, Side, Source, SourceInput,
     SourceState, Written,
 };
-use vmferry::migrate::handover_run::{DestinationWorld, Run, SourceWorld};
-use vmferry::migrate::message::Fate;
+use vmferry_handover::handover_run::{DestinationWorld, Run, SourceWorld};
 
 use super::disk::bit;
 use super::mutants::Mutant;

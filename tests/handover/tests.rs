@@ -5,6 +5,13 @@
 //! wrong only what its operator was told may be: after "here" anything, after "there" that the guest is lost. The
 //! exploration is proved as well: machines and interpreters with a mistake each are found out.
 
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failure here is a failure of the test"
+)]
+
 mod disk;
 mod explore;
 mod model;
@@ -58,10 +65,10 @@ fn every_mistake_is_found() {
 /// source's agent crashes. What the next one reads decides, and the guest has run nowhere by then.
 #[test]
 fn four_failures_at_once_run_nothing_twice() {
-    use vmferry::migrate::handover::{
+    use vmferry_handover::handover::Fate;
+    use vmferry_handover::handover::{
         Ask, Known, Mark, Source, SourceEffect as Effect, SourceInput as Input, Written,
     };
-    use vmferry::migrate::message::Fate;
     let mut source = Source::new();
     let mut effects = source.step(Input::Complete).expect("it is whole");
     assert_eq!(effects, [Effect::Write(Mark::HandedOver)]);

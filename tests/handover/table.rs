@@ -1,14 +1,14 @@
 //! Every step of both machines, written out: a change of it must be meant.
-//! `VMFERRY_BLESS=1 cargo test --test quick handover` writes the file anew.
+//! `VMFERRY_BLESS=1 cargo test --test handover` writes the file anew.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::path::Path;
 
-use vmferry::migrate::handover::{
+use vmferry_handover::handover::Fate;
+use vmferry_handover::handover::{
     Ask, Destination, DestinationInput, Ended, Known, Ran, Side, Source, SourceInput, Written,
 };
-use vmferry::migrate::message::Fate;
 
 const WRITTEN: [Written; 3] = [Written::Durable, Written::Failed, Written::InDoubt];
 const SIDES: [Side; 2] = [Side::Here, Side::There];
@@ -93,7 +93,7 @@ pub fn table() -> String {
 
 /// The table against the file that is checked in.
 pub fn compare() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/quick/handover/table.txt");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("table.txt");
     let now = table();
     if std::env::var_os("VMFERRY_BLESS").is_some() {
         std::fs::write(&path, &now).expect("a writable table");

@@ -2,12 +2,12 @@
 //! interpreter what it does to its world and what it is told of that. The exploration has to find every
 //! one of them.
 
-use vmferry::migrate::handover::{
+use vmferry_handover::handover::Fate;
+use vmferry_handover::handover::{
     Ask, Destination, DestinationEffect, DestinationInput, Illegal, Mark, Ran, Source, SourceEffect,
     SourceInput, SourceState, Written,
 };
-use vmferry::migrate::handover_run::Machine;
-use vmferry::migrate::message::Fate;
+use vmferry_handover::handover_run::Machine;
 
 use super::world::Scope;
 

@@ -1,9 +1,9 @@
 //! Both machines in a world where everything goes wrong: messages are lost, come twice and in any
 //! order, disks fail, agents crash between any two steps, hosts lose power, QEMUs die.
 
-use vmferry::migrate::handover::{Ask, Destination, Ended, Side as Whose, Source, SourceState};
-use vmferry::migrate::handover_run::{DestinationRun, Run, SourceRun};
-use vmferry::migrate::message::Fate;
+use vmferry_handover::handover::Fate;
+use vmferry_handover::handover::{Ask, Destination, Ended, Side as Whose, Source, SourceState};
+use vmferry_handover::handover_run::{DestinationRun, Run, SourceRun};
 
 use super::disk::{CONFIRMED, Disk, MOVED, RUNS, Records, STAYED, end_bit, known};
 use super::model;

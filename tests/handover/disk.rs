@@ -1,7 +1,7 @@
 //! Journals as sets of records: what is in the file, what would be read of it, and what of it a loss of power may
 //! leave.
 
-use vmferry::migrate::handover::{Ended, Known, Mark, Side as Whose, Written};
+use vmferry_handover::handover::{Ended, Known, Mark, Side as Whose, Written};
 
 use super::world::{Kind, Scope};
 
