@@ -53,6 +53,11 @@ impl<'a> Addresses<'a> {
         Ok(self.get(path, "type").await?.and_then(|value| value.as_str().map(str::to_owned)))
     }
 
+    /// Whether an object has this property and it is true.
+    pub(super) async fn is_on(&self, path: &str, property: &str) -> Result<bool, QmpError> {
+        Ok(self.get(path, property).await? == Some(Value::Bool(true)))
+    }
+
     /// The address of the device at this path; none when it has none that another host would know.
     pub(super) async fn of(&mut self, path: &str) -> Result<Option<String>, QmpError> {
         let mut device = path.to_owned();

@@ -40,6 +40,8 @@ pub struct Disk {
     pub read_only: bool,
     /// A medium in a drive, such as a CD-ROM.
     pub removable: bool,
+    /// Others than the guest may write to its image as well (`share-rw=on`): it is one of several VMs.
+    pub shareable: bool,
     /// The machine's firmware flash: the guest's device state carries its contents.
     pub firmware: bool,
     /// The image, as QEMU names it.
@@ -52,6 +54,8 @@ pub struct Disk {
     pub base: Option<Base>,
     /// What it occupies on its host, in bytes.
     pub actual_size: Option<u64>,
+    /// How what the guest sees lies in the images: the formats on the way to them; none where that is not told.
+    pub layout: Option<String>,
     /// The guest's flushes do not reach the image (`cache=unsafe`).
     pub no_flush: bool,
     /// The best encryption of anything below the device.
@@ -80,11 +84,14 @@ pub async fn disks(qmp: &Qmp) -> Result<Vec<Disk>, QmpError> {
         disk.encryption = disk.encryption.max(best);
         disk.image_node = graph.topmost(&disk.node_name).to_owned();
         disk.base = graph.base(&disk.node_name);
+        disk.layout = graph.layout(&disk.node_name);
+        disk.no_flush |= graph.loses_flushes(&disk.node_name);
         disk.protection = graph.protection(&disk.node_name);
         if let Some(path) = qom_path(&disk.qdev) {
             disk.device = addresses.type_of(&path).await?.unwrap_or_default();
             disk.firmware = disk.device.starts_with("cfi.pflash");
             disk.address = addresses.of(&path).await?;
+            disk.shareable = addresses.is_on(&path, "share-rw").await?;
         }
         if disk.id.is_none() {
             disk.name = disk.address.as_deref().map_or_else(|| std::mem::take(&mut disk.name), tame);

@@ -11,6 +11,7 @@ use super::commands::{
     XDebugQueryBlockGraph,
 };
 use super::error::QmpError;
+use super::storage;
 
 /// Nodes that are looked at below one device.
 const LAYERS_MAX: usize = 256;
@@ -104,7 +105,15 @@ pub(super) struct Graph {
 #[derive(Debug)]
 struct Child {
     name: String,
+    /// What it is to the node above: `file`, `backing`, `data-file`, ...
+    role: String,
     is_backing: bool,
+}
+
+impl Child {
+    fn new(name: &str, role: &str) -> Self {
+        Self { name: name.to_owned(), role: role.to_owned(), is_backing: role == "backing" }
+    }
 }
 
 impl Graph {
@@ -208,6 +217,50 @@ impl Graph {
         })
     }
 
+    /// Whether what is flushed to a node gets lost on its way to one of the images that are written to.
+    pub(super) fn loses_flushes(&self, top: &str) -> bool {
+        let written = self.layers(top).into_iter().filter(|layer| !layer.backing && !layer.read_only);
+        let mut nodes = written.filter_map(|layer| self.nodes.get(&layer.node_name));
+        nodes.any(|node| node.cache.no_flush)
+    }
+
+    /// How what a device shows lies in its images, in words that are the same on every host: `qcow2(backing=raw)`.
+    /// None where that is not told. Two devices on the same images show the same only if this is the same.
+    pub(super) fn layout(&self, top: &str) -> Option<String> {
+        self.below.as_ref()?;
+        Some(storage::bounded(self.layout_of(top, 0)))
+    }
+
+    fn layout_of(&self, name: &str, depth: usize) -> String {
+        let Some(node) = self.nodes.get(name).filter(|_| depth < LAYERS_MAX) else { return "?".into() };
+        let children = self.below.as_ref().and_then(|below| below.get(name));
+        let mut children: Vec<&Child> = children.into_iter().flatten().collect();
+        children.sort_by(|a, b| a.role.cmp(&b.role));
+        let driver = node.drv.as_str();
+        let file = children.iter().find(|child| child.role == "file" || child.role == "image");
+        match (file, children.is_empty()) {
+            (None, true) => "raw".into(),
+            (Some(file), _) if FILTERS.contains(&driver) => self.layout_of(&file.name, depth + 1),
+            (Some(file), _) if driver == "raw" => {
+                let filename = node.image.as_ref().map_or(&node.file, |image| &image.filename);
+                let below = self.layout_of(&file.name, depth + 1);
+                match storage::offset(filename) {
+                    None => below,
+                    Some(offset) => format!("{below} from byte {offset}"),
+                }
+            }
+            _ => {
+                let below = children.iter().filter_map(|child| {
+                    let below = self.layout_of(&child.name, depth + 1);
+                    let is_plain = child.role == "file" && below == "raw";
+                    (!is_plain).then(|| format!("{}={below}", child.role))
+                });
+                let below: Vec<String> = below.collect();
+                if below.is_empty() { driver.into() } else { format!("{driver}({})", below.join(", ")) }
+            }
+        }
+    }
+
     /// The least that protects what the guest writes from here on down, on any of its ways.
     pub(super) fn protection(&self, top: &str) -> Encryption {
         self.least(top, Encryption::None, 0)
@@ -228,7 +281,7 @@ impl Graph {
 fn told_children(nodes: &[BlockDeviceInfo]) -> BTreeMap<String, Vec<Child>> {
     let children = |node: &BlockDeviceInfo| {
         let told = node.children.iter().flatten();
-        told.map(|c| Child { name: c.node_name.clone(), is_backing: c.child == "backing" }).collect()
+        told.map(|c| Child::new(&c.node_name, &c.child)).collect()
     };
     nodes.iter().map(|node| (node.node_name.clone(), children(node))).collect()
 }
@@ -238,8 +291,7 @@ fn asked_children(graph: &BlockGraph) -> BTreeMap<String, Vec<Child>> {
     let mut below: BTreeMap<String, Vec<Child>> = BTreeMap::new();
     for edge in &graph.edges {
         if let (Some(parent), Some(child)) = (names.get(&edge.parent), names.get(&edge.child)) {
-            let child = Child { name: (*child).to_owned(), is_backing: edge.name == "backing" };
-            below.entry((*parent).to_owned()).or_default().push(child);
+            below.entry((*parent).to_owned()).or_default().push(Child::new(child, &edge.name));
         }
     }
     below

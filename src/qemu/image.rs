@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statvfs::statvfs;
 
 use super::graph::Layer;
+use super::host_use::used_by_host;
 use super::storage;
 
 /// An image below a disk: a layer that nothing is below.
@@ -41,6 +42,8 @@ pub struct Seen {
     pub inode: u64,
     pub is_file: bool,
     pub allocated: u64,
+    /// How the host itself uses it: it has it mounted, for example.
+    pub used: Option<String>,
     /// Bytes that are free on its file system for whom QEMU runs as; none for a block device.
     pub free: Option<u64>,
 }
@@ -101,6 +104,22 @@ impl OpenFiles {
         self.by_path.values().find(|open| is_same(&open.metadata, &named))
     }
 
+    /// Names of the file that QEMU calls by this name, if it has it open.
+    pub(super) fn keys_of(&self, filename: &str) -> Vec<String> {
+        let open = self.find(filename);
+        open.map_or_else(Vec::new, |open| self.keys(open))
+    }
+
+    fn keys(&self, open: &OpenFile) -> Vec<String> {
+        let path = self.by_path.iter().find(|(_, other)| std::ptr::eq(*other, open)).map(|(path, _)| path);
+        storage::keys_of_file(&open.metadata, path.map_or(Path::new(""), PathBuf::as_path), self.pid)
+    }
+
+    /// What QEMU sees at this path, open or not.
+    pub(super) fn metadata_of(&self, path: &str) -> Option<Metadata> {
+        std::fs::metadata(format!("/proc/{}/root{path}", self.pid)).ok()
+    }
+
     fn below_root(&self, path: &Path) -> PathBuf {
         match &self.root {
             Some(root) if root != Path::new("/") => root.join(path.strip_prefix("/").unwrap_or(path)),
@@ -136,7 +155,7 @@ fn image(layer: &Layer, files: &OpenFiles) -> Image {
     let local = storage::local_path(&layer.driver, &layer.filename);
     let open = local.as_deref().and_then(|path| files.find(path));
     let keys = match open {
-        Some(open) => storage::keys_of_file(&open.metadata, files.pid),
+        Some(open) => files.keys(open),
         None => storage::keys_of_network(&layer.driver, &layer.filename),
     };
     Image {
@@ -165,6 +184,7 @@ fn seen(open: &OpenFile, files: &OpenFiles) -> Seen {
         inode: open.metadata.ino(),
         is_file,
         allocated: open.metadata.blocks().saturating_mul(512),
+        used: used_by_host(&open.metadata),
         free: free.map(|fs| fs.blocks_available().saturating_mul(fs.fragment_size())),
     }
 }

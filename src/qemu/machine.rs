@@ -1,7 +1,7 @@
 //! The virtual machine as its guest sees it: what must be the same on both hosts. Works on a running
 //! source as on a destination that waits in `inmigrate`. Compares nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
@@ -10,10 +10,11 @@ use serde_json::Value;
 use super::address::Addresses;
 use super::client::{Command, Qmp};
 use super::commands::{
-    ObjectPropertyInfo, QomGet, QomList, QueryHotpluggableCpus, QueryKvm, QueryMemdev,
-    QueryMemorySizeSummary, QueryVersion, XQueryRamblock,
+    ObjectPropertyInfo, QomGet, QomList, QueryHotpluggableCpus, QueryKvm, QueryMemdev, QueryMemoryDevices,
+    QueryMemorySizeSummary, QueryUuid, QueryVersion, XQueryRamblock,
 };
 use super::error::QmpError;
+use super::memory;
 
 /// Objects that are looked into.
 const OBJECTS_MAX: usize = 4096;
@@ -21,6 +22,10 @@ const OBJECTS_MAX: usize = 4096;
 const DEVICES_MAX: usize = 512;
 /// Properties that are asked for.
 const PROPERTIES_MAX: usize = 32 * 1024;
+/// Properties of the machine itself that are told.
+const SWITCHES_MAX: usize = 64;
+/// Places of processors that are told.
+const PLACES_MAX: usize = 512;
 /// RAM blocks that are told.
 const BLOCKS_MAX: usize = 1024;
 /// Commands under way at once.
@@ -43,11 +48,17 @@ pub struct Machine {
     /// The machine's type with its version, such as `pc-q35-7.2`.
     pub kind: String,
     pub kvm: Option<bool>,
-    /// RAM, in bytes, that was added later included.
+    /// What of the machine itself is `on` or `off`: hpet, vmport, i8042 ...
+    pub switches: Properties,
+    /// The identity that the guest's firmware tells it (`-uuid`), zeroes if it was given none.
+    pub uuid: Option<String>,
+    /// RAM, in bytes, that was added later included, but for what the guest takes and gives back by itself.
     pub ram_bytes: u64,
     /// The machine's properties `memory` and `smp`: sizes, slots, sockets, cores ...
     pub shape: BTreeMap<String, u64>,
     pub cpus: u32,
+    /// Where the processors are plugged in, if there are places without one.
+    pub cpu_places: BTreeSet<String>,
     /// What the processors are: type, vendor, family, model, stepping.
     pub cpu: Properties,
     /// The bits of the processors' CPUID, by leaf and register.
@@ -56,6 +67,10 @@ pub struct Machine {
     pub ram_blocks: BTreeMap<String, u64>,
     /// Back ends of RAM by their ids: whether other processes may map them.
     pub memory_shared: BTreeMap<String, bool>,
+    /// The files that some of them lie in, by names that are the same wherever the same file is used.
+    pub memory_files: BTreeMap<String, Vec<String>>,
+    /// Devices whose memory the guest takes for storage: whether what it writes there is left when QEMU ends.
+    pub memory_kept: BTreeMap<String, bool>,
     /// What devices of a type have in common, by type.
     pub models: BTreeMap<String, Properties>,
     pub devices: Vec<Device>,
@@ -91,6 +106,10 @@ impl Machine {
     /// Makes it small enough to be told.
     fn fit(&mut self) {
         let size = |machine: &Self| serde_json::to_string(machine).map_or(usize::MAX, |text| text.len());
+        if size(self) > BYTES_MAX && !self.cpu_places.is_empty() {
+            self.cpu_places.clear();
+            self.unseen.push("where processors are plugged in: there are too many".into());
+        }
         if size(self) > BYTES_MAX {
             self.models.clear();
             self.devices.iter_mut().for_each(|device| device.differs.clear());
@@ -113,7 +132,8 @@ pub async fn machine(qmp: &Qmp) -> Result<Machine, QmpError> {
     machine.kind = kind.strip_suffix("-machine").unwrap_or(kind).to_owned();
     machine.kvm = told(qmp.execute(QueryKvm).await)?.map(|kvm| kvm.enabled);
     if let Some(memory) = told(qmp.execute(QueryMemorySizeSummary).await)? {
-        machine.ram_bytes = memory.base_memory.saturating_add(memory.plugged_memory);
+        let devices = told(qmp.execute(QueryMemoryDevices).await)?.unwrap_or_default();
+        machine.ram_bytes = memory::settled(&memory, &devices);
     }
     for property in ["memory", "smp"] {
         match get(qmp, "/machine", property).await? {
@@ -124,14 +144,15 @@ pub async fn machine(qmp: &Qmp) -> Result<Machine, QmpError> {
             _ => machine.unseen.push(format!("the machine's `{property}`")),
         }
     }
+    machine.switches = switches(qmp).await?;
+    machine.uuid = told(qmp.execute(QueryUuid).await)?.map(|told| told.uuid);
     processors(qmp, &mut machine).await?;
     match told(qmp.execute(XQueryRamblock).await)? {
         Some(table) => machine.ram_blocks = ram_blocks(&table.human_readable_text),
         None => machine.unseen.push("the RAM blocks".into()),
     }
     if let Some(memory) = told(qmp.execute(QueryMemdev).await)? {
-        let shared = memory.into_iter().take(BLOCKS_MAX).map(|backend| (backend.id, backend.share));
-        machine.memory_shared = shared.collect();
+        memory::backends(qmp, memory, &mut machine).await?;
     }
     devices(qmp, &mut machine).await?;
     machine.fit();
@@ -164,6 +185,27 @@ async fn all<C: Command>(qmp: &Qmp, commands: Vec<C>) -> Result<Vec<Option<C::Re
     Ok(answers)
 }
 
+/// What of the machine is on or off. What is left to QEMU (`auto`) is not told.
+async fn switches(qmp: &Qmp) -> Result<Properties, QmpError> {
+    // The host's matter.
+    const LEFT_OUT: [&str; 4] = ["aux-ram-share", "dump-guest-core", "mem-merge", "suppress-vmdesc"];
+    let properties = told(qmp.execute(QomList { path: "/machine".into() }).await)?.unwrap_or_default();
+    let is_switch = |p: &&ObjectPropertyInfo| {
+        let is_asked = !p.name.starts_with("x-") && !LEFT_OUT.contains(&p.name.as_str());
+        is_asked && matches!(p.kind.as_str(), "bool" | "OnOffAuto")
+    };
+    let asked: Vec<&ObjectPropertyInfo> = properties.iter().filter(is_switch).take(SWITCHES_MAX).collect();
+    let ask = |p: &&ObjectPropertyInfo| QomGet { path: "/machine".into(), property: p.name.clone() };
+    let values = all(qmp, asked.iter().map(ask).collect()).await?;
+    let word =
+        |value: Value| match value.as_str().or(value.as_bool().map(|on| if on { "on" } else { "off" }))? {
+            word @ ("on" | "off") => Some(word.to_owned()),
+            _ => None,
+        };
+    let named = asked.into_iter().zip(values);
+    Ok(named.filter_map(|(p, value)| Some((p.name.clone(), word(value?)?))).collect())
+}
+
 async fn processors(qmp: &Qmp, machine: &mut Machine) -> Result<(), QmpError> {
     let Some(slots) = told(qmp.execute(QueryHotpluggableCpus).await)? else {
         machine.unseen.push("the processors".into());
@@ -172,6 +214,9 @@ async fn processors(qmp: &Qmp, machine: &mut Machine) -> Result<(), QmpError> {
     let present: Vec<_> = slots.iter().filter(|slot| slot.qom_path.is_some()).collect();
     let count = present.iter().map(|slot| slot.vcpus_count).fold(0, u32::saturating_add);
     machine.cpus = count;
+    if present.len() < slots.len() {
+        machine.cpu_places = present.iter().filter_map(|slot| place(&slot.props)).take(PLACES_MAX).collect();
+    }
     let Some(first) = present.first() else { return Ok(()) };
     machine.cpu.insert("type".into(), first.kind.clone());
     let path = first.qom_path.as_deref().unwrap_or_default();
@@ -185,6 +230,12 @@ async fn processors(qmp: &Qmp, machine: &mut Machine) -> Result<(), QmpError> {
         _ => machine.unseen.push("the processors' features".into()),
     }
     Ok(())
+}
+
+/// A place for a processor, as `core-id 0, socket-id 3, thread-id 0`.
+fn place(numbers: &BTreeMap<String, Value>) -> Option<String> {
+    let numbers = numbers.iter().filter_map(|(name, number)| Some(format!("{name} {}", scalar(number)?)));
+    Some(numbers.collect::<Vec<_>>().join(", ")).filter(|place| !place.is_empty())
 }
 
 fn feature_word(word: &Value) -> Option<(String, u32)> {

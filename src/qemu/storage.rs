@@ -8,8 +8,10 @@
 //! wwid:…  dm:…  rbd:…      a block device, wherever it is attached
 //! nfs:SERVER:/EXPORT:INO   a file of a network or cluster file system
 //! nbd:HOST:PORT/EXPORT     and the like: what QEMU reaches by itself
+//! like:…                   may be the same: enough to refuse a copy, and not to take it for one storage
 //! ```
 
+use super::mounted;
 use crate::printable::printable;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -19,6 +21,10 @@ use nix::sys::stat::{major, minor};
 use serde_json::Value;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Of replicated devices (DRBD).
+const DRBD_MAJOR: u64 = 147;
+/// Links to them, by their names.
+const DRBD_RESOURCES: &str = "/dev/drbd/by-res";
 /// Longer names are cut in their middle.
 const KEY_BYTES_MAX: usize = 200;
 /// The part of a longer name that is kept at its beginning.
@@ -42,51 +48,41 @@ pub(super) fn local_path(driver: &str, filename: &str) -> Option<String> {
     (!path.is_empty()).then_some(path)
 }
 
-/// Of a file or block device; the process is one in whose mount namespace it is.
-pub(super) fn keys_of_file(metadata: &Metadata, pid: i32) -> Vec<String> {
+/// Of a file or block device; the process is one in whose mount namespace it has this path.
+pub(super) fn keys_of_file(metadata: &Metadata, path: &Path, pid: i32) -> Vec<String> {
     let keys = match metadata.file_type().is_block_device() {
         true => keys_of_device(metadata.rdev(), 0),
-        false => keys_of_inode(metadata, pid),
+        false => keys_of_inode(metadata, path, pid),
     };
     keys.into_iter().map(bounded).collect()
 }
 
-fn keys_of_inode(metadata: &Metadata, pid: i32) -> Vec<String> {
+fn keys_of_inode(metadata: &Metadata, path: &Path, pid: i32) -> Vec<String> {
     let (device, inode) = (metadata.dev(), metadata.ino());
     let local = boot_id().map(|boot| format!("inode:{boot}:{device}:{inode}"));
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-    local.into_iter().chain(mounts.lines().find_map(|line| shared_file(line, device, inode))).collect()
+    local.into_iter().chain(mounted::shared_file(&mounts, (device, inode), path)).collect()
 }
 
-/// The name of a file of a network or cluster file system that this line of `mountinfo` describes.
-fn shared_file(line: &str, device: u64, inode: u64) -> Option<String> {
-    let (left, right) = line.split_once(" - ")?;
-    let number = left.split(' ').nth(2)?;
-    if number != format!("{}:{}", major(device), minor(device)) {
-        return None;
-    }
-    let mut words = right.split(' ');
-    let (kind, source) = (words.next()?, words.next()?);
-    match kind {
-        "nfs" | "nfs4" => Some(format!("nfs:{}:{inode}", source.to_ascii_lowercase())),
-        "cifs" | "smb3" | "ceph" | "lustre" | "fuse.glusterfs" | "beegfs" => {
-            Some(format!("{kind}:{}:{inode}", source.to_ascii_lowercase()))
-        }
-        // On a block device that several hosts have attached.
-        "ocfs2" | "gfs2" => {
-            let device = keys_of_device(device, 0).into_iter().find(|key| !key.starts_with("dev:"))?;
-            Some(format!("{kind}:{device}:{inode}"))
-        }
-        _ => None,
-    }
-}
-
-fn keys_of_device(device: u64, depth: usize) -> Vec<String> {
+pub(super) fn keys_of_device(device: u64, depth: usize) -> Vec<String> {
     let number = format!("{}:{}", major(device), minor(device));
     let folder = PathBuf::from("/sys/dev/block").join(&number);
     let mut keys = device_names(&folder, depth);
+    if major(device) == DRBD_MAJOR {
+        let rdev = |path: &Path| Some(fs::metadata(path).ok()?.rdev());
+        keys.extend(drbd_name(Path::new(DRBD_RESOURCES), device, &rdev));
+    }
     keys.extend(boot_id().map(|boot| format!("dev:{boot}:{number}")));
     keys
+}
+
+/// A replicated device by its resource and volume: two hosts have the same one behind one name.
+fn drbd_name(resources: &Path, device: u64, rdev: &dyn Fn(&Path) -> Option<u64>) -> Option<String> {
+    let paths =
+        |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let volumes = paths(resources).flat_map(|path| paths(&path).chain([path.clone()]).collect::<Vec<_>>());
+    let volume = volumes.into_iter().find(|path| rdev(path) == Some(device))?;
+    Some(format!("like:drbd:{}", volume.strip_prefix(resources).ok()?.display()))
 }
 
 fn device_names(folder: &Path, depth: usize) -> Vec<String> {
@@ -234,8 +230,14 @@ fn json_text(json: &Value, path: &str) -> Option<String> {
     }
 }
 
+/// Where a raw node begins in what is below it, if that is not at the beginning: by its name, as QEMU makes it.
+pub(super) fn offset(filename: &str) -> Option<String> {
+    let json: Value = serde_json::from_str(filename.strip_prefix("json:")?).ok()?;
+    json_text(&json, "offset").filter(|offset| offset != "0")
+}
+
 /// What a peer says comes without what is not printable, so ours is to be compared without it.
-fn bounded(key: String) -> String {
+pub(super) fn bounded(key: String) -> String {
     let key = printable(&key);
     if key.len() <= KEY_BYTES_MAX {
         return key;
@@ -314,13 +316,21 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_a_network_file_system_is_known_by_its_export_and_inode() {
-        let line = "36 28 0:45 / /srv/vm rw,relatime shared:1 - nfs4 Store:/export rw,vers=4.2,addr=10.0.0.9";
-        assert_eq!(shared_file(line, nix::sys::stat::makedev(0, 45), 7).unwrap(), "nfs:store:/export:7");
-        assert_eq!(shared_file(line, nix::sys::stat::makedev(0, 46), 7), None);
-        let line = "29 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw";
-        assert_eq!(shared_file(line, nix::sys::stat::makedev(254, 1), 7), None);
-        assert_eq!(shared_file("nonsense", 0, 7), None);
+    fn a_replicated_device_is_known_by_its_resource() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("web1")).unwrap();
+        for file in ["web1/0", "web1/1", "old"] {
+            std::fs::write(folder.path().join(file), "").unwrap();
+        }
+        let rdev = |path: &Path| match path.file_name()?.to_str()? {
+            "0" => Some(5),
+            "old" => Some(6),
+            _ => Some(0),
+        };
+        assert_eq!(drbd_name(folder.path(), 5, &rdev).unwrap(), "like:drbd:web1/0");
+        assert_eq!(drbd_name(folder.path(), 6, &rdev).unwrap(), "like:drbd:old");
+        assert_eq!(drbd_name(folder.path(), 7, &rdev), None);
+        assert_eq!(drbd_name(Path::new("/nowhere"), 5, &rdev), None);
     }
 
     #[test]

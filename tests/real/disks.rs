@@ -19,6 +19,7 @@ pub(crate) mod moved;
 pub(crate) mod outrun;
 pub(crate) mod read_only;
 mod refused;
+mod refused_more;
 pub(crate) mod replica;
 pub(crate) mod template;
 pub(crate) mod thin;
@@ -144,11 +145,12 @@ fn refuses(stage: &Stage, lab: &Lab, version: Version, case: &Case) -> Result<()
 
 fn what_must_not_be_moved_is_refused(version: Version, name: &str) -> Result<()> {
     with_lab(name, |lab| {
-        let names: Vec<&str> = refused::ALL.iter().map(|case| case.name).collect();
+        let cases = || refused::ALL.iter().chain(refused_more::ALL);
+        let names: Vec<&str> = cases().map(|case| case.name).collect();
         let stage = Stage::set_up(lab, &names)?;
         let play = |case: &Case| refuses(&stage, lab, version, case).with_context(|| case.name.to_owned());
         let failures: Vec<String> =
-            refused::ALL.iter().filter_map(|case| play(case).err()).map(|e| format!("{e:#}")).collect();
+            cases().filter_map(|case| play(case).err()).map(|e| format!("{e:#}")).collect();
         ensure!(failures.is_empty(), "{} of {}:\n{}", failures.len(), names.len(), failures.join("\n"));
         Ok(())
     })

@@ -365,6 +365,7 @@ mod tests {
             audit_head: None,
             in_band: None,
             hears_busy: false,
+            flash: Vec::new(),
             needs: Default::default(),
         }
     }

@@ -231,6 +231,7 @@ mod tests {
             device: 1,
             inode: 1,
             is_file,
+            used: None,
             allocated: 0,
             free: None,
         };

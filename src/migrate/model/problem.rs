@@ -44,8 +44,10 @@ kinds! {
         DiskUnknown,
         DiskLeftOut,
         DiskShared,
+        DiskShareable,
         SameImage,
         SameStorage,
+        DiskInUse,
         DiskTemporary,
         DiskCache,
         DiskExported,
@@ -79,6 +81,7 @@ kinds! {
         MigrationBlocked,
         MigrationRefused,
         MigrationSettings,
+        Identity,
         MachineType,
         Accelerator,
         Memory,
@@ -125,8 +128,14 @@ impl ProblemKind {
             | Self::BaseNotCompared
             // Two storages may go by one name: copies of a volume, servers of one name.
             | Self::SameStorage
+            // Nobody else may use it, although others may.
+            | Self::DiskShareable
             // The same data may be at the destination already.
             | Self::DeviceData
+            // What is built on a device may be out of use.
+            | Self::DiskInUse
+            // The guest may not care who it is.
+            | Self::Identity
             // An image may occupy more than there is in it.
             | Self::NoRoom
             // The guest may not use what the destination's processor or device lacks.

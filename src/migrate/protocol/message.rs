@@ -100,6 +100,9 @@ pub struct DiskPlace {
     /// The guest's flushes do not reach the image.
     #[serde(default)]
     pub no_flush: bool,
+    /// How what the guest sees lies in the storages; none if that is not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<String>,
     /// What it occupies, in bytes.
     #[serde(default)]
     pub allocated: Option<u64>,
@@ -109,6 +112,15 @@ pub struct DiskPlace {
     /// There are more of them, or some have no name.
     #[serde(default)]
     pub hides_storage: bool,
+}
+
+/// A flash of the firmware.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlashSpec {
+    /// In QEMU's tree of objects, such as `/machine/system.flash1`.
+    pub place: String,
+    /// What the guest writes there outlives QEMU.
+    pub kept: bool,
 }
 
 /// A storage by a name that is the same on every host.
@@ -257,6 +269,9 @@ pub struct Offer {
     /// The source understands [`Reply::Busy`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hears_busy: bool,
+    /// The firmware's flash, whose contents go with the guest's state.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flash: Vec<FlashSpec>,
     /// Names of what else is in it that must not be ignored: of [`NEEDS_KNOWN`].
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub needs: BTreeSet<String>,

@@ -46,6 +46,7 @@ impl Examined {
         Offer {
             vm: vm.into(),
             disks: disks::offered(&self.disks, options),
+            flash: disks::offered_flash(&self.disks),
             running: self.running,
             qemu: self.qemu.clone(),
             after: None,

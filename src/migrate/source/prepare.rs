@@ -61,12 +61,14 @@ async fn ask(source: &mut Source, offer: Offer) -> Result<Prepared, Failure> {
 async fn offer(source: &Source) -> Result<Offer, Failure> {
     let (qmp, tracking) = (&source.guest.qmp, &source.copy.tracking);
     let request = &source.context.request;
-    let disks = disks::offered(&crate::qemu::disks(qmp).await?, &source.context.request.options);
+    let found = crate::qemu::disks(qmp).await?;
+    let disks = disks::offered(&found, &source.context.request.options);
     let running = source.journal.past().running();
     let unknown = |why| source.context.note_findings(vec![why]);
     Ok(Offer {
         vm: request.vm.clone(),
         disks,
+        flash: disks::offered_flash(&found),
         running,
         qemu: String::new(),
         compress: request.options.compress,

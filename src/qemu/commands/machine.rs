@@ -4,6 +4,7 @@ use super::{Empty, commands, plain_commands};
 use crate::qemu::states::RunState;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fmt;
 
 plain_commands! {
@@ -23,6 +24,8 @@ plain_commands! {
     QueryHotpluggableCpus = "query-hotpluggable-cpus" -> Vec<HotpluggableCpu>;
     /// The blocks of RAM that a migration moves, as a table (QEMU 6.2).
     XQueryRamblock = "x-query-ramblock" -> HumanReadableText;
+    /// Memory that is plugged in as devices.
+    QueryMemoryDevices = "query-memory-devices" -> Vec<MemoryDevice>;
     /// The back ends of the guest's RAM.
     QueryMemdev = "query-memdev" -> Vec<Memdev>;
     /// The guest's processors; only their number is looked at.
@@ -138,6 +141,23 @@ pub struct Memdev {
     pub share: bool,
 }
 
+/// Memory as a device.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct MemoryDevice {
+    /// `dimm`, `virtio-mem` ...
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(default)]
+    pub data: MemoryDeviceInfo,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct MemoryDeviceInfo {
+    /// What the guest has of it, in bytes.
+    #[serde(default)]
+    pub size: u64,
+}
+
 /// The return of [`QueryKvm`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct KvmInfo {
@@ -152,6 +172,9 @@ pub struct HotpluggableCpu {
     #[serde(rename = "type")]
     pub kind: String,
     pub vcpus_count: u32,
+    /// Where it is: `socket-id`, `core-id` ...
+    #[serde(default)]
+    pub props: BTreeMap<String, Value>,
     /// The first of them; none when the place is empty.
     #[serde(default)]
     pub qom_path: Option<String>,

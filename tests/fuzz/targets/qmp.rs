@@ -53,6 +53,6 @@ macro_rules! read_as {
 fn returned(value: &Value) {
     read_as!(value, QueryBlock QueryBlockJobs QueryJobs XDebugQueryBlockGraph QueryBlockExports
         QueryNamedBlockNodes QueryVersion QueryName QueryUuid QueryStatus QueryMemorySizeSummary QueryKvm
-        QueryHotpluggableCpus XQueryRamblock QueryMemdev QueryCpusFast QomList QueryMigrate
+        QueryHotpluggableCpus XQueryRamblock QueryMemdev QueryMemoryDevices QueryCpusFast QomList QueryMigrate
         QueryMigrateCapabilities QueryMigrateParameters QueryQmpSchema Cont);
 }

@@ -266,6 +266,7 @@ pub(super) fn offer(vm: &str) -> Offer {
         audit_head: None,
         in_band: None,
         hears_busy: false,
+        flash: Vec::new(),
         needs: std::collections::BTreeSet::new(),
     }
 }

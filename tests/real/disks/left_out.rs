@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::machine::{Machine, Place, blockdev, device, raw};
+use super::machine::{Machine, Place, blockdev, device, file_node, raw};
 use super::{Stage, moves, tells};
 use crate::support::process::{SHORT, run};
 use crate::support::{Lab, Version, with_lab};
@@ -126,6 +126,67 @@ fn what_is_shared_stays_where_it_is_on_qemu_10() -> Result<()> {
 fn what_is_shared_stays_where_it_is_on_qemu_7_2() -> Result<()> {
     with_lab("what_is_shared_stays_where_it_is_on_qemu_7_2", |lab| {
         what_is_shared_stays_where_it_is(lab, Version::V72)
+    })
+}
+
+/// A node of what lies in this file from this byte on.
+fn part(file: &Path, at: u64) -> Value {
+    json!({"driver": "raw", "node-name": "n0", "offset": at, "size": 1 << 20, "file": file_node(file)})
+}
+
+fn below_filter(below: &Value) -> Value {
+    json!({"driver": "throttle", "node-name": "n0", "throttle-group": "calm", "file": below})
+}
+
+/// One storage may show two guests two things. What the guest would find there is another disk then: the one before
+/// a snapshot, another part, the bytes of a format instead of what they mean.
+#[test]
+fn what_one_storage_shows_in_two_ways_is_not_one_disk() -> Result<()> {
+    with_lab("what_one_storage_shows_in_two_ways_is_not_one_disk", |lab| {
+        let stage = Stage::set_up(lab, &["snapshot", "part", "format"])?;
+        let words = |node: &Value| {
+            let group = ["-object".to_owned(), "throttle-group,id=calm".to_owned()];
+            [group, blockdev(node), device("virtio-blk-pci,id=disk0,addr=5,drive=n0")].concat()
+        };
+        let refused = |name: &str, at_source: &Machine, at_target: &Machine, what: &[&str]| -> Result<()> {
+            let before = [at_source.snapshot()?, at_target.snapshot()?];
+            let (code, found) = stage.check(name, &["--except-disk", "disk0"])?;
+            ensure!(code == 1, "{name}: {found:?}");
+            tells(&found, "disk-left-out", "problem", what)?;
+            let (code, last) = stage.migrate(name, &["--except-disk", "disk0"])?;
+            ensure!(code == 1 && last["outcome"]["result"] == "failed", "{last}");
+            ensure!(
+                [at_source.snapshot()?, at_target.snapshot()?] == before,
+                "{name}: something was changed"
+            );
+            Ok(())
+        };
+
+        let [source, target] = stage.places(lab, "snapshot", Version::V10)?;
+        let base = source.image("qcow2", "", "base.qcow2")?;
+        let node = json!({"driver": "qcow2", "node-name": "n0", "file": file_node(&base)});
+        let (at_source, at_target) =
+            (source.start(&words(&node), false)?, target.start(&words(&node), true)?);
+        let top = json!({"node-name": "n0", "snapshot-file": source.file("top.qcow2"), "format": "qcow2",
+                         "snapshot-node-name": "top"});
+        at_source.qmp()?.execute("blockdev-snapshot-sync", top)?;
+        refused("snapshot", &at_source, &at_target, &["disk0", "other contents", "base.qcow2"])?;
+
+        let [source, target] = stage.places(lab, "part", Version::V72)?;
+        let file = source.image("raw", "", "parts.raw")?;
+        let at_source = source.start(&words(&part(&file, 0)), false)?;
+        let at_target = target.start(&words(&part(&file, 2 << 20)), true)?;
+        refused("part", &at_source, &at_target, &["disk0", "other contents", "raw from byte 2097152"])?;
+
+        let [source, target] = stage.places(lab, "format", Version::V10)?;
+        let file = source.create("qcow2", "", "disk.qcow2", 1 << 20)?;
+        std::fs::File::options().append(true).open(&file)?.set_len(2 << 20)?;
+        let meant = json!({"driver": "qcow2", "file": file_node(&file)});
+        let mut bytes = part(&file, 0);
+        bytes.as_object_mut().map(|node| node.remove("node-name"));
+        let at_source = source.start(&words(&below_filter(&meant)), false)?;
+        let at_target = target.start(&words(&below_filter(&bytes)), true)?;
+        refused("format", &at_source, &at_target, &["disk0", "other contents", "as qcow2", "as raw"])
     })
 }
 

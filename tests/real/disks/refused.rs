@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::machine::{Place, SECRET, blockdev, device, file_node, raw};
 use crate::support::Qmp;
 
-type Words = Result<Vec<String>>;
+pub(super) type Words = Result<Vec<String>>;
 
 /// One thing that is wrong, and how it must be told.
 pub(super) struct Case {
@@ -21,7 +21,7 @@ pub(super) struct Case {
     pub(super) words: &'static [&'static str],
 }
 
-const fn case(
+pub(super) const fn case(
     name: &'static str,
     source: fn(&Place) -> Words,
     target: fn(&Place) -> Words,
@@ -70,7 +70,7 @@ pub(super) const ALL: &[Case] = &[
 
 const AT_5: &str = "virtio-blk-pci,id=disk0,addr=5";
 
-fn words(parts: impl IntoIterator<Item = [String; 2]>) -> Vec<String> {
+pub(super) fn words(parts: impl IntoIterator<Item = [String; 2]>) -> Vec<String> {
     parts.into_iter().flatten().collect()
 }
 

@@ -1,8 +1,8 @@
 //! What the destination finds when it compares the offered disks with those of its QEMU.
 
 use super::images::{list, written};
-use super::{DISKS_MAX, bitmaps, incremental, left_out, pair, room, sharing, source};
-use crate::migrate::model::problem::{Problem, ProblemKind};
+use super::{DISKS_MAX, bitmaps, flash, incremental, left_out, pair, room, sharing, source};
+use crate::migrate::model::problem::{Problem, ProblemKind, Severity};
 use crate::migrate::protocol::message::{DiskSpec, Offer};
 use crate::qemu::{Disk, Encryption, Qmp, QmpError, QueryMigrateCapabilities, nbd_server_runs};
 
@@ -13,8 +13,9 @@ pub(crate) async fn destination_findings(
     present: &[Disk],
 ) -> Result<Vec<Problem>, QmpError> {
     let mut problems = disk_problems(&offer.disks, present);
+    problems.extend(flash::findings(&offer.flash, present));
     if offer.compared().next().is_some() {
-        problems.retain(|problem| problem.kind != ProblemKind::NotCopied);
+        problems.retain(|p| p.kind != ProblemKind::NotCopied || p.severity != Severity::Note);
         problems.extend(read_only(offer, present));
     }
     if offer.disks.iter().any(|disk| disk.bitmaps.is_some()) {
@@ -46,6 +47,7 @@ pub(crate) fn disk_problems(offered: &[DiskSpec], present: &[Disk]) -> Vec<Probl
     let pairs = paired.pairs;
     if is_all_paired {
         problems.extend(not_offered(&pairs, present));
+        problems.extend(media(&pairs, present));
     }
     problems.extend(pairs.iter().flat_map(|(want, have)| mismatch(want, have)));
     problems.extend(room::problems(&pairs));
@@ -54,6 +56,20 @@ pub(crate) fn disk_problems(offered: &[DiskSpec], present: &[Disk]) -> Vec<Probl
     problems.extend(left_out::findings(&pairs));
     problems.extend(incremental::destination_findings(&pairs));
     problems
+}
+
+/// Media that the guest would find in drives that are empty at the source.
+fn media(pairs: &[(&DiskSpec, &Disk)], present: &[Disk]) -> Option<Problem> {
+    let is_paired = |disk: &Disk| pairs.iter().any(|(_, have)| std::ptr::eq(*have, disk));
+    let added =
+        present.iter().filter(|disk| disk.removable && disk.read_only && !disk.firmware && !is_paired(disk));
+    let names = list(added.map(|disk| disk.name.as_str()));
+    if names.is_empty() {
+        return None;
+    }
+    let text = format!("drives that are empty at the source have a medium at the destination: {names}");
+    let remedy = "take it out there (`eject`), if the guest is not to find it: it may even boot from it";
+    Some(Problem::warning(ProblemKind::NotCopied, text, remedy))
 }
 
 /// The guest would find what its image holds by chance.
@@ -102,6 +118,18 @@ fn mismatch(want: &DiskSpec, have: &Disk) -> Vec<Problem> {
         problems.extend(weaker(want, have));
     }
     problems.extend(unflushed(want, have));
+    let used = written(have).find_map(|image| Some((image, image.seen.as_ref()?.used.as_ref()?)));
+    if let Some((image, how)) = used.filter(|_| want.is_copied()) {
+        let name = &want.name;
+        problems.push(Problem::new(
+            ProblemKind::DiskInUse,
+            format!(
+                "disk {name} would be written over something of the destination's host: it lies on {}, and {how}",
+                image.filename
+            ),
+            "give the destination's QEMU another image or device, if this one was not meant; else unmount it there",
+        ));
+    }
     if let Some(image) = written(have).find(|image| image.temporary) {
         problems.push(Problem::new(
             ProblemKind::DiskTemporary,
@@ -221,7 +249,7 @@ fn not_copied(pairs: &[(&DiskSpec, &Disk)]) -> Option<Problem> {
 mod tests {
     use super::*;
     use crate::migrate::checks::disks::sample::{have, image, want};
-    use crate::qemu::Image;
+    use crate::qemu::{Image, Seen};
 
     fn kinds(offered: &DiskSpec, present: &[Disk]) -> Vec<ProblemKind> {
         let found = disk_problems(std::slice::from_ref(offered), present);
@@ -243,8 +271,14 @@ mod tests {
         as_hasty.place.as_mut().unwrap().no_flush = true;
         assert_eq!(kinds(&as_hasty, &[hasty]), []);
         let temporary = Image { temporary: true, ..image(&[]) };
-        let snapshot = Disk { images: vec![temporary], ..have("disk0", 1024, "raw") };
-        assert_eq!(kinds(&raw, &[snapshot]), [ProblemKind::DiskTemporary]);
+        let on = |image| Disk { images: vec![image], ..have("disk0", 1024, "raw") };
+        assert_eq!(kinds(&raw, &[on(temporary)]), [ProblemKind::DiskTemporary]);
+        let used = Some("loop3 is mounted there at /srv".to_owned());
+        let seen = Seen { path: None, device: 1, inode: 1, is_file: false, allocated: 0, used, free: None };
+        let mounted = on(Image { seen: Some(seen), ..image(&[]) });
+        assert_eq!(kinds(&raw, std::slice::from_ref(&mounted)), [ProblemKind::DiskInUse]);
+        let left_out = DiskSpec { left_out: true, ..raw.clone() };
+        assert!(!kinds(&left_out, &[mounted]).contains(&ProblemKind::DiskInUse));
     }
 
     #[test]

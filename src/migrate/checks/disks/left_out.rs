@@ -1,13 +1,11 @@
 //! Disks that the guest can write to and that are not copied: the destination's QEMU must have the source's
 //! storage, or the guest would find something else than it has written.
 
-use std::collections::HashSet;
-
-use super::images::is_nothing;
+use super::images::{self, is_nothing};
 use crate::migrate::model::disk_choice::DiskChoice;
 use crate::migrate::model::problem::{Problem, ProblemKind};
-use crate::migrate::protocol::message::DiskSpec;
-use crate::qemu::Disk;
+use crate::migrate::protocol::message::{DiskSpec, Storage};
+use crate::qemu::{Disk, Image};
 
 /// Each of them, whether it is well or not: a source knows by that that the destination knows of them.
 pub(super) fn findings(pairs: &[(&DiskSpec, &Disk)]) -> Vec<Problem> {
@@ -15,52 +13,98 @@ pub(super) fn findings(pairs: &[(&DiskSpec, &Disk)]) -> Vec<Problem> {
     left_out.map(|(want, have)| finding(want, have)).collect()
 }
 
+/// Why a disk may not be left where it is.
+enum Doubt {
+    /// Whether both hosts use one storage is not known.
+    Unknown(String),
+    /// They do, and see other things in it.
+    Other(String),
+}
+
 fn finding(want: &DiskSpec, have: &Disk) -> Problem {
     let name = &want.name;
-    let doubt = match one_storage(want, have) {
+    let (text, remedy) = match one_storage(want, have) {
         Ok(key) => {
             let text = format!("disk {name} is not copied: both hosts use one storage (known as {key})");
             return Problem::note(ProblemKind::DiskLeftOut, text, "nothing has to be done");
         }
-        Err(doubt) => doubt,
+        Err(Doubt::Unknown(why)) => (
+            format!(
+                "disk {name} is not to be copied, and it is not known that both hosts use one storage: {why}. If they \
+                 do not, the guest finds other contents there than it has written"
+            ),
+            "copy it; accept it only if both hosts' QEMUs have one and the same storage, which the agents cannot see \
+             (a replicated volume, a LUN, a network file system)",
+        ),
+        Err(Doubt::Other(why)) => (
+            format!(
+                "disk {name} is not to be copied, and the guest would find other contents at the destination than it \
+                 has written: {why}"
+            ),
+            "start the destination's QEMU on the images that the source has now, in the same formats",
+        ),
     };
-    let text = format!(
-        "disk {name} is not to be copied, and it is not known that both hosts use one storage: {doubt}. If they do \
-         not, the guest finds other contents there than it has written"
-    );
-    let remedy = "copy it; accept it only if both hosts' QEMUs have one and the same storage, which the agents \
-                  cannot see (a replicated volume, a LUN, a network file system)";
     Problem::new(ProblemKind::DiskLeftOut, text, remedy)
 }
 
-/// The name of the storage that both have, if everything that the destination has open is what the source has
-/// open; else why that is not known.
-fn one_storage<'a>(want: &'a DiskSpec, have: &Disk) -> Result<&'a str, String> {
+/// The name of the storage that both have, if the destination's guest would see and write what the source's does.
+fn one_storage<'a>(want: &'a DiskSpec, have: &Disk) -> Result<&'a str, Doubt> {
+    let unknown = |why: &str| Err(Doubt::Unknown(why.to_owned()));
     if want.format != have.format {
-        return Err(format!("it is {} at the source and {} at the destination", want.format, have.format));
+        return unknown(&format!(
+            "it is {} at the source and {} at the destination",
+            want.format, have.format
+        ));
     }
-    let place = want.place.as_ref().ok_or("the source's agent does not tell")?;
-    let theirs: HashSet<&str> = place.storages.iter().map(|storage| storage.key.as_str()).collect();
-    let mut images = have.images.iter().filter(|image| !is_nothing(image)).peekable();
-    if theirs.is_empty() {
-        return Err("the source's agent cannot see its image".into());
+    let Some(place) = want.place.as_ref() else { return unknown("the source's agent does not tell") };
+    let images = || have.images.iter().filter(|image| !is_nothing(image));
+    if place.storages.is_empty() {
+        return unknown("the source's agent cannot see its image");
     }
-    if !have.layers_known || images.peek().is_none() {
-        return Err("the destination's agent cannot see its image".into());
+    if !have.layers_known || images().next().is_none() {
+        return unknown("the destination's agent cannot see its image");
     }
-    for image in images {
-        if image.keys.is_empty() {
-            return Err(format!("the destination's agent cannot see {}", image.filename));
+    for image in images() {
+        same_use(image, images::written(have).any(|other| std::ptr::eq(other, image)), &place.storages)?;
+    }
+    if let (Some(theirs), Some(here)) = (&place.layout, &have.layout)
+        && theirs != here
+    {
+        let why = format!("it lies there as {theirs} at the source and as {here} at the destination");
+        return Err(Doubt::Other(why));
+    }
+    let written = place.storages.iter().find(|storage| storage.written && is_sure(&storage.key));
+    written.map_or_else(|| unknown("the source writes to none of it"), |storage| Ok(&storage.key))
+}
+
+/// Names that only may be those of one storage prove nothing.
+fn is_sure(key: &str) -> bool {
+    !key.starts_with("like:")
+}
+
+/// Whether the source has this image of the destination, and uses it in the same way. One that is written to is not what
+/// the source only reads, since a snapshot has put an image above it.
+fn same_use(image: &Image, is_written: bool, storages: &[Storage]) -> Result<(), Doubt> {
+    let name = &image.filename;
+    if image.keys.is_empty() {
+        return Err(Doubt::Unknown(format!("the destination's agent cannot see {name}")));
+    }
+    let known = storages.iter().filter(|storage| is_sure(&storage.key) && image.keys.contains(&storage.key));
+    let known: Vec<bool> = known.map(|storage| storage.written).collect();
+    if known.contains(&is_written) {
+        return Ok(());
+    }
+    Err(match (known.is_empty(), is_written) {
+        (true, _) => {
+            Doubt::Unknown(format!("{name} at the destination has another name than anything there"))
         }
-        if !image.keys.iter().any(|key| theirs.contains(key.as_str())) {
-            return Err(format!(
-                "{} at the destination has another name than anything there",
-                image.filename
-            ));
+        (false, true) => {
+            Doubt::Other(format!("it would write to {name}, which only lies below its image at the source"))
         }
-    }
-    let written = place.storages.iter().find(|storage| storage.written);
-    written.map(|storage| storage.key.as_str()).ok_or_else(|| "the source writes to none of it".into())
+        (false, false) => {
+            Doubt::Other(format!("it would only read {name}, which it writes to at the source"))
+        }
+    })
 }
 
 /// Names that the source has no disk for.
@@ -84,7 +128,7 @@ mod tests {
     use super::*;
     use crate::migrate::checks::disks::sample::{have, image, want};
     use crate::migrate::model::problem::Severity;
-    use crate::migrate::protocol::message::{DiskPlace, Storage};
+    use crate::migrate::protocol::message::DiskPlace;
 
     fn left_out(keys: &[&str]) -> DiskSpec {
         let storage = |key: &&str| Storage { key: (*key).to_owned(), written: true };
@@ -113,6 +157,21 @@ mod tests {
         ] {
             assert_eq!(severity(&ours, &other), Severity::Problem, "{other:?}");
         }
+        let reads = Image { backing: true, read_only: true, ..image(&["nfs:s:/x:2"]) };
+        assert_eq!(severity(&ours, &disk(vec![reads.clone()])), Severity::Problem, "it writes to it there");
+        let mut above = left_out(&["nfs:s:/top:3", "nfs:s:/x:2"]);
+        above.place.iter_mut().for_each(|place| place.storages[1].written = false);
+        assert_eq!(severity(&above, &shared), Severity::Problem, "an image was put above it there");
+        assert_eq!(severity(&above, &disk(vec![image(&["nfs:s:/top:3"]), reads])), Severity::Note);
+        let laid = |layout: &str| Some(layout.to_owned());
+        let mut seen = ours.clone();
+        seen.place.iter_mut().for_each(|place| place.layout = laid("raw"));
+        let here = |layout: &str| Disk { layout: laid(layout), ..shared.clone() };
+        assert_eq!(severity(&seen, &here("raw")), Severity::Note);
+        assert_eq!(severity(&seen, &here("raw from byte 512")), Severity::Problem);
+        let alike = [left_out(&["like:gpfs:/x"]), ours.clone()];
+        let there = disk(vec![image(&["like:gpfs:/x"])]);
+        assert!(alike.iter().all(|want| severity(want, &there) == Severity::Problem), "a name may deceive");
         assert_eq!(severity(&left_out(&[]), &shared), Severity::Problem);
         assert_eq!(severity(&DiskSpec { place: None, ..ours }, &shared), Severity::Problem);
         assert_eq!(findings(&[(&want("disk0", 1, "raw"), &shared)]), []);

@@ -7,6 +7,7 @@
 
 pub(crate) mod bitmaps;
 mod compare;
+mod flash;
 mod images;
 pub(crate) mod in_band;
 mod incremental;
@@ -18,6 +19,7 @@ mod sharing;
 mod source;
 
 pub(crate) use compare::destination_findings;
+pub(crate) use flash::offered as offered_flash;
 pub(crate) use left_out::unknown as unknown_names;
 pub(crate) use offered::{allocated, offered};
 pub(crate) use pairing::pair;

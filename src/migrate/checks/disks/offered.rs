@@ -28,6 +28,7 @@ fn spec(disk: &Disk, options: &Options, room: &mut usize) -> DiskSpec {
         backing: disk.backing,
         encryption: disk.encryption,
         no_flush: disk.no_flush,
+        layout: disk.layout.clone(),
         allocated: allocated(disk, options),
         storages,
         hides_storage,

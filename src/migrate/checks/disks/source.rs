@@ -96,6 +96,7 @@ fn attached(disks: &[Disk], options: &Options) -> Vec<Problem> {
             problems.extend(backing_merged(disk));
         }
     }
+    problems.extend(copied().filter(|disk| disk.shareable).map(shareable));
     let unknown: Vec<&str> = copied().filter(|d| !d.layers_known).map(|d| d.name.as_str()).collect();
     if !unknown.is_empty() {
         let text = format!("the source's QEMU does not tell what lies below {}", list(unknown));
@@ -120,6 +121,22 @@ fn bitmaps_in_use(disk: &Disk) -> Option<Problem> {
         ),
         "let the backup finish, or end its export or job",
     ))
+}
+
+/// A copy is the guest's alone.
+fn shareable(disk: &Disk) -> Problem {
+    let name = &disk.name;
+    Problem::new(
+        ProblemKind::DiskShareable,
+        format!(
+            "the source's disk {name} is set up to be written to by other VMs as well (`share-rw=on`): what they write \
+             would not be copied, and from the move on the guest would have another disk than they"
+        ),
+        format!(
+            "if both hosts have it on one storage, leave it where it is (`--except-disk {name}`); accept it only if no \
+             other VM uses it"
+        ),
+    )
 }
 
 fn temporary(disk: &Disk) -> Option<Problem> {

@@ -1,6 +1,6 @@
 //! The machine itself: its type, RAM and processors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::shown;
 use crate::migrate::model::problem::{Problem, ProblemKind};
@@ -25,9 +25,54 @@ pub(crate) fn compare(source: &Machine, here: &Machine) -> Vec<Problem> {
             format!("the guest runs by {} at the source and by {} at the destination", by(kvm), by(kvm_here));
         found.push(Problem::new(ProblemKind::Accelerator, text, "use the same `-accel` on both sides"));
     }
+    if source.kind == here.kind {
+        found.extend(switches(source, here));
+    }
+    found.extend(identity(source, here));
     found.extend(memory(source, here));
     found.extend(processors(source, here));
     found
+}
+
+/// What a machine has inside of itself, switched on or off.
+fn switches(source: &Machine, here: &Machine) -> Vec<Problem> {
+    let differing = source.switches.iter().filter_map(|(name, value)| {
+        let value_here = here.switches.get(name).filter(|value_here| *value_here != value)?;
+        let words = format!("{} {} and {}", shown(name), shown(value), shown(value_here));
+        Some((value == "on", words))
+    });
+    let (lost, new): (Vec<_>, Vec<_>) = differing.partition(|(is_lost, _)| *is_lost);
+    let text = |differing: Vec<(bool, String)>| {
+        let words: Vec<String> = differing.into_iter().map(|(_, words)| words).collect();
+        format!("the machine is set up differently at source and destination: {}", some(&words))
+    };
+    let mut found = Vec::new();
+    if !lost.is_empty() {
+        let remedy =
+            "switch the same on with `-machine` on both sides: QEMU refuses the state of what it has not";
+        found.push(Problem::new(ProblemKind::DeviceSettings, text(lost), remedy));
+    }
+    if !new.is_empty() {
+        let remedy = "use the same `-machine` on both sides: the guest may notice the change";
+        found.push(Problem::warning(ProblemKind::DeviceSettings, text(new), remedy));
+    }
+    found
+}
+
+/// Two identities are mostly two VMs. The guest sees the other one when it boots the next time.
+fn identity(source: &Machine, here: &Machine) -> Option<Problem> {
+    let (there, uuid) = (source.uuid.as_deref()?, here.uuid.as_deref()?);
+    if there == uuid {
+        return None;
+    }
+    let text = format!(
+        "the VM's identity (`-uuid`) is {} at the source and {} at the destination: after its next reboot the guest is \
+         another machine to its licences and to what configures it",
+        shown(there),
+        shown(uuid)
+    );
+    let remedy = "use the same `-uuid` on both sides; make sure that it is the same VM";
+    Some(Problem::new(ProblemKind::Identity, text, remedy))
 }
 
 fn memory(source: &Machine, here: &Machine) -> Vec<Problem> {
@@ -50,7 +95,44 @@ fn memory(source: &Machine, here: &Machine) -> Vec<Problem> {
     }
     found.extend(blocks(source, here));
     found.extend(shared(source, here));
+    found.extend(one_file(source, here));
+    found.extend(not_kept(source, here));
     found
+}
+
+/// RAM that comes in is written into the destination's RAM: where that is the source's, over what its guest has
+/// written since.
+fn one_file(source: &Machine, here: &Machine) -> Option<Problem> {
+    let is_shared = |id: &str| here.memory_shared.get(id).is_some_and(|shared| *shared);
+    let theirs: BTreeSet<&String> = source.memory_files.values().flatten().collect();
+    let mut files = here.memory_files.iter().filter(|(id, _)| is_shared(id));
+    let (id, name) =
+        files.find_map(|(id, names)| Some((id, names.iter().find(|name| theirs.contains(name))?)))?;
+    let text = format!(
+        "both hosts have the guest's RAM {} in one and the same file (known as {}): what comes in would be written over \
+         the running guest's RAM",
+        shown(id),
+        shown(name)
+    );
+    let remedy = "give the destination's QEMU a file of its own (`mem-path`), or RAM without a file";
+    Some(Problem::new(ProblemKind::Memory, text, remedy))
+}
+
+/// What the guest writes to a disk in memory (nvdimm, virtio-pmem) is to outlive QEMU, as at the source.
+fn not_kept(source: &Machine, here: &Machine) -> Option<Problem> {
+    let kept = source.memory_kept.iter().filter(|(_, kept)| **kept).map(|(name, _)| name);
+    let lost: Vec<String> =
+        kept.filter(|name| here.memory_kept.get(*name).is_some_and(|kept| !kept)).map(|n| shown(n)).collect();
+    if lost.is_empty() {
+        return None;
+    }
+    let text = format!(
+        "what the guest writes to its persistent memory goes to a file at the source, and would be gone at the \
+         destination when its QEMU ends: {}",
+        some(&lost)
+    );
+    let remedy = "give it a `memory-backend-file` with `share=on` and a file there";
+    Some(Problem::new(ProblemKind::Memory, text, remedy))
 }
 
 /// A device outside of QEMU (vhost-user) needs RAM that it may map.
@@ -105,6 +187,20 @@ fn processors(source: &Machine, here: &Machine) -> Vec<Problem> {
             source.cpus, here.cpus
         );
         found.push(Problem::new(ProblemKind::CpuCount, text, "use the same `-smp` on both sides"));
+    }
+    let (places, places_here) = (&source.cpu_places, &here.cpu_places);
+    if found.is_empty() && places != places_here && !places.is_empty() && !places_here.is_empty() {
+        let only = |of: &BTreeSet<String>, other: &BTreeSet<String>| {
+            some(&of.difference(other).map(|place| shown(place)).collect::<Vec<_>>())
+        };
+        let text = format!(
+            "processors are plugged in at other places at source and destination: {} at the source only, {} at the \
+             destination only",
+            only(places, places_here),
+            only(places_here, places)
+        );
+        let remedy = "plug the destination's processors in where the source's are: QEMU takes no others";
+        found.push(Problem::new(ProblemKind::CpuCount, text, remedy));
     }
     let (shape, shape_here) = (&source.shape, &here.shape);
     let differing = |name: &&&str| match (shape.get(**name), shape_here.get(**name)) {

@@ -20,6 +20,7 @@ fn offer(disks: Vec<DiskSpec>) -> Offer {
         after: None,
         compress: false,
         policy: Policy::default(),
+        flash: Vec::new(),
     }
 }
 
@@ -179,6 +180,7 @@ fn memory_processors_and_type_are_compared() {
         kinds(&|m| m.cpu.extend([("type".to_owned(), "max".to_owned())])),
         [(ProblemKind::Cpu, Warning)]
     );
+    assert_eq!(kinds(&|m| m.uuid = Some("1".into())), [], "an older agent does not tell");
     assert_eq!(kinds(&|m| m.unseen.push("x".into())), [(ProblemKind::NotSeen, Note)]);
 }
 
@@ -189,4 +191,45 @@ fn a_peers_words_are_bounded_and_tame() {
     let found = compare(&machine_of(devices), &machine_of(vec![device("a", "", "x")]), &offer(Vec::new()));
     assert_eq!(found.len(), FINDINGS_MAX + 1);
     assert!(found.iter().all(|p| p.text.len() < 400 && !p.text.chars().any(char::is_control)));
+}
+
+#[test]
+fn what_is_switched_on_inside_and_who_it_is_are_compared() {
+    let with = |hpet: &str, uuid: &str| Machine {
+        switches: [("hpet".to_owned(), hpet.to_owned())].into(),
+        uuid: Some(uuid.into()),
+        ..machine_of(Vec::new())
+    };
+    let one = with("on", "1");
+    assert_eq!(found(&one, &one), []);
+    let kinds = |source: &Machine, here: &Machine| {
+        found(source, here).into_iter().map(|f| (f.0, f.1)).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(&one, &with("off", "1")), [(ProblemKind::DeviceSettings, Severity::Problem)]);
+    assert_eq!(kinds(&with("off", "1"), &one), [(ProblemKind::DeviceSettings, Severity::Warning)]);
+    assert_eq!(kinds(&one, &with("on", "2")), [(ProblemKind::Identity, Severity::Problem)]);
+}
+
+#[test]
+fn ram_in_a_file_and_processors_in_places_are_compared() {
+    let places = |socket: u32| [format!("socket-id {socket}"), "socket-id 0".to_owned()].into();
+    let with = |key: &str, kept, socket| Machine {
+        memory_shared: [("mem".to_owned(), true)].into(),
+        memory_files: [("mem".to_owned(), vec![key.to_owned()])].into(),
+        memory_kept: [("nv0".to_owned(), kept)].into(),
+        cpu_places: places(socket),
+        ..machine_of(Vec::new())
+    };
+    let (one, other) = (with("inode:a:1:1", true, 1), with("inode:b:1:1", true, 1));
+    let kinds = |source: &Machine, here: &Machine| {
+        found(source, here).into_iter().map(|f| (f.0, f.1)).collect::<Vec<_>>()
+    };
+    let memory = (ProblemKind::Memory, Severity::Problem);
+    assert_eq!(kinds(&one, &other), []);
+    assert_eq!(kinds(&one, &one), [memory], "one file");
+    let private = Machine { memory_shared: [("mem".to_owned(), false)].into(), ..one.clone() };
+    assert_eq!(kinds(&private, &private), [], "nothing is written to it");
+    assert_eq!(kinds(&one, &with("inode:b:1:1", false, 1)), [memory]);
+    assert_eq!(kinds(&with("inode:b:1:1", false, 1), &one), []);
+    assert_eq!(kinds(&one, &with("inode:b:1:1", true, 2)), [(ProblemKind::CpuCount, Severity::Problem)]);
 }

@@ -1,0 +1,162 @@
+//! What a file is known by on every host that has its file system mounted, by a process's `mountinfo` (proc(5)).
+
+use std::path::Path;
+
+use nix::sys::stat::{major, minor};
+
+use super::storage;
+
+/// File systems that one host alone has mounted. Of any other, hosts may share the files.
+const LOCAL: [&str; 33] = [
+    "aufs",
+    "bcachefs",
+    "btrfs",
+    "devtmpfs",
+    "erofs",
+    "exfat",
+    "ext2",
+    "ext3",
+    "ext4",
+    "f2fs",
+    "fuse.bindfs",
+    "fuse.encfs",
+    "fuse.fuse-overlayfs",
+    "fuse.gocryptfs",
+    "fuse.mergerfs",
+    "fuse.unionfs",
+    "fuseblk",
+    "hfsplus",
+    "hugetlbfs",
+    "iso9660",
+    "jfs",
+    "msdos",
+    "nilfs2",
+    "ntfs",
+    "ntfs3",
+    "overlay",
+    "ramfs",
+    "reiserfs",
+    "squashfs",
+    "tmpfs",
+    "vfat",
+    "xfs",
+    "zfs",
+];
+
+/// A mounted file system.
+#[derive(Debug, PartialEq, Eq)]
+struct Mount<'a> {
+    /// Which part of the file system it shows.
+    root: &'a str,
+    point: &'a str,
+    kind: &'a str,
+    source: String,
+}
+
+/// The names of a file, if it is on a file system that several hosts may have mounted.
+pub(super) fn shared_file(mountinfo: &str, (device, inode): (u64, u64), path: &Path) -> Vec<String> {
+    let number = format!("{}:{}", major(device), minor(device));
+    let mounts: Vec<Mount<'_>> = mountinfo.lines().filter_map(|line| mount(line, &number)).collect();
+    // One file system may be mounted in several places.
+    let holds = |mount: &&Mount<'_>| path.starts_with(mount.point);
+    let by_path = mounts.iter().filter(holds).max_by_key(|mount| mount.point.len());
+    let Some(mount) = by_path.or(mounts.first()) else { return Vec::new() };
+    let Mount { kind, source, .. } = mount;
+    let kind = if *kind == "nfs4" { "nfs" } else { kind };
+    let mut names = Vec::new();
+    match kind {
+        "nfs" | "cifs" | "smb3" | "ceph" | "lustre" | "fuse.glusterfs" | "beegfs" => {
+            names.push(format!("{kind}:{source}:{inode}"));
+        }
+        // On a block device that several hosts have attached.
+        "ocfs2" | "gfs2" => {
+            let keys = storage::keys_of_device(device, 0);
+            let device = keys.iter().find(|key| !key.starts_with("dev:"));
+            names.extend(device.map(|device| format!("{kind}:{device}:{inode}")));
+        }
+        kind if LOCAL.contains(&kind) => return Vec::new(),
+        _ => {}
+    }
+    if by_path.is_some() {
+        names.extend(alike(mount, kind, inode, path).into_iter().flatten());
+    }
+    names
+}
+
+/// A host may reach the same server by another name, and a server may count files in another way for each host.
+fn alike(mount: &Mount<'_>, kind: &str, inode: u64, path: &Path) -> Option<[String; 2]> {
+    let below = path.strip_prefix(mount.point).ok()?.to_str()?;
+    let full = [mount.source.trim_end_matches('/'), mount.root.trim_matches('/'), below];
+    let full = full.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+    let without_server = full.split_once(":/").or_else(|| full.strip_prefix("//")?.split_once('/'));
+    let without_server = without_server.map_or(full.as_str(), |(_, path)| path);
+    Some([format!("like:{kind}:{without_server}:{inode}"), format!("like:{kind}:{full}")])
+}
+
+/// A line, if it tells of this device.
+fn mount<'a>(line: &'a str, number: &str) -> Option<Mount<'a>> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut left = left.split(' ').skip(2);
+    if left.next()? != number {
+        return None;
+    }
+    let (root, point) = (left.next()?, left.next()?);
+    let mut right = right.split(' ');
+    let (kind, source) = (right.next()?, right.next()?);
+    Some(Mount { root, point, kind, source: source.to_ascii_lowercase() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(lines: &str, device: (u64, u64), path: &str) -> Vec<String> {
+        shared_file(lines, (nix::sys::stat::makedev(device.0, device.1), 7), Path::new(path))
+    }
+
+    fn alike(one: &[String], other: &[String]) -> bool {
+        one.iter().any(|name| other.contains(name))
+    }
+
+    #[test]
+    fn a_file_of_a_network_file_system_is_known_by_its_export_and_inode() {
+        let line = "36 28 0:45 / /srv/vm rw,relatime shared:1 - nfs4 Store:/export rw,vers=4.2,addr=10.0.0.9";
+        let found = names(line, (0, 45), "/srv/vm/web1/a.raw");
+        assert_eq!(
+            found,
+            ["nfs:store:/export:7", "like:nfs:export/web1/a.raw:7", "like:nfs:store:/export/web1/a.raw"]
+        );
+        assert_eq!(names(line, (0, 46), "/srv/vm/web1/a.raw"), [""; 0]);
+        assert_eq!(names("nonsense", (0, 0), "/x"), [""; 0]);
+    }
+
+    #[test]
+    fn what_only_one_host_has_mounted_has_no_such_name_and_anything_else_has() {
+        let of = |kind: &str| names(&format!("29 1 0:5 / / rw - {kind} /dev/root rw"), (0, 5), "/a.raw");
+        for local in ["ext4", "btrfs", "tmpfs", "overlay", "zfs", "fuse.mergerfs"] {
+            assert_eq!(of(local), [""; 0], "{local}");
+        }
+        for shared in ["gpfs", "virtiofs", "9p", "fuse.sshfs", "fuse.mfs", "fuse.juicefs", "of-tomorrow"] {
+            assert!(!of(shared).is_empty(), "{shared}");
+        }
+    }
+
+    #[test]
+    fn one_file_is_recognised_by_whatever_way_it_is_mounted() {
+        let gluster = |server| format!("36 28 0:45 / /vm rw - fuse.glusterfs {server}:/vol rw");
+        let one = names(&gluster("one"), (0, 45), "/vm/a.raw");
+        assert!(alike(&one, &names(&gluster("two"), (0, 45), "/vm/a.raw")), "each host mounts from itself");
+        let whole = names("36 28 0:45 / /mnt rw - nfs store:/srv rw", (0, 45), "/mnt/vm/a.raw");
+        let part = names("9 28 0:46 / /vm rw - nfs store:/srv/vm rw", (0, 46), "/vm/a.raw");
+        let bound = names("9 28 0:46 /vm /vm rw - nfs store:/srv rw", (0, 46), "/vm/a.raw");
+        assert!(alike(&whole, &part) && alike(&whole, &bound), "{whole:?} {part:?} {bound:?}");
+        let cifs = |server| format!("36 28 0:45 / /vm rw - cifs //{server}/share rw");
+        assert!(alike(
+            &names(&cifs("a"), (0, 45), "/vm/a.raw"),
+            &names(&cifs("10.0.0.1"), (0, 45), "/vm/a.raw")
+        ));
+        let other = names("36 28 0:45 / /mnt rw - nfs store:/srv rw", (0, 45), "/mnt/vm/b.raw");
+        // The same number of a file elsewhere on the server is the same file there.
+        assert!(!other.iter().filter(|name| name.starts_with("like:")).any(|name| whole.contains(name)));
+    }
+}

@@ -1,0 +1,102 @@
+//! More guests that must not be moved as they are, for what does not show in the disks themselves: who else writes
+//! to them, what is kept in the firmware's flash and in persistent memory, where the RAM lies.
+
+use anyhow::Result;
+
+use super::machine::{DISK_BYTES, Place, blockdev, device, raw};
+use super::refused::{Case, Words, case, one_disk, words};
+use crate::support::volume::Volume;
+
+pub(super) const ALL: &[Case] = &[
+    case("shareable", shareable, one_disk, "disk-shareable", &["disk0", "other VMs", "share-rw=on"]),
+    case("flash-fixed", flash, flash_read_only, "disk-read-only", &["system.flash1", "UEFI variables"]),
+    case("flash-dropped", flash, flash_with_snapshot, "disk-temporary", &["system.flash1", "temporary"]),
+    case("one-ram", ram_in_shared_file, ram_in_shared_file, "memory", &["mem", "one and the same file"]),
+    case("memory-lost", kept_memory, lost_memory, "memory", &["nv0", "would be gone"]),
+    case("memory-private", kept_memory, private_memory, "memory", &["nv0", "would be gone"]),
+    case("mounted", one_disk, mounted, "disk-in-use", &["disk0", "mounted there at"]),
+    case("processors", second_socket, third_socket, "cpu-count", &["socket-id 1", "socket-id 2"]),
+];
+
+fn shareable(place: &Place) -> Words {
+    let node = raw("vda", &place.image("raw", "", "disk0.raw")?);
+    Ok(words([blockdev(&node), device("virtio-blk-pci,id=disk0,addr=5,drive=vda,share-rw=on")]))
+}
+
+fn with_flash(place: &Place, more: &str) -> Words {
+    let unit = |unit: u8, bytes: usize, more: &str| -> Result<[String; 2]> {
+        let file = place.file(&format!("flash{unit}.fd"));
+        std::fs::write(&file, vec![0xf4; bytes])?;
+        Ok(["-drive".into(), format!("if=pflash,unit={unit},format=raw,file={}{more}", file.display())])
+    };
+    Ok([one_disk(place)?, words([unit(0, 256 << 10, ",readonly=on")?, unit(1, 128 << 10, more)?])].concat())
+}
+
+fn flash(place: &Place) -> Words {
+    with_flash(place, "")
+}
+
+fn flash_read_only(place: &Place) -> Words {
+    with_flash(place, ",readonly=on")
+}
+
+fn flash_with_snapshot(place: &Place) -> Words {
+    with_flash(place, ",snapshot=on")
+}
+
+fn ram_in_shared_file(place: &Place) -> Words {
+    let file = place.shared.join("ram");
+    let backend = format!("memory-backend-file,id=mem,size=64M,share=on,mem-path={}", file.display());
+    let ram = words([["-object".into(), backend], ["-machine".into(), "memory-backend=mem".into()]]);
+    Ok([one_disk(place)?, ram].concat())
+}
+
+fn persistent_memory(place: &Place, backend: &str) -> Words {
+    let file = place.file("nv0");
+    std::fs::File::create(&file)?.set_len(16 << 20)?;
+    let backend = backend.replace("FILE", &file.display().to_string());
+    let memory = words([
+        ["-machine".into(), "nvdimm=on".into()],
+        ["-m".into(), "64M,slots=2,maxmem=256M".into()],
+        ["-object".into(), format!("{backend},id=nv,size=16M")],
+        device("nvdimm,id=nv0,memdev=nv"),
+    ]);
+    Ok([one_disk(place)?, memory].concat())
+}
+
+fn kept_memory(place: &Place) -> Words {
+    persistent_memory(place, "memory-backend-file,share=on,mem-path=FILE")
+}
+
+fn private_memory(place: &Place) -> Words {
+    persistent_memory(place, "memory-backend-file,share=off,mem-path=FILE")
+}
+
+fn lost_memory(place: &Place) -> Words {
+    persistent_memory(place, "memory-backend-ram")
+}
+
+fn processors(place: &Place, second: u8) -> Words {
+    let more = words([
+        ["-smp".into(), "1,maxcpus=4,sockets=4,cores=1,threads=1".into()],
+        device(&format!("qemu64-x86_64-cpu,socket-id={second},core-id=0,thread-id=0")),
+    ]);
+    Ok([one_disk(place)?, more].concat())
+}
+
+fn second_socket(place: &Place) -> Words {
+    processors(place, 1)
+}
+
+fn third_socket(place: &Place) -> Words {
+    processors(place, 2)
+}
+
+/// An image that the host has a file system in.
+fn mounted(place: &Place) -> Words {
+    let folder = place.file("mounted");
+    // The lab's janitor unmounts it.
+    std::mem::forget(Volume::mount(&folder, DISK_BYTES >> 20)?);
+    let node = raw("vda", &folder.with_extension("volume"));
+    Ok(words([blockdev(&node), device("virtio-blk-pci,id=disk0,addr=5,drive=vda")]))
+}
