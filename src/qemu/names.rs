@@ -103,6 +103,19 @@ pub fn is_ours(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
+/// A name of somebody's that is to be remembered: a long one by its beginning and a hash of the whole.
+pub fn bounded(name: &str) -> String {
+    const BYTES_MAX: usize = 256;
+    if name.len() <= BYTES_MAX {
+        return name.to_owned();
+    }
+    let mut end = BYTES_MAX;
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}... ({:08x})", &name[..end], fnv1a(name))
+}
+
 /// FNV-1a, 32 bits: written out because the result is part of a name and may never change.
 fn fnv1a(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))

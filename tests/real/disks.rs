@@ -6,6 +6,7 @@ pub(crate) mod adapted;
 pub(crate) mod after_failures;
 mod again;
 pub(crate) mod arm;
+mod below_filter;
 mod created;
 mod cut;
 pub(crate) mod firmware;

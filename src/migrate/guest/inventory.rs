@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::migrate::model::meanwhile::Meanwhile;
 use crate::qemu::{
-    BitmapNode, BlockInfo, Qmp, QmpError, QomList, QueryBlock, QueryMigrateCapabilities,
-    QueryMigrateParameters,
+    BitmapNode, BlockDeviceInfo, BlockInfo, Qmp, QmpError, QomList, QueryBlock, QueryMigrateCapabilities,
+    QueryMigrateParameters, QueryNamedBlockNodes, names,
 };
 
 /// Where QEMU keeps the devices that somebody asked for.
@@ -30,6 +30,10 @@ pub(crate) struct Inventory {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Medium {
     node_name: String,
+    /// Its image, as QEMU names it; below a filter another one may have been put in its place. None if an earlier
+    /// version of the agent has recorded it.
+    #[serde(default)]
+    file: Option<String>,
     bytes: u64,
     read_only: bool,
 }
@@ -86,14 +90,14 @@ impl Inventory {
     /// and the guest dies, when a bitmap that it has to store is in use. One that goes along is in use by the
     /// migration itself, and is not stored.
     pub(crate) async fn may_be_given_up(&self, qmp: &Qmp) -> Result<Option<Meanwhile>, QmpError> {
-        let blocks = qmp.execute(QueryBlock).await?;
-        if bitmaps_in_use(&blocks, &[]).next().is_some() {
+        let nodes = qmp.execute(QueryNamedBlockNodes { flat: true }).await?;
+        if bitmaps_in_use(&nodes, &[]).next().is_some() {
             let sent = bitmaps_sent(qmp).await?;
-            if let Some(meanwhile) = bitmaps_in_use(&blocks, &sent).next() {
+            if let Some(meanwhile) = bitmaps_in_use(&nodes, &sent).next() {
                 return Ok(Some(meanwhile));
             }
         }
-        let changes = self.changes(&Self::with(qmp, blocks).await?);
+        let changes = self.changes(&Self::of(qmp).await?);
         Ok((!changes.is_empty()).then_some(Meanwhile::Changed { changes }))
     }
 }
@@ -106,6 +110,7 @@ fn drive(block: BlockInfo) -> (String, Option<Medium>) {
     let name = name_of(&block);
     let medium = block.inserted.map(|inserted| Medium {
         bytes: inserted.image.map_or(0, |image| image.virtual_size),
+        file: Some(names::bounded(&inserted.file)),
         node_name: inserted.node_name,
         read_only: inserted.ro,
     });
@@ -120,6 +125,11 @@ fn exchanged(name: &str, before: Option<&Medium>, after: Option<&Medium>) -> Opt
         (Some(before), Some(after)) if before.node_name != after.node_name => Some(format!(
             "drive {name} has another image: node {} instead of {}",
             after.node_name, before.node_name
+        )),
+        (Some(before), Some(after)) if before.file.is_some() && before.file != after.file => Some(format!(
+            "drive {name} lies on {} instead of {}",
+            after.file.as_deref().unwrap_or_default(),
+            before.file.as_deref().unwrap_or_default()
         )),
         (Some(before), Some(after)) if before.bytes != after.bytes => {
             Some(format!("drive {name} has {} bytes instead of {}", after.bytes, before.bytes))
@@ -141,22 +151,21 @@ async fn bitmaps_sent(qmp: &Qmp) -> Result<Vec<BitmapNode>, QmpError> {
     Ok(qmp.execute(QueryMigrateParameters).await?.block_bitmap_mapping.unwrap_or_default())
 }
 
-/// Those that are stored and in use, but for those that go along.
+/// Those that are stored and in use, but for those that go along. Below a filter, too: QEMU gives up all nodes.
 fn bitmaps_in_use<'a>(
-    blocks: &'a [BlockInfo],
+    nodes: &'a [BlockDeviceInfo],
     sent: &'a [BitmapNode],
 ) -> impl Iterator<Item = Meanwhile> + 'a {
-    blocks.iter().flat_map(move |block| {
-        let inserted = block.inserted.as_ref();
-        let node = inserted.map_or("", |inserted| inserted.node_name.as_str());
+    nodes.iter().filter(|node| !node.ro).flat_map(move |node| {
         let is_sent = move |name: &str| {
-            let nodes = sent.iter().filter(move |sent| sent.node_name == node);
+            let nodes = sent.iter().filter(move |sent| sent.node_name == node.node_name);
             nodes.flat_map(|sent| &sent.bitmaps).any(|bitmap| bitmap.name == name)
         };
-        let bitmaps = inserted.into_iter().flat_map(|inserted| &inserted.dirty_bitmaps);
-        bitmaps
-            .filter(move |bitmap| bitmap.busy && bitmap.persistent && !is_sent(&bitmap.name))
-            .map(move |bitmap| Meanwhile::BitmapInUse { drive: name_of(block), bitmap: bitmap.name.clone() })
+        let in_use = node.dirty_bitmaps.iter().filter(|bitmap| bitmap.busy && bitmap.persistent);
+        in_use.filter(move |bitmap| !is_sent(&bitmap.name)).map(|bitmap| Meanwhile::BitmapInUse {
+            node: node.node_name.clone(),
+            bitmap: bitmap.name.clone(),
+        })
     })
 }
 
@@ -196,6 +205,8 @@ mod tests {
         assert_eq!(said(&[blk], &resized), "drive disk0 has 65 bytes instead of 64");
         let snapshot = DISK.replace("vda", "overlay");
         assert!(said(&[blk], &snapshot).contains("node overlay instead of vda"));
+        let below = DISK.replace(r#""node-name""#, r#""file":"/srv/top.qcow2","node-name""#);
+        assert_eq!(said(&[blk], &below), "drive disk0 lies on /srv/top.qcow2 instead of ");
         let ejected = r#"[{"qdev":"disk0"}]"#;
         assert_eq!(said(&[blk], ejected), "the medium of drive disk0 was taken out");
         assert_eq!(of(&[blk], ejected).changes(&before), ["a medium was put into drive disk0"]);
@@ -209,9 +220,8 @@ mod tests {
             let bitmap = format!(
                 r#"{{"name":"b","count":0,"granularity":65536,"busy":{busy},"persistent":{persistent}}}"#
             );
-            let text =
-                format!(r#"[{{"qdev":"d","inserted":{{"node-name":"n","dirty-bitmaps":[{bitmap}]}}}}]"#);
-            bitmaps_in_use(&blocks(&text), &sent).next().is_some()
+            let nodes = format!(r#"[{{"node-name":"n","dirty-bitmaps":[{bitmap}]}}]"#);
+            bitmaps_in_use(&serde_json::from_str::<Vec<_>>(&nodes).unwrap(), &sent).next().is_some()
         };
         assert_eq!(
             [with(true, true, "c"), with(true, false, ""), with(false, true, "")],

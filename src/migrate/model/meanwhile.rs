@@ -20,10 +20,10 @@ pub enum Meanwhile {
     Changed { changes: Vec<String> },
     /// QEMU would abort, and the guest die.
     #[error(
-        "bitmap {bitmap} of drive {drive} is in use at the source, by a backup for one: QEMU would abort at the \
+        "bitmap {bitmap} of node {node} is in use at the source, by a backup for one: QEMU would abort at the \
          switchover; end the backup first"
     )]
-    BitmapInUse { drive: String, bitmap: String },
+    BitmapInUse { node: String, bitmap: String },
     /// The source's QEMU could not give the guest's disks up.
     #[error("{}", not_given_up(*told, exports))]
     NotGivenUp { told: bool, exports: Vec<String> },
