@@ -14,7 +14,7 @@ use nix::sys::statvfs::statvfs;
 
 use super::graph::Layer;
 use super::host_use::used_by_host;
-use super::storage;
+use super::{mounted, storage};
 
 /// An image below a disk: a layer that nothing is below.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +112,7 @@ impl OpenFiles {
 
     fn keys(&self, open: &OpenFile) -> Vec<String> {
         let path = self.by_path.iter().find(|(_, other)| std::ptr::eq(*other, open)).map(|(path, _)| path);
-        storage::keys_of_file(&open.metadata, path.map_or(Path::new(""), PathBuf::as_path), self.pid)
+        mounted::keys_of_file(&open.metadata, path.map_or(Path::new(""), PathBuf::as_path), self.pid)
     }
 
     /// What QEMU sees at this path, open or not.

@@ -152,7 +152,10 @@ pub async fn machine(qmp: &Qmp) -> Result<Machine, QmpError> {
         None => machine.unseen.push("the RAM blocks".into()),
     }
     if let Some(memory) = told(qmp.execute(QueryMemdev).await)? {
-        memory::backends(qmp, memory, &mut machine).await?;
+        let backends = memory::backends(qmp, memory).await?;
+        machine.memory_shared = backends.shared;
+        machine.memory_files = backends.files;
+        machine.memory_kept = backends.kept;
     }
     devices(qmp, &mut machine).await?;
     machine.fit();

@@ -7,7 +7,6 @@ use super::client::Qmp;
 use super::commands::{Memdev, MemoryDevice, MemoryInfo, QomGet, QomList};
 use super::error::QmpError;
 use super::image::OpenFiles;
-use super::machine::Machine;
 
 /// How long the file systems of those files may take to answer.
 const SEE_DEADLINE: Duration = Duration::from_secs(5);
@@ -26,18 +25,26 @@ pub(super) fn settled(memory: &MemoryInfo, devices: &[MemoryDevice]) -> u64 {
     memory.base_memory.saturating_add(memory.plugged_memory).saturating_sub(taken)
 }
 
+/// Back ends of RAM.
+#[derive(Debug, Default)]
+pub(super) struct Backends {
+    /// By their ids: whether other processes may map them.
+    pub(super) shared: BTreeMap<String, bool>,
+    /// The files that some of them lie in, by names that are the same wherever the same file is used.
+    pub(super) files: BTreeMap<String, Vec<String>>,
+    /// Devices whose memory the guest takes for storage: whether what it writes there is left when QEMU ends.
+    pub(super) kept: BTreeMap<String, bool>,
+}
+
 /// Asks for the back ends of RAM, and looks at their files.
-pub(super) async fn backends(
-    qmp: &Qmp,
-    backends: Vec<Memdev>,
-    machine: &mut Machine,
-) -> Result<(), QmpError> {
+pub(super) async fn backends(qmp: &Qmp, told: Vec<Memdev>) -> Result<Backends, QmpError> {
+    let mut found = Backends::default();
     let mut files = BTreeMap::new();
-    for backend in backends.into_iter().take(BACKENDS_MAX) {
+    for backend in told.into_iter().take(BACKENDS_MAX) {
         if let Some(path) = text(qmp, &format!("{OBJECTS}{}", backend.id), "mem-path").await? {
             files.insert(backend.id.clone(), path);
         }
-        machine.memory_shared.insert(backend.id, backend.share);
+        found.shared.insert(backend.id, backend.share);
     }
     let storage = storage(qmp).await?;
     let pid = qmp.process().pid();
@@ -47,13 +54,13 @@ pub(super) async fn backends(
     });
     let files = tokio::time::timeout(SEE_DEADLINE, look).await.ok().and_then(Result::ok).unwrap_or_default();
     for (device, backend) in storage {
-        let is_shared = machine.memory_shared.get(&backend).is_some_and(|shared| *shared);
+        let is_shared = found.shared.get(&backend).is_some_and(|shared| *shared);
         let kept = is_shared && files.get(&backend).is_some_and(|file| file.kept);
-        machine.memory_kept.insert(device, kept);
+        found.kept.insert(device, kept);
     }
     let named = files.into_iter().filter(|(_, file)| !file.keys.is_empty());
-    machine.memory_files = named.map(|(id, file)| (id, file.keys)).collect();
-    Ok(())
+    found.files = named.map(|(id, file)| (id, file.keys)).collect();
+    Ok(found)
 }
 
 /// A file of RAM.

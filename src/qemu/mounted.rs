@@ -1,5 +1,8 @@
-//! What a file is known by on every host that has its file system mounted, by a process's `mountinfo` (proc(5)).
+//! What a file or block device is known by on every host that uses it; a file by the `mountinfo` of a process that has
+//! its file system mounted (proc(5)).
 
+use std::fs::{self, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use nix::sys::stat::{major, minor};
@@ -43,6 +46,22 @@ const LOCAL: [&str; 33] = [
     "zfs",
 ];
 
+/// Names of a file or block device; the process is one in whose mount namespace it has this path.
+pub(super) fn keys_of_file(metadata: &Metadata, path: &Path, pid: i32) -> Vec<String> {
+    let keys = match metadata.file_type().is_block_device() {
+        true => storage::keys_of_device(metadata.rdev(), 0),
+        false => keys_of_inode(metadata, path, pid),
+    };
+    keys.into_iter().map(storage::bounded).collect()
+}
+
+fn keys_of_inode(metadata: &Metadata, path: &Path, pid: i32) -> Vec<String> {
+    let (device, inode) = (metadata.dev(), metadata.ino());
+    let local = storage::boot_id().map(|boot| format!("inode:{boot}:{device}:{inode}"));
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    local.into_iter().chain(shared_file(&mounts, (device, inode), path)).collect()
+}
+
 /// A mounted file system.
 #[derive(Debug, PartialEq, Eq)]
 struct Mount<'a> {
@@ -54,7 +73,7 @@ struct Mount<'a> {
 }
 
 /// The names of a file, if it is on a file system that several hosts may have mounted.
-pub(super) fn shared_file(mountinfo: &str, (device, inode): (u64, u64), path: &Path) -> Vec<String> {
+fn shared_file(mountinfo: &str, (device, inode): (u64, u64), path: &Path) -> Vec<String> {
     let number = format!("{}:{}", major(device), minor(device));
     let mounts: Vec<Mount<'_>> = mountinfo.lines().filter_map(|line| mount(line, &number)).collect();
     // One file system may be mounted in several places.

@@ -11,10 +11,9 @@
 //! like:…                   may be the same: enough to refuse a copy, and not to take it for one storage
 //! ```
 
-use super::mounted;
 use crate::printable::printable;
-use std::fs::{self, Metadata};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{major, minor};
@@ -46,22 +45,6 @@ pub(super) fn local_path(driver: &str, filename: &str) -> Option<String> {
         None => filename.strip_prefix("file:").unwrap_or(filename).to_owned(),
     };
     (!path.is_empty()).then_some(path)
-}
-
-/// Of a file or block device; the process is one in whose mount namespace it has this path.
-pub(super) fn keys_of_file(metadata: &Metadata, path: &Path, pid: i32) -> Vec<String> {
-    let keys = match metadata.file_type().is_block_device() {
-        true => keys_of_device(metadata.rdev(), 0),
-        false => keys_of_inode(metadata, path, pid),
-    };
-    keys.into_iter().map(bounded).collect()
-}
-
-fn keys_of_inode(metadata: &Metadata, path: &Path, pid: i32) -> Vec<String> {
-    let (device, inode) = (metadata.dev(), metadata.ino());
-    let local = boot_id().map(|boot| format!("inode:{boot}:{device}:{inode}"));
-    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-    local.into_iter().chain(mounted::shared_file(&mounts, (device, inode), path)).collect()
 }
 
 pub(super) fn keys_of_device(device: u64, depth: usize) -> Vec<String> {
