@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::{major, minor};
 
 const SYSTEM: &str = "/sys";
-const PROCESS: &str = "/proc/self";
+/// Whose mounts are looked at: the host's, as far as this agent may, and those that it has itself.
+const PROCESSES: [&str; 2] = ["/proc/1", "/proc/self"];
 const SWAPS: &str = "/proc/swaps";
 /// Partitions, and loop devices on files, below each other.
 const DEPTH_MAX: usize = 3;
@@ -27,8 +28,11 @@ fn of_device(device: u64, depth: usize) -> Option<String> {
     let name = fs::canonicalize(&folder).ok();
     let name =
         name.as_deref().and_then(Path::file_name).map_or(number.clone(), |n| n.to_string_lossy().into());
-    let mounts = fs::read_to_string(format!("{PROCESS}/mountinfo")).unwrap_or_default();
-    if let Some(place) = mounts.lines().find_map(|line| mounted(line, &number, device)) {
+    let mounts =
+        PROCESSES.map(|process| fs::read_to_string(format!("{process}/mountinfo")).unwrap_or_default());
+    if let Some(place) =
+        mounts.iter().flat_map(|all| all.lines()).find_map(|line| mounted(line, &number, device))
+    {
         return Some(format!("{name} is mounted there at {place}"));
     }
     let swaps = fs::read_to_string(SWAPS).unwrap_or_default();
