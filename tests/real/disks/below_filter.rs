@@ -55,7 +55,9 @@ fn fails(
     let outcome = run.wait(LONG)?;
     let last: Value = serde_json::from_str(outcome.stdout.lines().last().context("nothing was said")?)?;
     ensure!(outcome.code == 1 && last["outcome"]["leftovers"] == json!([]), "{last}");
-    ensure!(qmp.status()? == "paused", "the guest is not as it was");
+    // As QEMU 7.2 calls one that was paused already when its switchover began.
+    let status = qmp.status()?;
+    ensure!(status == "paused" || status == "postmigrate", "the guest is {status}");
     Ok(last["outcome"]["cause"].as_str().unwrap_or_default().to_owned())
 }
 
