@@ -27,6 +27,8 @@ const STANDSTILL_MAX: Duration = Duration::from_secs(10);
 const CATCH_UP_MAX: Duration = Duration::from_secs(10);
 /// Between two looks at what begins or comes to rest.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Between two words on how far it is meanwhile.
+const SHOW_EVERY: Duration = Duration::from_millis(100);
 
 /// Chooses each disk's way, unless an earlier process has done it and begun.
 pub(crate) async fn choose(source: &mut Source) -> Result<(), Failure> {
@@ -96,13 +98,14 @@ fn whole_copies(source: &Source) -> Vec<String> {
 }
 
 /// Has a mirror wait until [`resume`], with nothing of it under way.
-async fn rest(source: &Source, job: &str) -> Result<(), Failure> {
+async fn rest(source: &mut Source, job: &str) -> Result<(), Failure> {
     let qmp = &source.guest.qmp;
     // One that is over refuses it, and one whose first answer was lost with the monitor.
     if !source.reconnect_policy().ask(|| mirror::pause(qmp, job)).await? {
         return Ok(());
     }
     let mut stall = Stall::new(source.context.stall());
+    let mut shown = Instant::now();
     loop {
         let jobs = source.query(QueryJobs).await?;
         match jobs.iter().find(|known| known.id == job) {
@@ -111,6 +114,11 @@ async fn rest(source: &Source, job: &str) -> Result<(), Failure> {
         }
         let (bytes, away) = (source.copy.streams.total(), source.peer.is_away());
         stall.check("what a disk's copy was writing", bytes, away)?;
+        // It takes seconds on a slow link.
+        if shown.elapsed() >= SHOW_EVERY {
+            shown = Instant::now();
+            source.copy.count_bytes(&source.context.progress);
+        }
         sleep(LOOK_EVERY).await;
     }
 }
