@@ -84,17 +84,32 @@ impl Migration {
     /// # Errors
     /// It is past that phase, or has ended: the error shows its last progress.
     pub fn reach(&self, socket: &Path, phase: &str, enough: impl Fn(&Value) -> bool) -> Result<Value> {
+        let reached = self.reach_within(REACH_WITHIN, socket, phase, enough)?;
+        reached.with_context(|| format!("waited {} s in vain for phase {phase}", REACH_WITHIN.as_secs()))
+    }
+
+    /// The same, or nothing where it was not so within that time.
+    ///
+    /// # Errors
+    /// It is past that phase, or has ended.
+    pub fn reach_within(
+        &self,
+        within: Duration,
+        socket: &Path,
+        phase: &str,
+        enough: impl Fn(&Value) -> bool,
+    ) -> Result<Option<Value>> {
         let (since, mut events) = (Instant::now(), Events::of(socket, &self.id)?);
-        while since.elapsed() < REACH_WITHIN {
+        while since.elapsed() < within {
             let Some(progress) = events.next()? else { continue };
             let now = progress["phase"].as_str().unwrap_or_default();
             if now == phase && enough(&progress) {
                 tell_wait(&format!("phase {phase}"), since);
-                return Ok(progress);
+                return Ok(Some(progress));
             }
             ensure!(order(now) <= order(phase), "it never was in phase {phase}: {progress}");
         }
-        bail!("waited {} s in vain for phase {phase}", REACH_WITHIN.as_secs())
+        Ok(None)
     }
 
     /// Waits until its source has said its end, decided or not, for so long at most. An agent that is

@@ -1,10 +1,13 @@
 //! Brings a migration to a phase and holds it there: by gates before the destination's commands, by a
 //! slow link, and by a pause that QEMU never thinks short enough.
 
-use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::cut::streams;
+use super::migration::order;
 use super::stage::VM;
 use super::{Migration, Stage};
 use crate::support::process::{LONG, wait_for};
@@ -23,6 +26,8 @@ const PAUSE_LAG_BYTES: u64 = 8 * MIB;
 /// The same onto images that the agent has made: there a block makes QEMU copy 4 KiB and no more.
 const MADE_PAUSE_MBIT: u32 = 6;
 const MADE_PAUSE_LAG_BYTES: u64 = 2 * MIB;
+/// An ordinary guest's disks lag so far in a few seconds.
+const LAG_WITHIN: Duration = Duration::from_secs(30);
 /// QEMU never believes that the rest of the RAM fits into this pause while the guest dirties some.
 const NEVER_MS: &str = "1";
 /// QEMU pauses the guest as soon as it may.
@@ -183,12 +188,25 @@ impl Stage {
             ("switchover", 1..) => (MADE_PAUSE_MBIT, MADE_PAUSE_LAG_BYTES),
             _ => (PAUSE_MBIT, PAUSE_LAG_BYTES),
         };
-        self.limit(mbit)?;
-        if phase == "switchover" {
-            migration.reach(&alpha, "precopy", |p| lag(p) > lag_bytes)?;
+        if phase == "device" {
+            self.limit(mbit)?;
+        } else {
+            self.have_disks_lag(migration, mbit, lag_bytes)?;
         }
         self.pause_at_once();
         migration.reach(&alpha, phase, |_| true).map(drop)
+    }
+
+    /// A guest that has little of a busy processor writes less: the link is made slower then.
+    fn have_disks_lag(&mut self, migration: &Migration, mbit: u32, lag_bytes: u64) -> Result<()> {
+        for slower in [1, 2, 4] {
+            self.limit(mbit / slower)?;
+            let lags = |p: &Value| lag(p) > lag_bytes;
+            if migration.reach_within(LAG_WITHIN, &self.alpha.socket(), "precopy", lags)?.is_some() {
+                return Ok(());
+            }
+        }
+        bail!("the disks never lagged by {lag_bytes} bytes: {}", migration.now(&self.alpha)?)
     }
 
     /// Has the source's QEMU pause its guest for the rest of the RAM, however much that is.
@@ -199,6 +217,22 @@ impl Stage {
             let now = json!({"downtime-limit": AT_ONCE_MS});
             source.qmp().and_then(|mut qmp| qmp.execute("migrate-set-parameters", now))
         });
+    }
+
+    /// The same in a further try. Each try gives QEMU its own limit before the RAM flows, and an earlier one is gone.
+    ///
+    /// # Errors
+    /// That try does not come.
+    pub fn pause_at_once_in_try(&self, migration: &Migration, number: u64) -> Result<()> {
+        wait_for(&format!("the RAM to flow in try {number}"), LONG, || {
+            let now = migration.now(&self.alpha)?;
+            ensure!(now["outcome"].is_null() || now["tries"]["number"] == number, "it ended before: {now}");
+            let phase = order(now["phase"].as_str().unwrap_or_default());
+            let flows = phase == order("precopy") && self::number(&now["ram"], "stream_bytes") > MIB;
+            Ok((now["tries"]["number"] == number && (flows || phase > order("precopy"))).then_some(()))
+        })?;
+        self.pause_at_once();
+        Ok(())
     }
 }
 

@@ -163,7 +163,7 @@ fn a_guest_whose_monitor_was_lost_in_the_pause_runs_again() -> Result<()> {
         ensure!(stage.source.qmp()?.status()? != "running", "the guest was to be paused");
         proxy.be_silent(false);
         stage.calm()?;
-        stage.pause_at_once();
+        stage.pause_at_once_in_try(&migration, 2)?;
         let report = migration.ended(&stage.alpha)?;
         moved(&report)?;
         ensure!(report["notes"].to_string().contains("could not be reached for"), "{report}");

@@ -114,8 +114,7 @@ fn what_changed_is_kept_when_the_guest_had_been_paused() -> Result<()> {
         let migration = stage.reach_with(Reach::Device, &["--retry", "1", "--keep-source"])?;
         stage.destination.kill()?;
         stage.calm()?;
-        wait_phase(&stage, &migration, 2, "precopy")?;
-        stage.pause_at_once();
+        stage.pause_at_once_in_try(&migration, 2)?;
         let report = migration.ended(&stage.alpha)?;
         ensure!(report["outcome"]["result"] == "moved" && report["tries"]["number"] == 2, "{report}");
         ensure!(notes(&report).contains("try 1 of 2 failed in phase device"), "{report}");
