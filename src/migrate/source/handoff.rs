@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::awaited_try::AwaitedTry;
 use super::clock::Clock;
@@ -22,6 +23,7 @@ use crate::migrate::handoff::TakenUp;
 use crate::migrate::handoff::state::{FrozenHeld, FrozenSource, FrozenWait, Stopped, StoppedSource};
 use crate::migrate::handoff::taken_up::{journal, reach};
 use crate::migrate::host::Host;
+use crate::migrate::host::reservations::Reservation;
 use crate::migrate::journal::{RetryOf, Role};
 use crate::migrate::model::options::Options;
 use crate::migrate::model::plan::Plan;
@@ -93,12 +95,9 @@ pub(crate) fn take_up(
     });
     let pumps = pumps.map_err(|e| e.to_string())?;
     left.ended.into_iter().for_each(|label| pumps.has_ended(label));
-    let (id, vm, peer) = (left.id, left.vm, left.peer);
-    let progress = progress.recorded(&host.audit);
-    let cancel = CancellationToken::new();
-    let request = SourceRequest { id, vm, peer, options, retry: left.retry, share: share.clone() };
-    let context =
-        Context { host: Arc::clone(host), request, progress: progress.clone(), cancel: cancel.clone() };
+    let id = left.id;
+    let request = SourceRequest { id, vm: left.vm, peer: left.peer, options, retry: left.retry, share };
+    let context = context_of(host, request, progress);
     let mut peer = Peer::with_share(link, attached);
     (peer.grant, peer.loaded) = (left.grant, left.loaded);
     if left.paused_ms.is_some() {
@@ -119,11 +118,7 @@ pub(crate) fn take_up(
         // Only what is the source's without a question is left to another process.
         Source::new(its_context, peer, guest, copy, clock, journal).run().await
     });
-    let running = Box::pin(async move {
-        retry::go_on(context, this_try).await;
-        drop(reservation);
-    });
-    Ok(TakenUp { progress, cancel, share: Some(share), journal: (id, Role::Source), running })
+    Ok(goes_on(context, id, this_try, reservation))
 }
 
 /// Waits on where an earlier process has stopped; why it cannot.
@@ -138,22 +133,30 @@ pub(crate) fn take_up_wait(host: &Arc<Host>, left: FrozenWait) -> Result<TakenUp
         }
         None => None,
     };
-    let progress = progress.recorded(&host.audit);
-    let cancel = CancellationToken::new();
     let (first, number) = (left.id, left.number);
     let retry = Some(RetryOf { first, number, kept: Vec::new() });
-    let request =
-        SourceRequest { id: first, vm: left.vm, peer: left.peer, options, retry, share: share.clone() };
-    let context =
-        Context { host: Arc::clone(host), request, progress: progress.clone(), cancel: cancel.clone() };
+    let request = SourceRequest { id: first, vm: left.vm, peer: left.peer, options, retry, share };
+    let context = context_of(host, request, progress);
     let (its_context, waiting) =
         (context.clone(), AwaitedTry { first, number, failed: left.failed, held, wait: left.wait });
     let next_try = Box::pin(async move { retry::wait_for_next(&its_context, waiting).await?.await });
+    Ok(goes_on(context, its_journal, next_try, reservation))
+}
+
+fn context_of(host: &Arc<Host>, request: SourceRequest, progress: ProgressSink) -> Context {
+    let progress = progress.recorded(&host.audit);
+    Context { host: Arc::clone(host), request, progress, cancel: CancellationToken::new() }
+}
+
+/// Its VM is this migration's up to its end.
+fn goes_on(context: Context, journal: Uuid, this_try: retry::Try, reservation: Reservation) -> TakenUp {
+    let (progress, cancel) = (context.progress.clone(), context.cancel.clone());
+    let share = Some(context.request.share.clone());
     let running = Box::pin(async move {
-        retry::go_on(context, next_try).await;
+        retry::go_on(context, this_try).await;
         drop(reservation);
     });
-    Ok(TakenUp { progress, cancel, share: Some(share), journal: (its_journal, Role::Source), running })
+    TakenUp { progress, cancel, share, journal: (journal, Role::Source), running }
 }
 
 fn ago(ms: u64) -> Instant {
