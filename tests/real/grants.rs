@@ -19,15 +19,15 @@ fn fails(stage: &Stage) -> Result<String> {
 #[test]
 fn a_grant_ends_in_time_and_in_bytes_and_the_guest_goes_on_at_its_source() -> Result<()> {
     with_lab("a_grant_ends_in_time_and_in_bytes_and_the_guest_goes_on_at_its_source", |lab| {
-        let deadlines = "resume_s = 8\nresume_paused_s = 4\ngrant_s = 6\n";
+        let deadlines = "resume_s = 8\nresume_paused_s = 4\ngrant_s = 15\n";
         let mut stage = Stage::set_up(lab, Plan { rate: 60, deadlines, ..Plan::ORDINARY })?;
         let cause = fails(&stage)?;
-        ensure!(cause.contains("its grant is over: 6 s"), "{cause}");
+        ensure!(cause.contains("its grant is over: 15 s"), "{cause}");
 
         stage.bravo.terminate()?;
         let config = stage.bravo.host().dir.join("vmferry.toml");
         let text = fs::read_to_string(&config)?;
-        let other = text.replacen("grant_s = 6\n", "", 1).replacen(
+        let other = text.replacen("grant_s = 15\n", "", 1).replacen(
             "receive = ",
             "receive_bytes = \"4MiB\"\nreceive = ",
             1,
