@@ -70,12 +70,17 @@ fn settle_one(agent: &Arc<Agent>, one: settle::Open) {
     });
 }
 
-/// Ends journals once their disk has room again.
+/// Ends journals once their disk has room again, and throws old ones away when many have ended.
 pub(super) async fn end_late(agent: Arc<Agent>) {
     loop {
         tokio::time::sleep(END_LATE_EVERY).await;
         if let Err(e) = agent.host.journals.end_late() {
             tracing::debug!(error = chain(&e), "a journal still cannot be ended");
+        }
+        if agent.host.journals.are_many() {
+            let host = Arc::clone(&agent.host);
+            // One at a time; it cannot fail but by a panic, which its thread has told.
+            let _ended = tokio::task::spawn_blocking(move || prune(&host)).await;
         }
     }
 }

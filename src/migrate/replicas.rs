@@ -84,7 +84,7 @@ pub fn list(host: &Host) -> Vec<Replica> {
 /// There is none, or the peer cannot be asked: then its record stays here as well, without anything to use.
 pub async fn end(host: &Arc<Host>, vm: &str, peer: &str, images: bool) -> Result<Vec<String>, Problem> {
     let identity = host.peers.find(peer)?.identity.clone();
-    let _not_meanwhile = host.reserve(vm, Uuid::new_v4())?;
+    let _not_meanwhile = host.reserve_for_task(vm, "the end of a replica")?;
     let known = host.replicas.source(vm, identity.as_str());
     if let Some(replica) = &known {
         let mut unused = replica.clone();

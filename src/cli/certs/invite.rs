@@ -53,7 +53,8 @@ pub(super) fn run(args: InviteArgs, out: &mut impl Write) -> anyhow::Result<()> 
         writeln!(out)?;
         writeln!(out, "  vmferry join '{ticket}'")?;
         writeln!(out)?;
-        writeln!(out, "The ticket is a secret, and good once. Waiting for {name} …")?;
+        writeln!(out, "The ticket is a secret, and good once. Other users of {name} can read it while it is an argument:")?;
+        writeln!(out, "`vmferry join -` reads it from standard input. Waiting for {name} …")?;
         out.flush()?;
         anyhow::Ok(invitation.serve().await?)
     })?;

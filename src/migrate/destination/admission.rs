@@ -41,7 +41,7 @@ pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
     };
     let seen = tokio::select! {
         biased;
-        Some(migration) = looking.taken() => return Err(problem(host.busy(&offer.vm, migration))),
+        Some(holder) = looking.taken() => return Err(problem(host.busy(&offer.vm, holder))),
         seen = looked => seen?,
     };
     drop(looking);
@@ -49,7 +49,9 @@ pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
         (Ok(problems), _) => Ok(problems),
         // Its disks are known only to a QEMU: one is started for the questions and ended again.
         (Err(e), Some(start)) if e.is_not_listening() => {
-            let _not_meanwhile = host.reserve(&offer.vm, Uuid::new_v4()).map_err(problem)?;
+            let _place =
+                host.check_turns.start(peer).await.ok_or_else(|| problem(others_start(host, peer)))?;
+            let _not_meanwhile = host.reserve_for_task(&offer.vm, "a check").map_err(problem)?;
             match host.config.create_for(&config) {
                 None => start_and_look(host, offer, (&config, start), &[], Uuid::new_v4()).await,
                 Some(create) => made_and_looked(host, peer, offer, (&config, start), create).await,
@@ -57,6 +59,11 @@ pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
         }
         (Err(e), _) => Err(problem(unreachable(&offer.vm, &chain(&e)))),
     }
+}
+
+fn others_start(host: &Host, peer: &Identity) -> Problem {
+    let text = format!("{} starts QEMUs for other checks of {peer}", host.identity);
+    Problem::new(ProblemKind::Busy, text, "wait for these checks")
 }
 
 /// With the images that a migration would make, for as long as it takes. A journal tells of them.

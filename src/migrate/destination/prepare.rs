@@ -46,7 +46,7 @@ impl Destination {
             return Err(Error::Refused(refused));
         }
         let place = host.arrival(&peer).map_err(Error::Refused)?;
-        let reservation = host.reserve(&offer.vm, migration).map_err(problem)?;
+        let reservation = host.reserve_after_checks(&offer.vm, migration).await.map_err(problem)?;
         let mut journal = host.journals.begin(migration, Role::Destination, &peer, beginning(offer))?;
         let (started, qmp, events) = match find_or_start(&host, offer, &config, &mut journal).await {
             Ok(found) => found,

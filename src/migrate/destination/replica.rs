@@ -4,8 +4,6 @@
 use std::fs;
 use std::path::Path;
 
-use uuid::Uuid;
-
 use super::error::Error;
 use super::image_stamp;
 use crate::migrate::guest::process;
@@ -21,7 +19,7 @@ use crate::qemu::boot_id;
 pub(crate) async fn end(host: &Host, peer: &Identity, vm: &str, images: bool) -> Result<EndedReplica, Error> {
     let problem = |p| Error::Problems(vec![p]);
     let config = host.vm_from(peer, vm).map_err(problem)?;
-    let _not_meanwhile = host.reserve(vm, Uuid::new_v4()).map_err(problem)?;
+    let _not_meanwhile = host.reserve_for_task(vm, "the end of a replica").map_err(problem)?;
     let Some(kept) = host.replicas.kept(vm, peer.as_str()) else {
         return Ok(EndedReplica { was_kept: false, left: Vec::new() });
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::net::identity::Identity;
@@ -14,6 +14,10 @@ use crate::net::identity::Identity;
 const TURN_DEADLINE: Duration = Duration::from_secs(20);
 /// Longest pause after one.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// QEMUs that are started for the checks of one peer at once, of whatever virtual machines.
+const STARTS_AT_ONCE: usize = 2;
+/// How long a check waits for a start: each takes as long as QEMU does.
+const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A peer and a machine.
 type Both = (Identity, String);
@@ -22,7 +26,11 @@ type Turns = BTreeMap<Both, Arc<tokio::sync::Mutex<()>>>;
 /// The turns of all peers and of the virtual machines that they may send, for as long as somebody has one or waits:
 /// a pattern in the configuration stands for machines of any number.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct CheckTurns(Arc<Mutex<Turns>>);
+pub(crate) struct CheckTurns {
+    turns: Arc<Mutex<Turns>>,
+    /// Of the configuration's peers.
+    starts: Arc<Mutex<BTreeMap<Identity, Arc<Semaphore>>>>,
+}
 
 /// A turn, until its pause is over.
 #[derive(Debug)]
@@ -47,8 +55,23 @@ impl CheckTurns {
         turn.held.is_some().then_some(turn)
     }
 
+    /// Waits until a QEMU may be started for a check of this peer, which is one of the configuration; none when that
+    /// takes too long.
+    pub(crate) async fn start(&self, peer: &Identity) -> Option<OwnedSemaphorePermit> {
+        self.start_within(START_DEADLINE, peer).await
+    }
+
+    async fn start_within(&self, deadline: Duration, peer: &Identity) -> Option<OwnedSemaphorePermit> {
+        let of_peer = {
+            let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = || Arc::new(Semaphore::new(STARTS_AT_ONCE));
+            Arc::clone(starts.entry(peer.clone()).or_insert_with(new))
+        };
+        timeout(deadline, of_peer.acquire_owned()).await.ok()?.ok()
+    }
+
     fn locked(&self) -> MutexGuard<'_, Turns> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,6 +122,21 @@ mod tests {
         assert!(turns.turn_within(Duration::ZERO, &peer, "web1").await.is_none());
         drop(held);
         assert!(turns.turn_within(Duration::ZERO, &peer, "web1").await.is_some());
+    }
+
+    #[tokio::test]
+    async fn few_are_started_at_once_for_one_peer() {
+        let (turns, peer) = (CheckTurns::default(), "bravo".parse().unwrap());
+        let soon = Duration::from_millis(10);
+        let (first, second) = (turns.start_within(soon, &peer).await, turns.start_within(soon, &peer).await);
+        assert!(first.is_some() && second.is_some());
+        assert!(turns.start_within(soon, &peer).await.is_none());
+        assert!(
+            turns.start_within(soon, &"charlie".parse().unwrap()).await.is_some(),
+            "another's are its own"
+        );
+        drop(first);
+        assert!(turns.start_within(soon, &peer).await.is_some());
     }
 
     /// A pattern stands for machines of any number: a peer that may send them all cannot make the agent grow.

@@ -2,6 +2,7 @@
 //! record, and those that are not believed.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
@@ -13,6 +14,9 @@ use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
 use crate::net::identity::Identity;
 
+/// Old ones are thrown away when so many more have ended.
+const PRUNE_AFTER: usize = 100;
+
 /// All journals of one host.
 #[derive(Debug)]
 pub(crate) struct Journals {
@@ -21,6 +25,8 @@ pub(crate) struct Journals {
     host: Identity,
     /// Of migrations that have ended, but whose disk did not take the last record.
     unended: Mutex<Vec<(Journal, Ending)>>,
+    /// So many have ended since old ones were thrown away.
+    ended: AtomicUsize,
     /// Those that are not believed.
     refused: Mutex<Vec<Refused>>,
 }
@@ -36,7 +42,8 @@ pub(crate) struct Refused {
 
 impl Journals {
     pub(super) fn new(folder: PathBuf, host: Identity) -> Self {
-        Self { folder, host, unended: Mutex::default(), refused: Mutex::default() }
+        let ended = AtomicUsize::new(0);
+        Self { folder, host, unended: Mutex::default(), ended, refused: Mutex::default() }
     }
 
     pub(crate) fn begin(
@@ -85,8 +92,15 @@ impl Journals {
         journal::remove_unbegun(path, self.host.as_str())
     }
 
+    /// Whether so many have ended that old ones are to be thrown away: a peer can have migrations begin and end as
+    /// often as it likes.
+    pub(crate) fn are_many(&self) -> bool {
+        self.ended.load(Relaxed) >= PRUNE_AFTER
+    }
+
     /// Throws old ones away.
     pub(crate) fn prune(&self) -> Result<(), JournalError> {
+        self.ended.store(0, Relaxed);
         journal::prune(&self.folder, self.host.as_str(), time::OffsetDateTime::now_utc().unix_timestamp())
     }
 
@@ -100,6 +114,7 @@ impl Journals {
     /// contradict each other.
     pub(crate) fn end(&self, mut journal: Journal, outcome: Outcome) {
         let ending = Ending::from(outcome);
+        self.ended.fetch_add(1, Relaxed);
         if let Err(e) = journal.record(Record::Ended(ending.clone())) {
             tracing::error!(error = chain(&e), "the journal's end cannot be written; it is tried again");
             lock(&self.unended).push((journal, ending));
@@ -151,4 +166,31 @@ impl Journals {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_ones_are_thrown_away_when_many_have_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let journals = Journals::new(folder.path().to_owned(), "alpha".parse().unwrap());
+        for n in 1..=PRUNE_AFTER {
+            let beginning = Beginning {
+                vm: "web1",
+                running: true,
+                keep_source: false,
+                retry: None,
+                accepted: std::collections::BTreeSet::new(),
+            };
+            let (id, peer) = (Uuid::from_u128(n as u128), "bravo".parse().unwrap());
+            let journal = journals.begin(id, Role::Source, &peer, beginning).unwrap();
+            journals.end(journal, Outcome::Moved { leftovers: Vec::new() });
+            assert_eq!(journals.are_many(), n == PRUNE_AFTER, "{n}");
+        }
+        journals.prune().unwrap();
+        assert!(!journals.are_many());
+    }
 }

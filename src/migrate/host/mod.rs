@@ -31,7 +31,7 @@ use self::freeze::Freeze;
 use self::journals::Journals;
 use self::peers::{Peers, listed};
 use self::replicas::Replicas;
-use self::reservations::{Looking, Reservation, Reservations};
+use self::reservations::{Holder, Looking, Reservation, Reservations};
 use super::model::problem::{Problem, ProblemKind};
 use super::protocol::message::{NEEDS_KNOWN, Offer};
 use crate::access::{Action, Denied, Who, authorize};
@@ -219,20 +219,49 @@ impl Host {
 
     /// Reserves the VM for one migration on this host; not while nobody knows whose it is.
     pub(crate) fn reserve(&self, vm: &str, migration: Uuid) -> Result<Reservation, Problem> {
-        self.is_known_whose(vm)?;
-        self.reservations.reserve(vm, migration).map_err(|other| self.busy(vm, other))
+        self.reserve_for(vm, Holder::Migration(migration))
     }
 
-    /// Begins to look at a VM that is in no migration; the look gives way to one that begins.
+    /// The same, and waits for a check to end: whoever checks a VM again and again keeps no migration of it out.
+    pub(crate) async fn reserve_after_checks(
+        &self,
+        vm: &str,
+        migration: Uuid,
+    ) -> Result<Reservation, Problem> {
+        let within = self.config.deadlines.qemu_start();
+        // Whoever has it then says so below.
+        let _waited = tokio::time::timeout(within, self.reservations.no_task(vm)).await;
+        self.reserve(vm, migration)
+    }
+
+    /// Reserves the VM for something short that is no migration, in words.
+    pub(crate) fn reserve_for_task(&self, vm: &str, task: &'static str) -> Result<Reservation, Problem> {
+        self.reserve_for(vm, Holder::Task(task))
+    }
+
+    fn reserve_for(&self, vm: &str, holder: Holder) -> Result<Reservation, Problem> {
+        self.is_known_whose(vm)?;
+        self.reservations.reserve(vm, holder).map_err(|other| self.busy(vm, other))
+    }
+
+    /// Begins to look at a VM that nobody has; the look gives way to whoever takes it.
     pub(crate) fn look(&self, vm: &str) -> Result<Looking, Problem> {
         self.is_known_whose(vm)?;
         self.reservations.begin_look(vm).map_err(|other| self.busy(vm, other))
     }
 
-    /// A migration has the VM.
-    pub(crate) fn busy(&self, vm: &str, migration: Uuid) -> Problem {
-        let text = format!("VM {vm} is already part of migration {migration} on {}", self.identity);
-        Problem::new(ProblemKind::Busy, text, "wait for it or cancel it")
+    /// Somebody has the VM.
+    pub(crate) fn busy(&self, vm: &str, holder: Holder) -> Problem {
+        let (text, remedy) = match holder {
+            Holder::Migration(id) => (
+                format!("VM {vm} is already part of migration {id} on {}", self.identity),
+                "wait for it or cancel it",
+            ),
+            Holder::Task(task) => {
+                (format!("{} has {task} of VM {vm} under way", self.identity), "wait for its end")
+            }
+        };
+        Problem::new(ProblemKind::Busy, text, remedy)
     }
 
     fn is_known_whose(&self, vm: &str) -> Result<(), Problem> {

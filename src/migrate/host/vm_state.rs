@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::known_vms;
+use super::reservations::Holder;
 use crate::migrate::host::Host;
 use crate::migrate::model::problem::{Problem, ProblemKind, chain};
 use crate::qemu::{MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState};
@@ -143,14 +144,18 @@ async fn look_at(host: Arc<Host>, name: String, monitor: PathBuf, until: Instant
     let state = |here| VmState { vm: name.clone(), here, qemu_state: None, migration: None, cause: None };
     let in_migration = |id| VmState { migration: Some(id), ..state(Here::InMigration) };
     let unknown = |cause: String| VmState { cause: Some(cause), ..state(Here::Unknown) };
+    let taken = |holder| match holder {
+        Holder::Migration(id) => in_migration(id),
+        Holder::Task(_) => state(Here::InMigration),
+    };
     let looking = match host.reservations.begin_look(&name) {
         Ok(looking) => looking,
-        Err(migration) => return in_migration(migration),
+        Err(holder) => return taken(holder),
     };
     let until = until.min(Instant::now() + LOOK_DEADLINE);
     let asked = tokio::select! {
         biased;
-        migration = looking.taken() => return migration.map_or_else(|| state(Here::InMigration), in_migration),
+        holder = looking.taken() => return holder.map_or_else(|| state(Here::InMigration), taken),
         asked = timeout_at(until, ask(&monitor)) => asked,
     };
     match asked {

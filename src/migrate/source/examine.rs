@@ -188,7 +188,7 @@ async fn findings(host: &Arc<Host>, vm: &str, peer: &str, options: &Options) -> 
     {
         return vec![problem];
     }
-    let _not_meanwhile = match host.reserve(vm, Uuid::new_v4()) {
+    let _not_meanwhile = match host.reserve_for_task(vm, "a check") {
         Ok(reservation) => reservation,
         Err(problem) => return vec![problem],
     };

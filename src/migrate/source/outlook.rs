@@ -1,7 +1,5 @@
 //! A look at a guest before it is moved: what would be copied, and how fast it changes. Changes nothing.
 
-use uuid::Uuid;
-
 use super::replica;
 use crate::migrate::checks::disks;
 use crate::migrate::guest::process;
@@ -20,7 +18,7 @@ use crate::qemu::{Disk, Qmp, QmpError, QueryStatus, RunState, dirty_rate, nbd_se
 pub async fn outlook(host: &Host, vm: &str, peer: &str, options: &Options) -> Result<Outlook, String> {
     let config = host.vm(vm, "source").map_err(|problem| problem.text)?;
     let peer = &host.peers.find(peer).map_err(|problem| problem.text)?.identity;
-    let _not_meanwhile = host.reserve(vm, Uuid::new_v4()).map_err(|problem| problem.text)?;
+    let _not_meanwhile = host.reserve_for_task(vm, "a forecast").map_err(|problem| problem.text)?;
     let (qmp, _events) = process::connect(&config).await.map_err(|e| chain(&e))?;
     let asked = async {
         let status = qmp.execute(QueryStatus).await?.status;

@@ -12,6 +12,7 @@ mod listeners;
 mod memory;
 mod names;
 mod noise;
+mod outside_grant;
 mod parting;
 mod process;
 mod raw;

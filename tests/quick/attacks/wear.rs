@@ -1,6 +1,8 @@
 //! What a peer that asks again and again leaves behind, and keeps from others.
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 
 use vmferry::migrate::message::{Request, Response};
 use vmferry::migrate::problem::ProblemKind;
@@ -44,4 +46,70 @@ async fn a_peers_check_gives_way_to_a_migration() {
     assert_eq!(migrations[0]["vm"], "web1", "{said}");
     assert!(!migrations.to_string().contains("already part of"), "{migrations}");
     drop(monitor);
+}
+
+/// An agent that has every VM `vm*` started by a command, which takes a while and fails, and writes down when it
+/// begins and ends.
+fn starts() -> (Victim, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let (script, said) = (folder.path().join("start"), folder.path().join("said"));
+    let text = format!("#!/bin/sh\necho begin >>{0}\nsleep 0.5\necho end >>{0}\nexit 1\n", said.display());
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let monitor = folder.path().join("{vm}.qmp");
+    let vms = format!(
+        "\n[vm.\"vm*\"]\nqmp = \"{}\"\nstart = {{ command = [\"{}\"] }}\n",
+        monitor.display(),
+        script.display()
+    );
+    (Victim::start_in(folder, |text| text.replace("'web*'", "'web*', 'vm*'") + &vms), said)
+}
+
+fn said(by: &PathBuf) -> Vec<String> {
+    std::fs::read_to_string(by).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// A pattern stands for VMs of any number, and a check starts a QEMU for each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checks_of_many_vms_start_few_qemus_at_once() {
+    let (victim, starts) = starts();
+    let session = Attacker::new(&victim, "bravo").session(&victim).await;
+    let mut checks = tokio::task::JoinSet::new();
+    for n in 0..10 {
+        let session = session.clone();
+        checks.spawn(async move { ask(&session, Request::Check(offer(&format!("vm{n}")))).await });
+    }
+    while let Some(answer) = soon("an answer to each check", checks.join_next()).await {
+        let answer = answer.unwrap();
+        let Response::Checked(found) = &answer else { panic!("{answer:?}") };
+        assert_eq!(found[0].kind, ProblemKind::TargetNotWaiting, "{found:?}");
+    }
+    let said = said(&starts);
+    let at_once = |said: &[String]| {
+        let begun = said.iter().filter(|word| *word == "begin").count();
+        2 * begun - said.len()
+    };
+    assert_eq!(said.len(), 20, "each was started: {said:?}");
+    assert!((1..=said.len()).all(|n| at_once(&said[..n]) <= 2), "{said:?}");
+}
+
+/// A check that starts a QEMU has the VM for itself meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_waits_for_a_check_that_starts_a_qemu() {
+    let (victim, starts) = starts();
+    let session = Attacker::new(&victim, "bravo").session(&victim).await;
+    let checks = session.clone();
+    let checking = tokio::spawn(async move { ask(&checks, Request::Check(offer("vm1"))).await });
+    soon("the start for the check", async {
+        while said(&starts).is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(!checking.is_finished(), "the check is to be under way");
+    let answer = ask(&session, Request::Prepare(offer("vm1"))).await;
+    let Response::Refused(refusal) = &answer else { panic!("{answer:?}") };
+    assert!(refusal.text.starts_with("the start command of VM vm1 failed"), "{answer:?}");
+    assert_eq!(said(&starts), ["begin", "end", "begin", "end"], "one after the other");
+    checking.await.unwrap();
 }
