@@ -49,6 +49,8 @@ pub enum Action<'a> {
     SendVms,
     /// Peer: send this VM here, or ask whether it could.
     SendVm(&'a str),
+    /// Peer: have its libvirt move any domain here at all.
+    MoveDomains,
     /// Peer: have its libvirt move this domain here.
     MoveDomain(&'a str),
     /// Peer: reach this host's libvirt, to move such a domain.
@@ -86,6 +88,7 @@ fn peer_may(peer: &PeerConfig, action: Action<'_>) -> bool {
         Action::SendVms => !peer.receive.is_empty(),
         Action::SendVm(vm) => is_among(&peer.receive, vm),
         Action::GetVm(vm) => is_among(&peer.send, vm),
+        Action::MoveDomains => !peer.libvirt.is_empty(),
         Action::MoveDomain(domain) => is_among(&peer.libvirt, domain),
         Action::ReachLibvirt(domain) => peer.libvirt_rpc && is_among(&peer.libvirt, domain),
         Action::View | Action::Operate | Action::Administer => false,
@@ -103,6 +106,7 @@ fn needed(action: Action<'_>) -> Option<Role> {
         | Action::SendVms
         | Action::SendVm(_)
         | Action::GetVm(_)
+        | Action::MoveDomains
         | Action::MoveDomain(_)
         | Action::ReachLibvirt(_) => None,
     }
@@ -113,7 +117,7 @@ fn needed(action: Action<'_>) -> Option<Role> {
 mod tests {
     use super::*;
 
-    const ACTIONS: [Action<'_>; 14] = [
+    const ACTIONS: [Action<'_>; 15] = [
         Action::AskAfterOwn,
         Action::Probe,
         Action::SendVms,
@@ -128,6 +132,7 @@ mod tests {
         Action::Administer,
         Action::GetVm("web1"),
         Action::GetVm("db1"),
+        Action::MoveDomains,
     ];
 
     fn peer(permissions: &str) -> PeerConfig {
@@ -142,17 +147,17 @@ mod tests {
         let (all, web) = (peer("send = ['*']"), peer("send = ['web*']"));
         let rpc_alone = peer("libvirt_rpc = true");
         for (who, row) in [
-            (Who::Peer(None), ".............."),
-            (Who::Peer(Some(&none)), "xx............"),
-            (Who::Peer(Some(&some)), "xxxx.........."),
-            (Who::Peer(Some(&libvirt)), "xx...x........"),
-            (Who::Peer(Some(&rpc)), "xx...x.x......"),
-            (Who::Peer(Some(&rpc_alone)), "xx............"),
-            (Who::Peer(Some(&all)), "xx..........xx"),
-            (Who::Peer(Some(&web)), "xx..........x."),
-            (Who::Local(Role::View), ".........x...."),
-            (Who::Local(Role::Operate), ".........xx..."),
-            (Who::Local(Role::Admin), ".........xxx.."),
+            (Who::Peer(None), "..............."),
+            (Who::Peer(Some(&none)), "xx............."),
+            (Who::Peer(Some(&some)), "xxxx..........."),
+            (Who::Peer(Some(&libvirt)), "xx...x........x"),
+            (Who::Peer(Some(&rpc)), "xx...x.x......x"),
+            (Who::Peer(Some(&rpc_alone)), "xx............."),
+            (Who::Peer(Some(&all)), "xx..........xx."),
+            (Who::Peer(Some(&web)), "xx..........x.."),
+            (Who::Local(Role::View), ".........x....."),
+            (Who::Local(Role::Operate), ".........xx...."),
+            (Who::Local(Role::Admin), ".........xxx..."),
         ] {
             let may: String =
                 ACTIONS.iter().map(|a| if authorize(*a, who).is_ok() { 'x' } else { '.' }).collect();

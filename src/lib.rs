@@ -10,6 +10,7 @@ pub mod api;
 pub mod audit;
 pub mod cli;
 pub mod config;
+pub mod control_streams;
 pub mod doctor;
 pub mod drain;
 pub mod enrol;

@@ -18,6 +18,8 @@ pub enum Reason {
     NotTrusted,
     /// It has too many control streams.
     ControlStreams,
+    /// A stream of messages that is not urgent: it would have more credit than a message needs.
+    WrongClass,
     /// What it asked for cannot be understood.
     NotUnderstood,
     /// It may not.
@@ -46,6 +48,7 @@ impl Reason {
         match self {
             Self::NotTrusted => "not_trusted",
             Self::ControlStreams => "control_streams",
+            Self::WrongClass => "wrong_class",
             Self::NotUnderstood => "not_understood",
             Self::NotPermitted => "not_permitted",
             Self::Quota => "quota",
@@ -63,6 +66,7 @@ impl Reason {
         match self {
             Self::NotTrusted => "a control stream of a peer that is not trusted any more was refused",
             Self::ControlStreams => "a control stream too many was refused",
+            Self::WrongClass => "a control stream that is not urgent was refused",
             Self::NotUnderstood => "a request that cannot be understood was refused",
             Self::NotPermitted => "a request for what the peer may not do was refused",
             Self::Quota => "a request beyond what the peer may do was refused",

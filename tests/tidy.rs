@@ -169,7 +169,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "peer_refusals",
         ],
     ),
-    ("migrate", &["access", "audit", "config", "error_chain", "mux", "net", "peer_refusals", "qemu"]),
+    ("migrate", &["audit", "config", "error_chain", "mux", "net", "peer_refusals", "qemu"]),
     // The two roles know all below them, and not each other.
     ("migrate::source", role_uses!("audit")),
     ("migrate::destination", role_uses!("size" "config" "peer_refusals" "printable")),
@@ -185,6 +185,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "access",
             "audit",
             "config",
+            "control_streams",
             "error_chain",
             "migrate::handoff::state",
             "migrate::handover",
@@ -243,7 +244,20 @@ const EDGES: &[(&str, &[&str])] = &[
     // Beside `migrate`; neither knows the other.
     ("forward", &["config", "error_chain", "mux", "net", "peer_refusals", "printable", "rate", "weight"]),
     // Migrations that libvirt makes itself: nothing of ours.
-    ("libvirt", &["access", "config", "error_chain", "forward", "mux", "net", "peer_refusals", "ranged"]),
+    (
+        "libvirt",
+        &[
+            "access",
+            "config",
+            "control_streams",
+            "error_chain",
+            "forward",
+            "mux",
+            "net",
+            "peer_refusals",
+            "ranged",
+        ],
+    ),
     ("net", &["error_chain", "mux", "printable", "rate"]),
     // Who somebody is knows no connection, what a connection is no session, and a session not who accepts it.
     ("net::identity", &[]),
@@ -300,6 +314,8 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("access", &["config"]),
+    // Whatever messages are about: what comes before a stream of them is accepted.
+    ("control_streams", &["access", "mux", "net", "peer_refusals"]),
     // Whoever refuses something to a peer says so there.
     ("peer_refusals", &["audit", "net::identity"]),
     ("config", &["net::identity", "net::naming", "net::tls::KeyExchange", "rate", "size", "weight"]),

@@ -90,9 +90,9 @@ impl Agent {
         let forwards =
             Arc::new(Forwards::new(&host.config, Arc::clone(&host.pool), Arc::clone(&host.refusals)));
         let draining = Draining::new(&host.config.state_dir);
-        let pool = Arc::clone(&host.pool);
-        let shared = (pool, Arc::clone(&forwards), Arc::clone(&host.refusals));
-        let libvirt = Libvirt::new(&host.config, host.identity.clone(), shared);
+        let tunnel = (Arc::clone(&host.pool), Arc::clone(&forwards));
+        let asking = (Arc::clone(&host.refusals), Arc::clone(&host.control_streams));
+        let libvirt = Libvirt::new(&host.config, host.identity.clone(), tunnel, asking);
         Ok(Self {
             forwards,
             libvirt: Arc::new(libvirt),

@@ -15,6 +15,7 @@ use super::state::{Channel, Ended};
 use super::store::Store;
 use crate::access::{Action, Denied, Who, authorize};
 use crate::config::{LibvirtConfig, NameError, PeerConfig, TargetName};
+use crate::control_streams::ControlStreams;
 use crate::forward::Forwards;
 use crate::mux::{Class, Name, Open, WEIGHT_DEFAULT, purpose};
 use crate::net::identity::Identity;
@@ -49,6 +50,7 @@ pub(super) struct Context {
     pub(super) pool: Arc<Pool>,
     pub(super) forwards: Arc<Forwards>,
     pub(super) refusals: Arc<PeerRefusals>,
+    pub(super) control_streams: Arc<ControlStreams>,
     pub(super) store: Store,
     /// Ends that their destinations have not heard of.
     pub(super) untold: Mutex<Vec<Untold>>,

@@ -36,10 +36,10 @@ pub(super) async fn serve(context: Arc<Context>, stream: IncomingStream) {
     let id = Uuid::from_bytes(stream.open.migration);
     let peer = stream.session().info().peer.clone();
     let session = stream.session().clone();
-    let stream = match stream.accept().await {
-        Ok(stream) => stream,
-        Err(e) => return tracing::debug!(%peer, error = %e, "a question ended before it began"),
-    };
+    let (who, what) =
+        (Who::Peer(context.peer_of(&peer)), || format!("a question about migration {id} of libvirt's"));
+    let accepted = context.control_streams.accept(stream, who, what).await;
+    let Some((stream, _place)) = accepted else { return };
     let (mut sender, mut receiver) = message::split(stream, &session);
     let ask = match timeout(ASK_DEADLINE, receiver.recv::<Ask>()).await {
         Ok(Ok(Some(ask))) => ask,

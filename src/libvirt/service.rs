@@ -17,6 +17,7 @@ use super::source::{self, UNFOLLOWED};
 use super::state::{Ended, Request, Role, Stage, State, Told};
 use super::store::Store;
 use crate::config::Config;
+use crate::control_streams::ControlStreams;
 use crate::forward::Forwards;
 use crate::mux::purpose;
 use crate::net::identity::Identity;
@@ -56,7 +57,8 @@ impl Libvirt {
     pub fn new(
         config: &Config,
         identity: Identity,
-        (pool, forwards, refusals): (Arc<Pool>, Arc<Forwards>, Arc<PeerRefusals>),
+        (pool, forwards): (Arc<Pool>, Arc<Forwards>),
+        (refusals, control_streams): (Arc<PeerRefusals>, Arc<ControlStreams>),
     ) -> Self {
         let context = Context {
             folder: config.libvirt_folder(),
@@ -66,6 +68,7 @@ impl Libvirt {
             pool,
             forwards,
             refusals,
+            control_streams,
             store: Store::new(&config.state_dir),
             untold: Mutex::default(),
             is_frozen: AtomicBool::new(false),

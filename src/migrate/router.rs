@@ -10,12 +10,9 @@ use super::host::Host;
 use super::model::progress::ProgressSink;
 use super::protocol::server::Control;
 use super::serve::serve;
-use crate::access::{Action, authorize};
 use crate::mux::{Code, purpose};
 use crate::net::purposes::Purposes;
 use crate::net::session::IncomingStream;
-use crate::net::trust;
-use crate::peer_refusals::Reason;
 
 /// Takes the streams of migrations. `announce` gets the progress of each migration that comes to
 /// this host; what it returns is called at that migration's end.
@@ -46,30 +43,14 @@ async fn serve_control<E: FnOnce()>(
     let migration = Uuid::from_bytes(stream.open.migration);
     let session = stream.session().clone();
     let peer = session.info().peer.clone();
-    if trust::judge(host.pool.endpoint(), &session).is_err() {
-        host.refused(&peer, Reason::NotTrusted, || format!("a control stream of migration {migration}"));
-        return stream.refuse(Code::Auth);
-    }
-    let who = host.who(&peer);
-    if authorize(Action::AskAfterOwn, who).is_err() {
-        host.refused(&peer, Reason::NotPermitted, || format!("a control stream of migration {migration}"));
-        return stream.refuse(Code::Denied);
-    }
-    let may_send = authorize(Action::SendVms, who).is_ok();
-    let Some(_place) = host.control_streams.place(&peer, may_send) else {
-        host.refused(&peer, Reason::ControlStreams, || format!("of migration {migration}"));
-        return stream.refuse(Code::Limit);
-    };
-    match stream.accept().await {
-        Ok(stream) => {
-            let mut ended = None;
-            let announce = |progress| ended = Some(announce(progress));
-            serve(host, peer, migration, Control::new(session, stream), announce).await;
-            if let Some(ended) = ended {
-                ended();
-            }
-        }
-        Err(e) => tracing::debug!(%peer, error = %e, "a control stream ended before it began"),
+    let what = || format!("a control stream of migration {migration}");
+    let accepted = host.control_streams.accept(stream, host.who(&peer), what).await;
+    let Some((stream, _place)) = accepted else { return };
+    let mut ended = None;
+    let announce = |progress| ended = Some(announce(progress));
+    serve(Arc::clone(&host), peer, migration, Control::new(session, stream), announce).await;
+    if let Some(ended) = ended {
+        ended();
     }
 }
 

@@ -3,7 +3,6 @@
 
 mod ask_error;
 pub(crate) mod check_turns;
-mod control_streams;
 pub(crate) mod decisions;
 pub(crate) mod destinations;
 pub(crate) mod freeze;
@@ -24,7 +23,6 @@ use uuid::Uuid;
 
 pub(crate) use self::ask_error::AskError;
 use self::check_turns::CheckTurns;
-use self::control_streams::ControlStreams;
 use self::decisions::Decisions;
 use self::destinations::Destinations;
 use self::freeze::Freeze;
@@ -37,6 +35,7 @@ use super::protocol::message::{NEEDS_KNOWN, Offer};
 use crate::access::{Action, Denied, Who, authorize};
 use crate::audit::Audit;
 use crate::config::{Config, PeerConfig, VmConfig};
+use crate::control_streams::ControlStreams;
 use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 use crate::peer_refusals::{PeerRefusals, Reason};
@@ -52,7 +51,7 @@ pub struct Host {
     pub(crate) peers: Peers,
     pub(crate) reservations: Reservations,
     pub(crate) destinations: Destinations,
-    pub(crate) control_streams: ControlStreams,
+    pub control_streams: Arc<ControlStreams>,
     pub(crate) check_turns: CheckTurns,
     pub(crate) journals: Journals,
     pub(crate) replicas: Replicas,
@@ -74,17 +73,19 @@ impl Host {
         audit: Audit,
     ) -> Self {
         let pool = Arc::new(pool);
+        let refusals = Arc::new(PeerRefusals::new(audit.clone()));
+        let control_streams = ControlStreams::new(Arc::clone(pool.endpoint()), Arc::clone(&refusals));
         Self {
             peers: Peers::new(config.peers.clone(), identity.clone(), Arc::clone(&pool)),
             reservations: Reservations::default(),
             destinations: Destinations::default(),
-            control_streams: ControlStreams::default(),
+            control_streams: Arc::new(control_streams),
             check_turns: CheckTurns::default(),
             journals: Journals::new(config.state_dir.join("migrations"), identity.clone()),
             replicas: Replicas::new(&config.state_dir),
             decisions: Decisions::default(),
             freeze: Freeze::new(),
-            refusals: Arc::new(PeerRefusals::new(audit.clone())),
+            refusals,
             audit,
             draining: AtomicBool::new(false),
             config,
