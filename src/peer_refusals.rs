@@ -20,6 +20,8 @@ pub enum Reason {
     ControlStreams,
     /// A stream of messages that is not urgent: it would have more credit than a message needs.
     WrongClass,
+    /// It has opened a control stream and asked for nothing.
+    NothingAsked,
     /// What it asked for cannot be understood.
     NotUnderstood,
     /// It may not.
@@ -49,6 +51,7 @@ impl Reason {
             Self::NotTrusted => "not_trusted",
             Self::ControlStreams => "control_streams",
             Self::WrongClass => "wrong_class",
+            Self::NothingAsked => "nothing_asked",
             Self::NotUnderstood => "not_understood",
             Self::NotPermitted => "not_permitted",
             Self::Quota => "quota",
@@ -67,6 +70,7 @@ impl Reason {
             Self::NotTrusted => "a control stream of a peer that is not trusted any more was refused",
             Self::ControlStreams => "a control stream too many was refused",
             Self::WrongClass => "a control stream that is not urgent was refused",
+            Self::NothingAsked => "a control stream without a request was ended",
             Self::NotUnderstood => "a request that cannot be understood was refused",
             Self::NotPermitted => "a request for what the peer may not do was refused",
             Self::Quota => "a request beyond what the peer may do was refused",
@@ -116,6 +120,11 @@ impl PeerRefusals {
         what: impl FnOnce() -> String,
     ) -> Option<u64> {
         self.audit.refused(peer.as_str(), &reason.label().replace('_', "-"), what);
+        self.tallies.count(peer, reason, Instant::now())
+    }
+
+    /// The same for who also records it, under a reason of its own.
+    pub(crate) fn to_be_told(&self, peer: &Identity, reason: Reason) -> Option<u64> {
         self.tallies.count(peer, reason, Instant::now())
     }
 

@@ -20,7 +20,7 @@ use crate::config::LocalSocket;
 use crate::error_chain::chain;
 use crate::forward::{Grant, TargetStatus, Totals};
 use crate::net::identity::Identity;
-use crate::net::message;
+use crate::net::message::{self, MessageError};
 use crate::net::session::IncomingStream;
 use crate::peer_refusals::Reason;
 
@@ -44,12 +44,13 @@ pub(super) async fn serve(context: Arc<Context>, stream: IncomingStream) {
     let ask = match timeout(ASK_DEADLINE, receiver.recv::<Ask>()).await {
         Ok(Ok(Some(ask))) => ask,
         Ok(Err(e)) => {
-            let what = || format!("a question about a migration of libvirt's: {}", chain(&e));
-            return context.refusals.refused(&peer, Reason::NotUnderstood, what);
+            let reason = match e {
+                MessageError::Json(_) | MessageError::TooLong(_) => Reason::NotUnderstood,
+                MessageError::Ended(_) | MessageError::Truncated => Reason::NothingAsked,
+            };
+            return context.refusals.refused(&peer, reason, || format!("{}: {}", what(), chain(&e)));
         }
-        Ok(Ok(None)) | Err(_) => {
-            return tracing::warn!(%peer, "nothing was asked about a migration of libvirt's");
-        }
+        Ok(Ok(None)) | Err(_) => return context.refusals.refused(&peer, Reason::NothingAsked, what),
     };
     let answer = match ask {
         Ask::Look { domain, folder } => look(&context, &peer, &domain, &folder),

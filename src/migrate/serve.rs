@@ -47,8 +47,8 @@ async fn first_request(host: &Host, peer: &Identity, control: &mut Control) -> O
             control.answer(Response::Refused(Refusal { problems: Vec::new(), text })).await;
             control.finish();
         }
-        Ok(Err(e)) => tracing::warn!(%peer, error = chain(&e), "a control stream without a request"),
-        Err(_) => tracing::warn!(%peer, "a control stream without a request"),
+        Ok(Err(e)) => host.refused(peer, Reason::NothingAsked, || chain(&e)),
+        Err(_) => host.refused(peer, Reason::NothingAsked, || "it said nothing in time".to_owned()),
     }
     None
 }
@@ -87,11 +87,7 @@ pub(crate) async fn serve(
                     destination.run().await;
                 }
                 Err(trouble) => {
-                    tracing::warn!(vm = offer.vm, cause = chain(&trouble), "not prepared");
-                    let text = || format!("migration {migration} of VM {}: {}", offer.vm, chain(&trouble));
-                    if !matches!(trouble, Error::Refused(_)) {
-                        host.audit.refused(peer.as_str(), &trouble.reason(), text);
-                    }
+                    not_prepared(&host, &peer, (migration, &offer.vm), &trouble);
                     control.answer_last(Response::Refused(trouble.refusal())).await;
                 }
             }
@@ -110,6 +106,19 @@ pub(crate) async fn serve(
             let trouble = Error::OutOfOrder(other.name());
             control.answer_last(Response::Refused(trouble.refusal())).await;
         }
+    }
+}
+
+/// Counts, records and tells it, unless it was refused, for which that is done.
+fn not_prepared(host: &Host, peer: &Identity, (migration, vm): (Uuid, &str), trouble: &Error) {
+    if matches!(trouble, Error::Refused(_)) {
+        return;
+    }
+    let cause = chain(trouble);
+    let text = || format!("migration {migration} of VM {vm}: {cause}");
+    host.audit.refused(peer.as_str(), &trouble.reason(), text);
+    if let Some(unsaid_before) = host.refusals.to_be_told(peer, Reason::NotPossible) {
+        tracing::warn!(%peer, %migration, vm, cause, unsaid_before, "not prepared");
     }
 }
 

@@ -13,6 +13,9 @@ use crate::mux::hello::HelloError;
 
 /// What a peer is told that has an identity of our authority, and is in no configuration here.
 pub(super) const UNKNOWN_PEER: &str = "no peer with this identity is configured here";
+/// What an agent is told whose identity another one has, that lives.
+pub(super) const TWO_AGENTS: &str = "another agent with this identity is connected and lives; one of the two needs another \
+                                     certificate";
 
 /// Why no session came about.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +103,7 @@ impl ConnectError {
             Self::Hello(_) => "hello",
             Self::Refused { .. } => "refused",
             Self::Incompatible { why: UNKNOWN_PEER, .. } => "unknown_peer",
+            Self::Incompatible { why: TWO_AGENTS, .. } => "two_agents",
             Self::Incompatible { code: Code::Auth, .. } => "wrong_proof",
             Self::Incompatible { .. } => "incompatible",
             Self::Deadline(_) => "no_answer",

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::accept::{self, Accepted, LEAVING};
 use super::coming_sessions::{Coming, ComingSessions};
-use super::connect_error::{ConnectError, UNKNOWN_PEER};
+use super::connect_error::{ConnectError, TWO_AGENTS, UNKNOWN_PEER};
 use super::connection::Established;
 use super::dial;
 use super::duplicate_agent;
@@ -48,10 +48,6 @@ const MESSAGE_BYTES_LITTLE: usize = 2 * (MESSAGE_BYTES_MAX + 1024);
 const fn sessions_max(lanes: usize) -> usize {
     2 * lanes + 2
 }
-
-/// What an agent is told whose identity another one has, that lives.
-const TWO_AGENTS: &str = "another agent with this identity is connected and lives; one of the two needs another \
-                          certificate";
 
 /// How long a session may take to stop for another process.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(3);
@@ -218,9 +214,6 @@ impl Pool {
         if let Some(other) = others.iter().find(|s| s.info().key.peer_instance != hello.agent_instance)
             && duplicate_agent::speaks(other).await
         {
-            let (address, message) =
-                (other.link().connection.address, "one of them needs another certificate");
-            tracing::error!(%peer, %address, "two agents have the same identity and live: {message}; the new one is refused");
             return Err((Code::Limit, TWO_AGENTS));
         }
         Ok(None)

@@ -2,11 +2,16 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
 
+use bytes::Bytes;
 use socket2::{Domain, Socket, Type};
+use uuid::Uuid;
+use vmferry::migrate::message::{Request, Response};
+use vmferry::mux::{Config, Open, RateLimit, purpose};
 
-use super::victim::Victim;
-use crate::rig::{PATIENCE, soon};
+use super::victim::{Attacker, Victim, ask, control, offer};
+use crate::rig::{PATIENCE, soon, until};
 
 fn connect_from(address: IpAddr, to: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -37,7 +42,77 @@ async fn refused_connections_are_told_once_for_each_cause_and_address_and_counte
         soon("the flood", one).await.unwrap();
     }
     let counted = || victim.metric("vmferry_connect_failures_total{direction=\"in\",reason=\"garbage\"}");
-    crate::rig::until("all to be counted", || counted() >= 4.0 * EACH as f64).await;
+    until("all to be counted", || counted() >= 4.0 * EACH as f64).await;
     let told: Vec<_> = victim.log().into_iter().filter(|line| line.contains("was refused")).collect();
     assert_eq!(told.len(), 4, "{told:#?}");
+}
+
+/// Streams of messages that begin and are gone, about migrations of ours and of libvirt's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_on_which_nothing_is_asked_are_told_once_for_each_peer_and_counted() {
+    const EACH: usize = 600;
+    let victim = Victim::start();
+    let fast = RateLimit { per_second: 4000, burst: 8192 };
+    for (name, purpose) in [("bravo", purpose::CONTROL), ("charlie", purpose::LIBVIRT)] {
+        let attacker = Attacker::with(&victim, name, Config { opens: fast, ..Config::default() });
+        let session = attacker.session(&victim).await;
+        let flood = async {
+            for _ in 0..EACH {
+                let open = Open { purpose, ..control(Uuid::new_v4()) };
+                let mut stream = loop {
+                    match session.open(open).await {
+                        Ok(stream) => break stream,
+                        // Those before have their places still.
+                        Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                    }
+                };
+                // Reset when it is dropped, with or without the byte.
+                stream.send.send(Bytes::from_static(b"{")).await.unwrap();
+            }
+        };
+        soon("the flood", flood).await;
+        let counter = format!("vmferry_peer_refusals_total{{peer=\"{name}\",reason=\"nothing_asked\"}}");
+        until("all to be counted", || victim.metric(&counter) >= EACH as f64).await;
+        assert_eq!(victim.metric(&counter), EACH as f64);
+        let told = told(&victim, name, &["without a request", "nothing was asked"]);
+        assert_eq!(told.len(), 1, "{told:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn virtual_machines_that_cannot_be_prepared_are_told_once_and_counted() {
+    const TIMES: usize = 40;
+    let victim = Victim::start();
+    let session = Attacker::new(&victim, "bravo").session(&victim).await;
+    for n in 0..TIMES {
+        let answer = ask(&session, Request::Prepare(offer(["web1", "web2", "web9"][n % 3]))).await;
+        assert!(matches!(answer, Response::Refused(_)), "{answer:?}");
+    }
+    let counted = victim.metric("vmferry_peer_refusals_total{peer=\"bravo\",reason=\"not_possible\"}");
+    assert_eq!(counted, TIMES as f64);
+    let told = told(&victim, "", &["not prepared"]);
+    assert_eq!(told.len(), 1, "{told:#?}");
+}
+
+/// A copy of a host, or of its certificate, that comes again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_agent_of_one_identity_is_told_once_and_counted() {
+    const TIMES: usize = 3;
+    let victim = Victim::start();
+    let first = Attacker::new(&victim, "bravo");
+    let lives = first.session(&victim).await;
+    for _ in 0..TIMES {
+        assert!(Attacker::new(&victim, "bravo").dial(&victim).await.is_err());
+    }
+    let counter = "vmferry_connect_failures_total{direction=\"in\",reason=\"two_agents\"}";
+    until("all to be counted", || victim.metric(counter) >= TIMES as f64).await;
+    let told = told(&victim, "", &["two agents", "another agent with this identity"]);
+    assert_eq!(told.len(), 1, "{told:#?}");
+    assert!(lives.is_live());
+}
+
+/// Lines of the log with `whose` and one of these words in them.
+fn told(victim: &Victim, whose: &str, words: &[&str]) -> Vec<String> {
+    let is = |line: &String| line.contains(whose) && words.iter().any(|words| line.contains(words));
+    victim.log().into_iter().filter(is).collect()
 }
