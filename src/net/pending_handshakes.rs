@@ -6,6 +6,10 @@
 //!              a socket and a little buffer        keys are exchanged
 //! ```
 //!
+//! Who has proved an identity that is known here is no stranger: nobody takes its connection for a flood of
+//! others, however long it waits until it has a session. Some are let out so at once; who comes beyond that waits
+//! in its room, where it can be pushed out.
+//!
 //! Each of the two rooms has its own places: who says nothing takes none from who has spoken. When all places
 //! of a room are taken, the network with the most of them loses its oldest one; one from which somebody has
 //! proved an identity lately comes last. A peer needs its place among the silent for what its ClientHello is
@@ -13,12 +17,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
 /// Networks that are remembered because somebody there has proved an identity.
 const PROVED_MAX: usize = 64;
+/// Connections of known peers that wait in no room until they have a session, or none.
+const ADMITTED_MAX: usize = 64;
 
 /// What counts as one place of origin: an IPv4 address, or the 64 bits of an IPv6 network, of which
 /// one host may have all addresses (RFC 4291 §2.5.4).
@@ -132,6 +139,15 @@ struct Rooms {
     speaking: Room,
     proved: Proved,
     entered: u64,
+    /// Of those who have left the rooms, how many are still on their way.
+    admitted: usize,
+}
+
+impl Rooms {
+    /// Whether it was in one of them.
+    fn leave(&mut self, number: u64) -> bool {
+        self.silent.leave(number).or_else(|| self.speaking.leave(number)).is_some()
+    }
 }
 
 /// All places.
@@ -145,12 +161,14 @@ pub(super) struct Place {
     number: u64,
     from: Network,
     taken: CancellationToken,
+    admitted: AtomicBool,
 }
 
 impl PendingHandshakes {
     pub(super) fn new(silent: RoomLimits, speaking: RoomLimits) -> Arc<Self> {
         let (silent, speaking) = (Room::new(silent), Room::new(speaking));
-        Arc::new(Self(Mutex::new(Rooms { silent, speaking, proved: Proved::default(), entered: 0 })))
+        let proved = Proved::default();
+        Arc::new(Self(Mutex::new(Rooms { silent, speaking, proved, entered: 0, admitted: 0 })))
     }
 
     /// A place for one more that has not said anything yet.
@@ -161,7 +179,7 @@ impl PendingHandshakes {
         let (number, taken) = (*entered, CancellationToken::new());
         *entered = number.wrapping_add(1);
         silent.admit(Waiting { number, from, taken: taken.clone() }, proved);
-        Place { pending: Arc::clone(self), number, from, taken }
+        Place { pending: Arc::clone(self), number, from, taken, admitted: AtomicBool::new(false) }
     }
 
     fn locked(&self) -> MutexGuard<'_, Rooms> {
@@ -189,17 +207,24 @@ impl Place {
         let mut rooms = self.pending.locked();
         let now = rooms.entered;
         rooms.proved.note(self.from, now);
+        if rooms.admitted < ADMITTED_MAX && rooms.leave(self.number) {
+            rooms.admitted += 1;
+            self.admitted.store(true, Relaxed);
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         // Who lost its place has nothing to give back.
-        if !self.taken.is_cancelled() {
-            let mut rooms = self.pending.locked();
-            if rooms.silent.leave(self.number).is_none() {
-                rooms.speaking.leave(self.number);
-            }
+        if self.taken.is_cancelled() {
+            return;
+        }
+        let mut rooms = self.pending.locked();
+        if self.admitted.load(Relaxed) {
+            rooms.admitted -= 1;
+        } else {
+            rooms.leave(self.number);
         }
     }
 }
@@ -273,6 +298,41 @@ mod tests {
             pending.enter(IpAddr::from((0x0c00_0000 + n).to_be_bytes())).proved();
         }
         assert_eq!(pending.locked().proved.0.len(), PROVED_MAX);
+    }
+
+    #[test]
+    fn who_has_proved_an_identity_is_pushed_out_by_nobody() {
+        let pending = PendingHandshakes::new(SILENT, SPEAKING);
+        let ip: IpAddr = "10.0.0.1".parse().unwrap();
+        let admit = || {
+            let place = pending.enter(ip);
+            place.spoke();
+            place.proved();
+            place
+        };
+        let flood = || {
+            let one = |_| {
+                let place = pending.enter(ip);
+                place.spoke();
+                place
+            };
+            drop((0..1000).map(one).collect::<Vec<_>>());
+        };
+        let honest = admit();
+        flood();
+        assert!(!honest.taken.is_cancelled());
+        // Known peers that come without end have so many places, and are strangers to the room beyond that.
+        let many: Vec<Place> = (0..200).map(|_| admit()).collect();
+        flood();
+        assert_eq!(left(&many), ADMITTED_MAX - 1);
+        assert!(!honest.taken.is_cancelled());
+        drop((honest, many));
+        let next = admit();
+        flood();
+        assert!(!next.taken.is_cancelled(), "who goes makes room");
+        drop(next);
+        let rooms = pending.locked();
+        assert!(rooms.silent.waiting.is_empty() && rooms.speaking.waiting.is_empty() && rooms.admitted == 0);
     }
 
     #[test]
