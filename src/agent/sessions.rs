@@ -62,9 +62,9 @@ impl Agent {
         if !matches!(end.cause, EndCause::Frozen) {
             self.metrics.sessions.forget(session.id());
         }
-        tracing::info!(peer, cause = chain(&end.cause), "session ends");
         let cause = chain(&end.cause);
-        audit.record(Event::SessionEnds { peer: peer.to_owned(), session: id, cause });
+        audit.record(Event::SessionEnds { peer: peer.to_owned(), session: id, cause: cause.clone() });
+        tracing::info!(peer, cause, "session ends");
     }
 
     async fn sample(&self, peer: &str) {

@@ -143,6 +143,11 @@ pub enum Event {
         session: String,
         cause: String,
     },
+    /// Sessions of a peer that began, ended or came back and were not recorded one by one.
+    FurtherSessions {
+        peer: String,
+        events: u64,
+    },
     /// Another certificate, or another connection, in a session that goes on.
     SessionResumed {
         peer: String,
@@ -177,6 +182,16 @@ pub enum Event {
 }
 
 impl Event {
+    /// Whose sessions it is about, where the peer can make as many of it as it likes.
+    pub(super) fn session_of(&self) -> Option<&str> {
+        match self {
+            Self::SessionBegins { peer, .. }
+            | Self::SessionEnds { peer, .. }
+            | Self::SessionResumed { peer, .. } => Some(peer),
+            _ => None,
+        }
+    }
+
     /// Whether it is on the disk as soon as it is written, and not a little later.
     pub(super) fn is_urgent(&self) -> bool {
         match self {

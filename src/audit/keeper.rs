@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::event::Event;
 use super::files::{Files, Limits, has_room};
 use super::line::Head;
+use super::peer_events::PeerEvents;
 use super::refusals::Refusals;
 
 /// Events that may wait for the thread, and again as many for the disk.
@@ -58,6 +59,7 @@ struct Shared {
     /// Events that found no place before the thread.
     lost: AtomicU64,
     refusals: Mutex<Refusals>,
+    peer_events: Mutex<PeerEvents>,
 }
 
 impl Shared {
@@ -83,7 +85,8 @@ impl Audit {
         let figures = Figures { head: Head::none(), lost: 0, failures: 0, failing: None };
         let lost = AtomicU64::new(0);
         let figures = Mutex::new(figures);
-        let shared = Arc::new(Shared { figures, lost, refusals: Mutex::default() });
+        let (refusals, peer_events) = (Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared { figures, lost, refusals, peer_events });
         let writer = Writer {
             folder: folder.to_owned(),
             host: host.to_owned(),
@@ -107,9 +110,16 @@ impl Audit {
         Ok(Self { shared, queue, ended: Arc::new(Mutex::new(Some(ended))) })
     }
 
-    /// Records. Never waits; what finds no place is counted, and the count is recorded.
+    /// Records. Never waits; what finds no place is counted, and the count is recorded. Sessions of one peer are
+    /// recorded one by one as long as they are not too many.
     pub fn record(&self, event: Event) {
-        self.send(event, None);
+        let is_recorded = match event.session_of() {
+            Some(peer) => self.peer_events().is_recorded(peer, Instant::now()),
+            None => true,
+        };
+        if is_recorded {
+            self.send(event, None);
+        }
     }
 
     /// Records that `source` was refused something. Of each reason and source the first is recorded, until the
@@ -121,10 +131,16 @@ impl Audit {
         }
     }
 
-    /// Records how often something was refused that was not recorded one by one.
+    /// Records how often something was refused, and sessions began and ended, that was not recorded one by one.
     pub fn sum_up(&self) {
         let further = self.refusals().take();
         further.into_iter().for_each(|(reason, count)| self.record(Event::FurtherRefused { reason, count }));
+        let further = self.peer_events().take();
+        further.into_iter().for_each(|(peer, events)| self.record(Event::FurtherSessions { peer, events }));
+    }
+
+    fn peer_events(&self) -> MutexGuard<'_, PeerEvents> {
+        self.shared.peer_events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refusals(&self) -> MutexGuard<'_, Refusals> {

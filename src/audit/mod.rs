@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! everybody ─► keeper: a queue, a thread ─► files: append, sync, rotate ─► line: numbers and hashes
-//!     refusals: bounded                      judge: what a record shows ──────┘
+//!     refusals, peer_events: bounded         judge: what a record shows ──────┘
 //! ```
 //!
 //! Whoever records never waits for the disk, but where it asks to. A disk that takes nothing is said, counted and
@@ -19,6 +19,7 @@ mod files;
 mod judge;
 mod keeper;
 mod line;
+mod peer_events;
 mod refusals;
 
 pub use event::{By, Compared, Event, Grant, Hashed, Step, Subject};

@@ -1,13 +1,15 @@
 //! What an agent records: who asked what of it, who was refused, what came of it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 use vmferry::audit::{judge, paths};
 use vmferry::migrate::message::{Request, Response};
+use vmferry::mux::Code;
 
 use super::victim::{Attacker, Victim, ask, offer};
-use crate::rig::until;
+use crate::rig::{soon, until};
 
 /// All lines of a victim's record of one kind.
 pub(super) fn events(victim: &Victim, event: &str) -> Vec<Value> {
@@ -61,4 +63,33 @@ async fn an_agent_records_who_asked_what_and_who_was_refused() {
     std::fs::write(file, &text[..end]).unwrap();
     let (said, is_whole) = victim.vmferry(&["audit", "verify", "--dir", folder]);
     assert!(!is_whole && said.contains("the anchor knows line"), "{said}");
+}
+
+/// A known peer that may nothing does not roll away who did what here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_of_one_peer_in_a_row_are_so_many_lines_and_a_number() {
+    const TIMES: usize = 60;
+    let victim = Victim::start();
+    let charlie = Attacker::new(&victim, "charlie");
+    for _ in 0..TIMES {
+        let session = loop {
+            match charlie.dial(&victim).await {
+                Ok(session) => break session,
+                // Those before have not ended there.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        session.close(Code::Shutdown, "again");
+        soon("its end", session.ended()).await;
+    }
+    let ended = || victim.log().iter().filter(|line| line.contains("session ends")).count();
+    until("all to have ended", || ended() == TIMES).await;
+    let pid = nix::unistd::Pid::from_raw(victim.pid());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    until("the sum", || !events(&victim, "further-sessions").is_empty()).await;
+    let of_charlie = |event| events(&victim, event).iter().filter(|line| line["peer"] == "charlie").count();
+    let recorded = of_charlie("session-begins") + of_charlie("session-ends");
+    assert!((60..70).contains(&recorded), "{recorded} lines");
+    let further = &events(&victim, "further-sessions")[0];
+    assert_eq!((&further["peer"], &further["events"]), (&"charlie".into(), &(2 * TIMES - recorded).into()));
 }
