@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use super::connection::ConnectionInfo;
 use super::identity::Identity;
 use super::session_key::SessionKey;
-use super::stream_port::{Inbound, Port, Ports};
+use super::stream_inbox::Inbound;
+use super::stream_port::{Port, Ports};
 use crate::mux::{Code, Snapshot, StreamId};
 
 /// A session that a driver has left.

@@ -14,7 +14,7 @@
 //! a session begins     accept; session_thread; driver: tls_socket, black_hole
 //! who takes a stream   pump: inbox, nbd_requests; message, purposes
 //! handles              session; stream
-//! within a session     frozen; link, stream_port, message_budget
+//! within a session     frozen; link, stream_port: stream_inbox; message_budget
 //! a connection begins  resume; dial; endpoint, hello_exchange, addresses
 //! a connection         connection; session_key; connect_error; record
 //! a handshake          handshake; tls; handshake_failure, certificate_dates; credentials; identity
@@ -59,6 +59,7 @@ mod session_key;
 mod session_thread;
 mod single_flight;
 pub mod stream;
+mod stream_inbox;
 pub mod stream_owner;
 mod stream_port;
 pub mod tls;

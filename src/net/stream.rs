@@ -12,8 +12,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::connection::Resumed;
 use super::cpu_time::CpuTime;
 use super::frozen::{Ended, FrozenSession, FrozenStream};
+use super::stream_inbox::{Inbound, InboxReceiver};
 pub use super::stream_port::StreamEnded;
-use super::stream_port::{Answer, ChunkPermit, Inbound, Shared};
+use super::stream_port::{Answer, ChunkPermit, Shared};
 use crate::mux::{self, Code, MigrationId, Open, Share, SharedLimit, StreamId};
 
 /// What handles ask of the driver.
@@ -60,7 +61,7 @@ impl Stream {
     pub(super) fn new(
         id: StreamId,
         commands: mpsc::UnboundedSender<Command>,
-        inbox: mpsc::UnboundedReceiver<Inbound>,
+        inbox: InboxReceiver,
         shared: Arc<Shared>,
         accepted: Option<oneshot::Receiver<Answer>>,
     ) -> Self {
@@ -163,7 +164,7 @@ impl Drop for SendHalf {
 pub struct RecvHalf {
     id: StreamId,
     commands: mpsc::UnboundedSender<Command>,
-    inbox: mpsc::UnboundedReceiver<Inbound>,
+    inbox: InboxReceiver,
     /// The end, when [`RecvHalf::try_recv`] met it; the next [`RecvHalf::recv`] reports it.
     pending_end: Option<Inbound>,
     ended: bool,
@@ -189,12 +190,12 @@ impl RecvHalf {
             return None;
         }
         match self.inbox.try_recv() {
-            Ok(Inbound::Data(data)) => Some(data),
-            Ok(end) => {
+            Some(Inbound::Data(data)) => Some(data),
+            Some(end) => {
                 self.pending_end = Some(end);
                 None
             }
-            Err(_) => None,
+            None => None,
         }
     }
 
@@ -207,7 +208,7 @@ impl RecvHalf {
     pub(super) fn let_go(mut self) -> (bool, Vec<Inbound>) {
         let had_ended = std::mem::replace(&mut self.ended, true);
         let mut rest = Vec::new();
-        while let Ok(inbound) = self.inbox.try_recv() {
+        while let Some(inbound) = self.inbox.try_recv() {
             rest.push(inbound);
         }
         rest.extend(self.pending_end.take());

@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::stream_inbox::{Inbound, InboxReceiver, InboxSender, inbox};
 use crate::mux::{Code, StreamId};
 
 /// Chunks that may be on their way from one stream's handle to the driver: together a batch on a
@@ -25,14 +26,6 @@ const CHUNKS_IN_FLIGHT: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the stream was ended: {}", .0.name())]
 pub struct StreamEnded(pub Code);
-
-/// What the driver tells a stream's receiving half.
-#[derive(Debug)]
-pub(super) enum Inbound {
-    Data(Bytes),
-    Finished,
-    Reset(Code),
-}
 
 /// Whether a session has many streams: then one chunk of each may be on its way. The driver sets it, the
 /// streams' owners read it.
@@ -92,7 +85,7 @@ pub(super) type Answer = Result<(), StreamEnded>;
 
 /// One stream's port: what waits to enter the session, and where what was received goes.
 pub(super) struct Port {
-    pub(super) inbox: mpsc::UnboundedSender<Inbound>,
+    pub(super) inbox: InboxSender,
     shared: Arc<Shared>,
     /// Chunks that the session has no room for yet; each holds its permit. One that was handed
     /// over by an earlier process has none.
@@ -137,8 +130,8 @@ impl Ports {
         &mut self,
         id: StreamId,
         accepted: Option<oneshot::Sender<Answer>>,
-    ) -> (mpsc::UnboundedReceiver<Inbound>, Arc<Shared>) {
-        let (inbox, receiver) = mpsc::unbounded_channel();
+    ) -> (InboxReceiver, Arc<Shared>) {
+        let (inbox, receiver) = inbox();
         let shared = Shared::new(self.many_streams.clone());
         let port = Port {
             inbox,
