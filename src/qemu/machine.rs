@@ -11,7 +11,7 @@ use super::address::Addresses;
 use super::client::{Command, Qmp};
 use super::commands::{
     ObjectPropertyInfo, QomGet, QomList, QueryHotpluggableCpus, QueryKvm, QueryMemdev, QueryMemoryDevices,
-    QueryMemorySizeSummary, QueryUuid, QueryVersion, XQueryRamblock,
+    QueryMemorySizeSummary, QueryUuid, QueryVersion, XQueryJit, XQueryRamblock,
 };
 use super::error::QmpError;
 use super::memory;
@@ -48,6 +48,8 @@ pub struct Machine {
     /// The machine's type with its version, such as `pc-q35-7.2`.
     pub kind: String,
     pub kvm: Option<bool>,
+    /// The guest's clock goes by the instructions that were executed (`-icount`).
+    pub counts_instructions: Option<bool>,
     /// What of the machine itself is `on` or `off`: hpet, vmport, i8042 ...
     pub switches: Properties,
     /// The identity that the guest's firmware tells it (`-uuid`), zeroes if it was given none.
@@ -131,6 +133,10 @@ pub async fn machine(qmp: &Qmp) -> Result<Machine, QmpError> {
     let kind = kind.as_ref().and_then(Value::as_str).unwrap_or_default();
     machine.kind = kind.strip_suffix("-machine").unwrap_or(kind).to_owned();
     machine.kvm = told(qmp.execute(QueryKvm).await)?.map(|kvm| kvm.enabled);
+    if machine.kvm == Some(false) {
+        let jit = told(qmp.execute(XQueryJit).await)?;
+        machine.counts_instructions = jit.map(|jit| counts_instructions(&jit.human_readable_text));
+    }
     if let Some(memory) = told(qmp.execute(QueryMemorySizeSummary).await)? {
         let devices = told(qmp.execute(QueryMemoryDevices).await)?.unwrap_or_default();
         machine.ram_bytes = memory::settled(&memory, &devices);
@@ -263,6 +269,11 @@ fn ram_blocks(table: &str) -> BTreeMap<String, u64> {
         Some(((*name).to_owned(), u64::from_str_radix(used, 16).ok()?))
     };
     table.lines().filter_map(block).take(BLOCKS_MAX).collect()
+}
+
+/// QEMU compares the two clocks only where the guest's is not the host's.
+fn counts_instructions(jit: &str) -> bool {
+    jit.lines().any(|line| line.starts_with("Host - Guest clock"))
 }
 
 /// An object on the way down.

@@ -36,6 +36,7 @@ on_both!(
     a_whole_migration_leaves_nothing,
     a_broken_migration_is_cleaned_up_and_can_be_repeated,
     what_changed_is_read_and_written,
+    a_clock_that_counts_instructions_is_seen,
 );
 
 async fn abilities_are_asked_for(variable: &str) {
@@ -79,6 +80,15 @@ async fn abilities_are_asked_for(variable: &str) {
     assert_eq!(machine.qmp.execute(QueryBlockJobs).await.unwrap(), []);
     let migration = machine.qmp.execute(QueryMigrate).await.unwrap();
     assert_eq!(migration.status, MigrationStatus::None);
+}
+
+async fn a_clock_that_counts_instructions_is_seen(variable: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let counting = ["-icount", "shift=auto"].map(String::from);
+    for (name, more, counts) in [("plain", &[][..], false), ("counting", &counting, true)] {
+        let qemu = Machine::start(&binary(variable), folder.path(), name, more).await;
+        assert_eq!(vmferry::qemu::machine(&qemu.qmp).await.unwrap().counts_instructions, Some(counts));
+    }
 }
 
 async fn disks_have_the_same_names_on_both_sides(variable: &str) {

@@ -24,6 +24,8 @@ plain_commands! {
     QueryHotpluggableCpus = "query-hotpluggable-cpus" -> Vec<HotpluggableCpu>;
     /// The blocks of RAM that a migration moves, as a table (QEMU 6.2).
     XQueryRamblock = "x-query-ramblock" -> HumanReadableText;
+    /// What TCG has translated, as a text, which says how its clock goes if that counts instructions (QEMU 6.2).
+    XQueryJit = "x-query-jit" -> HumanReadableText;
     /// Memory that is plugged in as devices.
     QueryMemoryDevices = "query-memory-devices" -> Vec<MemoryDevice>;
     /// The back ends of the guest's RAM.

@@ -25,6 +25,7 @@ pub(crate) fn compare(source: &Machine, here: &Machine) -> Vec<Problem> {
             format!("the guest runs by {} at the source and by {} at the destination", by(kvm), by(kvm_here));
         found.push(Problem::new(ProblemKind::Accelerator, text, "use the same `-accel` on both sides"));
     }
+    found.extend(clock(source, here));
     if source.kind == here.kind {
         found.extend(switches(source, here));
     }
@@ -32,6 +33,22 @@ pub(crate) fn compare(source: &Machine, here: &Machine) -> Vec<Problem> {
     found.extend(memory(source, here));
     found.extend(processors(source, here));
     found
+}
+
+/// A QEMU that does not count instructions aborts when it reads the state of one that does. The other way round all goes
+/// well, but for the guest's clock, which stands still there.
+fn clock(source: &Machine, here: &Machine) -> Option<Problem> {
+    let (counts, counts_here) = (source.counts_instructions?, here.counts_instructions?);
+    let side = match (counts, counts_here) {
+        (true, false) => "source",
+        (false, true) => "destination",
+        _ => return None,
+    };
+    let text = format!(
+        "the guest's clock goes by the instructions that it executes (`-icount`) at the {side} only: the guest would \
+         not go on"
+    );
+    Some(Problem::new(ProblemKind::Accelerator, text, "use `-icount` on both sides, or on none"))
 }
 
 /// What a machine has inside of itself, switched on or off.

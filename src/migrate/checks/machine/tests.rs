@@ -233,3 +233,19 @@ fn ram_in_a_file_and_processors_in_places_are_compared() {
     assert_eq!(kinds(&with("inode:b:1:1", false, 1), &one), []);
     assert_eq!(kinds(&one, &with("inode:b:1:1", true, 2)), [(ProblemKind::CpuCount, Severity::Problem)]);
 }
+
+#[test]
+fn a_clock_that_counts_instructions_does_so_on_both_sides() {
+    let with = |counts| Machine { counts_instructions: counts, ..machine_of(Vec::new()) };
+    for (source, here, refused) in [
+        (Some(true), Some(false), true),
+        (Some(false), Some(true), true),
+        (Some(true), Some(true), false),
+        (Some(true), None, false),
+        (None, Some(true), false),
+    ] {
+        let found = found(&with(source), &with(here));
+        let refusals = found.iter().filter(|f| (f.0, f.1) == (ProblemKind::Accelerator, Severity::Problem));
+        assert_eq!(refusals.count() == 1, refused, "{found:?}");
+    }
+}
