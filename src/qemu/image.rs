@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statvfs::statvfs;
 
 use super::graph::Layer;
+use super::host_crypt::encrypted_by_host;
 use super::host_use::used_by_host;
 use super::{mounted, storage};
 
@@ -44,6 +45,8 @@ pub struct Seen {
     pub allocated: u64,
     /// How the host itself uses it: it has it mounted, for example.
     pub used: Option<String>,
+    /// Whether the host encrypts what lies there (dm-crypt); none where that is not to be seen.
+    pub encrypted: Option<bool>,
     /// Bytes that are free on its file system for whom QEMU runs as; none for a block device.
     pub free: Option<u64>,
 }
@@ -185,6 +188,7 @@ fn seen(open: &OpenFile, files: &OpenFiles) -> Seen {
         is_file,
         allocated: open.metadata.blocks().saturating_mul(512),
         used: used_by_host(&open.metadata),
+        encrypted: encrypted_by_host(&open.metadata),
         free: free.map(|fs| fs.blocks_available().saturating_mul(fs.fragment_size())),
     }
 }

@@ -18,6 +18,7 @@ mod error;
 mod event;
 mod event_queue;
 mod graph;
+mod host_crypt;
 mod host_use;
 mod image;
 mod leftovers;

@@ -232,6 +232,7 @@ mod tests {
             inode: 1,
             is_file,
             used: None,
+            encrypted: None,
             allocated: 0,
             free: None,
         };

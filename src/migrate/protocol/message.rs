@@ -97,6 +97,9 @@ pub struct DiskPlace {
     /// The best encryption below it.
     #[serde(default)]
     pub encryption: Encryption,
+    /// The source's host encrypts what lies in one of its images (dm-crypt), whatever QEMU does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host_encrypts: bool,
     /// The guest's flushes do not reach the image.
     #[serde(default)]
     pub no_flush: bool,
@@ -447,6 +450,9 @@ pub struct Started {
     pub hook_ms: Option<u64>,
     /// What went wrong without keeping the guest from starting.
     pub warnings: Vec<String>,
+    /// Why it does not run, although it was started and could.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stands: Option<String>,
 }
 
 /// Why a request was refused or failed at the destination.

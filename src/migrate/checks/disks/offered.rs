@@ -27,6 +27,7 @@ fn spec(disk: &Disk, options: &Options, room: &mut usize) -> DiskSpec {
         drive: Some(disk.drive.clone()).filter(|name| !name.is_empty()),
         backing: disk.backing,
         encryption: disk.encryption,
+        host_encrypts: host_encrypts(disk),
         no_flush: disk.no_flush,
         layout: disk.layout.clone(),
         allocated: allocated(disk, options),
@@ -45,6 +46,10 @@ fn spec(disk: &Disk, options: &Options, room: &mut usize) -> DiskSpec {
         incremental: is_copyable(disk) && !left_out && is_incremental(disk, options),
         place: Some(place),
     }
+}
+
+fn host_encrypts(disk: &Disk) -> bool {
+    disk.images.iter().filter_map(|image| image.seen.as_ref()?.encrypted).any(|encrypted| encrypted)
 }
 
 fn is_incremental(disk: &Disk, options: &Options) -> bool {

@@ -105,6 +105,7 @@ mod tests {
             is_file: true,
             allocated: GIB,
             used: None,
+            encrypted: None,
             free: Some(free),
         };
         let layer = Layer {
