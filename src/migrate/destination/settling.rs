@@ -37,10 +37,19 @@ pub(crate) async fn never_begun(host: &Host, journal: &mut Journal) -> Vec<Lefto
 /// Undoes what was made in a QEMU, and notes how the images were left.
 async fn undo(host: &Host, journal: &mut Journal, past: &Past) -> Vec<String> {
     let name = &past.header.vm;
-    let Ok(config) = host.vm(name, "destination") else { return Vec::new() };
     if !past.came_to_a_qemu() {
         return Vec::new();
     }
+    let config = match host.vm(name, "destination") {
+        Ok(config) => config,
+        Err(_) if past.undo.is_empty() => return Vec::new(),
+        Err(problem) => {
+            return vec![format!(
+                "what the migration made in the destination's QEMU of VM {name} is not undone: {problem}. `vmferry \
+                 recover` undoes it then"
+            )];
+        }
+    };
     for tried in 1.. {
         let known = match life::look(past, &config).await {
             // What was made in a QEMU goes with it.

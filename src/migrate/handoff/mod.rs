@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use super::host::Host;
 use super::{destination, settle, source};
+use crate::net::identity::Identity;
 use crate::net::stream_owner::{Descriptors, ThawedStreams};
 
 /// What has been left by migrations that have stopped, once their sessions have, too.
@@ -39,16 +40,26 @@ pub fn take_up(
         Ok(one) => taken.push(one),
         Err(why) => tracing::error!(vm, migration = %id, why, "not taken up; its journal is settled"),
     };
+    // The configuration may be another one than that under which it began.
     for frozen in left.sources {
-        note(frozen.vm.clone(), frozen.id, source::handoff::take_up(host, frozen, streams, fds));
+        let (vm, id) = (frozen.vm.clone(), frozen.id);
+        let may = host.may_go(&vm, &frozen.peer).map_err(|p| p.to_string());
+        note(vm, id, may.and_then(|()| source::handoff::take_up(host, frozen, streams, fds)));
     }
     for frozen in left.destinations {
-        note(frozen.vm.clone(), frozen.id, destination::handoff::take_up(host, frozen, streams, fds));
+        let (vm, id) = (frozen.vm.clone(), frozen.id);
+        let may = may_come(host, &frozen.vm, &frozen.peer);
+        note(vm, id, may.and_then(|()| destination::handoff::take_up(host, frozen, streams, fds)));
     }
     for frozen in left.waiting {
         note(frozen.vm.clone(), frozen.id, source::handoff::take_up_wait(host, frozen));
     }
     taken
+}
+
+fn may_come(host: &Host, vm: &str, peer: &str) -> Result<(), String> {
+    let peer: Identity = peer.parse().map_err(|e| format!("{e}"))?;
+    host.vm_from(&peer, vm).map(drop).map_err(|p| p.to_string())
 }
 
 /// Runs a migration that was taken up to its end. One whose QEMU cannot be reached any more is settled by

@@ -160,7 +160,15 @@ impl Settling<'_> {
     }
 
     fn cause(&self) -> String {
-        open::cause(self.heir, "the source's agent was restarted during the migration; it was rolled back")
+        open::cause(
+            self.heir,
+            match self.leftovers.is_empty() {
+                true => "the source's agent was restarted during the migration; it was rolled back",
+                false => {
+                    "the source's agent was restarted during the migration; rolling it back has left something"
+                }
+            },
+        )
     }
 
     /// However long the QEMU cannot be asked, and once. Whether that QEMU is gone.
@@ -203,9 +211,10 @@ impl Settling<'_> {
         self.decided();
         let phase = self.journal.past().reached;
         let cause = self.cause();
-        let Self { host, progress, journal, leftovers, .. } = self;
+        let Self { host, peer, progress, journal, mut leftovers, found, .. } = self;
         match machine.ended() {
             Some(Ended::Moved) => {
+                leftovers.extend(source::stands_there(peer, found.started.as_ref(), None));
                 open::end(host, journal, progress, Phase::Done, Outcome::Moved { leftovers })
             }
             _ => {
@@ -242,7 +251,13 @@ async fn release(host: &Host, past: &Past) -> Vec<String> {
 async fn take_back(host: &Host, past: &Past) -> Result<RolledBack, String> {
     let name = &past.header.vm;
     let config = match host.vm(name, "source") {
-        Err(problem) => return Ok(RolledBack::not(Leftover::Guest(problem.to_string()))),
+        Err(problem) => {
+            let words = format!(
+                "VM {name} is this host's, and what the migration made in its QEMU is not undone; a guest that was \
+                 paused for the migration stays paused: {problem}. `vmferry recover` undoes it then"
+            );
+            return Ok(RolledBack::not(Leftover::Guest(words)));
+        }
         Ok(config) => config,
     };
     match life::look(past, &config).await {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use uuid::Uuid;
-use vmferry::migrate::journal::{Ending, FORMAT, Header, Journal, Past, Record, Role};
+use vmferry::migrate::journal::{Ending, FORMAT, Header, Journal, Past, Record, Role, Undo};
 use vmferry::migrate::phase::Phase;
 use vmferry::qemu::ProcessId;
 
@@ -155,6 +155,25 @@ fn open_journals_are_settled_by_what_they_say() {
         assert!(ended == Some(code) && said.contains(says), "{words:?}: {ended:?}: {said}");
     }
     assert!(past(&agent, 5, Role::Destination).ended.is_none(), "a QEMU that is silent was given up");
+}
+
+/// Somebody has taken the VMs out of the configuration before the agent was started again.
+#[test]
+fn what_was_made_for_a_vm_that_is_configured_no_more_is_said_to_be_left() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path();
+    let node = Record::Undo(Undo::Node("vmferry-disk0".into()));
+    journal(folder, "gone", 1, Role::Source, vec![node, Record::Phase(Phase::Switchover)]);
+    journal(folder, "lost", 2, Role::Destination, vec![Record::Undo(Undo::NbdServer)]);
+    let agent = Agent::start_in(temporary, "");
+    for (number, role) in [(1, Role::Source), (2, Role::Destination)] {
+        let Ending::Failed { cause, leftovers, .. } = ended(&agent, number, role) else {
+            panic!("it has moved")
+        };
+        let left = leftovers.concat();
+        assert!(left.contains("is not undone") && left.contains("to the configuration"), "{leftovers:?}");
+        assert!(!cause.contains("it was rolled back"), "{cause}");
+    }
 }
 
 fn a_later_migration_does_not_decide(agent: &Agent) {
