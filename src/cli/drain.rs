@@ -182,7 +182,7 @@ fn vm_text(vm: &DrainVm) -> String {
         DrainVmState::Busy => format!("{name} is part of a migration that was under way before"),
         DrainVmState::Moving => format!("{name} → {peer}"),
         DrainVmState::Moved if vm.left => {
-            format!("{name} runs on {peer}; something is left: `vmferry recover`")
+            format!("{name} is on {peer}; something is left: `vmferry recover`")
         }
         DrainVmState::Moved => format!("{name} is on {peer}"),
         DrainVmState::Undecided => format!("{name} UNDECIDED between here and {peer}: {cause}"),

@@ -227,7 +227,11 @@ pub(super) fn outcome(p: &Migration) {
             println!(
                 "{} {} on {} ({} s in all, {} on the wire)",
                 p.vm,
-                if p.paused { "is paused" } else { "runs" },
+                match leftovers.is_empty() {
+                    _ if p.paused => "is paused",
+                    true => "runs",
+                    false => "is",
+                },
                 destination(p),
                 seconds(p.elapsed_ms),
                 HumanBytes(p.stream_bytes())

@@ -25,17 +25,21 @@ impl Destination {
         let hook_ms = self.run_hook(&mut warnings).await;
         // Whoever asks has looked a moment ago, if no hook has run since.
         let looked = self.serving.asked && hook_ms.is_none();
-        let (ran, trouble) = self.let_run(looked, &mut warnings).await;
+        let mut stands = None;
+        let (ran, trouble) = self.let_run(looked, &mut stands).await;
         if trouble.is_none() {
             self.host.replicas.guest_is_here(&self.vm);
             self.enter(Phase::Confirm);
-            tracing::info!(vm = self.vm, "the guest runs here");
-            self.said_started = Some(Started { hook_ms, warnings });
+            match &stands {
+                None => tracing::info!(vm = self.vm, "the guest runs here"),
+                Some(why) => tracing::warn!(vm = self.vm, why, "the guest is here and does not run"),
+            }
+            self.said_started = Some(Started { hook_ms, warnings, stands });
         }
         (ran, trouble)
     }
 
-    async fn let_run(&mut self, looked: bool, warnings: &mut Vec<String>) -> (Ran, Option<Error>) {
+    async fn let_run(&mut self, looked: bool, stands: &mut Option<String>) -> (Ran, Option<Error>) {
         // Also of a guest that stays paused: it must be there.
         if !looked && let Err(e) = self.guest.qmp.execute(QueryStatus).await {
             return (Ran::No, Some(e.into()));
@@ -61,8 +65,8 @@ impl Destination {
             Ok(_) => {}
         }
         match self.wait_running().await {
-            Ok(warning) => {
-                warnings.extend(warning);
+            Ok(why) => {
+                *stands = why;
                 (Ran::Yes, None)
             }
             Err(e) => (Ran::Perhaps, Some(e)),
@@ -79,7 +83,7 @@ impl Destination {
         Some(since.elapsed().as_millis() as u64)
     }
 
-    /// A warning when QEMU does not say that the guest runs.
+    /// In which state it is instead when QEMU does not say that the guest runs.
     async fn wait_running(&self) -> Result<Option<String>, Error> {
         let until = Instant::now() + RUNNING_DEADLINE;
         loop {
@@ -87,10 +91,31 @@ impl Destination {
             if info.running {
                 return Ok(None);
             }
-            if Instant::now() > until {
+            if has_run(&info.status) || Instant::now() > until {
                 return Ok(Some(format!("VM {} was started and is in state {}", self.vm, info.status)));
             }
             sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// Whether a guest that was told to run, and does not, has come to that state by running.
+fn has_run(state: &RunState) -> bool {
+    use RunState::{Debug, GuestPanicked, InternalError, IoError, Shutdown, Suspended, Watchdog};
+    matches!(state, Debug | GuestPanicked | InternalError | IoError | Shutdown | Suspended | Watchdog)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_is_off_or_asleep_already_is_not_waited_for() {
+        for state in [RunState::Suspended, RunState::Shutdown, RunState::GuestPanicked, RunState::IoError] {
+            assert!(has_run(&state), "{state}");
+        }
+        for state in [RunState::Paused, RunState::InMigrate, RunState::Other("of-tomorrow".into())] {
+            assert!(!has_run(&state), "{state}");
         }
     }
 }

@@ -50,4 +50,4 @@ pub(crate) mod state;
 mod trial;
 pub(crate) mod verify;
 
-pub(crate) use end::kept_by_force;
+pub(crate) use end::{kept_by_force, stands_there};

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::clock::millis;
 use super::context::Context;
-use super::end::{Back, kept_by_force};
+use super::end::{Back, kept_by_force, stands_there};
 use super::explain::{explain, explained_late};
 use super::failure::Failure;
 use super::further_try::{Ended, Held};
@@ -198,7 +198,12 @@ impl Source {
             Ok(Response::Started(started)) => (Fate::Runs, Some(started)),
             Ok(Response::Fate(fate)) => (fate, None),
             Ok(_) => return Ok(self.ask_again(LinkError::Unexpected { request: "start" })),
-            Err(e) => return Ok(self.ask_again(e)),
+            Err(e) => {
+                if let LinkError::Refused(refusal) = &e {
+                    self.end.refused = Some(refusal.text.clone());
+                }
+                return Ok(self.ask_again(e));
+            }
         };
         if fate == Fate::Open {
             return Ok(self.ask_again(LinkError::Unexpected { request: "start" }));
@@ -384,8 +389,10 @@ impl Source {
         if keeps { self.hold(outcome) } else { self.close(phase, outcome, failure.may_pass()) }
     }
 
-    fn end_moved(mut self, leftovers: Vec<Leftover>) -> Ended {
+    fn end_moved(mut self, mut leftovers: Vec<Leftover>) -> Ended {
         self.peer.link.finish();
+        let (started, refused) = (self.end.started.as_ref(), self.end.refused.take());
+        leftovers.extend(stands_there(&self.context.request.peer, started, refused));
         let downtime = self.clock.downtime.clone();
         let warnings = self.end.started.take().map_or_else(Vec::new, |started| started.warnings);
         self.context.progress.update(|p| {
