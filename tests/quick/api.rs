@@ -10,6 +10,7 @@ mod settled;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -65,7 +66,13 @@ impl Agent {
                 log.by_ref().map_while(Result::ok).for_each(|line| said += &line);
                 panic!("the agent ended with {status}: {said}");
             }
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // The metrics' listener is the last that it opens.
+        let metrics = more.split_once("[metrics]\nlisten = '").and_then(|(_, rest)| rest.split_once('\''));
+        while metrics.is_some_and(|(address, _)| TcpStream::connect(address).is_err()) {
+            assert!(child.try_wait().unwrap().is_none(), "the agent has ended");
+            std::thread::sleep(Duration::from_millis(2));
         }
         // A full pipe would stop it.
         std::thread::spawn(move || log.map_while(Result::ok).for_each(drop));
