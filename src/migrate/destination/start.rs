@@ -31,7 +31,8 @@ impl Destination {
             self.host.replicas.guest_is_here(&self.vm);
             self.enter(Phase::Confirm);
             match &stands {
-                None => tracing::info!(vm = self.vm, "the guest runs here"),
+                None if self.journal.past().running() => tracing::info!(vm = self.vm, "the guest runs here"),
+                None => tracing::info!(vm = self.vm, "the guest is here and stays paused"),
                 Some(why) => tracing::warn!(vm = self.vm, why, "the guest is here and does not run"),
             }
             self.said_started = Some(Started { hook_ms, warnings, stands });
