@@ -138,12 +138,13 @@ fn a_paused_guest_is_moved_and_stays_paused() -> Result<()> {
 
 /// Writes of four such guests, mirrored, leave the processors to the copies of their disks.
 fn one_of_many(name: &str) -> VmSpec {
-    VmSpec { rate: 25, blocks: 64, ..spec(name, Version::V10) }
+    VmSpec { rate: CALM_RATE / 2, ..spec(name, Version::V10) }
 }
 
-/// How slow the link is until all four are seen under way, in megabits per second: the guest writes its few blocks again
-/// faster than that, so the first is still copied when the last begins, however long its destination took to prepare.
-const CROWDED_MBIT: u32 = 2;
+/// How slow the link is until all four are seen under way, in megabits per second: each guest alone
+/// writes more than that (4 KiB to both disks each time), over more than a burst of the link holds,
+/// so the first is still copied when the last begins, however long its destination took to prepare.
+const CROWDED_MBIT: u32 = 1;
 /// Of each migration while its disks are copied: control and two disks.
 const STREAMS_EACH: u64 = 3;
 
