@@ -55,6 +55,7 @@ step = @printf '\n== %s\n' "$(1)"
 test: export RUSTC_WORKSPACE_WRAPPER := clippy-driver
 test: export CLIPPY_ARGS := -D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__
 # Tests that run real QEMUs in network namespaces are all in tests/real: so many at a time.
+# One that missed the moment for which it waited is run once more, alone, and told.
 REAL_THREADS ?= 2
 test: export CHAOS_STAGES := $(CHAOS_STAGES)
 test: setup format dependencies
@@ -65,7 +66,7 @@ test: setup format dependencies
 	printf '\n== quick tests\n'
 	cargo test $(LOCKED) --no-fail-fast --workspace --test mux --test handover --test quick --test tidy -- $(T)
 	printf '\n== tests with real QEMUs\n'
-	cargo test $(LOCKED) --workspace --test real -- --test-threads=$(REAL_THREADS) $(T)
+	tests/setup/once_more.sh $(LOCKED) --workspace --test real -- --test-threads=$(REAL_THREADS) $(T)
 	printf '\n== tests with a real libvirt\n'
 	cargo test $(LOCKED) --workspace --test libvirt -- --test-threads=1 $(T)
 

@@ -10,10 +10,10 @@ use anyhow::{Result, ensure};
 fn compressed_disks_arrive_whole_and_over_restarts() -> Result<()> {
     with_lab("compressed_disks_arrive_whole_and_over_restarts", |lab| {
         let mut stage = Stage::set_up(lab, Plan { rate: 60, ..Plan::ORDINARY })?;
-        let words = ["--compress", "--limit", "4MiB/s", "--keep-source"];
+        let words = ["--compress", "--limit", "1MiB/s", "--keep-source"];
         let migration = Migration::begin(&stage.alpha, "web1", "bravo", &words)?;
         let socket = stage.alpha.socket();
-        let is_under_way = |p: &serde_json::Value| p["disks"][0]["stream_bytes"].as_u64() > Some(4 << 20);
+        let is_under_way = |p: &serde_json::Value| p["disks"][0]["stream_bytes"].as_u64() > Some(1 << 20);
         migration.reach(&socket, "mirror", is_under_way)?;
         stage.alpha.take_over()?;
         stage.bravo.take_over()?;

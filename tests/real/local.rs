@@ -160,7 +160,7 @@ fn another_user_does_not_reach_the_exports_and_both_sides_are_recorded() -> Resu
             &stage.alpha,
             "web1",
             "bravo",
-            &["--limit", "4MiB/s", "--keep-source", "--verify"],
+            &["--limit", "1MiB/s", "--keep-source", "--verify"],
         )?;
         migration
             .reach(&stage.alpha.socket(), "mirror", |p| p["disks"][0]["stream_bytes"].as_u64() > Some(0))?;

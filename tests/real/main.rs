@@ -6,6 +6,7 @@ mod faults;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attacked;
 mod bed;
 mod bed_plain;
 mod booted;

@@ -134,7 +134,7 @@ fn twice_is_refused_and_nothing_ended(stage: &Stage) -> Result<()> {
 
 /// Moves it, and looks while it does: the progress at both ends.
 fn moved(stage: &Stage) -> Result<(Value, Value)> {
-    let words = ["migrate", VM, "--to", "BRAVO", "--json", "--limit", "4MiB/s"];
+    let words = ["migrate", VM, "--to", "BRAVO", "--json", "--limit", "1MiB/s"];
     let moving = stage.alpha.vmferry_start(&words)?;
     let at_bravo = || -> Result<Option<Value>> {
         let all = stage.bravo.api("/v1/migrations")?;

@@ -22,7 +22,8 @@ use super::vm::Vm;
 
 /// The one port of the tests. Below the ephemeral ones, so nobody else ever has it.
 pub const PORT: u16 = 9907;
-const METRICS_PORT: u16 = 9908;
+/// The port of each agent's metrics, on its host's loopback.
+pub const METRICS_PORT: u16 = 9908;
 
 /// A certificate authority for the lab, made by `vmferry certs`.
 #[derive(Debug, Clone)]

@@ -72,6 +72,16 @@ impl Pair {
     /// Starts both agents, which know each other and all `guests`. The wall between the hosts lets
     /// their one port through, both ways.
     pub fn start(lab: &Lab, net: Net, guests: &[&Guest]) -> Result<Self> {
+        Self::start_with(lab, net, guests, |_| {})
+    }
+
+    /// The same, with alpha's configuration changed.
+    pub fn start_with(
+        lab: &Lab,
+        net: Net,
+        guests: &[&Guest],
+        change: impl FnOnce(&mut AgentSpec),
+    ) -> Result<Self> {
         net.only_port(PORT, &[Way::ToBravo, Way::ToAlpha])?;
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
         let mut on_alpha = AgentSpec::default().peer(&net.bravo);
@@ -80,6 +90,7 @@ impl Pair {
             on_alpha = on_alpha.vm(VmEntry::of(&guest.alpha).with_hook(guest.alpha_copies.hook()));
             on_bravo = on_bravo.vm(VmEntry::of(&guest.bravo).with_hook(guest.bravo_copies.hook()));
         }
+        change(&mut on_alpha);
         let alpha = Agent::start(&lab.paths, &net.alpha, &on_alpha, &credentials.issue("alpha")?)?;
         let bravo = Agent::start(&lab.paths, &net.bravo, &on_bravo, &credentials.issue("bravo")?)?;
         let idle = [alpha.open_descriptors()?, bravo.open_descriptors()?];
