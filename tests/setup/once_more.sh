@@ -10,7 +10,8 @@
 set -euo pipefail
 
 readonly at_most=2
-readonly missed='waited [0-9]* s in vain|ended too soon|ended before'
+# As an error or a cause of it begins: what it quotes may say anything.
+readonly missed='^(Error:|  *[0-9]*:?) *(waited [0-9]+ s in vain|(it|one) ended (too soon|before))'
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
