@@ -142,9 +142,9 @@ fn one_of_many(name: &str) -> VmSpec {
 }
 
 /// How slow the link is until all four are seen under way, in megabits per second: each guest alone
-/// writes more than that (4 KiB to both disks each time), over more than a burst of the link holds,
-/// so the first is still copied when the last begins, however long its destination took to prepare.
-const CROWDED_MBIT: u32 = 1;
+/// writes more than that (4 KiB to both disks each time), so the first is still copied when the last
+/// begins, however long its destination took to prepare.
+const CROWDED_MBIT: u32 = 2;
 /// Of each migration while its disks are copied: control and two disks.
 const STREAMS_EACH: u64 = 3;
 
@@ -161,7 +161,7 @@ fn four_guests_move_both_ways_over_one_connection() -> Result<()> {
         let travels: Vec<(&Guest, Way)> = guests.iter().zip(names.map(|(_, way)| way)).collect();
         boot_all(&travels)?;
         let pair = Pair::start(lab, net, &guests.iter().collect::<Vec<_>>())?;
-        pair.net.limit_mbit(CROWDED_MBIT)?;
+        pair.net.limit_mbit_shallow(CROWDED_MBIT)?;
         let capture = Capture::start_without_contents(&pair.net, "link")?;
         let mut under_way = Vec::new();
         for (guest, way) in &travels {

@@ -238,13 +238,20 @@ impl Net {
 
     /// Limits both ways of the link, in megabits per second: a migration that takes a while.
     pub fn limit_mbit(&self, mbit: u32) -> Result<()> {
+        self.limit(mbit, "512kb")
+    }
+
+    /// The same with a shallow queue, in which what is small does not wait long behind what is large.
+    pub fn limit_mbit_shallow(&self, mbit: u32) -> Result<()> {
+        self.limit(mbit, "16kb")
+    }
+
+    fn limit(&self, mbit: u32, burst: &str) -> Result<()> {
+        let rate = format!("{mbit}mbit");
+        let words = ["root", "tbf", "rate", &rate, "burst", burst, "latency", "50ms"];
         for host in [&self.alpha, &self.bravo] {
-            let rate = format!("{mbit}mbit");
-            let words = [
-                "qdisc", "replace", "dev", LINK, "root", "tbf", "rate", &rate, "burst", "512kb", "latency",
-                "50ms",
-            ];
-            run(Command::new("tc").args(["-n", &host.namespace]).args(words), SHORT)?;
+            let of_link = ["-n", &host.namespace, "qdisc", "replace", "dev", LINK];
+            run(Command::new("tc").args(of_link).args(words), SHORT)?;
         }
         Ok(())
     }

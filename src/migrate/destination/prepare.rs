@@ -108,6 +108,7 @@ impl Destination {
         // A QEMU that was started without -S would run its guest unasked.
         self.guest.qmp.execute_until_answered(Stop).await?;
         let present = crate::qemu::disks(&self.guest.qmp).await?;
+        let abilities = Abilities::ask(&self.guest.qmp).await?;
         let pairs = disks::pair(&offer.disks, &present);
         self.data.images =
             image_stamp::images(pairs.pairs.iter().map(|(want, have)| (want.name.as_str(), *have)));
@@ -121,13 +122,13 @@ impl Destination {
             granted.chain(compared.iter().filter_map(|e| Some((e, node(e)?, false)))).collect();
         if !nodes.is_empty() {
             let folder = self.host.config.runtime_dir.join("nbd");
-            let nbd = NbdServer::start(&self.guest.qmp, &mut self.journal, &folder, &nodes).await?;
+            let nbd =
+                NbdServer::start(&self.guest.qmp, &mut self.journal, &folder, &nodes, &abilities).await?;
             let past = self.journal.past();
             let is_made = |disk: &str| pairs.of(disk).is_some_and(|disk| created_images::is_made(past, disk));
             exports::look_for_zeroes(&nbd, &mut self.data.exports, is_made).await;
             self.data.nbd = Some(nbd);
         }
-        let abilities = Abilities::ask(&self.guest.qmp).await?;
         let (major, minor, micro) = abilities.version;
         // Again, because QEMU reads those of an image when it is exported.
         let bitmaps = match abilities.capability(bitmaps::CAPABILITY) {

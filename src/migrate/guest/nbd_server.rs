@@ -15,7 +15,9 @@ use nix::fcntl::OFlag;
 
 use crate::migrate::journal::{Journal, JournalError, Undo};
 use crate::migrate::protocol::message::Export;
-use crate::qemu::{BlockExportAdd, NbdServerStart, NbdServerStop, Qmp, QmpError, QueryBlockExports, names};
+use crate::qemu::{
+    Abilities, BlockExportAdd, NbdServerStart, NbdServerStop, Qmp, QmpError, QueryBlockExports, names,
+};
 
 /// A client more would wait for its handshake, and with it the source's main loop. QEMU's default is
 /// 100; only this agent can connect, once for each disk.
@@ -43,18 +45,26 @@ pub(crate) struct NbdServer {
 
 impl NbdServer {
     /// Starts the server and exports each disk's node under the granted name, to be written to or not.
+    ///
+    /// A QEMU that can has no limit for a client's handshake, which may have to wait for other streams on
+    /// a slow link: only this agent connects, and who asked for the stream has deadlines of its own.
     pub(crate) async fn start(
         qmp: &Qmp,
         journal: &mut Journal,
         folder: &Path,
         exports: &[(&Export, String, bool)],
+        abilities: &Abilities,
     ) -> Result<Self, NbdServerError> {
         let (listener, socket) = private_listener(folder)?;
         journal.will_make(Undo::Fd(names::NBD_LISTEN_FDNAME.into()))?;
         journal.will_make(Undo::NbdServer)?;
         qmp.getfd(names::NBD_LISTEN_FDNAME, listener).await?;
-        let start = NbdServerStart::on_fd(names::NBD_LISTEN_FDNAME);
-        qmp.execute(NbdServerStart { max_connections: Some(CONNECTIONS_MAX), ..start }).await?;
+        let start = NbdServerStart {
+            max_connections: Some(CONNECTIONS_MAX),
+            handshake_max_seconds: abilities.handshake_max_seconds.then_some(0),
+            ..NbdServerStart::on_fd(names::NBD_LISTEN_FDNAME)
+        };
+        qmp.execute(start).await?;
         for (export, node_name, writable) in exports {
             let id = names::export_id(&export.disk);
             journal.will_make(Undo::Export(id.clone()))?;
@@ -71,8 +81,8 @@ impl NbdServer {
         Ok(Self { socket: Some(socket) })
     }
 
-    /// Connects a client. QEMU drops one that has not shaken hands within 10 s, so this is done
-    /// only when the source's stream is there.
+    /// Connects a client. QEMU before 10.0 drops one that has not shaken hands within 10 s, so this is
+    /// done only when the source's stream is there.
     pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
         let lost = || io::Error::other("the agent has no descriptor of QEMU's NBD socket any more");
         let path = format!("/proc/self/fd/{}", self.socket.as_ref().ok_or_else(lost)?.as_raw_fd());

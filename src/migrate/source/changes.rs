@@ -21,7 +21,7 @@ use crate::migrate::transfer::disk::tracking::Followed;
 use crate::migrate::transfer::streams::socket_pair;
 use crate::mux::purpose;
 use crate::net::pump::PumpState;
-use crate::qemu::{Qmp, QmpError, QueryMigrateCapabilities, names, nbd_server_runs};
+use crate::qemu::{Abilities, Qmp, QmpError, QueryMigrateCapabilities, names, nbd_server_runs};
 
 /// Plans to copy only what changed of the disks of which that is enough. Says why of the others.
 pub(crate) async fn choose_ways(source: &mut Source) -> Result<(), Failure> {
@@ -99,7 +99,8 @@ pub(crate) async fn serve(source: &mut Source) -> Result<Option<String>, Failure
         return Ok(Some("the source's QEMU has an NBD server of somebody else's".into()));
     }
     let folder = source.context.host.config.runtime_dir.join("nbd");
-    match NbdServer::start(qmp, &mut source.journal, &folder, &[]).await {
+    let abilities = source.reconnect_policy().ask(|| Abilities::ask(qmp)).await?;
+    match NbdServer::start(qmp, &mut source.journal, &folder, &[], &abilities).await {
         Ok(server) => {
             source.copy.delta.serve(server);
             Ok(None)
