@@ -10,7 +10,7 @@ use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use serde::Deserialize;
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Error};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::identity::{Identity, IdentityError};
@@ -77,8 +77,9 @@ pub enum TlsError {
     Expired { path: PathBuf, not_after: OffsetDateTime, now: OffsetDateTime },
     #[error("the certificate `{}` is not valid before {not_before}, and this host's clock says {now}; set this host's clock right", path.display())]
     NotYetValid { path: PathBuf, not_before: OffsetDateTime, now: OffsetDateTime },
-    /// Extended key usage lacks a role, or all of it is lacking; every agent both dials and is dialled.
-    #[error("the certificate `{}` may not be used for {missing}; an agent needs serverAuth and clientAuth in the extended key usage", path.display())]
+    /// Extended key usage lacks a role, or all of it is lacking, or the key may not sign; every agent both dials and
+    /// is dialled.
+    #[error("the certificate `{}` may not be used for {missing}; an agent needs serverAuth and clientAuth in the extended key usage, and digitalSignature where there is a key usage", path.display())]
     WrongPurpose { path: PathBuf, missing: &'static str },
     #[error("`{}` holds a certificate that is not a CA's; it must hold CA certificates only", path.display())]
     NotACa { path: PathBuf },
@@ -242,12 +243,23 @@ fn check_own_certificate(
     let leaf = parse(chain.first().ok_or_else(undecodable)?, path)?;
     let not_after = check_dates(&leaf, path, now)?;
     let usage = leaf.extended_key_usage().map_err(|_| undecodable())?;
+    let may_sign = may_sign(&leaf).map_err(|_| undecodable())?;
     let missing = match usage {
-        Some(usage) if usage.value.server_auth && usage.value.client_auth => return Ok(not_after),
+        Some(usage) if usage.value.server_auth && usage.value.client_auth && may_sign => {
+            return Ok(not_after);
+        }
+        Some(usage) if usage.value.server_auth && usage.value.client_auth => "the signature of a handshake",
         Some(usage) if usage.value.server_auth => "the client's role",
         _ => "the server's role",
     };
     Err(TlsError::WrongPurpose { path: path.to_owned(), missing })
+}
+
+/// Whether the key may sign handshakes, which is all that TLS 1.3 has it do. One of which nothing is said may
+/// (RFC 5280, 4.2.1.3; RFC 8446, 4.4.2.2).
+/// Errors: the extension is there twice, or cannot be decoded.
+pub(super) fn may_sign(cert: &X509Certificate<'_>) -> Result<bool, X509Error> {
+    Ok(cert.key_usage()?.is_none_or(|usage| usage.value.digital_signature()))
 }
 
 fn check_dates(

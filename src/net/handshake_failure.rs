@@ -218,7 +218,7 @@ impl HandshakeFailure {
             ),
             Self::WrongPurpose => (
                 "the peer's certificate is not for this role",
-                "extended key usage must hold serverAuth and clientAuth",
+                "extended key usage must hold serverAuth and clientAuth, and key usage, if there is one, digitalSignature",
             ),
             Self::WrongIdentity => (
                 "another host answered than the one dialled",
@@ -294,7 +294,7 @@ impl Refusal {
             }
             Self::WrongPurpose => (
                 "the peer refused us: our certificate is not for this role",
-                "extended key usage must hold serverAuth and clientAuth",
+                "extended key usage must hold serverAuth and clientAuth, and key usage, if there is one, digitalSignature",
             ),
             Self::BadCertificate => (
                 "the peer refused our certificate",

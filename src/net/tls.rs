@@ -21,7 +21,7 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::credentials::Credentials;
+use super::credentials::{Credentials, may_sign};
 pub use super::credentials::{TlsError, TlsPaths};
 use super::expiry::{Ending, endings};
 use super::handshake_failure::{HandshakeFailure, classify_tls_error};
@@ -358,8 +358,8 @@ impl PeerVerifier {
     }
 }
 
-/// The certificate says that it is for this role. The library takes one that does not say what it is for to
-/// be for everything.
+/// The certificate says that it is for this role, and does not say that its key may not sign a handshake. The
+/// library takes one that does not say what it is for to be for everything, and does not look at its key usage.
 fn expect_purpose(leaf: &CertificateDer<'_>, role: PeerRole) -> Result<(), RustlsError> {
     let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| CertificateError::BadEncoding)?;
     let usage = parsed.extended_key_usage().map_err(|_| CertificateError::BadEncoding)?;
@@ -367,7 +367,8 @@ fn expect_purpose(leaf: &CertificateDer<'_>, role: PeerRole) -> Result<(), Rustl
         PeerRole::Client => usage.value.client_auth,
         PeerRole::Server => usage.value.server_auth,
     });
-    if is_named { Ok(()) } else { Err(CertificateError::InvalidPurpose.into()) }
+    let may_sign = may_sign(&parsed).map_err(|_| CertificateError::BadEncoding)?;
+    if is_named && may_sign { Ok(()) } else { Err(CertificateError::InvalidPurpose.into()) }
 }
 
 fn no_identity(source: super::identity::IdentityError) -> RustlsError {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pki::{Ca, Host, Wish, agent, agent_with_crl, dns, good, raw_client, raw_server, uri};
-use rcgen::ExtendedKeyUsagePurpose as Purpose;
+use rcgen::{ExtendedKeyUsagePurpose as Purpose, KeyUsagePurpose as Usage};
 use rustls::{ClientConfig, HandshakeKind, NamedGroup, ServerConfig};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -202,6 +202,12 @@ async fn a_bad_client_is_refused_and_told_so() {
             Refusal::WrongPurpose,
         ),
         (
+            "no signature",
+            ca.issue(&spoiled("alpha", |w| w.usages = vec![Usage::KeyEncipherment, Usage::KeyAgreement])),
+            F::WrongPurpose,
+            Refusal::WrongPurpose,
+        ),
+        (
             "two names",
             ca.issue(&spoiled("alpha", |w| w.sans.push(dns("beta")))),
             F::NoIdentity,
@@ -289,6 +295,12 @@ async fn a_bad_server_is_refused_and_told_so() {
             F::WrongPurpose,
             Refusal::WrongPurpose,
         ),
+        (
+            "no signature",
+            ca.issue(&spoiled("bravo", |w| w.usages = vec![Usage::KeyEncipherment, Usage::KeyAgreement])),
+            F::WrongPurpose,
+            Refusal::WrongPurpose,
+        ),
         ("wrong name", ca.host("charlie"), F::WrongIdentity, Refusal::BadCertificate),
         ("two names", ca.issue(&spoiled("bravo", two)), F::NoIdentity, Refusal::BadCertificate),
         (
@@ -303,6 +315,20 @@ async fn a_bad_server_is_refused_and_told_so() {
         let name = if case == "wildcard" { "bravo.rack.example" } else { "bravo" };
         let met = meet_server(&alpha, raw_server(&ca, &host, &[ALPN]), name).await;
         assert_eq!(met, (Err(ours), refused(theirs)), "{case}");
+    }
+}
+
+/// A certificate need not say what its key may do; one that says so may say more.
+#[tokio::test]
+async fn a_key_of_which_nothing_is_said_may_sign() {
+    let ca = Ca::new("ca");
+    let alpha = agent(&ca, "alpha");
+    for usages in [vec![], vec![Usage::KeyEncipherment, Usage::DigitalSignature]] {
+        let bravo = ca.issue(&spoiled("bravo", |w| w.usages.clone_from(&usages)));
+        let met = meet_server(&alpha, raw_server(&ca, &bravo, &[ALPN]), "bravo").await;
+        assert_eq!(met, (Ok(()), Ok(())), "{usages:?}");
+        let met = meet_client(&alpha, raw_client(&ca, Some(&bravo), &[ALPN])).await;
+        assert_eq!(met, (Ok(id("bravo")), Ok(())), "{usages:?}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use rcgen::ExtendedKeyUsagePurpose as Purpose;
+use rcgen::{ExtendedKeyUsagePurpose as Purpose, KeyUsagePurpose as Usage};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -126,6 +126,7 @@ fn certificates(ca: &Ca) -> Vec<(&'static str, &'static str, Host)> {
         ("for servers", "wrong_purpose", of(spoiled(|w| w.purposes = vec![Purpose::ServerAuth]))),
         ("for nothing", "wrong_purpose", of(spoiled(|w| w.purposes.clear()))),
         ("for anything", "wrong_purpose", of(spoiled(|w| w.purposes = vec![Purpose::Any]))),
+        ("for no signature", "wrong_purpose", of(spoiled(|w| w.usages = vec![Usage::KeyEncipherment]))),
     ]
 }
 

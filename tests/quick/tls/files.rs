@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use rcgen::ExtendedKeyUsagePurpose as Purpose;
+use rcgen::{ExtendedKeyUsagePurpose as Purpose, KeyUsagePurpose as Usage};
 use vmferry::net::tls::{Aead, Tls, TlsError, TlsPaths};
 
 use super::pki::{self, Ca, Wish, agent_with_crl, chmod, dns, good, load};
@@ -95,6 +95,8 @@ fn own_dates_names_and_purposes_are_checked() {
     assert!(matches!(e, TlsError::WrongPurpose { missing: "the server's role", .. }), "{e}");
     let e = issued(|w| w.purposes.clear());
     assert!(matches!(e, TlsError::WrongPurpose { missing: "the server's role", .. }), "{e}");
+    let e = issued(|w| w.usages = vec![Usage::KeyEncipherment]);
+    assert!(matches!(e, TlsError::WrongPurpose { missing: "the signature of a handshake", .. }), "{e}");
     let e = issued(|w| w.sans.clear());
     assert!(matches!(e, TlsError::NoIdentity { .. }), "{e}");
     let e = issued(|w| w.sans.push(dns("second")));

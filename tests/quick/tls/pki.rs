@@ -33,6 +33,8 @@ pub(crate) struct Wish {
     pub(crate) from_days: i64,
     pub(crate) to_days: i64,
     pub(crate) purposes: Vec<ExtendedKeyUsagePurpose>,
+    /// None: the certificate does not say.
+    pub(crate) usages: Vec<KeyUsagePurpose>,
     pub(crate) serial: u64,
 }
 
@@ -56,6 +58,7 @@ pub(crate) fn good(name: &str) -> Wish {
         from_days: -1,
         to_days: 30,
         purposes: vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        usages: vec![KeyUsagePurpose::DigitalSignature],
         serial: 7,
     }
 }
@@ -101,7 +104,7 @@ impl Ca {
         params.distinguished_name.push(DnType::CommonName, "ignored");
         params.subject_alt_names.clone_from(&wish.sans);
         params.extended_key_usages.clone_from(&wish.purposes);
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.key_usages.clone_from(&wish.usages);
         params.serial_number = Some(wish.serial.into());
         (params.not_before, params.not_after) = (days(wish.from_days), days(wish.to_days));
         let cert = params.signed_by(&key, &self.issuer).unwrap().into();
