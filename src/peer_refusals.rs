@@ -67,7 +67,7 @@ impl Reason {
 
     fn words(self) -> &'static str {
         match self {
-            Self::NotTrusted => "a control stream of a peer that is not trusted any more was refused",
+            Self::NotTrusted => "a request of a peer that is not trusted any more was refused",
             Self::ControlStreams => "a control stream too many was refused",
             Self::WrongClass => "a control stream that is not urgent was refused",
             Self::NothingAsked => "a control stream without a request was ended",

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use rustls::NamedGroup;
 use rustls_pki_types::CertificateDer;
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -22,6 +23,8 @@ pub struct ConnectionInfo {
     pub address: SocketAddr,
     /// Cipher suite and key exchange, for people.
     pub cipher: String,
+    /// How the keys were agreed on; none of a connection that an earlier process had.
+    pub group: Option<NamedGroup>,
     /// The certificates with which the peer proved itself, its own first.
     pub chain: Vec<CertificateDer<'static>>,
     pub since: Instant,
@@ -54,7 +57,8 @@ impl Connection {
         let chain = tls.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
         let (cipher, since) = (cipher(&tls), Instant::now());
         let segment_bytes = SockRef::from(&tcp).tcp_mss().ok();
-        let info = ConnectionInfo { address, cipher, chain, since, segment_bytes };
+        let group = tls.negotiated_key_exchange_group().map(|group| group.name());
+        let info = ConnectionInfo { address, cipher, group, chain, since, segment_bytes };
         let tcp = tcp.into_std().map_err(ConnectError::Start)?;
         Ok(Self { tcp, record: Record::new(tls), info })
     }

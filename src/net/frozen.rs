@@ -116,6 +116,7 @@ impl FrozenConnection {
             segment_bytes: None,
             address: self.address.parse().unwrap_or_else(|_| unknown()),
             cipher: self.cipher.clone(),
+            group: None,
             chain: self.chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect(),
             since: Instant::now(),
         }

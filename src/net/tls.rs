@@ -14,7 +14,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error as RustlsError,
-    InconsistentKeys, OtherError, RootCertStore, ServerConfig, SignatureScheme,
+    InconsistentKeys, NamedGroup, OtherError, RootCertStore, ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::Deserialize;
@@ -219,6 +219,17 @@ impl Tls {
         peer: &Identity,
     ) -> Result<(), HandshakeFailure> {
         self.verifier.check(chain, role, peer).map_err(|e| classify_tls_error(&e))
+    }
+
+    /// Whether a connection would come about now by a key exchange of this group. Of one that is no more it is not
+    /// known.
+    /// Errors: the reason for which its handshake would fail.
+    pub(super) fn permits(&self, group: Option<NamedGroup>) -> Result<(), HandshakeFailure> {
+        let groups = &self.client.crypto_provider().kx_groups;
+        match group.is_none_or(|group| groups.iter().any(|ours| ours.name() == group)) {
+            true => Ok(()),
+            false => Err(HandshakeFailure::NothingInCommon),
+        }
     }
 }
 

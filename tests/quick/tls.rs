@@ -322,13 +322,13 @@ async fn a_bad_server_is_refused_and_told_so() {
 #[tokio::test]
 async fn a_key_of_which_nothing_is_said_may_sign() {
     let ca = Ca::new("ca");
-    let alpha = agent(&ca, "alpha");
+    let bravo = agent(&ca, "bravo");
     for usages in [vec![], vec![Usage::KeyEncipherment, Usage::DigitalSignature]] {
-        let bravo = ca.issue(&spoiled("bravo", |w| w.usages.clone_from(&usages)));
-        let met = meet_server(&alpha, raw_server(&ca, &bravo, &[ALPN]), "bravo").await;
+        let alpha = ca.issue(&spoiled("alpha", |w| w.usages.clone_from(&usages)));
+        let met = meet_server(&bravo, raw_server(&ca, &alpha, &[ALPN]), "alpha").await;
         assert_eq!(met, (Ok(()), Ok(())), "{usages:?}");
-        let met = meet_client(&alpha, raw_client(&ca, Some(&bravo), &[ALPN])).await;
-        assert_eq!(met, (Ok(id("bravo")), Ok(())), "{usages:?}");
+        let met = meet_client(&bravo, raw_client(&ca, Some(&alpha), &[ALPN])).await;
+        assert_eq!(met, (Ok(id("alpha")), Ok(())), "{usages:?}");
     }
 }
 

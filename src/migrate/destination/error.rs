@@ -4,6 +4,8 @@ use crate::migrate::guest::nbd_server::NbdServerError;
 use crate::migrate::guest::process;
 use crate::migrate::model::problem::{Problem, chain};
 use crate::migrate::protocol::message::{CANCELLED, REPLICATED, Refusal};
+use crate::net::handshake_failure::HandshakeFailure;
+use crate::net::identity::Identity;
 use crate::qemu::{MigrationStatus, Qmp, QmpError};
 use crate::size::Size;
 
@@ -55,6 +57,9 @@ pub(crate) enum Error {
         "it has brought {0} bytes, and {1} are permitted (`receive_bytes` of the peer in the destination's configuration)"
     )]
     TooManyBytes(u64, Size),
+    /// Its certificate has expired, or the like, since its control stream was opened.
+    #[error("{peer} is not trusted any more: {cause}")]
+    Untrusted { peer: Identity, cause: HandshakeFailure },
     #[error("the source was lost")]
     SourceLost,
     #[error("the source did not return within {0} s")]

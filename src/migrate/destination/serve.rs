@@ -12,6 +12,7 @@ use crate::migrate::model::problem::chain;
 use crate::migrate::protocol::message::{Offer, REPLICATED, Request, Response};
 use crate::migrate::protocol::server::Control;
 use crate::net::message::MessageError;
+use crate::net::trust;
 use crate::peer_refusals::Reason;
 use crate::qemu::{EventKind, MigrationStatus, QueryMigrate, QueryStatus};
 
@@ -197,14 +198,7 @@ impl Destination {
             Request::Incoming if self.guest.incoming => Ok(()),
             Request::Incoming if open => self.accept_ram().await,
             Request::ToRun { running } if open => self.note_to_run(running),
-            Request::Switchover if self.guest.incoming => {
-                self.enter(Phase::Switchover);
-                let closed = self.close_exports(machine).await;
-                if closed.is_ok() {
-                    self.enter(Phase::Device);
-                }
-                closed
-            }
+            Request::Switchover if self.guest.incoming => self.switchover(open, machine).await,
             Request::Start if machine.is_loaded() => match self.guest.qmp.execute(QueryStatus).await {
                 Ok(_) => return Ok(Some(DestinationInput::Asked(Ask::Start))),
                 Err(e) => Err(e.into()),
@@ -228,6 +222,28 @@ impl Destination {
             self.answer(Response::Done).await;
         }
         done.map(|()| None)
+    }
+
+    /// The last request of a source that can still go on by itself: it is looked at once more before. Later it is
+    /// not. A guest that is handed over and refused would be nobody's until its source, which no new connection is
+    /// made to, has heard of it.
+    async fn switchover(&mut self, open: bool, machine: handover::Destination) -> Result<(), Error> {
+        if open {
+            self.is_source_trusted()?;
+        }
+        self.enter(Phase::Switchover);
+        self.close_exports(machine).await?;
+        self.enter(Phase::Device);
+        Ok(())
+    }
+
+    /// What comes of it for its session comes at the next judgement, so that it hears the refusal.
+    fn is_source_trusted(&self) -> Result<(), Error> {
+        let Some(control) = &self.serving.control else { return Ok(()) };
+        trust::look(self.host.pool.endpoint(), control.session()).map_err(|cause| {
+            self.host.refused(&self.peer, Reason::NotTrusted, || format!("the switchover of VM {}", self.vm));
+            Error::Untrusted { peer: self.peer.clone(), cause }
+        })
     }
 
     /// Answers the source's last request, if it has not been.

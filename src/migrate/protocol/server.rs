@@ -65,6 +65,11 @@ impl Control {
         self.session.link().connection.fingerprint()
     }
 
+    /// In which it is.
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
     /// Set while its session has no connection.
     pub(crate) fn away(&self) -> Option<Away> {
         self.session.link().away

@@ -5,6 +5,7 @@
 mod audit;
 mod crowd;
 mod documents;
+mod expiry;
 mod flood;
 mod frames;
 mod grants;

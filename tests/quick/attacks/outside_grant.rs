@@ -24,7 +24,7 @@ async fn open(session: &Session, migration: Uuid, purpose: u16, channel: u16) ->
 }
 
 /// A QEMU that waits for a guest with one disk, at the monitor that the configuration has for web1.
-async fn waiting_qemu(victim: &Victim) -> Machine {
+pub(super) async fn waiting_qemu(victim: &Victim) -> Machine {
     let folder = victim.folder.path();
     let disk = image(folder, "disk", DISK_BYTES, b"what was there");
     let monitor = format!("socket,id=agent,path={},server=on,wait=off", folder.join("web1.qmp").display());
@@ -36,7 +36,7 @@ async fn waiting_qemu(victim: &Victim) -> Machine {
     Machine::start(&binary("VMFERRY_QEMU10"), folder, "test", &more).await
 }
 
-fn one_disk() -> Offer {
+pub(super) fn one_disk() -> Offer {
     let disk = DiskSpec {
         name: "disk0".into(),
         virtual_size: DISK_BYTES,

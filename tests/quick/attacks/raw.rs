@@ -2,11 +2,14 @@
 
 #![allow(dead_code)]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use vmferry::mux::Config;
 use vmferry::mux::hello::{FirstFrame, HEADER_LEN, Hello, Mode, peek};
@@ -14,6 +17,7 @@ use vmferry::net::handshake;
 
 use super::victim::{Victim, tls};
 use crate::rig::{PATIENCE, soon};
+use crate::tls::pki::{Ca, classical_client};
 
 /// Where attackers come from: no honest peer does.
 pub(super) const ATTACKER: [u8; 4] = [127, 0, 0, 7];
@@ -32,16 +36,31 @@ pub(super) struct Known {
     instance: [u8; 16],
 }
 
+async fn dial(victim: &Victim) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((ATTACKER, 0).into()).unwrap();
+    socket.connect(victim.address).await.unwrap()
+}
+
 impl Raw {
     /// With the certificate of `name`.
     pub(super) async fn connect(victim: &Victim, name: &str) -> Self {
         let own = tls(&victim.pki(), name);
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind((ATTACKER, 0).into()).unwrap();
-        let tcp = socket.connect(victim.address).await.unwrap();
         let alpha = "alpha".parse().unwrap();
-        let connecting = handshake::connect(&own, tcp, &alpha, Duration::from_secs(60));
-        let stream = soon("a handshake", connecting).await.unwrap();
+        let connecting = handshake::connect(&own, dial(victim).await, &alpha, Duration::from_secs(60));
+        Self::over(soon("a handshake", connecting).await.unwrap())
+    }
+
+    /// The same by a key exchange without a post-quantum part.
+    pub(super) async fn connect_classically(victim: &Victim, name: &str) -> Self {
+        let ca = Ca::read(&victim.pki());
+        let own = Arc::new(classical_client(&ca, &ca.host(name), &[b"vmferry/1"]));
+        let alpha = ServerName::try_from("alpha").unwrap();
+        let connecting = TlsConnector::from(own).connect(alpha, dial(victim).await);
+        Self::over(soon("a handshake", connecting).await.unwrap())
+    }
+
+    fn over(stream: TlsStream<TcpStream>) -> Self {
         let label = b"EXPORTER-vmferry-resume";
         let exported = stream.get_ref().1.export_keying_material([0; 32], label, None).unwrap();
         Self { stream, exported }

@@ -1,5 +1,5 @@
-//! A peer that is trusted no more: by a list that a reload finds in the configuration, or because its certificate
-//! has expired while a connection was up.
+//! A peer that is trusted no more: by a list that a reload finds in the configuration, or because its authority
+//! or its keys are not good enough by now. Certificates that end are in `expiry.rs`.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -7,11 +7,13 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vmferry::mux::Code;
+use vmferry::mux::hello::FirstFrame;
 use vmferry::net::connect_error::ConnectError;
 use vmferry::net::handshake_failure::{HandshakeFailure, Refusal, classify_handshake_error};
 use vmferry::net::tls::{Aead, Tls, TlsPaths};
 use vmferry::pki::revocation::{Revoke, revoke};
 
+use super::raw::Raw;
 use super::victim::{Attacker, Victim, open_control};
 use crate::rig::{soon, until};
 use crate::tls::pki::{Ca, Wish, good, pem, write};
@@ -103,6 +105,32 @@ async fn an_authority_is_replaced_by_reloads_while_sessions_live() {
     until("the session to go on", || session.away_since().is_none()).await;
     assert!(session.is_live());
     drop(open_control(&session).await.unwrap());
+}
+
+/// What is recorded of a session that lives on is to be read by nobody tomorrow either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_for_keys_is_for_sessions_that_live_as_well() {
+    let victim = Victim::start();
+    let bravo = Attacker::new(&victim, "bravo");
+    let session = bravo.session(&victim).await;
+    let mut classical = Raw::connect_classically(&victim, "charlie").await;
+    let known = classical.greet(5).await;
+    victim.logs(|line| line.contains("session begins peer=\"charlie\"")).await;
+    reconfigure(&victim, "[tls]\n", "[tls]\nkey_exchange = 'hybrid-only'\n");
+    reload(&victim);
+    let anew = |line: &str| line.contains("a session's peer has to prove itself again");
+    let line = victim.logs(anew).await;
+    assert!(line.contains("peer=charlie") && line.contains("key exchange"), "{line}");
+    assert!(classical.is_ended().await, "its connection");
+    // The session goes on over one that the policy has.
+    let mut again = Raw::connect(&victim, "charlie").await;
+    let resumption = again.resumption(&known, 1);
+    again.say(&resumption).await.unwrap();
+    assert!(matches!(again.first_frame().await, Some(FirstFrame::Hello { .. })), "the session is over");
+    // Whose keys are of the right kind does not notice.
+    drop(open_control(&session).await.unwrap());
+    assert_eq!(session.stats().await.reconnects, 0);
+    assert_eq!(victim.log().into_iter().filter(|line| anew(line)).count(), 1, "{:?}", victim.log());
 }
 
 /// What ends soon is said when the agent learns of it, and the metrics have all ends.

@@ -99,6 +99,11 @@ impl Ca {
     }
 
     pub(crate) fn issue(&self, wish: &Wish) -> Host {
+        self.issue_until(wish, days(wish.to_days))
+    }
+
+    /// One that ends then.
+    pub(crate) fn issue_until(&self, wish: &Wish, ends: OffsetDateTime) -> Host {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "ignored");
@@ -106,7 +111,7 @@ impl Ca {
         params.extended_key_usages.clone_from(&wish.purposes);
         params.key_usages.clone_from(&wish.usages);
         params.serial_number = Some(wish.serial.into());
-        (params.not_before, params.not_after) = (days(wish.from_days), days(wish.to_days));
+        (params.not_before, params.not_after) = (days(wish.from_days), ends);
         let cert = params.signed_by(&key, &self.issuer).unwrap().into();
         Host { cert, key }
     }
