@@ -13,11 +13,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::ticket::{bytes_of, hex};
 use crate::json;
+use crate::printable::bounded;
 
 /// Longest request: the request for a certificate in hexadecimal, and a proof.
-pub(super) const REQUEST_BYTES_MAX: u32 = 16 * 1024;
+pub const REQUEST_BYTES_MAX: u32 = 16 * 1024;
 /// Longest answer: certificates, and the list of what is revoked.
-pub(super) const ANSWER_BYTES_MAX: u32 = 4 * 1024 * 1024;
+pub const ANSWER_BYTES_MAX: u32 = 4 * 1024 * 1024;
 /// What the host says when it has stored everything.
 pub(super) const STORED: u8 = b'k';
 
@@ -25,41 +26,44 @@ pub(super) const STORED: u8 = b'k';
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-vmferry-enrol";
 
 /// Keying material of one TLS connection, the same at both ends and nowhere else.
-pub(super) type Exported = [u8; 32];
+pub type Exported = [u8; 32];
 
+/// What the new host asks for.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Request {
+pub struct Request {
     /// A request for a certificate (PKCS #10, DER), in hexadecimal.
-    pub(super) csr: String,
-    pub(super) proof: String,
+    pub csr: String,
+    pub proof: String,
 }
 
 /// The answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(super) enum Answer {
+pub enum Answer {
     Granted(Granted),
     Refused { text: String },
 }
 
+/// What it gets: certificates as PEM, the list of what is revoked, and the proof that they come from the inviter.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Granted {
-    pub(super) cert: String,
-    pub(super) ca: String,
-    pub(super) crl: Option<String>,
-    pub(super) proof: String,
+pub struct Granted {
+    pub cert: String,
+    pub ca: String,
+    pub crl: Option<String>,
+    pub proof: String,
 }
 
 impl Request {
-    pub(super) fn new(csr: &[u8], secret: &[u8; 32], exported: &Exported) -> Self {
+    /// Proves the secret on this connection.
+    pub fn new(csr: &[u8], secret: &[u8; 32], exported: &Exported) -> Self {
         Self { csr: hex(csr), proof: hex(sign(secret, &claim(b"request", exported, &[csr])).as_ref()) }
     }
 
     /// The request for a certificate, if it comes from somebody who has the secret, on this connection. Takes the
     /// same time whatever is wrong with the proof.
-    pub(super) fn proved(&self, secret: &[u8; 32], exported: &Exported) -> Option<Vec<u8>> {
+    pub fn proved(&self, secret: &[u8; 32], exported: &Exported) -> Option<Vec<u8>> {
         let csr = bytes_of(&self.csr)?;
         let claim = claim(b"request", exported, &[&csr]);
         is_proof(secret, &claim, &self.proof).then_some(csr)
@@ -67,12 +71,14 @@ impl Request {
 }
 
 impl Granted {
-    pub(super) fn prove(mut self, secret: &[u8; 32], exported: &Exported) -> Self {
+    /// The same with its proof.
+    pub fn prove(mut self, secret: &[u8; 32], exported: &Exported) -> Self {
         self.proof = hex(sign(secret, &self.claim(exported)).as_ref());
         self
     }
 
-    pub(super) fn is_proved(&self, secret: &[u8; 32], exported: &Exported) -> bool {
+    /// Whether it comes from somebody who has the secret, on this connection.
+    pub fn is_proved(&self, secret: &[u8; 32], exported: &Exported) -> bool {
         is_proof(secret, &self.claim(exported), &self.proof)
     }
 
@@ -112,10 +118,7 @@ pub(super) async fn send(to: &mut (impl AsyncWrite + Unpin), message: &impl Seri
 }
 
 /// The next message, of `most` bytes. Memory is taken for what has come, not for what was announced.
-pub(super) async fn receive<T: DeserializeOwned>(
-    from: &mut (impl AsyncRead + Unpin),
-    most: u32,
-) -> io::Result<T> {
+pub async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin), most: u32) -> io::Result<T> {
     let length = from.read_u32().await?;
     if length > most {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long"));
@@ -125,5 +128,6 @@ pub(super) async fn receive<T: DeserializeOwned>(
     if json.len() < length as usize {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(json::read(&json)?)
+    // It may repeat what was said.
+    json::read(&json).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, bounded(&error.to_string())))
 }

@@ -19,7 +19,7 @@
 
 mod invite;
 mod join;
-mod message;
+pub mod message;
 mod ticket;
 mod tls;
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use time::OffsetDateTime;
 
 use crate::net::identity::Identity;
-use crate::printable::bounded;
+use crate::printable::printable;
 
 /// The first word of a ticket: its format.
 const FORMAT: &str = "vmferry1";
@@ -67,10 +67,13 @@ impl FromStr for Ticket {
         }
         let parts: Vec<&str> = said.split('/').collect();
         let [_, name, address, expires, ca, secret] = parts[..] else { return Err(TicketError::Damaged) };
+        if printable(address) != address {
+            return Err(TicketError::Damaged);
+        }
         let expires = expires.parse().ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
         Ok(Self {
             name: name.parse().map_err(|_| TicketError::Damaged)?,
-            address: bounded(address),
+            address: address.to_owned(),
             expires: expires.ok_or(TicketError::Damaged)?,
             ca: from_hex(ca).ok_or(TicketError::Damaged)?,
             secret: from_hex(secret).ok_or(TicketError::Damaged)?,

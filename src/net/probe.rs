@@ -22,8 +22,8 @@ use crate::printable;
 pub const BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// How long one may take.
 pub const DEADLINE: Duration = Duration::from_secs(15);
-/// Longest line of an answer.
-const LINE_BYTES_MAX: usize = 1024;
+/// Longest line of an answer, with its end.
+pub const LINE_BYTES_MAX: usize = 1024;
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Among bulk streams it is the least.
 const WEIGHT: u16 = 1;
@@ -37,9 +37,10 @@ pub struct Answerer {
     pub protocols: (u16, u16),
 }
 
+/// How many bytes have come.
 #[derive(Debug, Serialize, Deserialize)]
-struct Swallowed {
-    bytes: u64,
+pub struct Swallowed {
+    pub bytes: u64,
 }
 
 /// What a probe has found out.
@@ -129,6 +130,17 @@ fn line(what: &impl Serialize) -> Option<Bytes> {
     Some(json.into())
 }
 
+/// The first line of what has come, with its end; `None` while that is not there.
+/// Errors: [`ProbeError::NotUnderstood`] for one that is longer than [`LINE_BYTES_MAX`].
+pub fn take_line(buffer: &mut BytesMut) -> Result<Option<BytesMut>, ProbeError> {
+    let end = buffer.iter().take(LINE_BYTES_MAX).position(|byte| *byte == b'\n');
+    match end {
+        Some(end) => Ok(Some(buffer.split_to(end + 1))),
+        None if buffer.len() >= LINE_BYTES_MAX => Err(ProbeError::NotUnderstood),
+        None => Ok(None),
+    }
+}
+
 /// Lines of a peer, none longer than it may be.
 struct Lines {
     recv: RecvHalf,
@@ -138,12 +150,8 @@ struct Lines {
 impl Lines {
     async fn next<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ProbeError> {
         loop {
-            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                let line = self.buffer.split_to(end + 1);
+            if let Some(line) = take_line(&mut self.buffer)? {
                 return printable::of_peer(&line).map_err(|_| ProbeError::NotUnderstood);
-            }
-            if self.buffer.len() > LINE_BYTES_MAX {
-                return Err(ProbeError::NotUnderstood);
             }
             let chunk = self.recv.recv().await?.ok_or(ProbeError::NotUnderstood)?;
             self.recv.consumed(chunk.len());

@@ -84,7 +84,9 @@ pub fn sign_request(dir: &Path, request: &HostRequest, asked: &[u8]) -> Result<S
     Ok(Signed { cert_pem, ca_pem: ca.cert_pem, crl_pem, made: Made { left_over, ..made } })
 }
 
-fn judged(name: &Identity, der: &[u8]) -> Result<CertificateSigningRequestParams, PkiError> {
+/// A host's request for a certificate, if it asks for what a host of that name may.
+/// Errors: `BadRequest`.
+pub fn judged(name: &Identity, der: &[u8]) -> Result<CertificateSigningRequestParams, PkiError> {
     let bad = |problem| PkiError::BadRequest { name: name.to_string(), problem };
     if der.len() > REQUEST_BYTES_MAX {
         return Err(bad("it is too long"));

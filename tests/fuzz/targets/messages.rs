@@ -53,7 +53,7 @@ fn framed(data: &[u8]) {
 }
 
 /// What a peer has said is clean, and means the same when it is said again.
-fn understood<T: Serialize + DeserializeOwned>(json: &[u8]) {
+pub(super) fn understood<T: Serialize + DeserializeOwned>(json: &[u8]) {
     let Ok(message) = of_peer::<T>(json) else { return };
     let said = serde_json::to_value(&message).expect("a message can be written");
     clean(&said);

@@ -4,12 +4,14 @@
 mod api;
 mod blocks;
 mod config;
+mod enrol;
 mod handoff;
 mod hello;
 mod identity;
 mod journal;
 mod messages;
 mod nbd;
+mod probe;
 mod qmp;
 mod requests;
 mod script;
@@ -20,10 +22,11 @@ mod words;
 type Target = fn(&[u8]);
 
 /// By name; the corpus of each is in the folder of that name.
-pub(crate) const TARGETS: [(&str, Target); 16] = [
+pub(crate) const TARGETS: [(&str, Target); 18] = [
     ("api", api::requests),
     ("blocks", blocks::blocks),
     ("config", config::config),
+    ("enrol", enrol::enrolment),
     ("frames", session::frames),
     ("handoff", handoff::left),
     ("hello", hello::first_frame),
@@ -33,6 +36,7 @@ pub(crate) const TARGETS: [(&str, Target); 16] = [
     ("libvirt", messages::libvirt),
     ("messages", messages::messages),
     ("nbd", nbd::server),
+    ("probe", probe::lines),
     ("qmp", qmp::lines),
     ("requests", requests::requests),
     ("session", session::session),
