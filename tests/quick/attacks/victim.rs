@@ -148,8 +148,22 @@ impl Victim {
 
     /// Resident bytes, by the kernel's word.
     pub(super) fn resident_bytes(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most that were resident since its start, or since [`Victim::forget_peak`].
+    pub(super) fn peak_bytes(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    /// From now on the peak is counted anew (proc(5), clear_refs).
+    pub(super) fn forget_peak(&self) {
+        std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5").unwrap();
+    }
+
+    fn status_bytes(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
@@ -181,9 +195,15 @@ impl Victim {
 
     /// What the command line says, and whether it was content.
     pub(super) fn vmferry(&self, words: &[&str]) -> (String, bool) {
+        let (said, code) = self.vmferry_ends(words);
+        (said, code == Some(0))
+    }
+
+    /// The same, with its exit code.
+    pub(super) fn vmferry_ends(&self, words: &[&str]) -> (String, Option<i32>) {
         let mut command = Command::new(VMFERRY);
         let said = command.arg("--socket").arg(self.socket()).args(words).output().unwrap();
-        (String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned(), said.status.success())
+        (String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned(), said.status.code())
     }
 }
 
