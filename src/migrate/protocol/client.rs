@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use tokio::task::yield_now;
 use uuid::Uuid;
 
 use super::message::{Asked, Busy, Notice, Refusal, Reply, Request, Response, Summary};
@@ -91,12 +92,12 @@ impl Link {
                 match self.next().await? {
                     Reply::Response { number, response } if number == asked.number => break Ok(response),
                     // To a request that was given up; its answer came too late.
-                    Reply::Response { .. } => {}
+                    Reply::Response { .. } => yield_now().await,
                     Reply::Notice(_) if self.notices.len() >= NOTICES_MAX => {
                         break Err(LinkError::Unexpected { request: name });
                     }
                     Reply::Notice(notice) => self.notices.push_back(notice),
-                    Reply::Busy(busy) => self.busy = Some(busy),
+                    Reply::Busy(busy) => self.take_note(busy).await,
                 }
             }
         };
@@ -132,10 +133,16 @@ impl Link {
         loop {
             match self.next().await? {
                 Reply::Notice(notice) => return Ok(notice),
-                Reply::Busy(busy) => self.busy = Some(busy),
-                Reply::Response { .. } => {}
+                Reply::Busy(busy) => self.take_note(busy).await,
+                Reply::Response { .. } => yield_now().await,
             }
         }
+    }
+
+    /// A peer that says this, or answers what nobody asks, without end keeps no deadline from its turn.
+    async fn take_note(&mut self, busy: Busy) {
+        self.busy = Some(busy);
+        yield_now().await;
     }
 
     /// How busy the destination is, where it has said so since the last call.

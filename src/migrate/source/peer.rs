@@ -1,5 +1,7 @@
 //! A migration's destination as its source sees it: the control stream, the lanes of data, what it grants.
 
+use tokio::task::yield_now;
+
 use super::context::Context;
 use super::failure::Failure;
 use crate::migrate::model::label::Label;
@@ -51,6 +53,8 @@ impl Peer {
     /// Waits for the destination to have loaded the guest, or to have failed.
     pub(crate) async fn loaded(&mut self) -> Result<(), Failure> {
         match self.link.notice().await? {
+            // Another process of the destination says it again. Who says it without end keeps nothing else from its turn.
+            Notice::Loaded if self.loaded => yield_now().await,
             Notice::Loaded => self.loaded = true,
             Notice::Failed { text } => return Err(Failure::Destination(text)),
         }

@@ -1,12 +1,14 @@
 //! Prepare: the source's QEMU is tried, and the destination gets ready for what it is offered.
 
+use std::collections::BTreeSet;
+
 use super::failure::Failure;
 use super::state::Source;
 use super::{examine, read_only, trial};
 use crate::audit::{Event, Grant};
 use crate::migrate::checks::{disks, machine};
 use crate::migrate::protocol::client::LinkError;
-use crate::migrate::protocol::message::{Offer, Prepared, Request, Response};
+use crate::migrate::protocol::message::{DiskSpec, Export, Offer, Prepared, Request, Response};
 
 pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
     if !source.context.request.options.replicate {
@@ -16,13 +18,16 @@ pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
     let left_out = offer.disks.iter().any(|disk| disk.left_out);
     let disks = offer.disks.clone();
     let grant = ask(source, offer).await?;
+    if left_out && !grant.leaves_out {
+        return Err(Failure::Problems(vec![examine::leaves_none_out()]));
+    }
+    if !are_of_these(&grant.exports, &disks) || !source.copy.plan.is_granted(&grant.exports) {
+        return Err(LinkError::Unexpected { request: "prepare" }.into());
+    }
     if grant.bitmaps.is_none() {
         let unknown = disks::bitmaps::unknown_there(&disks);
         let said = source.context.request.options.policy().judge(unknown).map_err(Failure::Problems)?;
         source.context.note_findings(said);
-    }
-    if left_out && !grant.leaves_out {
-        return Err(Failure::Problems(vec![examine::leaves_none_out()]));
     }
     tracing::info!(destination = grant.qemu, "the destination is prepared");
     let (context, tracking) = (&source.context, &mut source.copy.tracking);
@@ -52,9 +57,17 @@ async fn ask(source: &mut Source, offer: Offer) -> Result<Prepared, Failure> {
         () = source.context.cancel.cancelled() => return Err(source.context.cancelled()),
     };
     match answer {
-        Response::Prepared(grant) if source.copy.plan.is_granted(&grant.exports) => Ok(grant),
+        Response::Prepared(grant) => Ok(grant),
         _ => Err(LinkError::Unexpected { request: "prepare" }.into()),
     }
+}
+
+/// Whether each export is of another one of the offered disks that are copied, and has a channel of its own.
+fn are_of_these(exports: &[Export], offered: &[DiskSpec]) -> bool {
+    let mut copied: BTreeSet<_> =
+        offered.iter().filter(|disk| disk.is_copied()).map(|disk| &disk.name).collect();
+    let mut channels = BTreeSet::new();
+    exports.iter().all(|export| copied.remove(&export.disk) && channels.insert(export.channel))
 }
 
 /// The offer again: between Begin and Prepare the guest may have been paused.
@@ -80,4 +93,44 @@ async fn offer(source: &Source) -> Result<Offer, Failure> {
         hears_busy: true,
         needs: examine::needs(&request.options),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_is_for_what_was_offered_and_for_each_once() {
+        let spec = |name: &str, read_only, left_out| DiskSpec {
+            name: name.into(),
+            virtual_size: 1,
+            format: "raw".into(),
+            read_only,
+            left_out,
+            incremental: false,
+            bitmaps: None,
+            place: None,
+        };
+        let offered = [
+            spec("a", false, false),
+            spec("b", false, false),
+            spec("r", true, false),
+            spec("l", false, true),
+        ];
+        let fits = |exports: &[(&str, u16)]| {
+            let export = |(disk, channel): &(&str, u16)| Export {
+                disk: (*disk).to_owned(),
+                export: "x".into(),
+                channel: *channel,
+                is_fresh: false,
+            };
+            are_of_these(&exports.iter().map(export).collect::<Vec<_>>(), &offered)
+        };
+        assert!(fits(&[("a", 1), ("b", 2)]) && fits(&[("b", 9)]) && fits(&[]));
+        assert!(!fits(&[("a", 1), ("b", 1)]), "a channel twice");
+        assert!(!fits(&[("a", 1), ("a", 2)]), "a disk twice");
+        for other in ["r", "l", "of nobody"] {
+            assert!(!fits(&[("a", 1), (other, 2)]), "{other}");
+        }
+    }
 }

@@ -4,6 +4,7 @@
 
 mod audit;
 mod crowd;
+mod destination;
 mod documents;
 mod expiry;
 mod flood;

@@ -12,7 +12,7 @@ use super::victim::{Attacker, Victim};
 use crate::rig::soon;
 
 /// A forged line of the log, one of a command's answer, and sequences that a terminal obeys.
-const EVIL: &str = "no\n2026-11-29T10:00:00.000000Z  WARN vmferry: FORGED by bravo\r\n  the VM is  FORGED host's\n\
+pub(super) const EVIL: &str = "no\n2026-11-29T10:00:00.000000Z  WARN vmferry: FORGED by bravo\r\n  the VM is  FORGED host's\n\
                     \u{1b}[2J\u{1b}]0;FORGED\u{7}\u{202e}\u{85}\u{2028}FORGED";
 
 /// A migration that was handed over to bravo, of which bravo is asked again and again.
@@ -84,12 +84,15 @@ async fn a_hostile_destination_writes_no_line_on_a_terminal_or_in_the_log() {
     let ((honest, _), (shown, log)) = (said("no").await, said(EVIL).await);
     assert_eq!(shown.len(), honest.len(), "{shown:#?}");
     assert!(shown.iter().any(|line| line.contains("FORGED")), "it does answer: {shown:#?}");
-    for line in shown.iter().chain(&log) {
-        assert!(!line.trim_start().starts_with("2026-11-29T10:00:00"), "{line:?}");
-        assert!(!line.trim_start().starts_with("the VM is  FORGED"), "{line:?}");
-        let obeyed = |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
-        assert!(!line.chars().any(obeyed), "{line:?}");
-    }
+    shown.iter().chain(&log).for_each(|line| is_clean(line));
+}
+
+/// It is this host's own, and no terminal obeys anything in it.
+pub(super) fn is_clean(line: &str) {
+    assert!(!line.trim_start().starts_with("2026-11-29T10:00:00"), "{line:?}");
+    assert!(!line.trim_start().starts_with("the VM is  FORGED"), "{line:?}");
+    let obeyed = |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
+    assert!(!line.chars().any(obeyed), "{line:?}");
 }
 
 /// Names in requests of this host's own users reach the log as well.
