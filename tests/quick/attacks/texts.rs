@@ -63,17 +63,18 @@ async fn said(text: &'static str) -> (Vec<String>, Vec<String>) {
     let bravo = Attacker::new(&victim, "bravo");
     let _session = bravo.session(&victim).await;
     let answering = answer_all(bravo, text);
-    let shown = soon("bravo's words", async {
+    // What is said before it counts as undecided is less.
+    let (shown, status) = soon("bravo's words", async {
         loop {
-            let (shown, _) = tokio::task::block_in_place(|| victim.vmferry(&["recover", "--look"]));
-            if shown.contains("the destination refused: ") {
-                return shown;
+            let ask = |words: &[&str]| tokio::task::block_in_place(|| victim.vmferry(words).0);
+            let (status, shown) = (ask(&["status", "web1"]), ask(&["recover", "--look"]));
+            if status.contains("undecided") && shown.contains("the destination refused: ") {
+                return (shown, status);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
     .await;
-    let (status, _) = tokio::task::block_in_place(|| victim.vmferry(&["status", "web1"]));
     answering.abort();
     let lines = |text: String| text.split('\n').map(str::to_owned).collect::<Vec<_>>();
     (lines(shown + &status), victim.log())
