@@ -149,6 +149,11 @@ impl PumpState {
         Self { coding, ..Self::default() }
     }
 
+    /// So many bytes were moved before it, into the stream and from it.
+    pub fn after(self, sent: u64, received: u64) -> Self {
+        Self { moved: (sent, received), ..self }
+    }
+
     /// What comes out of the stream goes to an NBD server: each request's header is written whole.
     pub fn to_nbd_server(self) -> Self {
         Self { requests: Some(NbdRequests::default()), ..self }

@@ -20,6 +20,7 @@ mod forward;
 mod fuzzed;
 mod journals;
 mod manual;
+mod nbd_handshake;
 mod nbd_server;
 mod observe;
 mod ping;

@@ -10,6 +10,7 @@ mod below_filter;
 mod created;
 mod cut;
 pub(crate) mod firmware;
+mod handshake;
 mod held_up;
 pub(crate) mod in_band;
 pub(crate) mod incremental;

@@ -8,7 +8,8 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use super::any_phase;
-use super::changes::{choose_ways, follow, start_delta, start_disk_stream};
+use super::changes::{choose_ways, follow, start_delta};
+use super::disk_stream::{self, Agreed};
 use super::event::Event;
 use super::failure::Failure;
 use super::reconnect::ReconnectPolicy;
@@ -16,8 +17,9 @@ use super::stall::{Stall, Waiting};
 use super::state::Source;
 use crate::migrate::model::plan::{CopiedDisk, DiskPlan, Export, Way};
 use crate::migrate::transfer::disk::mirror::{self, Mirror};
+use crate::migrate::transfer::streams::socket_pair;
 use crate::qemu::{
-    Abilities, COMMAND_DEADLINE, Command, EventKind, JobStatus, QueryBlockJobs, QueryJobs,
+    Abilities, COMMAND_DEADLINE, Command, EventKind, JobStatus, NbdError, QueryBlockJobs, QueryJobs,
     QueryNamedBlockNodes, names,
 };
 
@@ -62,7 +64,10 @@ pub(crate) async fn start_more(source: &mut Source) -> Result<(), Failure> {
     for job in whole_copies(source) {
         rest(source, &job).await?;
     }
-    let can_skip = can_skip_zeroes(source).await?;
+    let can = SourceCan {
+        skip_zeroes: can_skip_zeroes(source).await?,
+        extended_headers: disk_stream::asks_for_extended_headers(source).await?,
+    };
     while let Some(DiskPlan { disk, target, way }) = source.copy.next_to_begin(at_once).cloned() {
         let Some(export) = target else {
             return Err(Failure::Destination(format!("disk {} is not part of its grant", disk.name)));
@@ -71,7 +76,7 @@ pub(crate) async fn start_more(source: &mut Source) -> Result<(), Failure> {
             Way::Changes => start_delta(source, &disk, &export).await?,
             Way::Whole | Way::Top => {
                 follow(source, &disk).await?;
-                start_mirror(source, &disk, &export, can_skip).await?;
+                start_mirror(source, &disk, &export, can).await?;
                 source.copy.unready.push(names::job_id(&disk.name));
             }
             Way::InBand(_) => {}
@@ -240,25 +245,48 @@ async fn is_finished(source: &Source, id: &str) -> Result<bool, Failure> {
     }
 }
 
+/// What the source's QEMU can do for a mirror.
+#[derive(Clone, Copy)]
+struct SourceCan {
+    skip_zeroes: bool,
+    extended_headers: bool,
+}
+
+/// Begins a mirror. The destination is waited for before QEMU gets its connection; the handshake of QEMU's own is
+/// with this agent, and takes no time of the guest's.
 async fn start_mirror(
     source: &mut Source,
     disk: &CopiedDisk,
     export: &Export,
-    can_skip: bool,
+    can: SourceCan,
 ) -> Result<(), Failure> {
-    let theirs = start_disk_stream(source, disk, export).await?;
+    let agreed = disk_stream::agree(source, disk, export, can.extended_headers).await?;
+    let Agreed { label, lane, stream, state, terms } = agreed;
     let mirror = Mirror::of(disk);
     for undo in mirror.undo() {
         source.journal.will_make(undo)?;
     }
+    let (ours, theirs) = socket_pair().map_err(Failure::Socket)?;
     source.guest.qmp.getfd(&mirror.fd, theirs).await?;
-    at_a_standstill(source, mirror.add(&export.export)).await?;
-    at_a_standstill(source, mirror.begin(export, can_skip)).await?;
+    let offered = async {
+        match terms.offer(&export.export, ours).await {
+            Ok(ours) => Ok(ours),
+            // QEMU says why.
+            Err(NbdError::Io(error)) => {
+                tracing::info!(disk = disk.name, %error, "QEMU's NBD client has gone");
+                std::future::pending().await
+            }
+            Err(error) => Err(Failure::Handshake { disk: disk.name.clone(), source: error }),
+        }
+    };
+    let ((), ours) = tokio::try_join!(at_a_standstill(source, mirror.add(&export.export)), offered)?;
+    source.copy.streams.start_as(label, &lane, ours, stream, state);
+    at_a_standstill(source, mirror.begin(export, can.skip_zeroes)).await?;
     rest(source, &mirror.job).await
 }
 
-/// Executes what QEMU's main loop, and with it the guest, stands still for: a new node until the other end
-/// has answered, a new mirror until what the others are writing has been written.
+/// Executes what QEMU's main loop, and with it the guest, stands still for: a new node until this agent has
+/// answered it, a new mirror until what the others are writing has been written.
 async fn at_a_standstill<C: Command>(source: &Source, command: C) -> Result<(), Failure> {
     let (host, lanes) = (&source.context.host, &source.peer.lanes);
     let limit = host.config.deadlines.resume_paused();

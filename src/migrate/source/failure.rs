@@ -6,14 +6,15 @@ use crate::mux::Code;
 use crate::net::connect_error::ConnectError;
 use crate::net::handshake_failure::HandshakeFailure;
 use crate::net::pump::PumpEnd;
-use crate::net::session::OpenStreamError;
+use crate::net::session::{OpenStreamError, Session};
 use crate::net::stream::StreamEnded;
-use crate::qemu::{MigrationStatus, Qmp, QmpError};
+use crate::qemu::{MigrationStatus, NbdError, Qmp, QmpError};
 
 use crate::migrate::guest::process::VmError;
 use crate::migrate::host::replicas::ReplicaError;
 use crate::migrate::host::{AskError, Host};
 use crate::migrate::journal::JournalError;
+use crate::migrate::model::label::Label;
 use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::meanwhile::Meanwhile;
 use crate::migrate::model::phase::{IllegalStep, Phase};
@@ -71,6 +72,8 @@ pub enum Failure {
     Open { stream: String, source: OpenStreamError },
     #[error("the stream of {stream} ended before its time")]
     Stream { stream: String, source: PumpEnd },
+    #[error("no NBD connection for disk {disk}")]
+    Handshake { disk: String, source: NbdError },
     #[error("the mirror of disk {disk} failed: {error}")]
     Mirror { disk: String, error: String },
     #[error("what changed of disk {disk} could not be copied")]
@@ -135,6 +138,12 @@ impl Failure {
         if host.stopping.is_cancelled() { Self::Stopping } else { Self::Cancelled }
     }
 
+    /// The peer did not accept a stream.
+    pub(crate) fn refused(label: &Label, session: &Session, ended: StreamEnded) -> Self {
+        let source = OpenStreamError::Refused { peer: session.info().peer.clone(), source: ended };
+        Self::Open { stream: label.to_string(), source }
+    }
+
     /// Nothing moved for too long.
     pub(crate) fn stalled(what: &str, after: Duration) -> Self {
         Self::Stalled { what: what.into(), seconds: after.as_secs() }
@@ -171,7 +180,8 @@ impl Failure {
         }
         matches!(
             self,
-            Self::Mirror { .. }
+            Self::Handshake { .. }
+                | Self::Mirror { .. }
                 | Self::Delta { .. }
                 | Self::Ram { .. }
                 | Self::Stream { .. }
@@ -224,6 +234,7 @@ impl Failure {
             | Self::Destination(_)
             | Self::Open { .. }
             | Self::Stream { .. }
+            | Self::Handshake { .. }
             | Self::Mirror { .. }
             | Self::Delta { .. }
             | Self::NotCompared { .. }

@@ -5,7 +5,8 @@
 //!   attempt                          one try: begins it and runs it to its end
 //!     ownership                      the hand-over and the roll-back
 //!       perform, phases              the phases before it
-//!         prepare, copies, bases, changes, guest_watch, given_up, slow_writes, slowness, trial, explain
+//!         prepare, copies, bases, changes, disk_stream, guest_watch, given_up, slow_writes, slowness, trial,
+//!                                        explain
 //!           state                    a migration: context, peer, guest, copying, clock
 //! ```
 
@@ -19,6 +20,7 @@ mod connect;
 pub(crate) mod context;
 mod copies;
 pub(crate) mod copying;
+mod disk_stream;
 mod end;
 mod event;
 pub(crate) mod examine;

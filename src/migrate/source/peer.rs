@@ -77,13 +77,29 @@ impl Peer {
         purpose: u16,
         channel: u16,
     ) -> Result<(Session, Stream), Failure> {
+        let (lane, mut stream) = self.begin_open(context, label, purpose, channel).await?;
+        tokio::select! {
+            accepted = stream.accepted() => accepted.map_err(|ended| Failure::refused(label, &lane, ended))?,
+            () = context.cancel.cancelled() => return Err(context.cancelled()),
+        }
+        Ok((lane, stream))
+    }
+
+    /// The same without the destination's answer ([`Stream::accepted`]): a few bytes can be sent before.
+    pub(crate) async fn begin_open(
+        &self,
+        context: &Context,
+        label: &Label,
+        purpose: u16,
+        channel: u16,
+    ) -> Result<(Session, Stream), Failure> {
         let migration = *context.request.id.as_bytes();
         let open = Open { purpose, class: Class::Bulk, weight: WEIGHT, migration, channel, name: Name::NONE };
         let opened = async {
             let lane = context.host.peers.lane(self.lanes.first(), &context.request.peer).await;
             self.lanes.add(&lane);
             self.share.spread();
-            let stream = lane.open(open).await;
+            let stream = lane.begin_open(open).await;
             let stream = stream.map_err(|source| Failure::Open { stream: label.to_string(), source })?;
             Ok((lane, stream))
         };

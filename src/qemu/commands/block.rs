@@ -299,8 +299,8 @@ pub enum BlockExportRemoveMode {
 
 /// Adds a node. There is one kind: an NBD client over a descriptor.
 ///
-/// QEMU shakes hands within the command and stands still meanwhile, guest and monitors, so the
-/// stream must be up to the far end, and the caller must be ready to cut it. No reconnection is
+/// QEMU shakes hands within the command and stands still meanwhile, guest and monitors, so the caller shakes
+/// hands with the far end before, answers QEMU itself, and must be ready to cut it. No reconnection is
 /// ever asked of QEMU: it would use the number of a descriptor that is someone else's by then.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "driver", rename = "nbd", rename_all = "kebab-case")]

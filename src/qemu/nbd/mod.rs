@@ -1,15 +1,19 @@
 //! Clients of QEMU's NBD server, for what no job of QEMU's does: reading which parts of a disk a
 //! dirty bitmap holds, and copying just those while the guest goes on writing; and asking whether a disk
-//! reads as zeroes.
+//! reads as zeroes. And the two halves of a handshake that is led for QEMU's own client.
 //!
 //! ```text
 //! reader    a socket: asks for parts and contents, one request at a time, structured replies
 //! writer    a socket: several writes at a time, simple replies
 //! writing   the writer's protocol without its socket, which one process leaves to the next
+//! asking    a handshake for QEMU's client, without its socket: what is agreed on with the far server
+//! offering  the same for that client, which is offered what was agreed on
 //! ```
 //! All speak the fixed newstyle handshake (doc/proto.md of NetworkBlockDevice/nbd). They know no bitmap, job or
 //! migration. What the other side sends is never believed in length: every reply has a limit.
 
+mod asking;
+mod offering;
 mod reader;
 mod writer;
 mod writing;
@@ -17,6 +21,7 @@ mod writing;
 use std::io;
 use std::ops::Range;
 
+pub use asking::{Asking, Replies, Terms};
 pub use reader::{NbdReader, reads_as_zeroes};
 pub use writer::{LeftWriter, NbdWriter};
 pub use writing::Writing;
@@ -31,10 +36,18 @@ const HEADER_LEN: usize = 28;
 /// Fixed newstyle, and no padding after an export's description.
 const HANDSHAKE_FLAGS: u16 = 0b11;
 const OPT_GO: u32 = 7;
+const OPT_STRUCTURED_REPLY: u32 = 8;
+const OPT_SET_META_CONTEXT: u32 = 10;
+const OPT_EXTENDED_HEADERS: u32 = 11;
 const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
+const REP_META_CONTEXT: u32 = 4;
 const REP_ERROR_BIT: u32 = 1 << 31;
 const INFO_EXPORT: u16 = 0;
+const INFO_BLOCK_SIZE: u16 = 3;
+
+/// The context in which an extent's flags say whether it is allocated and whether it reads as zeroes.
+const BASE_ALLOCATION: &str = "base:allocation";
 
 /// Longest reply to an option, and longest chunk that is not data.
 const REPLY_BYTES_MAX: usize = 2 << 20;
@@ -53,6 +66,9 @@ pub enum NbdError {
     /// What it sent is not the protocol, or not this part of it.
     #[error("the NBD server sent something unexpected: {0}")]
     Protocol(&'static str),
+    /// Of the client that is offered an export.
+    #[error("QEMU's NBD client {0}")]
+    Client(&'static str),
 }
 
 fn length(data: &[u8]) -> Result<u32, NbdError> {
@@ -101,6 +117,11 @@ fn option(number: u32, data: &[u8]) -> Result<Vec<u8>, NbdError> {
     message.extend_from_slice(&length(data)?.to_be_bytes());
     message.extend_from_slice(data);
     Ok(message)
+}
+
+/// What [`OPT_SET_META_CONTEXT`] carries for one context.
+fn set_meta_context(export: &str, context: &str) -> Result<Vec<u8>, NbdError> {
+    Ok([named(export)?, 1_u32.to_be_bytes().to_vec(), named(context)?].concat())
 }
 
 /// The option that enters transmission, with the export's name.

@@ -8,15 +8,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::{
-    HANDSHAKE_FLAGS, INIT_MAGIC, NbdError, OPTION_MAGIC, OPTION_REPLY_MAGIC, REP_ACK, REP_ERROR_BIT,
-    REPLY_BYTES_MAX, REQUEST_BYTES_MAX, be_u32, export_info, named, option, option_go, request_header, wants,
+    BASE_ALLOCATION, HANDSHAKE_FLAGS, INIT_MAGIC, NbdError, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY,
+    OPTION_MAGIC, OPTION_REPLY_MAGIC, REP_ACK, REP_ERROR_BIT, REP_META_CONTEXT, REPLY_BYTES_MAX,
+    REQUEST_BYTES_MAX, be_u32, export_info, option, option_go, request_header, set_meta_context, wants,
 };
 use crate::printable::bounded;
 
 const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
-const OPT_STRUCTURED_REPLY: u32 = 8;
-const OPT_SET_META_CONTEXT: u32 = 10;
-const REP_META_CONTEXT: u32 = 4;
 const CMD_READ: u16 = 0;
 const CMD_BLOCK_STATUS: u16 = 7;
 /// One chunk of data for a read, holes included.
@@ -149,10 +147,7 @@ impl NbdReader {
         let mut connection = Connection::greeted(socket).await?;
         connection.option(OPT_STRUCTURED_REPLY, &[]).await?;
         while connection.option_reply("structured replies").await?.is_some() {}
-        let mut data = named(export)?;
-        data.extend_from_slice(&1_u32.to_be_bytes());
-        data.extend_from_slice(&named(context)?);
-        connection.option(OPT_SET_META_CONTEXT, &data).await?;
+        connection.option(OPT_SET_META_CONTEXT, &set_meta_context(export, context)?).await?;
         let mut context = None;
         while let Some((kind, reply)) = connection.option_reply("what its parts are").await? {
             if kind == REP_META_CONTEXT {
@@ -170,7 +165,7 @@ impl NbdReader {
 
     /// Shakes hands for an export that is only read.
     pub async fn plain(socket: OwnedFd, export: &str) -> Result<Self, NbdError> {
-        Self::asking(socket, export, "base:allocation").await
+        Self::asking(socket, export, BASE_ALLOCATION).await
     }
 
     /// Shakes hands for an export that tells which image of its chain has what.
@@ -287,7 +282,7 @@ impl NbdReader {
 ///
 /// Errors: any [`NbdError`]; a server that does not say what its parts are is one, too.
 pub async fn reads_as_zeroes(socket: OwnedFd, export: &str) -> Result<bool, NbdError> {
-    let mut reader = NbdReader::asking(socket, export, "base:allocation").await?;
+    let mut reader = NbdReader::asking(socket, export, BASE_ALLOCATION).await?;
     let (mut at, mut to_read) = (0, REQUEST_BYTES_MAX as u64);
     while at < reader.size() {
         let (zeroes, next) = reader.parts(at, IS_ZERO).await?;

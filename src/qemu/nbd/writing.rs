@@ -23,8 +23,8 @@ const CMD_WRITE_ZEROES: u16 = 6;
 const SEND_FLUSH: u16 = 1 << 2;
 const SEND_WRITE_ZEROES: u16 = 1 << 6;
 
-const GREETING_LEN: usize = 18;
-const OPTION_REPLY_LEN: usize = 20;
+pub(super) const GREETING_LEN: usize = 18;
+pub(super) const OPTION_REPLY_LEN: usize = 20;
 const REPLY_LEN: usize = 16;
 /// Longest reply to our one option: a description of a few bytes, or words on why not.
 const OPTION_DATA_MAX: usize = 64 << 10;
@@ -195,7 +195,7 @@ impl Writing {
     }
 }
 
-fn is_newstyle(greeting: &[u8]) -> Result<(), NbdError> {
+pub(super) fn is_newstyle(greeting: &[u8]) -> Result<(), NbdError> {
     if be_u64(greeting) != INIT_MAGIC || be_u64(&greeting[8..]) != OPTION_MAGIC {
         return Err(NbdError::Protocol("no newstyle greeting"));
     }

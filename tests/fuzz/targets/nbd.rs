@@ -1,13 +1,13 @@
-//! An NBD server that says what it likes: the peer's, when a disk's changes are written, and this host's QEMU's,
-//! when they are read.
+//! An NBD server that says what it likes: the peer's, when a disk's changes are written or a handshake is led for
+//! QEMU's client, and this host's QEMU's, when they are read.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use tokio::runtime::{Builder, Runtime};
-use vmferry::qemu::{NbdReader, NbdWriter};
+use vmferry::qemu::{Asking, NbdReader, NbdWriter};
 
-use super::script::Script;
+use super::script::{Script, pieces};
 
 /// Of dirty parts in one answer; a reply has at most 2 MiB, 8 bytes for each.
 const PARTS_MAX: usize = (2 << 20) / 8;
@@ -21,6 +21,7 @@ pub(crate) fn server(data: &[u8]) {
     let mut script = Script::new(data);
     let writes = script.byte() & 1 == 0;
     let said = script.bytes(64 << 10);
+    asked(said);
     let (client, mut server) = UnixStream::pair().expect("a pair of sockets");
     server.set_nonblocking(true).expect("a socket that does not wait");
     // What does not fit is not said.
@@ -30,6 +31,25 @@ pub(crate) fn server(data: &[u8]) {
         runtime
             .block_on(async { if writes { written(client, &mut server).await } else { read(client).await } });
     });
+}
+
+/// What is agreed on does not depend on the pieces in which a server says it.
+fn asked(said: &[u8]) {
+    for extended in [false, true] {
+        let in_pieces = |single| {
+            let mut asking = Asking::new(extended);
+            for (at, piece) in pieces(said, single).enumerate() {
+                match asking.take(piece) {
+                    Ok(None) => {}
+                    Ok(Some(terms)) => return Some((Some(terms), at)),
+                    Err(_) => return Some((None, at)),
+                }
+            }
+            None
+        };
+        let (single, longer) = (in_pieces(true), in_pieces(false));
+        assert_eq!(single.is_some(), longer.is_some(), "a handshake ends in any pieces or in none");
+    }
 }
 
 async fn written(client: UnixStream, server: &mut UnixStream) {

@@ -1,7 +1,8 @@
-//! Why what changed of a disk could not be copied.
+//! Why what changed of a disk could not be copied, and why there is no connection to copy over.
 
 use std::io;
 
+use crate::net::stream::StreamEnded;
 use crate::qemu::{NbdError, QmpError};
 
 /// Why what changed could not be copied.
@@ -25,4 +26,15 @@ pub enum DeltaError {
     /// The task was lost: a defect of our own.
     #[error("copying it was broken off")]
     Broken,
+}
+
+/// Why a disk's stream does not end in its export.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HandshakeError {
+    #[error(transparent)]
+    Nbd(#[from] NbdError),
+    #[error("its stream was not accepted")]
+    Refused(#[source] StreamEnded),
+    #[error("its stream ended")]
+    Stream(#[source] StreamEnded),
 }

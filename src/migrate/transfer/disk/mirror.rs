@@ -1,8 +1,9 @@
 //! A whole disk by QEMU's `blockdev-mirror`, onto an export of the destination's: all of it, and from then on
 //! what the guest writes.
 //!
-//! A stream must be up end to end before `blockdev-add`, whose handshake blocks QEMU's main loop. Only a
-//! `block-job-cancel` that is not forced finishes a mirror in step, with the guest at rest.
+//! `blockdev-add` leads an NBD handshake, which blocks QEMU's main loop and with it the guest. So this agent leads
+//! it with the destination before (`handshake.rs`), and QEMU's own is with this agent. Only a `block-job-cancel`
+//! that is not forced finishes a mirror in step, with the guest at rest.
 //!
 //! `blockdev-mirror` blocks QEMU's main loop, and with it the guest, until what earlier mirrors are writing
 //! has been written: up to 16 MiB for each, which a link of 1 MiB/s carries in 16 s. So each mirror is paused

@@ -6,6 +6,7 @@ pub(crate) mod copier;
 pub(crate) mod delta;
 pub(crate) mod error;
 pub(crate) mod frozen;
+pub(crate) mod handshake;
 pub(crate) mod mirror;
 pub(crate) mod pivoted;
 pub(crate) mod tracking;
