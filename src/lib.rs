@@ -26,6 +26,7 @@ pub mod net;
 pub mod peer_refusals;
 pub mod pki;
 pub mod printable;
+pub mod private_memory;
 pub mod qemu;
 pub mod ranged;
 pub mod rate;

@@ -69,13 +69,14 @@ const EDGES: &[(&str, &[&str])] = &[
             "enrol",
             "log",
             "printable",
+            "private_memory",
             "rate",
         ],
     ),
     // It looks at files and the kernel, without an agent, too.
     ("doctor", &["config", "error_chain", "net::tls"]),
     // `vmferry certs` works on files, without an agent.
-    ("cli::certs", &["enrol", "net::identity", "net::naming", "net::tls::TlsPaths", "pki"]),
+    ("cli::certs", &["enrol", "net::identity", "net::naming", "net::tls::TlsPaths", "pki", "private_memory"]),
     (
         "agent",
         &[
@@ -93,6 +94,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "mux",
             "net",
             "peer_refusals",
+            "private_memory",
             "traces",
         ],
     ),
@@ -104,6 +106,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "agent::limits",
             "agent::registry",
             "agent::running",
+            "agent::unix_listener",
             "config",
             "forward",
             "metrics",
@@ -338,6 +341,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("log", &["printable"]),
     ("json", &[]),
     ("printable", &["json"]),
+    ("private_memory", &[]),
     ("ranged", &[]),
     ("rate", &["ranged"]),
     ("size", &[]),

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::caller::{Caller, warn_of_unknown_groups};
 use super::http::{self, HasBusiness, Limits, Visitor, WhenFull};
 use super::running::Agent;
-use super::{drain_routes, libvirt_routes, replica_routes, routes};
+use super::{drain_routes, libvirt_routes, replica_routes, routes, unix_listener};
 use crate::config::ApiConfig;
 use crate::error_chain::chain;
 use crate::net::accept::listen;
@@ -121,11 +121,8 @@ pub(super) async fn local(path: &Path, api: &ApiConfig) -> anyhow::Result<UnixLi
         }
         _ => {}
     }
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     let mode = if api.has_roles() { API_SOCKET_MODE_ROLES } else { API_SOCKET_MODE };
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    Ok(listener)
+    unix_listener::bind(path, mode).with_context(|| format!("cannot listen on {}", path.display()))
 }
 
 /// Serves the local API until the agent stops.

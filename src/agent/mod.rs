@@ -40,6 +40,7 @@ mod start;
 mod status;
 mod stop;
 mod traces;
+mod unix_listener;
 mod vm_states;
 mod watchdog;
 

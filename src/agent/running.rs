@@ -33,6 +33,7 @@ use crate::net::identity::Identity;
 use crate::net::pool::Pool;
 use crate::net::purposes::Purposes;
 use crate::net::session::IncomingStream;
+use crate::peer_refusals::Reason;
 
 pub(super) struct Agent {
     pub(super) host: Arc<Host>,
@@ -181,6 +182,11 @@ impl Agent {
                 // Whoever takes the session up hears of it again.
                 stream.leave();
                 continue;
+            }
+            let purpose = stream.open.purpose;
+            if !purposes.has(purpose) {
+                let what = || format!("a stream of purpose {purpose}");
+                self.host.refused(&stream.session().info().peer, Reason::NotUnderstood, what);
             }
             self.served.spawn(purposes.accept(stream));
         }

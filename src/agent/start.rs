@@ -28,6 +28,7 @@ use crate::net::endpoint::Endpoint;
 use crate::net::pool::Pool;
 use crate::net::session::{IncomingStream, Session};
 use crate::net::tls::Tls;
+use crate::private_memory;
 
 /// What unfinished messages of a peer that may send virtual machines here may hold.
 const MESSAGE_BYTES: usize = 4 * 1024 * 1024;
@@ -58,19 +59,11 @@ impl AgentError {
 /// Runs an agent until SIGTERM or SIGINT, or until another process takes over.
 /// Errors: what keeps it from starting, with the remedy.
 pub async fn run(path: &Path, mode: StartMode, early: Early) -> Result<(), AgentError> {
-    keep_memory_private();
+    private_memory::keep_private();
     // Before anything else is started that could inherit them in turn.
     let handoff::Passed { kept, sockets } = handoff::passed();
     let (config, before, tls) = configured(path).map_err(AgentError::Configuration)?;
     serve((config, path), (before, tls, early), (kept, sockets), mode).await.map_err(AgentError::Unable)
-}
-
-/// Nobody but root looks into this process's memory, which has keys: no core dump is written of it, and other
-/// processes of its user can neither trace it nor read `/proc/PID/mem`. What it starts is as it would be without.
-fn keep_memory_private() {
-    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
-        tracing::error!(%error, "this process may be dumped: its keys can come to lie on a disk");
-    }
 }
 
 /// Judges a configuration and the files that it names, and starts nothing. In words, what it is for.

@@ -24,6 +24,7 @@ impl Agent {
         }
         // Sessions stay until then: a source must hear why, and a hand-over must get through.
         self.served.close();
+        self.libvirt.close();
         if tokio::time::timeout(SERVED_GRACE, self.served.wait()).await.is_err() {
             tracing::warn!("what peers began did not end in time; journals are settled at the next start");
         }

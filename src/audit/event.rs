@@ -148,6 +148,13 @@ pub enum Event {
         peer: String,
         events: u64,
     },
+    /// Migrations that a peer began here, which came to nothing and were not recorded one by one.
+    FurtherMigrations {
+        peer: String,
+        migrations: u64,
+        /// VMs whose images that peer could read and write meanwhile; 32 at most.
+        data_of: Vec<String>,
+    },
     /// Another certificate, or another connection, in a session that goes on.
     SessionResumed {
         peer: String,

@@ -32,6 +32,11 @@ impl FromStr for Anchor {
     }
 }
 
+/// A record's head as a peer says it: nothing else is kept of what it says there.
+pub fn head_of_peer(said: Option<&str>) -> Option<String> {
+    said?.parse::<Anchor>().ok().map(|Anchor(head)| head.to_string())
+}
+
 /// What a record shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Report {

@@ -1,6 +1,6 @@
 //! The record's one writer: a thread with a bounded queue before it, and what waits for a disk that takes nothing.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::event::Event;
 use super::files::{Files, Limits, has_room};
 use super::line::Head;
-use super::peer_events::PeerEvents;
+use super::peer_events::{ONE_MIGRATION_IN, ONE_SESSION_IN, PeerEvents};
 use super::refusals::Refusals;
 
 /// Events that may wait for the thread, and again as many for the disk.
@@ -30,6 +30,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const DURABLE_WITHIN: Duration = Duration::from_secs(2);
 /// How long the end waits for the last lines.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// VMs that are named of those migrations of a peer that are not recorded one by one.
+const DATA_OF_MAX: usize = 32;
 /// The head is in the log so often, where it has moved.
 const TELL_HEAD_EVERY: Duration = Duration::from_secs(900);
 
@@ -59,12 +61,19 @@ struct Shared {
     /// Events that found no place before the thread.
     lost: AtomicU64,
     refusals: Mutex<Refusals>,
-    peer_events: Mutex<PeerEvents>,
+    peer_sessions: Mutex<PeerEvents>,
+    peer_migrations: Mutex<PeerEvents>,
+    /// VMs of those that were not recorded and had data, by peer.
+    data_of: Mutex<BTreeMap<String, BTreeSet<String>>>,
+}
+
+fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
     fn figures(&self) -> MutexGuard<'_, Figures> {
-        self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.figures)
     }
 }
 
@@ -85,8 +94,11 @@ impl Audit {
         let figures = Figures { head: Head::none(), lost: 0, failures: 0, failing: None };
         let lost = AtomicU64::new(0);
         let figures = Mutex::new(figures);
-        let (refusals, peer_events) = (Mutex::default(), Mutex::default());
-        let shared = Arc::new(Shared { figures, lost, refusals, peer_events });
+        let refusals = Mutex::default();
+        let [peer_sessions, peer_migrations] =
+            [ONE_SESSION_IN, ONE_MIGRATION_IN].map(|long| Mutex::new(PeerEvents::new(long)));
+        let data_of = Mutex::default();
+        let shared = Arc::new(Shared { figures, lost, refusals, peer_sessions, peer_migrations, data_of });
         let writer = Writer {
             folder: folder.to_owned(),
             host: host.to_owned(),
@@ -113,53 +125,80 @@ impl Audit {
     /// Records. Never waits; what finds no place is counted, and the count is recorded. Sessions of one peer are
     /// recorded one by one as long as they are not too many.
     pub fn record(&self, event: Event) {
+        self.record_of(OffsetDateTime::now_utc(), event);
+    }
+
+    /// Records what happened `at` a moment before.
+    pub(super) fn record_of(&self, at: OffsetDateTime, event: Event) {
         let is_recorded = match event.session_of() {
-            Some(peer) => self.peer_events().is_recorded(peer, Instant::now()),
+            Some(peer) => {
+                let mut sessions = locked(&self.shared.peer_sessions);
+                let is_recorded = sessions.is_recorded(peer, Instant::now());
+                if !is_recorded {
+                    sessions.count(peer);
+                }
+                is_recorded
+            }
             None => true,
         };
         if is_recorded {
-            self.send(event, None);
+            self.send(Entry { at, event, told: None });
+        }
+    }
+
+    /// Whether one more migration that `peer` has begun here is to be recorded line by line.
+    pub(super) fn takes_migration(&self, peer: &str) -> bool {
+        locked(&self.shared.peer_migrations).is_recorded(peer, Instant::now())
+    }
+
+    /// One that is not came to nothing; of which VM, if it had data.
+    pub(super) fn count_migration(&self, peer: &str, data_of: Option<String>) {
+        locked(&self.shared.peer_migrations).count(peer);
+        if let Some(vm) = data_of {
+            let mut all = locked(&self.shared.data_of);
+            let of_peer = all.entry(peer.to_owned()).or_default();
+            if of_peer.len() < DATA_OF_MAX {
+                of_peer.insert(vm);
+            }
         }
     }
 
     /// Records that `source` was refused something. Of each reason and source the first is recorded, until the
     /// rest is summed up.
     pub fn refused(&self, source: &str, reason: &str, text: impl FnOnce() -> String) {
-        if self.refusals().is_first(source, reason) {
+        if locked(&self.shared.refusals).is_first(source, reason) {
             let (source, reason) = (source.to_owned(), reason.to_owned());
             self.record(Event::Refused { source, reason, text: text() });
         }
     }
 
-    /// Records how often something was refused, and sessions began and ended, that was not recorded one by one.
+    /// Records how often something was refused, sessions began and ended, and migrations came to nothing, that was
+    /// not recorded one by one.
     pub fn sum_up(&self) {
-        let further = self.refusals().take();
+        let further = locked(&self.shared.refusals).take();
         further.into_iter().for_each(|(reason, count)| self.record(Event::FurtherRefused { reason, count }));
-        let further = self.peer_events().take();
+        let further = locked(&self.shared.peer_sessions).take();
         further.into_iter().for_each(|(peer, events)| self.record(Event::FurtherSessions { peer, events }));
-    }
-
-    fn peer_events(&self) -> MutexGuard<'_, PeerEvents> {
-        self.shared.peer_events.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn refusals(&self) -> MutexGuard<'_, Refusals> {
-        self.shared.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+        let further = locked(&self.shared.peer_migrations).take();
+        for (peer, migrations) in further {
+            let data_of = locked(&self.shared.data_of).remove(&peer).unwrap_or_default();
+            let data_of = data_of.into_iter().collect();
+            self.record(Event::FurtherMigrations { peer, migrations, data_of });
+        }
     }
 
     /// Records, and waits a little until it is on the disk: its number. `None` when the disk did not take it in
     /// time, which is no reason not to go on.
     pub async fn record_durably(&self, event: Event) -> Option<u64> {
         let (told, hears) = oneshot::channel();
-        self.send(event, Some(told));
+        self.send(Entry { at: OffsetDateTime::now_utc(), event, told: Some(told) });
         if self.figures().failing.is_some() {
             return None;
         }
         timeout(DURABLE_WITHIN, hears).await.ok()?.ok()
     }
 
-    fn send(&self, event: Event, told: Option<oneshot::Sender<u64>>) {
-        let entry = Entry { at: OffsetDateTime::now_utc(), event, told };
+    fn send(&self, entry: Entry) {
         match self.queue.try_send(entry) {
             Ok(()) | Err(TrySendError::Disconnected(_)) => {}
             Err(TrySendError::Full(_)) => {

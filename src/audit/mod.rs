@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! everybody ─► keeper: a queue, a thread ─► files: append, sync, rotate ─► line: numbers and hashes
-//!     refusals, peer_events: bounded         judge: what a record shows ──────┘
+//!     refusals, peer_events, migration_lines: bounded   judge: what a record shows ─┘
 //! ```
 //!
 //! Whoever records never waits for the disk, but where it asks to. A disk that takes nothing is said, counted and
@@ -19,11 +19,13 @@ mod files;
 mod judge;
 mod keeper;
 mod line;
+mod migration_lines;
 mod peer_events;
 mod refusals;
 
 pub use event::{By, Compared, Event, Grant, Hashed, Step, Subject};
 pub use files::{Limits, paths};
-pub use judge::{Anchor, AnchorError, Report, judge};
+pub use judge::{Anchor, AnchorError, Report, head_of_peer, judge};
 pub use keeper::{Audit, Figures};
 pub use line::{Head, Kept, text_of};
+pub use migration_lines::MigrationLines;

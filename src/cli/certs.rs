@@ -18,6 +18,7 @@ use crate::net::tls::TlsPaths;
 use crate::pki::report::{self, CertificateReport};
 use crate::pki::revocation::{CRL_DAYS, Revoke, revoke};
 use crate::pki::{CA_DAYS, CaRequest, create_ca};
+use crate::private_memory::keep_private;
 use dates::{day, second};
 
 /// Make, show and check the certificates that hosts trust each other by.
@@ -113,6 +114,7 @@ struct CheckArgs {
 /// Runs `vmferry certs`. Exit code 0 if all is well, 1 if `check` has found a problem.
 /// Errors: whatever kept the command from doing its work; the caller prints the chain.
 pub fn run(args: CertsArgs) -> anyhow::Result<ExitCode> {
+    keep_private();
     let mut out = io::stdout().lock();
     run_to(args, &mut out)
 }

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::enrol::{Ticket, join};
+use crate::private_memory::keep_private;
 
 /// Longest ticket that is read from standard input.
 const TICKET_BYTES_MAX: u64 = 4096;
@@ -25,6 +26,7 @@ pub(super) struct JoinArgs {
 }
 
 pub(super) fn run(args: JoinArgs) -> anyhow::Result<ExitCode> {
+    keep_private();
     let text = match args.ticket.as_str() {
         "-" => {
             let mut text = String::new();

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connections::{Connections, Place};
-use super::connector::{TargetError, connect};
+use super::connector::{TargetError, connect, connect_granted};
 use super::peers::Peers;
 use super::reason::Throttle;
 use super::tally::{Labels, Side};
@@ -38,6 +38,8 @@ const NONE: &str = "none";
 struct Waiting {
     stream: IncomingStream,
     connect: LocalSocket,
+    /// By a grant, not by the configuration.
+    is_granted: bool,
     /// Must be there when it is connected.
     beside: Option<PathBuf>,
     connections: Connections,
@@ -48,7 +50,8 @@ impl Waiting {
     /// A connection to its target.
     async fn connect(&self) -> Result<OwnedFd, TargetError> {
         match &self.beside {
-            Some(beside) if !beside.exists() => Err(TargetError::Alone(beside.clone())),
+            Some(beside) if beside.symlink_metadata().is_err() => Err(TargetError::Alone(beside.clone())),
+            _ if self.is_granted => connect_granted(&self.connect).await,
             _ => connect(&self.connect).await,
         }
     }
@@ -101,14 +104,14 @@ impl Incoming {
         if self.locked().is_frozen {
             return stream.leave();
         }
-        let (Found { connect, beside, connections }, place) = match self.admit(&stream) {
+        let (Found { connect, is_granted, beside, connections }, place) = match self.admit(&stream) {
             Ok(admitted) => admitted,
             Err(code) => {
                 self.refused(&stream, code);
                 return stream.refuse(code);
             }
         };
-        let waiting = Waiting { stream, connect, beside, connections, place };
+        let waiting = Waiting { stream, connect, is_granted, beside, connections, place };
         let key = (waiting.stream.session().id(), waiting.stream.open.migration);
         let mut queues = self.locked();
         if queues.is_frozen {

@@ -60,6 +60,7 @@ pub(super) struct Configured {
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) connect: LocalSocket,
+    pub(super) is_granted: bool,
     /// Must be there, too.
     pub(super) beside: Option<PathBuf>,
     pub(super) connections: Connections,
@@ -96,6 +97,7 @@ impl Targets {
         if let Some(granted) = self.locked().get(name).filter(|granted| Instant::now() < granted.until) {
             let found = || Found {
                 connect: granted.connect.clone(),
+                is_granted: true,
                 beside: granted.beside.clone(),
                 connections: granted.connections.clone(),
             };
@@ -111,7 +113,7 @@ impl Targets {
         }
         // With this part of a name the path is too long for the kernel: there is no such socket.
         let connect = target.config.socket(part).map_err(|_| Code::TargetAbsent)?;
-        Ok(Found { connect, beside: None, connections: target.connections.clone() })
+        Ok(Found { connect, is_granted: false, beside: None, connections: target.connections.clone() })
     }
 
     /// Grants a target.

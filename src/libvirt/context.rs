@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::error::LibvirtError;
@@ -55,12 +56,24 @@ pub(super) struct Context {
     /// Ends that their destinations have not heard of.
     pub(super) untold: Mutex<Vec<Untold>>,
     /// Everything stops for another process: nothing is concluded from what is missing.
-    pub(super) is_frozen: AtomicBool,
+    pub(super) freeze: watch::Sender<bool>,
+    /// The agent stops: peers are asked nothing further, and who asks nothing is not waited for.
+    pub(super) closing: CancellationToken,
 }
 
 impl Context {
     pub(super) fn is_frozen(&self) -> bool {
-        self.is_frozen.load(Relaxed)
+        *self.freeze.borrow()
+    }
+
+    /// Waits until everything stops, for another process or for good.
+    pub(super) async fn ends(&self) {
+        let mut is_frozen = self.freeze.subscribe();
+        tokio::select! {
+            // The sender is in the same place as we are.
+            _ = is_frozen.wait_for(|is_frozen| *is_frozen) => {}
+            () = self.closing.cancelled() => {}
+        }
     }
 
     /// The peer's configuration.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::context::{Context, target};
@@ -26,6 +26,8 @@ use crate::peer_refusals::Reason;
 
 /// How long a peer may take for its question.
 const ASK_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a question is still waited for when everything is about to stop.
+const LAST_ASK: Duration = Duration::from_secs(1);
 /// For the word how it ended, which follows at once if it does.
 const HOW_DEADLINE: Duration = Duration::from_secs(2);
 /// Between two looks at it.
@@ -41,7 +43,12 @@ pub(super) async fn serve(context: Arc<Context>, stream: IncomingStream) {
     let accepted = context.control_streams.accept(stream, who, what).await;
     let Some((stream, _place)) = accepted else { return };
     let (mut sender, mut receiver) = message::split(stream, &session);
-    let ask = match timeout(ASK_DEADLINE, receiver.recv::<Ask>()).await {
+    let asked = tokio::select! {
+        asked = timeout(ASK_DEADLINE, receiver.recv::<Ask>()) => asked,
+        // What was asked just now is still heard. The next process is asked again.
+        () = async { context.ends().await; sleep(LAST_ASK).await } => return,
+    };
+    let ask = match asked {
         Ok(Ok(Some(ask))) => ask,
         Ok(Err(e)) => {
             let reason = match e {

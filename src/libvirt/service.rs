@@ -1,7 +1,6 @@
 //! All migrations of libvirt's of one agent: what its local API and its peers can ask for.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -71,7 +70,8 @@ impl Libvirt {
             control_streams,
             store: Store::new(&config.state_dir),
             untold: Mutex::default(),
-            is_frozen: AtomicBool::new(false),
+            freeze: watch::Sender::new(false),
+            closing: CancellationToken::new(),
         };
         Self { context: Arc::new(context), tasks: TaskTracker::new(), stopping: CancellationToken::new() }
     }
@@ -173,9 +173,14 @@ impl Libvirt {
         self.all().iter().filter(|s| s.role == role && s.stage != Stage::Ended).count()
     }
 
+    /// The agent ends for good: who asks nothing is not waited for any more.
+    pub fn close(&self) {
+        self.context.closing.cancel();
+    }
+
     /// Everything stops for another process, or goes on.
     pub fn set_frozen(&self, is_frozen: bool) {
-        self.context.is_frozen.store(is_frozen, Relaxed);
+        self.context.freeze.send_replace(is_frozen);
     }
 
     /// Takes everything away: the agent ends for good.

@@ -2,7 +2,9 @@
 //! an agent that was restarted goes on with them, and one that crashed takes away what they left.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::{DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -165,12 +167,13 @@ impl Store {
 
     fn write(&self, record: &Record) -> Result<(), LibvirtError> {
         let written = || -> io::Result<()> {
-            std::fs::create_dir_all(&self.folder)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
             let text = serde_json::to_vec(record)?;
-            let file = self.file(record.state.id);
-            let new = file.with_extension("new");
-            std::fs::write(&new, text)?;
-            std::fs::rename(&new, &file)
+            let path = self.file(record.state.id);
+            let new = path.with_extension("new");
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(&text)?;
+            std::fs::rename(&new, &path)
         };
         written().map_err(|source| LibvirtError::Here {
             what: format!("cannot write into {}", self.folder.display()),

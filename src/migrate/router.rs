@@ -13,6 +13,7 @@ use super::serve::serve;
 use crate::mux::{Code, purpose};
 use crate::net::purposes::Purposes;
 use crate::net::session::IncomingStream;
+use crate::peer_refusals::Reason;
 
 /// Takes the streams of migrations. `announce` gets the progress of each migration that comes to
 /// this host; what it returns is called at that migration's end.
@@ -62,6 +63,8 @@ fn offer_data(host: &Host, stream: IncomingStream) {
         Ok(incoming) => {
             // A refused offer is dropped, and dropping refuses it.
             if let Err(mpsc::error::TrySendError::Full(stream)) = incoming.streams.try_send(stream) {
+                let what = || format!("of migration {migration}: too many are waiting");
+                host.refused(&peer, Reason::OutsideGrant, what);
                 stream.refuse(Code::Limit);
             }
         }

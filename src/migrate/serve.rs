@@ -11,12 +11,13 @@ use uuid::Uuid;
 use super::destination::error::Error;
 use super::destination::{Destination, Serving, admission, replica};
 use super::host::Host;
+use super::host::check_turns::Turn;
 use super::model::problem::{Problem, ProblemKind, chain};
 use super::model::progress::ProgressSink;
 use super::protocol::message::{Offer, Refusal, Request, Response};
 use super::protocol::server::Control;
 use super::{recover, settle};
-use crate::audit::{Event, Grant};
+use crate::audit::{Grant, head_of_peer};
 use crate::net::identity::Identity;
 use crate::net::message::MessageError;
 use crate::peer_refusals::Reason;
@@ -27,17 +28,25 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a first request is still waited for when everything is about to stop.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
+/// Waits until everything stops, for another process or for good.
+async fn ends(host: &Host) {
+    tokio::select! {
+        () = host.freeze.begun() => {}
+        () = host.stopping.cancelled() => {}
+    }
+}
+
+/// What is asked just before everything stops is still heard.
+async fn last_request(host: &Host) {
+    ends(host).await;
+    tokio::time::sleep(LAST_REQUEST).await;
+}
+
 /// What a peer asks first; `None` when it asks for nothing, or everything stops before.
 async fn first_request(host: &Host, peer: &Identity, control: &mut Control) -> Option<Request> {
-    let frozen = host.freeze.begun();
-    let waited = async {
-        frozen.await;
-        // What was asked just now is still heard: it is begun, and then left with all the rest.
-        tokio::time::sleep(LAST_REQUEST).await;
-    };
     let request = tokio::select! {
         request = timeout(REQUEST_DEADLINE, control.request()) => request,
-        () = waited => return None,
+        () = last_request(host) => return None,
     };
     match request {
         Ok(Ok(request)) => return request,
@@ -81,7 +90,7 @@ pub(crate) async fn serve(
             match Destination::prepare(Arc::clone(&host), peer.clone(), migration, &offer).await {
                 Ok((mut destination, prepared)) => {
                     announce(destination.progress.clone());
-                    granted(&host, &destination, &offer, &control);
+                    granted(&destination, &offer, &control);
                     control.answer(Response::Prepared(prepared)).await;
                     destination.serving = Serving::new(Some(control), destination.data.streams.total());
                     destination.run().await;
@@ -103,8 +112,8 @@ pub(crate) async fn serve(
             recall(&host, &peer, migration, control, request).await;
         }
         other => {
-            let trouble = Error::OutOfOrder(other.name());
-            control.answer_last(Response::Refused(trouble.refusal())).await;
+            let answer = out_of_order(&host, &peer, &other);
+            control.answer_last(answer).await;
         }
     }
 }
@@ -122,13 +131,21 @@ fn not_prepared(host: &Host, peer: &Identity, (migration, vm): (Uuid, &str), tro
     }
 }
 
-fn granted(host: &Host, destination: &Destination, offer: &Offer, control: &Control) {
-    host.audit.record(Event::Granted(Grant {
+fn granted(destination: &Destination, offer: &Offer, control: &Control) {
+    destination.progress.record_granted(Grant {
         subject: destination.progress.now().subject(),
         certificate: control.certificate(),
         disks: offer.disks.iter().filter(|disk| disk.is_copied()).map(|disk| disk.name.clone()).collect(),
-        peers_head: offer.audit_head.clone(),
-    }));
+        peers_head: head_of_peer(offer.audit_head.as_deref()),
+    });
+}
+
+/// A turn for a check; none when that takes too long, or everything stops before.
+async fn turn_of(host: &Host, peer: &Identity, vm: &str) -> Option<Turn> {
+    tokio::select! {
+        turn = host.check_turns.turn(peer, vm) => turn,
+        () = ends(host) => None,
+    }
 }
 
 /// Checks for a peer, in its turn.
@@ -143,9 +160,14 @@ async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer, control: Contro
             }
             (None, vec![problem])
         }
-        Ok(_) => match host.check_turns.turn(peer, &offer.vm).await {
+        Ok(_) => match turn_of(host, peer, &offer.vm).await {
+            None if host.freeze.is_on() || host.stopping.is_cancelled() => {
+                let text = format!("the agent of {} is being stopped or restarted", host.identity);
+                (None, not_checked(text, "check again in a moment"))
+            }
             None => {
                 let text = format!("VM {} is checked again and again on {}", offer.vm, host.identity);
+                host.refused(peer, Reason::Quota, || text.clone());
                 (None, not_checked(text, "wait for the other checks"))
             }
             turn => match admission::check(host, peer, offer).await {
@@ -158,8 +180,7 @@ async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer, control: Contro
     if let Some(turn) = turn {
         tokio::select! {
             () = turn.pause() => {}
-            () = host.freeze.begun() => {}
-            () = host.stopping.cancelled() => {}
+            () = ends(host) => {}
         }
     }
 }
@@ -173,12 +194,24 @@ async fn recall(host: &Host, peer: &Identity, migration: Uuid, mut control: Cont
         let next = tokio::select! {
             next = timeout(REQUEST_DEADLINE, control.request()) => next,
             () = host.freeze.begun() => return,
+            () = last_request(host) => return control.finish(),
         };
         match next {
             Ok(Ok(Some(next))) => request = next,
+            Ok(Err(e @ (MessageError::Json(_) | MessageError::TooLong(_)))) => {
+                host.refused(peer, Reason::NotUnderstood, || chain(&e));
+                return control.finish();
+            }
             _ => return control.finish(),
         }
     }
+}
+
+/// What cannot be asked now, or of a migration that nobody serves.
+fn out_of_order(host: &Host, peer: &Identity, request: &Request) -> Response {
+    let trouble = Error::OutOfOrder(request.name());
+    host.refused(peer, Reason::NotPossible, || trouble.to_string());
+    Response::Refused(trouble.refusal())
 }
 
 fn recalled(host: &Host, peer: &Identity, migration: Uuid, request: &Request) -> Response {
@@ -195,6 +228,6 @@ fn recalled(host: &Host, peer: &Identity, migration: Uuid, request: &Request) ->
             problems: Vec::new(),
             text: format!("{} has no record of migration {migration} from {peer}", host.identity),
         }),
-        (other, _) => Response::Refused(Error::OutOfOrder(other.name()).refusal()),
+        (other, _) => out_of_order(host, peer, other),
     }
 }

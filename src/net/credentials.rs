@@ -114,7 +114,8 @@ pub enum TlsError {
 pub(super) struct Credentials {
     pub(super) cas: Vec<CertificateDer<'static>>,
     pub(super) chain: Vec<CertificateDer<'static>>,
-    pub(super) key: PrivateKeyDer<'static>,
+    /// Overwritten also where the rest is refused.
+    pub(super) key: Zeroizing<PrivateKeyDer<'static>>,
     pub(super) crls: Vec<CertificateRevocationListDer<'static>>,
     pub(super) identity: Identity,
     pub(super) not_after: OffsetDateTime,
@@ -132,7 +133,7 @@ impl Credentials {
             Some(path) => read_pem("revocation list", path)?,
             None => Vec::new(),
         };
-        Ok(Self { cas, chain, key: read_key(&paths.key)?, crls, identity, not_after })
+        Ok(Self { cas, chain, key: Zeroizing::new(read_key(&paths.key)?), crls, identity, not_after })
     }
 }
 

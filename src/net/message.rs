@@ -11,6 +11,7 @@ use super::frozen::FrozenStream;
 use super::message_budget::{MessageBudget, Part};
 use super::session::Session;
 use super::stream::{RecvHalf, SendHalf, StoppedStream, Stream, StreamEnded};
+use crate::mux::Code;
 use crate::printable;
 
 /// Longest message, without its length.
@@ -39,8 +40,11 @@ pub struct MessageReceiver {
     /// Of `buffer`, what the peer has no credit for again.
     held_bytes: usize,
     budget: MessageBudget,
-    /// For the long message that is under way.
+    /// For the long message that is under way, or was taken last: whoever has it may keep it until it asks for the
+    /// next one.
     part: Option<Part>,
+    /// The last one was taken.
+    is_taken: bool,
 }
 
 /// A channel whose owner has stopped, between two messages or within one.
@@ -94,7 +98,7 @@ pub fn split(stream: Stream, session: &Session) -> (MessageSender, MessageReceiv
     let budget = session.info().messages.clone();
     (
         MessageSender(send),
-        MessageReceiver { recv, buffer: BytesMut::new(), held_bytes: 0, budget, part: None },
+        MessageReceiver { recv, buffer: BytesMut::new(), held_bytes: 0, budget, part: None, is_taken: false },
     )
 }
 
@@ -112,6 +116,11 @@ impl MessageSender {
         Ok(self.0.send(framed.freeze()).await?)
     }
 
+    /// Ends the stream at once; what waits to be sent is dropped.
+    pub fn reset(&mut self) {
+        self.0.reset(Code::Cancelled);
+    }
+
     /// Ends this direction in order.
     pub fn finish(&mut self) {
         let _ = self.0.finish();
@@ -122,6 +131,9 @@ impl MessageReceiver {
     /// The next message; `None` when the peer has finished.
     /// Errors: [`MessageError`]; the channel is of no use afterwards. Cancelling loses nothing.
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<Option<T>, MessageError> {
+        if std::mem::take(&mut self.is_taken) {
+            self.part = None;
+        }
         loop {
             if let Some(json) = self.take()? {
                 return Ok(Some(printable::of_peer(&json)?));
@@ -155,7 +167,11 @@ impl MessageReceiver {
     /// A message that is whole. Its credit is returned.
     fn take(&mut self) -> Result<Option<Bytes>, MessageError> {
         let Some(json) = take_whole(&mut self.buffer)? else { return Ok(None) };
-        self.part = None;
+        self.is_taken = true;
+        if self.buffer.is_empty() {
+            // An idle channel holds no message's memory.
+            self.buffer = BytesMut::new();
+        }
         let held = self.held_bytes.min(4 + json.len());
         if held > 0 {
             self.held_bytes -= held;

@@ -30,6 +30,11 @@ impl Purposes {
         debug_assert!(before.is_none(), "purpose {purpose} has two acceptors");
     }
 
+    /// Whether streams of `purpose` have an acceptor.
+    pub fn has(&self, purpose: u16) -> bool {
+        self.0.contains_key(&purpose)
+    }
+
     /// Gives a stream to its acceptor, which is called at once, so that it sees streams in the order in
     /// which they are given; then it works on until it is done with it. A stream of a purpose without an
     /// acceptor is refused.

@@ -195,7 +195,7 @@ impl Tls {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(TlsError::Settings)?
             .with_client_cert_verifier(verifier.clone())
-            .with_single_cert(chain, key)
+            .with_single_cert(chain, key.clone_key())
             .map_err(|source| key_error(source, paths))?;
         Ok(Self {
             client: Arc::new(client_settings(client)),

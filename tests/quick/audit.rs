@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use uuid::Uuid;
-use vmferry::audit::{Anchor, Audit, Event, Limits, Report, Step, Subject, judge, paths};
+use vmferry::audit::{Anchor, Audit, Event, Limits, MigrationLines, Report, Step, Subject, judge, paths};
 
 use crate::rig::{soon, until};
 
@@ -176,4 +176,38 @@ async fn a_disk_that_takes_nothing_is_said_and_nothing_is_lost_when_it_does_agai
     let report = judge(&folder, &[], |line| vms.extend(line.field("vm").cloned())).unwrap();
     assert_eq!((report.problems.len(), audit.figures().lost), (0, 0));
     assert_eq!(vms, (0..12).map(|n| Value::from(format!("web{n}"))).collect::<Vec<_>>());
+}
+
+/// Of a peer that begins one migration after the other and gives it up so many are recorded; of what comes to something
+/// nothing is missing, however many that peer has begun before.
+#[tokio::test]
+async fn what_a_peer_begins_and_gives_up_is_so_many_lines_and_a_number_and_a_hand_over_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let audit = Audit::start(folder.path(), "alpha", Limits { file_bytes: 1 << 20, files: 4 }).unwrap();
+    for n in 0..100 {
+        let lines = MigrationLines::of_peer(&audit, "bravo");
+        lines.record(step(n));
+        lines.record(step(n));
+    }
+    let handed_over = MigrationLines::of_peer(&audit, "bravo");
+    handed_over.record(step(1000));
+    handed_over.record(step(1001));
+    handed_over.release();
+    handed_over.record(step(1002));
+    MigrationLines::of_peer(&audit, "charlie").record(step(2000));
+    MigrationLines::all(&audit).record(step(3000));
+    drop(handed_over);
+    audit.close(Event::AgentEnds { left_to_another: false }).await;
+    let (mut vms, mut further) = (Vec::new(), Vec::new());
+    judge(folder.path(), &[], |line| match line.event() {
+        "migration" => vms.push(line.whole["vm"].as_str().unwrap().to_owned()),
+        "further-migrations" => further.push(line.whole.clone()),
+        _ => {}
+    })
+    .unwrap();
+    let numbered = |numbers: &[u128]| numbers.iter().map(|n| format!("web{n}")).collect::<Vec<_>>();
+    assert_eq!(vms[vms.len() - 5..], numbered(&[1000, 1001, 1002, 2000, 3000]));
+    assert_eq!(vms.len(), 2 * 60 + 5);
+    assert_eq!(further.len(), 1, "{further:?}");
+    assert_eq!((&further[0]["peer"], &further[0]["migrations"]), (&"bravo".into(), &40.into()));
 }

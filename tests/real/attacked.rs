@@ -15,7 +15,8 @@ use crate::support::agent::{METRICS_PORT, PORT};
 use crate::support::net::Host;
 use crate::support::process::{LONG, wait_for};
 use crate::support::{
-    Agent, AgentSpec, Credentials, Guest, Pair, PeerEntry, Version, Vm, VmEntry, VmSpec, Way, proof, with_lab,
+    Agent, AgentSpec, Credentials, DiskFormat, Guest, Lab, Pair, PeerEntry, Version, Vm, VmEntry, VmSpec,
+    Way, proof, with_lab,
 };
 use anyhow::{Context, Result, ensure};
 
@@ -149,6 +150,18 @@ fn reconnects(alpha: &Agent) -> Result<f64> {
     Ok(alpha.metrics()?.find("vmferry_session_reconnects_total", &of_bravo).unwrap_or(0.0))
 }
 
+/// The agent of a third host, which alpha knows and permits nothing, with a guest that could be checked.
+fn asker(lab: &Lab, third: &Host, spec: &VmSpec) -> Result<Agent> {
+    let to_alpha = Some(format!("{ALPHA_OF_CHARLIE}:{PORT}"));
+    let of_charlie = Vm::define(&lab.paths, third, spec)?;
+    of_charlie.boot()?;
+    of_charlie.qmp()?.query("stop")?;
+    let mut on_charlie = AgentSpec::default().vm(VmEntry::of(&of_charlie));
+    on_charlie.peers.push(PeerEntry { name: "alpha".to_owned(), address: to_alpha, receive: Vec::new() });
+    let credentials = Credentials::of(&lab.paths, lab.dir()).issue("charlie")?;
+    Agent::start(&lab.paths, third, &on_charlie, &credentials)
+}
+
 #[test]
 fn a_guest_moves_away_and_back_while_its_host_is_attacked() -> Result<()> {
     with_lab("a_guest_moves_away_and_back_while_its_host_is_attacked", |lab| {
@@ -159,14 +172,7 @@ fn a_guest_moves_away_and_back_while_its_host_is_attacked() -> Result<()> {
         guest.alpha.boot()?;
         let nothing = PeerEntry { name: "charlie".to_owned(), address: None, receive: Vec::new() };
         let pair = Pair::start_with(lab, net, &[&guest], |on_alpha| on_alpha.peers.push(nothing))?;
-        let to_alpha = Some(format!("{ALPHA_OF_CHARLIE}:{PORT}"));
-        let of_charlie = Vm::define(&lab.paths, &third, &spec)?;
-        of_charlie.boot()?;
-        of_charlie.qmp()?.query("stop")?;
-        let mut on_charlie = AgentSpec::default().vm(VmEntry::of(&of_charlie));
-        on_charlie.peers.push(PeerEntry { name: "alpha".to_owned(), address: to_alpha, receive: Vec::new() });
-        let credentials = Credentials::of(&lab.paths, lab.dir()).issue("charlie")?;
-        let mut charlie = Agent::start(&lab.paths, &third, &on_charlie, &credentials)?;
+        let mut charlie = asker(lab, &third, &spec)?;
         moves(&pair, &guest, Way::ToBravo, &mut charlie)?;
         proof::guest_continued(&guest.alpha, &guest.bravo)?;
         moves(&pair, &guest, Way::ToAlpha, &mut charlie)?;
@@ -197,4 +203,68 @@ fn moves(pair: &Pair, guest: &Guest, way: Way, charlie: &mut Agent) -> Result<()
     charlie.terminate()?;
     pair.proves_move(guest, way)?;
     charlie.restart()
+}
+
+/// How often the guest moves to and fro, with and without attacks.
+const ROUNDS: usize = 5;
+/// What a migration keeps of its speed, in the median of the rounds.
+const KEPT_MIN: f64 = 0.8;
+/// Of the guest's disk, of which nearly all is written.
+const DISK_MIB: u32 = 512;
+
+/// Moves it there and back, attacked or not: how long both took together.
+fn there_and_back(pair: &Pair, charlie: &Agent, is_attacked: bool) -> Result<f64> {
+    let attacks = is_attacked.then(|| Attacks::begin(charlie, pair.alpha.host())).transpose()?;
+    let mut took_ms = 0.0;
+    for way in [Way::ToBravo, Way::ToAlpha] {
+        let done = attacks.as_ref().map(Attacks::done);
+        let last = migrate(pair, VM, way, &[])?;
+        took_ms += last["elapsed_ms"].as_f64().context("elapsed_ms")?;
+        if let (Some(attacks), Some(done)) = (&attacks, done) {
+            attacks.all_acted_since(&done)?;
+        }
+    }
+    Ok(took_ms)
+}
+
+/// Over a link of 1 Gbit/s and over one without a limit, where attackers, QEMUs and agents fight for the processors.
+#[test]
+#[ignore = "it measures: make attacks"]
+fn migrations_keep_their_speed_while_their_host_is_attacked() -> Result<()> {
+    with_lab("migrations_keep_their_speed_while_their_host_is_attacked", |lab| {
+        let disks = vec![DiskFormat::Raw];
+        let spec =
+            VmSpec { rate: 10, blocks: 512, disks, disk_mib: DISK_MIB, ..VmSpec::new(VM, Version::V10) };
+        let net = lab.two_hosts()?;
+        let third = net.third(lab.dir())?;
+        let guest = Guest::define(lab, &net, &spec, &spec)?;
+        guest.alpha.boot()?;
+        ensure!(guest.alpha.write_beyond(0, u64::from(DISK_MIB) - 16)?, "no place to write to");
+        let nothing = PeerEntry { name: "charlie".to_owned(), address: None, receive: Vec::new() };
+        let pair = Pair::start_with(lab, net, &[&guest], |on_alpha| on_alpha.peers.push(nothing))?;
+        let charlie = asker(lab, &third, &spec)?;
+        let mut slowed = Vec::new();
+        for (link, mbit) in [("1 Gbit/s", Some(1000)), ("no limit", None)] {
+            match mbit {
+                Some(mbit) => pair.net.limit_mbit(mbit)?,
+                None => pair.net.no_limit()?,
+            }
+            let mut kept = Vec::new();
+            for _ in 0..ROUNDS {
+                let before = there_and_back(&pair, &charlie, false)?;
+                let attacked = there_and_back(&pair, &charlie, true)?;
+                let after = there_and_back(&pair, &charlie, false)?;
+                eprintln!("  {link}: {before:.0} ms, attacked {attacked:.0} ms, {after:.0} ms");
+                kept.push((before + after) / 2.0 / attacked);
+            }
+            kept.sort_by(f64::total_cmp);
+            let (median, least, most) = (kept[ROUNDS / 2], kept[0], kept[ROUNDS - 1]);
+            println!("migrations, {link}: {median:.2} [{least:.2}–{most:.2}] of their speed");
+            if median < KEPT_MIN {
+                slowed.push(format!("{link}: {median:.2}"));
+            }
+        }
+        ensure!(slowed.is_empty(), "less than {KEPT_MIN} of their speed: {}", slowed.join(", "));
+        Ok(())
+    })
 }

@@ -12,8 +12,7 @@
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use super::transport::{FDS_MAX, Offer, Package, STATE_BYTES_MAX};
+use crate::agent::unix_listener;
 
 /// Where a process asks to take over from this one, in the folder of sockets.
 const SOCKET: &str = "takeover.sock";
@@ -48,11 +48,7 @@ pub(crate) fn listen(runtime_dir: &Path) -> anyhow::Result<tokio::net::UnixListe
         }
         _ => {}
     }
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    Ok(tokio::net::UnixListener::from_std(listener)?)
+    unix_listener::bind(path, 0o600).with_context(|| format!("cannot listen on {}", path.display()))
 }
 
 /// A process that asks to take over.

@@ -49,8 +49,12 @@ pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
         (Ok(problems), _) => Ok(problems),
         // Its disks are known only to a QEMU: one is started for the questions and ended again.
         (Err(e), Some(start)) if e.is_not_listening() => {
-            let _place =
-                host.check_turns.start(peer).await.ok_or_else(|| problem(others_start(host, peer)))?;
+            let place = tokio::select! {
+                place = host.check_turns.start(peer) => place,
+                () = host.freeze.begun() => None,
+                () = host.stopping.cancelled() => None,
+            };
+            let _place = place.ok_or_else(|| problem(others_start(host, peer)))?;
             let _not_meanwhile = host.reserve_for_task(&offer.vm, "a check").map_err(problem)?;
             match host.config.create_for(&config) {
                 None => start_and_look(host, offer, (&config, start), &[], Uuid::new_v4()).await,

@@ -1,13 +1,11 @@
 //! The guest's data at its destination: the streams that carry it, and what they flow into.
 
-use std::io::ErrorKind;
-
 use tokio::time::Instant;
 
 use super::error::Error;
 use super::state::Destination;
 use crate::migrate::checks::disks::bitmaps;
-use crate::migrate::guest::nbd_server;
+use crate::migrate::guest::nbd_server::{self, NbdServer};
 use crate::migrate::guest::settings::{self, Settings};
 use crate::migrate::handover::{self, DestinationState};
 use crate::migrate::journal::{Record, Undo};
@@ -21,6 +19,9 @@ use crate::net::pump::PumpState;
 use crate::net::session::IncomingStream;
 use crate::peer_refusals::Reason;
 use crate::qemu::{Abilities, BitmapNode, Stop};
+
+/// How often a source may say in one migration that its guest runs now, or does not: each is a record in the journal.
+const TO_RUN_MAX: u32 = 4096;
 
 impl Destination {
     /// Attaches a data stream that the source opened under this grant.
@@ -44,15 +45,17 @@ impl Destination {
             return stream.refuse(Code::Denied);
         };
         let local = match label {
-            Label::Ram => self.data.ram.take().ok_or(ErrorKind::NotConnected.into()),
-            Label::Disk(_) => match &self.data.nbd {
-                Some(nbd) => nbd.connect(),
-                None => Err(ErrorKind::NotConnected.into()),
-            },
+            Label::Ram => self.data.ram.take().map(Ok),
+            Label::Disk(_) => self.data.nbd.as_ref().map(NbdServer::connect),
         };
         let local = match local {
-            Ok(local) => local,
-            Err(e) => {
+            Some(Ok(local)) => local,
+            None => {
+                let what = || format!("{label} of VM {}, which is not taken now", self.vm);
+                self.host.refused(&self.peer, Reason::OutsideGrant, what);
+                return stream.refuse(Code::ConnectFailed);
+            }
+            Some(Err(e)) => {
                 tracing::warn!(stream = %label, error = %e, "the local end cannot be connected");
                 return stream.refuse(Code::ConnectFailed);
             }
@@ -73,7 +76,8 @@ impl Destination {
                 let state = if is_disk { state.to_nbd_server() } else { state };
                 self.data.streams.start_as(label, &session, local, stream, state);
             }
-            Err(e) => tracing::warn!(stream = %label, error = %e, "the stream ended before it began"),
+            // Its source knows.
+            Err(e) => tracing::debug!(stream = %label, error = %e, "the stream ended before it began"),
         }
     }
 
@@ -119,6 +123,10 @@ impl Destination {
     /// On the disk before it is answered, and so before the guest can be handed over.
     pub(crate) fn note_to_run(&mut self, running: bool) -> Result<(), Error> {
         if self.journal.past().running() != running {
+            self.serving.to_run += 1;
+            if self.serving.to_run > TO_RUN_MAX {
+                return Err(Error::OutOfOrder("to-run"));
+            }
             self.journal.record(Record::ToRun { running })?;
             self.progress.update(|p| p.paused = !running);
         }

@@ -32,6 +32,7 @@ impl Destination {
         }
         let (data, _) = self.data.streams.freeze().await;
         tracing::info!(vm = self.vm, streams = data.len(), "the migration waits for the next process");
+        self.progress.record_all();
         let host = Arc::clone(&self.host);
         let frozen = FrozenDestination {
             id: self.journal.past().header.migration,

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::config::{Config, CreateConfig};
 use crate::migrate::guest::before_start::{Turn, lock_file};
+use crate::migrate::guest::process::private_log;
 use crate::migrate::journal::{Journal, JournalError, MadeFile, MadeVolume, Past, Undo};
 use crate::printable::printable;
 
@@ -125,7 +126,7 @@ impl Run<'_> {
             Err(e) => return Err(format!("no lock for {program}: {e}")),
         };
         let log = config.state_dir.join(format!("{}.create.log", past.header.vm));
-        let output = File::create(&log).map_err(|e| format!("{}: {e}", log.display()))?;
+        let output = private_log(&log).map_err(|e| format!("{}: {e}", log.display()))?;
         let errors = output.try_clone().map_err(|e| format!("{}: {e}", log.display()))?;
         let mut command = Command::new(program);
         command.args(arguments).stdin(input).stdout(output).stderr(errors).kill_on_drop(true);

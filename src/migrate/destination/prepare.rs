@@ -71,7 +71,7 @@ impl Destination {
         let guest = Guest::new((qmp, events), started, &host, (&offer.vm, &config));
         let mut progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
         progress.paused = !offer.running;
-        let progress = ProgressSink::new(progress).recorded(&host.audit);
+        let progress = ProgressSink::new(progress).recorded_of_peer(&host.audit);
         let hashed = Transcripts::new(progress.clone());
         let mut destination = Self {
             host,

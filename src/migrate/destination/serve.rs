@@ -47,9 +47,8 @@ impl Destination {
                 },
                 request = request => match request {
                     Ok(Some(request)) => self.on_request(request, machine).await?,
-                    Ok(None) | Err(_) => {
-                        self.serving.control = None;
-                        self.on_source_lost(machine)?;
+                    ended => {
+                        self.on_control_ended(ended.err(), machine)?;
                         None
                     }
                 },
@@ -120,6 +119,18 @@ impl Destination {
         }
         let status = self.guest.qmp.execute(QueryMigrate).await?.status;
         self.on_event(Some(EventKind::Migration { status })).await
+    }
+
+    fn on_control_ended(
+        &mut self,
+        cause: Option<MessageError>,
+        machine: handover::Destination,
+    ) -> Result<(), Error> {
+        if let Some(e @ (MessageError::Json(_) | MessageError::TooLong(_))) = cause {
+            self.host.refused(&self.peer, Reason::NotUnderstood, || chain(&e));
+        }
+        self.serving.control = None;
+        self.on_source_lost(machine)
     }
 
     /// How long to wait for a source that was lost; an error when there is nothing to wait for.

@@ -166,6 +166,8 @@ pub(crate) struct Serving {
     pub(crate) unwritten: Option<JournalError>,
     /// What could not be undone.
     pub(crate) leftovers: Vec<Leftover>,
+    /// How often the source has said whether its guest runs.
+    pub(crate) to_run: u32,
 }
 
 impl Serving {
@@ -186,6 +188,7 @@ impl Serving {
             order: None,
             unwritten: None,
             leftovers: Vec::new(),
+            to_run: 0,
         }
     }
 }

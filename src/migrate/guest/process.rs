@@ -227,7 +227,7 @@ fn command(order: &StartOrder<'_>) -> (Command, Option<String>) {
 }
 
 fn spawn(mut command: Command, log: &Path) -> io::Result<Child> {
-    let log = start_log_file(log)?;
+    let log = private_log(log)?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     // A group of its own: what is sent to the agent's group must not reach a guest.
     command.process_group(0).kill_on_drop(false).spawn()
@@ -235,7 +235,7 @@ fn spawn(mut command: Command, log: &Path) -> io::Result<Child> {
 
 /// An empty file that the agent's user alone may read; one that an earlier version left open to others is
 /// closed to them.
-fn start_log_file(path: &Path) -> io::Result<File> {
+pub(crate) fn private_log(path: &Path) -> io::Result<File> {
     let file = File::options().write(true).create(true).truncate(true).mode(PRIVATE).open(path)?;
     file.set_permissions(Permissions::from_mode(PRIVATE))?;
     Ok(file)

@@ -2,9 +2,9 @@
 //! are. A command has it in its arguments and its environment, a systemd unit in a file that it names
 //! (`EnvironmentFile=-/run/vmferry/start/%i.env`), which is there while the unit starts.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::{Start, VmConfig};
@@ -111,7 +111,7 @@ pub(crate) struct UnitEnvironment(PathBuf);
 impl UnitEnvironment {
     pub(crate) fn write(runtime: &Path, order: &StartOrder<'_>) -> io::Result<Self> {
         let folder = runtime.join("start");
-        fs::create_dir_all(&folder)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         let path = folder.join(format!("{}.env", order.vm));
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

@@ -1,9 +1,9 @@
 //! What this host remembers of replicas: those of its own VMs at peers, and those that it keeps for peers. A file
 //! each, replaced as a whole and synced. A record that cannot be read counts as none: then a whole copy is made.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -188,7 +188,7 @@ impl Replicas {
             if too_long {
                 return Err(io::Error::other("the names of VM and peer are too long for a file's"));
             }
-            fs::create_dir_all(&self.folder)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
             let text = serde_json::to_vec(&Written { format: FORMAT, replica })?;
             let new = path.with_extension("new");
             let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;

@@ -21,7 +21,7 @@ use super::role::Role;
 pub use super::slowed::Slowed;
 pub use super::slowness::HeldUp;
 use super::timeline::{Moment, StreamSample, Timeline, Uncounted, Waiting};
-use crate::audit::{Audit, Event, Hashed, Step, Subject};
+use crate::audit::{Audit, Event, Grant, Hashed, MigrationLines, Step, Subject};
 
 /// One disk's copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -437,15 +437,24 @@ pub struct ProgressSink {
 /// Where its steps are recorded.
 #[derive(Debug, Clone)]
 struct Recorded {
-    audit: Audit,
+    lines: MigrationLines,
     /// What both hosts call it, where its progress does not say.
     migration: Option<Uuid>,
 }
 
 impl Recorded {
     fn record(&self, progress: &Progress) {
+        if matches!(progress.phase, Phase::HandOver | Phase::Undecided | Phase::Confirm) {
+            self.lines.release();
+        }
+        if progress.phase == Phase::Mirror {
+            self.lines.data_comes(&progress.vm);
+        }
         let step = step(progress);
-        self.audit.record(Event::Migration(Step { subject: self.subject(progress), ..step }));
+        self.lines.record(Event::Migration(Step { subject: self.subject(progress), ..step }));
+        if progress.phase.is_final() && progress.outcome.is_some() {
+            self.lines.end();
+        }
     }
 
     fn subject(&self, progress: &Progress) -> Subject {
@@ -474,7 +483,17 @@ impl ProgressSink {
 
     /// The same, of one that both hosts call `migration`.
     pub(crate) fn recorded_as(self, audit: &Audit, migration: Option<Uuid>) -> Self {
-        let recorded = Recorded { audit: audit.clone(), migration };
+        self.recorded_in(MigrationLines::all(audit), migration)
+    }
+
+    /// The same, of one that its peer has begun here.
+    pub(crate) fn recorded_of_peer(self, audit: &Audit) -> Self {
+        let lines = MigrationLines::of_peer(audit, &self.sender.borrow().peer);
+        self.recorded_in(lines, None)
+    }
+
+    fn recorded_in(self, lines: MigrationLines, migration: Option<Uuid>) -> Self {
+        let recorded = Recorded { lines, migration };
         recorded.record(&self.sender.borrow());
         Self { recorded: Some(recorded), ..self }
     }
@@ -483,7 +502,21 @@ impl ProgressSink {
     pub(crate) fn record_hashed(&self, hashed: Hashed) {
         let Some(recorded) = &self.recorded else { return };
         let subject = recorded.subject(&self.sender.borrow());
-        recorded.audit.record(Event::Hashed { subject, hashed });
+        recorded.lines.record(Event::Hashed { subject, hashed });
+    }
+
+    /// What this destination lets its source do.
+    pub(crate) fn record_granted(&self, granted: Grant) {
+        if let Some(recorded) = &self.recorded {
+            recorded.lines.record(Event::Granted(granted));
+        }
+    }
+
+    /// Nobody else will record what was kept back of it.
+    pub(crate) fn record_all(&self) {
+        if let Some(recorded) = &self.recorded {
+            recorded.lines.release();
+        }
     }
 
     /// Changes it and tells all who watch.

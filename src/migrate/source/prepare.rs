@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::failure::Failure;
 use super::state::Source;
 use super::{examine, read_only, trial};
-use crate::audit::{Event, Grant};
+use crate::audit::{Event, Grant, head_of_peer};
 use crate::migrate::checks::{disks, machine};
 use crate::migrate::protocol::client::LinkError;
 use crate::migrate::protocol::message::{DiskSpec, Export, Offer, Prepared, Request, Response};
@@ -41,7 +41,7 @@ pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
         subject: context.progress.now().subject(),
         certificate: source.peer.lanes.first().link().connection.fingerprint(),
         disks,
-        peers_head: grant.audit_head.clone(),
+        peers_head: head_of_peer(grant.audit_head.as_deref()),
     }));
     tracking.learn(&grant.since);
     tracking.after = Some(context.request.id);

@@ -4,11 +4,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
+use uuid::Uuid;
 use vmferry::audit::{judge, paths};
 use vmferry::migrate::message::{Request, Response};
-use vmferry::mux::Code;
+use vmferry::migrate::problem::ProblemKind;
+use vmferry::mux::{Code, Open, purpose};
+use vmferry::net::message;
 
-use super::victim::{Attacker, Victim, ask, offer};
+use super::outside_grant::{one_disk, waiting_qemu};
+use super::victim::{Attacker, Victim, answer, ask, control, offer};
 use crate::rig::{soon, until};
 
 /// All lines of a victim's record of one kind.
@@ -92,4 +96,44 @@ async fn sessions_of_one_peer_in_a_row_are_so_many_lines_and_a_number() {
     assert!((60..70).contains(&recorded), "{recorded} lines");
     let further = &events(&victim, "further-sessions")[0];
     assert_eq!((&further["peer"], &further["events"]), (&"charlie".into(), &(2 * TIMES - recorded).into()));
+}
+
+/// A peer that may send a VM does not roll it away either: it is granted again and again, and gives up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn migrations_that_a_peer_begins_and_gives_up_are_so_many_lines_and_a_number() {
+    const TIMES: usize = 70;
+    let victim = Victim::start();
+    let _qemu = waiting_qemu(&victim).await;
+    let session = Attacker::new(&victim, "bravo").session(&victim).await;
+    let mut begun = 0;
+    while begun < TIMES {
+        let migration = Uuid::new_v4();
+        let stream = soon("a control stream", session.open(control(migration))).await.unwrap();
+        let (mut sender, mut receiver) = message::split(stream, &session);
+        let granted = answer(&mut sender, &mut receiver, Request::Prepare(one_disk())).await;
+        let prepared = match granted {
+            Response::Prepared(prepared) => prepared,
+            // The one before is about to end.
+            Response::Refused(refusal) if refusal.problems[0].kind == ProblemKind::Busy => continue,
+            other => panic!("{other:?}"),
+        };
+        begun += 1;
+        if begun == TIMES {
+            let channel = prepared.exports[0].channel;
+            let disk = Open { purpose: purpose::NBD, channel, ..control(migration) };
+            soon("the disk's stream", session.open(disk)).await.unwrap().accepted().await.unwrap();
+        }
+        let given_up = answer(&mut sender, &mut receiver, Request::Abort { reason: "over".into() }).await;
+        assert!(matches!(given_up, Response::Fate(_)), "{given_up:?}");
+    }
+    let pid = nix::unistd::Pid::from_raw(victim.pid());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    until("the sum", || !events(&victim, "further-migrations").is_empty()).await;
+    let granted = events(&victim, "granted").len();
+    assert!((60..TIMES).contains(&granted), "{granted} grants");
+    let ended = events(&victim, "migration").iter().filter(|line| line["result"] == "failed").count();
+    assert_eq!(ended, granted, "each of these has its end");
+    let further = &events(&victim, "further-migrations")[0];
+    assert_eq!((&further["peer"], &further["migrations"]), (&"bravo".into(), &(TIMES - granted).into()));
+    assert_eq!(further["data_of"], serde_json::json!(["web1"]), "whose image it could read and write");
 }

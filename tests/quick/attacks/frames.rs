@@ -1,14 +1,14 @@
 //! Floods of each frame that costs its sender nothing, from a peer that is known and permitted nothing, and peers
-//! that take no answer: the agent's memory stays within bounds, by the kernel's word, and others are served.
+//! that take no answer: the agent's memory stays within bounds, by the kernel's word, and another peer's migration goes on.
 
 use std::time::Duration;
 
-use vmferry::migrate::message::{Asked, Request, Response};
+use vmferry::migrate::message::{Asked, Request};
 use vmferry::mux::frame::{FLAG_ABORT, FLAG_IGNORABLE, Header, Kind, encode_open};
-use vmferry::net::session::Session;
 
+use super::moving::Moving;
 use super::raw::Raw;
-use super::victim::{Attacker, Victim, ask, control, offer};
+use super::victim::{Victim, control};
 use crate::rig::soon;
 
 const MIB: u64 = 1 << 20;
@@ -56,32 +56,26 @@ const FLOODS: [Flood; 12] = [
     ("what may be ignored", 2000, ignorable),
 ];
 
-/// Others' session, and the agent's memory before anything.
+/// Another peer's migration, and the agent's memory before anything.
 struct Witness {
     victim: Victim,
-    session: Session,
+    moving: Moving,
     before: u64,
 }
 
 impl Witness {
     async fn new() -> Self {
         let victim = Victim::start();
-        let bravo = Attacker::new(&victim, "bravo");
-        let session = bravo.session(&victim).await;
-        ask(&session, Request::Check(offer("web1"))).await;
+        let moving = Moving::begin(&victim).await;
         let before = victim.resident_bytes();
-        Self { victim, session, before }
+        Self { victim, moving, before }
     }
 
     /// Nothing has been felt, neither by the machine nor by others.
     async fn is_well(&self, what: &str) {
         let more = self.victim.resident_bytes().saturating_sub(self.before);
         assert!(more < COST_MAX, "{what}: {} MiB more", more / MIB);
-        // One check at a time and VM, then a pause: whether it is answered is what counts.
-        let answer = ask(&self.session, Request::Check(offer("web1"))).await;
-        assert!(matches!(answer, Response::Checked(_)), "{what}: {answer:?}");
-        let stats = self.session.stats().await;
-        assert!(self.session.is_live() && stats.reconnects == 0, "{what}");
+        self.moving.goes_on(what).await;
     }
 }
 
@@ -119,6 +113,8 @@ async fn a_flood_of_each_cheap_frame_costs_little_and_is_felt_by_nobody() {
         assert!(most.saturating_sub(witness.before) < COST_MAX, "{what}: {most} bytes");
         witness.is_well(what).await;
     }
+    let Witness { victim, moving, .. } = witness;
+    moving.ends_whole(&victim).await;
 }
 
 /// One message, whole, with so many blanks that all of them are far more than may be held.

@@ -75,7 +75,7 @@ async fn a_grant_is_for_its_peer_and_its_streams_alone() {
     let disk = open(&of_bravo, migration, purpose::NBD, channel).await.unwrap();
     let twice = open(&of_bravo, migration, purpose::NBD, channel).await;
     assert_eq!(twice.err(), Some(Code::Denied), "a disk for the second time");
-    assert_eq!(refusals("bravo", "outside_grant"), 2.0);
+    assert_eq!(refusals("bravo", "outside_grant"), 3.0);
     assert_eq!(refusals("charlie", "anothers_grant"), 1.0);
     victim.logs(|line| line.contains("a stream outside the grant was refused")).await;
     let told =
@@ -88,6 +88,9 @@ async fn a_grant_is_for_its_peer_and_its_streams_alone() {
     let abort = Request::Abort { reason: "over".into() };
     let done = answer(&mut sender, &mut receiver, abort).await;
     assert!(!matches!(done, Response::Refused(_)), "{done:?}");
+    // What it may have written stays, and that is said.
+    let progress = victim.get(&format!("/v1/migrations/{migration}"));
+    assert!(progress["notes"].to_string().contains("hold what was copied"), "{progress}");
     drop(disk);
     let late = open(&of_bravo, migration, purpose::NBD, channel).await;
     assert_eq!(late.err(), Some(Code::Denied), "after its end");

@@ -1,5 +1,5 @@
-//! The table of those who get no session: each is refused, counted under its reason, told once, and a session of
-//! somebody else does not notice.
+//! The table of those who get no session: each is refused, counted under its reason, told once, and a migration that is
+//! under way does not notice.
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
@@ -10,13 +10,13 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use vmferry::migrate::message::{Request, Response};
 use vmferry::mux::Config;
 use vmferry::mux::hello::{FirstFrame, Hello, Mode};
 
+use super::moving::Moving;
 use super::raw::Raw;
 use super::trust::{reconfigure, reload};
-use super::victim::{Attacker, Victim, ask, offer};
+use super::victim::{Attacker, Victim};
 use crate::rig::{PATIENCE, blocking, soon, until};
 use crate::tls::pki::{Ca, Host, Wish, classical_client, dns, good, raw_client, uri, write};
 
@@ -143,8 +143,7 @@ async fn who_may_have_no_session_is_refused_counted_and_told_once() {
     reconfigure(&victim, "[metrics]", &format!("crl = '{}'\n[metrics]", list.display()));
     reload(&victim);
     victim.logs(|line| line.contains("certificates reloaded")).await;
-    let bravo = Attacker::new(&victim, "bravo");
-    let session = bravo.session(&victim).await;
+    let moving = Moving::begin(&victim).await;
     let mut owner = Raw::connect(&victim, "charlie").await;
     let known = owner.greet(5).await;
     let mut table = Table { victim, counted: Default::default() };
@@ -203,9 +202,31 @@ async fn who_may_have_no_session_is_refused_counted_and_told_once() {
     let told = log.iter().filter(|line| line.contains("was refused")).count();
     let reasons = table.counted.len();
     assert!(told >= reasons && told <= reasons + 1, "{told} told of {reasons} reasons: {log:#?}");
-    assert!(session.is_live() && session.stats().await.reconnects == 0, "nobody else notices");
-    let answer = ask(&session, Request::Check(offer("web1"))).await;
-    assert!(matches!(answer, Response::Checked(_)), "{answer:?}");
+    moving.goes_on("beside whoever was refused").await;
+    moving.ends_whole(&table.victim).await;
+}
+
+/// RFC 8446 §4.6.1: with a ticket somebody could come back without a certificate, or say something before any handshake
+/// (0-RTT).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_given_a_ticket() {
+    let victim = Victim::start();
+    let host = Ca::read(&victim.pki()).host("bravo");
+    let folder = tempfile::tempdir().unwrap();
+    let paths = write(folder.path(), &host.cert, &host);
+    let ticket = folder.path().join("ticket");
+    let mut openssl = Command::new("openssl");
+    // Until the other side ends it, which waits for a HELLO.
+    openssl.args(["s_client", "-tls1_3", "-ign_eof", "-alpn", "vmferry/1", "-connect"]);
+    openssl.arg(victim.address.to_string()).arg("-cert").arg(&paths.cert).arg("-key").arg(&paths.key);
+    openssl.arg("-sess_out").arg(&ticket);
+    let said = blocking(move || openssl.stdin(Stdio::null()).output()).await.unwrap();
+    let words = String::from_utf8_lossy(&said.stdout);
+    assert!(words.contains("New, TLSv1.3"), "{words}");
+    // Its certificate was taken.
+    let metric = "vmferry_connect_failures_total{direction=\"in\",reason=\"no_answer\"}";
+    until("an end for want of a HELLO", || victim.metric(metric) == 1.0).await;
+    assert!(!words.contains("New Session Ticket") && !ticket.exists(), "{words}");
 }
 
 /// `key_exchange = "hybrid-only"`: who has no post-quantum part is refused as one with whom nothing is in common, and

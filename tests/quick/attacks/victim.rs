@@ -77,6 +77,16 @@ impl Victim {
         Self::start_by(tempfile::tempdir().unwrap(), change, by)
     }
 
+    /// With this umask.
+    pub(super) fn start_with_umask(umask: u32) -> Self {
+        let by = |_: &Path| {
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("umask {umask:o}; exec \"$0\" \"$@\""), VMFERRY]);
+            command
+        };
+        Self::start_by(tempfile::tempdir().unwrap(), |text| text, by)
+    }
+
     fn start_by(
         folder: tempfile::TempDir,
         change: impl FnOnce(String) -> String,
@@ -126,6 +136,19 @@ impl Victim {
 
     pub(super) fn pid(&self) -> i32 {
         self.child.id() as i32
+    }
+
+    /// Another process of this agent, which takes over from the one that is there.
+    pub(super) fn next_process(&self) -> Child {
+        let mut command = Command::new(VMFERRY);
+        command.arg("agent").arg("--config").arg(self.config()).arg("--take-over");
+        command.stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Whether its process is there no more, but for its name.
+    pub(super) fn has_ended(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
     }
 
     /// What it has logged so far.
