@@ -17,15 +17,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
+use super::identity::Identity;
+
 /// Networks that are remembered because somebody there has proved an identity.
 const PROVED_MAX: usize = 64;
-/// Connections of known peers that wait in no room until they have a session, or none.
+/// Connections of known peers that wait in no room until they have a session, or none; and those of one peer.
 const ADMITTED_MAX: usize = 64;
+const ADMITTED_OF_ONE: usize = 16;
 
 /// What counts as one place of origin: an IPv4 address, or the 64 bits of an IPv6 network, of which
 /// one host may have all addresses (RFC 4291 §2.5.4).
@@ -139,8 +141,8 @@ struct Rooms {
     speaking: Room,
     proved: Proved,
     entered: u64,
-    /// Of those who have left the rooms, how many are still on their way.
-    admitted: usize,
+    /// Of those who have left the rooms, how many of each peer are still on their way.
+    admitted: BTreeMap<Identity, usize>,
 }
 
 impl Rooms {
@@ -161,14 +163,14 @@ pub(super) struct Place {
     number: u64,
     from: Network,
     taken: CancellationToken,
-    admitted: AtomicBool,
+    admitted: OnceLock<Identity>,
 }
 
 impl PendingHandshakes {
     pub(super) fn new(silent: RoomLimits, speaking: RoomLimits) -> Arc<Self> {
         let (silent, speaking) = (Room::new(silent), Room::new(speaking));
         let proved = Proved::default();
-        Arc::new(Self(Mutex::new(Rooms { silent, speaking, proved, entered: 0, admitted: 0 })))
+        Arc::new(Self(Mutex::new(Rooms { silent, speaking, proved, entered: 0, admitted: BTreeMap::new() })))
     }
 
     /// A place for one more that has not said anything yet.
@@ -179,7 +181,7 @@ impl PendingHandshakes {
         let (number, taken) = (*entered, CancellationToken::new());
         *entered = number.wrapping_add(1);
         silent.admit(Waiting { number, from, taken: taken.clone() }, proved);
-        Place { pending: Arc::clone(self), number, from, taken, admitted: AtomicBool::new(false) }
+        Place { pending: Arc::clone(self), number, from, taken, admitted: OnceLock::new() }
     }
 
     fn locked(&self) -> MutexGuard<'_, Rooms> {
@@ -202,14 +204,16 @@ impl Place {
         }
     }
 
-    /// Whoever came has proved to be somebody that is known here.
-    pub(super) fn proved(&self) {
+    /// Whoever came has proved to be `who`, that is known here.
+    pub(super) fn proved(&self, who: &Identity) {
         let mut rooms = self.pending.locked();
         let now = rooms.entered;
         rooms.proved.note(self.from, now);
-        if rooms.admitted < ADMITTED_MAX && rooms.leave(self.number) {
-            rooms.admitted += 1;
-            self.admitted.store(true, Relaxed);
+        let of_one = rooms.admitted.get(who).copied().unwrap_or(0);
+        let in_all: usize = rooms.admitted.values().sum();
+        if in_all < ADMITTED_MAX && of_one < ADMITTED_OF_ONE && rooms.leave(self.number) {
+            rooms.admitted.insert(who.clone(), of_one + 1);
+            let _ = self.admitted.set(who.clone());
         }
     }
 }
@@ -221,10 +225,13 @@ impl Drop for Place {
             return;
         }
         let mut rooms = self.pending.locked();
-        if self.admitted.load(Relaxed) {
-            rooms.admitted -= 1;
-        } else {
+        let Some(who) = self.admitted.get() else {
             rooms.leave(self.number);
+            return;
+        };
+        match rooms.admitted.get_mut(who) {
+            Some(of_one) if *of_one > 1 => *of_one -= 1,
+            _ => drop(rooms.admitted.remove(who)),
         }
     }
 }
@@ -234,6 +241,10 @@ impl Drop for Place {
 mod tests {
     use super::super::pool::{SILENT, SPEAKING};
     use super::*;
+
+    fn bravo() -> Identity {
+        "bravo".parse().unwrap()
+    }
 
     fn lost(places: &[&Place]) -> Vec<bool> {
         places.iter().map(|p| p.taken.is_cancelled()).collect()
@@ -288,14 +299,14 @@ mod tests {
     fn a_flood_from_everywhere_spares_where_peers_have_proved_themselves() {
         let pending = small(8, 4);
         let peer: IpAddr = "10.0.0.1".parse().unwrap();
-        pending.enter(peer).proved();
+        pending.enter(peer).proved(&bravo());
         let honest = pending.enter(peer);
         let flood: Vec<Place> =
             (0..500u32).map(|n| pending.enter(IpAddr::from((0x0b00_0000 + n).to_be_bytes()))).collect();
         assert!(!honest.taken.is_cancelled());
         assert_eq!(left(&flood), 7);
         for n in 0..1000u32 {
-            pending.enter(IpAddr::from((0x0c00_0000 + n).to_be_bytes())).proved();
+            pending.enter(IpAddr::from((0x0c00_0000 + n).to_be_bytes())).proved(&bravo());
         }
         assert_eq!(pending.locked().proved.0.len(), PROVED_MAX);
     }
@@ -304,10 +315,10 @@ mod tests {
     fn who_has_proved_an_identity_is_pushed_out_by_nobody() {
         let pending = PendingHandshakes::new(SILENT, SPEAKING);
         let ip: IpAddr = "10.0.0.1".parse().unwrap();
-        let admit = || {
+        let admit = |who: &str| {
             let place = pending.enter(ip);
             place.spoke();
-            place.proved();
+            place.proved(&who.parse().unwrap());
             place
         };
         let flood = || {
@@ -318,21 +329,29 @@ mod tests {
             };
             drop((0..1000).map(one).collect::<Vec<_>>());
         };
-        let honest = admit();
+        let honest = admit("bravo");
         flood();
         assert!(!honest.taken.is_cancelled());
         // Known peers that come without end have so many places, and are strangers to the room beyond that.
-        let many: Vec<Place> = (0..200).map(|_| admit()).collect();
+        let many: Vec<Place> = (0..200).map(|_| admit("charlie")).collect();
+        let other = admit("bravo");
+        flood();
+        assert_eq!(left(&many), ADMITTED_OF_ONE);
+        assert!(!honest.taken.is_cancelled() && !other.taken.is_cancelled(), "another peer has its own");
+        drop((other, many));
+        let many: Vec<Place> = (0..200).map(|n| admit(&format!("peer{n}"))).collect();
         flood();
         assert_eq!(left(&many), ADMITTED_MAX - 1);
         assert!(!honest.taken.is_cancelled());
         drop((honest, many));
-        let next = admit();
+        let next = admit("charlie");
         flood();
         assert!(!next.taken.is_cancelled(), "who goes makes room");
         drop(next);
         let rooms = pending.locked();
-        assert!(rooms.silent.waiting.is_empty() && rooms.speaking.waiting.is_empty() && rooms.admitted == 0);
+        assert!(
+            rooms.silent.waiting.is_empty() && rooms.speaking.waiting.is_empty() && rooms.admitted.is_empty()
+        );
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl Pool {
         let admit = |peer: Identity, hello: Hello| {
             let is_known = known(&peer);
             if is_known {
-                place.proved();
+                place.proved(&peer);
             }
             let coming = &coming;
             async move { self.admit(&peer, is_known, &hello, coming).await }

@@ -158,7 +158,10 @@ async fn hand_off(agent: &Arc<Agent>, send: impl AsyncFnOnce(&Package) -> anyhow
     let sent = match tokio::task::block_in_place(|| state.encode()) {
         Ok(bytes) => {
             package.state = bytes;
-            send(&package).await
+            match package.fits() {
+                Ok(()) => send(&package).await,
+                Err(e) => Err(e),
+            }
         }
         Err(e) => Err(e),
     };

@@ -20,6 +20,18 @@ pub(crate) struct Package {
     pub(super) fds: Vec<Option<OwnedFd>>,
 }
 
+impl Package {
+    /// Errors: it is more than a process reads, which would then go on with nothing of it.
+    pub(super) fn fits(&self) -> anyhow::Result<()> {
+        let (bytes, fds) = (self.state.len() as u64, self.fds.len());
+        ensure!(
+            bytes <= STATE_BYTES_MAX && fds < FDS_MAX as usize,
+            "{bytes} bytes and {fds} descriptors are more than the next process reads"
+        );
+        Ok(())
+    }
+}
+
 /// What a version can take over.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Offer {
