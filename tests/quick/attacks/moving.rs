@@ -27,6 +27,7 @@ const BLOCKS: u64 = 64;
 
 pub(super) struct Moving {
     pub(super) session: Session,
+    pub(super) migration: Uuid,
     written: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     writing: JoinHandle<()>,
@@ -95,6 +96,7 @@ impl Moving {
         });
         let moving = Self {
             session,
+            migration,
             written,
             stop,
             writing,

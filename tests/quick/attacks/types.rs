@@ -4,8 +4,9 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 use vmferry::api::{
@@ -13,13 +14,19 @@ use vmferry::api::{
     Incremental, LibvirtRequest, MigrateRequest, Options, OtherPath, PeerLimitRequest, PingRequest,
     ProbeBytes, QemuCommandRequest, ShareRequest, Side, Told,
 };
-use vmferry::migrate::message::{Asked, DiskPlace, DiskSpec, Offer, Request, Storage};
-use vmferry::mux::{Config, RateLimit};
+use vmferry::libvirt::message::Ask;
+use vmferry::migrate::message::{
+    Asked, DiskPlace, DiskSpec, EndReplica, Offer, Parts, Piece, Pieces, Request, Storage, Summary,
+};
+use vmferry::migrate::progress::Downtime;
+use vmferry::mux::{Config, Open, RateLimit, purpose};
 use vmferry::net::message::{self, MESSAGE_BYTES_MAX};
+use vmferry::net::session::OpenStreamError;
 
-use super::victim::{Attacker, Victim, offer, open_control};
+use super::moving::Moving;
+use super::victim::{Attacker, Victim, control, offer, open_control};
 use crate::api::schema::Description;
-use crate::rig::{PATIENCE, blocking, soon};
+use crate::rig::{PATIENCE, blocking, soon, until};
 
 /// What no name and no text should be.
 const TEXTS: [&str; 8] = [
@@ -182,6 +189,63 @@ async fn control_messages_of_every_wrong_type_leave_nothing_and_end_nothing_else
     assert_clean(&victim.log());
     let told = victim.log().iter().filter(|line| line.contains("cannot be understood was refused")).count();
     assert!((1..5).contains(&told), "{told} told of {misunderstood}");
+}
+
+/// What a destination is asked while it copies, and what is asked of libvirt's migrations.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_every_wrong_type_beside_a_copy_end_nothing() {
+    let victim = Victim::start();
+    let moving = Moving::begin(&victim).await;
+    let disk = || "disk0".to_owned();
+    let summary = Summary { downtime: Some(Downtime::default()), ..Summary::default() };
+    let of_migrations = [
+        (Request::Hash(Pieces { disk: disk(), pieces: vec![Piece { at: 0, bytes: 4096 }] }), None),
+        (Request::Zeroes(Parts { disk: disk(), parts: vec![(0, 4096)] }), None),
+        (Request::Incoming, None),
+        (Request::Switchover, None),
+        (Request::Confirmed, Some(summary)),
+        (Request::EndReplica(EndReplica { vm: "web1".into(), images: true }), None),
+    ];
+    let of_libvirt = [
+        Ask::Look { domain: "web1".into(), folder: "/run/vmferry/libvirt".into() },
+        Ask::Prepare { domain: "web1".into(), folder: "/run/vmferry/libvirt".into(), rpc: true },
+        Ask::Renew,
+    ];
+    let mut all = Vec::new();
+    for (request, summary) in of_migrations {
+        let good = serde_json::to_value(Asked { number: 1, request, summary }).unwrap();
+        // What is right all the same is no attack.
+        let wrong = spoiled(&good).into_iter().filter(|(_, bad)| Asked::deserialize(bad).is_err());
+        all.extend(wrong.map(|(what, bad)| (purpose::CONTROL, what, bad)));
+    }
+    for ask in of_libvirt {
+        let good = serde_json::to_value(ask).unwrap();
+        let wrong = spoiled(&good).into_iter().filter(|(_, bad)| Ask::deserialize(bad).is_err());
+        all.extend(wrong.map(|(what, bad)| (purpose::LIBVIRT, what, bad)));
+    }
+    let (of, session) = (all.len(), moving.session.clone());
+    for (purpose, what, bad) in all {
+        let open = Open { purpose, ..control(moving.migration) };
+        let stream = loop {
+            match soon("a stream", session.open(open)).await {
+                Ok(stream) => break stream,
+                // So many in a second.
+                Err(OpenStreamError::Limit { .. }) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(other) => panic!("{what}: {other:?}"),
+            }
+        };
+        let (mut sender, mut receiver) = message::split(stream, &session);
+        sender.send(&bad).await.unwrap();
+        let heard = soon(&what, receiver.recv::<Value>()).await;
+        let said = heard.ok().flatten().map(|answer| answer.to_string()).unwrap_or_default();
+        assert!(said.is_empty() || said.contains("does not understand"), "{what}: {said}");
+    }
+    println!("{of} messages");
+    let counted = "vmferry_peer_refusals_total{peer=\"bravo\",reason=\"not_understood\"}";
+    until("each to be counted", || victim.metric(counted) == of as f64).await;
+    moving.goes_on("beside what nobody understands").await;
+    moving.ends_whole(&victim).await;
+    assert_clean(&victim.log());
 }
 
 /// Status, content type and body.
