@@ -54,8 +54,8 @@ pub use image::{Image, Seen};
 pub use leftovers::{Leftovers, block_exports, leftovers, nbd_server_runs};
 pub use machine::{Device, Machine, machine};
 pub use nbd::{
-    Asking, LeftWriter, NbdError, NbdReader, NbdWriter, REQUEST_BYTES_MAX, Replies, Terms, Writing,
-    reads_as_zeroes,
+    Asking, EXPORT_NAME_BYTES_MAX, LeftWriter, NbdError, NbdReader, NbdWriter, REQUEST_BYTES_MAX, Replies,
+    Terms, Writing, reads_as_zeroes,
 };
 pub use process::{Life, Process, ProcessId};
 pub use ram::{dirty_rate, ram_in_use};

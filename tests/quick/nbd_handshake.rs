@@ -129,3 +129,22 @@ async fn a_client_with_other_headers_is_refused() {
     assert!(error.contains("did not ask for the headers"), "{error}");
     assert!(!source.qmp.is_closed());
 }
+
+/// What a server may not say: QEMU's client refuses it where it hears of the blocks before the size, and else aborts
+/// its process when the node is used.
+#[tokio::test]
+async fn a_size_that_is_no_multiple_of_the_smallest_block_is_refused_by_the_client() {
+    for (variable, replies) in [(V72, Replies::Structured), (V10, Replies::Extended)] {
+        let folder = tempfile::tempdir().unwrap();
+        let source = machine(variable, folder.path(), "source", b"").await;
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        source.qmp.getfd("fd0", theirs.into()).await.unwrap();
+        let block_sizes = Some([0, 0, 16, 0, 0, 0, 16, 0, 2, 0, 0, 0]);
+        let terms = Terms { size: SIZE + 512, flags: 0x5ed, block_sizes, replies, base_allocation: None };
+        let add = source.qmp.execute(BlockdevAdd::nbd_on_fd("target", "fd0", EXPORT));
+        let (added, _) = tokio::join!(add, terms.offer(EXPORT, ours.into()));
+        let error = added.unwrap_err();
+        assert!(error.desc().is_some_and(|said| said.contains("multiple")), "{variable}: {error:?}");
+        assert!(!source.qmp.is_closed());
+    }
+}

@@ -14,8 +14,8 @@ use bytes::{Buf, BytesMut};
 
 use super::writing::{GREETING_LEN, OPTION_REPLY_LEN, is_newstyle};
 use super::{
-    BASE_ALLOCATION, HANDSHAKE_FLAGS, INFO_BLOCK_SIZE, NbdError, OPT_EXTENDED_HEADERS, OPT_GO,
-    OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, OPTION_REPLY_MAGIC, REP_ACK, REP_ERROR_BIT, REP_INFO,
+    BASE_ALLOCATION, EXPORT_NAME_BYTES_MAX, HANDSHAKE_FLAGS, INFO_BLOCK_SIZE, NbdError, OPT_EXTENDED_HEADERS,
+    OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, OPTION_REPLY_MAGIC, REP_ACK, REP_ERROR_BIT, REP_INFO,
     REP_META_CONTEXT, be_u32, be_u64, export_info, named, option, set_meta_context,
 };
 use crate::printable::bounded;
@@ -24,6 +24,10 @@ use crate::printable::bounded;
 const SAID_BYTES_MAX: usize = 64 << 10;
 /// Of a description of block sizes: its kind, and three numbers.
 const BLOCK_SIZE_LEN: usize = 14;
+/// Of an export's flags: the others mean something.
+const HAS_FLAGS: u16 = 1;
+/// The smallest block is no larger.
+const MIN_BLOCK_MAX: u32 = 64 << 10;
 
 /// How requests and replies look from the end of a handshake on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +51,23 @@ pub struct Terms {
     pub base_allocation: Option<u32>,
 }
 
+impl Terms {
+    /// Whether they mean what the protocol says. QEMU's client aborts its process where some of them do not.
+    fn judge(&self) -> Result<(), NbdError> {
+        let refuse = |is_wrong: bool, what| if is_wrong { Err(NbdError::Protocol(what)) } else { Ok(()) };
+        refuse(self.flags & HAS_FLAGS == 0, "an export without flags")?;
+        let Some(sizes) = &self.block_sizes else { return Ok(()) };
+        let [min, preferred, max] = [0, 4, 8].map(|at| be_u32(&sizes[at..]));
+        let is_min = min.is_power_of_two() && min <= MIN_BLOCK_MAX;
+        refuse(!is_min, "a smallest block that is no power of two, or larger than 64 KiB")?;
+        let is_preferred = preferred.is_power_of_two() && preferred >= min;
+        refuse(!is_preferred, "a preferred block that is no power of two, or less than the smallest")?;
+        refuse(max < min, "a largest block that is less than the smallest")?;
+        let is_whole = self.size.is_multiple_of(u64::from(min));
+        refuse(!is_whole, "an export whose size is no multiple of its smallest block")
+    }
+}
+
 /// One handshake with a server.
 #[derive(Debug)]
 pub struct Asking {
@@ -68,7 +89,13 @@ impl Asking {
     }
 
     /// All that the server is sent.
+    ///
+    /// Errors: [`NbdError::Name`].
     pub fn questions(&self, export: &str) -> Result<Vec<u8>, NbdError> {
+        if export.len() > EXPORT_NAME_BYTES_MAX {
+            // Its length is all that is said of it.
+            return Err(NbdError::Name(export.len()));
+        }
         let mut all = u32::from(HANDSHAKE_FLAGS).to_be_bytes().to_vec();
         all.extend(option(OPT_STRUCTURED_REPLY, &[])?);
         if self.extended {
@@ -102,7 +129,7 @@ impl Asking {
                 // It has nothing to say before it is asked for something.
                 let is_silent = self.received.is_empty();
                 return if is_silent {
-                    Ok(Some(self.terms.clone()))
+                    self.terms.judge().map(|()| Some(self.terms.clone()))
                 } else {
                     Err(NbdError::Protocol("more than a handshake"))
                 };
@@ -142,7 +169,8 @@ impl Asking {
             (OPT_GO, REP_ACK) if self.has_export => return Ok(true),
             (OPT_GO, REP_ACK) => return Err(NbdError::Protocol("no description of the export")),
             // It can be done without; without an export the last answer says so.
-            (OPT_EXTENDED_HEADERS | OPT_SET_META_CONTEXT, _) if refused => {}
+            (OPT_SET_META_CONTEXT, _) if refused => self.terms.base_allocation = None,
+            (OPT_EXTENDED_HEADERS, _) if refused => {}
             _ if refused => {
                 let what = if asked == OPT_GO { "the export" } else { "structured replies" };
                 return Err(NbdError::Handshake { what, text: bounded(&String::from_utf8_lossy(data)) });
@@ -275,9 +303,74 @@ mod tests {
         ];
         let agreed = Asking::new(false).take(&plain.concat()).unwrap().unwrap();
         assert_eq!((agreed.size, agreed.base_allocation, agreed.block_sizes), (5, None, None));
+        let taken_back = [
+            &begin[..],
+            &reply(OPT_SET_META_CONTEXT, REP_META_CONTEXT, b"\0\0\0\x07base:allocation"),
+            &reply(OPT_SET_META_CONTEXT, ERR_UNKNOWN, b"no"),
+            &reply(OPT_GO, REP_INFO, &info(5, 1)),
+            &reply(OPT_GO, REP_ACK, b""),
+        ];
+        let agreed = Asking::new(false).take(&taken_back.concat()).unwrap().unwrap();
+        assert_eq!(agreed.base_allocation, None, "a context that was refused after all");
         let old = [GREETING, &reply(OPT_STRUCTURED_REPLY, ERR_UNSUP, b"what?")].concat();
         let error = Asking::new(false).take(&old).unwrap_err();
         assert!(error.to_string().contains("structured replies: what?"), "{error}");
+    }
+
+    /// What is agreed on with a server that describes its export so.
+    fn described(size: u64, flags: u16, sizes: Option<[u32; 3]>) -> Result<Option<Terms>, NbdError> {
+        let sizes = sizes.map(|sizes| {
+            let sizes = sizes.map(u32::to_be_bytes).concat();
+            reply(OPT_GO, REP_INFO, &[&[0, 3][..], &sizes].concat())
+        });
+        let said = [
+            GREETING,
+            &reply(OPT_STRUCTURED_REPLY, REP_ACK, b""),
+            &reply(OPT_SET_META_CONTEXT, REP_ACK, b""),
+            // In either order.
+            &reply(OPT_GO, REP_INFO, &info(size, flags)),
+            &sizes.unwrap_or_default(),
+            &reply(OPT_GO, REP_ACK, b""),
+        ];
+        Asking::new(false).take(&said.concat())
+    }
+
+    #[test]
+    fn terms_that_a_client_could_not_work_with_are_refused() {
+        const MIB: u64 = 1 << 20;
+        for (size, flags, sizes) in [
+            (MIB + 1, 1, None),
+            (MIB + 512, 0x5ed, Some([512, 4096, 32 << 20])),
+            (0, 1, Some([1, 4096, u32::MAX])),
+            (MIB, 1, Some([64 << 10, 64 << 10, 64 << 10])),
+        ] {
+            let agreed = described(size, flags, sizes).unwrap().unwrap();
+            assert_eq!((agreed.size, agreed.flags), (size, flags), "{sizes:?}");
+        }
+        for (size, flags, sizes, why) in [
+            (MIB, 0, None, "without flags"),
+            (MIB, 0x5ec, Some([512, 4096, 32 << 20]), "without flags"),
+            (MIB, 1, Some([0, 4096, 32 << 20]), "a smallest block"),
+            (MIB, 1, Some([3, 4096, 32 << 20]), "a smallest block"),
+            (MIB, 1, Some([128 << 10, 128 << 10, 32 << 20]), "a smallest block"),
+            (MIB, 1, Some([512, 0, 32 << 20]), "a preferred block"),
+            (MIB, 1, Some([512, 4097, 32 << 20]), "a preferred block"),
+            (MIB, 1, Some([4096, 512, 32 << 20]), "a preferred block"),
+            (MIB, 1, Some([4096, 4096, 4095]), "a largest block"),
+            (MIB + 512, 1, Some([4096, 4096, 32 << 20]), "no multiple of its smallest block"),
+            (u64::MAX, 1, Some([2, 4096, 32 << 20]), "no multiple of its smallest block"),
+        ] {
+            let error = described(size, flags, sizes).unwrap_err().to_string();
+            assert!(error.contains(why), "{why}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_export_has_no_longer_name_than_the_protocol_knows() {
+        let asking = Asking::new(true);
+        assert!(asking.questions(&"n".repeat(EXPORT_NAME_BYTES_MAX)).is_ok());
+        let error = asking.questions(&"n".repeat(EXPORT_NAME_BYTES_MAX + 1)).unwrap_err();
+        assert!(matches!(error, NbdError::Name(4097)) && !error.may_pass(), "{error}");
     }
 
     #[test]

@@ -46,6 +46,9 @@ const REP_ERROR_BIT: u32 = 1 << 31;
 const INFO_EXPORT: u16 = 0;
 const INFO_BLOCK_SIZE: u16 = 3;
 
+/// Longest name of an export that the protocol knows.
+pub const EXPORT_NAME_BYTES_MAX: usize = 4096;
+
 /// The context in which an extent's flags say whether it is allocated and whether it reads as zeroes.
 const BASE_ALLOCATION: &str = "base:allocation";
 
@@ -69,6 +72,16 @@ pub enum NbdError {
     /// Of the client that is offered an export.
     #[error("QEMU's NBD client {0}")]
     Client(&'static str),
+    #[error("an export's name of {0} bytes, of which NBD knows {EXPORT_NAME_BYTES_MAX}")]
+    Name(usize),
+}
+
+impl NbdError {
+    /// Whether the same may succeed later without anybody's doing. What this host's own QEMU is may not change, and
+    /// a name does not.
+    pub fn may_pass(&self) -> bool {
+        !matches!(self, Self::Client(_) | Self::Name(_))
+    }
 }
 
 fn length(data: &[u8]) -> Result<u32, NbdError> {

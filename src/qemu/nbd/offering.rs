@@ -132,11 +132,14 @@ impl Offer<'_> {
 
     fn description(&self, option: u32) -> Result<Vec<u8>, NbdError> {
         let Terms { size, flags, block_sizes, .. } = &self.terms;
-        let export = [&INFO_EXPORT.to_be_bytes()[..], &size.to_be_bytes(), &flags.to_be_bytes()].concat();
-        let mut replies = reply(option, REP_INFO, &export)?;
+        let mut replies = Vec::new();
+        // First, as QEMU's server has it: by what it knows then its client judges the size, and it aborts later where
+        // the two do not fit.
         if let Some(sizes) = block_sizes {
             replies.extend(reply(option, REP_INFO, &[&INFO_BLOCK_SIZE.to_be_bytes()[..], sizes].concat())?);
         }
+        let export = [&INFO_EXPORT.to_be_bytes()[..], &size.to_be_bytes(), &flags.to_be_bytes()].concat();
+        replies.extend(reply(option, REP_INFO, &export)?);
         replies.extend(reply(option, REP_ACK, b"")?);
         Ok(replies)
     }
@@ -160,7 +163,7 @@ mod tests {
     const EXPORT: &str = "vda";
 
     fn terms(replies: Replies) -> Terms {
-        let (size, flags, sizes) = (1 << 40, 0x5ed, [1; 12]);
+        let (size, flags, sizes) = (1 << 40, 0x5ed, [0, 0, 2, 0, 0, 0, 16, 0, 2, 0, 0, 0]);
         Terms { size, flags, block_sizes: Some(sizes), replies, base_allocation: Some(9) }
     }
 
@@ -198,6 +201,20 @@ mod tests {
         let (heard, offer) = offered(without.clone(), &asking.questions(EXPORT).unwrap()).await;
         assert!(offer.is_ok());
         assert_eq!(asking.take(&heard).unwrap(), Some(without));
+    }
+
+    #[tokio::test]
+    async fn block_sizes_are_told_before_the_size_that_is_judged_by_them() {
+        let asked = Asking::new(false).questions(EXPORT).unwrap();
+        let (heard, offer) = offered(terms(Replies::Structured), &asked).await;
+        assert!(offer.is_ok());
+        let info =
+            |kind: u16| [&[0, 0, 0, 7, 0, 0, 0, 3][..], &[0, 0, 0, if kind == 0 { 12 } else { 14 }]].concat();
+        let at = |kind| {
+            let reply = [info(kind), kind.to_be_bytes().to_vec()].concat();
+            heard.windows(reply.len()).position(|window| window == reply).unwrap()
+        };
+        assert!(at(INFO_BLOCK_SIZE) < at(INFO_EXPORT));
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ mod words;
 type Target = fn(&[u8]);
 
 /// By name; the corpus of each is in the folder of that name.
-pub(crate) const TARGETS: [(&str, Target); 18] = [
+pub(crate) const TARGETS: [(&str, Target); 19] = [
     ("api", api::requests),
     ("blocks", blocks::blocks),
     ("config", config::config),
@@ -36,6 +36,7 @@ pub(crate) const TARGETS: [(&str, Target); 18] = [
     ("libvirt", messages::libvirt),
     ("messages", messages::messages),
     ("nbd", nbd::server),
+    ("offering", nbd::client),
     ("probe", probe::lines),
     ("qmp", qmp::lines),
     ("requests", requests::requests),

@@ -1,11 +1,11 @@
 //! An NBD server that says what it likes: the peer's, when a disk's changes are written or a handshake is led for
-//! QEMU's client, and this host's QEMU's, when they are read.
+//! QEMU's client, and this host's QEMU's, when they are read. And QEMU's client, to which an export is offered.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use tokio::runtime::{Builder, Runtime};
-use vmferry::qemu::{Asking, NbdReader, NbdWriter};
+use vmferry::qemu::{Asking, NbdReader, NbdWriter, Replies, Terms};
 
 use super::script::{Script, pieces};
 
@@ -31,6 +31,34 @@ pub(crate) fn server(data: &[u8]) {
         runtime
             .block_on(async { if writes { written(client, &mut server).await } else { read(client).await } });
     });
+}
+
+/// The bytes of a client that is offered an export: what comes after its handshake is left in the socket, and it
+/// hears the export's description as a server says it, or has not taken it.
+pub(crate) fn client(data: &[u8]) {
+    let mut script = Script::new(data);
+    let kind = script.byte();
+    let replies = [Replies::Structured, Replies::Extended][usize::from(kind & 1)];
+    let (size, flags) = (1 << 20, 0x5ed);
+    let block_sizes = (kind & 2 == 0).then_some([0, 0, 2, 0, 0, 0, 16, 0, 2, 0, 0, 0]);
+    let terms = Terms { size, flags, block_sizes, replies, base_allocation: (kind & 4 == 0).then_some(7) };
+    let said = script.bytes(64 << 10);
+    let (near, mut client) = UnixStream::pair().expect("a pair of sockets");
+    client.set_nonblocking(true).expect("a socket that does not wait");
+    let said = &said[..client.write(said).unwrap_or(0)];
+    client.shutdown(std::net::Shutdown::Write).expect("an end");
+    let offered = RUNTIME.with(|runtime| runtime.block_on(terms.clone().offer("disk0", near.into())));
+    let Ok(socket) = offered else { return };
+    let (mut left, mut heard) = (Vec::new(), Vec::new());
+    let mut socket = UnixStream::from(socket);
+    let _ = socket.read_to_end(&mut left);
+    assert!(said.ends_with(&left) && said.len() >= left.len() + 4 + 16 + 9, "{} bytes left", left.len());
+    drop(socket);
+    let _ = client.read_to_end(&mut heard);
+    let info = [&[0, 0][..], &size.to_be_bytes(), &flags.to_be_bytes()].concat();
+    let ends = heard.len().checked_sub(20).map(|at| heard.split_at(at));
+    let (before, ack) = ends.expect("a reply");
+    assert!(before.ends_with(&info) && ack[8..] == [0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0], "{heard:?}");
 }
 
 /// What is agreed on does not depend on the pieces in which a server says it.
