@@ -65,10 +65,11 @@ impl Encoder {
     }
 
     /// Makes a block of what is in `buffer` after [`HEADER_LEN`] bytes that are kept free for its
-    /// header, and empties it. Returns the block and how many bytes it is shorter than without
+    /// header, and empties it: [`PLAIN_MAX`] at most. Returns the block and how many bytes it is shorter than without
     /// compression.
     pub fn encode(&mut self, buffer: &mut BytesMut) -> (Bytes, u64) {
         let plain = buffer.len() - HEADER_LEN;
+        debug_assert!(plain <= PLAIN_MAX, "{plain} bytes are no block");
         if let Some(length) = self.compress(&buffer[HEADER_LEN..]) {
             let mut block = BytesMut::with_capacity(HEADER_LEN + length);
             block.put_slice(&header(KIND_ZSTD, length, plain));

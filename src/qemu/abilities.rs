@@ -1,4 +1,5 @@
-//! What one QEMU can do, found out by asking it and never by its version.
+//! What one QEMU can do, found out by asking it and never by its version. One thing is not in any schema, and is told
+//! by the version: whether its NBD client asks for extended headers (`src/migrate/source/disk_stream.rs`).
 
 use super::client::Qmp;
 use super::commands::{QueryMigrateCapabilities, QueryQmpSchema, QueryVersion, SchemaInfo, VersionTriple};

@@ -39,6 +39,14 @@ impl Freeze {
         }
     }
 
+    /// Waits until they are to go on: nobody has taken them over.
+    pub(crate) async fn taken_back(&self) {
+        let mut is_on = self.is_on.subscribe();
+        if is_on.wait_for(|is_on| !is_on).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// A migration has stopped.
     pub(crate) fn add(&self, stopped: Stopped) {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner).push(stopped);

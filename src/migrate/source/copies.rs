@@ -1,6 +1,7 @@
 //! The copies of a plan's disks, whichever their ways: begun, looked at, finished. Each can be asked for again,
 //! and looks at what is there. What a way demands of QEMU is in its file of `transfer/disk`.
 
+use std::io::ErrorKind;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -271,22 +272,30 @@ async fn start_mirror(
     let offered = async {
         match terms.offer(&export.export, ours).await {
             Ok(ours) => Ok(ours),
-            // QEMU says why.
-            Err(NbdError::Io(error)) => {
+            // QEMU says why. An error of this end's own is none of its.
+            Err(NbdError::Io(error)) if is_parting(error.kind()) => {
                 tracing::info!(disk = disk.name, %error, "QEMU's NBD client has gone");
                 std::future::pending().await
             }
             Err(error) => Err(Failure::Handshake { disk: disk.name.clone(), source: error }),
         }
     };
-    let ((), ours) = tokio::try_join!(at_a_standstill(source, mirror.add(&export.export)), offered)?;
+    // With this agent alone, whatever the streams do.
+    let added = async { Ok(source.guest.qmp.execute(mirror.add(&export.export)).await?) };
+    let (_added, ours) = tokio::try_join!(added, offered)?;
     source.copy.streams.start_as(label, &lane, ours, stream, state);
     at_a_standstill(source, mirror.begin(export, can.skip_zeroes)).await?;
     rest(source, &mirror.job).await
 }
 
-/// Executes what QEMU's main loop, and with it the guest, stands still for: a new node until this agent has
-/// answered it, a new mirror until what the others are writing has been written.
+/// Whether an error says that the other end of a socket has gone.
+fn is_parting(error: ErrorKind) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error, UnexpectedEof | BrokenPipe | ConnectionReset | ConnectionAborted)
+}
+
+/// Executes what QEMU's main loop, and with it the guest, stands still for: a new mirror, until what the others are
+/// writing has been written.
 async fn at_a_standstill<C: Command>(source: &Source, command: C) -> Result<(), Failure> {
     let (host, lanes) = (&source.context.host, &source.peer.lanes);
     let limit = host.config.deadlines.resume_paused();

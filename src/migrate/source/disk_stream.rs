@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::failure::Failure;
-use super::reconnect::ReconnectPolicy;
 use super::stall::Waiting;
 use super::state::Source;
 use crate::migrate::model::label::Label;
@@ -22,11 +21,14 @@ use crate::net::session::Session;
 use crate::net::stream::Stream;
 use crate::qemu::{QueryVersion, Terms};
 
-/// How long a hand-off to another process waits at most, without the time without a connection.
+/// How long a hand-off to another process waits at most, whatever the connection: half of what migrations have to
+/// stop in, since one that is given up then is rolled back in the rest.
 const HAND_OFF_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Between two looks at how long it has taken.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// The first QEMU whose NBD client asks for extended headers: major, minor.
+/// The first QEMU whose NBD client asks for extended headers: major, minor. Nothing else is decided by a version
+/// (`qemu/abilities.rs`). Where it is wrong, as for a build with the change of a later one, QEMU's client hears from
+/// `offering.rs` that it is not what was agreed on for it: the migration fails, and its guest runs on.
 const EXTENDED_HEADERS_SINCE: (u32, u32) = (8, 2);
 
 /// A disk's stream that ends in its export.
@@ -54,6 +56,10 @@ pub(super) async fn agree(
     export: &Export,
     extended: bool,
 ) -> Result<Agreed, Failure> {
+    // It is begun by the process that can wait for it.
+    if source.context.host.freeze.is_on() {
+        return Err(Failure::Frozen);
+    }
     let label = Label::Disk(disk.name.clone());
     let begun = source.peer.begin_open(&source.context, &label, purpose::NBD, export.channel);
     let (lane, mut stream) = begun.await?;
@@ -69,41 +75,85 @@ pub(super) async fn agree(
     };
     let (terms, state) = waited_for(source, disk, agreed).await?;
     tracing::debug!(disk = disk.name, ?terms, "the NBD handshake with the destination is over");
+    // The destination has promised to show the guest just this size, on a larger device too: by `size` of its node.
+    let (source_bytes, destination_bytes) = (disk.virtual_size, terms.size);
+    if source_bytes != destination_bytes {
+        return Err(Failure::Size { disk: disk.name.clone(), source_bytes, destination_bytes });
+    }
     Ok(Agreed { label, lane, stream, state, terms })
 }
 
+/// Runs `work` for as long as it is waited for. A hand-off waits for its end, for [`HAND_OFF_WAIT_MAX`] in all, and
+/// without a connection no longer; where it is taken back all is as before.
 async fn waited_for<T>(
     source: &Source,
     disk: &CopiedDisk,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    let what = format!("the NBD handshake of disk {} with the destination", disk.name);
     let (context, mut work) = (&source.context, pin!(work));
-    tokio::select! {
-        biased;
-        done = source.reconnect_policy().until_done(&mut work) => return done,
-        () = context.cancel.cancelled(), if source.clock.phase.may_cancel() => {
-            return Err(context.cancelled());
+    let freeze = &context.host.freeze;
+    let what = format!("the NBD handshake of disk {} with the destination", disk.name);
+    let mut waiting = Waiting::new(context.stall());
+    loop {
+        tokio::select! {
+            biased;
+            done = source.reconnect_policy().until_done(&mut work) => return done,
+            () = context.cancel.cancelled(), if source.clock.phase.may_cancel() => {
+                return Err(context.cancelled());
+            }
+            failure = lasts(source, &what, &mut waiting) => return Err(failure),
+            () = freeze.begun() => {}
         }
-        failure = lasts(source, &what, context.stall()) => return Err(failure),
-        () = context.host.freeze.begun() => {}
+        match before_hand_off(&mut work, freeze.taken_back(), HAND_OFF_WAIT_MAX).await {
+            HandOff::Done(done) => return done,
+            HandOff::TakenBack => {}
+            HandOff::TooLate => return Err(Failure::HandshakeLeft { disk: disk.name.clone() }),
+        }
     }
-    let limit = Some(context.host.config.deadlines.resume_paused());
-    let policy = ReconnectPolicy::new(&context.host, &source.peer.lanes, &context.progress, limit);
+}
+
+/// What comes first while a hand-off waits.
+#[derive(Debug, PartialEq, Eq)]
+enum HandOff<T> {
+    Done(T),
+    TakenBack,
+    TooLate,
+}
+
+async fn before_hand_off<T>(
+    work: impl Future<Output = T>,
+    taken_back: impl Future<Output = ()>,
+    limit: Duration,
+) -> HandOff<T> {
     tokio::select! {
         biased;
-        done = policy.until_done(work) => done,
-        failure = lasts(source, &what, HAND_OFF_WAIT_MAX) => Err(failure),
+        done = work => HandOff::Done(done),
+        () = taken_back => HandOff::TakenBack,
+        () = sleep(limit) => HandOff::TooLate,
     }
 }
 
 /// Waits until it has lasted for too long. The time without a connection does not count.
-async fn lasts(source: &Source, what: &str, deadline: Duration) -> Failure {
-    let mut waiting = Waiting::new(deadline);
+async fn lasts(source: &Source, what: &str, waiting: &mut Waiting) -> Failure {
     loop {
         sleep(LOOK_EVERY).await;
         if let Err(failure) = waiting.check(what, source.peer.is_away()) {
             return failure;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_hand_off_waits_for_a_handshake_and_not_for_long() {
+        let (long, none) = (HAND_OFF_WAIT_MAX, Duration::ZERO);
+        assert_eq!(before_hand_off(ready(7), ready(()), none).await, HandOff::Done(7));
+        assert_eq!(before_hand_off(pending::<u8>(), ready(()), long).await, HandOff::TakenBack);
+        assert_eq!(before_hand_off(pending::<u8>(), pending(), none).await, HandOff::TooLate);
     }
 }

@@ -74,6 +74,16 @@ pub enum Failure {
     Stream { stream: String, source: PumpEnd },
     #[error("no NBD connection for disk {disk}")]
     Handshake { disk: String, source: NbdError },
+    #[error(
+        "disk {disk} has {source_bytes} bytes, and what the destination exports for it has {destination_bytes}"
+    )]
+    Size { disk: String, source_bytes: u64, destination_bytes: u64 },
+    /// Its stream ends in this process alone, and a destination takes one for each disk.
+    #[error(
+        "the agent was restarted while the NBD handshake of disk {disk} with the destination was under way; begin \
+         the migration again"
+    )]
+    HandshakeLeft { disk: String },
     #[error("the mirror of disk {disk} failed: {error}")]
     Mirror { disk: String, error: String },
     #[error("what changed of disk {disk} could not be copied")]
@@ -178,6 +188,14 @@ impl Failure {
         if let Self::Qmp(error) = self {
             return error.desc().is_some();
         }
+        // What a handshake was found to be here is nobody's echo.
+        if let Self::Handshake {
+            source: NbdError::Protocol(_) | NbdError::Client(_) | NbdError::Name(_),
+            ..
+        } = self
+        {
+            return false;
+        }
         matches!(
             self,
             Self::Handshake { .. }
@@ -219,7 +237,10 @@ impl Failure {
             | Self::Replica(_)
             | Self::Vm(_)
             | Self::Step(_)
+            // What a destination makes of its disks it makes again.
+            | Self::Size { .. }
             | Self::Link(LinkError::Unexpected { .. }) => false,
+            Self::Handshake { source, .. } => source.may_pass(),
             Self::Problems(problems) => all_may(problems),
             // Without problems it is an error at the destination, such as a full disk.
             Self::Link(LinkError::Refused(refusal)) => all_may(&refusal.problems),
@@ -234,7 +255,7 @@ impl Failure {
             | Self::Destination(_)
             | Self::Open { .. }
             | Self::Stream { .. }
-            | Self::Handshake { .. }
+            | Self::HandshakeLeft { .. }
             | Self::Mirror { .. }
             | Self::Delta { .. }
             | Self::NotCompared { .. }

@@ -326,9 +326,11 @@ impl Source {
         bitmaps: Bitmaps,
         is_off: bool,
     ) -> (Option<Fate>, bool) {
+        // What cannot be reached is not waited for while another process does: the end of our stream tells it, too.
+        let is_left = phase < Phase::Switchover && self.context.host.freeze.is_on() && self.peer.is_away();
         let (reason, link) = (cause.to_owned(), &mut self.peer.link);
         let told = async {
-            match abort {
+            match abort && !is_left {
                 true => Some(link.ask(Request::Abort { reason }, ABORT_DEADLINE).await),
                 false => None,
             }

@@ -9,6 +9,7 @@ use crate::audit::{Event, Grant, head_of_peer};
 use crate::migrate::checks::{disks, machine};
 use crate::migrate::protocol::client::LinkError;
 use crate::migrate::protocol::message::{DiskSpec, Export, Offer, Prepared, Request, Response};
+use crate::qemu::EXPORT_NAME_BYTES_MAX;
 
 pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
     if !source.context.request.options.replicate {
@@ -62,12 +63,16 @@ async fn ask(source: &mut Source, offer: Offer) -> Result<Prepared, Failure> {
     }
 }
 
-/// Whether each export is of another one of the offered disks that are copied, and has a channel of its own.
+/// Whether each export is of another one of the offered disks that are copied, and has a channel of its own and a
+/// name that NBD knows.
 fn are_of_these(exports: &[Export], offered: &[DiskSpec]) -> bool {
     let mut copied: BTreeSet<_> =
         offered.iter().filter(|disk| disk.is_copied()).map(|disk| &disk.name).collect();
     let mut channels = BTreeSet::new();
-    exports.iter().all(|export| copied.remove(&export.disk) && channels.insert(export.channel))
+    exports.iter().all(|export| {
+        let has_name = export.export.len() <= EXPORT_NAME_BYTES_MAX;
+        has_name && copied.remove(&export.disk) && channels.insert(export.channel)
+    })
 }
 
 /// The offer again: between Begin and Prepare the guest may have been paused.
@@ -132,5 +137,10 @@ mod tests {
         for other in ["r", "l", "of nobody"] {
             assert!(!fits(&[("a", 1), (other, 2)]), "{other}");
         }
+        let named = |bytes| {
+            let (disk, export) = ("a".to_owned(), "x".repeat(bytes));
+            are_of_these(&[Export { disk, export, channel: 1, is_fresh: false }], &offered)
+        };
+        assert!(named(EXPORT_NAME_BYTES_MAX) && !named(EXPORT_NAME_BYTES_MAX + 1), "longer than NBD knows");
     }
 }

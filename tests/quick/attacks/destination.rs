@@ -22,11 +22,11 @@ use super::victim::{Attacker, Victim};
 use crate::qmp_real::machine::{Machine, binary, image};
 use crate::rig::soon;
 
-const DISK_BYTES: u64 = 1 << 20;
+pub(super) const DISK_BYTES: u64 = 1 << 20;
 const MIB: u64 = 1 << 20;
 
 /// What is done when something is asked.
-enum Act {
+pub(super) enum Act {
     Say(Value),
     /// So many streams of this purpose are opened to the asking agent, for its migration.
     Open(u16, u16),
@@ -34,8 +34,8 @@ enum Act {
     Silence,
 }
 
-type Liar = Arc<dyn Fn(&Asked) -> Vec<Act> + Send + Sync>;
-type Lies = Arc<Mutex<Liar>>;
+pub(super) type Liar = Arc<dyn Fn(&Asked) -> Vec<Act> + Send + Sync>;
+pub(super) type Lies = Arc<Mutex<Liar>>;
 
 /// The answer to a request.
 fn response(number: u64, response: impl Into<Value>) -> Act {
@@ -75,7 +75,7 @@ fn honest(request: &Request) -> Value {
 }
 
 /// Honest, but for what the lie has to say.
-fn but(lie: impl Fn(&Asked) -> Option<Vec<Act>> + Send + Sync + 'static) -> Liar {
+pub(super) fn but(lie: impl Fn(&Asked) -> Option<Vec<Act>> + Send + Sync + 'static) -> Liar {
     Arc::new(move |asked| lie(asked).unwrap_or_else(|| vec![response(asked.number, honest(&asked.request))]))
 }
 
@@ -278,7 +278,7 @@ fn answer_all(mut bravo: Attacker, lies: &Lies) -> tokio::task::JoinHandle<()> {
     })
 }
 
-async fn answer(stream: IncomingStream, lies: Lies) {
+pub(super) async fn answer(stream: IncomingStream, lies: Lies) {
     let (session, open) = (stream.session().clone(), stream.open);
     let Ok(accepted) = stream.accept().await else { return };
     let (mut sender, mut receiver) = message::split(accepted, &session);
@@ -311,7 +311,7 @@ async fn answer(stream: IncomingStream, lies: Lies) {
 }
 
 /// A paused guest with two disks that it can write to and one that it cannot, at web1's monitor.
-async fn guest(victim: &Victim) -> Machine {
+pub(super) async fn guest(victim: &Victim) -> Machine {
     let folder = victim.folder.path();
     let monitor = format!("socket,id=agent,path={},server=on,wait=off", folder.join("web1.qmp").display());
     let mut more = vec!["-chardev".to_owned(), monitor, "-mon".into(), "chardev=agent,mode=control".into()];
@@ -332,7 +332,7 @@ async fn guest(victim: &Victim) -> Machine {
 }
 
 /// All that a migration could leave in a QEMU.
-async fn left(machine: &Machine) -> String {
+pub(super) async fn left(machine: &Machine) -> String {
     let qmp = &machine.qmp;
     let nodes = qmp.execute(QueryNamedBlockNodes { flat: true }).await.unwrap();
     let nodes: Vec<_> = nodes.iter().map(|node| (&node.node_name, node.dirty_bitmaps.len())).collect();
@@ -345,14 +345,14 @@ async fn left(machine: &Machine) -> String {
 }
 
 /// A command of the operator's, whose lines are clean.
-fn run(victim: &Victim, words: &[&str]) -> (String, Option<i32>) {
+pub(super) fn run(victim: &Victim, words: &[&str]) -> (String, Option<i32>) {
     let (said, code) = tokio::task::block_in_place(|| victim.vmferry_ends(words));
     said.trim_end_matches('\n').split('\n').for_each(is_clean);
     (said, code)
 }
 
 /// The migration that was not known before, which has failed by the agent's word.
-fn failed(victim: &Victim, lie: &str, known: &mut BTreeSet<String>) -> String {
+pub(super) fn failed(victim: &Victim, lie: &str, known: &mut BTreeSet<String>) -> String {
     let migrations = victim.get("/v1/migrations");
     let id = |migration: &Value| migration["id"].as_str().unwrap().to_owned();
     let last = migrations.as_array().unwrap().iter().find(|migration| known.insert(id(migration))).unwrap();
@@ -365,7 +365,7 @@ fn journals(folder: &Path) -> Vec<String> {
     files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect()
 }
 
-fn start() -> Victim {
+pub(super) fn start() -> Victim {
     Victim::start_with(|text| text + "[deadlines]\nmake_s = 1\nqemu_start_s = 1\n")
 }
 

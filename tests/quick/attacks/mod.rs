@@ -10,6 +10,7 @@ mod expiry;
 mod flood;
 mod frames;
 mod grants;
+mod handshake;
 mod listeners;
 mod memory;
 mod moving;

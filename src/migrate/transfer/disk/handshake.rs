@@ -9,7 +9,7 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 
 use super::error::HandshakeError;
-use crate::net::compress::{Coding, Encoder, HEADER_LEN};
+use crate::net::compress::{Coding, Encoder, HEADER_LEN, PLAIN_MAX};
 use crate::net::pump::PumpState;
 use crate::net::stream::Stream;
 use crate::qemu::{Asking, NbdError, Terms};
@@ -43,10 +43,13 @@ pub(crate) async fn agree(
     }
 }
 
-/// As a pump would send it.
+/// As a pump would send it, in one block.
 fn coded(coding: &Coding, plain: &[u8]) -> io::Result<Bytes> {
     if !matches!(coding, Coding::Compress) {
         return Ok(Bytes::copy_from_slice(plain));
+    }
+    if plain.len() > PLAIN_MAX {
+        return Err(io::ErrorKind::InvalidInput.into());
     }
     let mut block = BytesMut::zeroed(HEADER_LEN);
     block.extend_from_slice(plain);
