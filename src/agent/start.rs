@@ -119,6 +119,8 @@ async fn serve(
     // Before anybody can ask for a migration of the same VMs.
     let taken_up = taken.iter().map(|taken| taken.journal).collect();
     let found = tokio::task::block_in_place(|| settle::find(&agent.host, &taken_up))?;
+    // Who goes on in another's place has its sessions.
+    let unaware = if instance.is_none() { settle::peers_of(&found.0) } else { Default::default() };
     // Before a peer can send anything.
     draining::find(&agent);
     // Before anything listens: who is told to stop must not be half started.
@@ -131,6 +133,7 @@ async fn serve(
     let successors = handoff::listen(&agent.host.config.runtime_dir)?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
     servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
+    agent.tasks.spawn(settle::announce(Arc::clone(&agent.host), unaware));
     if let Some(config) = &agent.host.config.traces {
         agent.tasks.spawn(agent.traces.begin(config.url.clone()));
     }

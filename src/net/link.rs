@@ -43,8 +43,16 @@ pub enum EndCause {
     /// It goes on in another process.
     #[error("the agent's process changed")]
     Frozen,
-    #[error("closed here: {}", .0.name())]
+    #[error("{}", closed(.0))]
     Closed(Code),
+}
+
+fn closed(code: &Code) -> String {
+    match code {
+        // Only the pool closes with it: a new process of the peer's has come (`Pool::adopt`).
+        Code::NoSession => "the peer's agent was started anew, without what it had before".into(),
+        code => format!("closed here: {}", code.name()),
+    }
 }
 
 fn refused(refusal: &Option<Box<ConnectError>>) -> String {

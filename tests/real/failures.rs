@@ -1,6 +1,8 @@
 //! Real failures of real migrations. After each one the guest runs on the source without a lost
 //! write, the cause is named, and nothing is left; at the end of each test the guest moves.
 
+use std::time::Duration;
+
 use crate::faults::cut::Cut;
 use crate::faults::{Case, End, Fault, Migration, Plan, Reach, Side, Stage, Who, play_all};
 use crate::support::process::{LONG, SHORT, wait_for};
@@ -90,6 +92,35 @@ fn an_agent_is_killed_or_stopped() -> Result<()> {
             stop(Who::DestinationAgent, Reach::Mirror, &["mirror"], &["bravo|destination", "shut|stop"]),
         ],
     )
+}
+
+/// The destination's agent had dialled the session: the source waits for its dialler, which is gone, and hears it from
+/// the new process long before `resume_s` is over.
+#[test]
+fn a_new_agent_of_the_destination_makes_itself_known() -> Result<()> {
+    const WAITS: &str = "resume_s = 60\nresume_paused_s = 60\n";
+    const HEARD_WITHIN: Duration = Duration::from_secs(25);
+    let started_anew = |phases| End::failed(phases, &["session", "bravo", "started anew"]);
+    let plan = Plan { deadlines: WAITS, both_ways: true, ..Plan::ORDINARY };
+    with_lab("a_new_agent_of_the_destination_makes_itself_known", |lab| {
+        let mut stage = Stage::set_up(lab, plan)?;
+        for (reach, end) in [
+            (Reach::Mirror, started_anew(&["mirror"])),
+            (Reach::Switchover, started_anew(&["switchover", "device"])),
+        ] {
+            let pinged = stage.bravo.vmferry(&["ping", "alpha"])?;
+            let sessions = stage.alpha.api("/v1/status")?["sessions"].clone();
+            ensure!(pinged.code == 0 && sessions[0]["dialed"] == false, "{pinged:?}: {sessions}");
+            let migration = stage.reach(reach)?;
+            stage.bravo.kill()?;
+            stage.bravo.restart()?;
+            ensure!(migration.wait_end(&stage.alpha, HEARD_WITHIN), "{}", migration.now(&stage.alpha)?);
+            stage.calm()?;
+            end.fits(&migration.ended(&stage.alpha)?)?;
+            stage.is_as_before()?;
+        }
+        stage.moves()
+    })
 }
 
 #[test]

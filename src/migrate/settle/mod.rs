@@ -9,11 +9,13 @@
 //! newest touches the virtual machine's QEMU.
 
 mod abandoned;
+mod announce;
 mod destination;
 mod open;
 mod source;
 
 pub use abandoned::abandoned;
+pub use announce::{announce, peers_of};
 pub use open::Open;
 pub(crate) use open::phase_of;
 use open::told;

@@ -13,7 +13,7 @@ use vmferry::migrate::phase::Phase;
 use vmferry::qemu::ProcessId;
 
 use super::{ANSWER_WITHIN, Agent, VMFERRY};
-use crate::forward::agents::Ground;
+use crate::forward::agents::{Agent as Dialled, Ground};
 
 pub(super) fn journal(folder: &Path, vm: &str, number: u128, role: Role, records: Vec<Record>) {
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
@@ -216,4 +216,76 @@ fn a_destination_that_has_lost_its_state_folder_decides_nothing() {
     }
     alpha.says("no record");
     assert!(!bravo.log().contains("ERROR"), "{}", bravo.log());
+}
+
+/// Waits without end for whoever had dialled it, by these tests' clock.
+const WAITS: &str = "[deadlines]\nresume_s = 600\nresume_paused_s = 600\n";
+
+/// Bravo, whose only session alpha has dialled, and alpha.
+fn connected(ground: &Ground, more: &str) -> (Dialled, Dialled) {
+    let bravo = ground.bravo(WAITS);
+    let alpha = ground.alpha(more);
+    let (is_reached, said) = alpha.run(&["ping", "bravo"]);
+    assert!(is_reached, "{said}");
+    let sessions = bravo.api("/v1/status")["sessions"].clone();
+    assert!(sessions.as_array().unwrap().len() == 1 && sessions[0]["dialed"] == false, "{sessions}");
+    (alpha, bravo)
+}
+
+/// The one that had accepted the session waits for its dialler; only a new session tells it that this is in vain.
+#[test]
+fn a_new_process_with_something_open_makes_itself_known() {
+    let open = [(1, Role::Destination, Vec::new()), (2, Role::Source, vec![Record::Phase(Phase::Mirror)])];
+    for (number, role, records) in open {
+        let ground = Ground::new();
+        let (mut alpha, bravo) = connected(&ground, "[vm.web1]\nqmp = 'web1.qmp'\n");
+        alpha.kill();
+        bravo.says("connection lost; the session waits for another");
+        journal(&ground.path("alpha"), "web1", number, role, records);
+        alpha.start();
+        bravo.says("the peer's agent is a new one");
+        bravo.says("was started anew, without what it had before");
+        let sessions = wait_for("the new session alone", || {
+            let sessions = bravo.api("/v1/status")["sessions"].as_array().unwrap().clone();
+            (sessions.len() == 1).then_some(sessions)
+        });
+        assert!(sessions[0].get("reconnecting").is_none_or(Value::is_null), "{role:?}: {sessions:?}");
+        alpha.says("the peer knows that this is a new process");
+    }
+}
+
+/// It is the same agent to its peers, and has all that the process before had.
+#[test]
+fn who_takes_over_ends_no_session() {
+    let ground = Ground::new();
+    let vms = "[deadlines]\nundecided_s = 1\n[vm.web1]\nqmp = 'web1.qmp'\n";
+    journal(&ground.path("alpha"), "web1", 1, Role::Source, vec![Record::HandedOver]);
+    let (mut alpha, bravo) = connected(&ground, vms);
+    alpha.says("the peer knows that this is a new process");
+    alpha.take_over();
+    let (is_reached, said) = alpha.run(&["ping", "bravo"]);
+    assert!(is_reached, "{said}");
+    wait_for("the migration to be open still", || {
+        (alpha.api("/v1/recover?peers=false")["cases"][0]["kind"] == "undecided").then_some(())
+    });
+    let (alphas, bravos) = (alpha.log(), bravo.log());
+    assert_eq!(alphas.matches("the peer knows that this is a new process").count(), 1, "{alphas}");
+    assert!(
+        !bravos.contains("the peer's agent is a new one") && !bravos.contains("session ends"),
+        "{bravos}"
+    );
+}
+
+/// Nobody is asked without end, and it is said once.
+#[test]
+fn a_peer_that_cannot_be_told_is_named_once() {
+    let ground = Ground::new();
+    journal(&ground.path("alpha"), "web1", 1, Role::Destination, Vec::new());
+    journal(&ground.path("alpha"), "web2", 2, Role::Source, vec![Record::HandedOver]);
+    let mut alpha =
+        ground.alpha("[deadlines]\nresume_s = 4\n[vm.web1]\nqmp = 'web1.qmp'\n[vm.web2]\nqmp = 'web2.qmp'\n");
+    alpha.says("the peer could not be told that this is a new process");
+    alpha.stop();
+    let log = alpha.log();
+    assert_eq!(log.matches("could not be told that this is a new process").count(), 1, "{log}");
 }
