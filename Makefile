@@ -123,9 +123,10 @@ observe: setup
 	cargo build $(LOCKED) --bins
 	python3 tests/observe/observe.py target/debug/vmferry $(LAB) .
 
-attacks: fetch
-	$(call step,honest streams beside attacks)
+attacks: setup
+	$(call step,honest streams and migrations beside attacks)
 	cargo test $(LOCKED) --release --test quick -- --ignored --nocapture attacks::speed
+	cargo test $(LOCKED) --release --test real -- --ignored --nocapture attacked::
 
 chaos: setup
 	$(call step,$(CHAOS_INJECTIONS) faults in real migrations, seed $(CHAOS_SEED): tests/CHAOS.md)
