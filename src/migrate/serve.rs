@@ -25,8 +25,10 @@ use crate::peer_refusals::Reason;
 /// How long a peer may keep a control stream without asking for anything.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long a first request is still waited for when everything is about to stop.
+/// How long a request is still waited for when everything is about to stop for another process, which is asked again.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
+/// The same when it stops for good, and a source at the end of a long road may be about to ask whose its guest is.
+const LAST_REQUEST_EVER: Duration = Duration::from_secs(5);
 
 /// Waits until everything stops, for another process or for good.
 async fn ends(host: &Host) {
@@ -39,7 +41,8 @@ async fn ends(host: &Host) {
 /// What is asked just before everything stops is still heard.
 async fn last_request(host: &Host) {
     ends(host).await;
-    tokio::time::sleep(LAST_REQUEST).await;
+    let long = if host.freeze.is_on() { LAST_REQUEST } else { LAST_REQUEST_EVER };
+    tokio::time::sleep(long).await;
 }
 
 /// What a peer asks first; `None` when it asks for nothing, or everything stops before.
