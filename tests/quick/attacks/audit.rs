@@ -4,14 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use uuid::Uuid;
 use vmferry::audit::{judge, paths};
 use vmferry::migrate::message::{Request, Response};
-use vmferry::migrate::problem::ProblemKind;
 use vmferry::mux::{Code, Open, purpose};
-use vmferry::net::message;
 
-use super::outside_grant::{one_disk, waiting_qemu};
+use super::outside_grant::{granted, waiting_qemu};
 use super::victim::{Attacker, Victim, answer, ask, control, offer};
 use crate::rig::{soon, until};
 
@@ -105,19 +102,8 @@ async fn migrations_that_a_peer_begins_and_gives_up_are_so_many_lines_and_a_numb
     let victim = Victim::start();
     let _qemu = waiting_qemu(&victim).await;
     let session = Attacker::new(&victim, "bravo").session(&victim).await;
-    let mut begun = 0;
-    while begun < TIMES {
-        let migration = Uuid::new_v4();
-        let stream = soon("a control stream", session.open(control(migration))).await.unwrap();
-        let (mut sender, mut receiver) = message::split(stream, &session);
-        let granted = answer(&mut sender, &mut receiver, Request::Prepare(one_disk())).await;
-        let prepared = match granted {
-            Response::Prepared(prepared) => prepared,
-            // The one before is about to end.
-            Response::Refused(refusal) if refusal.problems[0].kind == ProblemKind::Busy => continue,
-            other => panic!("{other:?}"),
-        };
-        begun += 1;
+    for begun in 1..=TIMES {
+        let (migration, prepared, mut sender, mut receiver) = granted(&session).await;
         if begun == TIMES {
             let channel = prepared.exports[0].channel;
             let disk = Open { purpose: purpose::NBD, channel, ..control(migration) };

@@ -9,15 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
-use vmferry::migrate::message::{Request, Response};
 use vmferry::mux::{Open, purpose};
-use vmferry::net::message::{self, MessageReceiver, MessageSender};
+use vmferry::net::message::{MessageReceiver, MessageSender};
 use vmferry::net::session::Session;
 use vmferry::net::stream::Stream;
 use vmferry::qemu::NbdWriter;
 
-use super::outside_grant::{one_disk, waiting_qemu};
-use super::victim::{Attacker, Victim, answer, control};
+use super::outside_grant::{granted, waiting_qemu};
+use super::victim::{Attacker, Victim, control};
 use crate::qmp_real::machine::Machine;
 use crate::rig::{soon, until};
 
@@ -71,11 +70,7 @@ impl Moving {
         let qemu = waiting_qemu(victim).await;
         let bravo = Attacker::new(victim, "bravo");
         let session = bravo.session(victim).await;
-        let migration = Uuid::new_v4();
-        let stream = soon("a control stream", session.open(control(migration))).await.unwrap();
-        let (mut sender, mut receiver) = message::split(stream, &session);
-        let granted = answer(&mut sender, &mut receiver, Request::Prepare(one_disk())).await;
-        let Response::Prepared(prepared) = granted else { panic!("{granted:?}") };
+        let (migration, prepared, sender, receiver) = granted(&session).await;
         let export = prepared.exports[0].clone();
         let open = Open { purpose: purpose::NBD, channel: export.channel, ..control(migration) };
         let mut disk = soon("the disk's stream", session.open(open)).await.unwrap();

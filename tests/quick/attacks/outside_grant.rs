@@ -1,9 +1,10 @@
 //! A peer that has a grant, of a real QEMU that waits for its VM, and opens streams that were not granted.
 
 use uuid::Uuid;
-use vmferry::migrate::message::{DiskSpec, Offer, Request, Response};
+use vmferry::migrate::message::{DiskSpec, Offer, Prepared, Request, Response};
+use vmferry::migrate::problem::ProblemKind;
 use vmferry::mux::{Code, Open, purpose};
-use vmferry::net::message;
+use vmferry::net::message::{self, MessageReceiver, MessageSender};
 use vmferry::net::session::{OpenStreamError, Session};
 use vmferry::net::stream::Stream;
 
@@ -50,17 +51,31 @@ pub(super) fn one_disk() -> Offer {
     Offer { disks: vec![disk], ..offer("web1") }
 }
 
+/// What is granted for that disk, on a control stream of its own; where the migration before is about to end, once it
+/// has.
+pub(super) async fn granted(session: &Session) -> (Uuid, Prepared, MessageSender, MessageReceiver) {
+    soon("a grant", async {
+        loop {
+            let migration = Uuid::new_v4();
+            let stream = session.open(control(migration)).await.unwrap();
+            let (mut sender, mut receiver) = message::split(stream, session);
+            match answer(&mut sender, &mut receiver, Request::Prepare(one_disk())).await {
+                Response::Prepared(prepared) => return (migration, prepared, sender, receiver),
+                Response::Refused(refusal) if refusal.problems[0].kind == ProblemKind::Busy => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_grant_is_for_its_peer_and_its_streams_alone() {
     let victim = Victim::start();
     let _qemu = waiting_qemu(&victim).await;
     let (bravo, charlie) = (Attacker::new(&victim, "bravo"), Attacker::new(&victim, "charlie"));
     let (of_bravo, of_charlie) = (bravo.session(&victim).await, charlie.session(&victim).await);
-    let migration = Uuid::new_v4();
-    let stream = soon("a control stream", of_bravo.open(control(migration))).await.unwrap();
-    let (mut sender, mut receiver) = message::split(stream, &of_bravo);
-    let granted = answer(&mut sender, &mut receiver, Request::Prepare(one_disk())).await;
-    let Response::Prepared(prepared) = granted else { panic!("{granted:?}") };
+    let (migration, prepared, mut sender, mut receiver) = granted(&of_bravo).await;
     let channel = prepared.exports[0].channel;
     let refusals = |peer: &str, reason: &str| {
         victim.metric(&format!("vmferry_peer_refusals_total{{peer=\"{peer}\",reason=\"{reason}\"}}"))

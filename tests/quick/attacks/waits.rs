@@ -9,8 +9,8 @@ use vmferry::mux::{Open, purpose};
 use vmferry::net::message::{self, MessageReceiver, MessageSender};
 use vmferry::net::session::Session;
 
-use super::outside_grant::{one_disk, waiting_qemu};
-use super::victim::{Attacker, Victim, answer, control, offer};
+use super::outside_grant::{granted, one_disk, waiting_qemu};
+use super::victim::{Attacker, Victim, control, offer};
 use crate::rig::{soon, until};
 
 /// More answers than credit and queues have room for.
@@ -37,18 +37,12 @@ async fn a_source_that_reads_no_answers_loses_its_migration() {
     let victim = Victim::start();
     let _qemu = waiting_qemu(&victim).await;
     let session = Attacker::new(&victim, "bravo").session(&victim).await;
-    let migration = Uuid::new_v4();
-    let (mut sender, mut receiver) = channel(&session, control(migration)).await;
-    let granted = answer(&mut sender, &mut receiver, Request::Prepare(one_disk())).await;
-    assert!(matches!(granted, Response::Prepared(_)), "{granted:?}");
+    let (migration, _, sender, _unread) = granted(&session).await;
     soon("not to be listened to any more", asks_unread(sender)).await;
     let outcome = || victim.get(&format!("/v1/migrations/{migration}"))["outcome"].clone();
     until("its end", || outcome()["result"] == "failed").await;
     victim.logs(|line| line.contains("was not read for 10 s")).await;
-    let (mut sender, mut receiver) = channel(&session, control(Uuid::new_v4())).await;
-    let again = answer(&mut sender, &mut receiver, Request::Prepare(one_disk())).await;
-    assert!(matches!(again, Response::Prepared(_)), "{again:?}");
-    drop((sender, receiver));
+    granted(&session).await;
 }
 
 /// What a known peer without any permission can have open.
@@ -92,10 +86,7 @@ async fn a_source_that_says_again_and_again_whether_its_guest_runs_is_ended() {
     let victim = Victim::start();
     let _qemu = waiting_qemu(&victim).await;
     let session = Attacker::new(&victim, "bravo").session(&victim).await;
-    let migration = Uuid::new_v4();
-    let (mut sender, mut receiver) = channel(&session, control(migration)).await;
-    let granted = answer(&mut sender, &mut receiver, Request::Prepare(one_disk())).await;
-    assert!(matches!(granted, Response::Prepared(_)), "{granted:?}");
+    let (.., mut sender, mut receiver) = granted(&session).await;
     let refused = soon("a refusal", async {
         for number in 0..10_000 {
             let request = Request::ToRun { running: number % 2 == 1 };
