@@ -64,7 +64,7 @@ fn offer_data(host: &Host, stream: IncomingStream) {
             // A refused offer is dropped, and dropping refuses it.
             if let Err(mpsc::error::TrySendError::Full(stream)) = incoming.streams.try_send(stream) {
                 let what = || format!("of migration {migration}: too many are waiting");
-                host.refused(&peer, Reason::OutsideGrant, what);
+                host.refused(&peer, Reason::Quota, what);
                 stream.refuse(Code::Limit);
             }
         }
