@@ -33,6 +33,7 @@ pub mod rate;
 pub mod size;
 pub mod traces;
 pub mod weight;
+pub mod witness;
 
 /// Sessions take and return megabytes each millisecond on threads of their own. glibc gives their
 /// memory back to the kernel and takes it again all the time, at the cost of page faults; this

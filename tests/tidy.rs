@@ -96,6 +96,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "peer_refusals",
             "private_memory",
             "traces",
+            "witness",
         ],
     ),
     (
@@ -161,6 +162,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "forward",
             "libvirt::Ended",
             "libvirt::Role",
+            "migrate::WitnessFigures",
             "migrate::journal::Role",
             "migrate::progress",
             "migrate::phase",
@@ -172,7 +174,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "peer_refusals",
         ],
     ),
-    ("migrate", &["audit", "config", "error_chain", "mux", "net", "peer_refusals", "qemu"]),
+    ("migrate", &["audit", "config", "error_chain", "mux", "net", "peer_refusals", "qemu", "witness"]),
     // The two roles know all below them, and not each other.
     ("migrate::source", role_uses!("audit")),
     ("migrate::destination", role_uses!("size" "config" "peer_refusals" "printable")),
@@ -197,7 +199,9 @@ const EDGES: &[(&str, &[&str])] = &[
             "migrate::protocol",
             "net",
             "peer_refusals",
+            "printable",
             "qemu",
+            "witness",
         ],
     ),
     // What is left to another process is data: it knows nobody who stops or goes on.
@@ -244,6 +248,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("migrate::journal", &["migrate::handover", "migrate::model", "qemu"]),
     // What is moved when: it knows how a migration is asked for, and no migration.
     ("drain", &["config::glob_matches", "migrate::Options", "ranged"]),
+    // An etcd, and nothing of migrations.
+    ("witness", &["config", "error_chain", "json", "net::tls", "printable"]),
     // Beside `migrate`; neither knows the other.
     ("forward", &["config", "error_chain", "mux", "net", "peer_refusals", "printable", "rate", "weight"]),
     // Migrations that libvirt makes itself: nothing of ours.

@@ -66,6 +66,7 @@ impl Agent {
         self.metrics.sessions.set_refusals(&self.host.refusals.counts());
         self.metrics.set_audit(&self.host.audit.figures());
         self.metrics.set_traces(self.traces.counts());
+        self.metrics.witness.set(self.host.witness_figures());
     }
 
     fn measure_migrations(&self) {

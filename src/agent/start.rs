@@ -29,6 +29,7 @@ use crate::net::pool::Pool;
 use crate::net::session::{IncomingStream, Session};
 use crate::net::tls::Tls;
 use crate::private_memory;
+use crate::witness::Etcd;
 
 /// What unfinished messages of a peer that may send virtual machines here may hold.
 const MESSAGE_BYTES: usize = 4 * 1024 * 1024;
@@ -80,6 +81,9 @@ fn configured(path: &Path) -> anyhow::Result<(Config, Stamp, Tls)> {
     let before = Stamp::of(&config.tls);
     let tls = certificates::load(&config.tls)?;
     config.check_own(&tls.identity, path)?;
+    if let Some(witness) = &config.witness {
+        Etcd::new(witness).check_files().context("[witness]")?;
+    }
     Ok((config, before, tls))
 }
 

@@ -107,6 +107,12 @@ pub enum Event {
     AgentEnds {
         left_to_another: bool,
     },
+    /// The witness keeps this word of a migration now, by this side's doing.
+    Witness {
+        #[serde(flatten)]
+        subject: Subject,
+        word: &'static str,
+    },
     /// Somebody asks for something that changes something.
     Asked {
         by: By,

@@ -16,6 +16,7 @@ mod sandbox;
 mod template;
 mod traces;
 mod vm;
+mod witness;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -42,6 +43,7 @@ pub use peer::{DEFAULT_PORT, LANES_MAX, PeerConfig, glob_matches};
 pub use sandbox::SandboxConfig;
 pub use traces::{CollectorUrl, CollectorUrlError, TracesConfig};
 pub use vm::{Start, VmConfig};
+pub use witness::{Endpoint, EndpointError, WitnessConfig};
 
 /// Where a configuration is looked for when none is named.
 pub const DEFAULT_PATH: &str = "/etc/vmferry/vmferry.toml";
@@ -128,6 +130,8 @@ pub struct Config {
     /// What peers may be connected to on this host, by name.
     #[serde(default, rename = "target")]
     pub targets: BTreeMap<String, TargetConfig>,
+    /// The etcd that is asked when one of two hosts is lost; none when the table is absent.
+    pub witness: Option<WitnessConfig>,
 }
 
 /// Certificate files. `vmferry certs host` writes all of them.
@@ -344,6 +348,7 @@ impl Config {
         }
         self.api.check()?;
         self.drain.check()?;
+        self.witness.as_ref().map_or(Ok(()), WitnessConfig::check)?;
         if self.audit.files < 2 {
             return Err(("audit.files".into(), "at least 2: one that is written, and the one before".into()));
         }
@@ -381,6 +386,7 @@ impl Config {
         against(&mut self.tls.cert);
         against(&mut self.tls.key);
         self.tls.crl.as_mut().map(against);
+        self.witness.as_mut().into_iter().flat_map(WitnessConfig::files).for_each(against);
         self.libvirt.folder.as_mut().map(against);
         self.libvirt.socket.as_mut().map(against);
         self.vms.values_mut().chain(self.templates.values_mut()).for_each(|vm| vm.resolve(base));

@@ -13,6 +13,7 @@ mod page;
 mod process;
 mod register;
 mod sessions;
+mod witness;
 
 use std::sync::OnceLock;
 
@@ -31,6 +32,7 @@ pub use migrations::{MigrationMetrics, UnderWay};
 use process::ProcessMetrics;
 use register::Register;
 pub use sessions::{Counted, SessionMetrics};
+pub use witness::WitnessMetrics;
 
 /// All metrics of an agent.
 #[derive(Debug)]
@@ -41,6 +43,7 @@ pub struct Metrics {
     pub sessions: SessionMetrics,
     pub forward: ForwardMetrics,
     pub drain: DrainMetrics,
+    pub witness: WitnessMetrics,
     audit: AuditMetrics,
     api_refusals: IntCounterVec,
     sandbox: IntGaugeVec,
@@ -64,6 +67,7 @@ impl Metrics {
             sessions: SessionMetrics::new(&register)?,
             forward: ForwardMetrics::new(&register)?,
             drain: DrainMetrics::new(&register)?,
+            witness: WitnessMetrics::new(&register)?,
             audit: AuditMetrics::new(&register)?,
             api_refusals: register.counter(
                 "api_refusals_total",

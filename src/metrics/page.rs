@@ -32,7 +32,8 @@ const LABELS: &[(&str, &str)] = &[
         "result",
         "`moved`, `failed`, `cancelled`, `undecided`; of libvirt's own migrations `moved`, `failed`, `bypassed`, \
          `unknown`. Of drains `moved`, `left`, `incomplete`, `cancelled`, `undecided`. Of certificates read again \
-         `taken`, `refused`. Of traces `sent`, `failed`, `dropped` (too many waited)",
+         `taken`, `refused`. Of traces `sent`, `failed`, `dropped` (too many waited). Of questions to the witness \
+         `answered`, `unanswered`",
     ),
     ("role", "of this host: `source`, `destination`"),
     ("side", "`forward` where programs of this host connect, `target` where peers are connected"),

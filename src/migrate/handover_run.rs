@@ -12,18 +12,19 @@
 //!
 //! **Rules.**
 //! - Effects are carried out in the machine's order, each to its end before the next one begins. Only the
-//!   source's way back and its word of that are one: neither waits for the other.
-//! - A write and a start end their step. The machine is told how they ended before anything else is done:
-//!   what is said or done upon a record comes after the record, or not at all.
+//!   source's way back and its word of that are one, and so are its offer at the witness and what it asks then:
+//!   neither waits for the other.
+//! - A write, a start, and the taking of the guest at the witness end their step. The machine is told how they ended
+//!   before anything else is done: what is said or done upon a record comes after the record, or not at all.
 //! - What is heard meanwhile is kept until nothing else is to be done.
-//! - An operator is answered once the records of his decision are written or refused, and before what
-//!   follows from it.
+//! - An operator is answered once the records of his decision are written or refused and the witness has been
+//!   asked, and before what follows from it.
 //! - A world that cannot go on ends the run. What was still to be done is then not done, as in a crash:
 //!   the journal says how it goes on.
 
 use super::handover::{
-    Ask, Destination, DestinationEffect, DestinationInput, Fate, Illegal, Mark, Ran, Source, SourceEffect,
-    SourceInput, Written,
+    Answer, Ask, Destination, DestinationEffect, DestinationInput, Fate, Illegal, Mark, Move, Ran, Source,
+    SourceEffect, SourceInput, Written,
 };
 
 /// Most effects of one step.
@@ -84,6 +85,17 @@ pub trait SourceWorld {
     fn resume(&mut self, abort: bool)
     -> impl Future<Output = Result<Option<SourceInput>, Self::Stop>> + Send;
 
+    /// Offers the guest at the witness, and asks the destination meanwhile, if there is something to ask. Its
+    /// answer, as [`Self::ask`].
+    fn offer(
+        &mut self,
+        ask: Option<Ask>,
+        machine: Source,
+    ) -> impl Future<Output = Result<Option<SourceInput>, Self::Stop>> + Send;
+
+    /// Takes the guest back at the witness, if there is a QEMU here whose guest can be let run.
+    fn take_back_at_witness(&mut self) -> impl Future<Output = Result<Answer, Self::Stop>> + Send;
+
     /// Sees to it that the guest here never runs again.
     fn release(&mut self) -> impl Future<Output = Result<(), Self::Stop>> + Send;
 
@@ -116,6 +128,12 @@ pub trait DestinationWorld {
 
     /// Ends the guest that never ran, undoes what was made.
     fn undo(&mut self) -> impl Future<Output = Result<(), Self::Stop>> + Send;
+
+    /// Takes the guest at the witness.
+    fn seal(&mut self, by: Move) -> impl Future<Output = Result<Answer, Self::Stop>> + Send;
+
+    /// Gives it up at the witness, if that can be reached.
+    fn give_up_at_witness(&mut self) -> impl Future<Output = Result<(), Self::Stop>> + Send;
 
     /// Tells an operator what became of his decision.
     fn answer_operator(&mut self, machine: Destination);
@@ -206,7 +224,9 @@ impl<M: Machine<SourceInput, SourceEffect> + AsRef<Source>> SourceRun<M> {
                     None => world.wait(machine).await?,
                     heard => heard,
                 };
-                let Some(input) = happened else { return Ok(false) };
+                let Some(input) = happened else {
+                    return Ok(false);
+                };
                 self.forced = matches!(input, SourceInput::Forced(_));
                 self.tell(input, world);
             }
@@ -218,6 +238,19 @@ impl<M: Machine<SourceInput, SourceEffect> + AsRef<Source>> SourceRun<M> {
             Some(SourceEffect::Ask(ask)) => {
                 self.heard = world.ask(ask, machine).await?.or(self.heard);
                 self.done(1);
+            }
+            Some(SourceEffect::Offer) => {
+                let ask = match self.effects[1] {
+                    Some(SourceEffect::Ask(ask)) => Some(ask),
+                    _ => None,
+                };
+                self.heard = world.offer(ask, machine).await?.or(self.heard);
+                self.done(1 + usize::from(ask.is_some()));
+            }
+            Some(SourceEffect::TakeBack) => {
+                let answer = world.take_back_at_witness().await?;
+                self.done(1);
+                self.tell(SourceInput::TakenBack(answer), world);
             }
             Some(SourceEffect::Resume) => {
                 let abort = self.effects[1] == Some(SourceEffect::Ask(Ask::Abort));
@@ -249,14 +282,16 @@ impl<M: Machine<DestinationInput, DestinationEffect> + AsRef<Destination>> Desti
     /// Errors: the world's. The run is over then.
     pub async fn step<W: DestinationWorld>(&mut self, world: &mut W) -> Result<bool, W::Stop> {
         let next = self.effects[0];
-        if self.forced && !matches!(next, Some(DestinationEffect::Write(_))) {
+        if self.forced && !matches!(next, Some(DestinationEffect::Write(_) | DestinationEffect::Seal(_))) {
             self.forced = false;
             world.answer_operator(*self.machine.as_ref());
         }
         match next {
             None => {
                 let machine = *self.machine.as_ref();
-                let Some(input) = world.wait(machine).await? else { return Ok(false) };
+                let Some(input) = world.wait(machine).await? else {
+                    return Ok(false);
+                };
                 self.forced = matches!(input, DestinationInput::Forced(_));
                 self.tell(input, world);
             }
@@ -276,6 +311,15 @@ impl<M: Machine<DestinationInput, DestinationEffect> + AsRef<Destination>> Desti
             }
             Some(DestinationEffect::Undo) => {
                 world.undo().await?;
+                self.done(1);
+            }
+            Some(DestinationEffect::Seal(by)) => {
+                let answer = world.seal(by).await?;
+                self.done(1);
+                self.tell(DestinationInput::Moved(answer), world);
+            }
+            Some(DestinationEffect::Yield) => {
+                world.give_up_at_witness().await?;
                 self.done(1);
             }
         }

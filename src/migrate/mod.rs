@@ -33,7 +33,7 @@ mod source;
 mod transfer;
 
 pub use handoff::{FrozenMigrations, TakenUp, go_on, settle_stopped, take_up};
-pub use host::{Host, known_vms, running_qemu, vm_state};
+pub use host::{Host, WitnessFigures, known_vms, running_qemu, vm_state};
 pub use model::disk_choice::{DiskChoice, DisksAtOnce, DisksAtOnceError};
 pub use model::in_band::{InBand, InBandError};
 pub use model::incremental::Incremental;

@@ -22,7 +22,7 @@ use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::credentials::{Credentials, may_sign};
-pub use super::credentials::{TlsError, TlsPaths};
+pub use super::credentials::{TlsError, TlsPaths, read_certificates, read_key};
 use super::expiry::{Ending, endings};
 use super::handshake_failure::{HandshakeFailure, classify_tls_error};
 use super::identity::Identity;

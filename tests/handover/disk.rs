@@ -22,8 +22,9 @@ pub fn bit(mark: Mark, at_source: bool) -> Records {
         Mark::Runs => RUNS,
         Mark::NeverRan => NEVER_RAN,
         Mark::Confirmed => CONFIRMED,
-        // The source writes neither of the two otherwise, and the destination reads no decision.
-        Mark::Forced(_) if !at_source => 0,
+        // Neither side writes these otherwise.
+        Mark::Forced(Whose::Here) if !at_source => HANDED_OVER,
+        Mark::Forced(Whose::There) if !at_source => 0,
         Mark::Forced(Whose::Here) => STARTING,
         Mark::Forced(Whose::There) => CONFIRMED,
     }
@@ -40,13 +41,14 @@ pub fn known(records: Records, at_source: bool) -> Known {
     let has = |bit| records & bit != 0;
     let moved = has(MOVED).then_some(Ended::Moved);
     Known {
-        handed_over: has(HANDED_OVER),
+        handed_over: at_source && has(HANDED_OVER),
         starting: !at_source && has(STARTING),
         runs: has(RUNS),
         never_ran: has(NEVER_RAN),
         forced: match at_source {
             true if has(STARTING) => Some(Whose::Here),
             true if has(CONFIRMED) => Some(Whose::There),
+            false if has(HANDED_OVER) => Some(Whose::Here),
             _ => None,
         },
         ended: moved.or(has(STAYED).then_some(Ended::Stayed)),
@@ -108,7 +110,7 @@ impl Disk {
             (durable, Some(Written::Durable), Kind::Step, "is written"),
             (unsynced, None, Kind::Fault, "is written, and the agent crashes before the sync"),
         ];
-        if scope != Scope::Disks {
+        if !scope.disks_fail() {
             return outcomes;
         }
         outcomes.extend([

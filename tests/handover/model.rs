@@ -6,8 +6,8 @@ use std::task::{Context, Poll, Waker};
 
 use vmferry_handover::handover::Fate;
 use vmferry_handover::handover::{
-    Ask, Destination, DestinationInput, DestinationState, Illegal, Mark, Ran, Side, Source, SourceInput,
-    SourceState, Written,
+    Answer, Ask, Destination, DestinationInput, DestinationState, Illegal, Mark, Move, Ran, Side, Source,
+    SourceInput, SourceState, Written,
 };
 use vmferry_handover::handover_run::{DestinationWorld, Run, SourceWorld};
 
@@ -76,6 +76,32 @@ impl Model {
         }
     }
 
+    /// Every way in which a move can end.
+    fn at_witness(&mut self, by: Move) -> Done<Answer> {
+        if self.mode != Mode::Live {
+            return Err(Crash);
+        }
+        // Whether it comes to the witness, is answered, and the agent crashes.
+        let outcomes = vec![
+            (Kind::Step, (true, true, false)),
+            (Kind::Fault, (true, false, false)),
+            (Kind::Fault, (false, false, false)),
+            (Kind::Fault, (true, false, true)),
+            (Kind::Fault, (false, false, true)),
+        ];
+        let (comes, is_answered, crashes) = self.choose(outcomes);
+        let mut answer = Answer::Unknown;
+        match comes {
+            true => answer = self.mutant.at_witness(by, &mut self.world.witness),
+            false => self.world.witness.is_sent(by, self.world.scope),
+        }
+        if !is_answered {
+            answer = Answer::Unknown;
+        }
+        self.name(|| format!("{by:?} at the witness: {answer:?}, crashes: {crashes}"));
+        if crashes { Err(Crash) } else { Ok(answer) }
+    }
+
     /// Every way in which one write can end.
     fn record(&mut self, mark: Mark, at_source: bool) -> Done<Written> {
         match self.mode {
@@ -113,7 +139,7 @@ impl SourceWorld for Model {
             // At the latest by a deadline; or somebody cancels it, or something fails.
             inputs.push(SourceInput::Fail);
             if self.world.said.said().any(|fate| fate == Fate::Loaded) {
-                inputs.push(SourceInput::Complete);
+                inputs.push(SourceInput::Complete { witness: self.world.witness.agreed });
             }
         }
         inputs.extend(self.world.said.said().map(SourceInput::Heard));
@@ -131,11 +157,16 @@ impl SourceWorld for Model {
             machine.state(),
             SourceState::Asking { .. } | SourceState::Doubt { .. } | SourceState::Missing
         ) {
+            // In the end, of one that is lost; of others, if they are slow.
+            if self.world.witness.agreed && matches!(machine.state(), SourceState::Asking { .. }) {
+                let kind = if self.world.lost == Lost::Destination { Kind::Step } else { Kind::Fault };
+                inputs.push((kind, SourceInput::Unheard));
+            }
             // Whose agent has no record of it says nothing, so that an operator looks there. One that is asked by a
             // source which has handed over has a record, unless its folder was lost.
             let no_record = self.world.forgotten
-                && (self.world.scope == Scope::Decisions || machine.state() == SourceState::Missing);
-            let truth = self.world.lost == Lost::Destination || no_record;
+                && (self.world.scope.is_decided_wrongly() || machine.state() == SourceState::Missing);
+            let truth = self.world.source_needs_operator() || no_record;
             let sides = decisions(self.world.scope, truth.then_some(self.world.destination.ran));
             inputs.extend(sides.map(|(kind, side)| (kind, SourceInput::Forced(side))));
         }
@@ -203,6 +234,38 @@ impl SourceWorld for Model {
         }
     }
 
+    /// The answer may come at once, and be an old one; the offer may come late.
+    async fn offer(&mut self, ask: Option<Ask>, _: Source) -> Done<Option<SourceInput>> {
+        if self.mode != Mode::Live {
+            return Err(Crash);
+        }
+        let fates = self.world.said.said().map(|fate| Some(SourceInput::Heard(fate)));
+        let heard = [None].into_iter().chain(fates);
+        let late = [(false, true, false), (false, false, true), (true, false, true)];
+        let outcomes = heard.map(|heard| (Kind::Step, (true, true, false, heard)));
+        let late = late.map(|(offers, asks, crashes)| (Kind::Fault, (offers, asks, crashes, None)));
+        let (offers, asks, crashes, heard) = self.choose(outcomes.chain(late).collect());
+        match offers {
+            true => drop(self.world.witness.take(Move::Offer)),
+            false if !crashes => self.world.witness.is_sent(Move::Offer, self.world.scope),
+            false => {}
+        }
+        if asks || crashes && !offers {
+            ask.into_iter().for_each(|ask| self.world.asked.ask(ask));
+        }
+        self.name(|| format!("offers it: {offers}, asks {ask:?}, hears {heard:?}, crashes: {crashes}"));
+        if crashes { Err(Crash) } else { Ok(heard) }
+    }
+
+    async fn take_back_at_witness(&mut self) -> Done<Answer> {
+        // Nothing could be let run.
+        if self.world.source.qemu == Qemu::Gone && self.mutant != Mutant::TakesBackNothing {
+            self.name(|| "has nothing to take back".into());
+            return Ok(Answer::Unknown);
+        }
+        self.at_witness(Move::TakeBack)
+    }
+
     async fn release(&mut self) -> Done<()> {
         // On an operator's word alone the old QEMU is not ended.
         if self.does(false)?
@@ -236,13 +299,24 @@ impl DestinationWorld for Model {
             }
             // Nobody will say more, or nothing can be done: the timer must not help otherwise.
             let gone = self.world.destination.qemu == Qemu::Gone;
-            let alone = self.world.source_end().is_some() || gone || self.world.lost == Lost::Source;
-            inputs.push((if alone { Kind::Step } else { Kind::Fault }, DestinationInput::Trouble));
+            let agreed = self.world.witness.agreed;
+            let alone = self.world.source_end().is_some() || self.world.lost == Lost::Source;
+            let kind = |is_step| if is_step { Kind::Step } else { Kind::Fault };
+            inputs.push((kind(gone || alone && !(agreed && loaded)), DestinationInput::Trouble));
+            if agreed && loaded {
+                inputs.push((kind(alone), DestinationInput::Alone));
+            }
         }
-        let truth = self.world.lost == Lost::Source;
+        if matches!(machine.state(), DestinationState::Sealing { .. } | DestinationState::Alone) {
+            inputs.push((Kind::Fault, DestinationInput::Trouble));
+        }
+        let truth = self.world.destination_needs_operator(machine.state());
         for (kind, side) in decisions(self.world.scope, truth.then_some(self.world.source.ran)) {
             match machine.state() {
-                DestinationState::Waiting { loaded: true } | DestinationState::Claiming => {}
+                DestinationState::Waiting { loaded: true }
+                | DestinationState::Claiming
+                | DestinationState::Alone
+                | DestinationState::Sealing { .. } => {}
                 DestinationState::GivingUp { .. } if side == Side::There => {}
                 _ => continue,
             }
@@ -324,6 +398,20 @@ impl DestinationWorld for Model {
         Ok(())
     }
 
+    async fn seal(&mut self, by: Move) -> Done<Answer> {
+        if self.mutant == Mutant::StartsMeanwhile && self.world.destination.qemu == Qemu::Paused {
+            self.world.destination.start_guest();
+        }
+        self.at_witness(by)
+    }
+
+    async fn give_up_at_witness(&mut self) -> Done<()> {
+        match self.mutant {
+            Mutant::NeverYields => Ok(()),
+            _ => self.at_witness(Move::Yield).map(drop),
+        }
+    }
+
     fn answer_operator(&mut self, _: Destination) {}
 
     fn illegal(&mut self, _: Illegal) {
@@ -335,9 +423,11 @@ impl DestinationWorld for Model {
 /// decides by that in the end.
 fn decisions(scope: Scope, ran_there: Option<bool>) -> impl Iterator<Item = (Kind, Side)> {
     let right = ran_there.map(|ran| if ran { Side::There } else { Side::Here });
-    let kind = move |side| if Some(side) == right { Kind::Step } else { Kind::Fault };
+    let kind = move |side| {
+        if Some(side) == right { Kind::Step } else { Kind::Fault }
+    };
     let sides = [Side::Here, Side::There].into_iter().map(move |side| (kind(side), side));
-    sides.filter(move |(kind, _)| scope == Scope::Decisions || *kind == Kind::Step)
+    sides.filter(move |(kind, _)| scope.is_decided_wrongly() || *kind == Kind::Step)
 }
 
 /// What a model's future gives: it never waits.
@@ -352,7 +442,9 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 macro_rules! stepper {
     ($name:ident, $side:ident, $written:path) => {
         pub fn $name(before: &World, mutant: Mutant, out: &mut Successors) {
-            let Some(run_before) = before.$side.run else { return };
+            let Some(run_before) = before.$side.run else {
+                return;
+            };
             let (mut choice, mut outcomes) = (0, 1);
             while choice < outcomes {
                 let name = out.names.is_some().then(String::new);

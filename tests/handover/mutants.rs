@@ -4,11 +4,12 @@
 
 use vmferry_handover::handover::Fate;
 use vmferry_handover::handover::{
-    Ask, Destination, DestinationEffect, DestinationInput, Illegal, Mark, Ran, Source, SourceEffect,
-    SourceInput, SourceState, Written,
+    Answer, Ask, Destination, DestinationEffect, DestinationInput, DestinationState, Ended, Illegal, Mark,
+    Move, Ran, Source, SourceEffect, SourceInput, SourceState, Word, Written,
 };
 use vmferry_handover::handover_run::Machine;
 
+use super::witness::Witness;
 use super::world::Scope;
 
 /// A mistake.
@@ -75,11 +76,45 @@ pub enum Mutant {
     ForgetsADecision,
     /// The source takes a destination that has no record of the migration for one whose guest never ran.
     TakesNoRecordForNeverRan,
+
+    /// Once there is a witness: the destination starts the guest, and does not take it there.
+    StartsUnsealed,
+    /// The destination takes it by itself, though it was not offered.
+    SealsWhatIsNotOffered,
+    /// The destination takes it though it is the source's.
+    SealsWhatIsTheSources,
+    /// A side takes a witness that does not answer for one that agrees.
+    DestinationTakesNoAnswerForYes,
+    SourceTakesNoAnswerForYes,
+    /// The source takes the guest back, and does not ask the witness.
+    TakesBackByItself,
+    /// It takes it back though it is the destination's.
+    TakesBackWhatIsTheDestinations,
+    /// It takes back a guest whose QEMU is gone.
+    TakesBackNothing,
+    /// It offers the guest, and then writes that it has handed over.
+    OffersBeforeRecord,
+    /// It is left out: here and below.
+    NeverOffers,
+    NeverTakesBack,
+    NeverYields,
+    /// A destination that was restarted takes a guest that it takes at the witness for one that has not run.
+    ForgetsThatItMayHaveRun,
+    /// Whoever comes first has it, and nobody gives it up or offers it.
+    FirstComeOnly,
+    /// The interpreter starts the guest while it takes it at the witness.
+    StartsMeanwhile,
+    /// It does not tell the machine what the witness has answered.
+    IsSilentAboutTheWitness,
+    /// It tells it twice.
+    TellsTheAnswerTwice,
+    /// It does not read in the journal that there is a witness.
+    ForgetsTheWitness,
 }
 
 impl Mutant {
     /// All mistakes.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 48] = [
         Self::StartBeforeRecord,
         Self::ResumeBeforeRecord,
         Self::SourceDoubtIsFailure,
@@ -110,6 +145,24 @@ impl Mutant {
         Self::ClaimsByItself,
         Self::ForgetsADecision,
         Self::TakesNoRecordForNeverRan,
+        Self::StartsUnsealed,
+        Self::SealsWhatIsNotOffered,
+        Self::SealsWhatIsTheSources,
+        Self::DestinationTakesNoAnswerForYes,
+        Self::SourceTakesNoAnswerForYes,
+        Self::TakesBackByItself,
+        Self::TakesBackWhatIsTheDestinations,
+        Self::TakesBackNothing,
+        Self::OffersBeforeRecord,
+        Self::NeverOffers,
+        Self::NeverTakesBack,
+        Self::NeverYields,
+        Self::ForgetsThatItMayHaveRun,
+        Self::FirstComeOnly,
+        Self::StartsMeanwhile,
+        Self::IsSilentAboutTheWitness,
+        Self::TellsTheAnswerTwice,
+        Self::ForgetsTheWitness,
     ];
 
     /// Where it is looked for.
@@ -119,8 +172,45 @@ impl Mutant {
             | Self::ClaimsByItself
             | Self::ForgetsADecision
             | Self::TakesNoRecordForNeverRan => Scope::Decisions,
+            Self::StartsUnsealed
+            | Self::SealsWhatIsNotOffered
+            | Self::SealsWhatIsTheSources
+            | Self::DestinationTakesNoAnswerForYes
+            | Self::SourceTakesNoAnswerForYes
+            | Self::TakesBackByItself
+            | Self::TakesBackWhatIsTheDestinations
+            | Self::OffersBeforeRecord
+            | Self::NeverOffers
+            | Self::NeverTakesBack
+            | Self::NeverYields
+            | Self::ForgetsThatItMayHaveRun
+            | Self::TakesBackNothing
+            | Self::FirstComeOnly
+            | Self::StartsMeanwhile
+            | Self::IsSilentAboutTheWitness
+            | Self::TellsTheAnswerTwice
+            | Self::ForgetsTheWitness => Scope::Witness,
             Self::ForgetsUnconfirmed | Self::NeverAsks | Self::ForgetsToSay => Scope::Nothing,
             _ => Scope::Disks,
+        }
+    }
+
+    /// The move comes to the witness.
+    pub fn at_witness(self, by: Move, witness: &mut Witness) -> Answer {
+        let word = witness.word;
+        match (self, by, word) {
+            (Self::SealsWhatIsNotOffered, Move::TakeIfOffered, _) => witness.take(Move::TakeAsTold),
+            (Self::SealsWhatIsTheSources, Move::TakeAsTold, Some(_)) => {
+                witness.word = Some(Word::SealedByDestination);
+                Answer::Done
+            }
+            (Self::TakesBackWhatIsTheDestinations, Move::TakeBack, Some(_)) => {
+                witness.word = Some(Word::SealedBySource);
+                Answer::Done
+            }
+            (Self::FirstComeOnly, Move::Yield, _) => Answer::Done,
+            (Self::FirstComeOnly, Move::TakeIfOffered, _) => witness.take(Move::TakeAsTold),
+            _ => witness.take(by),
         }
     }
 
@@ -135,6 +225,10 @@ impl Mutant {
                 SourceInput::Written(Written::Failed)
             }
             (Self::IsSilentAboutAGuestThatIsGone, SourceInput::Gone) => SourceInput::Heard(Fate::Open),
+            (Self::TakesBackByItself, SourceInput::TakenBack(_)) => SourceInput::TakenBack(Answer::Done),
+            (Self::SourceTakesNoAnswerForYes, SourceInput::TakenBack(Answer::Unknown)) => {
+                SourceInput::TakenBack(Answer::Done)
+            }
             _ => input,
         }
     }
@@ -146,6 +240,10 @@ impl Mutant {
             }
             (Self::ClaimsByItself, DestinationInput::Ran(Ran::No)) => DestinationInput::Ran(Ran::Perhaps),
             (Self::NoAnswerIsRefusal, DestinationInput::Ran(Ran::Perhaps)) => DestinationInput::Ran(Ran::No),
+            (Self::StartsUnsealed, DestinationInput::Moved(_)) => DestinationInput::Moved(Answer::Done),
+            (Self::DestinationTakesNoAnswerForYes, DestinationInput::Moved(Answer::Unknown)) => {
+                DestinationInput::Moved(Answer::Done)
+            }
             _ => input,
         }
     }
@@ -160,7 +258,16 @@ impl Mutant {
             {
                 SourceEffect::Resume
             }
-            (Self::WritesAgain, _) => return twice(effects, |e| matches!(e, SourceEffect::Write(_))),
+            (Self::OffersBeforeRecord, [SourceEffect::Write(Mark::HandedOver)]) => SourceEffect::Offer,
+            (Self::NeverOffers | Self::FirstComeOnly, _) => {
+                return effects.into_iter().filter(|e| *e != SourceEffect::Offer).collect();
+            }
+            (Self::NeverTakesBack, _) => {
+                return effects.into_iter().filter(|e| *e != SourceEffect::TakeBack).collect();
+            }
+            (Self::WritesAgain, _) => {
+                return twice(effects, |e| matches!(e, SourceEffect::Write(_)));
+            }
             (Self::Reverses, _) => return effects.into_iter().rev().collect(),
             (Self::NeverAsks, _) => {
                 let asks = |e: &SourceEffect| *e == SourceEffect::Ask(Ask::Settle);
@@ -220,7 +327,23 @@ impl Machine<SourceInput, SourceEffect> for Mutated<Source> {
 
 impl Machine<DestinationInput, DestinationEffect> for Mutated<Destination> {
     fn step(&mut self, input: DestinationInput) -> Result<Vec<DestinationEffect>, Illegal> {
-        let effects = self.machine.step(self.mutant.destination_input(input))?;
+        let may_have_run = self.machine.state() == (DestinationState::Starting { again: true });
+        if self.mutant == Mutant::ForgetsThatItMayHaveRun
+            && may_have_run
+            && input == DestinationInput::Ran(Ran::No)
+        {
+            self.machine.step(input)?;
+            return self.machine.step(DestinationInput::Told(Ended::Stayed));
+        }
+        let input = self.mutant.destination_input(input);
+        let effects = match (self.mutant, input) {
+            (Mutant::IsSilentAboutTheWitness, DestinationInput::Moved(_)) => return Ok(Vec::new()),
+            (Mutant::TellsTheAnswerTwice, DestinationInput::Moved(_)) => {
+                let once = self.machine.step(input)?;
+                [once, self.machine.step(input)?].concat()
+            }
+            _ => self.machine.step(input)?,
+        };
         Ok(self.mutant.destination_effects(effects))
     }
 }

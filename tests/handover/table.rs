@@ -7,14 +7,18 @@ use std::path::Path;
 
 use vmferry_handover::handover::Fate;
 use vmferry_handover::handover::{
-    Ask, Destination, DestinationInput, Ended, Known, Ran, Side, Source, SourceInput, Written,
+    Answer, Ask, Destination, DestinationInput, Ended, Known, Ran, Side, Source, SourceInput, Written,
 };
 
 const WRITTEN: [Written; 3] = [Written::Durable, Written::Failed, Written::InDoubt];
+const ANSWERS: [Answer; 5] =
+    [Answer::Done, Answer::TheOthers, Answer::NotOffered, Answer::Forgotten, Answer::Unknown];
 const SIDES: [Side; 2] = [Side::Here, Side::There];
 
 fn source_inputs() -> Vec<SourceInput> {
-    let mut inputs = vec![SourceInput::Complete, SourceInput::Fail, SourceInput::Again];
+    let mut inputs = vec![SourceInput::Fail, SourceInput::Again, SourceInput::Unheard];
+    inputs.extend([false, true].map(|witness| SourceInput::Complete { witness }));
+    inputs.extend(ANSWERS.map(SourceInput::TakenBack));
     inputs.extend(WRITTEN.map(SourceInput::Written));
     inputs.extend([Fate::Runs, Fate::NeverRan, Fate::Loaded, Fate::Open].map(SourceInput::Heard));
     inputs.extend(SIDES.map(SourceInput::Forced));
@@ -22,7 +26,13 @@ fn source_inputs() -> Vec<SourceInput> {
 }
 
 fn destination_inputs() -> Vec<DestinationInput> {
-    let mut inputs = vec![DestinationInput::Loaded, DestinationInput::Trouble, DestinationInput::Again];
+    let mut inputs = vec![
+        DestinationInput::Loaded,
+        DestinationInput::Trouble,
+        DestinationInput::Again,
+        DestinationInput::Alone,
+    ];
+    inputs.extend(ANSWERS.map(DestinationInput::Moved));
     let asks = [Ask::Start, Ask::Abort, Ask::Settle, Ask::Confirmed];
     inputs.extend(asks.map(DestinationInput::Asked));
     inputs.extend(WRITTEN.map(DestinationInput::Written));
@@ -60,7 +70,9 @@ where
         }
         for input in inputs {
             let mut machine = from;
-            let Some(effects) = step(&mut machine, *input) else { continue };
+            let Some(effects) = step(&mut machine, *input) else {
+                continue;
+            };
             if machine != from || !effects.is_empty() {
                 lines.push(format!("{from:?} + {input:?} = {machine:?} {effects:?}"));
             }
@@ -74,17 +86,19 @@ where
 fn readable(line: &str) -> String {
     line.replace("Source { state: ", "")
         .replace("Destination { state: ", "")
-        .replace(" } +", " +")
-        .replace(" } [", " [")
+        .replace(", witness: false }", "")
+        .replace(", witness: true }", " (with a witness)")
 }
 
 /// The whole table.
 pub fn table() -> String {
     let mut sources: Vec<Source> = all_known().into_iter().map(|k| Source::restarted(k).0).collect();
     sources.push(Source::new());
+    sources.extend(sources.clone().into_iter().map(Source::with_witness));
     let mut destinations: Vec<Destination> =
         all_known().into_iter().map(|k| Destination::restarted(k).0).collect();
     destinations.push(Destination::new());
+    destinations.extend(destinations.clone().into_iter().map(Destination::with_witness));
     let source = steps(sources, &source_inputs(), |m, i| m.step(i).ok());
     let destination = steps(destinations, &destination_inputs(), |m, i| m.step(i).ok());
     let list = |lines: Vec<String>| lines.iter().map(|l| readable(l) + "\n").collect::<String>();

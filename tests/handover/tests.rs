@@ -17,6 +17,7 @@ mod explore;
 mod model;
 mod mutants;
 mod table;
+mod witness;
 mod world;
 
 use explore::explore;
@@ -48,6 +49,40 @@ fn never_two_never_none_always_decidable_whatever_operators_decide() {
 }
 
 #[test]
+fn never_two_never_none_always_decidable_with_a_witness() {
+    never_two_never_none_always_decidable(Scope::Witness, 100_000);
+}
+
+/// Each takes minutes and gigabytes: `cargo test --release --test quick handover::everything -- --ignored --test-threads=1`.
+mod everything {
+    use super::*;
+
+    #[test]
+    #[ignore = "large"]
+    fn what_is_said_to_the_witness_comes_late() {
+        never_two_never_none_always_decidable(Scope::LateWitness, 1);
+    }
+
+    #[test]
+    #[ignore = "large"]
+    fn the_witness_forgets() {
+        never_two_never_none_always_decidable(Scope::ForgetfulWitness, 1);
+    }
+
+    #[test]
+    #[ignore = "large"]
+    fn there_is_a_witness_and_disks_fail() {
+        never_two_never_none_always_decidable(Scope::WitnessAndDisks, 1);
+    }
+
+    #[test]
+    #[ignore = "large"]
+    fn there_is_a_witness_and_operators_decide() {
+        never_two_never_none_always_decidable(Scope::WitnessAndDecisions, 1);
+    }
+}
+
+#[test]
 fn every_mistake_is_found() {
     let missed: Vec<Mutant> = Mutant::ALL
         .into_iter()
@@ -70,7 +105,7 @@ fn four_failures_at_once_run_nothing_twice() {
         Ask, Known, Mark, Source, SourceEffect as Effect, SourceInput as Input, Written,
     };
     let mut source = Source::new();
-    let mut effects = source.step(Input::Complete).expect("it is whole");
+    let mut effects = source.step(Input::Complete { witness: false }).expect("it is whole");
     assert_eq!(effects, [Effect::Write(Mark::HandedOver)]);
     for tried in [Mark::NeverRan, Mark::NeverRan] {
         effects = source.step(Input::Written(Written::InDoubt)).expect("a write ends");

@@ -5,9 +5,10 @@ use vmferry_handover::handover::Fate;
 use vmferry_handover::handover::{Ask, Destination, Ended, Side as Whose, Source, SourceState};
 use vmferry_handover::handover_run::{DestinationRun, Run, SourceRun};
 
-use super::disk::{CONFIRMED, Disk, MOVED, RUNS, Records, STAYED, end_bit, known};
+use super::disk::{CONFIRMED, Disk, HANDED_OVER, MOVED, RUNS, Records, STAYED, end_bit, known};
 use super::model;
 use super::mutants::{Mutant, Mutated};
+use super::witness::Witness;
 
 const FATES: [Fate; 3] = [Fate::Runs, Fate::NeverRan, Fate::Loaded];
 const ASKS: [Ask; 4] = [Ask::Start, Ask::Abort, Ask::Settle, Ask::Confirmed];
@@ -23,6 +24,45 @@ pub enum Scope {
     /// Operators decide at any moment, rightly or not, and the other host may come back. Disks lose what was not
     /// synced, and do not fail.
     Decisions,
+    /// Both sides have agreed on a witness. Either host may be lost for good; operators decide only what the witness
+    /// cannot, and rightly. Disks lose what was not synced, and do not fail.
+    Witness,
+    /// The same, and what is said to the witness may come to it at any later moment, or again.
+    LateWitness,
+    /// As `Witness`, and that forgets.
+    ForgetfulWitness,
+    /// As `Witness`, and disks fail in every way.
+    WitnessAndDisks,
+    /// As `Decisions`, with a witness, and that forgets.
+    WitnessAndDecisions,
+}
+
+impl Scope {
+    fn has_witness(self) -> bool {
+        !matches!(self, Self::Nothing | Self::Disks | Self::Decisions)
+    }
+
+    pub fn forgets(self) -> bool {
+        matches!(self, Self::ForgetfulWitness | Self::WitnessAndDecisions)
+    }
+
+    /// Else what is said to the witness comes to it before the answer is given up, or never.
+    pub fn is_late(self) -> bool {
+        self == Self::LateWitness
+    }
+
+    pub fn disks_fail(self) -> bool {
+        matches!(self, Self::Disks | Self::WitnessAndDisks)
+    }
+
+    /// Operators decide at any moment, rightly or not.
+    pub fn is_decided_wrongly(self) -> bool {
+        matches!(self, Self::Decisions | Self::WitnessAndDecisions)
+    }
+
+    fn loses_hosts(self) -> bool {
+        !matches!(self, Self::Nothing | Self::Decisions | Self::WitnessAndDecisions)
+    }
 }
 
 /// Whether a transition belongs to the fair continuation.
@@ -144,12 +184,17 @@ pub struct Declared {
     pub there_by_destination: bool,
 }
 
+pub type AtSource = Side<SourceRun<Mutated<Source>>>;
+pub type AtDestination = Side<DestinationRun<Mutated<Destination>>>;
+/// All that is on neither side.
+pub type Between = (Scope, Messages, Messages, bool, Lost, Declared, Witness, bool);
+
 /// Everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct World {
     pub scope: Scope,
-    pub source: Side<SourceRun<Mutated<Source>>>,
-    pub destination: Side<DestinationRun<Mutated<Destination>>>,
+    pub source: AtSource,
+    pub destination: AtDestination,
     /// Every message ever sent may come now, again, or never.
     pub asked: Messages,
     pub said: Messages,
@@ -157,6 +202,7 @@ pub struct World {
     pub forgotten: bool,
     pub lost: Lost,
     pub declared: Declared,
+    pub witness: Witness,
     /// A machine was told what it has no step for.
     pub illegal: bool,
 }
@@ -183,17 +229,34 @@ impl Successors {
 impl World {
     /// The whole guest is paused at the source and on its last way to the destination.
     pub fn begin(mutant: Mutant, scope: Scope) -> Self {
+        let agreed = scope.has_witness();
+        let (mut source, mut destination) = (Source::new(), Destination::new());
+        if agreed {
+            (source, destination) = (source.with_witness(), destination.with_witness());
+        }
         Self {
             scope,
-            source: Side::new(Run::new(Mutated::new(Source::new(), mutant)), Qemu::Paused),
-            destination: Side::new(Run::new(Mutated::new(Destination::new(), mutant)), Qemu::Empty),
+            source: Side::new(Run::new(Mutated::new(source, mutant)), Qemu::Paused),
+            destination: Side::new(Run::new(Mutated::new(destination, mutant)), Qemu::Empty),
             asked: Messages::default(),
             said: Messages::default(),
             forgotten: false,
             lost: Lost::None,
             declared: Declared::default(),
+            witness: if agreed { Witness::OPEN } else { Witness::NONE },
             illegal: false,
         }
+    }
+
+    pub fn parts(self) -> (AtSource, AtDestination, Between) {
+        let Self { scope, source, destination, asked, said, forgotten, lost, declared, witness, illegal } =
+            self;
+        (source, destination, (scope, asked, said, forgotten, lost, declared, witness, illegal))
+    }
+
+    pub fn of_parts(source: AtSource, destination: AtDestination, between: Between) -> Self {
+        let (scope, asked, said, forgotten, lost, declared, witness, illegal) = between;
+        Self { scope, source, destination, asked, said, forgotten, lost, declared, witness, illegal }
     }
 
     /// What must never be, in words.
@@ -338,11 +401,14 @@ impl World {
         }
         self.crashes(mutant, out);
         self.restarts(mutant, out);
+        self.witness_changes(out);
     }
 
     /// The journal's end, and what an operator does then.
     fn source_ends(&self, out: &mut Successors) {
-        let Some(ended) = self.source_end() else { return };
+        let Some(ended) = self.source_end() else {
+            return;
+        };
         if self.source.disk.whole & end_bit(ended) == 0 {
             for (disk, written, kind, how) in self.source.disk.end(ended, self.scope) {
                 let mut after = *self;
@@ -352,6 +418,12 @@ impl World {
                 }
                 out.add(kind, after, || format!("source: the end {how}"));
             }
+        }
+        if self.witness.word.is_some() && ended == Ended::Stayed && self.source.disk.whole & HANDED_OVER == 0
+        {
+            let mut after = *self;
+            after.witness.word = None;
+            out.add(Kind::Fault, after, || "source: removes the witness's word".into());
         }
         if self.source.qemu == Qemu::Gone && ended == Ended::Stayed {
             let mut after = *self;
@@ -364,7 +436,9 @@ impl World {
 
     /// The same, and the end of the journal.
     fn destination_ends(&self, mutant: Mutant, out: &mut Successors) {
-        let Some(ended) = self.destination_end() else { return };
+        let Some(ended) = self.destination_end() else {
+            return;
+        };
         let disk = self.destination.disk;
         if disk.whole & end_bit(ended) == 0 {
             for (disk, written, kind, how) in disk.end(ended, self.scope) {
@@ -376,6 +450,11 @@ impl World {
                 out.add(kind, after, || format!("destination: the end {how}"));
             }
         } else if disk.whole & CONFIRMED != 0 || mutant == Mutant::ForgetsUnconfirmed {
+            if self.witness.word.is_some() && disk.certain().is_some_and(|records| records & CONFIRMED != 0) {
+                let mut after = *self;
+                after.witness.word = None;
+                out.add(Kind::Fault, after, || "destination: removes the witness's word".into());
+            }
             let mut after = *self;
             after.forgotten = true;
             after.destination.crash();
@@ -404,7 +483,7 @@ impl World {
             after.destination.crash();
             add(after, "destination: the agent crashes");
         }
-        let may_lose = self.lost == Lost::None && self.scope == Scope::Disks;
+        let may_lose = self.lost == Lost::None && self.scope.loses_hosts();
         if may_lose && self.source.run.is_some() && self.source_end().is_none() {
             let mut after = Self { lost: Lost::Destination, asked: Messages::default(), ..*self };
             after.destination.lose();
@@ -427,11 +506,11 @@ impl World {
         }
         // What is under way may be lost for good: a decision must not need it.
         let none = Messages::default();
-        if self.scope != Scope::Decisions && (self.asked != none || self.said != none) {
+        if !self.scope.is_decided_wrongly() && (self.asked != none || self.said != none) {
             add(Self { asked: none, said: none, ..*self }, "every message is lost");
         }
         // After a decision there, which nothing else tells of. Its QEMU may live.
-        if self.scope == Scope::Decisions && self.declared.here_by_destination && !self.forgotten {
+        if self.scope.is_decided_wrongly() && self.declared.here_by_destination && !self.forgotten {
             let mut after = Self { forgotten: true, ..*self };
             after.destination.crash();
             after.destination.disk.durable(0);
@@ -454,14 +533,22 @@ impl World {
             if mutant == Mutant::ForgetsADecision {
                 known.forced = None;
             }
-            let restarted = Source::restarted(known);
+            let (mut machine, effects) = Source::restarted(known);
+            if self.witness.agreed && mutant != Mutant::ForgetsTheWitness {
+                machine = machine.with_witness();
+            }
+            let restarted = (machine, effects);
             after.source.run = Some(Run::restarted(Mutated::source(restarted, mutant)));
             out.add(Kind::Step, after, || "source: the agent starts again".into());
         }
         if self.destination.run.is_none() && !self.forgotten && self.lost != Lost::Destination {
             let mut after = *self;
             after.destination.disk.whole = after.destination.disk.cached;
-            let restarted = Destination::restarted(known(after.destination.disk.cached, false));
+            let (mut machine, effects) = Destination::restarted(known(after.destination.disk.cached, false));
+            if self.witness.agreed && mutant != Mutant::ForgetsTheWitness {
+                machine = machine.with_witness();
+            }
+            let restarted = (machine, effects);
             after.destination.run = Some(Run::restarted(Mutated::destination(restarted, mutant)));
             out.add(Kind::Step, after, || "destination: the agent starts again".into());
         }

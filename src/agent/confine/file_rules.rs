@@ -90,7 +90,7 @@ fn folders(config: &Config) -> BTreeSet<PathBuf> {
     own.chain(sockets).chain(libvirt).chain(images).chain(config.sandbox.write.iter().cloned()).collect()
 }
 
-/// Ports of peers, of targets and of the collector of traces.
+/// Ports of peers, of targets, of the collector of traces and of the witness.
 fn ports(config: &Config) -> BTreeSet<u16> {
     let peers = config.peers.values().filter_map(|peer| {
         let port = peer.address.as_deref()?.rsplit_once(':')?.1;
@@ -101,7 +101,8 @@ fn ports(config: &Config) -> BTreeSet<u16> {
         LocalSocket::Unix(_) => None,
     });
     let collector = config.traces.as_ref().map(|traces| traces.url.address.port());
-    peers.chain(targets).chain(collector).chain([DNS]).collect()
+    let witness = config.witness.iter().flat_map(|witness| &witness.endpoints).map(|endpoint| endpoint.port);
+    peers.chain(targets).chain(collector).chain(witness).chain([DNS]).collect()
 }
 
 #[cfg(test)]

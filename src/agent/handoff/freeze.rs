@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::state::{FORMATS, HandoffState};
+use super::state::{HandoffState, format};
 use crate::agent::registry::Entry;
 use crate::agent::running::Agent;
 use crate::migrate::{self, TakenUp};
@@ -21,6 +21,8 @@ impl Agent {
     /// Stops everything where it is. The agent does nothing more until it ends, or
     /// [`Agent::thaw`] gives everything back to it.
     pub(crate) async fn freeze(&self) -> (HandoffState, Descriptors) {
+        // While the journals are still written, of those that are left to their journals as well.
+        let has_a_witness = self.host.has_a_witness();
         self.host.freeze.set(true);
         self.libvirt.set_frozen(true);
         self.forwards.freeze().await;
@@ -38,7 +40,7 @@ impl Agent {
         let migrations = migrate::settle_stopped(&self.host, &mut fds);
         let forwards = self.forwards.settle(&mut fds);
         let state = HandoffState {
-            format: FORMATS[0],
+            format: format(has_a_witness || migrations.have_a_witness()),
             version: env!("CARGO_PKG_VERSION").into(),
             identity: self.host.identity.to_string(),
             instance: self.host.pool.endpoint().instance(),

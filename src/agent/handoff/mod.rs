@@ -121,7 +121,7 @@ pub(super) async fn leave_to_systemd(agent: &Arc<Agent>) -> bool {
             return false;
         }
     }
-    if let Err(e) = systemd::can_succeed().await {
+    if let Err(e) = systemd::can_succeed(agent.host.has_a_witness()).await {
         let cause = format!("{e:#}");
         tracing::error!(
             cause,
@@ -134,13 +134,14 @@ pub(super) async fn leave_to_systemd(agent: &Arc<Agent>) -> bool {
 
 /// Lets another process take over; false if it did not, and everything goes on here.
 pub(super) async fn give_way(agent: &Arc<Agent>, stream: tokio::net::UnixStream) -> bool {
-    let mut successor = match tokio::task::block_in_place(|| Successor::hear(stream)) {
-        Ok(successor) => successor,
-        Err(e) => {
-            tracing::warn!(cause = format!("{e:#}"), "a process that asked to take over was refused");
-            return false;
-        }
-    };
+    let mut successor =
+        match tokio::task::block_in_place(|| Successor::hear(stream, agent.host.has_a_witness())) {
+            Ok(successor) => successor,
+            Err(e) => {
+                tracing::warn!(cause = format!("{e:#}"), "a process that asked to take over was refused");
+                return false;
+            }
+        };
     let give = async |package: &Package| tokio::task::block_in_place(|| successor.give(package));
     let handed_off = hand_off(agent, give).await;
     if handed_off {

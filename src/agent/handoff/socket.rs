@@ -57,14 +57,14 @@ pub(super) struct Successor(UnixStream);
 impl Successor {
     /// Hears what it can; one that cannot take over is told so, and nothing has happened.
     /// Errors: it cannot, or it is nobody who may.
-    pub(super) fn hear(stream: tokio::net::UnixStream) -> anyhow::Result<Self> {
+    pub(super) fn hear(stream: tokio::net::UnixStream, has_a_witness: bool) -> anyhow::Result<Self> {
         let peer = stream.peer_cred().context("who asks to take over")?;
         let own = nix::unistd::geteuid().as_raw();
         ensure!(peer.uid() == own || peer.uid() == 0, "user {} may not take over", peer.uid());
         let stream = blocking(stream.into_std()?)?;
         let mut successor = Self(stream);
         let offer: Offer = read_line(&mut successor.0)?;
-        match offer.check() {
+        match offer.check(has_a_witness) {
             Ok(()) => write_line(&mut successor.0, &Answer::Yes)?,
             Err(e) => {
                 write_line(&mut successor.0, &Answer::No(format!("{e:#}")))?;

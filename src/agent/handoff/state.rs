@@ -11,9 +11,14 @@ use crate::metrics::{Counted, Counts};
 use crate::migrate::FrozenMigrations;
 use crate::net::frozen::FrozenSession;
 
-/// The newest format of what is left that this version writes, and the formats that it reads.
-/// 2: streams may be compressed.
-pub(super) const FORMATS: [u32; 2] = [2, 1];
+/// The formats of what is left that this version reads, the newest first.
+/// 2: streams may be compressed. 3: a migration has a witness, which must be asked before its guest runs.
+pub(super) const FORMATS: [u32; 3] = [3, 2, 1];
+
+/// The format that is written.
+pub(super) fn format(has_a_witness: bool) -> u32 {
+    if has_a_witness { 3 } else { 2 }
+}
 
 /// Everything but the descriptors.
 #[derive(Debug, Serialize, Deserialize)]
@@ -88,7 +93,7 @@ mod tests {
 
     fn left() -> HandoffState {
         HandoffState {
-            format: FORMATS[0],
+            format: format(false),
             version: "0".into(),
             identity: "alpha".into(),
             instance: [7; 16],

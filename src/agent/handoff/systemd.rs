@@ -160,7 +160,7 @@ fn own_unit() -> Option<String> {
 
 /// That the program which is installed now could take over from this one.
 /// Errors: it could not, and why.
-pub(super) async fn can_succeed() -> anyhow::Result<()> {
+pub(super) async fn can_succeed(has_a_witness: bool) -> anyhow::Result<()> {
     let own = std::env::current_exe().context("this program's own file")?;
     // What has replaced us has our name without this.
     let path = PathBuf::from(own.to_string_lossy().trim_end_matches(" (deleted)"));
@@ -170,7 +170,7 @@ pub(super) async fn can_succeed() -> anyhow::Result<()> {
         .with_context(|| format!("{program} cannot say what it can take over"))?;
     let offer: Offer =
         serde_json::from_str(&text).with_context(|| format!("{program} knows nothing of taking over"))?;
-    offer.check_store().with_context(|| format!("{program}"))
+    offer.check_store(has_a_witness).with_context(|| format!("{program}"))
 }
 
 async fn ask(program: impl AsRef<std::ffi::OsStr>, words: &[&str]) -> anyhow::Result<String> {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::state::FORMATS;
+use super::state::{FORMATS, format};
 
 /// Longest state that is read: replay logs and queues of all sessions.
 pub(super) const STATE_BYTES_MAX: u64 = 1 << 31;
@@ -51,15 +51,15 @@ impl Offer {
     }
 
     /// That it can take over through the service manager's store.
-    pub(super) fn check_store(&self) -> anyhow::Result<()> {
-        self.check()?;
+    pub(super) fn check_store(&self, has_a_witness: bool) -> anyhow::Result<()> {
+        self.check(has_a_witness)?;
         ensure!(self.fd_queue, "version {} does not read what this one leaves in the store", self.version);
         Ok(())
     }
 
-    /// That it reads the format that this version writes.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
-        let ours = FORMATS[0];
+    /// That it reads the format that would be written now.
+    pub(super) fn check(&self, has_a_witness: bool) -> anyhow::Result<()> {
+        let ours = format(has_a_witness);
         if self.formats.contains(&ours) {
             return Ok(());
         }

@@ -3,7 +3,9 @@
 mod question;
 mod records;
 mod remote;
+mod witness;
 
 pub(crate) use question::{ASK_AGAIN, Decided, Leaving, Question};
 pub(crate) use records::{after_resume, decision, is_being_given_up, report, runs_twice, write};
 pub(crate) use remote::{ANSWER_DEADLINE, abort_remote, ask_peer, confirm_remote, hook};
+pub(crate) use witness::{at_witness, forget_confirmed, forget_never_offered, witness_trouble};

@@ -9,10 +9,12 @@ use uuid::Uuid;
 
 use super::records::{decision, write};
 use super::remote::{ANSWER_DEADLINE, tell};
-use crate::migrate::handover::{Ask, Mark, Side, Source, SourceInput, SourceState, Written};
+use super::witness::{at_witness, witness_trouble};
+use crate::config::WitnessConfig;
+use crate::migrate::handover::{Answer, Ask, Mark, Move, Side, Source, SourceInput, SourceState, Written};
 use crate::migrate::host::decisions::{Claimed, Order, Orders};
 use crate::migrate::host::{AskError, Host};
-use crate::migrate::journal::{Journal, JournalError};
+use crate::migrate::journal::{Journal, JournalError, Past};
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::{Outcome, ProgressSink};
@@ -21,6 +23,8 @@ use crate::migrate::protocol::message::{Fate, Request, Response, Started};
 
 /// Between two questions to a destination that cannot be reached, and two tries of a disk.
 pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Between two tries to take the guest back at the witness.
+const TAKE_BACK_AGAIN: Duration = Duration::from_secs(5);
 /// How long the last answer is waited for when the agent stops.
 const LAST_ANSWER: Duration = Duration::from_secs(3);
 
@@ -53,6 +57,10 @@ pub(crate) struct Question {
     unknown_there: bool,
     /// When the agent stops: until then the last answer is waited for.
     leave_at: Option<Instant>,
+    /// When the guest is taken back at the witness; none without one.
+    unheard_at: Option<Instant>,
+    /// What that has said of it.
+    witness: Option<String>,
 }
 
 /// The agent stops with a question open: the next one asks on.
@@ -92,7 +100,55 @@ impl Question {
             last: cause,
             unknown_there: false,
             leave_at: None,
+            unheard_at: None,
+            witness: None,
         }
+    }
+
+    /// Both sides have agreed on a witness, by the journal.
+    pub(crate) fn with_witness(mut self, past: &Past) -> Self {
+        let after = self.host.config.witness.as_ref().map(WitnessConfig::after);
+        self.unheard_at = past.witness.as_ref().and(after).map(|after| Instant::now() + after);
+        self.witness = witness_trouble(&self.host, past);
+        self
+    }
+
+    /// Offers the guest at the witness, and asks the destination meanwhile.
+    pub(crate) async fn offer(
+        &mut self,
+        past: &Past,
+        ask: Option<Ask>,
+        machine: Source,
+    ) -> Result<Option<SourceInput>, Leaving> {
+        let host = Arc::clone(&self.host);
+        let offers = at_witness(&host, past, Move::Offer);
+        let asks = async {
+            match ask {
+                Some(ask) => self.ask(ask, machine).await,
+                None => Ok(None),
+            }
+        };
+        let (_, heard) = tokio::join!(offers, asks);
+        heard
+    }
+
+    /// Takes the guest back at the witness; `is_there`: a QEMU whose guest could run.
+    pub(crate) async fn take_back(&mut self, past: &Past, is_there: bool) -> Answer {
+        let answer = match is_there {
+            true => at_witness(&self.host, past, Move::TakeBack).await,
+            false => Answer::Unknown,
+        };
+        let peer = &self.peer;
+        self.witness = match answer {
+            Answer::Done => None,
+            Answer::TheOthers => Some(format!("{peer} has taken the guest, and has not given it up")),
+            Answer::Forgotten => Some("it knows nothing of this migration".into()),
+            _ if !is_there => Some("there is no QEMU here to which it could give the guest back".into()),
+            _ => Some(witness_trouble(&self.host, past).unwrap_or_else(|| "it does not answer".into())),
+        };
+        let words = self.witness.as_deref().unwrap_or("the guest is this host's");
+        tracing::warn!(peer, witness = words, "the destination has not said what became of the guest");
+        answer
     }
 
     /// The destination's `before_start` may take this long.
@@ -135,6 +191,12 @@ impl Question {
         }
         // A decision that was refused in doubt must not wait on the disk for a restart.
         let _ = journal.settle_doubt();
+        let now = Instant::now();
+        let is_open = matches!(machine.state(), SourceState::Asking { .. });
+        if let Some(at) = self.unheard_at.filter(|at| is_open && now >= *at) {
+            self.unheard_at = Some(at.max(now) + TAKE_BACK_AGAIN);
+            return Ok(Some(SourceInput::Unheard));
+        }
         Ok(Some(SourceInput::Again))
     }
 
@@ -208,9 +270,9 @@ impl Question {
         Some(SourceInput::Forced(side))
     }
 
-    fn answered(&mut self, answer: Result<Answer, AskError>) -> Option<SourceInput> {
+    fn answered(&mut self, answer: Result<TheirWord, AskError>) -> Option<SourceInput> {
         match answer {
-            Ok(Answer { link, fate, started }) => {
+            Ok(TheirWord { link, fate, started }) => {
                 self.found.link = Some(link);
                 self.found.started = started.or(self.found.started.take());
                 Some(SourceInput::Heard(fate))
@@ -244,8 +306,9 @@ impl Question {
             ),
             _ => format!(
                 "the guest was handed over to {}, which has not said since whether it runs: {last}. \
-                 It is asked again and again; the guest stays paused here until then{}",
+                 It is asked again and again; the guest stays paused here until then{}{}",
                 self.peer,
+                self.witness.as_ref().map_or_else(String::new, |said| format!(". The witness: {said}")),
                 if self.unknown_there { WHAT_AN_OPERATOR_CAN_DO } else { "" }
             ),
         };
@@ -264,14 +327,14 @@ struct Asking {
 }
 
 /// The destination's word.
-struct Answer {
+struct TheirWord {
     link: Link,
     fate: Fate,
     started: Option<Started>,
 }
 
 impl Asking {
-    async fn ask(self, ask: Ask, cause: &str) -> Result<Answer, AskError> {
+    async fn ask(self, ask: Ask, cause: &str) -> Result<TheirWord, AskError> {
         let mut link = match self.link {
             Some(link) => link,
             None => Link::open(&self.host.peers.session(&self.peer).await?, self.migration).await?,
@@ -291,7 +354,7 @@ impl Asking {
             answer => answer?,
         };
         let (fate, started) = said(answer, ask)?;
-        Ok(Answer { link, fate, started })
+        Ok(TheirWord { link, fate, started })
     }
 }
 

@@ -9,7 +9,7 @@ use super::end::never_ran;
 use super::error::Error;
 use super::settling::never_begun;
 use super::state::beginning;
-use super::{created_images, exports};
+use super::{created_images, exports, witness};
 use crate::config::{CreateConfig, Start, VmConfig};
 use crate::migrate::checks::disks::in_band;
 use crate::migrate::checks::{descriptors, disks, machine, qemu};
@@ -31,6 +31,9 @@ pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
     let config = host.vm_from(peer, &offer.vm).map_err(problem)?;
     if let Some(refused) = host.not_acceptable(peer, offer) {
         return Err(problem(refused));
+    }
+    if let Some(found) = witness::finding(host, peer, offer).await {
+        return Err(problem(found));
     }
     let looking = host.look(&offer.vm).map_err(problem)?;
     let looked = async {

@@ -363,6 +363,7 @@ mod tests {
             policy: Default::default(),
             machine: None,
             audit_head: None,
+            witness: None,
             in_band: None,
             hears_busy: false,
             flash: Vec::new(),

@@ -64,6 +64,8 @@ pub(crate) enum Error {
     SourceLost,
     #[error("the source did not return within {0} s")]
     SourceStayedAway(u64),
+    #[error("the witness does not let the guest run here: {0}")]
+    NotSealed(String),
 }
 
 /// Why a source gave up, by its word.

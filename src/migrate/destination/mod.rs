@@ -24,6 +24,7 @@ mod settling;
 mod start;
 mod state;
 mod view;
+mod witness;
 
 pub(crate) use end::undo;
 pub(crate) use settling::Settling;

@@ -9,7 +9,8 @@ use super::state::Destination;
 use super::{created_images, image_stamp};
 use crate::migrate::decide;
 use crate::migrate::handover::{
-    self, Ask, DestinationInput, DestinationState, Ended, Fate, Illegal, Mark, Ran, Side, Written,
+    self, Answer, Ask, DestinationInput, DestinationState, Ended, Fate, Illegal, Mark, Move, Ran, Side,
+    Written,
 };
 use crate::migrate::handover_run::{DestinationRun, DestinationWorld};
 use crate::migrate::host::decisions::{Decision, Order};
@@ -39,7 +40,11 @@ impl DestinationWorld for Destination {
             DestinationState::GivingUp { .. } => return self.try_again().await,
             _ => {}
         }
-        let trouble = match self.work(machine).await {
+        let worked = match self.seal_is_over(machine) {
+            true => Err(Error::NotSealed(self.why_not_sealed())),
+            false => self.work(machine).await,
+        };
+        let trouble = match worked {
             Ok(happened) => return Ok(happened),
             Err(Error::Frozen) => return Err(Leave::Frozen),
             Err(trouble) => trouble,
@@ -99,6 +104,15 @@ impl DestinationWorld for Destination {
         Ok(())
     }
 
+    async fn seal(&mut self, by: Move) -> Result<Answer, Leave> {
+        Ok(self.at_witness(by).await)
+    }
+
+    async fn give_up_at_witness(&mut self) -> Result<(), Leave> {
+        self.at_witness(Move::Yield).await;
+        Ok(())
+    }
+
     fn answer_operator(&mut self, machine: handover::Destination) {
         let Some(order) = self.serving.order.take() else { return };
         let (state, side, error) = (machine.state(), order.side, self.serving.unwritten.take());
@@ -155,7 +169,10 @@ impl Destination {
         let ran = handover.run(&mut self).await;
         self.handover = handover.machine();
         match ran {
-            Ok(()) if self.handover.ended() == Some(Ended::Moved) => self.end_moved().await,
+            Ok(()) if self.handover.ended() == Some(Ended::Moved) => {
+                decide::forget_confirmed(&self.host, self.journal.past()).await;
+                self.end_moved().await;
+            }
             Ok(()) => drop(self.end_given_up().await),
             Err(Leave::Frozen) => self.stop().await,
             Err(Leave::ToTheJournal) => {

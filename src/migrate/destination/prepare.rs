@@ -10,7 +10,7 @@ use super::end::never_ran;
 use super::error::Error;
 use super::settling::never_begun;
 use super::state::{Data, Destination, Guest, Served, Serving, beginning};
-use super::{created_images, exports, image_stamp};
+use super::{created_images, exports, image_stamp, witness};
 use crate::config::VmConfig;
 use crate::migrate::checks::disks::{self, bitmaps};
 use crate::migrate::guest::nbd_server::NbdServer;
@@ -47,6 +47,7 @@ impl Destination {
         }
         let place = host.arrival(&peer).map_err(Error::Refused)?;
         let reservation = host.reserve_after_checks(&offer.vm, migration).await.map_err(problem)?;
+        let agreed = witness::agree(&host, &peer, migration, offer).await?;
         let mut journal = host.journals.begin(migration, Role::Destination, &peer, beginning(offer))?;
         let (started, qmp, events) = match find_or_start(&host, offer, &config, &mut journal).await {
             Ok(found) => found,
@@ -67,7 +68,7 @@ impl Destination {
             }
         };
         let served = Served::new(&host, migration, &peer, (host.config.deadlines.grant(), Some(place)));
-        let noted = journal.note_qemu(qmp.process());
+        let noted = journal.note_qemu(qmp.process()).and_then(|()| witness::note(&mut journal, agreed));
         let guest = Guest::new((qmp, events), started, &host, (&offer.vm, &config));
         let mut progress = Progress::new(migration, &offer.vm, Role::Destination, peer.as_str());
         progress.paused = !offer.running;
@@ -83,7 +84,10 @@ impl Destination {
             hashed,
             data: Data { exports: exports::exports(offer), ..Data::default() },
             served,
-            handover: handover::Destination::new(),
+            handover: match offer.witness {
+                Some(_) => handover::Destination::new().with_witness(),
+                None => handover::Destination::new(),
+            },
             serving: Serving::new(None, 0),
             granted: None,
             said_started: None,
@@ -151,6 +155,7 @@ impl Destination {
             bitmaps: Some(bitmaps),
             findings,
             hook_s: Some(self.hook_s()),
+            witness: self.journal.past().witness.is_some(),
             audit_head: Some(self.host.audit.figures().head.to_string()),
         })
     }

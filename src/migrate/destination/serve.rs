@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::error::{Abort, Error};
 use super::state::Destination;
+use crate::migrate::decide;
 use crate::migrate::handover::{self, Ask, DestinationInput, DestinationState, Ended, Fate};
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
@@ -38,6 +39,7 @@ impl Destination {
             let frozen = self.host.freeze.begun();
             let alone_until = self.serving.alone_until;
             let is_open = machine.state() == (DestinationState::Waiting { loaded: false });
+            let at_witness = Self::is_at_witness(machine);
             let request = next_request(&mut self.serving.control);
             let happened = tokio::select! {
                 biased;
@@ -67,6 +69,7 @@ impl Destination {
                     None
                 }
                 () = frozen => return Err(Error::Frozen),
+                () = sleep(decide::ASK_AGAIN), if at_witness => Some(DestinationInput::Again),
                 _ = self.serving.tick.tick() => {
                     self.look_at_streams();
                     if is_open {
@@ -84,11 +87,8 @@ impl Destination {
                 () = self.host.stopping.cancelled(), if alone_until.is_some() || !(machine.is_loaded() || runs) => {
                     return if runs { Ok(None) } else { Err(Error::Stopping) };
                 }
-                () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() => {
-                    if runs {
-                        return Ok(None);
-                    }
-                    return Err(Error::SourceStayedAway(self.host.config.deadlines.handover_s));
+                () = sleep_until(alone_until.unwrap_or_else(Instant::now)), if alone_until.is_some() && !at_witness => {
+                    return self.source_stays_away(machine);
                 }
             };
             if happened.is_some() {
@@ -141,8 +141,10 @@ impl Destination {
             tracing::warn!(vm = self.vm, "the source was lost with the guest loaded; waiting for it");
             let words = format!(
                 "the whole guest is here, paused, and {} was lost before it said whether it hands it over. It is \
-                 waited for, {} s in all; then the guest is given up here, for good",
-                self.peer, self.host.config.deadlines.handover_s
+                 waited for, {} s in all; then {}",
+                self.peer,
+                self.host.config.deadlines.handover_s,
+                self.what_then()
             );
             self.host.decisions.open_question(self.journal.past().header.migration, words);
             self.host.config.deadlines.handover()
@@ -218,7 +220,7 @@ impl Destination {
                 self.serving.confirmed = true;
                 return Ok(Some(DestinationInput::Asked(Ask::Confirmed)));
             }
-            Request::Abort { reason } if open => {
+            Request::Abort { reason } if Self::may_be_given_up(machine) => {
                 return Err(Error::Aborted(match Abort::from(reason) {
                     Abort::Replicated if !self.is_replica() => Abort::Failed(REPLICATED.into()),
                     abort => abort,

@@ -10,7 +10,7 @@ use crate::migrate::guest::before_start::{self, Turn};
 use crate::migrate::guest::life::{self, Look};
 use crate::migrate::guest::process;
 use crate::migrate::handover::{
-    Destination, DestinationInput, DestinationState, Fate, Illegal, Mark, Ran, Side, Written,
+    Answer, Destination, DestinationInput, DestinationState, Fate, Illegal, Mark, Move, Ran, Side, Written,
 };
 use crate::migrate::handover_run::{DestinationRun, DestinationWorld};
 use crate::migrate::host::Host;
@@ -103,8 +103,10 @@ impl DestinationWorld for Settling<'_> {
         if machine.ended().is_some() {
             return Ok(None);
         }
-        if machine.state() == DestinationState::Claiming {
-            return self.until_agreed().await;
+        match machine.state() {
+            DestinationState::Claiming => return self.until_agreed().await,
+            DestinationState::Sealing { .. } => return self.until_sealed().await,
+            _ => {}
         }
         self.pause().await?;
         Ok(Some(DestinationInput::Again))
@@ -150,12 +152,25 @@ impl DestinationWorld for Settling<'_> {
         Ok(())
     }
 
+    async fn seal(&mut self, by: Move) -> Result<Answer, Stops> {
+        Ok(decide::at_witness(self.host, self.journal.past(), by).await)
+    }
+
+    async fn give_up_at_witness(&mut self) -> Result<(), Stops> {
+        decide::at_witness(self.host, self.journal.past(), Move::Yield).await;
+        Ok(())
+    }
+
     fn answer_operator(&mut self, machine: Destination) {
         let Some(order) = self.order.take() else { return };
-        let wanted =
-            if order.side == Side::Here { DestinationState::Runs } else { DestinationState::NeverRan };
+        let side = order.side;
+        let wanted = if side == Side::Here { DestinationState::Runs } else { DestinationState::NeverRan };
         order.answer(match machine.state() {
             DestinationState::GivingUp { .. } => decide::is_being_given_up(),
+            // It was being taken at the witness, which has not said that the source has it.
+            DestinationState::Starting { .. } if side == Side::Here => {
+                decide::decision(true, self.journal, self.unwritten.as_ref())
+            }
             state => decide::decision(state == wanted, self.journal, self.unwritten.as_ref()),
         });
     }
@@ -242,6 +257,30 @@ impl<'a> Settling<'a> {
         };
         tokio::select! {
             input = asked => Ok(Some(input)),
+            Some(order) = orders.recv() => {
+                self.order = order.claim();
+                Ok(Some(self.order.as_ref().map_or(DestinationInput::Again, |o| DestinationInput::Forced(o.side))))
+            }
+            () = host.stopping.cancelled() => Err(Stops),
+        }
+    }
+
+    /// The guest was about to be started, and whether it is the source's by now only the witness knows; or an
+    /// operator decides.
+    async fn until_sealed(&mut self) -> Result<Option<DestinationInput>, Stops> {
+        let Self { host, journal, orders, .. } = self;
+        let past = journal.past();
+        let (id, name) = (past.header.migration, &past.header.vm);
+        let orders = orders.get_or_insert_with(|| host.decisions.take_orders(id));
+        let why = decide::witness_trouble(host, past)
+            .unwrap_or_else(|| "it knows nothing of this migration".into());
+        let words = format!(
+            "VM {name} was handed over to this host, and whether it may run here the witness has not said: {why}. It \
+             is asked every second; start the VM nowhere until then"
+        );
+        host.decisions.open_question(id, words);
+        tokio::select! {
+            () = sleep(ASK_AGAIN) => Ok(Some(DestinationInput::Again)),
             Some(order) = orders.recv() => {
                 self.order = order.claim();
                 Ok(Some(self.order.as_ref().map_or(DestinationInput::Again, |o| DestinationInput::Forced(o.side))))

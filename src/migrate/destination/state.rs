@@ -104,7 +104,8 @@ impl Destination {
 /// What its journal begins with.
 pub(super) fn beginning(offer: &Offer) -> Beginning<'_> {
     let accepted = offer.policy.accept.clone();
-    Beginning { vm: &offer.vm, running: offer.running, keep_source: false, retry: None, accepted }
+    let witness = offer.witness.is_some();
+    Beginning { vm: &offer.vm, running: offer.running, keep_source: false, retry: None, accepted, witness }
 }
 
 /// What others have for a destination.
@@ -148,6 +149,8 @@ pub(crate) struct Serving {
     pub(crate) confirmed: bool,
     /// Until when a source that was lost is waited for.
     pub(crate) alone_until: Option<Instant>,
+    /// Since when the witness has not answered.
+    pub(crate) sealing_since: Option<Instant>,
     pub(crate) tick: Interval,
     pub(crate) rate: (std::time::Instant, u64),
     /// The last look at how busy this side is.
@@ -178,6 +181,7 @@ impl Serving {
             asked: false,
             confirmed: false,
             alone_until: None,
+            sealing_since: None,
             tick: interval(TICK),
             rate: (std::time::Instant::now(), carried_bytes),
             busy: None,

@@ -126,6 +126,13 @@ impl FrozenMigrations {
         self.len() == 0
     }
 
+    /// Whether the guest of one may run only once a witness was asked.
+    pub fn have_a_witness(&self) -> bool {
+        let granted = |source: &FrozenSource| source.grant.as_ref().is_some_and(|grant| grant.witness);
+        self.sources.iter().any(granted)
+            || self.destinations.iter().any(|destination| destination.handover.has_witness())
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.sources.len() + self.destinations.len() + self.waiting.len()

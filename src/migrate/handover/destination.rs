@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ask, Ended, Fate, Illegal, Known, Mark, Side, Written};
+use super::{Answer, Ask, Ended, Fate, Illegal, Known, Mark, Move, Side, Written};
 
 /// Who owns the guest, as the destination sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -12,10 +12,25 @@ pub enum DestinationState {
         /// The whole guest is here.
         loaded: bool,
     },
+    /// The source's, which stays away: the witness is asked whether it has offered the guest.
+    Alone,
     /// `starting` is being written, for the first time.
-    Beginning,
+    Beginning {
+        /// An operator has decided so.
+        forced: bool,
+    },
     /// An earlier life wrote `starting`, which is being made sure.
-    Resuming,
+    Resuming {
+        /// An operator had decided so, and the witness was not needed.
+        forced: bool,
+    },
+    /// `starting` is on the disk, and the guest is being taken at the witness.
+    Sealing {
+        /// An earlier life may have started it already: nothing leads back but that the other side has it.
+        again: bool,
+        /// An operator has decided so: the witness keeps it from the source, if that can be.
+        forced: bool,
+    },
     /// Ours: its start is under way.
     Starting {
         /// An earlier life may have started it already: nothing leads back.
@@ -37,6 +52,8 @@ pub enum DestinationState {
         side: Side,
         /// What is known of `starting`.
         starting: OnDisk,
+        /// It was being taken at the witness; whether an earlier life may have started it.
+        sealing: Option<bool>,
     },
     /// The source's for good.
     NeverRan,
@@ -84,6 +101,10 @@ pub enum DestinationInput {
     Forced(Side),
     /// The source's migration has ended like this, for good.
     Told(Ended),
+    /// The source stays away for too long. Only where there is a witness; else that is trouble.
+    Alone,
+    /// What came of the move at the witness.
+    Moved(Answer),
 }
 
 /// What a destination does, in this order. A write, or a start, is the last of a step, and how it
@@ -98,12 +119,19 @@ pub enum DestinationEffect {
     Start,
     /// End the guest that never ran, undo what was made.
     Undo,
+    /// Take the guest at the witness. It is the last of a step, as a write is.
+    Seal(Move),
+    /// Give it up at the witness, if that can be reached.
+    Yield,
 }
 
 /// The destination's machine. As plain data it goes from one process of an agent to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Destination {
     state: DestinationState,
+    /// Both sides have agreed on a witness.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    witness: bool,
 }
 
 use DestinationEffect as E;
@@ -119,7 +147,18 @@ impl Default for Destination {
 impl Destination {
     /// At the beginning of a migration.
     pub fn new() -> Self {
-        Self { state: S::Waiting { loaded: false } }
+        Self { state: S::Waiting { loaded: false }, witness: false }
+    }
+
+    /// Both sides have agreed on a witness.
+    #[must_use]
+    pub fn with_witness(self) -> Self {
+        Self { witness: true, ..self }
+    }
+
+    /// Whether it is so.
+    pub fn has_witness(&self) -> bool {
+        self.witness
     }
 
     /// After a restart, with what the journal says, and what to do about it first.
@@ -131,9 +170,12 @@ impl Destination {
             Known { never_ran: true, .. } | Known { starting: false, .. } => {
                 (S::GivingUp { starting: OnDisk::Perhaps }, vec![E::Write(Mark::NeverRan)])
             }
-            _ => (S::Resuming, vec![E::Write(Mark::Starting)]),
+            Known { forced, .. } => {
+                let forced = forced == Some(Side::Here);
+                (S::Resuming { forced }, vec![E::Write(Mark::Starting)])
+            }
         };
-        (Self { state }, effects)
+        (Self { state, witness: false }, effects)
     }
 
     /// Who owns the guest.
@@ -171,80 +213,142 @@ impl Destination {
         let never_ran = || vec![E::Write(Mark::NeverRan)];
         let (state, effects) = match (self.state, input) {
             (S::Waiting { .. }, I::Loaded) => (S::Waiting { loaded: true }, vec![E::Say(Fate::Loaded)]),
-            (S::Waiting { loaded: true }, I::Asked(Ask::Start)) => {
-                (S::Beginning, vec![E::Write(Mark::Starting)])
-            }
-            (S::Waiting { .. }, I::Asked(Ask::Abort) | I::Trouble) => {
+            (S::Waiting { loaded: true } | S::Alone, I::Asked(Ask::Start)) => begin(false),
+            (S::Waiting { loaded: true }, I::Alone) if self.witness => ask_whether_offered(),
+            (S::Alone, I::Again) => ask_whether_offered(),
+            (S::Alone, I::Moved(Answer::Done)) => begin(false),
+            (S::Alone, I::Moved(Answer::Unknown)) => (S::Alone, Vec::new()),
+            (S::Alone, I::Moved(_)) | (S::Waiting { .. }, I::Alone) => {
                 (S::GivingUp { starting: OnDisk::No }, never_ran())
             }
-            (S::Waiting { loaded: true }, I::Forced(side)) => force(side, OnDisk::No),
-            (S::GivingUp { starting }, I::Forced(Side::There)) => force(Side::There, starting),
-            (S::Beginning, I::Written(Written::Durable)) => (S::Starting { again: false }, vec![E::Start]),
-            (S::Beginning, I::Written(Written::Failed)) => {
+            (S::Waiting { .. } | S::Alone, I::Asked(Ask::Abort) | I::Trouble) => {
                 (S::GivingUp { starting: OnDisk::No }, never_ran())
             }
-            (S::Beginning, I::Written(Written::InDoubt)) => {
+            (S::Waiting { loaded: true } | S::Alone, I::Forced(side)) => force(side, OnDisk::No, None),
+            (S::GivingUp { starting }, I::Forced(Side::There)) => force(Side::There, starting, None),
+            (S::Beginning { forced }, I::Written(Written::Durable)) => self.begun(forced),
+            (S::Beginning { .. }, I::Written(Written::Failed)) => {
+                (S::GivingUp { starting: OnDisk::No }, never_ran())
+            }
+            (S::Beginning { .. }, I::Written(Written::InDoubt)) => {
                 (S::GivingUp { starting: OnDisk::Perhaps }, never_ran())
             }
-            (S::Resuming, I::Written(Written::Durable | Written::Failed)) => {
+            (S::Resuming { forced: false }, I::Written(Written::Durable | Written::Failed))
+                if self.witness =>
+            {
+                seal(true, false)
+            }
+            (S::Resuming { .. }, I::Written(Written::Durable | Written::Failed)) => {
                 (S::Starting { again: true }, vec![E::Start])
             }
-            (S::Resuming, I::Again) => (S::Resuming, vec![E::Write(Mark::Starting)]),
+            (S::Resuming { .. }, I::Again) => (self.state, vec![E::Write(Mark::Starting)]),
+            (S::Sealing { again, forced }, input) => return self.sealing((again, forced), input),
             (S::Starting { again: false }, I::Ran(Ran::No)) => {
                 (S::GivingUp { starting: OnDisk::Yes }, never_ran())
             }
             (S::Starting { again: true }, I::Ran(Ran::No)) => (S::Claiming, vec![E::Say(Fate::Runs)]),
             (S::Claiming, I::Told(Ended::Moved)) => runs(),
             (S::Claiming, I::Told(Ended::Stayed)) => (S::GivingUp { starting: OnDisk::Yes }, never_ran()),
-            (S::Claiming, I::Forced(side)) => force(side, OnDisk::Yes),
+            (S::Claiming, I::Forced(side)) => force(side, OnDisk::Yes, None),
             // `starting` is on the disk, so that this is true after any crash.
             (S::Starting { .. }, I::Ran(_)) => runs(),
-            (S::GivingUp { starting }, I::Written(written)) => gave_up(starting, written),
+            (S::GivingUp { starting }, I::Written(written)) => self.gave_up(starting, written),
             (S::GivingUp { .. }, I::Again) => (self.state, never_ran()),
-            (S::Forcing { side, starting }, I::Written(written)) => forced(side, starting, written),
+            (S::Forcing { side, starting, sealing }, I::Written(written)) => {
+                forced(side, (starting, sealing), written)
+            }
             (S::Runs | S::NeverRan, I::Asked(Ask::Confirmed)) => {
                 (self.state, vec![E::Write(Mark::Confirmed)])
             }
             (state, I::Asked(Ask::Start | Ask::Abort | Ask::Settle)) => (state, vec![E::Say(self.fate())]),
             (state, I::Asked(Ask::Confirmed)) => (state, Vec::new()),
-            (S::Runs | S::NeverRan | S::Resuming, I::Written(_)) => (self.state, Vec::new()),
-            (state, I::Trouble | I::Loaded | I::Told(_)) => (state, Vec::new()),
+            (S::Runs | S::NeverRan | S::Resuming { .. }, I::Written(_)) => (self.state, Vec::new()),
+            (state, I::Trouble | I::Loaded | I::Told(_) | I::Alone) => (state, Vec::new()),
             (S::Runs | S::NeverRan | S::Waiting { .. } | S::Claiming, I::Again) => (self.state, Vec::new()),
             (state, input) => return Err(Illegal::new(&state, &input)),
         };
         self.state = state;
         Ok(effects)
     }
+
+    /// The guest is loaded and `starting` is on the disk.
+    fn begun(&self, forced: bool) -> Step {
+        match self.witness {
+            true => seal(false, forced),
+            false => (S::Starting { again: false }, vec![E::Start]),
+        }
+    }
+
+    /// The source has handed over, or an operator has decided: that it was not offered does not matter.
+    fn sealing(
+        &mut self,
+        (again, forced): (bool, bool),
+        input: DestinationInput,
+    ) -> Result<Vec<DestinationEffect>, Illegal> {
+        let give_up = || (S::GivingUp { starting: OnDisk::Yes }, vec![E::Write(Mark::NeverRan)]);
+        let (state, effects) = match input {
+            I::Moved(Answer::Done) => (S::Starting { again }, vec![E::Start]),
+            I::Moved(Answer::TheOthers) => give_up(),
+            // An operator's word is enough.
+            I::Moved(_) if forced => (S::Starting { again }, vec![E::Start]),
+            // Nobody knows, and this life has not started it.
+            I::Trouble | I::Asked(Ask::Abort) | I::Moved(Answer::Forgotten) if !again => give_up(),
+            I::Again => seal(again, forced),
+            I::Forced(side) => force(side, OnDisk::Yes, Some(again)),
+            I::Asked(Ask::Start | Ask::Abort | Ask::Settle) => (self.state, vec![E::Say(self.fate())]),
+            I::Moved(_) | I::Asked(_) | I::Trouble | I::Loaded | I::Told(_) | I::Alone => {
+                (self.state, Vec::new())
+            }
+            I::Written(_) | I::Ran(_) => return Err(Illegal::new(&self.state, &input)),
+        };
+        self.state = state;
+        Ok(effects)
+    }
+
+    fn gave_up(&self, starting: OnDisk, written: Written) -> Step {
+        let proved = match (written, starting) {
+            (Written::Durable, _) | (_, OnDisk::No) => true,
+            (Written::Failed, OnDisk::Perhaps) => true,
+            (Written::InDoubt, OnDisk::Perhaps) | (_, OnDisk::Yes) => false,
+        };
+        if !proved {
+            return (S::GivingUp { starting }, Vec::new());
+        }
+        let yields = self.witness.then_some(E::Yield);
+        (S::NeverRan, [E::Undo, E::Say(Fate::NeverRan)].into_iter().chain(yields).collect())
+    }
 }
 
 type Step = (DestinationState, Vec<DestinationEffect>);
 
-fn gave_up(starting: OnDisk, written: Written) -> Step {
-    let proved = match (written, starting) {
-        (Written::Durable, _) | (_, OnDisk::No) => true,
-        (Written::Failed, OnDisk::Perhaps) => true,
-        (Written::InDoubt, OnDisk::Perhaps) | (_, OnDisk::Yes) => false,
-    };
-    if proved {
-        return (S::NeverRan, vec![E::Undo, E::Say(Fate::NeverRan)]);
-    }
-    (S::GivingUp { starting }, Vec::new())
+fn ask_whether_offered() -> Step {
+    (S::Alone, vec![E::Seal(Move::TakeIfOffered)])
+}
+
+fn begin(forced: bool) -> Step {
+    (S::Beginning { forced }, vec![E::Write(Mark::Starting)])
+}
+
+fn seal(again: bool, forced: bool) -> Step {
+    (S::Sealing { again, forced }, vec![E::Seal(Move::TakeAsTold)])
 }
 
 fn runs() -> Step {
     (S::Runs, vec![E::Say(Fate::Runs), E::Write(Mark::Runs)])
 }
 
-fn force(side: Side, starting: OnDisk) -> Step {
-    (S::Forcing { side, starting }, vec![E::Write(Mark::Forced(side))])
+fn force(side: Side, starting: OnDisk, sealing: Option<bool>) -> Step {
+    (S::Forcing { side, starting, sealing }, vec![E::Write(Mark::Forced(side))])
 }
 
-fn forced(side: Side, starting: OnDisk, written: Written) -> Step {
-    match (side, written, starting) {
-        (Side::Here, Written::Durable, OnDisk::Yes) => runs(),
-        (Side::Here, _, OnDisk::Yes) => (S::Claiming, Vec::new()),
-        (Side::Here, Written::Durable, _) => (S::Beginning, vec![E::Write(Mark::Starting)]),
-        (Side::Here, _, _) => (S::Waiting { loaded: true }, Vec::new()),
+fn forced(side: Side, (starting, sealing): (OnDisk, Option<bool>), written: Written) -> Step {
+    match (side, written, starting, sealing) {
+        (Side::Here, Written::Durable, _, Some(again)) => seal(again, true),
+        (Side::Here, _, _, Some(again)) => (S::Sealing { again, forced: false }, Vec::new()),
+        (Side::Here, Written::Durable, OnDisk::Yes, None) => runs(),
+        (Side::Here, _, OnDisk::Yes, None) => (S::Claiming, Vec::new()),
+        (Side::Here, Written::Durable, _, None) => begin(true),
+        (Side::Here, _, _, None) => (S::Waiting { loaded: true }, Vec::new()),
         (Side::There, ..) => (S::GivingUp { starting }, vec![E::Write(Mark::NeverRan)]),
     }
 }

@@ -33,6 +33,10 @@
 //! lost by waiting, does not take the guest for its own by its own word: a source in *missing* asks the destination, a
 //! destination in *claiming* the source. A side whose QEMU lives goes on as its journal says.
 //!
+//! **Witness.** Both sides may have agreed on a third that keeps one word for the migration ([`Word`]), for when one of
+//! the two hosts is lost. The destination lets the guest run only once the word is that it has taken the guest. So a
+//! source that has handed over and hears nothing may take it itself: whoever comes second is told, and gives it up.
+//!
 //! **Rules.** The source says *start* only when its `handed-over` is surely on the disk, and lets
 //! its guest run only when that is surely not there, or a later `never-ran` of its own is, or the
 //! destination has said *never-ran*. The destination runs the guest only when its `starting` is
@@ -40,9 +44,11 @@
 //! journal without it as never-ran) or a later `never-ran` is. What was once said stays true.
 
 mod destination;
+mod register;
 mod source;
 
 pub use destination::{Destination, DestinationEffect, DestinationInput, DestinationState, Ran};
+pub use register::{Answer, Move, Word};
 pub use source::{Source, SourceEffect, SourceInput, SourceState};
 
 use schemars::JsonSchema;

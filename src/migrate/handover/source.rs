@@ -1,6 +1,6 @@
 //! The source's side of the hand-over. Pure; see the module above for the rules.
 
-use super::{Ask, Ended, Fate, Illegal, Known, Mark, Side, Written};
+use super::{Answer, Ask, Ended, Fate, Illegal, Known, Mark, Side, Written};
 
 /// Who owns the guest, as the source sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,6 +24,8 @@ pub enum SourceState {
     Missing,
     /// The destination has said that it never ran; that is being written.
     TakingBack,
+    /// The witness has said that it is the source's; that is being written, until it surely is on the disk.
+    Won,
     /// An operator's decision is being written.
     Forcing {
         /// Whose the guest is to be.
@@ -65,7 +67,10 @@ pub enum Undecided {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SourceInput {
     /// Both QEMUs say that the whole guest has crossed.
-    Complete,
+    Complete {
+        /// Both sides have agreed on a witness.
+        witness: bool,
+    },
     /// The migration failed or was cancelled. Without meaning once it is handed over.
     Fail,
     /// The write that was asked for has ended.
@@ -78,6 +83,10 @@ pub enum SourceInput {
     Forced(Side),
     /// There is no QEMU any more that could be resumed, and the destination may have the whole guest.
     Gone,
+    /// The destination has not said for long what became of the guest. Only where there is a witness.
+    Unheard,
+    /// What came of taking it back at the witness.
+    TakenBack(Answer),
 }
 
 /// What a source does, in this order. A write is the last of a step, and how it ended is the next
@@ -88,6 +97,10 @@ pub enum SourceEffect {
     Write(Mark),
     /// Ask the destination.
     Ask(Ask),
+    /// Offer the guest at the witness.
+    Offer,
+    /// Take it back at the witness. It is the last of a step, as a write is.
+    TakeBack,
     /// Undo what was made, and let the guest run.
     Resume,
     /// The guest here never runs again.
@@ -98,6 +111,8 @@ pub enum SourceEffect {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Source {
     state: SourceState,
+    /// Both sides have agreed on a witness.
+    witness: bool,
 }
 
 use SourceEffect as E;
@@ -113,7 +128,13 @@ impl Default for Source {
 impl Source {
     /// At the beginning of a migration.
     pub fn new() -> Self {
-        Self { state: S::Ours }
+        Self { state: S::Ours, witness: false }
+    }
+
+    /// Both sides have agreed on a witness.
+    #[must_use]
+    pub fn with_witness(self) -> Self {
+        Self { witness: true, ..self }
     }
 
     /// After a restart, with what the journal says, and what to do about it first.
@@ -134,7 +155,7 @@ impl Source {
             }
             _ => (S::Asking { sure: false }, vec![E::Write(Mark::HandedOver)]),
         };
-        (Self { state }, effects)
+        (Self { state, witness: false }, effects)
     }
 
     /// Who owns the guest.
@@ -155,19 +176,23 @@ impl Source {
     /// Errors: [`Illegal`] for an input that cannot come now; nothing has changed then.
     pub fn step(&mut self, input: SourceInput) -> Result<Vec<SourceEffect>, Illegal> {
         let (state, effects) = match (self.state, input) {
-            (S::Ours, I::Complete) => (S::HandingOver, vec![E::Write(Mark::HandedOver)]),
+            (S::Ours, I::Complete { witness }) => {
+                self.witness |= witness;
+                (S::HandingOver, vec![E::Write(Mark::HandedOver)])
+            }
             // Nothing was handed over and nothing is being: no record is needed to go back.
             (S::Ours, I::Fail) => {
                 let undo = vec![E::Resume, E::Ask(Ask::Abort), E::Write(Mark::NeverRan)];
                 (back(false), undo)
             }
             (S::Ours, I::Heard(_)) => (S::Ours, Vec::new()),
-            (S::HandingOver, I::Written(written)) => handed_over(written),
+            (S::HandingOver, I::Written(written)) => self.handed_over(written),
             (S::Asking { sure }, input) => return self.asking(sure, input),
             (S::Doubt { forced }, input) => return self.doubt(forced, input),
             (S::Missing, input) => return self.missing(input),
             // The destination's word is durable; with a disk that takes no record it must do.
             (S::TakingBack, I::Written(written)) => taken_back(written),
+            (S::Won, input) => return self.won(input),
             (S::Forcing { side, was }, I::Written(written)) => forced(side, was, written),
             (S::Back { noted, agreed }, I::Written(written)) => {
                 (S::Back { noted: noted || written == Written::Durable, agreed }, Vec::new())
@@ -179,7 +204,7 @@ impl Source {
             (S::Noting, I::Written(Written::Durable)) => (S::Moved, vec![E::Ask(Ask::Confirmed), E::Release]),
             // `handed-over` is on the disk: a restart asks again.
             (S::Noting, I::Written(_)) => (S::Moved, vec![E::Release]),
-            (S::Back { .. } | S::Moved, I::Heard(_) | I::Again | I::Fail | I::Gone) => {
+            (S::Back { .. } | S::Moved, I::Heard(_) | I::Again | I::Fail | I::Gone | I::Unheard) => {
                 (self.state, Vec::new())
             }
             (state, input) => return Err(Illegal::new(&state, &input)),
@@ -192,17 +217,21 @@ impl Source {
         let (state, effects) = match input {
             I::Heard(Fate::Runs) => (S::Noting, vec![E::Write(Mark::Runs)]),
             I::Heard(Fate::NeverRan) => (S::TakingBack, vec![E::Write(Mark::NeverRan)]),
-            I::Heard(Fate::Loaded) if sure => (self.state, vec![E::Ask(Ask::Start)]),
+            I::Heard(Fate::Loaded) if sure => (self.state, self.say_start()),
             I::Heard(Fate::Loaded | Fate::Open) | I::Fail | I::Gone => (self.state, Vec::new()),
             I::Written(Written::Durable | Written::Failed) => {
                 (S::Asking { sure: true }, vec![E::Ask(Ask::Settle)])
             }
             // The destination's word decides as well, and needs no disk.
             I::Written(Written::InDoubt) => (self.state, vec![E::Ask(Ask::Settle)]),
-            I::Again if sure => (self.state, vec![E::Ask(Ask::Settle)]),
+            I::Again if sure => (self.state, self.ask_again()),
             I::Again => (self.state, vec![E::Write(Mark::HandedOver)]),
             I::Forced(side) => force(side, Undecided::Asking { sure }),
-            I::Complete => return Err(Illegal::new(&self.state, &input)),
+            I::Unheard if self.witness => (self.state, vec![E::TakeBack]),
+            I::TakenBack(Answer::Done) if self.witness => (S::Won, vec![E::Write(Mark::NeverRan)]),
+            // The destination has it, or nobody knows: it is asked on.
+            I::TakenBack(_) | I::Unheard => (self.state, Vec::new()),
+            I::Complete { .. } => return Err(Illegal::new(&self.state, &input)),
         };
         self.state = state;
         Ok(effects)
@@ -224,12 +253,55 @@ impl Source {
             I::Heard(Fate::Runs) if forced => (self.state, Vec::new()),
             // Only an earlier life can have said *start*, under a record that was not doubtful.
             I::Heard(Fate::Runs) => (S::Noting, vec![E::Write(Mark::Runs)]),
-            I::Heard(Fate::Loaded | Fate::Open) | I::Fail | I::Gone => (self.state, Vec::new()),
+            I::Heard(Fate::Loaded | Fate::Open) | I::Fail | I::Gone | I::Unheard => (self.state, Vec::new()),
             I::Forced(side) => force(side, Undecided::Doubt { forced }),
-            I::Complete => return Err(Illegal::new(&self.state, &input)),
+            I::Complete { .. } | I::TakenBack(_) => return Err(Illegal::new(&self.state, &input)),
         };
         self.state = state;
         Ok(effects)
+    }
+
+    /// The witness has said so for good, and the guest runs once a restart would read the same.
+    fn won(&mut self, input: SourceInput) -> Result<Vec<SourceEffect>, Illegal> {
+        let (state, effects) = match input {
+            I::Written(Written::Durable) => (back(true), vec![E::Resume, E::Ask(Ask::Abort)]),
+            I::Heard(Fate::NeverRan) => (S::TakingBack, vec![E::Write(Mark::NeverRan)]),
+            // An operator has started it there without the witness.
+            I::Heard(Fate::Runs) => (S::Noting, vec![E::Write(Mark::Runs)]),
+            I::Again => (S::Won, vec![E::Write(Mark::NeverRan)]),
+            I::Written(_) | I::Heard(_) | I::Fail | I::Gone | I::Unheard | I::Forced(_) => {
+                (S::Won, Vec::new())
+            }
+            I::Complete { .. } | I::TakenBack(_) => return Err(Illegal::new(&self.state, &input)),
+        };
+        self.state = state;
+        Ok(effects)
+    }
+
+    fn handed_over(&self, written: Written) -> Step {
+        match written {
+            Written::Durable => (S::Asking { sure: true }, self.say_start()),
+            Written::Failed => {
+                let undo = vec![E::Resume, E::Ask(Ask::Abort), E::Write(Mark::NeverRan)];
+                (back(false), undo)
+            }
+            Written::InDoubt => (S::Doubt { forced: false }, vec![E::Write(Mark::NeverRan)]),
+        }
+    }
+
+    /// Only under a `handed-over` that is surely on the disk.
+    fn say_start(&self) -> Vec<SourceEffect> {
+        self.offering(Ask::Start)
+    }
+
+    /// It is offered again: the witness may not have heard it.
+    fn ask_again(&self) -> Vec<SourceEffect> {
+        self.offering(Ask::Settle)
+    }
+
+    fn offering(&self, ask: Ask) -> Vec<SourceEffect> {
+        let offer = self.witness.then_some(E::Offer);
+        offer.into_iter().chain([E::Ask(ask)]).collect()
     }
 
     /// Nothing can be resumed, so that nothing is lost by asking.
@@ -239,10 +311,10 @@ impl Source {
             I::Heard(Fate::Runs) => (S::Noting, vec![E::Write(Mark::Runs)]),
             I::Again => (S::Missing, vec![E::Ask(Ask::Abort)]),
             I::Forced(side) => force(side, Undecided::Missing),
-            I::Heard(Fate::Loaded | Fate::Open) | I::Fail | I::Gone | I::Written(_) => {
+            I::Heard(Fate::Loaded | Fate::Open) | I::Fail | I::Gone | I::Written(_) | I::Unheard => {
                 (S::Missing, Vec::new())
             }
-            I::Complete => return Err(Illegal::new(&self.state, &input)),
+            I::Complete { .. } | I::TakenBack(_) => return Err(Illegal::new(&self.state, &input)),
         };
         self.state = state;
         Ok(effects)
@@ -255,17 +327,6 @@ fn back(noted: bool) -> SourceState {
 }
 
 type Step = (SourceState, Vec<SourceEffect>);
-
-fn handed_over(written: Written) -> Step {
-    match written {
-        Written::Durable => (S::Asking { sure: true }, vec![E::Ask(Ask::Start)]),
-        Written::Failed => {
-            let undo = vec![E::Resume, E::Ask(Ask::Abort), E::Write(Mark::NeverRan)];
-            (back(false), undo)
-        }
-        Written::InDoubt => (S::Doubt { forced: false }, vec![E::Write(Mark::NeverRan)]),
-    }
-}
 
 fn taken_back(written: Written) -> Step {
     match written {

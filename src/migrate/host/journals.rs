@@ -8,7 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 
 use crate::migrate::journal::{
-    self, Beginning, Ending, FORMAT, Header, Journal, JournalError, Past, Peeked, Record, Role,
+    self, Beginning, Ending, FORMAT, FORMAT_WITH_WITNESS, Header, Journal, JournalError, Past, Peeked,
+    Record, Role,
 };
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
@@ -56,7 +57,7 @@ impl Journals {
         self.end_late()?;
         let now = time::OffsetDateTime::now_utc();
         let header = Header {
-            format: FORMAT,
+            format: if beginning.witness { FORMAT_WITH_WITNESS } else { FORMAT },
             migration,
             role,
             vm: beginning.vm.into(),
@@ -85,6 +86,16 @@ impl Journals {
     /// What all of them say, newest last.
     pub(crate) fn peek_all(&self) -> Result<Vec<Peeked>, JournalError> {
         journal::peek_all(&self.folder, self.host.as_str())
+    }
+
+    /// Whether one that is being written is about a migration with a witness.
+    pub(crate) fn have_a_witness(&self) -> bool {
+        let Ok(files) = std::fs::read_dir(&self.folder) else { return false };
+        let written = files.flatten().map(|file| file.path()).filter(|path| journal::is_in_use(path));
+        let mut pasts = written.map(|path| self.peek(&path));
+        pasts.any(|past| {
+            past.is_ok_and(|past| past.header.format >= FORMAT_WITH_WITNESS && past.ended.is_none())
+        })
     }
 
     /// Takes a journal away that was never begun; whether it was one.
@@ -184,6 +195,7 @@ mod tests {
                 keep_source: false,
                 retry: None,
                 accepted: std::collections::BTreeSet::new(),
+                witness: false,
             };
             let (id, peer) = (Uuid::from_u128(n as u128), "bravo".parse().unwrap());
             let journal = journals.begin(id, Role::Source, &peer, beginning).unwrap();

@@ -13,6 +13,7 @@ pub(crate) mod replicas;
 pub(crate) mod reservations;
 pub mod running_qemu;
 pub mod vm_state;
+pub(crate) mod witness;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +31,8 @@ use self::journals::Journals;
 use self::peers::{Peers, listed};
 use self::replicas::Replicas;
 use self::reservations::{Holder, Looking, Reservation, Reservations};
+use self::witness::Witness;
+pub use self::witness::WitnessFigures;
 use super::model::problem::{Problem, ProblemKind};
 use super::protocol::message::{NEEDS_KNOWN, Offer};
 use crate::access::{Action, Denied, Who, authorize};
@@ -57,6 +60,7 @@ pub struct Host {
     pub(crate) replicas: Replicas,
     pub(crate) decisions: Decisions,
     pub(crate) freeze: Freeze,
+    pub(crate) witness: Option<Witness>,
     pub audit: Audit,
     pub refusals: Arc<PeerRefusals>,
     /// It is being emptied: no VM is received.
@@ -86,6 +90,7 @@ impl Host {
             decisions: Decisions::default(),
             freeze: Freeze::new(),
             refusals,
+            witness: config.witness.as_ref().map(Witness::new),
             audit,
             draining: AtomicBool::new(false),
             config,
@@ -93,6 +98,16 @@ impl Host {
             pool,
             stopping,
         }
+    }
+
+    /// How often the witness was asked; none where there is none.
+    pub fn witness_figures(&self) -> Option<WitnessFigures> {
+        self.witness.as_ref().map(Witness::figures)
+    }
+
+    /// Whether a migration of this host, in either role, has a witness and has not ended.
+    pub fn has_a_witness(&self) -> bool {
+        self.journals.have_a_witness()
     }
 
     /// How many journals are not believed.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use super::line::Flaw;
-use super::{FORMAT, Role};
+use super::{FORMAT_WITH_WITNESS, Role};
 
 /// Why a journal cannot be written or believed.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub enum JournalError {
     InUse { path: PathBuf },
     #[error("journal {} has no header; it was left as it is", path.display())]
     NoHeader { path: PathBuf },
-    #[error("journal {} has format {format}, this version reads up to {FORMAT}; it was left as it is", path.display())]
+    #[error("journal {} has format {format}, this version reads up to {FORMAT_WITH_WITNESS}; it was left as it is", path.display())]
     Newer { path: PathBuf, format: u32 },
     #[error("journal {} is of host {host}, not of this one; it was left as it is", path.display())]
     OtherHost { path: PathBuf, host: String },

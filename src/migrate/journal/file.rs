@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::line::{Chain, Flaw};
 use super::writers::Writer;
-use super::{FORMAT, Header, JournalError, Past, Record, Role, SUFFIX, Undo};
+use super::{FORMAT_WITH_WITNESS, Header, JournalError, Past, Record, Role, SUFFIX, Undo};
 use crate::migrate::handover::Written;
 use crate::qemu::Process;
 
@@ -310,7 +310,7 @@ fn first_line(_path: &Path, line: &[u8]) -> Result<(Header, Chain), First> {
     let numbered = value.get("record").is_some();
     let begun = value.get("record").unwrap_or(&value).get("begun").ok_or(First::NoHeader)?;
     let format = begun.get("format").and_then(serde_json::Value::as_u64).ok_or(First::NoHeader)?;
-    if format > u64::from(FORMAT) {
+    if format > u64::from(FORMAT_WITH_WITNESS) {
         return Err(First::Newer(u32::try_from(format).unwrap_or(u32::MAX)));
     }
     let header: Header = serde_json::from_value(begun.clone()).map_err(|e| First::Flaw(e.into()))?;
@@ -332,7 +332,7 @@ mod tests {
 
     fn header() -> Header {
         Header {
-            format: FORMAT,
+            format: super::super::FORMAT,
             migration: Uuid::from_u128(7),
             role: Role::Source,
             vm: "web1".into(),

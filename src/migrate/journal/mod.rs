@@ -38,11 +38,14 @@ use super::model::image::ImageStamp;
 use super::model::phase::Phase;
 use super::model::problem::Accepted;
 pub use super::model::role::Role;
+use super::model::witness::AgreedWitness;
 use crate::qemu::{CapabilityStatus, MigrationParameters, Process, ProcessId, Unthrottled};
 
-/// The format that this version writes, and the newest that it reads. Format 1 had neither
-/// numbers nor checksums.
+/// The format that this version writes. Format 1 had neither numbers nor checksums.
 pub const FORMAT: u32 = 2;
+/// The same with a witness, and the newest that is read: an agent that does not know of witnesses would start the
+/// guest without asking, and refuses this by its number.
+pub const FORMAT_WITH_WITNESS: u32 = 3;
 const SUFFIX: &str = "journal";
 
 /// A further try of a migration.
@@ -61,7 +64,7 @@ pub struct RetryOf {
 /// The first record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Header {
-    /// [`FORMAT`] when it was written.
+    /// [`FORMAT`] or [`FORMAT_WITH_WITNESS`] when it was written.
     pub format: u32,
     pub migration: Uuid,
     pub role: Role,
@@ -109,6 +112,8 @@ pub struct Beginning<'a> {
     pub keep_source: bool,
     pub retry: Option<RetryOf>,
     pub accepted: BTreeSet<Accepted>,
+    /// A witness is to be agreed on.
+    pub witness: bool,
 }
 
 /// Something that was about to be made and has to go if the migration fails.
@@ -200,6 +205,8 @@ pub enum Record {
     /// Destination: how a try that was undone left the disks.
     #[serde(rename = "witness")]
     ImageStamp(ImageStamp),
+    /// Both sides have agreed on a witness, which is asked from the hand-over on.
+    WitnessAgreed(AgreedWitness),
     /// Nothing is open any more.
     Ended(Ending),
     /// Destination: the source durably knows how it ended, and never asks again.
@@ -255,6 +262,8 @@ pub struct Past {
     pub cleaned: bool,
     /// See [`Record::Forced`]; the last one.
     pub forced: Option<Side>,
+    /// See [`Record::WitnessAgreed`].
+    pub witness: Option<AgreedWitness>,
 }
 
 impl Past {
@@ -276,6 +285,7 @@ impl Past {
             confirmed: false,
             cleaned: false,
             forced: None,
+            witness: None,
         }
     }
 
@@ -300,6 +310,7 @@ impl Past {
             Record::Confirmed => self.confirmed = true,
             Record::Cleaned => self.cleaned = true,
             Record::Forced { side, .. } => self.forced = Some(side),
+            Record::WitnessAgreed(witness) => self.witness = Some(witness),
         }
     }
 

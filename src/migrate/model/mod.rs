@@ -23,3 +23,4 @@ pub(crate) mod sample;
 pub(crate) mod slowed;
 pub(crate) mod slowness;
 pub mod timeline;
+pub(crate) mod witness;

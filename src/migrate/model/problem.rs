@@ -78,6 +78,7 @@ kinds! {
         Draining,
         NotPermitted,
         NotSent,
+        Witness,
         MigrationBlocked,
         MigrationRefused,
         MigrationSettings,
@@ -106,6 +107,7 @@ impl ProblemKind {
                 | Self::PeerUnreachable
                 | Self::DiskExported
                 | Self::NoRoom
+                | Self::Witness
         )
     }
 

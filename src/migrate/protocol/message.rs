@@ -27,6 +27,7 @@ use crate::migrate::model::phase::Phase;
 pub use crate::migrate::model::plan::Export;
 use crate::migrate::model::problem::{Policy, Problem};
 use crate::migrate::model::progress::{DiskProgress, Downtime, RamProgress};
+use crate::migrate::model::witness::OfferedWitness;
 use crate::qemu::{Encryption, Machine};
 
 /// A disk as the source has it.
@@ -275,6 +276,9 @@ pub struct Offer {
     /// The firmware's flash, whose contents go with the guest's state.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flash: Vec<FlashSpec>,
+    /// The source's witness, which is to be the destination's as well: with [`NEEDS_WITNESS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<OfferedWitness>,
     /// Names of what else is in it that must not be ignored: of [`NEEDS_KNOWN`].
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub needs: BTreeSet<String>,
@@ -290,9 +294,11 @@ pub const NEEDS_INCREMENTAL: &str = "incremental";
 pub const NEEDS_IN_BAND: &str = "in-band";
 /// In [`Offer::needs`]: the destination is to answer [`Request::Hash`] of disks that are read-only at the source.
 pub const NEEDS_READ_ONLY: &str = "read-only";
+/// In [`Offer::needs`]: the destination asks a witness before the guest runs there ([`Offer::witness`]).
+pub const NEEDS_WITNESS: &str = "witness";
 /// What this version knows of [`Offer::needs`].
 pub const NEEDS_KNOWN: &[&str] =
-    &[NEEDS_HASHES, NEEDS_REPLICA, NEEDS_INCREMENTAL, NEEDS_IN_BAND, NEEDS_READ_ONLY];
+    &[NEEDS_HASHES, NEEDS_REPLICA, NEEDS_INCREMENTAL, NEEDS_IN_BAND, NEEDS_READ_ONLY, NEEDS_WITNESS];
 
 /// Parts of a granted disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -329,6 +335,16 @@ impl Offer {
     pub(crate) fn compared(&self) -> impl Iterator<Item = &DiskSpec> {
         let compares = self.needs.contains(NEEDS_READ_ONLY);
         self.disks.iter().filter(move |disk| compares && disk.read_only)
+    }
+
+    /// With a witness, which must not be ignored.
+    #[must_use]
+    pub(crate) fn with_witness(mut self, witness: Option<OfferedWitness>) -> Self {
+        if witness.is_some() {
+            self.needs.insert(NEEDS_WITNESS.to_owned());
+        }
+        self.witness = witness;
+        self
     }
 
     /// Whether it is the same offer, said again: what a disk occupies changes while the guest runs.
@@ -430,6 +446,9 @@ pub struct Prepared {
     /// that does not say it is taken to wait as long as the source would.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook_s: Option<u64>,
+    /// The offered witness is the destination's, too: the guest runs only once it is taken there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub witness: bool,
     /// The last line of the destination's audit record, which the source keeps in its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit_head: Option<String>,

@@ -16,7 +16,11 @@ use crate::migrate::model::progress::Outcome;
 pub(crate) async fn settle(host: Arc<Host>, open: Open) {
     let Open { mut journal, progress, heir, _reservation } = open;
     let past = journal.past().clone();
-    let mut handover = DestinationRun::restarted(Destination::restarted(past.known()));
+    let (mut machine, effects) = Destination::restarted(past.known());
+    if past.witness.is_some() {
+        machine = machine.with_witness();
+    }
+    let mut handover = DestinationRun::restarted((machine, effects));
     let mut settling = Settling::new(&host, heir, &mut journal);
     if handover.run(&mut settling).await.is_err() {
         tracing::warn!(vm = past.header.vm, "the agent stops before that is settled; the next one goes on");

@@ -10,7 +10,7 @@ use crate::migrate::decide::{self, ANSWER_DEADLINE, ASK_AGAIN, Decided, Leaving,
 use crate::migrate::guest::life::{self, Look};
 use crate::migrate::guest::process;
 use crate::migrate::guest::undo::{self, RolledBack};
-use crate::migrate::handover::{Ask, Ended, Illegal, Mark, Source, SourceInput, Written};
+use crate::migrate::handover::{Answer, Ask, Ended, Illegal, Mark, Source, SourceInput, Written};
 use crate::migrate::handover_run::{SourceRun, SourceWorld};
 use crate::migrate::host::Host;
 use crate::migrate::journal::{Journal, Past};
@@ -27,7 +27,11 @@ pub(super) async fn settle(host: Arc<Host>, open: Open) {
     let Open { journal, progress, heir, _reservation } = open;
     let past = journal.past().clone();
     let peer = host.peers.name_of(&past.header.peer).unwrap_or(&past.header.peer).to_owned();
-    let mut handover = SourceRun::restarted(Source::restarted(past.known()));
+    let (mut machine, effects) = Source::restarted(past.known());
+    if past.witness.is_some() {
+        machine = machine.with_witness();
+    }
+    let mut handover = SourceRun::restarted((machine, effects));
     let mut settling = Settling {
         host: &host,
         peer: &peer,
@@ -115,6 +119,28 @@ impl SourceWorld for Settling<'_> {
         Ok(decide::after_resume(is_gone, past.reached, heard))
     }
 
+    async fn offer(&mut self, ask: Option<Ask>, machine: Source) -> Result<Option<SourceInput>, Leaving> {
+        self.open_question();
+        let past = self.journal.past().clone();
+        match &mut self.question {
+            Some(question) => question.offer(&past, ask, machine).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn take_back_at_witness(&mut self) -> Result<Answer, Leaving> {
+        self.open_question();
+        let past = self.journal.past().clone();
+        let is_there = match self.host.vm(&past.header.vm, "source") {
+            Ok(config) if self.heir => matches!(life::look(&past, &config).await, Look::Answers(_)),
+            _ => false,
+        };
+        match &mut self.question {
+            Some(question) => Ok(question.take_back(&past, is_there).await),
+            None => Ok(Answer::Unknown),
+        }
+    }
+
     async fn release(&mut self) -> Result<(), Leaving> {
         self.decided();
         // What taking back has left was said of a guest that is not here.
@@ -148,7 +174,7 @@ impl Settling<'_> {
         let (host, peer, migration) = (self.host, self.peer, self.journal.past().header.migration);
         self.question.get_or_insert_with(|| {
             let why = "the agent was restarted after the hand-over".into();
-            Question::new(host, peer, migration, self.progress.clone(), why)
+            Question::new(host, peer, migration, self.progress.clone(), why).with_witness(self.journal.past())
         });
     }
 

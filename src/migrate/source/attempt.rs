@@ -11,8 +11,8 @@ use super::failure::Failure;
 use super::further_try::{Ended, Held};
 use super::guest::Guest;
 use super::peer::Peer;
-use super::replica;
 use super::state::Source;
+use super::{replica, witness};
 use crate::migrate::checks::disks::allocated;
 use crate::migrate::guest::last_words::LastWords;
 use crate::migrate::journal::{Beginning, Role};
@@ -63,6 +63,7 @@ async fn begin(context: Context, held: &mut Option<Held>) -> Result<Source, Fail
         keep_source: request.options.keep_source,
         retry,
         accepted: request.options.accept.clone(),
+        witness: witness::is_wanted(host, options),
     };
     let mut journal = host.journals.begin(request.id, Role::Source, &peer, beginning)?;
     if let Err(e) = journal.note_qemu(qmp.process()) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::failure::Failure;
-use super::{trial, verify};
+use super::{trial, verify, witness};
 use crate::migrate::checks::disks::in_band;
 use crate::migrate::checks::{descriptors, disks, machine, qemu};
 use crate::migrate::guest::inventory::Inventory;
@@ -56,6 +56,7 @@ impl Examined {
             audit_head: None,
             in_band: options.in_band,
             hears_busy: false,
+            witness: None,
             needs: needs(options),
         }
     }
@@ -200,6 +201,10 @@ async fn findings(host: &Arc<Host>, vm: &str, peer: &str, options: &Options) -> 
             problems.extend(tried);
             match machine::ask(&examined.qmp, "source").await {
                 Ok(machine) => offer.machine = Some(machine),
+                Err(problem) => problems.push(problem),
+            }
+            match witness::look(host, options).await {
+                Ok(witness) => offer = offer.with_witness(witness),
                 Err(problem) => problems.push(problem),
             }
             (problems, Some(offer))

@@ -51,5 +51,6 @@ mod stall;
 pub(crate) mod state;
 mod trial;
 pub(crate) mod verify;
+mod witness;
 
 pub(crate) use end::{kept_by_force, stands_there};

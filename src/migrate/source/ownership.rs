@@ -1,6 +1,7 @@
 //! The hand-over at a live source: what its machine decides over. The journal, the destination behind the
 //! control stream, and the guest in its QEMU.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,7 +20,7 @@ use super::state::Source;
 use crate::migrate::decide::{self, Decided, Leaving, Question};
 use crate::migrate::guest::process;
 use crate::migrate::guest::undo::{self, Bitmaps};
-use crate::migrate::handover::{self, Ask, Illegal, Mark, SourceInput, SourceState, Written};
+use crate::migrate::handover::{self, Answer, Ask, Illegal, Mark, Move, SourceInput, SourceState, Written};
 use crate::migrate::handover_run::{SourceRun, SourceWorld};
 use crate::migrate::journal::Record;
 use crate::migrate::model::leftover::Leftover;
@@ -29,11 +30,14 @@ use crate::migrate::model::progress::Outcome;
 use crate::migrate::protocol::client::LinkError;
 use crate::migrate::protocol::message::{Fate, Request, Response, Summary};
 use crate::migrate::transfer::disk::pivoted;
+use crate::qemu::QueryStatus;
 
 /// How long the destination may take to undo what it prepared.
 const ABORT_DEADLINE: Duration = Duration::from_secs(45);
 /// How long the destination may take to note that its word is known here.
 const CONFIRM_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the old QEMU may take to say that it is there.
+const ASK_QEMU_DEADLINE: Duration = Duration::from_secs(5);
 /// How long its guest's start may take, its `before_start` aside.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -122,6 +126,40 @@ impl SourceWorld for Source {
         Ok(None)
     }
 
+    async fn offer(&mut self, ask: Option<Ask>, machine: handover::Source) -> Happened {
+        let (host, past) = (Arc::clone(&self.context.host), self.journal.past().clone());
+        let frozen = self.context.host.freeze.begun();
+        if ask != Some(Ask::Start) || self.end.question.is_some() {
+            self.open_question();
+            let Some(question) = &mut self.end.question else { return Ok(None) };
+            return tokio::select! {
+                happened = question.offer(&past, ask, machine) => Ok(happened?),
+                () = frozen => Err(Leave::ToTheJournal),
+            };
+        }
+        // The guest's start waits for nothing: the destination takes it by itself.
+        let offers = async {
+            decide::at_witness(&host, &past, Move::Offer).await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            happened = self.ask_to_start() => happened,
+            never = offers => never,
+        }
+    }
+
+    async fn take_back_at_witness(&mut self) -> Result<Answer, Leave> {
+        let frozen = self.context.host.freeze.begun();
+        let past = self.journal.past().clone();
+        let is_there = self.guest.qmp.execute_within(QueryStatus, ASK_QEMU_DEADLINE).await.is_ok();
+        self.open_question();
+        let Some(question) = &mut self.end.question else { return Ok(Answer::Unknown) };
+        tokio::select! {
+            answer = question.take_back(&past, is_there) => Ok(answer),
+            () = frozen => Err(Leave::ToTheJournal),
+        }
+    }
+
     async fn release(&mut self) -> Result<(), Leave> {
         self.close_question();
         let left = if self.end.back.take().is_some() {
@@ -164,7 +202,10 @@ impl Source {
         );
         let mut handover = SourceRun::new(handover::Source::new());
         match handover.run(&mut self).await {
-            Ok(()) => Some(self.end()),
+            Ok(()) => {
+                decide::forget_never_offered(&self.context.host, self.journal.past()).await;
+                Some(self.end())
+            }
             Err(Leave::Frozen) => {
                 self.stop().await;
                 None
@@ -178,7 +219,7 @@ impl Source {
         match perform(self).await {
             Ok(()) => {
                 self.end.since = Some(Instant::now());
-                return Ok(SourceInput::Complete);
+                return Ok(SourceInput::Complete { witness: self.journal.past().witness.is_some() });
             }
             Err(Failure::Frozen) => return Err(Leave::Frozen),
             Err(failure) => self.end.failure = Some(failure),
@@ -235,6 +276,7 @@ impl Source {
         self.copy.streams.cut_all();
         let (id, progress) = (self.context.request.id, self.context.progress.clone());
         let question = Question::new(&self.context.host, &self.context.request.peer, id, progress, cause);
+        let question = question.with_witness(self.journal.past());
         self.end.question =
             Some(question.with_hook(decide::hook(&self.context.host, self.peer.grant.as_ref())));
         self.clock.phase = Phase::Undecided;

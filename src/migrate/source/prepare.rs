@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::failure::Failure;
 use super::state::Source;
-use super::{examine, read_only, trial};
+use super::{examine, read_only, trial, witness};
 use crate::audit::{Event, Grant, head_of_peer};
 use crate::migrate::checks::{disks, machine};
 use crate::migrate::protocol::client::LinkError;
@@ -15,7 +15,8 @@ pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
     if !source.context.request.options.replicate {
         trial::rehearse(&source.context, &source.guest.qmp, &mut source.journal).await?;
     }
-    let offer = offer(source).await?;
+    let offer = offer(source).await?.with_witness(witness::offer(&source.context).await?);
+    let offered = offer.witness.clone();
     let left_out = offer.disks.iter().any(|disk| disk.left_out);
     let disks = offer.disks.clone();
     let grant = ask(source, offer).await?;
@@ -30,6 +31,7 @@ pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
         let said = source.context.request.options.policy().judge(unknown).map_err(Failure::Problems)?;
         source.context.note_findings(said);
     }
+    witness::agree(source, offered, &grant)?;
     tracing::info!(destination = grant.qemu, "the destination is prepared");
     let (context, tracking) = (&source.context, &mut source.copy.tracking);
     if context.request.options.compress && !grant.compress {
@@ -96,6 +98,7 @@ async fn offer(source: &Source) -> Result<Offer, Failure> {
         audit_head: Some(source.context.host.audit.figures().head.to_string()),
         in_band: request.options.in_band,
         hears_busy: true,
+        witness: None,
         needs: examine::needs(&request.options),
     })
 }

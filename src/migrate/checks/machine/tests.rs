@@ -14,6 +14,7 @@ fn offer(disks: Vec<DiskSpec>) -> Offer {
         qemu,
         machine: None,
         audit_head: None,
+        witness: None,
         in_band: None,
         hears_busy: false,
         needs: std::collections::BTreeSet::new(),

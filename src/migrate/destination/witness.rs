@@ -1,0 +1,141 @@
+//! The witness as the destination has it: agreed on before anything is made, and asked before the guest runs.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::error::Error;
+use super::state::Destination;
+use crate::migrate::decide;
+use crate::migrate::handover::{self, Answer, DestinationInput, DestinationState, Ended, Move};
+use crate::migrate::host::Host;
+use crate::migrate::host::witness::{has_none, unusable};
+use crate::migrate::journal::{Journal, JournalError, Record};
+use crate::migrate::model::problem::Problem;
+use crate::migrate::model::witness::AgreedWitness;
+use crate::migrate::protocol::message::Offer;
+use crate::net::identity::Identity;
+
+/// How long the witness is asked for a guest that has not been started before it is given up here.
+const SEAL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Takes part in the source's witness, if that wants one.
+/// Errors: this host has none, or its own is of no use.
+pub(super) async fn agree(
+    host: &Host,
+    peer: &Identity,
+    migration: Uuid,
+    offer: &Offer,
+) -> Result<Option<AgreedWitness>, Error> {
+    let Some(theirs) = &offer.witness else { return Ok(None) };
+    let own = host.identity.as_str();
+    let Some(witness) = &host.witness else {
+        return Err(Error::Problems(vec![has_none(own, peer.as_str())]));
+    };
+    let agreed = witness.agree(migration, theirs).await;
+    agreed.map(Some).map_err(|e| Error::Problems(vec![unusable(own, &e)]))
+}
+
+/// Durable before anything is granted.
+pub(super) fn note(journal: &mut Journal, agreed: Option<AgreedWitness>) -> Result<(), JournalError> {
+    agreed.map_or(Ok(()), |agreed| journal.record(Record::WitnessAgreed(agreed)))
+}
+
+/// What a check finds. Changes nothing.
+pub(super) async fn finding(host: &Host, peer: &Identity, offer: &Offer) -> Option<Problem> {
+    let own = host.identity.as_str();
+    match (&host.witness, &offer.witness) {
+        (_, None) => None,
+        (None, Some(_)) => Some(has_none(own, peer.as_str())),
+        (Some(witness), Some(theirs)) => witness.is_that(theirs).await.err().map(|e| unusable(own, &e)),
+    }
+}
+
+impl Destination {
+    /// Whether the witness is asked, and has not said.
+    pub(super) fn is_at_witness(machine: handover::Destination) -> bool {
+        matches!(machine.state(), DestinationState::Sealing { .. } | DestinationState::Alone)
+    }
+
+    /// Whether the guest has not been started, and no record says more than that it may be.
+    pub(super) fn may_be_given_up(machine: handover::Destination) -> bool {
+        let asked = matches!(
+            machine.state(),
+            DestinationState::Alone | DestinationState::Sealing { again: false, .. }
+        );
+        asked || matches!(machine.state(), DestinationState::Waiting { .. })
+    }
+
+    /// It has not said for as long as can be waited for a guest that stands still; only of one that may be given up.
+    pub(super) fn seal_is_over(&self, machine: handover::Destination) -> bool {
+        let is_first = matches!(machine.state(), DestinationState::Sealing { again: false, .. });
+        is_first && self.serving.sealing_since.is_some_and(|since| since.elapsed() >= SEAL_DEADLINE)
+    }
+
+    /// Why not.
+    pub(super) fn why_not_sealed(&self) -> String {
+        let trouble = decide::witness_trouble(&self.host, self.journal.past());
+        trouble.unwrap_or_else(|| format!("no answer within {} s", SEAL_DEADLINE.as_secs()))
+    }
+
+    /// What becomes of the guest when its source stays away, in words.
+    pub(super) fn what_then(&self) -> &'static str {
+        match self.journal.past().witness {
+            None => "the guest is given up here, for good",
+            Some(_) => "the witness is asked whether it has handed the guest over",
+        }
+    }
+
+    /// Makes a move there. What it refuses is why the guest is given up.
+    pub(super) async fn at_witness(&mut self, by: Move) -> Answer {
+        self.serving.sealing_since.get_or_insert_with(Instant::now);
+        let answer = decide::at_witness(&self.host, self.journal.past(), by).await;
+        let id = self.journal.past().header.migration;
+        let why = match answer {
+            Answer::Unknown if by == Move::TakeIfOffered => {
+                let words = format!(
+                    "the whole guest is here, paused, and {} stays away; whether it has handed the guest over the \
+                     witness has not said: {}. It is asked every second; start the VM nowhere until then",
+                    self.peer,
+                    self.why_not_sealed()
+                );
+                self.host.decisions.open_question(id, words);
+                return answer;
+            }
+            Answer::Unknown => return answer,
+            Answer::Done => {
+                self.host.decisions.answered(id);
+                None
+            }
+            Answer::TheOthers => Some(format!("{} has taken the guest back", self.peer)),
+            Answer::NotOffered => Some(format!("{} has not handed it over", self.peer)),
+            Answer::Forgotten => Some("the witness knows nothing of this migration".to_owned()),
+        };
+        self.serving.sealing_since = None;
+        if by != Move::Yield && self.serving.trouble.is_none() {
+            self.serving.trouble = why.map(Error::NotSealed);
+        }
+        answer
+    }
+
+    /// The source stays away: of a guest that runs here it need not know.
+    pub(super) fn source_stays_away(
+        &self,
+        machine: handover::Destination,
+    ) -> Result<Option<DestinationInput>, Error> {
+        if machine.ended() == Some(Ended::Moved) {
+            return Ok(None);
+        }
+        let after_s = self.host.config.deadlines.handover_s;
+        if self.journal.past().witness.is_none() || !machine.is_loaded() {
+            return Err(Error::SourceStayedAway(after_s));
+        }
+        tracing::warn!(
+            vm = self.vm,
+            after_s,
+            "the source stays away: the witness is asked whose the guest is"
+        );
+        Ok(Some(DestinationInput::Alone))
+    }
+}
