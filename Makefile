@@ -238,6 +238,7 @@ setup: fetch
 	@tests/setup/qemu.sh
 	tests/setup/guest.sh
 	tests/setup/libvirt.sh
+	tests/setup/etcd.sh
 
 # The compiler needs a linker, so the machine's packages come first.
 fetch: tools

@@ -17,7 +17,8 @@ use crate::support::process::{LONG, run, signal_pid, wait_for};
 use crate::support::proof::HandoverCopies;
 use crate::support::vm::{quoted, write_script};
 use crate::support::{
-    Agent, AgentSpec, Credentials, DiskFormat, Guest, Lab, Net, Paths, Version, Vm, VmEntry, VmSpec, Volume,
+    Agent, AgentSpec, Credentials, DiskFormat, Etcd, Guest, Lab, Net, Paths, Version, Vm, VmEntry, VmSpec,
+    Volume,
 };
 
 /// The guest.
@@ -64,6 +65,8 @@ pub struct Plan {
     pub deadlines: &'static str,
     /// A hand-over without an answer is shown as undecided after so long.
     pub undecided_s: u64,
+    /// There is an etcd, and both agents have it as their witness.
+    pub witness: bool,
 }
 
 impl Plan {
@@ -91,6 +94,7 @@ impl Plan {
         // An agent that does not come back is given up soon.
         deadlines: "resume_s = 8\nresume_paused_s = 4\n",
         undecided_s: 30,
+        witness: false,
     };
 
     fn spec(&self, side: Side) -> VmSpec {
@@ -130,6 +134,7 @@ pub struct Stage {
     pub images: [Gate; 2],
     /// The disks that a host got at the last hand-over to it.
     pub copies: [HandoverCopies; 2],
+    pub witness: Option<Etcd>,
     state: Option<[Volume; 2]>,
     /// Those of the second disk.
     pub disks: [Option<Volume>; 2],
@@ -176,7 +181,9 @@ impl Stage {
         let (starts, hooks) = ([start(0)?, start(1)?], [hook(0)?, hook(1)?]);
         let images = images_made(&lab.paths, vms[1], plan.created)?;
         guest.alpha.boot()?;
-        let [alpha, bravo] = agents(lab, &net, &plan, vms, [&starts, &hooks])?;
+        let witness = if plan.witness { Some(Etcd::start(lab, &net)?) } else { None };
+        let tables = [&net.alpha, &net.bravo].map(|host| witness.as_ref().map(|etcd| etcd.table(host)));
+        let [alpha, bravo] = agents(lab, &net, (&plan, tables), vms, [&starts, &hooks])?;
         let before = Before::of(&guest.alpha, &alpha, &bravo)?;
         Ok(Self {
             paths: lab.paths.clone(),
@@ -189,6 +196,7 @@ impl Stage {
             hooks,
             images,
             copies,
+            witness,
             state,
             disks,
             at: Side::Alpha,
@@ -318,7 +326,13 @@ impl Stage {
     }
 }
 
-fn agents(lab: &Lab, net: &Net, plan: &Plan, vms: [&Vm; 2], gates: [&[Gate; 2]; 2]) -> Result<[Agent; 2]> {
+fn agents(
+    lab: &Lab,
+    net: &Net,
+    (plan, tables): (&Plan, [Option<String>; 2]),
+    vms: [&Vm; 2],
+    gates: [&[Gate; 2]; 2],
+) -> Result<[Agent; 2]> {
     let credentials = Credentials::create(&lab.paths, lab.dir())?;
     let hosts = [&net.alpha, &net.bravo];
     let [starts, hooks] = gates;
@@ -328,6 +342,7 @@ fn agents(lab: &Lab, net: &Net, plan: &Plan, vms: [&Vm; 2], gates: [&[Gate; 2]; 
         let created = if side == 1 { create_lines(vms[side], plan) } else { String::new() };
         let end_lines =
             format!("{created}[deadlines]\n{}undecided_s = {}\n", plan.deadlines, plan.undecided_s);
+        let end_lines = end_lines + tables[side].as_deref().unwrap_or_default();
         let spec = AgentSpec { lanes: plan.lanes, end_lines, ..AgentSpec::default() };
         let spec = spec.peer(hosts[1 - side]).vm(entry);
         Agent::start(&lab.paths, hosts[side], &spec, &credentials.issue(&hosts[side].name)?)

@@ -39,3 +39,4 @@ mod successor;
 mod survives;
 mod systemd;
 mod versions;
+mod witness;

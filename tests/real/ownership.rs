@@ -124,7 +124,7 @@ impl Herd {
 }
 
 /// A guest without a kernel.
-fn bare(lab: &Lab, net: &Net, on_alpha: bool, number: usize) -> Result<Vm> {
+pub(crate) fn bare(lab: &Lab, net: &Net, on_alpha: bool, number: usize) -> Result<Vm> {
     let spec = VmSpec {
         disks: vec![DiskFormat::Raw],
         disk_mib: 1,

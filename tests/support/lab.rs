@@ -117,6 +117,16 @@ impl Paths {
         Ok(self.lab.clone())
     }
 
+    /// Where etcd and etcdctl are.
+    ///
+    /// # Errors
+    /// They are not there.
+    pub fn etcd(&self) -> Result<PathBuf> {
+        let folder = self.lab.join("etcd/bin");
+        ensure!(folder.join("etcd").exists(), "{} is missing: run `make setup`", folder.display());
+        Ok(folder)
+    }
+
     /// `qemu-img` of the newer QEMU, for disks of either.
     pub fn qemu_img(&self) -> Command {
         Command::new(self.qemu(Version::V10, "qemu-img"))

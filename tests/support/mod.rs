@@ -12,6 +12,7 @@ pub mod agent;
 pub mod block;
 pub mod capture;
 pub mod console;
+pub mod etcd;
 pub mod firewall;
 pub mod lab;
 pub mod metrics;
@@ -29,6 +30,7 @@ pub mod watcher;
 
 pub use agent::{Agent, AgentSpec, Credentials, PeerEntry, VmEntry, VmferryRun};
 pub use capture::Capture;
+pub use etcd::Etcd;
 pub use lab::{Lab, Paths, Version, with_lab};
 pub use metrics::Metrics;
 pub use net::{Host, Net, Way};

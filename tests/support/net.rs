@@ -13,6 +13,10 @@ use super::process::{SHORT, run, run_any};
 /// The one interface of each host.
 pub const LINK: &str = "link0";
 
+/// A host with a link to each of the two: by whose it is, its address there, and that of the host.
+pub const THIRD_LINKS: [(&str, &str, &str); 2] =
+    [("alpha", "10.79.1.2", "10.79.1.1"), ("bravo", "10.79.2.2", "10.79.2.1")];
+
 /// One host: a network namespace and a folder.
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -188,6 +192,27 @@ impl Net {
         self.alpha.ip(&["addr", "add", "10.78.0.1/24", "dev", SECOND_LINK])?;
         self.alpha.ip(&["link", "set", SECOND_LINK, "up"])?;
         Ok(charlie)
+    }
+
+    /// A host "witness" that has a link to each of the two, and joins them not. The lab's janitor removes it.
+    pub fn between(&self, lab_dir: &Path) -> Result<Host> {
+        let prefix = self.alpha.namespace.strip_suffix("alpha").unwrap_or_default();
+        let mut witness = make_host(lab_dir, prefix, "witness", 4)?;
+        witness.v4 = THIRD_LINKS[0].1.to_owned();
+        witness.ip(&["link", "set", "lo", "up"])?;
+        for (host, (name, its, hosts)) in [&self.alpha, &self.bravo].into_iter().zip(THIRD_LINKS) {
+            let link = format!("to-{name}");
+            let peer = ["type", "veth", "peer", "name", "to-witness", "netns", &host.namespace];
+            run(
+                Command::new("ip").args(["link", "add", &link, "netns", &witness.namespace]).args(peer),
+                SHORT,
+            )?;
+            witness.ip(&["addr", "add", &format!("{its}/24"), "dev", &link])?;
+            witness.ip(&["link", "set", &link, "up"])?;
+            host.ip(&["addr", "add", &format!("{hosts}/24"), "dev", "to-witness"])?;
+            host.ip(&["link", "set", "to-witness", "up"])?;
+        }
+        Ok(witness)
     }
 
     /// From now on only TCP to `port`, opened in the ways given, crosses the link; the rest is
