@@ -174,7 +174,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "peer_refusals",
         ],
     ),
-    ("migrate", &["audit", "config", "error_chain", "mux", "net", "peer_refusals", "qemu", "witness"]),
+    ("migrate", &["audit", "config", "error_chain", "mux", "net", "peer_refusals", "qemu"]),
     // The two roles know all below them, and not each other.
     ("migrate::source", role_uses!("audit")),
     ("migrate::destination", role_uses!("size" "config" "peer_refusals" "printable")),

@@ -85,10 +85,10 @@ impl WitnessConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Endpoint {
-    pub tls: bool,
+    pub(crate) tls: bool,
     /// A name, or an address without brackets.
-    pub host: String,
-    pub port: u16,
+    pub(crate) host: String,
+    pub(crate) port: u16,
 }
 
 /// Not an endpoint of an etcd.
@@ -154,6 +154,28 @@ impl fmt::Display for Endpoint {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_mistake_names_its_key() {
+        const GOOD: &str = "endpoints = [\"https://a\"]\nca = \"ca\"\ncert = \"c\"\nkey = \"k\"\n";
+        let checked = |text: &str| toml::from_str::<WitnessConfig>(text).unwrap().check();
+        assert_eq!(checked(GOOD), Ok(()));
+        assert_eq!(checked("endpoints = [\"http://127.0.0.1\"]\n"), Ok(()));
+        for (text, key) in [
+            (GOOD.replace("\"https://a\"", ""), "witness.endpoints"),
+            (GOOD.replace("ca = \"ca\"\n", ""), "witness.ca"),
+            (GOOD.replace("key = \"k\"\n", ""), "witness.cert"),
+            (GOOD.replace("cert = \"c\"\n", ""), "witness.cert"),
+            (format!("{GOOD}prefix = \"\"\n"), "witness.prefix"),
+            (format!("{GOOD}answer_s = 0\n"), "witness.answer_s"),
+            (format!("{GOOD}after_s = 90000\n"), "witness.after_s"),
+        ] {
+            assert_eq!(checked(&text).unwrap_err().0, key, "{text}");
+        }
+        for text in ["endpoints = [\"10.0.0.1:2379\"]", "endpoints = [\"http://10.0.0.1\"]", "wrong = 1"] {
+            assert!(toml::from_str::<WitnessConfig>(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn an_endpoint_is_encrypted_or_of_this_host() {

@@ -248,3 +248,30 @@ impl From<Pair> for Kept {
 fn number<'a, D: serde::Deserializer<'a>>(text: D) -> Result<i64, D::Error> {
     String::deserialize(text)?.parse().map_err(serde::de::Error::custom)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// As etcd 3.4 has answered.
+    #[test]
+    fn answers_of_a_real_etcd_are_read() {
+        const RANGE: &str = r#"{"header":{"cluster_id":"2037210783374497686","member_id":"13195394291058371180","revision":"3","raft_term":"2"},"kvs":[{"key":"L3ZtZmVycnkv","create_revision":"2","mod_revision":"3","version":"2","value":"b2ZmZXJlZA=="}],"count":"1"}"#;
+        let answer: RangeAnswer = crate::json::read(RANGE.as_bytes()).unwrap();
+        assert_eq!((answer.header.cluster_id.as_str(), answer.header.revision), ("2037210783374497686", 3));
+        let kept = answer.kvs.into_iter().next().map(Kept::from).unwrap();
+        assert_eq!(kept, Kept { value: "offered".into(), mod_revision: 3 });
+        const NOTHING: &str = r#"{"header":{"cluster_id":"7","revision":"4"}}"#;
+        let answer: RangeAnswer = crate::json::read(NOTHING.as_bytes()).unwrap();
+        assert!(answer.kvs.is_empty());
+        const FAILED: &str = r#"{"header":{"cluster_id":"7","revision":"4"},"responses":[{"response_range":{"header":{"revision":"4"},"kvs":[{"key":"YQ==","mod_revision":"3","value":"b3Blbg=="}],"count":"1"}}]}"#;
+        let answer: TxnAnswer = crate::json::read(FAILED.as_bytes()).unwrap();
+        assert!(!answer.succeeded);
+        let range = answer.responses.into_iter().next().and_then(|one| one.response_range).unwrap();
+        assert_eq!(range.kvs.len(), 1);
+        const DONE: &str = r#"{"header":{"cluster_id":"7","revision":"5"},"succeeded":true,"responses":[{"response_put":{"header":{"revision":"5"}}}]}"#;
+        let answer: TxnAnswer = crate::json::read(DONE.as_bytes()).unwrap();
+        assert!(answer.succeeded && answer.responses[0].response_range.is_none());
+    }
+}

@@ -214,8 +214,8 @@ fn what_is_of_another_is_refused() {
         assert!(words.contains("migration 00000000") && words.contains("role source"), "{words}");
         assert_eq!(journal::vm_of(&name).as_deref(), Some("web1"));
     }
-    let newer = String::from_utf8(text).unwrap().replace("\"format\":2", "\"format\":3");
-    assert!(refused(&path, newer.as_bytes()).contains("format 3, this version reads up to 2"));
+    let newer = String::from_utf8(text).unwrap().replace("\"format\":2", "\"format\":4");
+    assert!(refused(&path, newer.as_bytes()).contains("format 4, this version reads up to 3"));
     assert_eq!(journal::vm_of(&path).as_deref(), Some("web1"), "whose it is can still be read");
 }
 

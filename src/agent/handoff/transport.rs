@@ -67,3 +67,23 @@ impl Offer {
         bail!("version {version} takes over formats {formats:?}, and this one leaves {ours}");
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    /// What the version before this one says of itself.
+    const BEFORE: &str = r#"{"version":"0.1.0","formats":[2,1],"parcel":true}"#;
+
+    #[test]
+    fn a_version_that_knows_no_witness_takes_over_only_while_none_is_open() {
+        let before: Offer = serde_json::from_str(BEFORE).unwrap();
+        assert!(before.check_store(false).is_ok() && before.check(false).is_ok());
+        let refused =
+            before.check_store(true).expect_err("it would start the guest without asking").to_string();
+        assert_eq!(refused, "version 0.1.0 takes over formats [2, 1], and this one leaves 3");
+        assert!(before.check(true).is_err());
+        assert!(Offer::ours().check_store(true).is_ok() && Offer::ours().check_store(false).is_ok());
+    }
+}

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::error::{Abort, Error};
 use super::state::Destination;
-use crate::migrate::decide;
 use crate::migrate::handover::{self, Ask, DestinationInput, DestinationState, Ended, Fate};
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
@@ -69,7 +68,7 @@ impl Destination {
                     None
                 }
                 () = frozen => return Err(Error::Frozen),
-                () = sleep(decide::ASK_AGAIN), if at_witness => Some(DestinationInput::Again),
+                () = sleep_until(self.serving.ask_witness_at), if at_witness => Some(DestinationInput::Again),
                 _ = self.serving.tick.tick() => {
                     self.look_at_streams();
                     if is_open {

@@ -151,6 +151,8 @@ pub(crate) struct Serving {
     pub(crate) alone_until: Option<Instant>,
     /// Since when the witness has not answered.
     pub(crate) sealing_since: Option<Instant>,
+    /// When it is asked again.
+    pub(crate) ask_witness_at: Instant,
     pub(crate) tick: Interval,
     pub(crate) rate: (std::time::Instant, u64),
     /// The last look at how busy this side is.
@@ -182,6 +184,7 @@ impl Serving {
             confirmed: false,
             alone_until: None,
             sealing_since: None,
+            ask_witness_at: Instant::now(),
             tick: interval(TICK),
             rate: (std::time::Instant::now(), carried_bytes),
             busy: None,

@@ -91,6 +91,7 @@ impl Destination {
     pub(super) async fn at_witness(&mut self, by: Move) -> Answer {
         self.serving.sealing_since.get_or_insert_with(Instant::now);
         let answer = decide::at_witness(&self.host, self.journal.past(), by).await;
+        self.serving.ask_witness_at = Instant::now() + decide::ASK_AGAIN;
         let id = self.journal.past().header.migration;
         let why = match answer {
             Answer::Unknown if by == Move::TakeIfOffered => {

@@ -184,21 +184,36 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    fn beginning(witness: bool) -> Beginning<'static> {
+        let accepted = std::collections::BTreeSet::new();
+        Beginning { vm: "web1", running: true, keep_source: false, retry: None, accepted, witness }
+    }
+
+    #[test]
+    fn a_journal_with_a_witness_has_a_format_of_its_own_and_is_found_while_it_is_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let journals = Journals::new(folder.path().to_owned(), "alpha".parse().unwrap());
+        let peer = "bravo".parse().unwrap();
+        let plain = journals.begin(Uuid::from_u128(1), Role::Source, &peer, beginning(false)).unwrap();
+        assert_eq!(plain.past().header.format, FORMAT);
+        assert!(!journals.have_a_witness());
+        let open = journals.begin(Uuid::from_u128(2), Role::Destination, &peer, beginning(true)).unwrap();
+        assert_eq!(open.past().header.format, FORMAT_WITH_WITNESS);
+        let text = std::fs::read_to_string(journals.path(Uuid::from_u128(2), Role::Destination)).unwrap();
+        // What the version before this one reads first, and refuses by its number.
+        assert!(text.starts_with(r#"{"n":0,"record":{"begun":{"format":3,"#), "{text}");
+        assert!(journals.have_a_witness());
+        journals.end(open, Outcome::Moved { leftovers: Vec::new() });
+        assert!(!journals.have_a_witness());
+    }
+
     #[test]
     fn old_ones_are_thrown_away_when_many_have_ended() {
         let folder = tempfile::tempdir().unwrap();
         let journals = Journals::new(folder.path().to_owned(), "alpha".parse().unwrap());
         for n in 1..=PRUNE_AFTER {
-            let beginning = Beginning {
-                vm: "web1",
-                running: true,
-                keep_source: false,
-                retry: None,
-                accepted: std::collections::BTreeSet::new(),
-                witness: false,
-            };
             let (id, peer) = (Uuid::from_u128(n as u128), "bravo".parse().unwrap());
-            let journal = journals.begin(id, Role::Source, &peer, beginning).unwrap();
+            let journal = journals.begin(id, Role::Source, &peer, beginning(false)).unwrap();
             journals.end(journal, Outcome::Moved { leftovers: Vec::new() });
             assert_eq!(journals.are_many(), n == PRUNE_AFTER, "{n}");
         }
