@@ -61,6 +61,8 @@ pub(crate) struct Question {
     unheard_at: Option<Instant>,
     /// What that has said of it.
     witness: Option<String>,
+    /// It knows that the guest was offered.
+    offered: bool,
 }
 
 /// The agent stops with a question open: the next one asks on.
@@ -102,6 +104,7 @@ impl Question {
             leave_at: None,
             unheard_at: None,
             witness: None,
+            offered: false,
         }
     }
 
@@ -120,15 +123,19 @@ impl Question {
         ask: Option<Ask>,
         machine: Source,
     ) -> Result<Option<SourceInput>, Leaving> {
-        let host = Arc::clone(&self.host);
-        let offers = at_witness(&host, past, Move::Offer);
+        let (host, offered) = (Arc::clone(&self.host), self.offered);
+        let offers = async {
+            // An offer is never taken back: one that was heard need not be repeated.
+            offered || at_witness(&host, past, Move::Offer).await == Answer::Done
+        };
         let asks = async {
             match ask {
                 Some(ask) => self.ask(ask, machine).await,
                 None => Ok(None),
             }
         };
-        let (_, heard) = tokio::join!(offers, asks);
+        let (offered, heard) = tokio::join!(offers, asks);
+        self.offered = offered;
         heard
     }
 

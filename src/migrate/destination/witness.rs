@@ -140,3 +140,20 @@ impl Destination {
         Ok(Some(DestinationInput::Alone))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// What the version before this one leaves, and reads.
+    #[test]
+    fn without_a_witness_not_a_byte_of_what_is_left_has_changed() {
+        let text = serde_json::to_string(&handover::Destination::new()).unwrap();
+        assert_eq!(text, r#"{"state":{"Waiting":{"loaded":false}}}"#);
+        let read: handover::Destination = serde_json::from_str(&text).unwrap();
+        assert!(!read.has_witness());
+        let with = serde_json::to_string(&read.with_witness()).unwrap();
+        assert_eq!(with, r#"{"state":{"Waiting":{"loaded":false}},"witness":true}"#);
+    }
+}

@@ -93,7 +93,7 @@ impl Witness {
             Some(kept) if kept.value == Word::Open.name() => {
                 Ok(OfferedWitness { is: agreed(told), key: self.name(migration) })
             }
-            kept => Err(WitnessError::Used(kept.as_ref().map_or_else(String::new, |k| k.value.clone()))),
+            kept => Err(WitnessError::Used(kept.as_ref().map_or_else(String::new, |k| bounded(&k.value)))),
         }
     }
 
@@ -109,7 +109,7 @@ impl Witness {
         is_the_same(&told, &theirs.is)?;
         match &told.kept {
             None => Err(WitnessError::NoWord),
-            Some(kept) if kept.value != Word::Open.name() => Err(WitnessError::Used(kept.value.clone())),
+            Some(kept) if kept.value != Word::Open.name() => Err(WitnessError::Used(bounded(&kept.value))),
             Some(_) => Ok(agreed(told)),
         }
     }
@@ -233,7 +233,7 @@ fn agreed(told: Told) -> AgreedWitness {
 
 fn is_the_same(told: &Told, theirs: &AgreedWitness) -> Result<(), WitnessError> {
     if told.cluster != theirs.cluster {
-        return Err(WitnessError::Another { ours: told.cluster.clone(), theirs: theirs.cluster.clone() });
+        return Err(WitnessError::Another { ours: bounded(&told.cluster), theirs: bounded(&theirs.cluster) });
     }
     if told.revision < theirs.revision {
         return Err(WitnessError::KnowsLess);
