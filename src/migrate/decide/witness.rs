@@ -10,8 +10,9 @@ pub(crate) async fn at_witness(host: &Host, past: &Past, by: Move) -> Answer {
     match (&host.witness, &past.witness) {
         (Some(witness), Some(agreed)) => {
             let answer = witness.make(past.header.migration, agreed, by).await;
-            // Offers are repeated, and what is refused is asked again.
-            if answer == Answer::Done && by != Move::Offer {
+            // Offers are repeated, what is refused is asked again, and of what it has begun in vain a peer would fill
+            // the record.
+            if answer == Answer::Done && !matches!(by, Move::Offer | Move::Yield) {
                 host.audit.record(Event::Witness { subject: subject(past), word: by.makes().name() });
             }
             answer

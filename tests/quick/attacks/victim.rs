@@ -307,6 +307,7 @@ pub(super) fn offer(vm: &str) -> Offer {
         policy: Policy::default(),
         machine: None,
         audit_head: None,
+        witness: None,
         in_band: None,
         hears_busy: false,
         flash: Vec::new(),
