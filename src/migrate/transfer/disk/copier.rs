@@ -13,7 +13,8 @@ use super::copied::Copied;
 use super::error::DeltaError;
 use crate::migrate::guest::nbd_server::NbdServer;
 use crate::qemu::{
-    BlockExportAdd, NbdReader, NbdWriter, Qmp, REQUEST_BYTES_MAX, delete_bitmap, delete_export, names,
+    BlockDirtyInfo, BlockExportAdd, NbdReader, NbdWriter, Qmp, QmpError, REQUEST_BYTES_MAX, delete_bitmap,
+    delete_export, names,
 };
 
 /// Between two passes when little is left.
@@ -30,6 +31,13 @@ pub(crate) struct Pass {
     bytes: u64,
     /// Everything before this offset is written, or on its way to the destination.
     at: u64,
+}
+
+impl Pass {
+    /// Whether its bitmap is still there, and holds what it did.
+    fn is_open(&self, ours: &[BlockDirtyInfo]) -> bool {
+        ours.iter().any(|bitmap| bitmap.name == self.bitmap && !bitmap.recording)
+    }
 }
 
 /// A copier that has stopped.
@@ -72,7 +80,8 @@ impl Copier {
     /// have.
     async fn run(&mut self, writer: &mut NbdWriter) -> Result<(), DeltaError> {
         writer.ready().await?;
-        if let Some(pass) = self.of_an_earlier_process().await? {
+        let ours = self.bitmaps.ours(&self.qmp);
+        if let Some(pass) = of_an_earlier_process(&mut self.pass, ours).await? {
             self.finish(pass, writer).await?;
         }
         loop {
@@ -87,13 +96,6 @@ impl Copier {
                 self.copied.rests(false);
             }
         }
-    }
-
-    /// The pass that another process has begun. One whose bitmap is gone was over.
-    async fn of_an_earlier_process(&mut self) -> Result<Option<Pass>, DeltaError> {
-        let Some(pass) = self.pass.take() else { return Ok(None) };
-        let ours = self.bitmaps.ours(&self.qmp).await?;
-        Ok(ours.iter().any(|b| b.name == pass.bitmap && !b.recording).then_some(pass))
     }
 
     /// Copies what has been recorded until now; how much that was.
@@ -182,5 +184,50 @@ impl Copier {
         }
         // What was begun is sent while the next part is read.
         Ok(writer.room().await?)
+    }
+}
+
+/// The pass that another process has begun. One whose bitmap is gone was over. Told to stop while it asks, this one
+/// leaves it as it is: begun anew, all of it would be copied again.
+async fn of_an_earlier_process(
+    pass: &mut Option<Pass>,
+    ours: impl Future<Output = Result<Vec<BlockDirtyInfo>, QmpError>>,
+) -> Result<Option<Pass>, QmpError> {
+    if pass.is_some() {
+        let ours = ours.await?;
+        pass.take_if(|pass| !pass.is_open(&ours));
+    }
+    Ok(pass.clone())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
+mod tests {
+    use std::future::{pending, ready};
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn bitmaps(name: &str, recording: bool) -> Vec<BlockDirtyInfo> {
+        let bitmap =
+            serde_json::json!([{"name": name, "count": 1, "granularity": 65536, "recording": recording}]);
+        serde_json::from_value(bitmap).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_pass_goes_on_though_a_process_is_replaced_before_it_knows_whether_it_may() {
+        let begun = Some(Pass { bitmap: "a".into(), bytes: 9, at: 5 });
+        let mut pass = begun.clone();
+        let stopped = timeout(Duration::ZERO, of_an_earlier_process(&mut pass, pending())).await;
+        assert!(stopped.is_err());
+        assert_eq!(pass, begun);
+        let goes_on = of_an_earlier_process(&mut pass, ready(Ok(bitmaps("a", false)))).await.unwrap();
+        assert_eq!((&goes_on, &pass), (&begun, &begun));
+        for over in [bitmaps("a", true), bitmaps("b", false), Vec::new()] {
+            let mut pass = begun.clone();
+            let goes_on = of_an_earlier_process(&mut pass, ready(Ok(over))).await.unwrap();
+            assert_eq!((goes_on, pass), (None, None));
+        }
     }
 }
