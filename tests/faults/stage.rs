@@ -65,8 +65,8 @@ pub struct Plan {
     pub deadlines: &'static str,
     /// A hand-over without an answer is shown as undecided after so long.
     pub undecided_s: u64,
-    /// There is an etcd, and both agents have it as their witness.
-    pub witness: bool,
+    /// There is an etcd, which both agents have as their witness and wait so many seconds for.
+    pub witness: Option<u64>,
 }
 
 impl Plan {
@@ -94,7 +94,7 @@ impl Plan {
         // An agent that does not come back is given up soon.
         deadlines: "resume_s = 8\nresume_paused_s = 4\n",
         undecided_s: 30,
-        witness: false,
+        witness: None,
     };
 
     fn spec(&self, side: Side) -> VmSpec {
@@ -181,7 +181,7 @@ impl Stage {
         let (starts, hooks) = ([start(0)?, start(1)?], [hook(0)?, hook(1)?]);
         let images = images_made(&lab.paths, vms[1], plan.created)?;
         guest.alpha.boot()?;
-        let witness = if plan.witness { Some(Etcd::start(lab, &net)?) } else { None };
+        let witness = plan.witness.map(|answer_s| Etcd::start(lab, &net, answer_s)).transpose()?;
         let tables = [&net.alpha, &net.bravo].map(|host| witness.as_ref().map(|etcd| etcd.table(host)));
         let [alpha, bravo] = agents(lab, &net, (&plan, tables), vms, [&starts, &hooks])?;
         let before = Before::of(&guest.alpha, &alpha, &bravo)?;

@@ -419,8 +419,9 @@ impl World {
                 out.add(kind, after, || format!("source: the end {how}"));
             }
         }
-        if self.witness.word.is_some() && ended == Ended::Stayed && self.source.disk.whole & HANDED_OVER == 0
-        {
+        // Nor was it written in doubt.
+        let never_offered = !self.source.disk.may_have(HANDED_OVER);
+        if self.witness.word.is_some() && ended == Ended::Stayed && never_offered {
             let mut after = *self;
             after.witness.word = None;
             out.add(Kind::Fault, after, || "source: removes the witness's word".into());

@@ -1,6 +1,7 @@
 //! A real etcd as tie-breaker, with TLS of an authority of its own: either host lost for good in the hand-over, and the
 //! guest runs again where it is whole, without an operator; etcd killed in the pause; a witness that one host lacks or
-//! nobody reaches is refused before anything begins.
+//! nobody reaches is refused before anything begins; one that swallows what it is asked; an agent that is replaced while
+//! only the witness knows.
 
 use std::fs;
 use std::process::Command;
@@ -35,7 +36,7 @@ impl Two {
     fn set_up(lab: &Lab, bravo_table: impl Fn(String) -> String) -> Result<Self> {
         let net = lab.two_hosts()?;
         net.only_port(PORT, &[Way::ToBravo])?;
-        let etcd = Etcd::start(lab, &net)?;
+        let etcd = Etcd::start(lab, &net, 1)?;
         let (source, destination) = (bare(lab, &net, true, 0)?, bare(lab, &net, false, 0)?);
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
         let spec = |peer: &Host, vm: &Vm, table: String| {
@@ -143,8 +144,7 @@ fn a_witness_that_only_one_host_has_is_refused_before_anything_begins() -> Resul
     with_lab("a_witness_that_only_one_host_has_is_refused_before_anything_begins", |lab| {
         let two = Two::set_up(lab, |_| String::new())?;
         two.is_refused("alpha has a witness for its migrations, and bravo has none")?;
-        ensure!(two.etcd.words()? == 0, "a word is left of what never began");
-        Ok(())
+        wait_for("the word of what never began to go", LONG, || Ok((two.etcd.words()? == 0).then_some(())))
     })
 }
 
@@ -221,16 +221,23 @@ fn hold(script: &std::path::Path) -> Result<Held> {
     Ok(held)
 }
 
-/// First etcd is killed while the guest is paused; then, in the next migration, the source is lost when it has handed
-/// over and before it has said so to anybody but the witness.
+/// First etcd is killed while the guest is paused. In the next migration the source's agent is lost when it has handed over
+/// and before it has said so to anybody but the witness, of which nobody hears: it comes back, and takes the guest back.
+/// In the last one the source is lost for good, and so for a while is etcd.
 #[test]
-fn etcd_is_killed_in_the_pause_and_then_the_source_is_lost_after_it() -> Result<()> {
-    with_lab("etcd_is_killed_in_the_pause_and_then_the_source_is_lost_after_it", |lab| {
+fn etcd_or_the_source_is_lost_in_the_pause_and_both_are() -> Result<()> {
+    with_lab("etcd_or_the_source_is_lost_in_the_pause_and_both_are", |lab| {
         let deadlines = "resume_s = 8\nresume_paused_s = 4\nhandover_s = 3\n";
-        let plan =
-            Plan { witness: true, deadlines, undecided_s: 2, state_volume_mib: Some(16), ..Plan::ORDINARY };
+        let plan = Plan {
+            witness: Some(1),
+            deadlines,
+            undecided_s: 2,
+            state_volume_mib: Some(16),
+            ..Plan::ORDINARY
+        };
         let mut stage = Stage::set_up(lab, plan)?;
         rolled_back_without_an_etcd(&mut stage)?;
+        taken_back_without_an_etcd(&mut stage)?;
         taken_by_the_destination(&mut stage)
     })
 }
@@ -254,7 +261,8 @@ fn rolled_back_without_an_etcd(stage: &mut Stage) -> Result<()> {
     etcd(stage)?.start_again()
 }
 
-fn taken_by_the_destination(stage: &mut Stage) -> Result<()> {
+/// The source hands over, and the link is cut before it says so.
+fn handed_over_and_cut(stage: &mut Stage) -> Result<Migration> {
     let migration = stage.reach(Reach::Device)?;
     let state = stage.alpha.host().dir.join("state");
     let freeze = |flag| run(Command::new("fsfreeze").arg(flag).arg(&state), SHORT).map(drop);
@@ -272,8 +280,42 @@ fn taken_by_the_destination(stage: &mut Stage) -> Result<()> {
     arrived.and(cut)?;
     // Whatever alpha says to bravo from here on is lost.
     word_is(etcd(stage)?, &migration, Some("offered"))?;
+    Ok(migration)
+}
+
+/// Waits until bravo says that its source is away, and that the witness has not said whose the guest is.
+fn is_alone(stage: &Stage) -> Result<()> {
+    wait_for("bravo to be alone with the guest", LONG, || {
+        let looked = stage.bravo.vmferry(&["recover", "--look"])?;
+        let words = "whether it has handed the guest over the witness has not said";
+        Ok(looked.stdout.contains(words).then_some(()))
+    })
+}
+
+fn taken_back_without_an_etcd(stage: &mut Stage) -> Result<()> {
+    let migration = handed_over_and_cut(stage)?;
+    stage.alpha.kill()?;
+    etcd(stage)?.kill()?;
+    is_alone(stage)?;
+    stage.net.restore()?;
+    stage.alpha.restart()?;
+    runs(&stage.source)?;
+    has_record(&stage.bravo, &migration, "destination", "\"never-ran\"")?;
+    stage.source.wait_more(50)?;
+    ensure!(!stage.destination.is_running(), "bravo's QEMU is still there");
+    etcd(stage)?.start_again()
+}
+
+fn taken_by_the_destination(stage: &mut Stage) -> Result<()> {
+    let migration = handed_over_and_cut(stage)?;
     stage.alpha.kill()?;
     stage.source.kill()?;
+    etcd(stage)?.kill()?;
+    is_alone(stage)?;
+    // What a restart for an upgrade does.
+    stage.bravo.take_over()?;
+    is_alone(stage)?;
+    etcd(stage)?.start_again()?;
     word_is(etcd(stage)?, &migration, Some("sealed-by-destination"))?;
     runs(&stage.destination)?;
     has_record(&stage.bravo, &migration, "destination", "\"runs\"")?;
@@ -282,4 +324,29 @@ fn taken_by_the_destination(stage: &mut Stage) -> Result<()> {
     proof::guest_continued(&stage.source, &stage.destination)?;
     stage.destination.qmp()?.query("stop")?;
     proof::disks_whole(&stage.destination)
+}
+
+/// What the witness is asked is lost on the way, and takes longer each time than the destination would be waited for.
+#[test]
+fn a_source_asks_its_destination_on_while_the_witness_is_silent() -> Result<()> {
+    with_lab("a_source_asks_its_destination_on_while_the_witness_is_silent", |lab| {
+        let deadlines = "resume_s = 8\nresume_paused_s = 4\n";
+        let plan = Plan { witness: Some(5), deadlines, undecided_s: 2, ..Plan::ORDINARY };
+        let mut stage = Stage::set_up(lab, plan)?;
+        let migration = stage.reach(Reach::HandOver)?;
+        etcd(&mut stage)?.stands_still(true)?;
+        stage.net.cut()?;
+        stage.hook().open();
+        runs(&stage.destination)?;
+        wait_for("alpha to have asked the witness in vain", LONG, || {
+            let looked = stage.alpha.vmferry(&["recover", "--look"])?;
+            Ok(looked.stdout.contains("The witness: ").then_some(()))
+        })?;
+        stage.net.restore()?;
+        wait_for("alpha to hear that the guest runs", LONG, || {
+            Ok((migration.now(&stage.alpha)?["outcome"]["result"] == "moved").then_some(()))
+        })?;
+        stage.source.wait_ended()?;
+        stage.destination.wait_more(50).map(drop)
+    })
 }

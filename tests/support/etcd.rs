@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
 };
 
 use super::lab::Lab;
 use super::net::{Host, Net, THIRD_LINKS};
-use super::process::{SHORT, run_any, wait_for};
+use super::process::{SHORT, run_any, signal_pid, wait_for};
 
 const PORT: u16 = 2379;
 
@@ -23,6 +24,8 @@ const PORT: u16 = 2379;
 pub struct Etcd {
     host: Host,
     programs: PathBuf,
+    /// How long the agents wait for it.
+    answer_s: u64,
     child: Option<Child>,
 }
 
@@ -31,10 +34,10 @@ impl Etcd {
     ///
     /// # Errors
     /// It is not there: tests/setup/etcd.sh.
-    pub fn start(lab: &Lab, net: &Net) -> Result<Self> {
+    pub fn start(lab: &Lab, net: &Net, answer_s: u64) -> Result<Self> {
         let programs = lab.paths.etcd()?;
         let host = net.between(lab.dir())?;
-        let mut etcd = Self { host, programs, child: None };
+        let mut etcd = Self { host, programs, answer_s, child: None };
         etcd.issue()?;
         etcd.start_again()?;
         Ok(etcd)
@@ -72,7 +75,8 @@ impl Etcd {
         let address = THIRD_LINKS.iter().find(|link| link.0 == host.name).map_or("", |link| link.1);
         format!(
             "[witness]\nendpoints = [\"https://{address}:{PORT}\"]\nca = \"{dir}/ca.pem\"\ncert = \"{dir}/client.pem\"\n\
-             key = \"{dir}/client-key.pem\"\nanswer_s = 1\nafter_s = 3\n"
+             key = \"{dir}/client-key.pem\"\nanswer_s = {}\nafter_s = 3\n",
+            self.answer_s
         )
     }
 
@@ -82,6 +86,12 @@ impl Etcd {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    /// Takes connections, and answers nothing, until it goes on.
+    pub fn stands_still(&self, still: bool) -> Result<()> {
+        let pid = self.child.as_ref().context("etcd does not run")?.id();
+        signal_pid(pid, if still { Signal::SIGSTOP } else { Signal::SIGCONT })
     }
 
     /// With what is on its disk, and waits until it answers.

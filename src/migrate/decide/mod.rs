@@ -8,4 +8,6 @@ mod witness;
 pub(crate) use question::{ASK_AGAIN, Decided, Leaving, Question};
 pub(crate) use records::{after_resume, decision, is_being_given_up, report, runs_twice, write};
 pub(crate) use remote::{ANSWER_DEADLINE, abort_remote, ask_peer, confirm_remote, hook};
-pub(crate) use witness::{at_witness, forget_confirmed, forget_never_offered, witness_trouble};
+pub(crate) use witness::{
+    Afterwards, ORDERED_WITHIN, afterwards, at_witness, is_confirmed, is_never_offered, witness_trouble,
+};

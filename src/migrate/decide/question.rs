@@ -1,6 +1,7 @@
 //! The question of a source that has handed over and heard no more. It goes to the destination again and again,
 //! and may be decided by an operator.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +10,10 @@ use uuid::Uuid;
 
 use super::records::{decision, write};
 use super::remote::{ANSWER_DEADLINE, tell};
-use super::witness::{at_witness, witness_trouble};
+use super::witness::{Afterwards, afterwards, at_witness, witness_trouble};
 use crate::config::WitnessConfig;
 use crate::migrate::handover::{Answer, Ask, Mark, Move, Side, Source, SourceInput, SourceState, Written};
-use crate::migrate::host::decisions::{Claimed, Order, Orders};
+use crate::migrate::host::decisions::{Claimed, Decision, Order, Orders};
 use crate::migrate::host::{AskError, Host};
 use crate::migrate::journal::{Journal, JournalError, Past};
 use crate::migrate::model::phase::Phase;
@@ -35,6 +36,9 @@ const WHAT_AN_OPERATOR_CAN_DO: &str = ". Look on that host for the VM's QEMU. If
      `there`. Decide `here` only if it surely has not, and after its QEMU there has ended and nothing starts one: what \
      is not surely known stays undecided";
 
+const WON: &str = "the witness has given the guest back to this host, for good; but the disk does not take the record of \
+     it, without which a restart would not know. That is tried every second, and then the guest goes on here";
+
 /// A source whose guest may be either side's.
 pub(crate) struct Question {
     host: Arc<Host>,
@@ -43,6 +47,8 @@ pub(crate) struct Question {
     progress: ProgressSink,
     orders: Orders,
     found: Decided,
+    /// Came while the witness was asked.
+    waiting: Option<Order>,
     /// The operator whose decision is being written, and why it was not.
     order: Option<Claimed>,
     unwritten: Option<JournalError>,
@@ -94,6 +100,7 @@ impl Question {
             progress,
             orders: host.decisions.take_orders(migration),
             found: Decided::default(),
+            waiting: None,
             order: None,
             unwritten: None,
             hook: host.config.deadlines.hook(),
@@ -116,7 +123,8 @@ impl Question {
         self
     }
 
-    /// Offers the guest at the witness, and asks the destination meanwhile.
+    /// Offers the guest at the witness, and asks the destination meanwhile. What decides it does not wait for a witness
+    /// that does not answer.
     pub(crate) async fn offer(
         &mut self,
         past: &Past,
@@ -124,34 +132,63 @@ impl Question {
         machine: Source,
     ) -> Result<Option<SourceInput>, Leaving> {
         let (host, offered) = (Arc::clone(&self.host), self.offered);
-        let offers = async {
-            // An offer is never taken back: one that was heard need not be repeated.
-            offered || at_witness(&host, past, Move::Offer).await == Answer::Done
-        };
-        let asks = async {
-            match ask {
-                Some(ask) => self.ask(ask, machine).await,
-                None => Ok(None),
+        // An offer is never taken back: one that was heard need not be repeated.
+        let offers = async { offered || at_witness(&host, past, Move::Offer).await == Answer::Done };
+        let mut offers = pin!(offers);
+        let (heard, offered) = {
+            let asks = async {
+                match ask {
+                    Some(ask) => self.ask(ask, machine).await,
+                    None => Ok(None),
+                }
+            };
+            let mut asks = pin!(asks);
+            tokio::select! {
+                biased;
+                heard = &mut asks => (heard?, None),
+                offered = &mut offers => (asks.await?, Some(offered)),
             }
         };
-        let (offered, heard) = tokio::join!(offers, asks);
-        self.offered = offered;
-        heard
+        let offered = match offered {
+            Some(offered) => Ok(offered),
+            None if heard.is_some_and(decides) => return Ok(heard),
+            None => self.unless_ordered(machine, offers).await?,
+        };
+        match offered {
+            Ok(offered) => self.offered = offered,
+            Err(order) => return Ok(self.claim(order).or(heard)),
+        }
+        Ok(heard)
     }
 
-    /// Takes the guest back at the witness; `is_there`: a QEMU whose guest could run.
-    pub(crate) async fn take_back(&mut self, past: &Past, is_there: bool) -> Answer {
-        let answer = match is_there {
-            true => at_witness(&self.host, past, Move::TakeBack).await,
-            false => Answer::Unknown,
+    /// Takes the guest back at the witness, where there is a QEMU whose guest could run; `not_there`: why there is not.
+    /// An operator or a stop cuts it short: then it may be done all the same.
+    pub(crate) async fn take_back(&mut self, past: &Past, not_there: Option<String>) -> Answer {
+        let is_there = not_there.is_none();
+        let taken = at_witness(&self.host, past, Move::TakeBack);
+        let answer = tokio::select! {
+            biased;
+            answer = taken, if is_there => answer,
+            Some(order) = self.orders.recv(), if is_there => {
+                self.waiting = Some(order);
+                Answer::Unknown
+            }
+            () = self.host.stopping.cancelled(), if is_there => Answer::Unknown,
+            else => Answer::Unknown,
         };
+        // The destination is asked in between, however long the witness takes.
+        self.unheard_at = self.unheard_at.map(|_| Instant::now() + TAKE_BACK_AGAIN);
         let peer = &self.peer;
         self.witness = match answer {
             Answer::Done => None,
             Answer::TheOthers => Some(format!("{peer} has taken the guest, and has not given it up")),
             Answer::Forgotten => Some("it knows nothing of this migration".into()),
-            _ if !is_there => Some("there is no QEMU here to which it could give the guest back".into()),
-            _ => Some(witness_trouble(&self.host, past).unwrap_or_else(|| "it does not answer".into())),
+            _ => Some(match not_there {
+                Some(why) => {
+                    format!("it is not asked to give the guest back, for its QEMU here cannot take it: {why}")
+                }
+                None => witness_trouble(&self.host, past).unwrap_or_else(|| "it does not answer".into()),
+            }),
         };
         let words = self.witness.as_deref().unwrap_or("the guest is this host's");
         tracing::warn!(peer, witness = words, "the destination has not said what became of the guest");
@@ -188,23 +225,24 @@ impl Question {
         machine: Source,
     ) -> Result<Option<SourceInput>, Leaving> {
         loop {
-            match self.unless_ordered(machine, sleep(ASK_AGAIN)).await? {
-                Ok(()) => break,
-                Err(order) => match self.claim(order) {
-                    None => {}
-                    forced => return Ok(forced),
+            let order = match self.waiting.take() {
+                Some(order) => order,
+                None => match self.unless_ordered(machine, sleep(ASK_AGAIN)).await? {
+                    Ok(()) => break,
+                    Err(order) => order,
                 },
+            };
+            let forced = self.claim(order);
+            if forced.is_some() {
+                return Ok(forced);
             }
         }
         // A decision that was refused in doubt must not wait on the disk for a restart.
         let _ = journal.settle_doubt();
         let now = Instant::now();
         let is_open = matches!(machine.state(), SourceState::Asking { .. });
-        if let Some(at) = self.unheard_at.filter(|at| is_open && now >= *at) {
-            self.unheard_at = Some(at.max(now) + TAKE_BACK_AGAIN);
-            return Ok(Some(SourceInput::Unheard));
-        }
-        Ok(Some(SourceInput::Again))
+        let is_unheard = self.unheard_at.is_some_and(|at| is_open && now >= at);
+        Ok(Some(if is_unheard { SourceInput::Unheard } else { SourceInput::Again }))
     }
 
     /// Writes a record.
@@ -225,7 +263,14 @@ impl Question {
         let Some(order) = order else { return };
         let decided = machine.ended().is_some();
         self.found.forced = decided.then_some(order.side);
-        order.answer(decision(decided, journal, error.as_ref()));
+        if decided && order.side == Side::Here {
+            // So that a destination that lives, against what was decided, does not take it there.
+            afterwards(&self.host, journal.past(), Afterwards::Take);
+        }
+        order.answer(match machine.state() {
+            SourceState::Won => Decision::Refused(WON.into()),
+            _ => decision(decided, journal, error.as_ref()),
+        });
     }
 
     /// It is decided.
@@ -311,6 +356,7 @@ impl Question {
                 self.peer,
                 if self.unknown_there { WHAT_AN_OPERATOR_CAN_DO } else { "" }
             ),
+            SourceState::Won => WON.into(),
             _ => format!(
                 "the guest was handed over to {}, which has not said since whether it runs: {last}. \
                  It is asked again and again; the guest stays paused here until then{}{}",
@@ -322,6 +368,11 @@ impl Question {
         self.host.decisions.open_question(self.migration, cause.clone());
         self.progress.end(Phase::Undecided, Outcome::Undecided { cause });
     }
+}
+
+/// Whether what was heard says for good whose the guest is.
+fn decides(heard: SourceInput) -> bool {
+    matches!(heard, SourceInput::Heard(Fate::Runs | Fate::NeverRan) | SourceInput::Forced(_))
 }
 
 /// One question on its way. Dropped, it is not answered, and its control stream ends.

@@ -1,9 +1,20 @@
 //! What either role asks of the witness that its journal tells of.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
 use crate::audit::{Event, Subject};
 use crate::migrate::handover::{Answer, Move};
 use crate::migrate::host::Host;
-use crate::migrate::journal::{FORMAT_WITH_WITNESS, Past};
+use crate::migrate::journal::{FORMAT_WITH_WITNESS, Past, Role};
+
+/// How long it may take to hear of what an operator has decided, whose word is enough.
+pub(crate) const ORDERED_WITHIN: Duration = Duration::from_secs(3);
+
+/// Between two tries to take a guest that an operator has decided over.
+const TAKE_AGAIN: Duration = Duration::from_secs(5);
 
 /// Makes a move for a migration at the witness that both sides have agreed on.
 pub(crate) async fn at_witness(host: &Host, past: &Past, by: Move) -> Answer {
@@ -40,17 +51,57 @@ pub(crate) fn witness_trouble(host: &Host, past: &Past) -> Option<String> {
     }
 }
 
-/// At the destination: the source durably knows the end, by a record of this life, and never asks again.
-pub(crate) async fn forget_confirmed(host: &Host, past: &Past) {
-    if let (Some(witness), Some(_), true) = (&host.witness, &past.witness, past.confirmed) {
-        witness.forget(past.header.migration).await;
+/// What is asked of it when nobody waits for the answer, and nothing depends on it.
+pub(crate) enum Afterwards {
+    /// The guest was given up here.
+    Yield,
+    /// An operator has decided that it is this host's: the witness keeps it from the other one, as soon as it answers.
+    Take,
+    /// The word is not needed any more.
+    Forget,
+}
+
+/// Asks it in the background, within its deadline, and not while very much is asked there.
+pub(crate) fn afterwards(host: &Arc<Host>, past: &Past, what: Afterwards) {
+    let Some(witness) = host.witness.as_ref().filter(|_| past.header.format >= FORMAT_WITH_WITNESS) else {
+        return;
+    };
+    let Ok(place) = Arc::clone(&witness.background).try_acquire_owned() else {
+        tracing::debug!(migration = %past.header.migration, "the witness is not told: too much is waiting for it");
+        return;
+    };
+    let (host, past) = (Arc::clone(host), past.clone());
+    tokio::spawn(async move {
+        match (what, &host.witness) {
+            (Afterwards::Yield, _) => drop(at_witness(&host, &past, Move::Yield).await),
+            (Afterwards::Take, _) => take_at_last(&host, &past).await,
+            (Afterwards::Forget, Some(witness)) => witness.forget(past.header.migration).await,
+            (Afterwards::Forget, None) => {}
+        }
+        drop(place);
+    });
+}
+
+/// Until it answers, or the agent stops.
+async fn take_at_last(host: &Host, past: &Past) {
+    let by = match past.header.role {
+        Role::Source => Move::TakeBack,
+        Role::Destination => Move::TakeAsTold,
+    };
+    while at_witness(host, past, by).await == Answer::Unknown {
+        tokio::select! {
+            () = sleep(TAKE_AGAIN) => {}
+            () = host.stopping.cancelled() => return,
+        }
     }
 }
 
+/// At the destination: the source durably knows the end, by a record of this life, and never asks again.
+pub(crate) fn is_confirmed(past: &Past) -> bool {
+    past.witness.is_some() && past.confirmed
+}
+
 /// At the source: it has never handed over, so that nobody may start the guest but by an operator's word.
-pub(crate) async fn forget_never_offered(host: &Host, past: &Past) {
-    let has_begun = past.header.format >= FORMAT_WITH_WITNESS && !past.handed_over;
-    if let (Some(witness), true) = (&host.witness, has_begun) {
-        witness.forget(past.header.migration).await;
-    }
+pub(crate) fn is_never_offered(past: &Past) -> bool {
+    past.header.format >= FORMAT_WITH_WITNESS && !past.handed_over
 }

@@ -75,7 +75,7 @@ fn others_start(host: &Host, peer: &Identity) -> Problem {
 
 /// With the images that a migration would make, for as long as it takes. A journal tells of them.
 async fn made_and_looked(
-    host: &Host,
+    host: &Arc<Host>,
     peer: &Identity,
     offer: &Offer,
     (config, start): (&VmConfig, &Start),

@@ -7,7 +7,7 @@ use super::end::{never_ran, undo};
 use super::error::{Abort, Error};
 use super::state::Destination;
 use super::{created_images, image_stamp};
-use crate::migrate::decide;
+use crate::migrate::decide::{self, Afterwards};
 use crate::migrate::handover::{
     self, Answer, Ask, DestinationInput, DestinationState, Ended, Fate, Illegal, Mark, Move, Ran, Side,
     Written,
@@ -24,7 +24,8 @@ use crate::migrate::protocol::message::{Notice, Reply, Response};
 pub(crate) enum Leave {
     /// Everything is left to another process as it is.
     Frozen,
-    /// The agent stops before its disk has taken a record. The journal says how it goes on.
+    /// The agent stops before its disk has taken a record, or the witness has said whose the guest is. The journal says
+    /// how it goes on.
     ToTheJournal,
 }
 
@@ -47,6 +48,7 @@ impl DestinationWorld for Destination {
         let trouble = match worked {
             Ok(happened) => return Ok(happened),
             Err(Error::Frozen) => return Err(Leave::Frozen),
+            Err(Error::Stopping) if self.is_left_alone(machine) => return Err(Leave::ToTheJournal),
             Err(trouble) => trouble,
         };
         let asked = matches!(trouble, Error::Aborted(_));
@@ -109,7 +111,7 @@ impl DestinationWorld for Destination {
     }
 
     async fn give_up_at_witness(&mut self) -> Result<(), Leave> {
-        self.at_witness(Move::Yield).await;
+        decide::afterwards(&self.host, self.journal.past(), Afterwards::Yield);
         Ok(())
     }
 
@@ -121,17 +123,25 @@ impl DestinationWorld for Destination {
             Side::Here => matches!(state, DestinationState::Starting { .. }),
             Side::There => state == DestinationState::NeverRan,
         };
-        order.answer(match gives_up {
-            true => decide::is_being_given_up(),
-            false if side == Side::Here && state == DestinationState::NeverRan => {
+        let here_in_vain = side == Side::Here && state == DestinationState::NeverRan;
+        // The witness has said since that it is the source's.
+        let overruled = matches!(self.serving.trouble, Some(Error::NotSealed(_))) && !decided;
+        order.answer(match (&self.serving.trouble, gives_up) {
+            (_, true) => decide::is_being_given_up(),
+            (Some(why), false) if overruled && here_in_vain => Decision::Refused(chain(why)),
+            _ if here_in_vain => {
                 let cause = error.as_ref().map_or_else(String::new, |e| format!(": {}", chain(e)));
                 Decision::Refused(format!(
                     "the disk does not take the record of the guest's start, so it is given up here{cause}"
                 ))
             }
-            false => decide::decision(decided, &self.journal, error.as_ref()),
+            _ => decide::decision(decided, &self.journal, error.as_ref()),
         });
-        if gives_up || state == DestinationState::NeverRan {
+        if decided && side == Side::Here {
+            // So that the source does not take it back, nor, of a decision that was wrong, lets it run.
+            decide::afterwards(&self.host, self.journal.past(), Afterwards::Take);
+        }
+        if (gives_up || state == DestinationState::NeverRan) && !(overruled && side == Side::Here) {
             let error = error.filter(|_| side == Side::Here);
             self.serving.trouble = Some(error.map_or(Error::Forced, Error::from));
         }
@@ -170,13 +180,15 @@ impl Destination {
         self.handover = handover.machine();
         match ran {
             Ok(()) if self.handover.ended() == Some(Ended::Moved) => {
-                decide::forget_confirmed(&self.host, self.journal.past()).await;
+                if decide::is_confirmed(self.journal.past()) {
+                    decide::afterwards(&self.host, self.journal.past(), Afterwards::Forget);
+                }
                 self.end_moved().await;
             }
             Ok(()) => drop(self.end_given_up().await),
             Err(Leave::Frozen) => self.stop().await,
             Err(Leave::ToTheJournal) => {
-                tracing::warn!(vm = self.vm, "the agent stops before its disk has taken a record");
+                tracing::warn!(vm = self.vm, "the agent stops before it is known whose the guest is");
             }
         }
     }

@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep_until};
 use super::error::{Abort, Error};
 use super::state::Destination;
 use crate::migrate::handover::{self, Ask, DestinationInput, DestinationState, Ended, Fate};
+use crate::migrate::host::decisions::{Order, Orders};
 use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::protocol::message::{Offer, REPLICATED, Request, Response};
@@ -58,7 +59,7 @@ impl Destination {
                     self.host.decisions.answered(self.journal.past().header.migration);
                     self.on_request(request, machine).await?
                 }
-                Some(order) = self.served.orders.recv() => self.claim(order),
+                Some(order) = next_order(&mut self.serving.waiting, &mut self.served.orders) => self.claim(order),
                 Some(stream) = self.served.offered.recv() => {
                     self.attach(stream).await;
                     None
@@ -147,6 +148,9 @@ impl Destination {
             );
             self.host.decisions.open_question(self.journal.past().header.migration, words);
             self.host.config.deadlines.handover()
+        } else if Self::is_at_witness(machine) {
+            // What the witness says does not hang on who listens.
+            return Ok(());
         } else {
             return Err(Error::SourceLost);
         };
@@ -289,6 +293,14 @@ impl Destination {
             Some(started) => Response::Started(started.clone()),
             None => Response::Fate(fate),
         }
+    }
+}
+
+/// An operator's decision.
+async fn next_order(waiting: &mut Option<Order>, orders: &mut Orders) -> Option<Order> {
+    match waiting.take() {
+        Some(order) => Some(order),
+        None => orders.recv().await,
     }
 }
 

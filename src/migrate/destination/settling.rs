@@ -2,10 +2,12 @@
 //! started, however long its QEMU cannot be asked; if that is gone, the source is asked whether an operator has
 //! decided otherwise there. Of a guest whose start was not begun it is proved that it never runs here.
 
+use std::sync::Arc;
+
 use tokio::time::sleep;
 
 use super::{created_images, end, image_stamp};
-use crate::migrate::decide::{self, ASK_AGAIN};
+use crate::migrate::decide::{self, ASK_AGAIN, Afterwards};
 use crate::migrate::guest::before_start::{self, Turn};
 use crate::migrate::guest::life::{self, Look};
 use crate::migrate::guest::process;
@@ -14,7 +16,8 @@ use crate::migrate::handover::{
 };
 use crate::migrate::handover_run::{DestinationRun, DestinationWorld};
 use crate::migrate::host::Host;
-use crate::migrate::host::decisions::{Claimed, Orders};
+use crate::migrate::host::decisions::{Claimed, Decision, Order, Orders};
+use crate::migrate::host::witness::WHOLE_DEADLINE;
 use crate::migrate::journal::{Journal, JournalError, Past};
 use crate::migrate::model::leftover::Leftover;
 use crate::migrate::model::problem::chain;
@@ -25,7 +28,7 @@ const UNDO_TRIES: usize = 5;
 
 /// Proves of a migration that has made nothing that its guest never runs here; what keeps that from the
 /// disk.
-pub(crate) async fn never_begun(host: &Host, journal: &mut Journal) -> Vec<Leftover> {
+pub(crate) async fn never_begun(host: &Arc<Host>, journal: &mut Journal) -> Vec<Leftover> {
     let mut handover = DestinationRun::new(Destination::new());
     let mut settling = Settling::new(host, false, journal);
     let given = handover.give(DestinationInput::Trouble);
@@ -83,7 +86,7 @@ pub(crate) struct Stops;
 
 /// A destination that is settled by its journal. Nobody listens: whoever asks is answered by that.
 pub(crate) struct Settling<'a> {
-    host: &'a Host,
+    host: &'a Arc<Host>,
     /// The virtual machine's QEMU is this migration's to touch.
     heir: bool,
     journal: &'a mut Journal,
@@ -94,6 +97,10 @@ pub(crate) struct Settling<'a> {
     orders: Option<Orders>,
     /// The operator whose decision is being written.
     order: Option<Claimed>,
+    /// Came while the witness was asked.
+    waiting: Option<Order>,
+    /// What the witness has said last.
+    answered: Option<Answer>,
 }
 
 impl DestinationWorld for Settling<'_> {
@@ -153,20 +160,45 @@ impl DestinationWorld for Settling<'_> {
     }
 
     async fn seal(&mut self, by: Move) -> Result<Answer, Stops> {
-        Ok(decide::at_witness(self.host, self.journal.past(), by).await)
+        let Self { host, journal, orders, order, waiting, answered, .. } = self;
+        let past = journal.past();
+        let orders = orders.get_or_insert_with(|| host.decisions.take_orders(past.header.migration));
+        let within = if order.is_some() { decide::ORDERED_WITHIN } else { WHOLE_DEADLINE };
+        // Whatever cuts it short, it may be done all the same.
+        tokio::select! {
+            biased;
+            answer = decide::at_witness(host, past, by) => {
+                *answered = Some(answer);
+                Ok(answer)
+            }
+            Some(came) = orders.recv(), if order.is_none() => {
+                *waiting = Some(came);
+                Ok(Answer::Unknown)
+            }
+            () = sleep(within) => Ok(Answer::Unknown),
+            () = host.stopping.cancelled() => Err(Stops),
+        }
     }
 
     async fn give_up_at_witness(&mut self) -> Result<(), Stops> {
-        decide::at_witness(self.host, self.journal.past(), Move::Yield).await;
+        decide::afterwards(self.host, self.journal.past(), Afterwards::Yield);
         Ok(())
     }
 
     fn answer_operator(&mut self, machine: Destination) {
         let Some(order) = self.order.take() else { return };
         let side = order.side;
+        if side == Side::Here && matches!(machine.state(), DestinationState::Starting { .. }) {
+            // So that the source does not take it back, nor, of a decision that was wrong, lets it run.
+            decide::afterwards(self.host, self.journal.past(), Afterwards::Take);
+        }
         let wanted = if side == Side::Here { DestinationState::Runs } else { DestinationState::NeverRan };
         order.answer(match machine.state() {
             DestinationState::GivingUp { .. } => decide::is_being_given_up(),
+            DestinationState::NeverRan if side == Side::Here => Decision::Refused(format!(
+                "the witness gives the guest to {}: it has been given up here",
+                self.journal.past().header.peer
+            )),
             // It was being taken at the witness, which has not said that the source has it.
             DestinationState::Starting { .. } if side == Side::Here => {
                 decide::decision(true, self.journal, self.unwritten.as_ref())
@@ -181,8 +213,18 @@ impl DestinationWorld for Settling<'_> {
 }
 
 impl<'a> Settling<'a> {
-    pub(crate) fn new(host: &'a Host, heir: bool, journal: &'a mut Journal) -> Self {
-        Self { host, heir, journal, leftovers: Vec::new(), unwritten: None, orders: None, order: None }
+    pub(crate) fn new(host: &'a Arc<Host>, heir: bool, journal: &'a mut Journal) -> Self {
+        Self {
+            host,
+            heir,
+            journal,
+            leftovers: Vec::new(),
+            unwritten: None,
+            orders: None,
+            order: None,
+            waiting: None,
+            answered: None,
+        }
     }
 
     pub(crate) fn leftovers(self) -> Vec<Leftover> {
@@ -272,21 +314,25 @@ impl<'a> Settling<'a> {
         let past = journal.past();
         let (id, name) = (past.header.migration, &past.header.vm);
         let orders = orders.get_or_insert_with(|| host.decisions.take_orders(id));
-        let why = decide::witness_trouble(host, past)
-            .unwrap_or_else(|| "it knows nothing of this migration".into());
+        let why = match self.answered {
+            Some(Answer::Forgotten) => "it knows nothing of this migration".into(),
+            _ => decide::witness_trouble(host, past).unwrap_or_else(|| "it does not answer".into()),
+        };
         let words = format!(
             "VM {name} was handed over to this host, and whether it may run here the witness has not said: {why}. It \
              is asked every second; start the VM nowhere until then"
         );
         host.decisions.open_question(id, words);
-        tokio::select! {
-            () = sleep(ASK_AGAIN) => Ok(Some(DestinationInput::Again)),
-            Some(order) = orders.recv() => {
-                self.order = order.claim();
-                Ok(Some(self.order.as_ref().map_or(DestinationInput::Again, |o| DestinationInput::Forced(o.side))))
-            }
-            () = host.stopping.cancelled() => Err(Stops),
-        }
+        let order = match self.waiting.take() {
+            Some(order) => order,
+            None => tokio::select! {
+                () = sleep(ASK_AGAIN) => return Ok(Some(DestinationInput::Again)),
+                Some(order) = orders.recv() => order,
+                () = host.stopping.cancelled() => return Err(Stops),
+            },
+        };
+        self.order = order.claim();
+        Ok(Some(self.order.as_ref().map_or(DestinationInput::Again, |o| DestinationInput::Forced(o.side))))
     }
 
     async fn pause(&self) -> Result<(), Stops> {

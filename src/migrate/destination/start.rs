@@ -23,8 +23,8 @@ impl Destination {
         self.enter(Phase::HandOver);
         let mut warnings = Vec::new();
         let hook_ms = self.run_hook(&mut warnings).await;
-        // Whoever asks has looked a moment ago, if no hook has run since.
-        let looked = self.serving.asked && hook_ms.is_none();
+        // Whoever asks has looked a moment ago, if no hook has run and no witness was asked since.
+        let looked = self.serving.asked && hook_ms.is_none() && self.journal.past().witness.is_none();
         let mut stands = None;
         let (ran, trouble) = self.let_run(looked, &mut stands).await;
         if trouble.is_none() {

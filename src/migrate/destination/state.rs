@@ -16,7 +16,7 @@ use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::guest::process::{self, StartedQemu};
 use crate::migrate::handover;
 use crate::migrate::host::Host;
-use crate::migrate::host::decisions::{Claimed, Orders};
+use crate::migrate::host::decisions::{Claimed, Order, Orders};
 use crate::migrate::host::destinations::{Incoming, Registration};
 use crate::migrate::host::reservations::Reservation;
 use crate::migrate::journal::{Beginning, Journal, JournalError};
@@ -167,6 +167,8 @@ pub(crate) struct Serving {
     pub(crate) told: bool,
     /// The operator whose decision is being written.
     pub(crate) order: Option<Claimed>,
+    /// One that came while the witness was asked.
+    pub(crate) waiting: Option<Order>,
     /// Why a record was not written.
     pub(crate) unwritten: Option<JournalError>,
     /// What could not be undone.
@@ -193,6 +195,7 @@ impl Serving {
             explained: false,
             told: false,
             order: None,
+            waiting: None,
             unwritten: None,
             leftovers: Vec::new(),
             to_run: 0,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::error::Error;
@@ -10,7 +10,7 @@ use super::state::Destination;
 use crate::migrate::decide;
 use crate::migrate::handover::{self, Answer, DestinationInput, DestinationState, Ended, Move};
 use crate::migrate::host::Host;
-use crate::migrate::host::witness::{has_none, unusable};
+use crate::migrate::host::witness::{WHOLE_DEADLINE, has_none, unusable};
 use crate::migrate::journal::{Journal, JournalError, Record};
 use crate::migrate::model::problem::Problem;
 use crate::migrate::model::witness::AgreedWitness;
@@ -67,10 +67,23 @@ impl Destination {
         asked || matches!(machine.state(), DestinationState::Waiting { .. })
     }
 
-    /// It has not said for as long as can be waited for a guest that stands still; only of one that may be given up.
+    /// It has not said for as long as can be waited for a guest that stands still; only of one that may be given up, and
+    /// for a source that is there to take it back.
     pub(super) fn seal_is_over(&self, machine: handover::Destination) -> bool {
         let is_first = matches!(machine.state(), DestinationState::Sealing { again: false, .. });
-        is_first && self.serving.sealing_since.is_some_and(|since| since.elapsed() >= SEAL_DEADLINE)
+        is_first
+            && self.has_source()
+            && self.serving.sealing_since.is_some_and(|since| since.elapsed() >= SEAL_DEADLINE)
+    }
+
+    fn has_source(&self) -> bool {
+        self.serving.control.as_ref().is_some_and(|control| control.away().is_none())
+    }
+
+    /// The guest is handed over to this host, and its source is not there: perhaps for good. The next process asks the
+    /// witness on, by the journal.
+    pub(super) fn is_left_alone(&self, machine: handover::Destination) -> bool {
+        matches!(machine.state(), DestinationState::Sealing { .. }) && !self.has_source()
     }
 
     /// Why not.
@@ -89,22 +102,37 @@ impl Destination {
 
     /// Makes a move there. What it refuses is why the guest is given up.
     pub(super) async fn at_witness(&mut self, by: Move) -> Answer {
-        self.serving.sealing_since.get_or_insert_with(Instant::now);
-        let answer = decide::at_witness(&self.host, self.journal.past(), by).await;
+        if by == Move::TakeAsTold {
+            self.serving.sealing_since.get_or_insert_with(Instant::now);
+        }
+        let answer = self.asked(by).await;
         self.serving.ask_witness_at = Instant::now() + decide::ASK_AGAIN;
         let id = self.journal.past().header.migration;
         let why = match answer {
             Answer::Unknown if by == Move::TakeIfOffered => {
                 let words = format!(
                     "the whole guest is here, paused, and {} stays away; whether it has handed the guest over the \
-                     witness has not said: {}. It is asked every second; start the VM nowhere until then",
+                     witness has not said: {}. It is asked every second; start the VM nowhere until then. The guest is \
+                     given up here if this agent is stopped for good meanwhile; a restart or reload goes on",
                     self.peer,
                     self.why_not_sealed()
                 );
                 self.host.decisions.open_question(id, words);
                 return answer;
             }
-            Answer::Unknown => return answer,
+            Answer::Unknown => {
+                if !self.has_source() {
+                    let words = format!(
+                        "the whole guest is here, paused, and {} has handed it over and is away; whether it has taken \
+                         it back the witness has not said: {}. It is asked every second; start the VM nowhere until \
+                         then",
+                        self.peer,
+                        self.why_not_sealed()
+                    );
+                    self.host.decisions.open_question(id, words);
+                }
+                return answer;
+            }
             Answer::Done => {
                 self.host.decisions.answered(id);
                 None
@@ -114,10 +142,31 @@ impl Destination {
             Answer::Forgotten => Some("the witness knows nothing of this migration".to_owned()),
         };
         self.serving.sealing_since = None;
-        if by != Move::Yield && self.serving.trouble.is_none() {
+        if self.serving.trouble.is_none() {
             self.serving.trouble = why.map(Error::NotSealed);
         }
         answer
+    }
+
+    /// Whatever cuts it short, it may be done all the same.
+    async fn asked(&mut self, by: Move) -> Answer {
+        let since = self.serving.sealing_since.unwrap_or_else(Instant::now);
+        let until = match (&self.serving.order, by) {
+            (Some(_), _) => Instant::now() + decide::ORDERED_WITHIN,
+            (None, Move::TakeAsTold) => since + SEAL_DEADLINE,
+            (None, _) => Instant::now() + WHOLE_DEADLINE,
+        };
+        tokio::select! {
+            biased;
+            answer = decide::at_witness(&self.host, self.journal.past(), by) => answer,
+            Some(order) = self.served.orders.recv(), if self.serving.order.is_none() => {
+                self.serving.waiting = Some(order);
+                Answer::Unknown
+            }
+            () = self.host.freeze.begun() => Answer::Unknown,
+            () = self.host.stopping.cancelled() => Answer::Unknown,
+            () = sleep_until(until) => Answer::Unknown,
+        }
     }
 
     /// The source stays away: of a guest that runs here it need not know.

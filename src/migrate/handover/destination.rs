@@ -170,6 +170,8 @@ impl Destination {
             Known { never_ran: true, .. } | Known { starting: false, .. } => {
                 (S::GivingUp { starting: OnDisk::Perhaps }, vec![E::Write(Mark::NeverRan)])
             }
+            // The witness is not asked again where an operator had decided so: of a source whose QEMU is gone it may
+            // say all the same that it has taken the guest back.
             Known { forced, .. } => {
                 let forced = forced == Some(Side::Here);
                 (S::Resuming { forced }, vec![E::Write(Mark::Starting)])
@@ -200,7 +202,8 @@ impl Destination {
     /// What the source is told now.
     pub fn fate(&self) -> Fate {
         match self.state {
-            S::Waiting { loaded: true } => Fate::Loaded,
+            // A source that comes back says whether it is to be started.
+            S::Waiting { loaded: true } | S::Alone => Fate::Loaded,
             S::Runs | S::Claiming => Fate::Runs,
             S::NeverRan => Fate::NeverRan,
             _ => Fate::Open,

@@ -4,9 +4,10 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -21,6 +22,8 @@ use crate::witness::{Etcd, EtcdError, Told};
 const TRIES: usize = 8;
 /// Whatever is asked about one migration is answered within this time, over all endpoints, or not at all.
 pub(crate) const WHOLE_DEADLINE: Duration = Duration::from_secs(10);
+/// So much is asked at once for which nobody waits.
+const BACKGROUND_MAX: usize = 64;
 
 /// How often it was asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -55,11 +58,18 @@ pub(crate) struct Witness {
     figures: [AtomicU64; 2],
     /// Why it did not answer last, if it did not; none before it is asked.
     last: Mutex<Option<Result<(), String>>>,
+    /// Places for what nobody waits for.
+    pub(crate) background: Arc<Semaphore>,
 }
 
 impl Witness {
     pub(crate) fn new(config: &WitnessConfig) -> Self {
-        Self { etcd: Etcd::new(config), figures: Default::default(), last: Mutex::default() }
+        Self {
+            etcd: Etcd::new(config),
+            figures: Default::default(),
+            last: Mutex::default(),
+            background: Arc::new(Semaphore::new(BACKGROUND_MAX)),
+        }
     }
 
     /// The name of a migration's word.

@@ -131,12 +131,16 @@ impl SourceWorld for Settling<'_> {
     async fn take_back_at_witness(&mut self) -> Result<Answer, Leaving> {
         self.open_question();
         let past = self.journal.past().clone();
-        let is_there = match self.host.vm(&past.header.vm, "source") {
-            Ok(config) if self.heir => matches!(life::look(&past, &config).await, Look::Answers(_)),
-            _ => false,
+        let not_there = match self.host.vm(&past.header.vm, "source") {
+            Ok(_) if !self.heir => Some("a later migration of the VM has it".into()),
+            Ok(config) => match life::look(&past, &config).await {
+                Look::Answers(_) => None,
+                Look::Lost(known) | Look::Silent(known) => Some(known.in_words()),
+            },
+            Err(problem) => Some(problem.to_string()),
         };
         match &mut self.question {
-            Some(question) => Ok(question.take_back(&past, is_there).await),
+            Some(question) => Ok(question.take_back(&past, not_there).await),
             None => Ok(Answer::Unknown),
         }
     }

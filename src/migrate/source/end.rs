@@ -23,6 +23,8 @@ pub(crate) struct End {
     pub(crate) refused: Option<String>,
     /// An operator gave the guest to the destination.
     pub(crate) forced: bool,
+    /// The record that hands it over was begun.
+    pub(crate) may_be_handed_over: bool,
     /// The guest was taken back.
     pub(crate) back: Option<Back>,
     pub(crate) leftovers: Vec<Leftover>,

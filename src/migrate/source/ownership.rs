@@ -17,7 +17,7 @@ use super::perform::perform;
 use super::reconnect::ReconnectPolicy;
 use super::replica;
 use super::state::Source;
-use crate::migrate::decide::{self, Decided, Leaving, Question};
+use crate::migrate::decide::{self, Afterwards, Decided, Leaving, Question};
 use crate::migrate::guest::process;
 use crate::migrate::guest::undo::{self, Bitmaps};
 use crate::migrate::handover::{self, Answer, Ask, Illegal, Mark, Move, SourceInput, SourceState, Written};
@@ -77,6 +77,8 @@ impl SourceWorld for Source {
     }
 
     async fn write(&mut self, mark: Mark) -> Result<Written, Leave> {
+        // Also of a record in doubt.
+        self.end.may_be_handed_over |= mark == Mark::HandedOver;
         // The guest runs at the destination.
         if mark == Mark::Runs
             && let Err(e) = self.enter_next()
@@ -151,11 +153,12 @@ impl SourceWorld for Source {
     async fn take_back_at_witness(&mut self) -> Result<Answer, Leave> {
         let frozen = self.context.host.freeze.begun();
         let past = self.journal.past().clone();
-        let is_there = self.guest.qmp.execute_within(QueryStatus, ASK_QEMU_DEADLINE).await.is_ok();
+        let looked = self.guest.qmp.execute_within(QueryStatus, ASK_QEMU_DEADLINE).await;
+        let not_there = looked.err().map(|e| chain(&e));
         self.open_question();
         let Some(question) = &mut self.end.question else { return Ok(Answer::Unknown) };
         tokio::select! {
-            answer = question.take_back(&past, is_there) => Ok(answer),
+            answer = question.take_back(&past, not_there) => Ok(answer),
             () = frozen => Err(Leave::ToTheJournal),
         }
     }
@@ -203,7 +206,9 @@ impl Source {
         let mut handover = SourceRun::new(handover::Source::new());
         match handover.run(&mut self).await {
             Ok(()) => {
-                decide::forget_never_offered(&self.context.host, self.journal.past()).await;
+                if decide::is_never_offered(self.journal.past()) && !self.end.may_be_handed_over {
+                    decide::afterwards(&self.context.host, self.journal.past(), Afterwards::Forget);
+                }
                 Some(self.end())
             }
             Err(Leave::Frozen) => {
