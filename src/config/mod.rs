@@ -6,6 +6,7 @@
 
 mod api;
 mod create;
+mod credential;
 mod deadlines;
 mod drain;
 mod explain;
@@ -155,31 +156,11 @@ pub struct TlsConfig {
     pub trust_domain: Option<TrustDomain>,
 }
 
-/// What a path begins with that is a credential's name (systemd.exec(5), `LoadCredential=`).
-const CREDENTIAL: &str = "credential:";
-
 impl TlsConfig {
-    /// Puts paths in the place of credentials' names.
-    fn find_credentials(&mut self, folder: Option<&Path>) -> Result<(), (String, String)> {
-        let files =
-            [("ca", Some(&mut self.ca)), ("cert", Some(&mut self.cert)), ("key", Some(&mut self.key))];
-        for (key, file) in files.into_iter().chain([("crl", self.crl.as_mut())]) {
-            let Some(file) = file else { continue };
-            let Some(name) = file.to_str().and_then(|text| text.strip_prefix(CREDENTIAL)) else { continue };
-            let problem = match folder {
-                _ if name.is_empty() || name.contains('/') => "a credential's name has no `/`".to_owned(),
-                Some(folder) => {
-                    *file = folder.join(name);
-                    continue;
-                }
-                None => format!(
-                    "this process was given no credentials ($CREDENTIALS_DIRECTORY): \
-                     `LoadCredential={name}:PATH` in the unit gives it this one"
-                ),
-            };
-            return Err((format!("tls.{key}"), problem));
-        }
-        Ok(())
+    /// The files that it names, each with its key.
+    fn files(&mut self) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {
+        let files = [("ca", &mut self.ca), ("cert", &mut self.cert), ("key", &mut self.key)];
+        files.into_iter().chain(self.crl.as_mut().map(|crl| ("crl", crl)))
     }
 }
 
@@ -242,7 +223,7 @@ impl Config {
         })?;
         config.templates = template::split(&mut config.vms);
         config.check().map_err(|(key, problem)| ConfigError::Value { path: path.into(), key, problem })?;
-        let found = config.tls.find_credentials(credentials);
+        let found = config.find_credentials(credentials);
         found.map_err(|(key, problem)| ConfigError::Value { path: path.into(), key, problem })?;
         config.resolve(path.parent().unwrap_or(Path::new(".")));
         config.check_sockets().map_err(|(key, problem)| ConfigError::Value {
@@ -377,16 +358,19 @@ impl Config {
         Ok(())
     }
 
+    /// Puts paths in the place of credentials' names.
+    fn find_credentials(&mut self, folder: Option<&Path>) -> Result<(), (String, String)> {
+        credential::find("tls", self.tls.files(), folder)?;
+        self.witness.as_mut().map_or(Ok(()), |witness| credential::find("witness", witness.files(), folder))
+    }
+
     fn resolve(&mut self, base: &Path) {
         let against = |p: &mut PathBuf| *p = base.join(&*p);
         against(&mut self.state_dir);
         against(&mut self.runtime_dir);
         self.sandbox.write.iter_mut().for_each(against);
-        against(&mut self.tls.ca);
-        against(&mut self.tls.cert);
-        against(&mut self.tls.key);
-        self.tls.crl.as_mut().map(against);
-        self.witness.as_mut().into_iter().flat_map(WitnessConfig::files).for_each(against);
+        let of_witness = self.witness.as_mut().into_iter().flat_map(WitnessConfig::files);
+        self.tls.files().chain(of_witness).for_each(|(_, file)| against(file));
         self.libvirt.folder.as_mut().map(against);
         self.libvirt.socket.as_mut().map(against);
         self.vms.values_mut().chain(self.templates.values_mut()).for_each(|vm| vm.resolve(base));
@@ -543,6 +527,17 @@ start = { command = ["start", "web1"] }
             let problem = Config::parse_with(&text, path, Some(given)).unwrap_err().to_string();
             assert!(problem.contains("a credential's name has no `/`"), "{problem}");
         }
+        let witness =
+            "[witness]\nendpoints = ['https://a']\nca = 'ca'\ncert = 'c'\nkey = 'credential:etcd.key'\n";
+        let text = format!("{GOOD}{witness}");
+        let of_witness = Config::parse_with(&text, path, Some(given)).unwrap().witness.unwrap();
+        assert_eq!(of_witness.key.unwrap(), given.join("etcd.key"));
+        assert_eq!(of_witness.ca.unwrap(), Path::new("/etc/vmferry/ca"));
+        assert!(
+            error(&text).contains("witness.key: this process was given no credentials"),
+            "{}",
+            error(&text)
+        );
     }
 
     #[test]

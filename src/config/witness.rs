@@ -10,6 +10,8 @@ use serde::Deserialize;
 
 /// Most endpoints of one etcd.
 const ENDPOINTS_MAX: usize = 9;
+/// Longest time for one endpoint: whatever is asked about a migration is answered within this time, by all of them.
+const ANSWER_S_MAX: u64 = 10;
 const PORT: u16 = 2379;
 
 /// An existing etcd.
@@ -27,7 +29,7 @@ pub struct WitnessConfig {
     /// What the names of its keys begin with.
     #[serde(default = "default_prefix")]
     pub prefix: String,
-    /// An endpoint must answer within this time.
+    /// An endpoint must answer within this time, or within its share of what is left for all of them.
     #[serde(default = "default_answer_s")]
     pub answer_s: u64,
     /// A destination that has not said for so long what became of the guest loses it, if it has not taken it.
@@ -68,7 +70,9 @@ impl WitnessConfig {
         if self.prefix.is_empty() || self.prefix.len() > 200 {
             return problem("prefix", "1 to 200 bytes".into());
         }
-        for (key, value, most) in [("answer_s", self.answer_s, 30), ("after_s", self.after_s, 86_400)] {
+        for (key, value, most) in
+            [("answer_s", self.answer_s, ANSWER_S_MAX), ("after_s", self.after_s, 86_400)]
+        {
             if !(1..=most).contains(&value) {
                 return problem(key, format!("1 to {most}"));
             }
@@ -76,8 +80,10 @@ impl WitnessConfig {
         Ok(())
     }
 
-    pub(super) fn files(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        [&mut self.ca, &mut self.cert, &mut self.key].into_iter().flatten()
+    /// The files that it names, each with its key.
+    pub(super) fn files(&mut self) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {
+        let files = [("ca", &mut self.ca), ("cert", &mut self.cert), ("key", &mut self.key)];
+        files.into_iter().filter_map(|(key, file)| Some((key, file.as_mut()?)))
     }
 }
 
@@ -98,6 +104,16 @@ pub enum EndpointError {
     Form(String),
     #[error("{0} goes over the network in clear; write https://, or http:// with a loopback address")]
     InClear(String),
+}
+
+impl Endpoint {
+    /// `HOST:PORT`, an IPv6 address in brackets.
+    pub(crate) fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
 }
 
 impl FromStr for Endpoint {
@@ -143,10 +159,7 @@ impl TryFrom<String> for Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "https" } else { "http" };
-        match self.host.contains(':') {
-            true => write!(f, "{scheme}://[{}]:{}", self.host, self.port),
-            false => write!(f, "{scheme}://{}:{}", self.host, self.port),
-        }
+        write!(f, "{scheme}://{}", self.authority())
     }
 }
 
@@ -168,6 +181,7 @@ mod tests {
             (GOOD.replace("cert = \"c\"\n", ""), "witness.cert"),
             (format!("{GOOD}prefix = \"\"\n"), "witness.prefix"),
             (format!("{GOOD}answer_s = 0\n"), "witness.answer_s"),
+            (format!("{GOOD}answer_s = 11\n"), "witness.answer_s"),
             (format!("{GOOD}after_s = 90000\n"), "witness.after_s"),
         ] {
             assert_eq!(checked(&text).unwrap_err().0, key, "{text}");
