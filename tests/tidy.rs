@@ -73,8 +73,8 @@ const EDGES: &[(&str, &[&str])] = &[
             "rate",
         ],
     ),
-    // It looks at files and the kernel, without an agent, too.
-    ("doctor", &["config", "error_chain", "net::tls"]),
+    // It looks at files, the kernel and the witness, without an agent, too.
+    ("doctor", &["config", "error_chain", "net::tls", "witness"]),
     // `vmferry certs` works on files, without an agent.
     ("cli::certs", &["enrol", "net::identity", "net::naming", "net::tls::TlsPaths", "pki", "private_memory"]),
     (
@@ -249,7 +249,7 @@ const EDGES: &[(&str, &[&str])] = &[
     // What is moved when: it knows how a migration is asked for, and no migration.
     ("drain", &["config::glob_matches", "migrate::Options", "ranged"]),
     // An etcd, and nothing of migrations.
-    ("witness", &["config", "error_chain", "json", "net::tls", "printable"]),
+    ("witness", &["config", "error_chain", "net::addresses", "net::connect_error", "net::tls", "printable"]),
     // Beside `migrate`; neither knows the other.
     ("forward", &["config", "error_chain", "mux", "net", "peer_refusals", "printable", "rate", "weight"]),
     // Migrations that libvirt makes itself: nothing of ours.

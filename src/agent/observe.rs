@@ -1,6 +1,9 @@
 //! What the agent has counted and measured, brought together: for Prometheus, and for the next process.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
 
 use super::confine::Confinement;
 use super::handoff::LeftCounts;
@@ -13,6 +16,25 @@ use crate::migrate::progress::Outcome;
 
 /// The label of a virtual machine that is not in the configuration.
 const OTHER: &str = "other";
+/// Between two looks at whether the witness is there.
+const PROBE_EVERY: Duration = Duration::from_secs(60);
+
+/// Looks at what nobody asks for, and sums up what is refused.
+pub(super) fn keep(agent: &Arc<Agent>, servers: &TaskTracker) {
+    let summing = Arc::clone(agent);
+    servers.spawn(async move { summing.refusals.sum_up(&summing.host.audit).await });
+    let probing = Arc::clone(agent);
+    servers.spawn(async move { probing.stopping.run_until_cancelled(probe_witness(&probing)).await });
+}
+
+/// Whether the witness is there is known before a migration wants it.
+async fn probe_witness(agent: &Agent) {
+    let Some(witness) = &agent.host.witness else { return };
+    loop {
+        witness.probe().await;
+        tokio::time::sleep(PROBE_EVERY).await;
+    }
+}
 
 impl Agent {
     /// The text for Prometheus.

@@ -18,7 +18,7 @@ use super::confine::{Confinement, Early, confine_calls};
 use super::handoff::{self, Inherited, Kept, PassedSockets, StartMode};
 use super::running::Agent;
 use super::signals::{Asked, Signals};
-use super::{certificates, draining, journals, listen, watchdog};
+use super::{certificates, draining, journals, listen, observe, watchdog};
 use crate::access::{Action, Who, authorize};
 use crate::audit::{self, Audit, Event};
 use crate::config::Config;
@@ -149,8 +149,7 @@ async fn serve(
     servers.spawn(journals::end_late(Arc::clone(&agent)));
     servers.spawn(certificates::keep_judging(Arc::clone(&agent)));
     servers.spawn(certificates::keep_watching(Arc::clone(&agent)));
-    let summing = Arc::clone(&agent);
-    servers.spawn(async move { summing.refusals.sum_up(&summing.host.audit).await });
+    observe::keep(&agent, &servers);
     agent.tasks.spawn(recover::clean_at_start(Arc::clone(&agent.host)));
     let host = Arc::clone(&agent.host);
     agent.tasks.spawn_blocking(move || journals::prune(&host));

@@ -17,12 +17,12 @@ impl WitnessMetrics {
         Ok(Self {
             requests: register.counter(
                 "witness_requests_total",
-                "Questions to the witness; none without [witness].",
+                "Questions to the witness, and looks at whether it is there; an answer that was not believed is none. None without [witness].",
                 &["result"],
             )?,
             answers: register.gauge(
                 "witness_up",
-                "1 while the witness answers, 0 if it did not when it was asked last; none before.",
+                "1 while the witness answers, 0 if it did not when it was asked last: with each migration, and every minute.",
                 &[],
             )?,
         })

@@ -1,6 +1,6 @@
 //! Reaching a peer that may have several addresses, of which some may be dead: all are tried, each
 //! a moment after the one before and without waiting for its end, and the first on which the peer
-//! proves itself is taken (after RFC 8305). Knows no HELLO.
+//! proves itself is taken (after RFC 8305). Knows no HELLO, and no peer: an etcd has addresses, too.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ const STAGGER: Duration = Duration::from_millis(250);
 const ADDRESSES_MAX: usize = 16;
 
 /// The addresses of `name`, which is `host:port`; those of both families in turn (RFC 8305 §4).
-pub(super) async fn resolve(name: &str) -> Result<Vec<SocketAddr>, ConnectError> {
+pub(crate) async fn resolve(name: &str) -> Result<Vec<SocketAddr>, ConnectError> {
     let failed = |source| ConnectError::Resolve { address: name.to_owned(), source };
     let found = match timeout(RESOLVE_DEADLINE, tokio::net::lookup_host(name)).await {
         Ok(found) => found.map_err(failed)?,
@@ -55,7 +55,7 @@ fn in_turn(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     all
 }
 
-pub(super) async fn tcp(address: SocketAddr, deadline: Duration) -> Result<TcpStream, ConnectError> {
+pub(crate) async fn tcp(address: SocketAddr, deadline: Duration) -> Result<TcpStream, ConnectError> {
     let connected = timeout(deadline, TcpStream::connect(address)).await;
     let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     connected.map_err(|source| ConnectError::Connect { address: address.to_string(), source })
@@ -63,7 +63,7 @@ pub(super) async fn tcp(address: SocketAddr, deadline: Duration) -> Result<TcpSt
 
 /// Runs `attempt` on each address until one succeeds; those that are under way then are dropped.
 /// Errors: of a single address its own error; of several the one that says most, or what became of each.
-pub(super) async fn first_of<T, A: Future<Output = Result<T, ConnectError>>>(
+pub(crate) async fn first_of<T, A: Future<Output = Result<T, ConnectError>>>(
     name: &str,
     addresses: Vec<SocketAddr>,
     attempt: impl Fn(SocketAddr) -> A,

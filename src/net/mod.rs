@@ -21,7 +21,7 @@
 //! ```
 
 pub mod accept;
-mod addresses;
+pub(crate) mod addresses;
 mod black_hole;
 mod certificate_dates;
 mod coming_sessions;

@@ -1,22 +1,44 @@
 //! A client of an existing etcd, by the JSON over HTTP that etcd's gateway speaks (`/v3/kv`, etcd 3.4 and newer). Each
 //! question is linearizable: an answer is what a majority of the members had by then. Knows no migrations.
 
+mod answer;
 mod connection;
+mod error;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod fake;
+mod files;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests;
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::Deserialize;
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::config::{Endpoint, WitnessConfig};
 use crate::error_chain::chain;
-pub use connection::ConnectionError;
-use connection::{Connection, Files};
+pub use answer::Kept;
+use answer::{Answer, RangeAnswer, TxnAnswer};
+use connection::Connection;
+pub use error::ConnectionError;
+use files::Files;
+
+/// A connection that was not used for so long is not used again: what lies between may have forgotten it.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+/// What a connection that was there already may take of an endpoint's time; the rest is for a new one.
+const KEPT_PART: u32 = 3;
+/// An endpoint that is asked has this much time, however many are left.
+const SHARE_MIN: Duration = Duration::from_secs(1);
+const RANGE: &str = "/v3/kv/range";
+const TXN: &str = "/v3/kv/txn";
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -24,16 +46,18 @@ pub enum EtcdError {
     /// Each endpoint, and why that did not answer.
     #[error("no endpoint of the witness answers: {0}")]
     NoAnswer(String),
-    #[error("the witness gave an answer that is not understood")]
-    NotUnderstood(#[source] serde_json::Error),
+    /// The cluster that one endpoint is of, and what became of each.
+    #[error("no endpoint is of the etcd that was expected: {each}")]
+    Another { cluster: String, each: String },
 }
 
-/// What a key has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
-    pub value: String,
-    /// Changes with every change of the key.
-    pub mod_revision: i64,
+/// What a question is asked under.
+#[derive(Debug, Clone, Copy)]
+pub struct Asking<'a> {
+    /// There is an answer by then, or none.
+    pub until: Instant,
+    /// An endpoint of another cluster is passed over.
+    pub cluster: Option<&'a str>,
 }
 
 /// An answer, and by whom.
@@ -49,6 +73,14 @@ pub struct Told {
     pub revision: i64,
 }
 
+/// One endpoint, as it was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    pub endpoint: String,
+    /// The cluster that it is of, or why it does not answer.
+    pub cluster: Result<String, String>,
+}
+
 /// An etcd.
 #[derive(Debug)]
 pub struct Etcd {
@@ -56,62 +88,67 @@ pub struct Etcd {
     files: Files,
     prefix: String,
     answer: Duration,
-    /// The endpoint that answered last.
+    idle_max: Duration,
+    /// The endpoint that answered last, or the one after another that did not.
     first: AtomicUsize,
     /// To that one.
     connection: Mutex<Option<Connection>>,
+    /// The cluster that most endpoints are of.
+    usual: StdMutex<Option<String>>,
 }
 
 impl Etcd {
     #[must_use]
     pub fn new(config: &WitnessConfig) -> Self {
-        let files = Files { ca: config.ca.clone(), own: config.cert.clone().zip(config.key.clone()) };
         Self {
             endpoints: config.endpoints.clone(),
-            files,
+            files: Files::new(config.ca.clone(), config.cert.clone().zip(config.key.clone())),
             prefix: config.prefix.clone(),
             answer: config.answer(),
+            idle_max: IDLE_MAX,
             first: AtomicUsize::new(0),
             connection: Mutex::new(None),
+            usual: StdMutex::default(),
         }
     }
 
     /// What `key` has.
     /// Errors: [`EtcdError`].
-    pub async fn get(&self, key: &str) -> Result<Told, EtcdError> {
+    pub async fn get(&self, key: &str, asking: Asking<'_>) -> Result<Told, EtcdError> {
         let request = json!({ "key": self.key(key) });
-        let answer: RangeAnswer = self.ask("/v3/kv/range", &request).await?;
-        let kept = answer.kvs.into_iter().next().map(Kept::from);
-        Ok(Told {
-            kept,
-            is_changed: false,
-            cluster: answer.header.cluster_id,
-            revision: answer.header.revision,
-        })
+        let answer: RangeAnswer = self.ask(RANGE, &request, asking).await?;
+        let (cluster, revision) = (answer.header.cluster_id.clone(), answer.header.revision);
+        Ok(Told { kept: answer.kept(), is_changed: false, cluster, revision })
     }
 
     /// Gives `key` a value, if it is as it was at `mod_revision`; 0: if it is not there.
     /// Errors: [`EtcdError`]; it may be changed all the same, now or later.
-    pub async fn change(&self, key: &str, mod_revision: i64, value: &str) -> Result<Told, EtcdError> {
+    pub async fn change(
+        &self,
+        key: &str,
+        mod_revision: i64,
+        value: &str,
+        asking: Asking<'_>,
+    ) -> Result<Told, EtcdError> {
         let name = self.key(key);
         let put = json!({ "request_put": { "key": name, "value": BASE64.encode(value) } });
-        self.change_by(&name, mod_revision, &put, Some(value)).await
+        self.change_by((&name, mod_revision), &put, Some(value), asking).await
     }
 
     /// Removes `key`, if it is as it was at `mod_revision`.
     /// Errors: [`EtcdError`].
-    pub async fn remove(&self, key: &str, mod_revision: i64) -> Result<Told, EtcdError> {
+    pub async fn remove(&self, key: &str, mod_revision: i64, asking: Asking<'_>) -> Result<Told, EtcdError> {
         let name = self.key(key);
         let delete = json!({ "request_delete_range": { "key": name } });
-        self.change_by(&name, mod_revision, &delete, None).await
+        self.change_by((&name, mod_revision), &delete, None, asking).await
     }
 
     async fn change_by(
         &self,
-        name: &str,
-        mod_revision: i64,
+        (name, mod_revision): (&str, i64),
         change: &Value,
         value: Option<&str>,
+        asking: Asking<'_>,
     ) -> Result<Told, EtcdError> {
         let compare = json!({
             "key": name, "target": "MOD", "result": "EQUAL", "mod_revision": mod_revision.to_string()
@@ -121,15 +158,14 @@ impl Etcd {
             "success": [change],
             "failure": [{ "request_range": { "key": name } }],
         });
-        let answer: TxnAnswer = self.ask("/v3/kv/txn", &request).await?;
-        let (cluster, revision) = (answer.header.cluster_id, answer.header.revision);
-        let kept = if answer.succeeded {
-            value.map(|value| Kept { value: value.to_owned(), mod_revision: revision })
-        } else {
-            let ranges = answer.responses.into_iter().filter_map(|response| response.response_range);
-            ranges.flat_map(|range| range.kvs).next().map(Kept::from)
+        let answer: TxnAnswer = self.ask(TXN, &request, asking).await?;
+        let (cluster, revision) = (answer.header.cluster_id.clone(), answer.header.revision);
+        let is_changed = answer.succeeded;
+        let kept = match is_changed {
+            true => value.map(|value| Kept { value: value.to_owned(), mod_revision: revision }),
+            false => answer.kept(),
         };
-        Ok(Told { kept, is_changed: answer.succeeded, cluster, revision })
+        Ok(Told { kept, is_changed, cluster, revision })
     }
 
     /// The whole name of a key.
@@ -141,137 +177,151 @@ impl Etcd {
     /// That the certificate files can be used.
     /// Errors: [`ConnectionError`].
     pub fn check_files(&self) -> Result<(), ConnectionError> {
-        self.files.settings().map(drop)
+        self.files.settings_anew().map(drop)
+    }
+
+    /// Looks at every endpoint, by connections of its own.
+    pub async fn each(&self) -> Vec<Seen> {
+        let body = json!({ "key": self.key("") }).to_string();
+        let looks = self.endpoints.iter().enumerate().map(|(number, endpoint)| {
+            let looking = self.ask_anew::<RangeAnswer>((number, endpoint), RANGE, &body);
+            async move {
+                let cluster = match timeout(self.answer, looking).await {
+                    Ok(Ok((answer, _))) => Ok(answer.header.cluster_id),
+                    Ok(Err(e)) => Err(chain(&e)),
+                    Err(_) => Err(no_answer(self.answer)),
+                };
+                Seen { endpoint: endpoint.to_string(), cluster }
+            }
+        });
+        let seen = join_all(looks).await;
+        if let Some(usual) = usual(&seen) {
+            *self.usual.lock().unwrap_or_else(PoisonError::into_inner) = Some(usual.to_owned());
+        }
+        seen
+    }
+
+    /// The cluster that most endpoints were of when each was looked at; none before.
+    #[must_use]
+    pub fn usual(&self) -> Option<String> {
+        self.usual.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn key(&self, key: &str) -> String {
         BASE64.encode(self.name(key))
     }
 
-    /// Asks one endpoint after the other, the one first that has answered last.
-    async fn ask<T: for<'a> Deserialize<'a>>(&self, path: &str, request: &Value) -> Result<T, EtcdError> {
+    /// Asks one endpoint after the other, the one first that has answered last. One that is silent, answers wrongly or
+    /// is of another cluster is passed over, and not the first any more.
+    async fn ask<T: Answer>(&self, path: &str, request: &Value, asking: Asking<'_>) -> Result<T, EtcdError> {
         let body = request.to_string();
-        let first = self.first.load(Relaxed);
-        let mut why = Vec::new();
-        for at in 0..self.endpoints.len() {
-            let number = (first + at) % self.endpoints.len();
+        let (first, count) = (self.first.load(Relaxed), self.endpoints.len());
+        let (mut why, mut another) = (Vec::new(), None);
+        for at in 0..count {
+            let number = (first + at) % count;
             let Some(endpoint) = self.endpoints.get(number) else { continue };
-            let asked = timeout(self.answer, self.ask_one(number, endpoint, path, &body)).await;
-            match asked {
+            let rest = asking.until.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                why.push(format!("{endpoint}: no time was left to ask it"));
+                continue;
+            }
+            let share = share(self.answer, rest, count - at);
+            let mut then = Then { first: &self.first, number: (number + 1) % count };
+            let asked = self.ask_one((number, endpoint), path, &body, (share, asking.cluster));
+            match timeout(share, asked).await {
                 Ok(Ok(answer)) => {
-                    self.first.store(number, Relaxed);
-                    return crate::json::read(&answer).map_err(EtcdError::NotUnderstood);
+                    then.number = number;
+                    return Ok(answer);
                 }
-                Ok(Err(e)) => why.push(format!("{endpoint}: {}", chain(&e))),
-                Err(_) => {
-                    // What was asked on it may still be answered, and is nobody's by then.
-                    self.connection.lock().await.take();
-                    why.push(format!("{endpoint}: no answer within {} s", self.answer.as_secs()));
+                Ok(Err(e)) => {
+                    why.push(format!("{endpoint}: {}", chain(&e)));
+                    if let ConnectionError::Another { cluster } = e {
+                        another = Some(cluster);
+                    }
                 }
+                Err(_) => why.push(format!("{endpoint}: {}", no_answer(share))),
             }
         }
-        Err(EtcdError::NoAnswer(why.join("; ")))
+        let each = why.join("; ");
+        Err(match another {
+            Some(cluster) => EtcdError::Another { cluster, each },
+            None => EtcdError::NoAnswer(each),
+        })
     }
 
-    async fn ask_one(
+    async fn ask_one<T: Answer>(
         &self,
-        number: usize,
-        endpoint: &Endpoint,
+        (number, endpoint): (usize, &Endpoint),
         path: &str,
         body: &str,
-    ) -> Result<Vec<u8>, ConnectionError> {
-        // Taken: whoever asks meanwhile has a connection of its own.
-        let kept = self.connection.lock().await.take_if(|kept| kept.is_to(number));
-        if let Some(mut kept) = kept
-            && let Ok(answer) = kept.ask(endpoint, path, body).await
-        {
-            *self.connection.lock().await = Some(kept);
-            return Ok(answer);
+        (share, cluster): (Duration, Option<&str>),
+    ) -> Result<T, ConnectionError> {
+        let asked = match self.ask_on_kept((number, endpoint), path, body, share / KEPT_PART).await {
+            Some(asked) => asked,
+            None => self.ask_anew((number, endpoint), path, body).await?,
+        };
+        let (answer, connection): (T, _) = asked;
+        let of = &answer.header().cluster_id;
+        if cluster.is_some_and(|cluster| cluster != of) {
+            return Err(ConnectionError::Another { cluster: of.clone() });
         }
-        let mut connection = Connection::open(number, endpoint, &self.files).await?;
-        let answer = connection.ask(endpoint, path, body).await?;
         *self.connection.lock().await = Some(connection);
         Ok(answer)
     }
-}
 
-#[derive(Debug, Deserialize)]
-struct Header {
-    cluster_id: String,
-    /// 64-bit numbers are text in its JSON.
-    #[serde(deserialize_with = "number")]
-    revision: i64,
-}
+    /// On the connection that is kept, if it is to that endpoint and of use. It may be one that only this end still
+    /// knows: silence on it says nothing of the endpoint.
+    async fn ask_on_kept<T: Answer>(
+        &self,
+        (number, endpoint): (usize, &Endpoint),
+        path: &str,
+        body: &str,
+        within: Duration,
+    ) -> Option<(T, Connection)> {
+        // Taken: whoever asks meanwhile has a connection of its own.
+        let kept = self.connection.lock().await.take_if(|kept| kept.is_to(number));
+        let mut kept = kept.filter(|kept| kept.idle() < self.idle_max)?;
+        let answer = timeout(within, kept.ask(endpoint, path, body)).await.ok()?.ok()?;
+        Some((T::read(&answer).ok()?, kept))
+    }
 
-#[derive(Debug, Deserialize)]
-struct RangeAnswer {
-    header: Header,
-    #[serde(default)]
-    kvs: Vec<Pair>,
-}
-
-#[derive(Debug, Deserialize)]
-struct TxnAnswer {
-    header: Header,
-    #[serde(default)]
-    succeeded: bool,
-    #[serde(default)]
-    responses: Vec<TxnResponse>,
-}
-
-#[derive(Debug, Deserialize)]
-struct TxnResponse {
-    response_range: Option<TxnRange>,
-}
-
-#[derive(Debug, Deserialize)]
-struct TxnRange {
-    #[serde(default)]
-    kvs: Vec<Pair>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Pair {
-    #[serde(default)]
-    value: String,
-    #[serde(deserialize_with = "number")]
-    mod_revision: i64,
-}
-
-impl From<Pair> for Kept {
-    fn from(pair: Pair) -> Self {
-        let value = BASE64.decode(&pair.value).unwrap_or_default();
-        Self { value: String::from_utf8_lossy(&value).into_owned(), mod_revision: pair.mod_revision }
+    async fn ask_anew<T: Answer>(
+        &self,
+        (number, endpoint): (usize, &Endpoint),
+        path: &str,
+        body: &str,
+    ) -> Result<(T, Connection), ConnectionError> {
+        let mut connection = Connection::open(number, endpoint, &self.files, self.answer).await?;
+        let answer = connection.ask(endpoint, path, body).await?;
+        Ok((T::read(&answer)?, connection))
     }
 }
 
-fn number<'a, D: serde::Deserializer<'a>>(text: D) -> Result<i64, D::Error> {
-    String::deserialize(text)?.parse().map_err(serde::de::Error::custom)
+/// Which endpoint is asked first by the next question, also where this one is given up.
+struct Then<'a> {
+    first: &'a AtomicUsize,
+    number: usize,
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    /// As etcd 3.4 has answered.
-    #[test]
-    fn answers_of_a_real_etcd_are_read() {
-        const RANGE: &str = r#"{"header":{"cluster_id":"2037210783374497686","member_id":"13195394291058371180","revision":"3","raft_term":"2"},"kvs":[{"key":"L3ZtZmVycnkv","create_revision":"2","mod_revision":"3","version":"2","value":"b2ZmZXJlZA=="}],"count":"1"}"#;
-        let answer: RangeAnswer = crate::json::read(RANGE.as_bytes()).unwrap();
-        assert_eq!((answer.header.cluster_id.as_str(), answer.header.revision), ("2037210783374497686", 3));
-        let kept = answer.kvs.into_iter().next().map(Kept::from).unwrap();
-        assert_eq!(kept, Kept { value: "offered".into(), mod_revision: 3 });
-        const NOTHING: &str = r#"{"header":{"cluster_id":"7","revision":"4"}}"#;
-        let answer: RangeAnswer = crate::json::read(NOTHING.as_bytes()).unwrap();
-        assert!(answer.kvs.is_empty());
-        const FAILED: &str = r#"{"header":{"cluster_id":"7","revision":"4"},"responses":[{"response_range":{"header":{"revision":"4"},"kvs":[{"key":"YQ==","mod_revision":"3","value":"b3Blbg=="}],"count":"1"}}]}"#;
-        let answer: TxnAnswer = crate::json::read(FAILED.as_bytes()).unwrap();
-        assert!(!answer.succeeded);
-        let range = answer.responses.into_iter().next().and_then(|one| one.response_range).unwrap();
-        assert_eq!(range.kvs.len(), 1);
-        const DONE: &str = r#"{"header":{"cluster_id":"7","revision":"5"},"succeeded":true,"responses":[{"response_put":{"header":{"revision":"5"}}}]}"#;
-        let answer: TxnAnswer = crate::json::read(DONE.as_bytes()).unwrap();
-        assert!(answer.succeeded && answer.responses[0].response_range.is_none());
+impl Drop for Then<'_> {
+    fn drop(&mut self) {
+        self.first.store(self.number, Relaxed);
     }
+}
+
+/// What one endpoint may take of what is left, so that each of those behind it is asked as well.
+fn share(answer: Duration, rest: Duration, endpoints_left: usize) -> Duration {
+    let left = u32::try_from(endpoints_left).unwrap_or(u32::MAX).max(1);
+    answer.min((rest / left).max(SHARE_MIN)).min(rest)
+}
+
+fn no_answer(within: Duration) -> String {
+    format!("no answer within {:.1} s", within.as_secs_f64())
+}
+
+/// The cluster that most endpoints are of; of as many the one that is named first.
+fn usual(seen: &[Seen]) -> Option<&str> {
+    let clusters = || seen.iter().filter_map(|seen| seen.cluster.as_deref().ok());
+    let count = |cluster: &str| clusters().filter(|other| *other == cluster).count();
+    clusters().rev().max_by_key(|cluster| count(cluster))
 }

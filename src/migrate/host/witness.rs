@@ -1,14 +1,16 @@
 //! The witness of this host's migrations: an etcd that keeps one word for each of them
 //! ([`crate::migrate::handover::Word`]), under its number. What is asked of it is asked within a deadline, and never
-//! guessed; an answer of another etcd than the one that was agreed on, or of one that knows less, is none.
+//! guessed; an answer of another etcd than the one that was agreed on, or of one that knows less, is none: it says
+//! something of that migration, and nothing of whether the witness is reached.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::config::WitnessConfig;
@@ -16,7 +18,7 @@ use crate::migrate::handover::{Answer, Move, Word};
 use crate::migrate::model::problem::{Problem, ProblemKind, chain};
 use crate::migrate::model::witness::{AgreedWitness, OfferedWitness};
 use crate::printable::bounded;
-use crate::witness::{Etcd, EtcdError, Told};
+use crate::witness::{Asking, Etcd, EtcdError, Seen, Told};
 
 /// So often a word is changed by somebody else before it is our turn.
 const TRIES: usize = 8;
@@ -29,12 +31,13 @@ const BACKGROUND_MAX: usize = 64;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WitnessFigures {
     pub answered: u64,
+    /// And those whose answer was not believed.
     pub unanswered: u64,
-    /// Whether it answered when it was asked last; none before.
+    /// Whether it was reached when it was asked last; none before.
     pub answers: Option<bool>,
 }
 
-/// Why it cannot be agreed on.
+/// Why it cannot be agreed on, or is not believed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WitnessError {
     #[error(transparent)]
@@ -49,6 +52,8 @@ pub(crate) enum WitnessError {
     NoWord,
     #[error("it knows less than the source's, as one that was restored from a copy")]
     KnowsLess,
+    #[error("\"{0}\" is no word of a migration")]
+    Odd(String),
 }
 
 /// An etcd, for this host's migrations.
@@ -56,10 +61,20 @@ pub(crate) enum WitnessError {
 pub(crate) struct Witness {
     etcd: Etcd,
     figures: [AtomicU64; 2],
-    /// Why it did not answer last, if it did not; none before it is asked.
-    last: Mutex<Option<Result<(), String>>>,
+    last: Mutex<Last>,
     /// Places for what nobody waits for.
     pub(crate) background: Arc<Semaphore>,
+}
+
+/// What became of the last questions.
+#[derive(Debug, Default)]
+struct Last {
+    /// Whether it was reached, and else why not; none before it is asked.
+    reached: Option<Result<(), String>>,
+    /// Why an answer about a migration was not believed, if it was not.
+    doubt: Option<String>,
+    /// Its endpoints with their clusters, if these are several.
+    divided: Option<String>,
 }
 
 impl Witness {
@@ -79,26 +94,47 @@ impl Witness {
 
     pub(crate) fn figures(&self) -> WitnessFigures {
         let [answered, unanswered] = &self.figures;
-        let answers = self.last().as_ref().map(Result::is_ok);
+        let answers = self.last().reached.as_ref().map(Result::is_ok);
         WitnessFigures { answered: answered.load(Relaxed), unanswered: unanswered.load(Relaxed), answers }
     }
 
-    /// Why it did not answer when it was asked last.
+    /// Why it did not answer when it was asked last, or was not believed.
     pub(crate) fn why_not(&self) -> Option<String> {
-        self.last().as_ref().and_then(|last| last.clone().err())
+        let last = self.last();
+        last.reached.clone().and_then(Result::err).or_else(|| last.doubt.clone())
+    }
+
+    /// Looks whether it is there, at each endpoint.
+    pub(crate) async fn probe(&self) {
+        let seen = self.etcd.each().await;
+        let divided = divided(&seen);
+        let any = seen.iter().any(|seen| seen.cluster.is_ok());
+        let why =
+            seen.into_iter().filter_map(|seen| Some(format!("{}: {}", seen.endpoint, seen.cluster.err()?)));
+        let reached = if any { Ok(()) } else { Err(EtcdError::NoAnswer(why.collect::<Vec<_>>().join("; "))) };
+        self.count(any);
+        self.note_reached(reached.map_err(|e| chain(&e)));
+        let mut last = self.last();
+        if let Some(endpoints) = divided.as_ref().filter(|_| last.divided != divided) {
+            tracing::warn!(endpoints, "the witness has endpoints of different etcds; most of them are asked");
+        }
+        last.divided = divided;
     }
 
     /// Which one it is. Changes nothing.
     /// Errors: [`WitnessError`].
     pub(crate) async fn look(&self) -> Result<OfferedWitness, WitnessError> {
-        let told = self.asked(self.etcd.get("")).await?;
+        let usual = self.etcd.usual();
+        let told = self.note(self.etcd.get("", asking(usual.as_deref())).await, Ok)?;
         Ok(OfferedWitness { is: agreed(told), key: self.name(Uuid::nil()) })
     }
 
     /// Begins a word for a migration of this host.
     /// Errors: [`WitnessError`]; there may be a word all the same.
     pub(crate) async fn begin(&self, migration: Uuid) -> Result<OfferedWitness, WitnessError> {
-        let told = self.asked(self.etcd.change(&key(migration), 0, Word::Open.name())).await?;
+        let (name, usual) = (key(migration), self.etcd.usual());
+        let asked = self.etcd.change(&name, 0, Word::Open.name(), asking(usual.as_deref())).await;
+        let told = self.note(asked, Ok)?;
         match &told.kept {
             Some(kept) if kept.value == Word::Open.name() => {
                 Ok(OfferedWitness { is: agreed(told), key: self.name(migration) })
@@ -115,8 +151,8 @@ impl Witness {
         theirs: &OfferedWitness,
     ) -> Result<AgreedWitness, WitnessError> {
         self.is_there_too(migration, theirs)?;
-        let told = self.asked(self.etcd.get(&key(migration))).await?;
-        is_the_same(&told, &theirs.is)?;
+        let asked = self.etcd.get(&key(migration), asking(Some(&theirs.is.cluster))).await;
+        let told = self.note(of(asked, &theirs.is), Ok)?;
         match &told.kept {
             None => Err(WitnessError::NoWord),
             Some(kept) if kept.value != Word::Open.name() => Err(WitnessError::Used(bounded(&kept.value))),
@@ -128,7 +164,8 @@ impl Witness {
     /// Errors: [`WitnessError`].
     pub(crate) async fn is_that(&self, theirs: &OfferedWitness) -> Result<(), WitnessError> {
         self.is_there_too(Uuid::nil(), theirs)?;
-        is_the_same(&self.asked(self.etcd.get("")).await?, &theirs.is)
+        let asked = self.etcd.get("", asking(Some(&theirs.is.cluster))).await;
+        self.note(of(asked, &theirs.is), Ok).map(drop)
     }
 
     fn is_there_too(&self, migration: Uuid, theirs: &OfferedWitness) -> Result<(), WitnessError> {
@@ -142,10 +179,7 @@ impl Witness {
 
     /// Changes the word of a migration.
     pub(crate) async fn make(&self, migration: Uuid, agreed: &AgreedWitness, by: Move) -> Answer {
-        let answer = match timeout(WHOLE_DEADLINE, self.moved(migration, agreed, by)).await {
-            Ok(answer) => answer,
-            Err(_) => self.too_late(),
-        };
+        let answer = self.moved(migration, agreed, by).await.unwrap_or(Answer::Unknown);
         match answer {
             Answer::Unknown => tracing::debug!(%migration, ?by, "the witness has not answered"),
             answer => tracing::info!(%migration, ?by, ?answer, "the witness has answered"),
@@ -153,68 +187,86 @@ impl Witness {
         answer
     }
 
-    async fn moved(&self, migration: Uuid, agreed: &AgreedWitness, by: Move) -> Answer {
+    /// Errors: whatever was said is not believed, or nothing was.
+    async fn moved(&self, migration: Uuid, is: &AgreedWitness, by: Move) -> Result<Answer, WitnessError> {
         let name = key(migration);
-        let mut asked = self.etcd.get(&name).await;
+        let asking = asking(Some(&is.cluster));
+        let mut asked = self.etcd.get(&name, asking).await;
         for _ in 0..TRIES {
-            let Ok(told) = self.note(believed(asked, agreed)) else { return Answer::Unknown };
+            let judged = self.note(of(asked, is), |told| word(&told).map(|word| (told, word)));
+            self.note_doubt(migration, judged.as_ref().err());
+            let (told, word) = judged?;
             if told.is_changed {
-                return Answer::Done;
+                return Ok(Answer::Done);
             }
-            let Some(kept) = told.kept else { return Answer::Forgotten };
-            let Some(word) = Word::named(&kept.value) else {
-                let odd = EtcdError::NoAnswer(format!("\"{}\" is no word", bounded(&kept.value)));
-                let _ = self.note(Err::<(), _>(odd));
-                return Answer::Unknown;
-            };
+            let Some((word, mod_revision)) = word else { return Ok(Answer::Forgotten) };
             match by.of(word) {
-                Err(answer) => return answer,
-                Ok(next) => asked = self.etcd.change(&name, kept.mod_revision, next.name()).await,
+                Err(answer) => return Ok(answer),
+                Ok(next) => asked = self.etcd.change(&name, mod_revision, next.name(), asking).await,
             }
         }
-        Answer::Unknown
-    }
-
-    fn too_late(&self) -> Answer {
-        let _ = self
-            .note(Err::<(), _>(EtcdError::NoAnswer(format!("none within {} s", WHOLE_DEADLINE.as_secs()))));
-        Answer::Unknown
+        Ok(Answer::Unknown)
     }
 
     /// Nobody asks for the word of this migration any more. One that is left there does no harm.
     pub(crate) async fn forget(&self, migration: Uuid) {
-        let name = key(migration);
-        let Ok(Told { kept: Some(kept), .. }) = self.asked(self.etcd.get(&name)).await else { return };
-        let _ = self.asked(self.etcd.remove(&name, kept.mod_revision)).await;
+        let (name, usual) = (key(migration), self.etcd.usual());
+        let asking = asking(usual.as_deref());
+        let told = self.note(self.etcd.get(&name, asking).await, Ok);
+        let Ok(Told { kept: Some(kept), .. }) = told else { return };
+        let _ = self.note(self.etcd.remove(&name, kept.mod_revision, asking).await, Ok);
     }
 
-    async fn asked(&self, asking: impl Future<Output = Result<Told, EtcdError>>) -> Result<Told, EtcdError> {
-        let answer = timeout(WHOLE_DEADLINE, asking).await;
-        self.note(answer.unwrap_or_else(|_| {
-            Err(EtcdError::NoAnswer(format!("none within {} s", WHOLE_DEADLINE.as_secs())))
-        }))
+    /// Counts a question, and says whether the witness is reached.
+    fn note<T, E: Into<WitnessError>>(
+        &self,
+        asked: Result<Told, E>,
+        judge: impl FnOnce(Told) -> Result<T, WitnessError>,
+    ) -> Result<T, WitnessError> {
+        let asked = asked.map_err(E::into);
+        self.note_reached(match &asked {
+            Err(e @ WitnessError::Etcd(EtcdError::NoAnswer(_))) => Err(chain(e)),
+            _ => Ok(()),
+        });
+        let judged = asked.and_then(judge);
+        self.count(judged.is_ok());
+        judged
     }
 
-    /// Counts, and says what has changed.
-    fn note<T>(&self, asked: Result<T, EtcdError>) -> Result<T, EtcdError> {
+    fn count(&self, is_answered: bool) {
         let [answered, unanswered] = &self.figures;
-        let now = asked.as_ref().map(drop).map_err(|e| chain(e));
-        let count = if now.is_ok() { answered } else { unanswered };
+        let count = if is_answered { answered } else { unanswered };
         count.fetch_add(1, Relaxed);
-        let mut last = self.last();
-        if last.as_ref() != Some(&now) {
-            match (&now, &*last) {
-                (Err(cause), _) => tracing::warn!(cause, "the witness does not answer"),
-                (Ok(()), Some(Err(_))) => tracing::info!("the witness answers again"),
-                (Ok(()), _) => {}
-            }
-            *last = Some(now);
-        }
-        drop(last);
-        asked
     }
 
-    fn last(&self) -> MutexGuard<'_, Option<Result<(), String>>> {
+    /// Says what has changed.
+    fn note_reached(&self, now: Result<(), String>) {
+        let mut last = self.last();
+        if last.reached.as_ref() == Some(&now) {
+            return;
+        }
+        match (&now, &last.reached) {
+            (Err(cause), _) => tracing::warn!(cause, "the witness does not answer"),
+            (Ok(()), Some(Err(_))) => tracing::info!("the witness answers again"),
+            (Ok(()), _) => {}
+        }
+        last.reached = Some(now);
+    }
+
+    /// Says why an answer is not believed, once. That there was none is not such a doubt.
+    fn note_doubt(&self, migration: Uuid, error: Option<&WitnessError>) {
+        let doubt = match error {
+            Some(WitnessError::Etcd(EtcdError::NoAnswer(_))) => return,
+            error => error.map(|e| chain(e)),
+        };
+        let mut last = self.last();
+        if let Some(cause) = doubt.as_ref().filter(|_| last.doubt != doubt) {
+            tracing::warn!(%migration, cause, "the witness answers, and is not believed");
+        }
+        last.doubt = doubt;
+    }
+
+    fn last(&self) -> MutexGuard<'_, Last> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -252,15 +304,42 @@ fn is_the_same(told: &Told, theirs: &AgreedWitness) -> Result<(), WitnessError> 
 }
 
 /// Only what the one says that was agreed on.
-fn believed(asked: Result<Told, EtcdError>, agreed: &AgreedWitness) -> Result<Told, EtcdError> {
-    let told = asked?;
-    is_the_same(&told, agreed).map_err(|e| EtcdError::NoAnswer(chain(&e)))?;
+fn of(asked: Result<Told, EtcdError>, theirs: &AgreedWitness) -> Result<Told, WitnessError> {
+    let told = asked.map_err(|e| match e {
+        EtcdError::Another { cluster, .. } => {
+            WitnessError::Another { ours: cluster, theirs: bounded(&theirs.cluster) }
+        }
+        e => e.into(),
+    })?;
+    is_the_same(&told, theirs)?;
     Ok(told)
 }
 
+/// The word that there is, and when it was changed last.
+fn word(told: &Told) -> Result<Option<(Word, i64)>, WitnessError> {
+    let Some(kept) = &told.kept else { return Ok(None) };
+    let word = Word::named(&kept.value).ok_or_else(|| WitnessError::Odd(bounded(&kept.value)))?;
+    Ok(Some((word, kept.mod_revision)))
+}
+
+/// A question that is asked now, of this cluster.
+fn asking(cluster: Option<&str>) -> Asking<'_> {
+    Asking { until: Instant::now() + WHOLE_DEADLINE, cluster }
+}
+
+/// The endpoints with their clusters, if these are several.
+fn divided(seen: &[Seen]) -> Option<String> {
+    let of = seen.iter().filter_map(|seen| Some((&seen.endpoint, seen.cluster.as_ref().ok()?)));
+    let clusters: BTreeSet<_> = of.clone().map(|(_, cluster)| cluster).collect();
+    let each = of.map(|(endpoint, cluster)| format!("{endpoint}: {cluster}"));
+    (clusters.len() > 1).then(|| each.collect::<Vec<_>>().join(", "))
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::witness::fake::{Fake, Reply, nothing, table};
 
     #[test]
     fn words_are_kept_as_text() {
@@ -286,8 +365,50 @@ mod tests {
             cluster: cluster.into(),
             revision,
         };
-        assert!(believed(Ok(told("7", 5)), &agreed).is_ok());
-        assert!(believed(Ok(told("7", 4)), &agreed).is_err());
-        assert!(believed(Ok(told("8", 9)), &agreed).is_err());
+        assert!(of(Ok(told("7", 5)), &agreed).is_ok());
+        assert!(of(Ok(told("7", 4)), &agreed).is_err());
+        assert!(of(Ok(told("8", 9)), &agreed).is_err());
+    }
+
+    /// It is reached all the same, and other migrations may believe it.
+    #[tokio::test]
+    async fn a_witness_that_is_not_believed_is_up() {
+        const ODD: &str =
+            r#"{"header":{"cluster_id":"7","revision":"9"},"kvs":[{"mod_revision":"3","value":"b2Rk"}]}"#;
+        for (says, words) in [
+            (r#"{"header":{"cluster_id":"8","revision":"9"}}"#, "its cluster is 8, the source's is 7"),
+            (r#"{"header":{"cluster_id":"7","revision":"4"}}"#, "it knows less"),
+            (ODD, "\"odd\" is no word"),
+        ] {
+            let fake = Fake::start(move |_, _| Reply::Says(200, says.into())).await;
+            let witness = Witness::new(&table(&[&fake], 10));
+            let agreed = AgreedWitness { cluster: "7".into(), revision: 5 };
+            let answer = witness.make(Uuid::nil(), &agreed, Move::Offer).await;
+            assert_eq!(answer, Answer::Unknown);
+            let figures = WitnessFigures { answered: 0, unanswered: 1, answers: Some(true) };
+            assert_eq!(witness.figures(), figures, "{words}");
+            assert!(witness.why_not().unwrap().contains(words), "{words}: {:?}", witness.why_not());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_probe_says_whether_the_witness_is_reached_and_which_etcd_is_asked() {
+        let good = Fake::start(|_, _| nothing("7")).await;
+        let silent = Fake::start(|_, _| Reply::Silent).await;
+        let witness = Witness::new(&table(&[&good], 10));
+        assert_eq!(witness.figures().answers, None);
+        witness.probe().await;
+        assert_eq!(witness.figures().answers, Some(true));
+        let deaf = Witness::new(&table(&[&silent], 1));
+        deaf.probe().await;
+        assert_eq!(deaf.figures().answers, Some(false));
+        assert!(deaf.why_not().unwrap().contains("no answer within"), "{:?}", deaf.why_not());
+        // One that is of another etcd is not asked for a word.
+        let other = Fake::start(|_, _| nothing("8")).await;
+        let more = Fake::start(|_, _| nothing("7")).await;
+        let mixed = Witness::new(&table(&[&other, &good, &more], 10));
+        assert_eq!(mixed.look().await.unwrap().is.cluster, "8", "nobody has looked");
+        mixed.probe().await;
+        assert_eq!(mixed.look().await.unwrap().is.cluster, "7");
     }
 }
