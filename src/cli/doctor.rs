@@ -40,7 +40,7 @@ pub(super) async fn run(client: &Client, socket: &Path, args: DoctorArgs) -> any
         Err(_) => None,
     };
     let mut findings = vec![of_agent(&status)];
-    findings.extend(examine(&args.config, agent.as_ref()));
+    findings.extend(examine(&args.config, agent.as_ref()).await);
     if let Ok(status) = &status {
         findings.extend(status.vm_states.iter().map(of_vm));
     }

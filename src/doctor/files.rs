@@ -50,11 +50,16 @@ pub(super) fn certificates(config: &Config, path: &Path) -> Vec<Finding> {
     found
 }
 
-/// Who can read the key.
-pub(super) fn key(config: &Config) -> Vec<Finding> {
-    let path = &config.tls.key;
-    let what = format!("key {}", path.display());
-    vec![match std::fs::metadata(path) {
+/// Who can read the keys.
+pub(super) fn keys(config: &Config) -> Vec<Finding> {
+    let of_witness = config.witness.iter().filter_map(|witness| witness.key.as_deref());
+    let keys = of_witness.map(|path| key(format!("witness's key {}", path.display()), path));
+    let own = &config.tls.key;
+    [key(format!("key {}", own.display()), own)].into_iter().chain(keys).collect()
+}
+
+fn key(what: String, path: &Path) -> Finding {
+    match std::fs::metadata(path) {
         Ok(meta) if meta.mode() & 0o077 == 0 => {
             Finding::ok(what, format!("mode {:04o}, of user {}", meta.mode() & 0o7777, meta.uid()))
         }
@@ -63,7 +68,7 @@ pub(super) fn key(config: &Config) -> Vec<Finding> {
             Finding::failed(what, text, format!("chmod 0600 {}", path.display()))
         }
         Err(e) => unseen(what, &e, "run it as root"),
-    }]
+    }
 }
 
 /// Folders of the agent's own.

@@ -5,6 +5,7 @@ mod files;
 mod finding;
 mod host;
 mod network;
+mod witness;
 
 use std::path::Path;
 
@@ -13,17 +14,18 @@ use crate::config::Config;
 use crate::error_chain::chain;
 
 /// Looks at the host whose configuration is at `path`.
-pub fn examine(path: &Path, agent: Option<&RunningAgent>) -> Vec<Finding> {
+pub async fn examine(path: &Path, agent: Option<&RunningAgent>) -> Vec<Finding> {
     let mut found = Vec::new();
     match Config::load(path) {
         Ok(config) => {
             found.push(Finding::ok("configuration", path.display().to_string()));
             found.extend(files::certificates(&config, path));
-            found.extend(files::key(&config));
+            found.extend(files::keys(&config));
             found.extend(files::folders(&config));
             found.extend(files::monitors(&config));
             found.extend(files::sockets(&config, agent.is_some()));
             found.extend(network::ports(&config, agent.is_some()));
+            found.extend(witness::witness(&config).await);
         }
         Err(error) => found.push(unreadable(&chain(&error))),
     }

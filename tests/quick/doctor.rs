@@ -13,7 +13,7 @@ use crate::forward::agents::Ground;
 const VMFERRY: &str = env!("CARGO_BIN_EXE_vmferry");
 
 /// Exit code and findings of the host in `folder`.
-fn look(folder: &Path) -> (i32, Vec<Value>) {
+pub(crate) fn look(folder: &Path) -> (i32, Vec<Value>) {
     let mut doctor = Command::new(VMFERRY);
     doctor.arg("--socket").arg(folder.join("run/vmferry.sock"));
     let done =
@@ -23,7 +23,7 @@ fn look(folder: &Path) -> (i32, Vec<Value>) {
 }
 
 /// The state of what was looked at, by the beginning of its name.
-fn state<'f>(findings: &'f [Value], what: &str) -> &'f str {
+pub(crate) fn state<'f>(findings: &'f [Value], what: &str) -> &'f str {
     let is_it = |f: &&Value| f["what"].as_str().unwrap().starts_with(what);
     let found = findings.iter().find(is_it).unwrap_or_else(|| panic!("no {what} in {findings:?}"));
     found["state"].as_str().unwrap()

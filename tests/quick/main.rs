@@ -32,3 +32,4 @@ mod service;
 mod sessions;
 mod tls;
 mod traces;
+mod witness;
