@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -29,20 +30,19 @@ pub(crate) struct Fake {
 
 impl Fake {
     /// `reply`: to a question, by the number of its connection and its own on that.
-    pub(crate) async fn start(reply: impl Fn(usize, usize) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+    pub(crate) async fn start(reply: impl Fn(usize, usize) -> Reply + Send + Sync + 'static) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let port = listener.local_addr()?.port();
         let connections = Arc::new(AtomicUsize::new(0));
         let (count, reply) = (Arc::clone(&connections), Arc::new(reply));
         tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
                 let number = count.fetch_add(1, Relaxed);
                 let reply = Arc::clone(&reply);
                 tokio::spawn(async move { serve(stream, |question| reply(number, question)).await });
             }
         });
-        Self { port, connections }
+        Ok(Self { port, connections })
     }
 
     /// How many connections it has taken.
@@ -52,9 +52,9 @@ impl Fake {
 }
 
 /// `[witness]` with these servers as its endpoints.
-pub(crate) fn table(fakes: &[&Fake], answer_s: u64) -> WitnessConfig {
+pub(crate) fn table(fakes: &[&Fake], answer_s: u64) -> Result<WitnessConfig> {
     let endpoints: Vec<_> = fakes.iter().map(|fake| format!("\"http://127.0.0.1:{}\"", fake.port)).collect();
-    toml::from_str(&format!("endpoints = [{}]\nanswer_s = {answer_s}\n", endpoints.join(", "))).unwrap()
+    Ok(toml::from_str(&format!("endpoints = [{}]\nanswer_s = {answer_s}\n", endpoints.join(", ")))?)
 }
 
 async fn serve(mut stream: TcpStream, reply: impl Fn(usize) -> Reply) -> Option<()> {
@@ -68,9 +68,8 @@ async fn serve(mut stream: TcpStream, reply: impl Fn(usize) -> Reply) -> Option<
             }
         }
         let head = String::from_utf8_lossy(&head).to_lowercase();
-        let length =
-            head.split_once("content-length: ").map_or("0", |(_, rest)| rest.lines().next().unwrap());
-        stream.read_exact(&mut vec![0; length.parse().unwrap()]).await.ok()?;
+        let length = head.split_once("content-length: ").and_then(|(_, rest)| rest.lines().next());
+        stream.read_exact(&mut vec![0; length.unwrap_or("0").parse().ok()?]).await.ok()?;
         match reply(question) {
             Reply::Silent => std::future::pending().await,
             Reply::Raw(bytes) => stream.write_all(bytes).await.ok()?,

@@ -5,7 +5,6 @@ mod answer;
 mod connection;
 mod error;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 pub(crate) mod fake;
 mod files;
 #[cfg(test)]

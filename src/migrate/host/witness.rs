@@ -380,8 +380,8 @@ mod tests {
             (r#"{"header":{"cluster_id":"7","revision":"4"}}"#, "it knows less"),
             (ODD, "\"odd\" is no word"),
         ] {
-            let fake = Fake::start(move |_, _| Reply::Says(200, says.into())).await;
-            let witness = Witness::new(&table(&[&fake], 10));
+            let fake = Fake::start(move |_, _| Reply::Says(200, says.into())).await.unwrap();
+            let witness = Witness::new(&table(&[&fake], 10).unwrap());
             let agreed = AgreedWitness { cluster: "7".into(), revision: 5 };
             let answer = witness.make(Uuid::nil(), &agreed, Move::Offer).await;
             assert_eq!(answer, Answer::Unknown);
@@ -393,20 +393,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_probe_says_whether_the_witness_is_reached_and_which_etcd_is_asked() {
-        let good = Fake::start(|_, _| nothing("7")).await;
-        let silent = Fake::start(|_, _| Reply::Silent).await;
-        let witness = Witness::new(&table(&[&good], 10));
+        let good = Fake::start(|_, _| nothing("7")).await.unwrap();
+        let silent = Fake::start(|_, _| Reply::Silent).await.unwrap();
+        let witness = Witness::new(&table(&[&good], 10).unwrap());
         assert_eq!(witness.figures().answers, None);
         witness.probe().await;
         assert_eq!(witness.figures().answers, Some(true));
-        let deaf = Witness::new(&table(&[&silent], 1));
+        let deaf = Witness::new(&table(&[&silent], 1).unwrap());
         deaf.probe().await;
         assert_eq!(deaf.figures().answers, Some(false));
         assert!(deaf.why_not().unwrap().contains("no answer within"), "{:?}", deaf.why_not());
         // One that is of another etcd is not asked for a word.
-        let other = Fake::start(|_, _| nothing("8")).await;
-        let more = Fake::start(|_, _| nothing("7")).await;
-        let mixed = Witness::new(&table(&[&other, &good, &more], 10));
+        let other = Fake::start(|_, _| nothing("8")).await.unwrap();
+        let more = Fake::start(|_, _| nothing("7")).await.unwrap();
+        let mixed = Witness::new(&table(&[&other, &good, &more], 10).unwrap());
         assert_eq!(mixed.look().await.unwrap().is.cluster, "8", "nobody has looked");
         mixed.probe().await;
         assert_eq!(mixed.look().await.unwrap().is.cluster, "7");
