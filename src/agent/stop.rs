@@ -40,6 +40,9 @@ impl Agent {
         if tokio::time::timeout(REST_GRACE, self.tasks.wait()).await.is_err() {
             tracing::warn!("not everything ended in time; journals are settled at the next start");
         }
+        if tokio::time::timeout(REST_GRACE, self.host.has_told_witness()).await.is_err() {
+            tracing::warn!("the witness was not told everything that nothing depends on");
+        }
         tracing::info!(after_ms = since.elapsed().as_millis() as u64, "the agent ends");
     }
 }

@@ -215,7 +215,7 @@ impl Etcd {
     async fn ask<T: Answer>(&self, path: &str, request: &Value, asking: Asking<'_>) -> Result<T, EtcdError> {
         let body = request.to_string();
         let (first, count) = (self.first.load(Relaxed), self.endpoints.len());
-        let (mut why, mut another) = (Vec::new(), None);
+        let (mut why, mut others) = (Vec::new(), Vec::new());
         for at in 0..count {
             let number = (first + at) % count;
             let Some(endpoint) = self.endpoints.get(number) else { continue };
@@ -235,14 +235,16 @@ impl Etcd {
                 Ok(Err(e)) => {
                     why.push(format!("{endpoint}: {}", chain(&e)));
                     if let ConnectionError::Another { cluster } = e {
-                        another = Some(cluster);
+                        others.push(cluster);
                     }
                 }
                 Err(_) => why.push(format!("{endpoint}: {}", no_answer(share))),
             }
         }
+        // One that is silent may be of the right one.
+        let all_are_others = others.len() == why.len();
         let each = why.join("; ");
-        Err(match another {
+        Err(match others.pop().filter(|_| all_are_others) {
             Some(cluster) => EtcdError::Another { cluster, each },
             None => EtcdError::NoAnswer(each),
         })

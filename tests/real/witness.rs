@@ -320,6 +320,8 @@ fn taken_by_the_destination(stage: &mut Stage) -> Result<()> {
     runs(&stage.destination)?;
     has_record(&stage.bravo, &migration, "destination", "\"runs\"")?;
     ensure!(audited(&stage.bravo, "sealed-by-destination")?, "it is not in bravo's audit record");
+    let report = migration.ended(&stage.bravo)?;
+    ensure!(report["outcome"]["result"] == "moved", "{report}");
     stage.destination.wait_more(50)?;
     proof::guest_continued(&stage.source, &stage.destination)?;
     stage.destination.qmp()?.query("stop")?;

@@ -67,7 +67,7 @@ pub(crate) struct Question {
     unheard_at: Option<Instant>,
     /// What that has said of it.
     witness: Option<String>,
-    /// It knows that the guest was offered.
+    /// It has answered the offer.
     offered: bool,
 }
 
@@ -123,8 +123,8 @@ impl Question {
         self
     }
 
-    /// Offers the guest at the witness, and asks the destination meanwhile. What decides it does not wait for a witness
-    /// that does not answer.
+    /// Offers the guest at the witness, and asks the destination meanwhile. What that has to say does not wait for a
+    /// witness that does not answer.
     pub(crate) async fn offer(
         &mut self,
         past: &Past,
@@ -132,8 +132,8 @@ impl Question {
         machine: Source,
     ) -> Result<Option<SourceInput>, Leaving> {
         let (host, offered) = (Arc::clone(&self.host), self.offered);
-        // An offer is never taken back: one that was heard need not be repeated.
-        let offers = async { offered || at_witness(&host, past, Move::Offer).await == Answer::Done };
+        // An offer is never taken back, and what was refused stays refused: one that was heard need not be repeated.
+        let offers = async { offered || at_witness(&host, past, Move::Offer).await != Answer::Unknown };
         let mut offers = pin!(offers);
         let (heard, offered) = {
             let asks = async {
@@ -151,7 +151,7 @@ impl Question {
         };
         let offered = match offered {
             Some(offered) => Ok(offered),
-            None if heard.is_some_and(decides) => return Ok(heard),
+            None if heard.is_some_and(leads_on) => return Ok(heard),
             None => self.unless_ordered(machine, offers).await?,
         };
         match offered {
@@ -370,9 +370,9 @@ impl Question {
     }
 }
 
-/// Whether what was heard says for good whose the guest is.
-fn decides(heard: SourceInput) -> bool {
-    matches!(heard, SourceInput::Heard(Fate::Runs | Fate::NeverRan) | SourceInput::Forced(_))
+/// Whether there is something to be done about what was heard.
+fn leads_on(heard: SourceInput) -> bool {
+    !matches!(heard, SourceInput::Heard(Fate::Open))
 }
 
 /// One question on its way. Dropped, it is not answered, and its control stream ends.

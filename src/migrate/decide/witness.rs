@@ -13,8 +13,8 @@ use crate::migrate::journal::{FORMAT_WITH_WITNESS, Past, Role};
 /// How long it may take to hear of what an operator has decided, whose word is enough.
 pub(crate) const ORDERED_WITHIN: Duration = Duration::from_secs(3);
 
-/// Between two tries to take a guest that an operator has decided over.
-const TAKE_AGAIN: Duration = Duration::from_secs(5);
+/// Between two tries in the background.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// Makes a move for a migration at the witness that both sides have agreed on.
 pub(crate) async fn at_witness(host: &Host, past: &Past, by: Move) -> Answer {
@@ -47,11 +47,12 @@ pub(crate) fn witness_trouble(host: &Host, past: &Past) -> Option<String> {
     past.witness.as_ref()?;
     match &host.witness {
         None => Some("the migration has a witness, and [witness] is not in this host's configuration".into()),
-        Some(witness) => witness.why_not(),
+        Some(witness) => witness.why_not(past.header.migration),
     }
 }
 
 /// What is asked of it when nobody waits for the answer, and nothing depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Afterwards {
     /// The guest was given up here.
     Yield,
@@ -61,38 +62,39 @@ pub(crate) enum Afterwards {
     Forget,
 }
 
-/// Asks it in the background, within its deadline, and not while very much is asked there.
+/// Asks it in the background, until it answers or the agent stops, which waits for the question under way. An operator's
+/// decision is always told; the rest is not while very much is asked.
 pub(crate) fn afterwards(host: &Arc<Host>, past: &Past, what: Afterwards) {
     let Some(witness) = host.witness.as_ref().filter(|_| past.header.format >= FORMAT_WITH_WITNESS) else {
         return;
     };
-    let Ok(place) = Arc::clone(&witness.background).try_acquire_owned() else {
+    let place = Arc::clone(&witness.places).try_acquire_owned().ok();
+    if place.is_none() && what != Afterwards::Take {
         tracing::debug!(migration = %past.header.migration, "the witness is not told: too much is waiting for it");
         return;
-    };
-    let (host, past) = (Arc::clone(host), past.clone());
-    tokio::spawn(async move {
-        match (what, &host.witness) {
-            (Afterwards::Yield, _) => drop(at_witness(&host, &past, Move::Yield).await),
-            (Afterwards::Take, _) => take_at_last(&host, &past).await,
-            (Afterwards::Forget, Some(witness)) => witness.forget(past.header.migration).await,
-            (Afterwards::Forget, None) => {}
+    }
+    let (its_host, past) = (Arc::clone(host), past.clone());
+    witness.background.spawn(async move {
+        let _place = place;
+        let by = match (what, past.header.role) {
+            (Afterwards::Forget, _) => return forget(&its_host, &past).await,
+            (Afterwards::Yield, _) => Move::Yield,
+            (Afterwards::Take, Role::Source) => Move::TakeBack,
+            (Afterwards::Take, Role::Destination) => Move::TakeAsTold,
+        };
+        // What is given up is given up also where it was being taken meanwhile.
+        while at_witness(&its_host, &past, by).await == Answer::Unknown {
+            tokio::select! {
+                () = sleep(AGAIN) => {}
+                () = its_host.stopping.cancelled() => return,
+            }
         }
-        drop(place);
     });
 }
 
-/// Until it answers, or the agent stops.
-async fn take_at_last(host: &Host, past: &Past) {
-    let by = match past.header.role {
-        Role::Source => Move::TakeBack,
-        Role::Destination => Move::TakeAsTold,
-    };
-    while at_witness(host, past, by).await == Answer::Unknown {
-        tokio::select! {
-            () = sleep(TAKE_AGAIN) => {}
-            () = host.stopping.cancelled() => return,
-        }
+async fn forget(host: &Host, past: &Past) {
+    if let Some(witness) = &host.witness {
+        witness.forget(past.header.migration).await;
     }
 }
 

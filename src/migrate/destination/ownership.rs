@@ -127,6 +127,11 @@ impl DestinationWorld for Destination {
         // The witness has said since that it is the source's.
         let overruled = matches!(self.serving.trouble, Some(Error::NotSealed(_))) && !decided;
         order.answer(match (&self.serving.trouble, gives_up) {
+            (Some(why), true) if overruled && side == Side::Here => Decision::Unknown(format!(
+                "{}. It is being given up here, and the disk has not taken the record of it yet, which is tried every \
+                 second. Do not restart this agent before: by your decision it would start the guest",
+                chain(why)
+            )),
             (_, true) => decide::is_being_given_up(),
             (Some(why), false) if overruled && here_in_vain => Decision::Refused(chain(why)),
             _ if here_in_vain => {

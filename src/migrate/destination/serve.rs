@@ -35,6 +35,10 @@ impl Destination {
         if let Some(happened) = self.begin(machine).await? {
             return Ok(Some(happened));
         }
+        if runs && self.serving.control.is_none() {
+            // It was taken with its source away: whoever comes back later hears it from the journal.
+            self.serving.alone_until.get_or_insert_with(Instant::now);
+        }
         loop {
             let frozen = self.host.freeze.begun();
             let alone_until = self.serving.alone_until;

@@ -102,8 +102,10 @@ impl Destination {
 
     /// Makes a move there. What it refuses is why the guest is given up.
     pub(super) async fn at_witness(&mut self, by: Move) -> Answer {
-        if by == Move::TakeAsTold {
-            self.serving.sealing_since.get_or_insert_with(Instant::now);
+        // Only for a source that is there the guest is given up when it takes too long.
+        match by == Move::TakeAsTold && self.has_source() {
+            true => drop(self.serving.sealing_since.get_or_insert_with(Instant::now)),
+            false => self.serving.sealing_since = None,
         }
         let answer = self.asked(by).await;
         self.serving.ask_witness_at = Instant::now() + decide::ASK_AGAIN;
@@ -118,6 +120,11 @@ impl Destination {
                     self.why_not_sealed()
                 );
                 self.host.decisions.open_question(id, words);
+                return answer;
+            }
+            // An operator's word is enough: it is started.
+            Answer::Unknown if self.serving.order.is_some() => {
+                self.host.decisions.answered(id);
                 return answer;
             }
             Answer::Unknown => {
@@ -150,16 +157,16 @@ impl Destination {
 
     /// Whatever cuts it short, it may be done all the same.
     async fn asked(&mut self, by: Move) -> Answer {
-        let since = self.serving.sealing_since.unwrap_or_else(Instant::now);
-        let until = match (&self.serving.order, by) {
+        let until = match (&self.serving.order, self.serving.sealing_since) {
             (Some(_), _) => Instant::now() + decide::ORDERED_WITHIN,
-            (None, Move::TakeAsTold) => since + SEAL_DEADLINE,
-            (None, _) => Instant::now() + WHOLE_DEADLINE,
+            (None, Some(since)) => since + SEAL_DEADLINE,
+            (None, None) => Instant::now() + WHOLE_DEADLINE,
         };
+        let hears_orders = self.serving.order.is_none() && self.serving.waiting.is_none();
         tokio::select! {
             biased;
             answer = decide::at_witness(&self.host, self.journal.past(), by) => answer,
-            Some(order) = self.served.orders.recv(), if self.serving.order.is_none() => {
+            Some(order) = self.served.orders.recv(), if hears_orders => {
                 self.serving.waiting = Some(order);
                 Answer::Unknown
             }

@@ -105,6 +105,14 @@ impl Host {
         self.witness.as_ref().map(Witness::figures)
     }
 
+    /// Waits until the witness was told what it is told in the background. Nothing may be added to that.
+    pub async fn has_told_witness(&self) {
+        if let Some(witness) = &self.witness {
+            witness.background.close();
+            witness.background.wait().await;
+        }
+    }
+
     /// Whether a migration of this host, in either role, has a witness and has not ended.
     pub fn has_a_witness(&self) -> bool {
         self.journals.have_a_witness()

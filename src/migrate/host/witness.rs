@@ -3,7 +3,7 @@
 //! guessed; an answer of another etcd than the one that was agreed on, or of one that knows less, is none: it says
 //! something of that migration, and nothing of whether the witness is reached.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::config::WitnessConfig;
@@ -26,6 +27,8 @@ const TRIES: usize = 8;
 pub(crate) const WHOLE_DEADLINE: Duration = Duration::from_secs(10);
 /// So much is asked at once for which nobody waits.
 const BACKGROUND_MAX: usize = 64;
+/// Of so many migrations it is known what was said of them last.
+const SAID_MAX: usize = 256;
 
 /// How often it was asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,7 +66,9 @@ pub(crate) struct Witness {
     figures: [AtomicU64; 2],
     last: Mutex<Last>,
     /// Places for what nobody waits for.
-    pub(crate) background: Arc<Semaphore>,
+    pub(crate) places: Arc<Semaphore>,
+    /// What is asked there.
+    pub(crate) background: TaskTracker,
 }
 
 /// What became of the last questions.
@@ -71,8 +76,8 @@ pub(crate) struct Witness {
 struct Last {
     /// Whether it was reached, and else why not; none before it is asked.
     reached: Option<Result<(), String>>,
-    /// Why an answer about a migration was not believed, if it was not.
-    doubt: Option<String>,
+    /// What it has said of migrations that are not forgotten there, or why that is not believed.
+    said: BTreeMap<Uuid, Result<(Move, Answer), String>>,
     /// Its endpoints with their clusters, if these are several.
     divided: Option<String>,
 }
@@ -83,7 +88,8 @@ impl Witness {
             etcd: Etcd::new(config),
             figures: Default::default(),
             last: Mutex::default(),
-            background: Arc::new(Semaphore::new(BACKGROUND_MAX)),
+            places: Arc::new(Semaphore::new(BACKGROUND_MAX)),
+            background: TaskTracker::new(),
         }
     }
 
@@ -98,10 +104,11 @@ impl Witness {
         WitnessFigures { answered: answered.load(Relaxed), unanswered: unanswered.load(Relaxed), answers }
     }
 
-    /// Why it did not answer when it was asked last, or was not believed.
-    pub(crate) fn why_not(&self) -> Option<String> {
+    /// Why it did not answer when it was asked last, or was not believed of that migration.
+    pub(crate) fn why_not(&self, migration: Uuid) -> Option<String> {
         let last = self.last();
-        last.reached.clone().and_then(Result::err).or_else(|| last.doubt.clone())
+        let doubt = || last.said.get(&migration).and_then(|said| said.clone().err());
+        last.reached.clone().and_then(Result::err).or_else(doubt)
     }
 
     /// Looks whether it is there, at each endpoint.
@@ -179,11 +186,9 @@ impl Witness {
 
     /// Changes the word of a migration.
     pub(crate) async fn make(&self, migration: Uuid, agreed: &AgreedWitness, by: Move) -> Answer {
-        let answer = self.moved(migration, agreed, by).await.unwrap_or(Answer::Unknown);
-        match answer {
-            Answer::Unknown => tracing::debug!(%migration, ?by, "the witness has not answered"),
-            answer => tracing::info!(%migration, ?by, ?answer, "the witness has answered"),
-        }
+        let said = self.moved(migration, agreed, by).await;
+        let answer = *said.as_ref().unwrap_or(&Answer::Unknown);
+        self.note_said(migration, by, said);
         answer
     }
 
@@ -193,9 +198,7 @@ impl Witness {
         let asking = asking(Some(&is.cluster));
         let mut asked = self.etcd.get(&name, asking).await;
         for _ in 0..TRIES {
-            let judged = self.note(of(asked, is), |told| word(&told).map(|word| (told, word)));
-            self.note_doubt(migration, judged.as_ref().err());
-            let (told, word) = judged?;
+            let (told, word) = self.note(of(asked, is), |told| word(&told).map(|word| (told, word)))?;
             if told.is_changed {
                 return Ok(Answer::Done);
             }
@@ -215,6 +218,7 @@ impl Witness {
         let told = self.note(self.etcd.get(&name, asking).await, Ok);
         let Ok(Told { kept: Some(kept), .. }) = told else { return };
         let _ = self.note(self.etcd.remove(&name, kept.mod_revision, asking).await, Ok);
+        self.last().said.remove(&migration);
     }
 
     /// Counts a question, and says whether the witness is reached.
@@ -253,17 +257,27 @@ impl Witness {
         last.reached = Some(now);
     }
 
-    /// Says why an answer is not believed, once. That there was none is not such a doubt.
-    fn note_doubt(&self, migration: Uuid, error: Option<&WitnessError>) {
-        let doubt = match error {
-            Some(WitnessError::Etcd(EtcdError::NoAnswer(_))) => return,
-            error => error.map(|e| chain(e)),
+    /// Says what it has said of a migration, or why that is not believed, once. That nothing was said is another matter.
+    fn note_said(&self, migration: Uuid, by: Move, said: Result<Answer, WitnessError>) {
+        let said = match said {
+            Ok(Answer::Unknown) | Err(WitnessError::Etcd(EtcdError::NoAnswer(_))) => {
+                return tracing::debug!(%migration, ?by, "the witness has not answered");
+            }
+            Ok(answer) => Ok((by, answer)),
+            Err(e) => Err(chain(&e)),
         };
         let mut last = self.last();
-        if let Some(cause) = doubt.as_ref().filter(|_| last.doubt != doubt) {
-            tracing::warn!(%migration, cause, "the witness answers, and is not believed");
+        if last.said.get(&migration) == Some(&said) {
+            return;
         }
-        last.doubt = doubt;
+        match &said {
+            Ok((by, answer)) => tracing::info!(%migration, ?by, ?answer, "the witness has answered"),
+            Err(cause) => tracing::warn!(%migration, cause, "the witness answers, and is not believed"),
+        }
+        if last.said.len() >= SAID_MAX {
+            last.said.pop_first();
+        }
+        last.said.insert(migration, said);
     }
 
     fn last(&self) -> MutexGuard<'_, Last> {
