@@ -10,11 +10,12 @@ use uuid::Uuid;
 
 use super::destination::error::Error;
 use super::destination::{Destination, Serving, admission, replica};
+use super::handover::Fate;
 use super::host::Host;
 use super::host::check_turns::Turn;
 use super::model::problem::{Problem, ProblemKind, chain};
 use super::model::progress::ProgressSink;
-use super::protocol::message::{Offer, Refusal, Request, Response};
+use super::protocol::message::{Offer, Refusal, Request, Response, Started};
 use super::protocol::server::Control;
 use super::{recover, settle};
 use crate::audit::{Grant, head_of_peer};
@@ -224,7 +225,13 @@ fn recalled(host: &Host, peer: &Identity, migration: Uuid, request: &Request) ->
             settle::confirmed(host, peer, migration);
             Response::Done
         }
-        (Request::Settle | Request::Start | Request::Abort { .. }, Some(fate)) => Response::Fate(fate),
+        (Request::Settle | Request::Start | Request::Abort { .. }, Some(fate)) => {
+            let stands = settle::why_it_stands(host, peer, migration).filter(|_| fate == Fate::Runs);
+            match stands {
+                None => Response::Fate(fate),
+                stands => Response::Started(Started { hook_ms: None, warnings: Vec::new(), stands }),
+            }
+        }
         // Nothing was ever prepared.
         (Request::Abort { .. }, None) => Response::Done,
         (Request::Settle | Request::Start, None) => Response::Refused(Refusal {

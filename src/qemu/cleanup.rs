@@ -41,6 +41,8 @@ const ASK_EVERY: Duration = Duration::from_millis(20);
 /// What a migration may have left in the source's QEMU.
 #[derive(Debug, Clone, Default)]
 pub struct SourceLeftovers {
+    /// The migration under way is ours, or may be: it is cancelled.
+    pub migration: bool,
     /// Jobs that were or may have been started.
     pub jobs: Vec<String>,
     /// Nodes that were or may have been added.
@@ -152,7 +154,9 @@ impl CleanupReport {
 /// not touched otherwise; after a completed migration it stays as it is.
 pub async fn source_cleanup(qmp: &Qmp, what: &SourceLeftovers) -> CleanupReport {
     let (mut report, qmp) = (CleanupReport::default(), &Patient::new(qmp));
-    report.note(Remainder::Migration, end_migration(qmp).await);
+    if what.migration {
+        report.note(Remainder::Migration, end_migration(qmp).await);
+    }
     for throttled in &what.throttled {
         report.note(Remainder::Throttle(throttled.device.clone()), end_throttle(qmp, throttled).await);
     }

@@ -522,6 +522,7 @@ async fn the_last_handle_to_go_closes_the_connection() {
 
 fn what_to_clean() -> SourceLeftovers {
     SourceLeftovers {
+        migration: true,
         jobs: vec!["vmferry-a".into(), "vmferry-b".into()],
         nodes: vec!["vmferry-a".into()],
         fdnames: vec!["vmferry-ram".into()],

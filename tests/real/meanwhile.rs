@@ -2,8 +2,11 @@
 //! guest itself. `docs/meanwhile.md` is the table of it; each of its rows names a test of these.
 //! Judged by QEMU's own state, over the test's monitor, and by the guest's count.
 
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+
 use crate::faults::{End, Plan, Reach, Stage};
-use crate::support::process::{LONG, SHORT, wait_for};
+use crate::support::process::{LONG, SHORT, run, wait_for};
 use crate::support::{Qmp, Version, Vm, with_lab};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -104,6 +107,69 @@ fn a_guest_that_somebody_paused_stays_paused() -> Result<()> {
         stage.source.qmp()?.query("stop")?;
         stage.calm()?;
         arrived_paused(&stage, &migration.ended(&stage.alpha)?)
+    })
+}
+
+/// It has the whole guest, which is the source's: what runs there would run twice when that takes it back.
+#[test]
+fn a_guest_that_somebody_continues_at_the_destination_is_ended_there() -> Result<()> {
+    with_lab("a_guest_that_somebody_continues_at_the_destination_is_ended_there", |lab| {
+        let mut stage = Stage::set_up(lab, Plan { state_volume_mib: Some(16), ..Plan::ORDINARY })?;
+        let migration = stage.reach(Reach::Device)?;
+        let state = stage.alpha.host().dir.join("state");
+        let freeze = |flag| run(Command::new("fsfreeze").arg(flag).arg(&state), SHORT).map(drop);
+        // The record that hands it over does not come to the disk.
+        freeze("-f")?;
+        let ended = stage.calm_network().and_then(|()| {
+            wait_status(&stage.destination, "paused")?;
+            stage.destination.qmp()?.query("cont")?;
+            wait_for("the end of bravo's QEMU", SHORT, || Ok((!stage.destination.is_running()).then_some(())))
+        });
+        freeze("-u")?;
+        ended?;
+        let report = migration.ended(&stage.alpha)?;
+        ensure!(report["outcome"]["result"] == "failed", "{report}");
+        let theirs = migration.ended(&stage.bravo)?;
+        let cause = theirs["outcome"]["cause"].as_str().unwrap_or_default();
+        ensure!(cause.contains("somebody continued the guest at the destination"), "{theirs}");
+        wait_status(&stage.source, "running")?;
+        stage.source.wait_more(50).map(drop)
+    })
+}
+
+/// By a `migrate` of his own, while the agent that was about to copy the disks is away.
+#[test]
+fn a_guest_that_somebody_has_moved_away_is_not_continued() -> Result<()> {
+    with_lab("a_guest_that_somebody_has_moved_away_is_not_continued", |lab| {
+        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        let migration = stage.reach(Reach::Prepare)?;
+        stage.alpha.kill()?;
+        let mut qmp = stage.source.qmp()?;
+        // The trial has left them on.
+        let off = ["return-path", "pause-before-switchover"]
+            .map(|name| json!({"capability": name, "state": false}));
+        qmp.execute("migrate-set-capabilities", json!({"capabilities": off}))?;
+        let fast = json!({"max-bandwidth": 10_u64 << 30, "downtime-limit": 5000});
+        qmp.execute("migrate-set-parameters", fast)?;
+        let elsewhere = lab.dir().join("elsewhere");
+        let listener = UnixListener::bind(&elsewhere)?;
+        let taken = std::thread::spawn(move || {
+            listener.accept().and_then(|(mut stream, _)| std::io::copy(&mut stream, &mut std::io::sink()))
+        });
+        qmp.execute("migrate", json!({"uri": format!("unix:{}", elsewhere.display())}))?;
+        drop(qmp);
+        wait_status(&stage.source, "postmigrate")?;
+        let bytes = taken.join().ok().context("the thread")??;
+        ensure!(bytes > 0, "nothing was taken");
+        stage.alpha.restart()?;
+        stage.calm()?;
+        let report = migration.ended(&stage.alpha)?;
+        ensure!(report["outcome"]["result"] == "failed", "{report}");
+        let left = report["outcome"]["leftovers"].to_string();
+        ensure!(left.contains("a migration that is not this one has taken the guest out"), "{report}");
+        let now = stage.source.qmp()?.status()?;
+        ensure!(now == "postmigrate", "it is {now}");
+        Ok(())
     })
 }
 

@@ -194,6 +194,41 @@ fn a_destination_that_is_lost_before_it_has_taken_the_guest_loses_it() -> Result
     })
 }
 
+/// It was told to start the guest and does not reach the witness; then its source is lost for good as well. It asks on,
+/// however long that takes.
+#[test]
+fn a_destination_that_was_told_to_start_asks_on_when_its_source_is_lost() -> Result<()> {
+    with_lab("a_destination_that_was_told_to_start_asks_on_when_its_source_is_lost", |lab| {
+        let mut two = Two::set_up(lab, |table| table)?;
+        let held = hold(&two.destination.start_script())?;
+        let migration = Migration::begin(&two.alpha, VM, "bravo", &[])?;
+        wait_for("bravo to have agreed", LONG, || Ok(held.reached().then_some(())))?;
+        two.etcd.joined(&two.net.bravo, false)?;
+        held.open()?;
+        has_record(&two.bravo, &migration, "destination", "\"starting\"")?;
+        two.alpha.kill()?;
+        two.source.kill()?;
+        // A question begins a second after the one before: more of them than a source would be waited for.
+        let unanswered = || -> Result<f64> {
+            let metrics = two.bravo.metrics()?;
+            Ok(metrics
+                .find("vmferry_witness_requests_total", &[("result", "unanswered")])
+                .unwrap_or_default())
+        };
+        let before = unanswered()?;
+        wait_for("bravo to ask on", LONG, || Ok((unanswered()? >= before + 14.0).then_some(())))?;
+        let looked = two.bravo.vmferry(&["recover", "--look"])?;
+        let words = "whether it has taken it back the witness has not said";
+        ensure!(looked.stdout.contains(words), "{}", said(&looked));
+        two.etcd.joined(&two.net.bravo, true)?;
+        word_is(&two.etcd, &migration, Some("sealed-by-destination"))?;
+        runs(&two.destination)?;
+        let report = migration.ended(&two.bravo)?;
+        ensure!(report["outcome"]["result"] == "moved", "{report}");
+        Ok(())
+    })
+}
+
 /// A start script that waits before it does its work.
 struct Held {
     closed: std::path::PathBuf,

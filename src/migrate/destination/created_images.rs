@@ -236,7 +236,11 @@ enum Use {
 }
 
 async fn used(host: &Host, past: &Past) -> Use {
-    let all = host.journals.peek_all().unwrap_or_default();
+    // What cannot be read may be of a later one.
+    let Ok(all) = host.journals.peek_all() else { return Use::Others };
+    if all.iter().any(|(_, past)| past.is_err()) {
+        return Use::Others;
+    }
     let is_later = |p: &Past| {
         let (before, after) = (&past.header, &p.header);
         before.vm == after.vm && before.migration != after.migration && after.may_be_later_than(before)

@@ -66,8 +66,17 @@ async fn is_used_up(qmp: &Qmp) -> bool {
     }
 }
 
+/// Whether it has the guest of this migration, which is the source's: paused, or continued by somebody.
+async fn has_the_guest(qmp: &Qmp, past: &Past) -> bool {
+    let state = qmp.execute(QueryStatus).await.map(|info| info.status);
+    past.is_surely_of(qmp.process()) && state.is_ok_and(|state| state != RunState::InMigrate)
+}
+
 /// Whether the QEMU behind the monitor is still the one that waited for this migration.
 async fn is_that_qemu(qmp: &Qmp, past: &Past) -> bool {
+    if took_ram(past) && past.is_surely_of(qmp.process()) {
+        return true;
+    }
     match qmp.execute(QueryStatus).await.map(|info| info.status) {
         Ok(RunState::InMigrate) => true,
         Ok(RunState::Paused) => took_ram(past),
@@ -100,8 +109,9 @@ pub(crate) async fn undo(name: &str, qmp: &Qmp, past: &Past, started: Option<Sta
         left.parameters_before = Some(before.parameters);
     }
     let report = destination_cleanup(qmp, &left).await;
-    if took_ram(past) && is_used_up(qmp).await {
-        // It would have ended by itself, had it not been asked to stay and to tell why.
+    if took_ram(past) && (is_used_up(qmp).await || has_the_guest(qmp, past).await) {
+        // It would have ended by itself, had it not been asked to stay and to tell why; or somebody could continue there
+        // what goes on at the source.
         return process::quit(name, qmp).await.err().map(|e| chain(&e)).into_iter().collect();
     }
     let not_ours = report.left.iter().filter(|l| !l.source.is_over());

@@ -64,6 +64,11 @@ pub(crate) enum Error {
     SourceLost,
     #[error("the source did not return within {0} s")]
     SourceStayedAway(u64),
+    #[error(
+        "somebody continued the guest at the destination before it was handed over (cont): it was stopped at once, and \
+         is given up there"
+    )]
+    Continued,
     #[error("the witness does not let the guest run here: {0}")]
     NotSealed(String),
 }

@@ -15,7 +15,7 @@ use crate::migrate::protocol::server::Control;
 use crate::net::message::MessageError;
 use crate::net::trust;
 use crate::peer_refusals::Reason;
-use crate::qemu::{EventKind, MigrationStatus, QueryMigrate, QueryStatus};
+use crate::qemu::{EventKind, MigrationStatus, QueryMigrate, QueryStatus, RunState, Stop};
 
 /// How long a source may take to take note that its guest runs here.
 const CONFIRM_DEADLINE: Duration = Duration::from_secs(60);
@@ -47,10 +47,7 @@ impl Destination {
             let request = next_request(&mut self.serving.control);
             let happened = tokio::select! {
                 biased;
-                event = self.guest.events.recv() => match event.map(|e| e.kind) {
-                    Some(EventKind::Missed) => self.catch_up(machine).await?,
-                    event => self.on_event(event).await?,
-                },
+                event = self.guest.events.recv() => self.heard(event.map(|e| e.kind), machine).await?,
                 request = request => match request {
                     Ok(Some(request)) => self.on_request(request, machine).await?,
                     ended => {
@@ -113,16 +110,51 @@ impl Destination {
         Err(Error::TooManyBytes(come, most))
     }
 
+    async fn heard(
+        &mut self,
+        event: Option<EventKind>,
+        machine: handover::Destination,
+    ) -> Result<Option<DestinationInput>, Error> {
+        match event {
+            Some(EventKind::Missed) => self.catch_up(machine).await,
+            Some(EventKind::Resume) if Self::must_stand_still(machine) => Err(self.was_continued().await),
+            event => self.on_event(event).await,
+        }
+    }
+
     /// Asks QEMU what has happened while nobody listened.
     pub(crate) async fn catch_up(
         &mut self,
         machine: handover::Destination,
     ) -> Result<Option<DestinationInput>, Error> {
+        if self.guest.incoming
+            && Self::must_stand_still(machine)
+            && self.guest.qmp.execute(QueryStatus).await?.status == RunState::Running
+        {
+            return Err(self.was_continued().await);
+        }
         if !self.guest.incoming || machine.state() != (DestinationState::Waiting { loaded: false }) {
             return Ok(None);
         }
         let status = self.guest.qmp.execute(QueryMigrate).await?.status;
         self.on_event(Some(EventKind::Migration { status })).await
+    }
+
+    /// Whether the guest may not run here: nobody has decided that it is this host's.
+    fn must_stand_still(machine: handover::Destination) -> bool {
+        Self::may_be_given_up(machine)
+    }
+
+    /// Somebody has let it run all the same.
+    async fn was_continued(&self) -> Error {
+        if let Err(e) = self.guest.qmp.execute_until_answered(Stop).await {
+            tracing::error!(
+                vm = self.vm,
+                error = chain(&e),
+                "a guest that somebody has continued is not stopped"
+            );
+        }
+        Error::Continued
     }
 
     fn on_control_ended(

@@ -124,10 +124,8 @@ pub(crate) async fn close(qmp: &Qmp, exports: &[Export]) -> Result<(), NbdServer
 }
 
 fn private_listener(folder: &Path) -> io::Result<(OwnedFd, File)> {
-    match DirBuilder::new().mode(0o700).create(folder) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-        _ => {}
-    }
+    // Also where something has cleaned up the folder that it is in.
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let path = folder.join(uuid::Uuid::new_v4().to_string());
     let listener = UnixListener::bind(&path)?;
     let socket = OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(&path);

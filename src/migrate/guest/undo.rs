@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::life::Known;
 use crate::migrate::journal::{Past, Undo};
 use crate::migrate::model::leftover::Leftover;
+use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::qemu::{
     BlockdevDel, CleanupReport, Cont, MigrationStatus, Qmp, QmpError, QueryMigrate, QueryStatus, RunState,
@@ -67,6 +68,7 @@ pub(crate) async fn roll_back(qmp: &Qmp, past: &Past, bitmaps: Bitmaps) -> Rolle
     if bitmaps == Bitmaps::StayForTheNextTry {
         what.bitmaps.retain(|(_, name)| names::is_compared(name));
     }
+    let is_ours = may_be_ours(qmp, past, &what).await;
     let report = source_cleanup(qmp, &what).await;
     if report.is_connection_lost() || report.is_unanswered() {
         let known = Known::of(qmp.process(), qmp.path()).await;
@@ -75,7 +77,7 @@ pub(crate) async fn roll_back(qmp: &Qmp, past: &Past, bitmaps: Bitmaps) -> Rolle
     }
     let mut leftovers: Vec<_> = in_words(&report).into_iter().map(Leftover::from).collect();
     let vm = &past.header.vm;
-    let standing = match resume(qmp, past.running()).await {
+    let standing = match resume(qmp, past.running(), is_ours).await {
         Ok(RunState::Running) => None,
         Ok(state) => Some(standing(vm, &state)),
         Err(e) => {
@@ -89,7 +91,11 @@ pub(crate) async fn roll_back(qmp: &Qmp, past: &Past, bitmaps: Bitmaps) -> Rolle
 
 /// What the journal says may be in the source's QEMU.
 pub(crate) fn leftovers(past: &Past) -> SourceLeftovers {
-    let mut left = SourceLeftovers::default();
+    let has_fd = |name: &str| past.undo.iter().any(|undo| matches!(undo, Undo::Fd(fd) if fd == name));
+    // A trial is over before anything is copied.
+    let is_trial = has_fd(names::TRIAL_FDNAME) && past.reached < Phase::Mirror;
+    let migration = has_fd(names::RAM_FDNAME) || is_trial;
+    let mut left = SourceLeftovers { migration, ..SourceLeftovers::default() };
     for undo in &past.undo {
         match undo {
             Undo::Fd(name) => left.fdnames.push(name.clone()),
@@ -153,6 +159,17 @@ pub(crate) async fn clean_kept(qmp: &Qmp, past: &Past) -> Vec<String> {
     left
 }
 
+/// Whether a migration that QEMU has completed may be this one: QEMU was given the stream for its RAM, and the mirrors
+/// were dismissed, as they are before it is let go on to its end. Else somebody has moved the guest elsewhere.
+async fn may_be_ours(qmp: &Qmp, past: &Past, what: &SourceLeftovers) -> bool {
+    if !past.undo.contains(&Undo::Fd(names::RAM_FDNAME.into())) {
+        return false;
+    }
+    // Where it does not answer nothing is resumed.
+    let found = crate::qemu::leftovers(qmp).await;
+    !found.is_ok_and(|found| found.jobs.iter().any(|id| what.jobs.contains(id)))
+}
+
 /// Why the guest does not run although it should.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResumeError {
@@ -160,6 +177,11 @@ pub(crate) enum ResumeError {
     Qmp(#[from] QmpError),
     #[error("it stays in state {0}")]
     State(RunState),
+    #[error(
+        "a migration that is not this one has taken the guest out of this QEMU (somebody's `migrate`), and it may run \
+         elsewhere: never continue it here unless it surely runs nowhere else"
+    )]
+    Elsewhere,
 }
 
 /// Lets a guest run again that nobody but QEMU's migration has stopped; how it is then.
@@ -167,11 +189,18 @@ pub(crate) enum ResumeError {
 /// QEMU itself resumes a guest that ran when it was stopped for the switchover, unless the migration
 /// was completed. So one that stands still after any other end stood still before, by somebody's
 /// will or because it must, and is left as it is.
-async fn resume(qmp: &Qmp, is_to_run: bool) -> Result<RunState, ResumeError> {
+///
+/// Errors: also where a completed migration was not ours.
+async fn resume(qmp: &Qmp, is_to_run: bool, is_ours: bool) -> Result<RunState, ResumeError> {
     let until = Instant::now() + RESUME_DEADLINE;
     loop {
         let state = qmp.execute_within(QueryStatus, RESUME_DEADLINE).await?.status;
         match state {
+            RunState::PostMigrate
+                if !is_ours && qmp.execute(QueryMigrate).await?.status == MigrationStatus::Completed =>
+            {
+                return Err(ResumeError::Elsewhere);
+            }
             RunState::PostMigrate if is_to_run => match qmp.execute(QueryMigrate).await?.status {
                 MigrationStatus::Completed => match qmp.execute_within(Cont, RESUME_DEADLINE).await {
                     // Whether it was heard is asked.

@@ -30,7 +30,12 @@ pub(crate) struct Journals {
     ended: AtomicUsize,
     /// Those that are not believed.
     refused: Mutex<Vec<Refused>>,
+    /// When the last one began.
+    last: Mutex<Option<Moment>>,
 }
+
+/// Seconds since 1970, and nanoseconds.
+type Moment = (i64, u32);
 
 /// A journal that is not believed: nobody knows whose its virtual machine is.
 #[derive(Debug, Clone)]
@@ -44,7 +49,14 @@ pub(crate) struct Refused {
 impl Journals {
     pub(super) fn new(folder: PathBuf, host: Identity) -> Self {
         let ended = AtomicUsize::new(0);
-        Self { folder, host, unended: Mutex::default(), ended, refused: Mutex::default() }
+        Self {
+            folder,
+            host,
+            unended: Mutex::default(),
+            ended,
+            refused: Mutex::default(),
+            last: Mutex::default(),
+        }
     }
 
     pub(crate) fn begin(
@@ -55,7 +67,7 @@ impl Journals {
         beginning: Beginning<'_>,
     ) -> Result<Journal, JournalError> {
         self.end_late()?;
-        let now = time::OffsetDateTime::now_utc();
+        let (began_at, began_ns) = self.next_moment()?;
         let header = Header {
             format: if beginning.witness { FORMAT_WITH_WITNESS } else { FORMAT },
             migration,
@@ -63,14 +75,34 @@ impl Journals {
             vm: beginning.vm.into(),
             host: self.host.to_string(),
             peer: peer.to_string(),
-            began_at: now.unix_timestamp(),
-            began_ns: Some(now.nanosecond()),
+            began_at,
+            began_ns: Some(began_ns),
             running: beginning.running,
             keep_source: beginning.keep_source,
             retry: beginning.retry,
             accepted: beginning.accepted,
         };
         Journal::create(&self.folder, header)
+    }
+
+    /// The time, but later than what any journal of this host has: which of two migrations was the later one is told by
+    /// that, also when the clock is put back in between.
+    fn next_moment(&self) -> Result<Moment, JournalError> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match *last {
+            Some(last) => last,
+            None => {
+                let all = self.peek_all()?;
+                let pasts = all.iter().filter_map(|(_, past)| past.as_ref().ok());
+                pasts.map(|past| past.header.moment()).max().unwrap_or_default()
+            }
+        };
+        let now = time::OffsetDateTime::now_utc();
+        let after = match before {
+            (seconds, 999_999_999) => (seconds + 1, 0),
+            (seconds, ns) => (seconds, ns + 1),
+        };
+        Ok(*last.insert((now.unix_timestamp(), now.nanosecond()).max(after)))
     }
 
     /// Opens a journal to write to it.
@@ -205,6 +237,26 @@ mod tests {
         assert!(journals.have_a_witness());
         journals.end(open, Outcome::Moved { leftovers: Vec::new() });
         assert!(!journals.have_a_witness());
+    }
+
+    /// Of two migrations the clock was put back between, by a process that has seen both and by the next one.
+    #[test]
+    fn what_begins_later_is_later_whatever_the_clock_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let new = || Journals::new(folder.path().to_owned(), "alpha".parse().unwrap());
+        let begin = |journals: &Journals, n| {
+            let peer = "bravo".parse().unwrap();
+            let journal = journals.begin(Uuid::from_u128(n), Role::Source, &peer, beginning(false)).unwrap();
+            journal.past().header.clone()
+        };
+        let journals = new();
+        let in_an_hour = time::OffsetDateTime::now_utc().unix_timestamp() + 3600;
+        *journals.last.lock().unwrap() = Some((in_an_hour, 999_999_999));
+        let first = begin(&journals, 1);
+        assert_eq!(first.moment(), (in_an_hour + 1, 0));
+        let second = begin(&journals, 2);
+        assert!(second.may_be_later_than(&first));
+        assert!(begin(&new(), 3).may_be_later_than(&second));
     }
 
     #[test]

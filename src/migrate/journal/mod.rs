@@ -98,6 +98,11 @@ impl Header {
         }
     }
 
+    /// When it began.
+    pub(crate) fn moment(&self) -> (i64, u32) {
+        (self.began_at, self.began_ns.unwrap_or_default())
+    }
+
     /// Tries follow each other within a second.
     fn order(&self) -> (i64, u32) {
         (self.began_at, self.retry.as_ref().map_or(1, |r| r.number))

@@ -27,6 +27,9 @@ pub enum Meanwhile {
     /// The source's QEMU could not give the guest's disks up.
     #[error("{}", not_given_up(*told, exports))]
     NotGivenUp { told: bool, exports: Vec<String> },
+    /// The guest ran again here between the end of QEMU's migration and the hand-over.
+    #[error("somebody continued the guest at the source before it was handed over (cont)")]
+    Continued,
     #[error("somebody else {what} the mirror of disk {disk}")]
     MirrorEnded { disk: String, what: &'static str },
 }
@@ -52,6 +55,7 @@ impl Meanwhile {
             | Self::Fell { .. }
             | Self::MigrationCancelled { .. }
             | Self::NotGivenUp { .. }
+            | Self::Continued
             | Self::MirrorEnded { .. } => false,
         }
     }

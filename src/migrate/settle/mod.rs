@@ -159,6 +159,14 @@ pub(crate) fn recall(host: &Host, peer: &Identity, migration: Uuid) -> Option<Fa
     }
 }
 
+/// Why a guest that was handed over to this host was not seen to run here, if that is so: for the source, which says
+/// what became of it.
+pub(crate) fn why_it_stands(host: &Host, peer: &Identity, migration: Uuid) -> Option<String> {
+    let past = host.journals.peek(&host.journals.path(migration, Role::Destination)).ok()?;
+    let is_it = past.header.peer == peer.as_str() && past.has_moved() && past.guest_stands();
+    is_it.then(|| past.left().join("; "))
+}
+
 /// The source knows how it ended, and never asks again.
 pub(crate) fn confirmed(host: &Host, peer: &Identity, migration: Uuid) {
     let path = host.journals.path(migration, Role::Destination);

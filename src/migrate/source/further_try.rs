@@ -41,7 +41,10 @@ impl Held {
     /// There is no further try; what could not be removed.
     pub(crate) async fn release(self, host: &Host, vm: &str) -> Vec<String> {
         let left = match host.config.vm(vm) {
-            None => Vec::new(),
+            None => vec![format!(
+                "dirty bitmaps in the source's QEMU of VM {vm}, which is not in the configuration: `vmferry recover` \
+                 removes them when it is"
+            )],
             Some(config) => match life::reach(self.journal.past(), &config).await {
                 Ok((qmp, _events)) => undo::end_following(&qmp, self.journal.past()).await,
                 // They went with it.

@@ -25,7 +25,7 @@ use crate::migrate::transfer::disk::mirror;
 use crate::migrate::transfer::ram::precopy;
 use crate::migrate::transfer::streams::socket_pair;
 use crate::mux::purpose;
-use crate::qemu::{EventKind, MigrateContinue, MigrationStatus, QueryMigrate};
+use crate::qemu::{EventKind, MigrateContinue, MigrationStatus, QueryMigrate, QueryStatus, RunState};
 
 /// How long the destination may take to get ready for the RAM, and to close its exports.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
@@ -266,6 +266,10 @@ pub(crate) async fn device(source: &mut Source) -> Result<(), Failure> {
             Event::Tick => waiting.check("the transfer of the devices' state", source.peer.is_away())?,
             event => any_phase::on_event(source, event).await?,
         }
+    }
+    // QEMU takes a `cont` after its migration, too.
+    if source.query(QueryStatus).await?.status == RunState::Running {
+        return Err(Meanwhile::Continued.into());
     }
     source.clock.downtime.device_ms = millis(since);
     Ok(())

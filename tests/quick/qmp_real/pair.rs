@@ -136,6 +136,7 @@ impl Pair {
         let limits = MigrationParameters { downtime_limit: Some(123), ..Default::default() };
         source.execute(MigrateSetParameters(limits)).await.unwrap();
         self.at_source.fdnames.push(names::RAM_FDNAME.into());
+        self.at_source.migration = true;
         self.at_destination.fdnames.push(names::RAM_FDNAME.into());
         source.getfd(names::RAM_FDNAME, one.into()).await.unwrap();
         destination.getfd(names::RAM_FDNAME, other.into()).await.unwrap();
