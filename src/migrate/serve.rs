@@ -226,8 +226,8 @@ fn recalled(host: &Host, peer: &Identity, migration: Uuid, request: &Request) ->
             Response::Done
         }
         (Request::Settle | Request::Start | Request::Abort { .. }, Some(fate)) => {
-            let stands = settle::why_it_stands(host, peer, migration).filter(|_| fate == Fate::Runs);
-            match stands {
+            let says_how = fate == Fate::Runs && !matches!(request, Request::Abort { .. });
+            match settle::why_it_stands(host, peer, migration).filter(|_| says_how) {
                 None => Response::Fate(fate),
                 stands => Response::Started(Started { hook_ms: None, warnings: Vec::new(), stands }),
             }

@@ -20,6 +20,19 @@ pub struct Kept {
     pub mod_revision: i64,
 }
 
+/// An answer, and by whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// What the key has now; none: it is not there.
+    pub kept: Option<Kept>,
+    /// The change that was asked for was made.
+    pub is_changed: bool,
+    /// The cluster's id.
+    pub cluster: String,
+    /// Of the whole cluster; it only rises.
+    pub revision: i64,
+}
+
 /// An answer that says of which cluster it is.
 pub(super) trait Answer: DeserializeOwned {
     fn header(&self) -> &Header;
@@ -59,10 +72,23 @@ pub(super) struct RangeAnswer {
 }
 
 impl RangeAnswer {
-    /// What the key has that was asked for.
-    pub(super) fn kept(self) -> Option<Kept> {
-        self.kvs.into_iter().next().map(Kept::from)
+    /// With what the key has that was asked for.
+    pub(super) fn told(self) -> Told {
+        let Header { cluster_id: cluster, revision } = self.header;
+        Told { kept: self.kvs.into_iter().next().map(Kept::from), is_changed: false, cluster, revision }
     }
+}
+
+/// What an answer to a question for a key says, as [`Etcd::get`](super::Etcd::get) reads it.
+/// Errors: it is none.
+pub fn told_of_key(json: &[u8]) -> Result<Told, ConnectionError> {
+    RangeAnswer::read(json).map(RangeAnswer::told)
+}
+
+/// The same of a change to this value, as [`Etcd::change`](super::Etcd::change) reads it.
+/// Errors: it is none.
+pub fn told_of_change(json: &[u8], value: &str) -> Result<Told, ConnectionError> {
+    TxnAnswer::read(json).map(|answer| answer.told(Some(value)))
 }
 
 #[derive(Debug, Deserialize)]
@@ -75,10 +101,15 @@ pub(super) struct TxnAnswer {
 }
 
 impl TxnAnswer {
-    /// What the key has that was read where it was not changed.
-    pub(super) fn kept(self) -> Option<Kept> {
+    /// With what the key has: this value where it was changed to it, and else what was read.
+    pub(super) fn told(self, value: Option<&str>) -> Told {
+        let Header { cluster_id: cluster, revision } = self.header;
         let ranges = self.responses.into_iter().filter_map(|response| response.response_range);
-        ranges.flat_map(|range| range.kvs).next().map(Kept::from)
+        let kept = match self.succeeded {
+            true => value.map(|value| Kept { value: value.to_owned(), mod_revision: revision }),
+            false => ranges.flat_map(|range| range.kvs).next().map(Kept::from),
+        };
+        Told { kept, is_changed: self.succeeded, cluster, revision }
     }
 }
 
@@ -129,16 +160,16 @@ mod tests {
         const RANGE: &str = r#"{"header":{"cluster_id":"2037210783374497686","member_id":"13195394291058371180","revision":"3","raft_term":"2"},"kvs":[{"key":"L3ZtZmVycnkv","create_revision":"2","mod_revision":"3","version":"2","value":"b2ZmZXJlZA=="}],"count":"1"}"#;
         let answer = RangeAnswer::read(RANGE.as_bytes()).unwrap();
         assert_eq!((answer.header.cluster_id.as_str(), answer.header.revision), ("2037210783374497686", 3));
-        assert_eq!(answer.kept(), Some(Kept { value: "offered".into(), mod_revision: 3 }));
+        assert_eq!(answer.told().kept, Some(Kept { value: "offered".into(), mod_revision: 3 }));
         const NOTHING: &str = r#"{"header":{"cluster_id":"7","revision":"4"}}"#;
-        assert_eq!(RangeAnswer::read(NOTHING.as_bytes()).unwrap().kept(), None);
+        assert_eq!(RangeAnswer::read(NOTHING.as_bytes()).unwrap().told().kept, None);
         const FAILED: &str = r#"{"header":{"cluster_id":"7","revision":"4"},"responses":[{"response_range":{"header":{"revision":"4"},"kvs":[{"key":"YQ==","mod_revision":"3","value":"b3Blbg=="}],"count":"1"}}]}"#;
         let answer = TxnAnswer::read(FAILED.as_bytes()).unwrap();
         assert!(!answer.succeeded);
-        assert_eq!(answer.kept(), Some(Kept { value: "open".into(), mod_revision: 3 }));
+        assert_eq!(answer.told(None).kept, Some(Kept { value: "open".into(), mod_revision: 3 }));
         const DONE: &str = r#"{"header":{"cluster_id":"7","revision":"5"},"succeeded":true,"responses":[{"response_put":{"header":{"revision":"5"}}}]}"#;
         let answer = TxnAnswer::read(DONE.as_bytes()).unwrap();
-        assert!(answer.succeeded && answer.kept().is_none());
+        assert!(answer.succeeded && answer.told(None).kept.is_none());
     }
 
     #[test]

@@ -24,8 +24,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::config::{Endpoint, WitnessConfig};
 use crate::error_chain::chain;
-pub use answer::Kept;
 use answer::{Answer, RangeAnswer, TxnAnswer};
+pub use answer::{Kept, Told, told_of_change, told_of_key};
 use connection::Connection;
 pub use error::ConnectionError;
 use files::Files;
@@ -57,19 +57,6 @@ pub struct Asking<'a> {
     pub until: Instant,
     /// An endpoint of another cluster is passed over.
     pub cluster: Option<&'a str>,
-}
-
-/// An answer, and by whom.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told {
-    /// What the key has now; none: it is not there.
-    pub kept: Option<Kept>,
-    /// The change that was asked for was made.
-    pub is_changed: bool,
-    /// The cluster's id.
-    pub cluster: String,
-    /// Of the whole cluster; it only rises.
-    pub revision: i64,
 }
 
 /// One endpoint, as it was looked at.
@@ -116,8 +103,7 @@ impl Etcd {
     pub async fn get(&self, key: &str, asking: Asking<'_>) -> Result<Told, EtcdError> {
         let request = json!({ "key": self.key(key) });
         let answer: RangeAnswer = self.ask(RANGE, &request, asking).await?;
-        let (cluster, revision) = (answer.header.cluster_id.clone(), answer.header.revision);
-        Ok(Told { kept: answer.kept(), is_changed: false, cluster, revision })
+        Ok(answer.told())
     }
 
     /// Gives `key` a value, if it is as it was at `mod_revision`; 0: if it is not there.
@@ -158,13 +144,7 @@ impl Etcd {
             "failure": [{ "request_range": { "key": name } }],
         });
         let answer: TxnAnswer = self.ask(TXN, &request, asking).await?;
-        let (cluster, revision) = (answer.header.cluster_id.clone(), answer.header.revision);
-        let is_changed = answer.succeeded;
-        let kept = match is_changed {
-            true => value.map(|value| Kept { value: value.to_owned(), mod_revision: revision }),
-            false => answer.kept(),
-        };
-        Ok(Told { kept, is_changed, cluster, revision })
+        Ok(answer.told(value))
     }
 
     /// The whole name of a key.

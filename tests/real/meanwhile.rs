@@ -112,8 +112,8 @@ fn a_guest_that_somebody_paused_stays_paused() -> Result<()> {
 
 /// It has the whole guest, which is the source's: what runs there would run twice when that takes it back.
 #[test]
-fn a_guest_that_somebody_continues_at_the_destination_is_ended_there() -> Result<()> {
-    with_lab("a_guest_that_somebody_continues_at_the_destination_is_ended_there", |lab| {
+fn a_guest_that_somebody_continues_at_the_destination_is_stopped_there() -> Result<()> {
+    with_lab("a_guest_that_somebody_continues_at_the_destination_is_stopped_there", |lab| {
         let mut stage = Stage::set_up(lab, Plan { state_volume_mib: Some(16), ..Plan::ORDINARY })?;
         let migration = stage.reach(Reach::Device)?;
         let state = stage.alpha.host().dir.join("state");
@@ -123,16 +123,21 @@ fn a_guest_that_somebody_continues_at_the_destination_is_ended_there() -> Result
         let ended = stage.calm_network().and_then(|()| {
             wait_status(&stage.destination, "paused")?;
             stage.destination.qmp()?.query("cont")?;
-            wait_for("the end of bravo's QEMU", SHORT, || Ok((!stage.destination.is_running()).then_some(())))
+            wait_status(&stage.destination, "paused")?;
+            migration.ended(&stage.bravo)
         });
         freeze("-u")?;
-        ended?;
+        let theirs = ended?;
         let report = migration.ended(&stage.alpha)?;
         ensure!(report["outcome"]["result"] == "failed", "{report}");
-        let theirs = migration.ended(&stage.bravo)?;
         let cause = theirs["outcome"]["cause"].as_str().unwrap_or_default();
         ensure!(cause.contains("somebody continued the guest at the destination"), "{theirs}");
+        let left = theirs["outcome"]["leftovers"].to_string();
+        ensure!(left.contains("Never continue it while the VM may run there"), "{theirs}");
         wait_status(&stage.source, "running")?;
+        wait_status(&stage.destination, "paused")?;
+        stage.bravo.vmferry(&["recover"])?;
+        ensure!(!stage.destination.is_running(), "its QEMU is still there");
         stage.source.wait_more(50).map(drop)
     })
 }

@@ -24,7 +24,7 @@ use crate::config::{Config, CreateConfig, Preallocation};
 use crate::migrate::guest::process;
 use crate::migrate::guest::start_order::PlacedDisk;
 use crate::migrate::host::Host;
-use crate::migrate::journal::{Journal, MadeFile, MadeVolume, Past, Undo};
+use crate::migrate::journal::{self, Journal, MadeFile, MadeVolume, Past, Undo};
 use crate::migrate::model::problem::{Problem, ProblemKind};
 use crate::migrate::protocol::message::{DiskSpec, Offer};
 use crate::printable::printable;
@@ -238,14 +238,14 @@ enum Use {
 async fn used(host: &Host, past: &Past) -> Use {
     // What cannot be read may be of a later one.
     let Ok(all) = host.journals.peek_all() else { return Use::Others };
-    if all.iter().any(|(_, past)| past.is_err()) {
+    if all.iter().any(|one| journal::is_later(one, past).is_none()) {
         return Use::Others;
     }
-    let is_later = |p: &Past| {
-        let (before, after) = (&past.header, &p.header);
-        before.vm == after.vm && before.migration != after.migration && after.may_be_later_than(before)
-    };
-    let later: Vec<_> = all.iter().filter_map(|(_, p)| p.as_ref().ok()).filter(|p| is_later(p)).collect();
+    let later: Vec<_> = all
+        .iter()
+        .filter(|one| journal::is_later(one, past) == Some(true))
+        .filter_map(|(_, later)| later.as_ref().ok())
+        .collect();
     if later.iter().any(|p| p.has_moved()) {
         return Use::Guests;
     }

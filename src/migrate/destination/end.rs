@@ -14,8 +14,8 @@ use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::Outcome;
 use crate::qemu::{
-    DestinationLeftovers, MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, destination_cleanup,
-    names,
+    DestinationLeftovers, MigrationStatus, Qmp, QueryMigrate, QueryStatus, RunState, Stop,
+    destination_cleanup, names,
 };
 
 /// How long a QEMU may take to notice that its stream has been cut.
@@ -66,17 +66,8 @@ async fn is_used_up(qmp: &Qmp) -> bool {
     }
 }
 
-/// Whether it has the guest of this migration, which is the source's: paused, or continued by somebody.
-async fn has_the_guest(qmp: &Qmp, past: &Past) -> bool {
-    let state = qmp.execute(QueryStatus).await.map(|info| info.status);
-    past.is_surely_of(qmp.process()) && state.is_ok_and(|state| state != RunState::InMigrate)
-}
-
 /// Whether the QEMU behind the monitor is still the one that waited for this migration.
 async fn is_that_qemu(qmp: &Qmp, past: &Past) -> bool {
-    if took_ram(past) && past.is_surely_of(qmp.process()) {
-        return true;
-    }
     match qmp.execute(QueryStatus).await.map(|info| info.status) {
         Ok(RunState::InMigrate) => true,
         Ok(RunState::Paused) => took_ram(past),
@@ -84,8 +75,49 @@ async fn is_that_qemu(qmp: &Qmp, past: &Past) -> bool {
     }
 }
 
+/// In which moment a destination's QEMU is cleaned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// Nobody but this migration has used it.
+    AtOnce,
+    /// The same, and somebody has let the guest run there, unasked.
+    Continued,
+    /// Long after: it may be another migration's, or an operator's.
+    Late,
+}
+
+/// What this migration's QEMU does with the whole guest, where it surely has it.
+async fn with_the_guest(qmp: &Qmp, past: &Past, moment: Moment) -> Option<RunState> {
+    let is_it = moment != Moment::Late && took_ram(past) && past.is_surely_of(qmp.process());
+    let state = if is_it { qmp.execute(QueryStatus).await.ok()?.status } else { return None };
+    (state != RunState::InMigrate).then_some(state)
+}
+
+/// A guest that ran where it should not have: it is the only one, or it runs twice, and only an operator can know.
+async fn stopped(name: &str, qmp: &Qmp, past: &Past) -> Vec<String> {
+    let stopped = match qmp.execute_until_answered(Stop).await {
+        Ok(_) => "it is stopped".to_owned(),
+        Err(e) => format!("it could not be stopped ({})", chain(&e)),
+    };
+    vec![format!(
+        "somebody continued VM {name} here before {} had handed it over; {stopped}, and its QEMU is left. Never continue \
+         it while the VM may run there; `vmferry recover`, and the next start of this agent, end this QEMU",
+        past.header.peer
+    )]
+}
+
 /// Undoes what `past` records: ends the QEMU that we started, or cleans the one that we found.
-pub(crate) async fn undo(name: &str, qmp: &Qmp, past: &Past, started: Option<StartedQemu>) -> Vec<String> {
+pub(crate) async fn undo(
+    name: &str,
+    qmp: &Qmp,
+    past: &Past,
+    started: Option<StartedQemu>,
+    moment: Moment,
+) -> Vec<String> {
+    let guest = with_the_guest(qmp, past, moment).await;
+    if guest == Some(RunState::Running) || guest.is_some() && moment == Moment::Continued {
+        return stopped(name, qmp, past).await;
+    }
     if process::started_qemu(past) {
         let ended = match started {
             Some(started) => started.stop(qmp).await,
@@ -109,9 +141,9 @@ pub(crate) async fn undo(name: &str, qmp: &Qmp, past: &Past, started: Option<Sta
         left.parameters_before = Some(before.parameters);
     }
     let report = destination_cleanup(qmp, &left).await;
-    if took_ram(past) && (is_used_up(qmp).await || has_the_guest(qmp, past).await) {
-        // It would have ended by itself, had it not been asked to stay and to tell why; or somebody could continue there
-        // what goes on at the source.
+    if guest == Some(RunState::Paused) || took_ram(past) && is_used_up(qmp).await {
+        // The one would have ended by itself, had it not been asked to stay and to tell why. The other has the whole
+        // guest, which goes on at its source, and which somebody could continue here.
         return process::quit(name, qmp).await.err().map(|e| chain(&e)).into_iter().collect();
     }
     let not_ours = report.left.iter().filter(|l| !l.source.is_over());

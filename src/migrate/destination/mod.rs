@@ -26,6 +26,6 @@ mod state;
 mod view;
 mod witness;
 
-pub(crate) use end::undo;
+pub(crate) use end::{Moment, undo};
 pub(crate) use settling::Settling;
 pub(crate) use state::{Destination, Serving};

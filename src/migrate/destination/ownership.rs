@@ -3,7 +3,7 @@
 
 use tokio::time::sleep;
 
-use super::end::{never_ran, undo};
+use super::end::{Moment, never_ran, undo};
 use super::error::{Abort, Error};
 use super::state::Destination;
 use super::{created_images, image_stamp};
@@ -98,7 +98,12 @@ impl DestinationWorld for Destination {
 
     async fn undo(&mut self) -> Result<(), Leave> {
         self.tell_trouble().await;
-        let left = undo(&self.vm, &self.guest.qmp, self.journal.past(), self.guest.started.take()).await;
+        let moment = match self.serving.trouble {
+            Some(Error::Continued) => Moment::Continued,
+            _ => Moment::AtOnce,
+        };
+        let started = self.guest.started.take();
+        let left = undo(&self.vm, &self.guest.qmp, self.journal.past(), started, moment).await;
         let left: Vec<_> = self.serving.unwritten.take().iter().map(|e| chain(e)).chain(left).collect();
         let left = self.undo_images(left).await;
         image_stamp::record(&self.host, &mut self.journal, &self.data.images, &left);

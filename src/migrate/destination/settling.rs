@@ -63,7 +63,7 @@ async fn undo(host: &Host, journal: &mut Journal, past: &Past) -> Vec<String> {
             Look::Answers(qmp) => {
                 let disks = crate::qemu::disks(&qmp).await.unwrap_or_default();
                 let images = image_stamp::images(disks.iter().map(|disk| (disk.name.as_str(), disk)));
-                let leftovers = end::undo(name, &qmp, past, None).await;
+                let leftovers = end::undo(name, &qmp, past, None, end::Moment::AtOnce).await;
                 image_stamp::record(host, journal, &images, &leftovers);
                 return leftovers;
             }

@@ -165,9 +165,8 @@ async fn may_be_ours(qmp: &Qmp, past: &Past, what: &SourceLeftovers) -> bool {
     if !past.undo.contains(&Undo::Fd(names::RAM_FDNAME.into())) {
         return false;
     }
-    // Where it does not answer nothing is resumed.
     let found = crate::qemu::leftovers(qmp).await;
-    !found.is_ok_and(|found| found.jobs.iter().any(|id| what.jobs.contains(id)))
+    what.jobs.is_empty() || found.is_ok_and(|found| !found.jobs.iter().any(|id| what.jobs.contains(id)))
 }
 
 /// Why the guest does not run although it should.

@@ -19,6 +19,23 @@ pub const UNCONFIRMED_DAYS_MAX: i64 = 400;
 /// A file of the folder, and what it says.
 pub type Peeked = (PathBuf, Result<Past, JournalError>);
 
+/// Whether a journal is of another migration of the same VM, and of a later one; `None`: it may be, and cannot be read.
+pub(crate) fn is_later((path, said): &Peeked, before: &Past) -> Option<bool> {
+    match said {
+        Ok(past) => {
+            let (after, before) = (&past.header, &before.header);
+            let is_of_vm = after.vm == before.vm && after.migration != before.migration;
+            Some(is_of_vm && after.may_be_later_than(before))
+        }
+        // Nothing has been done by it.
+        Err(JournalError::NotBegun { .. }) => Some(false),
+        Err(_) => match vm_of(path) {
+            Some(vm) if vm != before.header.vm => Some(false),
+            _ => None,
+        },
+    }
+}
+
 /// What all journals of a folder say, of which some may be written to at this moment, newest last.
 /// Changes nothing.
 ///
@@ -34,7 +51,7 @@ fn peek_each(folder: &Path, host: &str) -> Result<Vec<Peeked>, JournalError> {
         (path, past)
     };
     let mut pasts: Vec<_> = paths(folder)?.into_iter().map(peek).collect();
-    pasts.sort_by_key(|(_, p)| p.as_ref().map_or((i64::MAX, 0), |p| p.header.order()));
+    pasts.sort_by_key(|(_, p)| p.as_ref().map_or(((i64::MAX, 0), 0), |p| p.header.order()));
     Ok(pasts)
 }
 

@@ -17,6 +17,7 @@ mod writers;
 pub use ending::Ending;
 pub use error::JournalError;
 pub use file::{Journal, Unwritten};
+pub(crate) use folder::is_later;
 pub use folder::{
     HISTORY_MAX, Peeked, UNCONFIRMED_DAYS_MAX, UNCONFIRMED_MAX, migration_of, peek_all, prune,
     remove_unbegun, vm_of,
@@ -104,8 +105,8 @@ impl Header {
     }
 
     /// Tries follow each other within a second.
-    fn order(&self) -> (i64, u32) {
-        (self.began_at, self.retry.as_ref().map_or(1, |r| r.number))
+    fn order(&self) -> ((i64, u32), u32) {
+        (self.moment(), self.retry.as_ref().map_or(1, |r| r.number))
     }
 }
 

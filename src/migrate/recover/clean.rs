@@ -11,7 +11,7 @@ use crate::migrate::destination::{self, created_images};
 use crate::migrate::guest::{life, process, undo};
 use crate::migrate::handover::Ended;
 use crate::migrate::host::Host;
-use crate::migrate::journal::{Past, Record, Role};
+use crate::migrate::journal::{self, Past, Record, Role};
 use crate::migrate::model::leftover::words;
 use crate::migrate::model::problem::chain;
 use crate::qemu::{Qmp, QueryStatus, RunState};
@@ -77,13 +77,18 @@ async fn clean_qemu(host: &Host, qmp: &Qmp, past: &Past) -> Vec<String> {
     let moved = past.has_moved();
     match (past.header.role, moved) {
         // Its roll-back could not reach it. What is in it bears our names, so it is that QEMU.
-        (Role::Source, false) if !moved_since(host, past) && undo::is_under_way(qmp, past).await => {
+        (Role::Source, false)
+            if moved_since(host, past) != Some(true) && undo::is_under_way(qmp, past).await =>
+        {
             words(undo::roll_back(qmp, past, undo::Bitmaps::Go).await.leftovers)
         }
         (Role::Source, false) => {
             let mut left = undo::clean_late(qmp, past).await;
             if past.running() && status == RunState::PostMigrate {
-                left.push(format!("VM {name} stands still at the source: continue it with `cont`"));
+                left.push(format!(
+                    "VM {name} stands still at the source, where a migration of its QEMU has completed: continue it with \
+                     `cont` if it surely runs nowhere else"
+                ));
             }
             left
         }
@@ -96,7 +101,9 @@ async fn clean_qemu(host: &Host, qmp: &Qmp, past: &Past) -> Vec<String> {
         (Role::Source, true) if past.header.keep_source => undo::clean_kept(qmp, past).await,
         (Role::Source, true) if past.forced.is_some() => past.left().to_vec(),
         (Role::Source, true) => process::end_the_old(name, qmp).await.into_iter().collect(),
-        (Role::Destination, false) => destination::undo(name, qmp, past, None).await,
+        (Role::Destination, false) => {
+            destination::undo(name, qmp, past, None, destination::Moment::Late).await
+        }
         (Role::Destination, true) if status == RunState::Running => Vec::new(),
         (Role::Destination, true) => vec![format!("VM {name}, which is this host's, is {status}")],
     }
@@ -111,8 +118,13 @@ fn without_qemu(host: &Host, past: &Past, known: &life::Known) -> Vec<String> {
     let moved = past.has_moved();
     let should_run = moved == (past.header.role == Role::Destination);
     let nowhere = should_run && past.guest_stands();
-    if !nowhere || !known.is_gone() || moved_since(host, past) {
+    if !nowhere || !known.is_gone() {
         return Vec::new();
+    }
+    match moved_since(host, past) {
+        Some(true) => return Vec::new(),
+        None => return past.left().to_vec(),
+        Some(false) => {}
     }
     words(vec![match past.header.role {
         Role::Source => known.of_source(&past.header.vm),
@@ -120,9 +132,11 @@ fn without_qemu(host: &Host, past: &Past, known: &life::Known) -> Vec<String> {
     }])
 }
 
-/// Whether a later migration tells of the VM, or may: not all journals can be read.
-fn moved_since(host: &Host, before: &Past) -> bool {
-    let Ok(all) = host.journals.peek_all() else { return true };
-    let is_later = |p: &Past| p.header.vm == before.header.vm && p.header.began_at > before.header.began_at;
-    all.iter().any(|(_, past)| past.as_ref().map_or(true, is_later))
+/// Whether a later migration tells of the VM; `None`: not all journals that may be of it can be read.
+fn moved_since(host: &Host, before: &Past) -> Option<bool> {
+    let all = host.journals.peek_all().ok()?;
+    if all.iter().any(|one| journal::is_later(one, before) == Some(true)) {
+        return Some(true);
+    }
+    all.iter().all(|one| journal::is_later(one, before).is_some()).then_some(false)
 }

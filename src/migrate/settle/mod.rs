@@ -164,7 +164,7 @@ pub(crate) fn recall(host: &Host, peer: &Identity, migration: Uuid) -> Option<Fa
 pub(crate) fn why_it_stands(host: &Host, peer: &Identity, migration: Uuid) -> Option<String> {
     let past = host.journals.peek(&host.journals.path(migration, Role::Destination)).ok()?;
     let is_it = past.header.peer == peer.as_str() && past.has_moved() && past.guest_stands();
-    is_it.then(|| past.left().join("; "))
+    is_it.then(|| past.left().join("; ")).filter(|left| !left.is_empty())
 }
 
 /// The source knows how it ended, and never asks again.

@@ -29,6 +29,8 @@ use crate::qemu::{EventKind, MigrateContinue, MigrationStatus, QueryMigrate, Que
 
 /// How long the destination may take to get ready for the RAM, and to close its exports.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+/// How long QEMU may take to say, in the pause, whether somebody has continued the guest.
+const LOOK_DEADLINE: Duration = Duration::from_secs(1);
 /// The RAM follows when this little is left to mirror: it would be copied in the pause.
 const MIRROR_REMAINDER_BYTES: u64 = 4 * 1024 * 1024;
 /// How long a ready mirror may take to get there before the RAM follows all the same.
@@ -267,8 +269,10 @@ pub(crate) async fn device(source: &mut Source) -> Result<(), Failure> {
             event => any_phase::on_event(source, event).await?,
         }
     }
-    // QEMU takes a `cont` after its migration, too.
-    if source.query(QueryStatus).await?.status == RunState::Running {
+    // QEMU takes a `cont` after its migration, too. One that does not answer at once is not waited for: the guest is
+    // whole at the destination.
+    let looked = source.guest.qmp.execute_within(QueryStatus, LOOK_DEADLINE).await;
+    if looked.is_ok_and(|info| info.status == RunState::Running) {
         return Err(Meanwhile::Continued.into());
     }
     source.clock.downtime.device_ms = millis(since);

@@ -17,12 +17,13 @@ mod requests;
 mod script;
 mod session;
 mod shape;
+mod witness;
 mod words;
 
 type Target = fn(&[u8]);
 
 /// By name; the corpus of each is in the folder of that name.
-pub(crate) const TARGETS: [(&str, Target); 19] = [
+pub(crate) const TARGETS: [(&str, Target); 20] = [
     ("api", api::requests),
     ("blocks", blocks::blocks),
     ("config", config::config),
@@ -41,5 +42,6 @@ pub(crate) const TARGETS: [(&str, Target); 19] = [
     ("qmp", qmp::lines),
     ("requests", requests::requests),
     ("session", session::session),
+    ("witness", witness::answer),
     ("words", words::words),
 ];
