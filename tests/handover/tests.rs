@@ -60,25 +60,25 @@ mod everything {
     use super::*;
 
     #[test]
-    #[ignore = "large"]
+    #[ignore = "minutes, and up to 1.3 GiB: docs/witness.md has the command"]
     fn what_is_said_to_the_witness_comes_late() {
         never_two_never_none_always_decidable(Scope::LateWitness, 15_000_000);
     }
 
     #[test]
-    #[ignore = "large"]
+    #[ignore = "minutes, and up to 1.3 GiB: docs/witness.md has the command"]
     fn the_witness_forgets() {
         never_two_never_none_always_decidable(Scope::ForgetfulWitness, 2_900_000);
     }
 
     #[test]
-    #[ignore = "large"]
+    #[ignore = "minutes, and up to 1.3 GiB: docs/witness.md has the command"]
     fn there_is_a_witness_and_disks_fail() {
         never_two_never_none_always_decidable(Scope::WitnessAndDisks, 6_800_000);
     }
 
     #[test]
-    #[ignore = "large"]
+    #[ignore = "minutes, and up to 1.3 GiB: docs/witness.md has the command"]
     fn there_is_a_witness_and_operators_decide() {
         never_two_never_none_always_decidable(Scope::WitnessAndDecisions, 9_300_000);
     }

@@ -99,9 +99,13 @@ async fn stopped(name: &str, qmp: &Qmp, past: &Past) -> Vec<String> {
         Ok(_) => "it is stopped".to_owned(),
         Err(e) => format!("it could not be stopped ({})", chain(&e)),
     };
+    let end = match process::started_qemu(past) {
+        true => "`vmferry recover`, and the next start of this agent, end this QEMU",
+        false => "end this QEMU once the VM surely runs there",
+    };
     vec![format!(
         "somebody continued VM {name} here before {} had handed it over; {stopped}, and its QEMU is left. Never continue \
-         it while the VM may run there; `vmferry recover`, and the next start of this agent, end this QEMU",
+         it while the VM may run there; {end}",
         past.header.peer
     )]
 }
