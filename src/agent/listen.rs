@@ -15,12 +15,14 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::caller::{Caller, warn_of_unknown_groups};
+use super::handoff::PassedSockets;
 use super::http::{self, HasBusiness, Limits, Visitor, WhenFull};
 use super::running::Agent;
 use super::{drain_routes, libvirt_routes, replica_routes, routes, unix_listener};
-use crate::config::ApiConfig;
+use crate::config::{ApiConfig, Config};
 use crate::error_chain::chain;
 use crate::net::accept::listen;
 
@@ -44,8 +46,44 @@ const PORT_POLL: Duration = Duration::from_millis(20);
 /// Before the next try when no connection can be accepted, for want of descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// All that an agent listens with, open and not yet served.
+pub(super) struct Listeners {
+    peers: Vec<TcpListener>,
+    local: UnixListener,
+    metrics: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Opens what the service manager has not passed.
+    /// Errors: an address or a path that cannot be listened on, by its key in the configuration.
+    pub(super) async fn open(config: &Config, passed: PassedSockets) -> anyhow::Result<Self> {
+        let passed = passed.sort(&config.api_socket())?;
+        let peers = match passed.peers.is_empty() {
+            true => peers(&config.listen).await?,
+            false => passed.peers,
+        };
+        let local = match passed.local {
+            Some(passed) => passed,
+            None => local(&config.api_socket(), &config.api).await?,
+        };
+        let metrics = config.metrics.as_ref().map(|m| metrics(m.listen)).transpose()?;
+        Ok(Self { peers, local, metrics })
+    }
+
+    /// Serves all of them until the agent stops.
+    pub(super) fn serve(self, agent: &Arc<Agent>, servers: &TaskTracker) {
+        for listener in self.peers {
+            servers.spawn(accept_peers(Arc::clone(agent), listener));
+        }
+        servers.spawn(serve_api(Arc::clone(agent), self.local));
+        if let Some(listener) = self.metrics {
+            servers.spawn(serve_metrics(Arc::clone(agent), listener));
+        }
+    }
+}
+
 /// Opens the one port. A process before this one may be about to let go of it.
-pub(super) async fn peers(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+async fn peers(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     let until = Instant::now() + PORT_DEADLINE;
     let mut open = Vec::new();
     for address in addresses {
@@ -64,7 +102,7 @@ pub(super) async fn peers(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpLis
 }
 
 /// Accepts peers until the agent stops.
-pub(super) async fn accept_peers(agent: Arc<Agent>, listener: TcpListener) {
+async fn accept_peers(agent: Arc<Agent>, listener: TcpListener) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -105,7 +143,7 @@ pub(super) fn make_folder(folder: &Path) -> anyhow::Result<()> {
 
 /// Opens the local API's socket, unless another agent serves it. A process before this one may be about to
 /// let go of it.
-pub(super) async fn local(path: &Path, api: &ApiConfig) -> anyhow::Result<UnixListener> {
+async fn local(path: &Path, api: &ApiConfig) -> anyhow::Result<UnixListener> {
     warn_of_unknown_groups(api);
     path.parent().map_or(Ok(()), make_folder)?;
     let until = Instant::now() + PORT_DEADLINE;
@@ -126,7 +164,7 @@ pub(super) async fn local(path: &Path, api: &ApiConfig) -> anyhow::Result<UnixLi
 }
 
 /// Serves the local API until the agent stops.
-pub(super) async fn serve_api(agent: Arc<Agent>, listener: UnixListener) {
+async fn serve_api(agent: Arc<Agent>, listener: UnixListener) {
     let gates = [routes::router, libvirt_routes::router, drain_routes::router, replica_routes::router];
     let gates = gates.map(|router| router(Arc::clone(&agent)));
     let routes = routes::served(gates);
@@ -145,13 +183,13 @@ pub(super) async fn serve_api(agent: Arc<Agent>, listener: UnixListener) {
 }
 
 /// Opens the Prometheus listener.
-pub(super) fn metrics(address: SocketAddr) -> anyhow::Result<TcpListener> {
+fn metrics(address: SocketAddr) -> anyhow::Result<TcpListener> {
     listen(address)
         .with_context(|| format!("cannot listen on {address} (`metrics.listen` in the configuration)"))
 }
 
 /// Serves Prometheus until the agent stops.
-pub(super) async fn serve_metrics(agent: Arc<Agent>, listener: TcpListener) {
+async fn serve_metrics(agent: Arc<Agent>, listener: TcpListener) {
     let stopping = agent.stopping.clone();
     let text = move || {
         let agent = Arc::clone(&agent);

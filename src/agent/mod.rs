@@ -45,7 +45,7 @@ mod vm_states;
 mod watchdog;
 
 pub use confine::{Early, confine};
+pub use handoff::StartMode;
 #[doc(hidden)]
 pub use handoff::reread as reread_handoff;
-pub use handoff::{StartMode, handoff_formats};
-pub use start::{AgentError, check_config, run};
+pub use start::{AgentError, check_config, handoff_formats, run};

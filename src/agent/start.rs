@@ -15,13 +15,15 @@ use tokio_util::task::TaskTracker;
 
 use super::certificate_files::Stamp;
 use super::confine::{Confinement, Early, confine_calls};
-use super::handoff::{self, Inherited, Kept, PassedSockets, StartMode};
+use super::handoff::{self, Inherited, Kept, Left, PassedSockets, StartMode};
+use super::listen::Listeners;
 use super::running::Agent;
 use super::signals::{Asked, Signals};
 use super::{certificates, draining, journals, listen, observe, watchdog};
 use crate::access::{Action, Who, authorize};
 use crate::audit::{self, Audit, Event};
 use crate::config::Config;
+use crate::error_chain::chain;
 use crate::migrate::{recover, settle};
 use crate::mux;
 use crate::net::endpoint::Endpoint;
@@ -39,7 +41,8 @@ const INCOMING_MAX: usize = 256;
 /// Why an agent does not run, or no longer does.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// Configuration or certificates are wrong: starting again does not help.
+    /// Configuration or certificates are wrong, and nothing waits for a process that goes on: starting again does not
+    /// help.
     #[error(transparent)]
     Configuration(anyhow::Error),
     /// The machine did not give what is needed: an address, a folder, the lock. It may later.
@@ -63,7 +66,12 @@ pub async fn run(path: &Path, mode: StartMode, early: Early) -> Result<(), Agent
     private_memory::keep_private();
     // Before anything else is started that could inherit them in turn.
     let handoff::Passed { kept, sockets } = handoff::passed();
-    let (config, before, tls) = configured(path).map_err(AgentError::Configuration)?;
+    let (config, before, tls) = match configured(path) {
+        Ok(configured) => configured,
+        // Migrations wait for a configuration that is mended: starting again helps them.
+        Err(e) if handoff::keep(kept).await => return Err(AgentError::Unable(e)),
+        Err(e) => return Err(AgentError::Configuration(e)),
+    };
     serve((config, path), (before, tls, early), (kept, sockets), mode).await.map_err(AgentError::Unable)
 }
 
@@ -73,6 +81,12 @@ pub fn check_config(path: &Path) -> anyhow::Result<String> {
     let (config, _, tls) = configured(path)?;
     let (peers, vms) = (config.peers.len(), config.vms.len());
     Ok(format!("{} is right: host {}, peers: {peers}, VMs: {vms}", path.display(), tls.identity))
+}
+
+/// What this version can take over, and what it would start as with the configuration at `path`, as a line of JSON.
+pub fn handoff_formats(path: &Path) -> anyhow::Result<String> {
+    let start = configured(path).map(|(config, _, tls)| (tls.identity.to_string(), config.state_dir));
+    handoff::handoff_formats(start)
 }
 
 /// The configuration and the files that it names, with what was seen of these before they were read.
@@ -93,25 +107,35 @@ async fn serve(
     (kept, sockets): (Kept, PassedSockets),
     mode: StartMode,
 ) -> anyhow::Result<()> {
-    let Inherited { state, predecessor } = Inherited::find(&config, tls.identity.as_str(), kept, mode)?;
+    let Inherited { left, predecessor } = Inherited::find(&config, tls.identity.as_str(), kept, mode).await?;
     if let Some(predecessor) = predecessor {
         tokio::task::block_in_place(|| predecessor.release())?;
     }
-    let _only_one = (prepare_state(&config.state_dir)?, prepare_runtime(&config.runtime_dir)?);
+    // All that the machine may refuse, before anything of what was left is touched.
+    let Place { _only_one, signals, listeners, successors } = match Place::take(&config, sockets).await {
+        Ok(place) => place,
+        Err(e) => {
+            if let Some(left) = left {
+                left.keep().await;
+            }
+            return Err(e);
+        }
+    };
     tracing::info!(
         identity = %tls.identity, aead = ?tls.aead, vms = config.vms.len(), peers = config.peers.len(),
         version = env!("CARGO_PKG_VERSION"), "the agent starts"
     );
     let confinement = confine_calls(&config, early);
-    let audit = begin_record(&config, tls.identity.as_str(), state.is_some())?;
+    let audit = begin_record(&config, tls.identity.as_str(), left.is_some())?;
     let (incoming, streams) = mpsc::channel(INCOMING_MAX);
     let (started, sessions) = mpsc::unbounded_channel();
-    let instance = state.as_ref().map(|(state, _)| state.instance);
+    let instance = left.as_ref().map(|left| left.state.instance);
     let agent =
         Arc::new(new_agent((config, path), tls, instance, (incoming, started), (audit, confinement))?);
     agent.certificates.set(agent.host.config.tls.clone(), before);
-    let (taken, mut timelines) = match state {
-        Some((mut state, mut fds)) => {
+    let is_waited_for = left.as_ref().is_some_and(|left| left.state.is_waited_for());
+    let (taken, mut timelines) = match left {
+        Some(Left { mut state, mut fds }) => {
             tracing::info!(from = state.version, left = state.summary(), "taking up what was left");
             let (counts, timelines) = (state.counts.take(), std::mem::take(&mut state.timelines));
             counts.into_iter().for_each(|counts| agent.inherit_counts(counts));
@@ -127,14 +151,11 @@ async fn serve(
     let unaware = if instance.is_none() { settle::peers_of(&found.0) } else { Default::default() };
     // Before a peer can send anything.
     draining::find(&agent);
-    // Before anything listens: who is told to stop must not be half started.
-    let signals = Signals::new()?;
     let servers = TaskTracker::new();
     // Who can ask the agent finds its sockets.
-    agent.forwards.start_configured()?;
+    begin_forwardings(&agent, is_waited_for)?;
     agent.libvirt.start();
-    listen_all(&agent, &servers, sockets).await?;
-    let successors = handoff::listen(&agent.host.config.runtime_dir)?;
+    listeners.serve(&agent, &servers);
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
     servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
     agent.tasks.spawn(settle::announce(Arc::clone(&agent.host), unaware));
@@ -155,6 +176,43 @@ async fn serve(
     agent.tasks.spawn_blocking(move || journals::prune(&host));
     let left_to_another = run_to_the_end(&agent, signals, successors).await;
     agent.host.audit.close(Event::AgentEnds { left_to_another }).await;
+    Ok(())
+}
+
+/// What only one agent of this machine can have.
+struct Place {
+    _only_one: (Flock<File>, Flock<File>),
+    signals: Signals,
+    listeners: Listeners,
+    successors: UnixListener,
+}
+
+impl Place {
+    /// Takes it. Whoever connects waits until there is an agent.
+    async fn take(config: &Config, sockets: PassedSockets) -> anyhow::Result<Self> {
+        Ok(Self {
+            _only_one: (prepare_state(&config.state_dir)?, prepare_runtime(&config.runtime_dir)?),
+            // Before anything listens: who is told to stop must not be half started.
+            signals: Signals::new()?,
+            listeners: Listeners::open(config, sockets).await?,
+            successors: handoff::listen(&config.runtime_dir)?,
+        })
+    }
+}
+
+/// Begins the forwardings of the configuration. One that cannot be begun keeps an agent from starting, unless
+/// migrations or connections wait for it to go on.
+fn begin_forwardings(agent: &Agent, is_waited_for: bool) -> anyhow::Result<()> {
+    for e in agent.forwards.start_configured() {
+        if !is_waited_for {
+            agent.forwards.stop();
+            return Err(e.into());
+        }
+        tracing::error!(
+            error = chain(&e),
+            "the agent goes on without it, for what was left; a restart begins it once this is mended"
+        );
+    }
     Ok(())
 }
 
@@ -245,26 +303,4 @@ fn lock(file: File, folder: &Path) -> anyhow::Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|(_, e)| e)
         .with_context(|| format!("another agent uses {}; stop it first", folder.display()))
-}
-
-async fn listen_all(agent: &Arc<Agent>, servers: &TaskTracker, passed: PassedSockets) -> anyhow::Result<()> {
-    let config = &agent.host.config;
-    let passed = passed.sort(&config.api_socket())?;
-    let peers = match passed.peers.is_empty() {
-        true => listen::peers(&config.listen).await?,
-        false => passed.peers,
-    };
-    let local = match passed.local {
-        Some(local) => local,
-        None => listen::local(&config.api_socket(), &config.api).await?,
-    };
-    let metrics = config.metrics.as_ref().map(|m| listen::metrics(m.listen)).transpose()?;
-    for listener in peers {
-        servers.spawn(listen::accept_peers(Arc::clone(agent), listener));
-    }
-    servers.spawn(listen::serve_api(Arc::clone(agent), local));
-    if let Some(listener) = metrics {
-        servers.spawn(listen::serve_metrics(Arc::clone(agent), listener));
-    }
-    Ok(())
 }

@@ -58,7 +58,7 @@ pub(super) enum Command {
         /// code 2 if the agent would not start with them. Needs to read the private key.
         #[arg(long, conflicts_with_all = ["take_over", "handoff_formats"])]
         check_config: bool,
-        /// Print what this version can take over, and do nothing else.
+        /// Print what this version can take over, and what it would start as; do nothing else.
         #[arg(long = "succession-formats", hide = true)]
         handoff_formats: bool,
     },

@@ -92,8 +92,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let code = runtime.block_on(async move {
         match arguments.command {
-            Command::Agent { handoff_formats: true, .. } => {
-                println!("{}", crate::agent::handoff_formats()?);
+            Command::Agent { handoff_formats: true, config, .. } => {
+                println!("{}", crate::agent::handoff_formats(&config)?);
                 Ok(ExitCode::SUCCESS)
             }
             Command::Agent { config, take_over, .. } => {

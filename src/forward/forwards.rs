@@ -121,22 +121,16 @@ impl Forwards {
         });
     }
 
-    /// Begins those of the configuration that an earlier process has not left. Needs a runtime.
-    pub fn start_configured(&self) -> Result<(), StartError> {
-        self.start_all().inspect_err(|_| self.stop())
-    }
-
-    fn start_all(&self) -> Result<(), StartError> {
-        for (name, config) in &self.configured {
-            let is_there = self.locked().all.values().any(|f| f.name.as_deref() == Some(name));
-            if is_there {
-                continue;
-            }
-            let failed = |source| StartError { name: name.clone(), source };
-            let spec = Spec::configured(name, config).map_err(|e| failed(e.into()))?;
-            self.begin(Some(name), spec).map_err(failed)?;
-        }
-        Ok(())
+    /// Begins those of the configuration that an earlier process has not left; what cannot be begun. Needs a runtime.
+    pub fn start_configured(&self) -> Vec<StartError> {
+        let is_there = |name: &str| self.locked().all.values().any(|f| f.name.as_deref() == Some(name));
+        let missing = self.configured.iter().filter(|(name, _)| !is_there(name));
+        let begun = missing.map(|(name, config)| {
+            let spec = Spec::configured(name, config).map_err(AddError::from);
+            let begun = spec.and_then(|spec| self.begin(Some(name), spec));
+            begun.map_err(|source| StartError { name: name.clone(), source })
+        });
+        begun.filter_map(Result::err).collect()
     }
 
     /// Begins a forwarding that lasts until [`Forwards::end`] or the agent's end. Needs a runtime.

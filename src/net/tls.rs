@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
@@ -179,9 +180,10 @@ impl Tls {
         let verifier = PeerVerifier::new(roots, &crls, naming.clone(), &provider)
             .map(Arc::new)
             .map_err(|source| verifier_error(source, paths))?;
+        let now = UnixTime::now();
         verifier
-            .check(&chain, PeerRole::Client, &identity)
-            .and_then(|()| verifier.check(&chain, PeerRole::Server, &identity))
+            .check(&chain, PeerRole::Client, &identity, now)
+            .and_then(|()| verifier.check(&chain, PeerRole::Server, &identity, now))
             .map_err(|source| own_chain_error(source, paths))?;
 
         let client = ClientConfig::builder_with_provider(provider.clone())
@@ -210,7 +212,7 @@ impl Tls {
     }
 
     /// Judges again, by the present CA, revocation list and clock, a peer whose chain was
-    /// accepted earlier.
+    /// accepted earlier. It was valid then: a clock that was put back since is taken to be no earlier than the chain.
     /// Errors: the reason for which a handshake with this peer would fail now.
     pub fn reverify(
         &self,
@@ -218,7 +220,8 @@ impl Tls {
         role: PeerRole,
         peer: &Identity,
     ) -> Result<(), HandshakeFailure> {
-        self.verifier.check(chain, role, peer).map_err(|e| classify_tls_error(&e))
+        let now = UnixTime::now().max(begin(chain));
+        self.verifier.check(chain, role, peer, now).map_err(|e| classify_tls_error(&e))
     }
 
     /// Whether a connection would come about now by a key exchange of this group. Of one that is no more it is not
@@ -301,8 +304,9 @@ pub(crate) fn verify_under(
     let verifier = PeerVerifier::new(Arc::new(roots), &[], naming.clone(), &provider)
         .map_err(|e| RustlsError::General(e.to_string()))?;
     let chain = std::slice::from_ref(leaf);
-    verifier.check(chain, PeerRole::Client, identity)?;
-    verifier.check(chain, PeerRole::Server, identity)
+    let now = UnixTime::now();
+    verifier.check(chain, PeerRole::Client, identity, now)?;
+    verifier.check(chain, PeerRole::Server, identity, now)
 }
 
 /// The library's verifiers, and after them our rules of purpose and identity: the library is content with
@@ -340,9 +344,9 @@ impl PeerVerifier {
         chain: &[CertificateDer<'_>],
         role: PeerRole,
         peer: &Identity,
+        now: UnixTime,
     ) -> Result<(), RustlsError> {
         let (leaf, rest) = chain.split_first().ok_or(RustlsError::NoCertificatesPresented)?;
-        let now = UnixTime::now();
         let name = peer.server_name().map_err(no_identity)?;
         match role {
             PeerRole::Client => self.verify_client_cert(leaf, rest, now).map(drop)?,
@@ -367,6 +371,16 @@ impl PeerVerifier {
         }
         .into())
     }
+}
+
+/// When the last of a chain's certificates becomes valid; what cannot be read is judged elsewhere.
+fn begin(chain: &[CertificateDer<'_>]) -> UnixTime {
+    let of = |cert: &CertificateDer<'_>| {
+        let (_, parsed) = X509Certificate::from_der(cert).ok()?;
+        u64::try_from(parsed.validity().not_before.timestamp()).ok()
+    };
+    let last = chain.iter().filter_map(of).max().unwrap_or(0);
+    UnixTime::since_unix_epoch(Duration::from_secs(last))
 }
 
 /// The certificate says that it is for this role, and does not say that its key may not sign a handshake. The

@@ -463,6 +463,23 @@ fn a_live_peer_is_judged_again_by_a_new_revocation_list() {
     }
 }
 
+/// A clock that was put back, seen from the certificate: that becomes valid tomorrow.
+#[test]
+fn a_clock_that_is_put_back_ends_no_session() {
+    let ca = Ca::new("ca");
+    let peer = ca.issue(&spoiled("bravo", |w| (w.serial, w.from_days) = (99, 1)));
+    let chain = [peer.cert.clone()];
+    let alpha = agent(&ca, "alpha");
+    let revoked = agent_with_crl(&ca, "alpha", &ca.crl(&[99], 10)).unwrap();
+    for role in [PeerRole::Client, PeerRole::Server] {
+        assert_eq!(alpha.reverify(&chain, role, &id("bravo")), Ok(()));
+        assert_eq!(alpha.reverify(&chain, role, &id("alpha")), Err(F::WrongIdentity));
+        assert_eq!(revoked.reverify(&chain, role, &id("bravo")), Err(F::Revoked));
+        let unknown = agent(&Ca::new("other"), "alpha").reverify(&chain, role, &id("bravo"));
+        assert_eq!(unknown, Err(F::UnknownCa));
+    }
+}
+
 #[test]
 fn every_failure_has_its_own_label_and_a_hint() {
     let plain = [

@@ -4,7 +4,7 @@
 //! test's paths and user, and leaves all else as it is.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::booted::Machine;
 use crate::faults::{Migration, Plan, Reach, Stage};
-use crate::support::process::{SHORT, wait_for};
+use crate::support::process::{LONG, SHORT, wait_for};
 use crate::support::proof::{self, field};
 use crate::support::{Agent, Lab, Paths, Vm, VmEntry, VmSpec, with_lab};
 
@@ -269,6 +269,104 @@ fn what_an_earlier_version_left_is_closed(stage: &Stage, machine: &Machine) -> R
     let check = stage.bravo.vmferry(&["check", &stage.source.spec.name, "--to", "alpha"])?;
     ensure!(!check.stdout.contains("exported") && !check.stdout.contains("block nodes"), "{check:?}");
     Ok(())
+}
+
+/// A configuration that was edited since the start, badly: a guest in the pause does not wait for somebody who mends it.
+#[test]
+fn nothing_is_left_to_a_process_that_would_not_start() -> Result<()> {
+    with_lab("nothing_is_left_to_a_process_that_would_not_start", |lab| {
+        let mut stage = Stage::set_up(lab, Plan { dirty_rest_ms: 20, ..Plan::ORDINARY })?;
+        stage.destination.start_incoming()?;
+        let services = Services::boot(lab, &mut stage)?;
+        let tested = (|| {
+            let edited = Edited::of(&stage.alpha)?;
+            let migration = stage.begin()?;
+            stage.bring_to(Reach::Switchover, &migration)?;
+            edited.write(|text| format!("{text}\n[misspelt]\nkey = 1\n"))?;
+            ensure!(services.alpha.systemctl(&["restart", "vmferry"]).is_err(), "it started with that");
+            ensure!(services.alpha.shown("ExecMainStatus", "vmferry")? == "2", "a restart would not help");
+            // Without any agent here.
+            stage.source.wait_more(20)?;
+            proof::qemu_is_clean(&mut stage.source.qmp()?)?;
+            exports_nothing(&stage.destination)?;
+            let log = services.alpha.log();
+            let said = "it would not start: ";
+            ensure!(log.contains(said) && log.contains("misspelt"), "the log does not say so: {log}");
+            edited.write(str::to_owned)?;
+            services.alpha.systemctl(&["start", "vmferry"])?;
+            let report = migration.ended(&stage.alpha)?;
+            ensure!(field(&report, "/outcome/result")? == "failed", "{report}");
+            Ok(())
+        })();
+        services.told(tested)
+    })
+}
+
+/// What only the start itself shows to be wrong: what was left waits at systemd until it is mended, and goes on then.
+#[test]
+fn what_was_left_waits_for_a_process_that_can_start() -> Result<()> {
+    with_lab("what_was_left_waits_for_a_process_that_can_start", |lab| {
+        let mut stage =
+            Stage::set_up(lab, Plan { deadlines: "resume_s = 120\n", dirty_rest_ms: 20, ..Plan::ORDINARY })?;
+        stage.destination.start_incoming()?;
+        let services = Services::boot(lab, &mut stage)?;
+        let tested = (|| {
+            let migration = stage.begin()?;
+            stage.bring_to(Reach::Mirror, &migration)?;
+            for (agent, machine) in [(&stage.alpha, &services.alpha), (&stage.bravo, &services.bravo)] {
+                let edited = Edited::of(agent)?;
+                // No host of the bed has it.
+                edited.write(|text| {
+                    text.replace("[metrics]\nlisten = \"", "[metrics]\nlisten = \"198.51.100.9:9908\" # \"")
+                })?;
+                ensure!(machine.systemctl(&["restart", "vmferry"]).is_err(), "it listens there");
+                // More than once.
+                tried_again(machine)?;
+                wait_for("systemd to have it again", SHORT, || Ok((machine.kept()? == 2).then_some(())))?;
+                // What even the configuration's readers find waits as well.
+                edited.write(|text| format!("{text}\n[misspelt]\nkey = 1\n"))?;
+                tried_again(machine)?;
+                let log = machine.log();
+                ensure!(log.contains("waits for the one after it"), "the log does not say so: {log}");
+                edited.write(str::to_owned)?;
+                let active = || Ok((machine.shown("ActiveState", "vmferry")? == "active").then_some(()));
+                wait_for("the service to be active", LONG, active)?;
+                wait_for("systemd to keep nothing", SHORT, || Ok((machine.kept()? == 0).then_some(())))?;
+            }
+            stage.calm()?;
+            moved(&migration, [&stage.alpha, &stage.bravo])?;
+            proof::guest_continued(&stage.source, &stage.destination)?;
+            stage.copies().same_as_source(&stage.paths, &stage.source, &stage.destination)
+        })();
+        services.told(tested)
+    })
+}
+
+/// Waits for two more starts.
+fn tried_again(machine: &Machine) -> Result<()> {
+    let tries = || -> Result<u32> { Ok(machine.shown("NRestarts", "vmferry")?.parse()?) };
+    let before = tries()?;
+    wait_for("two more starts", LONG, || Ok((tries()? > before + 1).then_some(())))
+}
+
+/// The configuration of an agent, as it was and as an operator leaves it.
+struct Edited {
+    path: PathBuf,
+    before: String,
+}
+
+impl Edited {
+    fn of(agent: &Agent) -> Result<Self> {
+        let path = agent.host().dir.join("vmferry.toml");
+        let before = fs::read_to_string(&path)?;
+        Ok(Self { path, before })
+    }
+
+    /// Writes what an edit makes of what it was.
+    fn write(&self, edit: impl FnOnce(&str) -> String) -> Result<()> {
+        let text = edit(&self.before);
+        Ok(fs::write(&self.path, text)?)
+    }
 }
 
 /// The stop of a service rolls back what it may, and leaves nothing behind.

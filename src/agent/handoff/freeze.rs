@@ -43,6 +43,7 @@ impl Agent {
             format: format(has_a_witness || migrations.have_a_witness()),
             version: env!("CARGO_PKG_VERSION").into(),
             identity: self.host.identity.to_string(),
+            state_dir: Some(self.host.config.state_dir.clone()),
             instance: self.host.pool.endpoint().instance(),
             sessions,
             migrations,

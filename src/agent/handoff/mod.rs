@@ -12,6 +12,7 @@ mod state;
 mod systemd;
 mod transport;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::draining;
@@ -21,7 +22,7 @@ use crate::config::Config;
 use crate::net::stream_owner::Descriptors;
 use socket::Successor;
 use state::HandoffState;
-use transport::{Offer, Package};
+use transport::{Offer, Package, Start};
 
 pub(super) use passed_sockets::PassedSockets;
 pub(super) use socket::{Predecessor, listen};
@@ -53,56 +54,124 @@ pub enum StartMode {
     TakeOver,
 }
 
-/// What this version can take over, as a line of JSON.
-pub fn handoff_formats() -> anyhow::Result<String> {
-    Ok(serde_json::to_string(&Offer::ours())?)
+/// What this version can take over, and what it would start as with a configuration, as a line of JSON.
+pub(super) fn handoff_formats(start: anyhow::Result<(String, PathBuf)>) -> anyhow::Result<String> {
+    let start = match start {
+        Ok((host, state_dir)) => Start::As { host, state_dir },
+        Err(e) => Start::Refused(format!("{e:#}")),
+    };
+    Ok(serde_json::to_string(&Offer::ours().with_start(start))?)
 }
 
 /// What this version makes of what a process of `identity` has left: the same again, without the descriptors.
 #[doc(hidden)]
 pub fn reread(left: &[u8], identity: &str) -> anyhow::Result<Vec<u8>> {
-    HandoffState::decode(left, identity)?.encode()
+    let state = HandoffState::decode(left)?;
+    state.check_owner(identity, state.state_dir.as_deref().unwrap_or(Path::new("")))?;
+    state.encode()
 }
 
 /// What another process has left, and whether that one waits for our word.
 pub(super) struct Inherited {
-    pub(super) state: Option<(HandoffState, Descriptors)>,
+    pub(super) left: Option<Left>,
     pub(super) predecessor: Option<Predecessor>,
 }
 
 impl Inherited {
     /// Whatever there is and can be read. What cannot is lost, and told: the journals know what
     /// was under way.
-    pub(super) fn find(config: &Config, identity: &str, kept: Kept, mode: StartMode) -> anyhow::Result<Self> {
+    /// Errors: it is another agent's. Then that one still has it, or the service manager.
+    pub(super) async fn find(
+        config: &Config,
+        identity: &str,
+        kept: Kept,
+        mode: StartMode,
+    ) -> anyhow::Result<Self> {
+        let is_ours = |left: &Left| left.state.check_owner(identity, &config.state_dir);
         if mode == StartMode::TakeOver {
             let asked = || socket::take_over(&config.runtime_dir);
             let (package, predecessor) = tokio::task::block_in_place(asked)?;
-            return match HandoffState::decode(&package.state, identity) {
-                Ok(state) => {
-                    let state = Some((state, Descriptors::new(package.fds)));
-                    Ok(Self { state, predecessor: Some(predecessor) })
-                }
+            let left = Left::read(package).and_then(|left| is_ours(&left).map(|()| left));
+            return match left {
+                Ok(left) => Ok(Self { left: Some(left), predecessor: Some(predecessor) }),
                 Err(e) => {
                     predecessor.decline(&format!("{e:#}"));
                     Err(e.context("the running agent goes on"))
                 }
             };
         }
-        let decoded = kept.and_then(|kept| match kept {
-            None => Ok(None),
-            Some(package) => {
-                let state = HandoffState::decode(&package.state, identity)?;
-                Ok(Some((state, Descriptors::new(package.fds))))
+        let left = Left::of(kept);
+        if let Some(Err(e)) = left.as_ref().map(is_ours) {
+            match left {
+                Some(left) if left.state.is_waited_for() => {
+                    left.keep().await;
+                    return Err(e);
+                }
+                _ => tracing::warn!(cause = format!("{e:#}"), "the process before was another agent"),
             }
-        });
-        let state = decoded.unwrap_or_else(|e| {
+            return Ok(Self { left: None, predecessor: None });
+        }
+        Ok(Self { left, predecessor: None })
+    }
+}
+
+/// What another process has left, read and not taken up.
+pub(super) struct Left {
+    pub(super) state: HandoffState,
+    pub(super) fds: Descriptors,
+}
+
+impl Left {
+    fn read(package: Package) -> anyhow::Result<Self> {
+        let state = HandoffState::decode(&package.state)?;
+        Ok(Self { state, fds: Descriptors::new(package.fds) })
+    }
+
+    fn of(kept: Kept) -> Option<Self> {
+        let read = kept.and_then(|kept| kept.map(Self::read).transpose());
+        read.unwrap_or_else(|e| {
             tracing::error!(
                 cause = format!("{e:#}"),
                 "what the process before left cannot be taken up; its migrations are settled by their journals"
             );
             None
-        });
-        Ok(Self { state, predecessor: None })
+        })
+    }
+
+    /// Gives it back to the service manager, for the next start; this process has touched nothing of it. Whether
+    /// anything is waiting there then.
+    pub(super) async fn keep(self) -> bool {
+        if !self.state.is_waited_for() {
+            return false;
+        }
+        let left = self.state.summary();
+        let kept = async {
+            systemd::to_store(&Package { state: self.state.encode()?, fds: self.fds.into_fds() }).await
+        };
+        match kept.await {
+            Ok(()) => {
+                tracing::error!(left, "this process cannot start; what was left waits for the one after it");
+                true
+            }
+            Err(e) => {
+                let cause = format!("{e:#}");
+                tracing::error!(
+                    left,
+                    cause,
+                    "what was left is lost with this process; its migrations are settled by their journals"
+                );
+                false
+            }
+        }
+    }
+}
+
+/// Keeps what the process before left, for a process that cannot even read its configuration. Whether anything is
+/// waiting for the next start.
+pub(super) async fn keep(kept: Kept) -> bool {
+    match Left::of(kept) {
+        Some(left) => left.keep().await,
+        None => false,
     }
 }
 
@@ -121,7 +190,7 @@ pub(super) async fn leave_to_systemd(agent: &Arc<Agent>) -> bool {
             return false;
         }
     }
-    if let Err(e) = systemd::can_succeed(agent.host.has_a_witness()).await {
+    if let Err(e) = systemd::can_succeed(&agent.host, &agent.config_path).await {
         let cause = format!("{e:#}");
         tracing::error!(
             cause,

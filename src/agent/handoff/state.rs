@@ -1,6 +1,8 @@
 //! What a process leaves to the next, as data: sessions, migrations, and what operators have set. The
 //! descriptors go beside it. Knows neither how it is taken nor how it travels.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +29,9 @@ pub(crate) struct HandoffState {
     /// The version that wrote it, for people.
     pub(crate) version: String,
     pub(super) identity: String,
+    /// Where its journals are. Of a version before, the same folder as ever.
+    #[serde(default)]
+    pub(super) state_dir: Option<PathBuf>,
     /// The name of the process to its peers: the successor is the same agent to them.
     pub(crate) instance: [u8; 16],
     pub(super) sessions: Vec<FrozenSession>,
@@ -58,8 +63,8 @@ impl HandoffState {
     }
 
     /// Reads what an earlier process has left.
-    /// Errors: it is damaged, of a format that this version does not know, or of another host.
-    pub(super) fn decode(bytes: &[u8], identity: &str) -> anyhow::Result<Self> {
+    /// Errors: it is damaged, or of a format that this version does not know.
+    pub(super) fn decode(bytes: &[u8]) -> anyhow::Result<Self> {
         /// What every format has.
         #[derive(Deserialize)]
         struct Head {
@@ -71,9 +76,30 @@ impl HandoffState {
             let (format, version) = (head.format, head.version);
             bail!("version {version} left it in format {format}, this one reads {FORMATS:?}");
         }
-        let state: Self = ciborium::from_reader(bytes).context("what the process before left is damaged")?;
-        ensure!(state.identity == identity, "it is {}'s, this is {identity}", state.identity);
-        Ok(state)
+        ciborium::from_reader(bytes).context("what the process before left is damaged")
+    }
+
+    /// That an agent of this host with its journals in `state_dir` is the one to go on.
+    /// Errors: it is another's, or its journals are elsewhere.
+    pub(super) fn check_owner(&self, identity: &str, state_dir: &Path) -> anyhow::Result<()> {
+        ensure!(
+            self.identity == identity,
+            "the process before was {}, and this is {identity} (`cert` in the configuration)",
+            self.identity
+        );
+        let theirs = self.state_dir.as_deref().unwrap_or(state_dir);
+        ensure!(
+            theirs == state_dir,
+            "the process before had its journals in {}, and this one has {} (`state_dir` in the configuration)",
+            theirs.display(),
+            state_dir.display()
+        );
+        Ok(())
+    }
+
+    /// Whether somebody waits for a process that goes on with it. Sessions alone are made anew.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.migrations.is_empty() || self.forwards.connections() > 0
     }
 
     /// In words.
@@ -96,6 +122,7 @@ mod tests {
             format: format(false),
             version: "0".into(),
             identity: "alpha".into(),
+            state_dir: Some("/var/lib/vmferry".into()),
             instance: [7; 16],
             sessions: Vec::new(),
             migrations: FrozenMigrations::default(),
@@ -116,8 +143,21 @@ mod tests {
         assert_eq!(fields.len(), before - 1);
         let mut bytes = Vec::new();
         ciborium::into_writer(&Value::Map(fields), &mut bytes).unwrap();
-        let read = HandoffState::decode(&bytes, "alpha").unwrap();
+        let read = HandoffState::decode(&bytes).unwrap();
         assert!(read.forwards.is_empty());
-        assert!(HandoffState::decode(&bytes, "bravo").is_err());
+    }
+
+    #[test]
+    fn only_the_same_agent_goes_on() {
+        let mut left = left();
+        let own = Path::new("/var/lib/vmferry");
+        assert!(left.check_owner("alpha", own).is_ok());
+        let of_another = left.check_owner("bravo", own).unwrap_err().to_string();
+        assert!(of_another.contains("was alpha, and this is bravo"), "{of_another}");
+        let elsewhere = left.check_owner("alpha", Path::new("/srv")).unwrap_err().to_string();
+        assert!(elsewhere.contains("in /var/lib/vmferry, and this one has /srv"), "{elsewhere}");
+        // A version before does not say where.
+        left.state_dir = None;
+        assert!(left.check_owner("alpha", Path::new("/srv")).is_ok());
     }
 }

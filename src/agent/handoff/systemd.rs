@@ -4,10 +4,11 @@
 //! A notification has no answer: systemd logs what it does not take and says nothing. So it is
 //! asked afterwards what it has, while this process still has everything.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{PipeReader, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use sd_notify::NotifyState;
 
 use super::fd_queue::{self, FdQueue};
 use super::transport::{FDS_MAX, Offer, Package, STATE_BYTES_MAX};
+use crate::migrate::Host;
 
 /// The name of sockets that the service manager listens on for us: their unit's.
 const SOCKET_UNIT: &str = "vmferry.socket";
@@ -99,7 +101,7 @@ pub(super) async fn to_store(package: &Package) -> anyhow::Result<()> {
             barrier()
         })?;
         let show = ["show", "--property=NFileDescriptorStore", "--value", &unit];
-        let count = ask("systemctl", &show).await?;
+        let count = ask("systemctl", show).await?;
         ensure!(
             count.trim().parse() == Ok(STORED_FDS),
             "the service manager's store has {} of {STORED_FDS} descriptors (`FileDescriptorStoreMax=` of {unit})",
@@ -146,7 +148,7 @@ fn is_closed(pipe: &PipeReader) -> anyhow::Result<bool> {
 pub(super) async fn is_restarted() -> anyhow::Result<bool> {
     let unit = own_unit().context("this process belongs to no unit")?;
     let jobs = ["list-jobs", "--no-legend", "--plain", "--full", &unit];
-    let text = ask("systemctl", &jobs).await?;
+    let text = ask("systemctl", jobs).await?;
     let words = |line: &str| line.split_whitespace().nth(2).map(str::to_owned);
     Ok(text.lines().filter_map(words).any(|kind| kind == "restart"))
 }
@@ -158,29 +160,42 @@ fn own_unit() -> Option<String> {
     last.map(str::to_owned)
 }
 
-/// That the program which is installed now could take over from this one.
+/// That the program which is installed now could take over from this one, the agent of `host`, with the configuration
+/// as it is now.
 /// Errors: it could not, and why.
-pub(super) async fn can_succeed(has_a_witness: bool) -> anyhow::Result<()> {
+pub(super) async fn can_succeed(host: &Host, config: &Path) -> anyhow::Result<()> {
     let own = std::env::current_exe().context("this program's own file")?;
     // What has replaced us has our name without this.
     let path = PathBuf::from(own.to_string_lossy().trim_end_matches(" (deleted)"));
     let program = path.display();
-    let text = ask(&path, &["agent", "--succession-formats"])
+    let words = ["agent", "--succession-formats", "--config"].map(OsStr::new);
+    let text = ask(&path, words.into_iter().chain([config.as_os_str()]))
         .await
         .with_context(|| format!("{program} cannot say what it can take over"))?;
     let offer: Offer =
         serde_json::from_str(&text).with_context(|| format!("{program} knows nothing of taking over"))?;
-    offer.check_store(has_a_witness).with_context(|| format!("{program}"))
+    let checked = offer.check_store(host.has_a_witness());
+    let checked = checked.and_then(|()| offer.check_start(host.identity.as_str(), &host.config.state_dir));
+    checked.with_context(|| format!("{program}"))
 }
 
-async fn ask(program: impl AsRef<std::ffi::OsStr>, words: &[&str]) -> anyhow::Result<String> {
+async fn ask(
+    program: impl AsRef<OsStr>,
+    words: impl IntoIterator<Item = impl AsRef<OsStr>>,
+) -> anyhow::Result<String> {
+    let words: Vec<_> = words.into_iter().map(|word| word.as_ref().to_owned()).collect();
     let mut command = tokio::process::Command::new(&program);
-    command.args(words).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command.args(&words).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     let name = program.as_ref().to_string_lossy().into_owned();
     let output = tokio::time::timeout(ASK_DEADLINE, command.output())
         .await
         .with_context(|| format!("{name} did not answer within {} s", ASK_DEADLINE.as_secs()))?
         .with_context(|| format!("cannot run {name}"))?;
-    ensure!(output.status.success(), "{name} {} failed with {}", words.join(" "), output.status);
+    ensure!(
+        output.status.success(),
+        "{name} {} failed with {}",
+        words.join(OsStr::new(" ")).to_string_lossy(),
+        output.status
+    );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

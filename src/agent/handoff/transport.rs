@@ -2,6 +2,7 @@
 //! what it can take over. Whoever leaves asks that first, and gives up nothing before.
 
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -42,12 +43,57 @@ pub(super) struct Offer {
     /// Whether it finds them in the service manager's store as this version leaves them there.
     #[serde(default, rename = "parcel")]
     fd_queue: bool,
+    /// What it would start as. Of a version that does not say it, nothing is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    start: Option<Start>,
+}
+
+/// What a process would start as with a configuration.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Start {
+    As {
+        host: String,
+        state_dir: PathBuf,
+    },
+    /// It would not: why.
+    Refused(String),
 }
 
 impl Offer {
     /// Of this version.
     pub(super) fn ours() -> Self {
-        Self { version: env!("CARGO_PKG_VERSION").into(), formats: FORMATS.to_vec(), fd_queue: true }
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            formats: FORMATS.to_vec(),
+            fd_queue: true,
+            start: None,
+        }
+    }
+
+    /// Says as well what would be started.
+    pub(super) fn with_start(self, start: Start) -> Self {
+        Self { start: Some(start), ..self }
+    }
+
+    /// That it would start, as the agent of the same host with the same journals.
+    pub(super) fn check_start(&self, host: &str, state_dir: &Path) -> anyhow::Result<()> {
+        match &self.start {
+            None => Ok(()),
+            Some(Start::Refused(why)) => {
+                bail!("with the configuration as it is now it would not start: {why}")
+            }
+            Some(Start::As { host: theirs, state_dir: folder }) => {
+                ensure!(theirs == host, "it would start as {theirs}, and this is {host}");
+                ensure!(
+                    folder == state_dir,
+                    "it would look for journals in {}, and they are in {}",
+                    folder.display(),
+                    state_dir.display()
+                );
+                Ok(())
+            }
+        }
     }
 
     /// That it can take over through the service manager's store.
@@ -85,5 +131,23 @@ mod tests {
         assert_eq!(refused, "version 0.1.0 takes over formats [2, 1], and this one leaves 3");
         assert!(before.check(true).is_err());
         assert!(Offer::ours().check_store(true).is_ok() && Offer::ours().check_store(false).is_ok());
+    }
+    #[test]
+    fn nothing_is_left_to_a_process_that_would_not_start_or_be_another() {
+        let folder = Path::new("/var/lib/vmferry");
+        let before: Offer = serde_json::from_str(BEFORE).unwrap();
+        assert!(before.check_start("alpha", folder).is_ok(), "of a version before, nothing is known");
+        let check = |start: Start| {
+            let said = serde_json::to_string(&Offer::ours().with_start(start)).unwrap();
+            let heard: Offer = serde_json::from_str(&said).unwrap();
+            heard.check_start("alpha", folder).map_err(|e| e.to_string())
+        };
+        let as_host =
+            |host: &str, state_dir: &str| Start::As { host: host.into(), state_dir: state_dir.into() };
+        assert_eq!(check(as_host("alpha", "/var/lib/vmferry")), Ok(()));
+        assert!(check(as_host("bravo", "/var/lib/vmferry")).is_err());
+        assert!(check(as_host("alpha", "/srv")).is_err());
+        let refused = check(Start::Refused("line 3".into())).unwrap_err();
+        assert!(refused.ends_with("it would not start: line 3"), "{refused}");
     }
 }
