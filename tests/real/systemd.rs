@@ -281,14 +281,16 @@ fn nothing_is_left_to_a_process_that_would_not_start() -> Result<()> {
         let tested = (|| {
             let edited = Edited::of(&stage.alpha)?;
             let migration = stage.begin()?;
-            stage.bring_to(Reach::Switchover, &migration)?;
+            for reach in [Reach::Mirror, Reach::Precopy, Reach::Switchover] {
+                stage.bring_to(reach, &migration)?;
+            }
             edited.write(|text| format!("{text}\n[misspelt]\nkey = 1\n"))?;
             ensure!(services.alpha.systemctl(&["restart", "vmferry"]).is_err(), "it started with that");
             ensure!(services.alpha.shown("ExecMainStatus", "vmferry")? == "2", "a restart would not help");
             // Without any agent here.
             stage.source.wait_more(20)?;
             proof::qemu_is_clean(&mut stage.source.qmp()?)?;
-            exports_nothing(&stage.destination)?;
+            stage.destination.wait_ended()?;
             let log = services.alpha.log();
             let said = "it would not start: ";
             ensure!(log.contains(said) && log.contains("misspelt"), "the log does not say so: {log}");
@@ -332,6 +334,9 @@ fn what_was_left_waits_for_a_process_that_can_start() -> Result<()> {
                 let active = || Ok((machine.shown("ActiveState", "vmferry")? == "active").then_some(()));
                 wait_for("the service to be active", LONG, active)?;
                 wait_for("systemd to keep nothing", SHORT, || Ok((machine.kept()? == 0).then_some(())))?;
+            }
+            for reach in [Reach::Precopy, Reach::Switchover] {
+                stage.bring_to(reach, &migration)?;
             }
             stage.calm()?;
             moved(&migration, [&stage.alpha, &stage.bravo])?;
