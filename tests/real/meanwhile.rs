@@ -5,6 +5,7 @@
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 
+use crate::faults::proxy::Proxy;
 use crate::faults::{End, Plan, Reach, Stage};
 use crate::support::process::{LONG, SHORT, run, wait_for};
 use crate::support::{Qmp, Version, Vm, with_lab};
@@ -259,39 +260,68 @@ fn what_the_guest_and_its_operator_end_is_not_tried_again() -> Result<()> {
     })
 }
 
-/// A guest that has shut down is not started again by the roll-back.
 /// The guest's disk is the destination's image then: what it writes comes back before the stream is cut.
 #[test]
 fn a_mirror_that_somebody_completes_is_copied_back() -> Result<()> {
     with_lab("a_mirror_that_somebody_completes_is_copied_back", |lab| {
         let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
         let migration = stage.reach_with(Reach::Precopy, &["--retry", "3"])?;
-        let mut qmp = stage.source.qmp()?;
-        let jobs = qmp.query("query-block-jobs")?;
-        let job = jobs[0]["device"].as_str().context("no mirror")?.to_owned();
-        qmp.execute("block-job-complete", json!({"device": job}))?;
-        stage.calm()?;
+        complete_a_mirror(&mut stage)?;
         let report = migration.ended(&stage.alpha)?;
         End::failed(&["precopy"], &["somebody else ended the mirror"]).fits(&report)?;
         not_tried_again(&report)?;
-        ensure!(notes(&report).contains("was copied back"), "{report}");
-        let nodes = qmp.query("query-block")?;
-        let nodes: Vec<_> =
-            nodes.as_array().into_iter().flatten().map(|b| &b["inserted"]["node-name"]).collect();
-        ensure!(nodes == ["vda", "vdb"], "the guest's disks are {nodes:?}");
-        drop(qmp);
-        stage.is_as_before()?;
-        // All that it ever wrote is in its own images.
-        let reported = stage.source.console()?.last().unwrap_or(0);
-        stage.source.quit()?;
-        for disk in 0..2 {
-            let verdict = stage.source.verify(disk, &stage.source.disk(disk))?;
-            ensure!(verdict.ok && verdict.max_seq >= reported, "disk {disk}: {reported}, {verdict:?}");
-        }
-        Ok(())
+        is_copied_back(&mut stage, &report)
     })
 }
 
+/// The same while the agent hears nothing of its QEMU: it looks when it does again.
+#[test]
+fn a_mirror_that_somebody_completes_unheard_is_copied_back() -> Result<()> {
+    with_lab("a_mirror_that_somebody_completes_unheard_is_copied_back", |lab| {
+        let mut stage = Stage::set_up(lab, Plan::ORDINARY)?;
+        let mut proxy = Proxy::before(&stage.source.agent_monitor())?;
+        let migration = stage.reach_with(Reach::Precopy, &[])?;
+        proxy.end();
+        complete_a_mirror(&mut stage)?;
+        wait_for("the guest to be on the other image", LONG, || {
+            let blocks = stage.source.qmp()?.query("query-block")?;
+            let mut nodes = blocks.as_array().into_iter().flatten().map(|b| &b["inserted"]["node-name"]);
+            Ok(nodes.any(|node| *node != "vda" && *node != "vdb").then_some(()))
+        })?;
+        proxy.listen()?;
+        let report = migration.ended(&stage.alpha)?;
+        End::failed(&["precopy"], &["it ended before its time"]).fits(&report)?;
+        proxy.leave()?;
+        is_copied_back(&mut stage, &report)
+    })
+}
+
+/// Completes the mirror of the first disk, on a link that carries what the guest writes.
+fn complete_a_mirror(stage: &mut Stage) -> Result<()> {
+    let mut qmp = stage.source.qmp()?;
+    let jobs = qmp.query("query-block-jobs")?;
+    let job = jobs[0]["device"].as_str().context("no mirror")?.to_owned();
+    qmp.execute("block-job-complete", json!({"device": job}))?;
+    stage.calm()
+}
+
+fn is_copied_back(stage: &mut Stage, report: &Value) -> Result<()> {
+    ensure!(notes(report).contains("was copied back"), "{report}");
+    let nodes = stage.source.qmp()?.query("query-block")?;
+    let nodes: Vec<_> = nodes.as_array().into_iter().flatten().map(|b| &b["inserted"]["node-name"]).collect();
+    ensure!(nodes == ["vda", "vdb"], "the guest's disks are {nodes:?}");
+    stage.is_as_before()?;
+    // All that it ever wrote is in its own images.
+    let reported = stage.source.console()?.last().unwrap_or(0);
+    stage.source.quit()?;
+    for disk in 0..2 {
+        let verdict = stage.source.verify(disk, &stage.source.disk(disk))?;
+        ensure!(verdict.ok && verdict.max_seq >= reported, "disk {disk}: {reported}, {verdict:?}");
+    }
+    Ok(())
+}
+
+/// A guest that has shut down is not started again by the roll-back.
 fn still_off(stage: &mut Stage) -> Result<()> {
     let migration = stage.reach_with(Reach::Mirror, &["--retry", "3"])?;
     hmp(&mut stage.source.qmp()?, POWER_DOWN)?;

@@ -61,6 +61,9 @@ pub(crate) struct FrozenSource {
     /// them rolls the migration back.
     #[serde(default)]
     pub(crate) changes: BTreeMap<String, Option<FrozenCopy>>,
+    /// Whether all mirrors had completed well: their jobs may be off QEMU's list. Of a version before, not known.
+    #[serde(default)]
+    pub(crate) completed: bool,
     pub(crate) grant: Option<Prepared>,
     pub(crate) loaded: bool,
     pub(crate) downtime: Downtime,

@@ -179,6 +179,10 @@ pub(crate) async fn has_all_until_now(source: &mut Source, plan: &DiskPlan) -> R
 /// for as long as something moves.
 pub(crate) async fn finish(source: &mut Source) -> Result<(), Failure> {
     const WHAT: &str = "the end of the disks' copies";
+    // An earlier process, or before the monitor was lost.
+    if source.copy.completed {
+        return Ok(());
+    }
     ask_to_finish(source).await?;
     let deadline = source.context.stall();
     let (mut waiting, mut stall) = (Waiting::new(deadline), Stall::new(deadline));
@@ -196,6 +200,18 @@ pub(crate) async fn finish(source: &mut Source) -> Result<(), Failure> {
         }
     }
     source.copy.note_changes(&source.context);
+    source.copy.completed = true;
+    Ok(())
+}
+
+/// That all mirrors still follow the guest, after nobody listened for a while.
+/// Errors: one has ended.
+pub(crate) async fn still_follow(source: &Source) -> Result<(), Failure> {
+    for job in whole_copies(source) {
+        if is_finished(source, &job).await? {
+            return Err(mirror_failed(source, &job, "it ended before its time".into()));
+        }
+    }
     Ok(())
 }
 
@@ -234,7 +250,8 @@ async fn is_unready(source: &mut Source, disk: &CopiedDisk) -> Result<Option<Str
     Ok((!ready).then_some(id))
 }
 
-/// Whether a mirror is at its end, or gone; its error, if it has one.
+/// Whether a mirror is at its end; its error, if it has one. A job that has concluded stays on QEMU's list until it is
+/// dismissed, which we do only once all have completed: one that is gone was somebody else's doing.
 async fn is_finished(source: &Source, id: &str) -> Result<bool, Failure> {
     let jobs = source.query(QueryJobs).await?;
     match jobs.into_iter().find(|job| job.id == id) {
@@ -242,7 +259,8 @@ async fn is_finished(source: &Source, id: &str) -> Result<bool, Failure> {
             Some(error) => Err(mirror_failed(source, id, error)),
             None => Ok(true),
         },
-        found => Ok(found.is_none()),
+        Some(_) => Ok(false),
+        None => Err(mirror_failed(source, id, "its job is gone, and not by this migration".into())),
     }
 }
 

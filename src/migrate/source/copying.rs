@@ -47,6 +47,8 @@ pub(crate) struct Copying {
     pub(crate) unready: Vec<String>,
     /// The same that are to end, with the guest at rest.
     pub(crate) unfinished: Vec<String>,
+    /// All have completed well, and nobody but we takes their jobs off QEMU's list.
+    pub(crate) completed: bool,
     pub(crate) streams: Streams,
     /// What a further try is to know.
     pub(crate) tracking: Tracking,
@@ -64,8 +66,20 @@ impl Copying {
         // What an earlier process has carried is none of this one's rate.
         let rate = (Instant::now(), streams.total());
         let (forecast, meter, slowing) = (Forecast::default(), Meter::default(), Slowing::default());
-        let (unready, unfinished) = (Vec::new(), Vec::new());
-        Self { plan, unready, unfinished, streams, tracking, delta, rate, forecast, meter, slowing }
+        let (unready, unfinished, completed) = (Vec::new(), Vec::new(), false);
+        Self {
+            plan,
+            unready,
+            unfinished,
+            completed,
+            streams,
+            tracking,
+            delta,
+            rate,
+            forecast,
+            meter,
+            slowing,
+        }
     }
 
     /// What an earlier process of this agent has left of the disks of which only changes are copied. Before the first

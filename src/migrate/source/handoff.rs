@@ -63,6 +63,7 @@ impl Source {
             retry: request.retry,
             tracking: self.copy.tracking,
             changes: BTreeMap::new(),
+            completed: self.copy.completed,
             grant: self.peer.grant,
             loaded: self.peer.loaded,
             downtime: self.clock.downtime,
@@ -108,6 +109,7 @@ pub(crate) fn take_up(
     if let Some(grant) = &peer.grant {
         copy.plan.is_granted(&grant.exports);
     }
+    copy.completed = left.completed;
     copy.take_up(thaw_changes(left.changes, fds));
     let clock = Clock::new(left.phase, left.downtime, left.paused_ms.map(ago));
     let (inventory, its_context) = (left.inventory, context.clone());

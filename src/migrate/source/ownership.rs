@@ -336,8 +336,9 @@ impl Source {
             tracing::error!(error = chain(&e), "the roll-back goes on without the journal");
         }
         let not_back = match &failure {
-            // Nobody else's failure leaves QEMU free to answer before the streams are cut.
-            Failure::Meanwhile(_) => {
+            // Nobody else's failure leaves QEMU free to answer before the streams are cut. A mirror that was completed
+            // while nobody listened is one that has ended.
+            Failure::Meanwhile(_) | Failure::Mirror { .. } => {
                 let (qmp, disks) = (&self.guest.qmp, &self.copy.plan.disks);
                 pivoted::take_back(qmp, disks, self.context.stall(), &self.context.progress).await
             }

@@ -100,10 +100,12 @@ pub(crate) async fn precopy(source: &mut Source) -> Result<(), Failure> {
     if !source.copy.streams.has(&Label::Ram) {
         start_migration(source).await?;
     }
-    if source.guest.take_missed_events() && missed_migration(source).await? == MigrationStatus::PreSwitchover
-    {
-        source.guest_stands_still();
-        return Ok(());
+    if source.guest.take_missed_events() {
+        copies::still_follow(source).await?;
+        if missed_migration(source).await? == MigrationStatus::PreSwitchover {
+            source.guest_stands_still();
+            return Ok(());
+        }
     }
     let mut stall = Stall::new(source.context.stall());
     loop {

@@ -14,6 +14,11 @@ pub(crate) async fn complete(source: &mut Source) -> Result<(), Failure> {
     let whole = source.copy.plan.disks.iter().filter(|plan| plan.way.is_mirror());
     for name in whole.map(|plan| plan.disk.name.clone()) {
         let Some(followed) = source.copy.tracking.disks.get(&name) else { continue };
+        // An earlier process has come so far, and its mirrors may have ended before what was recorded until now: it
+        // stays, and the next run copies it again.
+        if followed.bitmaps.has_frozen(&source.guest.qmp).await? {
+            continue;
+        }
         let (bitmap, _) = followed.bitmaps.freeze(&source.guest.qmp).await.map_err(|e| failed(&name, e))?;
         written.push((followed.bitmaps.node.clone(), bitmap));
     }

@@ -93,6 +93,11 @@ impl Bitmaps {
         Ok(())
     }
 
+    /// Whether one has stopped recording, by a [`Bitmaps::freeze`] before.
+    pub(crate) async fn has_frozen(&self, qmp: &Qmp) -> Result<bool, QmpError> {
+        Ok(self.ours(qmp).await?.iter().any(|b| !b.recording))
+    }
+
     /// Has the other bitmap record from now on; what was recorded until now, and how much it is.
     pub(crate) async fn freeze(&self, qmp: &Qmp) -> Result<(String, u64), DeltaError> {
         let ours = self.ours(qmp).await?;
