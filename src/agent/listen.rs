@@ -49,8 +49,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// All that an agent listens with, open and not yet served.
 pub(super) struct Listeners {
     peers: Vec<TcpListener>,
-    local: UnixListener,
+    local: Local,
     metrics: Option<TcpListener>,
+}
+
+/// The local API's socket: whoever can connect to it finds an agent that serves.
+enum Local {
+    Own(unix_listener::Bound),
+    /// The service manager's, at which callers wait.
+    Passed(UnixListener),
 }
 
 impl Listeners {
@@ -63,22 +70,28 @@ impl Listeners {
             false => passed.peers,
         };
         let local = match passed.local {
-            Some(passed) => passed,
-            None => local(&config.api_socket(), &config.api).await?,
+            Some(passed) => Local::Passed(passed),
+            None => Local::Own(local(&config.api_socket(), &config.api).await?),
         };
         let metrics = config.metrics.as_ref().map(|m| metrics(m.listen)).transpose()?;
         Ok(Self { peers, local, metrics })
     }
 
     /// Serves all of them until the agent stops.
-    pub(super) fn serve(self, agent: &Arc<Agent>, servers: &TaskTracker) {
+    /// Errors: the operating system's.
+    pub(super) fn serve(self, agent: &Arc<Agent>, servers: &TaskTracker) -> anyhow::Result<()> {
+        let local = match self.local {
+            Local::Own(bound) => bound.listen().context("cannot listen for the local API")?,
+            Local::Passed(passed) => passed,
+        };
         for listener in self.peers {
             servers.spawn(accept_peers(Arc::clone(agent), listener));
         }
-        servers.spawn(serve_api(Arc::clone(agent), self.local));
+        servers.spawn(serve_api(Arc::clone(agent), local));
         if let Some(listener) = self.metrics {
             servers.spawn(serve_metrics(Arc::clone(agent), listener));
         }
+        Ok(())
     }
 }
 
@@ -141,9 +154,9 @@ pub(super) fn make_folder(folder: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make {} (`runtime_dir` in the configuration)", folder.display()))
 }
 
-/// Opens the local API's socket, unless another agent serves it. A process before this one may be about to
+/// Makes the local API's socket, unless another agent serves it. A process before this one may be about to
 /// let go of it.
-async fn local(path: &Path, api: &ApiConfig) -> anyhow::Result<UnixListener> {
+async fn local(path: &Path, api: &ApiConfig) -> anyhow::Result<unix_listener::Bound> {
     warn_of_unknown_groups(api);
     path.parent().map_or(Ok(()), make_folder)?;
     let until = Instant::now() + PORT_DEADLINE;

@@ -112,7 +112,7 @@ async fn serve(
         tokio::task::block_in_place(|| predecessor.release())?;
     }
     // All that the machine may refuse, before anything of what was left is touched.
-    let Place { _only_one, signals, listeners, successors } = match Place::take(&config, sockets).await {
+    let Place { _only_one, signals, listeners } = match Place::take(&config, sockets).await {
         Ok(place) => place,
         Err(e) => {
             if let Some(left) = left {
@@ -155,7 +155,8 @@ async fn serve(
     // Who can ask the agent finds its sockets.
     begin_forwardings(&agent, is_waited_for)?;
     agent.libvirt.start();
-    listeners.serve(&agent, &servers);
+    listeners.serve(&agent, &servers)?;
+    let successors = handoff::listen(&agent.host.config.runtime_dir)?;
     servers.spawn(Arc::clone(&agent).serve_streams(streams));
     servers.spawn(Arc::clone(&agent).serve_sessions(sessions));
     agent.tasks.spawn(settle::announce(Arc::clone(&agent.host), unaware));
@@ -184,18 +185,16 @@ struct Place {
     _only_one: (Flock<File>, Flock<File>),
     signals: Signals,
     listeners: Listeners,
-    successors: UnixListener,
 }
 
 impl Place {
-    /// Takes it. Whoever connects waits until there is an agent.
+    /// Takes it. A peer that connects waits until there is an agent.
     async fn take(config: &Config, sockets: PassedSockets) -> anyhow::Result<Self> {
         Ok(Self {
             _only_one: (prepare_state(&config.state_dir)?, prepare_runtime(&config.runtime_dir)?),
             // Before anything listens: who is told to stop must not be half started.
             signals: Signals::new()?,
             listeners: Listeners::open(config, sockets).await?,
-            successors: handoff::listen(&config.runtime_dir)?,
         })
     }
 }

@@ -48,7 +48,9 @@ pub(crate) fn listen(runtime_dir: &Path) -> anyhow::Result<tokio::net::UnixListe
         }
         _ => {}
     }
-    unix_listener::bind(path, 0o600).with_context(|| format!("cannot listen on {}", path.display()))
+    unix_listener::bind(path, 0o600)
+        .and_then(unix_listener::Bound::listen)
+        .with_context(|| format!("cannot listen on {}", path.display()))
 }
 
 /// A process that asks to take over.
