@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::client::ResolvesClientCert;
@@ -12,10 +13,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, SignatureScheme};
 use socket2::{Domain, Socket, Type};
+use tokio::task::block_in_place;
+use tokio::time::sleep;
 use vmferry::mux::Code;
 
 use super::victim::{Attacker, Victim, tls};
-use crate::rig::{PATIENCE, blocking, soon, until};
+use crate::rig::{PATIENCE, blocking, until};
 
 const CROWD: usize = 10_000;
 /// The agent's places for those who have proved nothing, and a few for what else goes on.
@@ -39,7 +42,7 @@ async fn ten_thousand_half_open_connections_keep_nobody_out_and_hold_little() {
     let honest = Attacker::new(&victim, "bravo");
     let (memory, descriptors) = (victim.resident_bytes(), victim.descriptors());
     let to = victim.address;
-    let crowd = blocking(move || {
+    let crowd = block_in_place(|| {
         let begin = |n: usize| {
             let mut stream = TcpStream::connect(to).unwrap();
             // Half of a record's head, or nothing.
@@ -47,11 +50,20 @@ async fn ten_thousand_half_open_connections_keep_nobody_out_and_hold_little() {
             stream
         };
         (0..CROWD).map(begin).collect::<Vec<_>>()
-    })
-    .await;
-    let held = victim.descriptors();
+    });
+    // The agent has let go of who made room once its tasks had a processor. A little later everybody's time is over, and
+    // that there are few proves nothing.
+    let since = Instant::now();
+    let (held, more) = loop {
+        let (held, resident) = (victim.descriptors(), victim.resident_bytes());
+        let more = resident.saturating_sub(memory) / MIB;
+        let is_little = held < descriptors + DESCRIPTORS_MORE && more < 48;
+        if is_little || since.elapsed() > Duration::from_secs(1) {
+            break (held, more);
+        }
+        sleep(Duration::from_millis(20)).await;
+    };
     assert!(held < descriptors + DESCRIPTORS_MORE, "{held} descriptors, {descriptors} before");
-    let more = victim.resident_bytes().saturating_sub(memory) / MIB;
     assert!(more < 48, "{more} MiB more");
     let session = honest.session(&victim).await;
     session.close(Code::Shutdown, "it came about");
@@ -66,8 +78,8 @@ async fn ten_thousand_half_open_connections_keep_nobody_out_and_hold_little() {
     println!("{} made room, {held} descriptors, {more} MiB more", reason("too_many"));
     drop(crowd);
     let told = victim.log().iter().filter(|line| line.contains("was refused")).count();
-    assert!(told <= 4, "{told} refusals told");
-    let _ = soon("the next session", honest.dial(&victim)).await.unwrap();
+    assert!(told <= 4 * victim.told_at_most(), "{told} refusals told");
+    drop(honest.session(&victim).await);
 }
 
 /// Of a handshake message that may have 64 KiB.
@@ -101,15 +113,15 @@ fn unfinished_hello() -> Vec<u8> {
 }
 
 /// The agent's memory with a crowd beside it, in MiB beyond what it was; then it serves its peer as ever.
-async fn costs(victim: &Victim, crowd: impl FnOnce() -> Vec<TcpStream> + Send + 'static) -> u64 {
+async fn costs(victim: &Victim, crowd: impl FnOnce() -> Vec<TcpStream>) -> u64 {
     may_open(TALKERS);
     let honest = Attacker::new(victim, "bravo");
     honest.session(victim).await.close(Code::Shutdown, "so that all that is needed is there");
     let before = victim.resident_bytes();
     victim.forget_peak();
-    let held = blocking(crowd).await;
+    let held = block_in_place(crowd);
     let more = victim.peak_bytes().saturating_sub(before) / MIB;
-    let _ = soon("a session beside them", honest.dial(victim)).await.unwrap();
+    drop(honest.session(victim).await);
     drop(held);
     assert!(victim.is_alive());
     more

@@ -15,7 +15,7 @@ use vmferry::qemu::Machine;
 use super::types::{ask, bodies, whole_offer};
 use super::victim::{Attacker, Victim, open_control};
 use crate::api::schema::Description;
-use crate::rig::{blocking, soon};
+use crate::rig::soon;
 
 /// JSON with the fields of its objects in the order in which they are written.
 #[derive(Debug, Clone)]
@@ -116,7 +116,8 @@ fn ordered(text: &str) -> Ordered {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_array_is_no_object_in_any_request_to_the_api() {
     let victim = Victim::start();
-    blocking(move || {
+    // Each request has its own time.
+    tokio::task::block_in_place(|| {
         let description = Description::load();
         let bodies = bodies(&victim);
         let described = description.whole();
@@ -137,8 +138,7 @@ async fn an_array_is_no_object_in_any_request_to_the_api() {
                 assert!(field.as_str().unwrap_or_default().starts_with(named), "{path} {at}: {answer:?}");
             }
         }
-    })
-    .await;
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,7 +224,7 @@ async fn odd_documents_mean_one_thing_or_are_refused() {
         (b"{\"wei\\ud800\":300}", 400),
         (b"\xff\xfe{\0}\0", 400),
     ];
-    blocking(move || {
+    tokio::task::block_in_place(|| {
         let description = Description::load();
         let described = "/v1/migrations/{id}/limit";
         let path = described.replace("{id}", &Uuid::nil().to_string());
@@ -244,6 +244,5 @@ async fn odd_documents_mean_one_thing_or_are_refused() {
         let check = json!({"vm": "web1", "to": "bravo", "disks": {"all": null}});
         let answer = ask(&victim, "POST", "/v1/check", check.to_string());
         assert!(answer.0 == 400 && answer.2.contains("\"field\":\"disks"), "{answer:?}");
-    })
-    .await;
+    });
 }

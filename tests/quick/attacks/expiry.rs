@@ -73,7 +73,7 @@ async fn is_refused_as_expired(attacker: &Attacker, victim: &Victim) {
 /// Nobody asks for anything: it is found by the look of each minute.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_whose_certificate_ends_goes_on_with_another_or_ends() {
-    let victim = Victim::start_with(|text| text + "[deadlines]\nresume_s = 5\n");
+    let victim = Victim::start_with(|text| text + "[deadlines]\nresume_s = 30\n");
     let began = Instant::now();
     let (bravo, charlie) = (Attacker::new(&victim, "bravo"), Attacker::new(&victim, "charlie"));
     let (renewed, lost) = (bravo.session(&victim).await, charlie.session(&victim).await);

@@ -65,7 +65,8 @@ struct Witness {
 
 impl Witness {
     async fn new() -> Self {
-        let victim = Victim::start();
+        // Longer than this machine stalls.
+        let victim = Victim::start_with(|text| text + "[deadlines]\ndead_peer_s = 60\n");
         let moving = Moving::begin(&victim).await;
         let before = victim.resident_bytes();
         Self { victim, moving, before }

@@ -16,7 +16,7 @@ use vmferry::net::stream::Stream;
 use vmferry::qemu::NbdWriter;
 
 use super::outside_grant::{granted, waiting_qemu};
-use super::victim::{Attacker, Victim, control};
+use super::victim::{Attacker, Victim, control, patient};
 use crate::qmp_real::machine::Machine;
 use crate::rig::{soon, until};
 
@@ -66,9 +66,10 @@ fn block(number: u64) -> Vec<u8> {
 }
 
 impl Moving {
+    /// That the copy keeps its connection is asked of a victim that is as patient as bravo is (`PATIENT`).
     pub(super) async fn begin(victim: &Victim) -> Self {
         let qemu = waiting_qemu(victim).await;
-        let bravo = Attacker::new(victim, "bravo");
+        let bravo = Attacker::with(victim, "bravo", patient());
         let session = bravo.session(victim).await;
         let (migration, prepared, sender, receiver) = granted(&session).await;
         let export = prepared.exports[0].clone();

@@ -17,7 +17,7 @@ use vmferry::net::session::Session;
 
 use super::flood::client_hello;
 use super::raw::{ATTACKER, Raw};
-use super::victim::{Attacker, Victim, control};
+use super::victim::{Attacker, PATIENT, Victim, control, patient};
 use crate::rig::{blocking, soon};
 
 const HONEST_BYTES: usize = 1 << 30;
@@ -209,8 +209,8 @@ async fn honest_streams_beside_attacks() {
     let sink = UnixListener::bind(folder.path().join("sink")).unwrap();
     let target =
         format!("[target.sink]\nconnect = '{}'\nfrom = ['bravo']\n", folder.path().join("sink").display());
-    let victim = Arc::new(Victim::start_with(|text| text + &target));
-    let bravo = Attacker::new(&victim, "bravo");
+    let victim = Arc::new(Victim::start_with(|text| text + &target + PATIENT));
+    let bravo = Attacker::with(&victim, "bravo", patient());
     let session = bravo.session(&victim).await;
     let alone = carried(&victim, &session, &sink).await;
     println!("alone: {:.0} MiB/s, {:.2} s of the agent for a GiB", alone.mib_per_s, alone.cpu_s_per_gib);

@@ -14,7 +14,7 @@ use vmferry::net::tls::{Aead, Tls, TlsPaths};
 use vmferry::pki::revocation::{Revoke, revoke};
 
 use super::raw::Raw;
-use super::victim::{Attacker, Victim, open_control};
+use super::victim::{Attacker, PATIENT, Victim, open_control, patient};
 use crate::rig::{soon, until};
 use crate::tls::pki::{Ca, Wish, good, pem, write};
 
@@ -110,8 +110,8 @@ async fn an_authority_is_replaced_by_reloads_while_sessions_live() {
 /// What is recorded of a session that lives on is to be read by nobody tomorrow either.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_for_keys_is_for_sessions_that_live_as_well() {
-    let victim = Victim::start();
-    let bravo = Attacker::new(&victim, "bravo");
+    let victim = Victim::start_with(|text| text + PATIENT);
+    let bravo = Attacker::with(&victim, "bravo", patient());
     let session = bravo.session(&victim).await;
     let mut classical = Raw::connect_classically(&victim, "charlie").await;
     let known = classical.greet(5).await;

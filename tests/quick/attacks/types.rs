@@ -3,7 +3,6 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -24,9 +23,9 @@ use vmferry::net::message::{self, MESSAGE_BYTES_MAX};
 use vmferry::net::session::OpenStreamError;
 
 use super::moving::Moving;
-use super::victim::{Attacker, Victim, control, offer, open_control};
+use super::victim::{Attacker, PATIENT, Victim, control, offer, open_control, patient};
 use crate::api::schema::Description;
-use crate::rig::{PATIENCE, blocking, soon, until};
+use crate::rig::{PATIENCE, soon, until};
 
 /// What no name and no text should be.
 const TEXTS: [&str; 8] = [
@@ -129,9 +128,9 @@ fn assert_clean(log: &[String]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn control_messages_of_every_wrong_type_leave_nothing_and_end_nothing_else() {
-    let victim = Victim::start();
+    let victim = Victim::start_with(|text| text + PATIENT);
     let many = RateLimit { per_second: 100_000, burst: 100_000 };
-    let bravo = Attacker::with(&victim, "bravo", Config { opens: many, ..Config::default() });
+    let bravo = Attacker::with(&victim, "bravo", Config { opens: many, ..patient() });
     let session = bravo.session(&victim).await;
     let before = files(&victim.folder.path().join("state"));
     let requests = [
@@ -194,7 +193,7 @@ async fn control_messages_of_every_wrong_type_leave_nothing_and_end_nothing_else
 /// What a destination is asked while it copies, and what is asked of libvirt's migrations.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_of_every_wrong_type_beside_a_copy_end_nothing() {
-    let victim = Victim::start();
+    let victim = Victim::start_with(|text| text + PATIENT);
     let moving = Moving::begin(&victim).await;
     let disk = || "disk0".to_owned();
     let summary = Summary { downtime: Some(Downtime::default()), ..Summary::default() };
@@ -351,32 +350,26 @@ fn text(body: &impl Serialize) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn api_requests_of_every_wrong_type_are_answered_as_described() {
-    let victim = Arc::new(Victim::start());
+    let victim = Victim::start();
     let mut asked = 0;
-    // Each operation has its own time: every request is on the disk, in the audit record, before it is answered.
-    for (described, path, good) in bodies(&victim) {
-        let victim = Arc::clone(&victim);
-        asked += blocking(move || {
-            let (description, bad) = (Description::load(), spoiled(&serde_json::from_str(&good).unwrap()));
-            for (what, bad) in &bad {
+    // Each request has its own time: it is on the disk, in the audit record, before it is answered.
+    tokio::task::block_in_place(|| {
+        let description = Description::load();
+        for (described, path, good) in bodies(&victim) {
+            for (what, bad) in spoiled(&serde_json::from_str(&good).unwrap()) {
                 let answer = ask(&victim, "POST", &path, bad.to_string());
                 assert!(answer.0 < 500 || answer.0 == 503, "{path} {what}: {answer:?}");
                 description.accepts("post", described, &answer);
+                asked += 1;
             }
-            bad.len()
-        })
-        .await;
-    }
-    let asking = Arc::clone(&victim);
-    blocking(move || {
+        }
         for text in TEXTS.map(|text| text.replace(['\0', '\n', '\r', ' ', '\u{1b}', '\u{202e}'], "%0a")) {
             for path in ["/v1/migrations/", "/v1/peers/", "/v1/forwards/", "/v1/libvirt/", "/v1/"] {
-                let (status, ..) = ask(&asking, "GET", &format!("{path}{text}"), "");
+                let (status, ..) = ask(&victim, "GET", &format!("{path}{text}"), "");
                 assert!((400..500).contains(&status) || text.is_empty(), "{path}{text}: {status}");
             }
         }
-    })
-    .await;
+    });
     println!("{asked} requests");
     assert!(victim.is_alive() && asked > 500);
     assert_clean(&victim.log());

@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -28,9 +29,18 @@ use vmferry::net::stream::Stream;
 use vmferry::net::tls::{Aead, Tls, TlsPaths};
 use vmferry::pki::{CaRequest, HostRequest, create_ca, issue_host};
 
-use crate::rig::{PATIENCE, own_address, soon};
+use crate::rig::{LATE, PATIENCE, own_address, soon};
 
 const VMFERRY: &str = env!("CARGO_BIN_EXE_vmferry");
+/// For the configuration of a victim that is to think no connection dead, however long this machine stalls.
+pub(super) const PATIENT: &str = "[deadlines]\ndead_peer_s = 600\n";
+/// The agent tells so often what it tells once.
+const TOLD_AGAIN_AFTER_S: u64 = 300;
+
+/// The same for an attacker's side.
+pub(super) fn patient() -> Config {
+    Config { dead_after: PATIENCE, ..Config::default() }
+}
 
 /// The agent under attack.
 pub(super) struct Victim {
@@ -38,6 +48,7 @@ pub(super) struct Victim {
     pub(super) address: SocketAddr,
     pub(super) metrics: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
+    began: Instant,
     pub(super) folder: tempfile::TempDir,
 }
 
@@ -103,17 +114,18 @@ impl Victim {
         std::fs::write(&config, change(configuration(&pki.join("hosts/alpha"), address, metrics))).unwrap();
         let mut command = by(folder.path());
         command.arg("agent").arg("--config").arg(&config).stderr(Stdio::piped());
+        let began = Instant::now();
         let mut child = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (said, lines) = (Arc::clone(&log), BufReader::new(child.stderr.take().unwrap()));
         std::thread::spawn(move || {
             lines.lines().map_while(Result::ok).for_each(|line| said.lock().unwrap().push(line));
         });
-        let victim = Self { child, address, metrics, log, folder };
+        let victim = Self { child, address, metrics, log, began, folder };
         // The metrics listener is the last that it opens.
         while UnixStream::connect(victim.socket()).is_err() || TcpStream::connect(victim.metrics).is_err() {
             assert!(victim.is_alive(), "the agent has ended: {:?}", victim.log());
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
         victim
     }
@@ -156,6 +168,11 @@ impl Victim {
         self.log.lock().unwrap().clone()
     }
 
+    /// How often it may have told by now what it tells once.
+    pub(super) fn told_at_most(&self) -> usize {
+        1 + (self.began.elapsed().as_secs() / TOLD_AGAIN_AFTER_S) as usize
+    }
+
     /// Waits until a line of its log is so, and returns the first.
     pub(super) async fn logs(&self, is: impl Fn(&str) -> bool) -> String {
         soon("a line in the log", async {
@@ -163,7 +180,7 @@ impl Victim {
                 if let Some(line) = self.log().into_iter().find(|line| is(line)) {
                     return line;
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         })
         .await
@@ -255,8 +272,18 @@ impl Attacker {
         soon("a session, or none", self.pool.session(&alpha, Some(&address))).await
     }
 
+    /// A session that nobody refuses; dialed again where this machine was too slow for it.
     pub(super) async fn session(&self, victim: &Victim) -> Session {
-        self.dial(victim).await.unwrap()
+        soon("a session", async {
+            loop {
+                let begun = Instant::now();
+                match self.dial(victim).await {
+                    Ok(session) => return session,
+                    Err(error) => assert!(begun.elapsed() > LATE, "{error:?}"),
+                }
+            }
+        })
+        .await
     }
 }
 

@@ -87,20 +87,22 @@ async fn a_source_that_says_again_and_again_whether_its_guest_runs_is_ended() {
     let _qemu = waiting_qemu(&victim).await;
     let session = Attacker::new(&victim, "bravo").session(&victim).await;
     let (.., mut sender, mut receiver) = granted(&session).await;
-    let refused = soon("a refusal", async {
-        for number in 0..10_000 {
-            let request = Request::ToRun { running: number % 2 == 1 };
-            sender.send(&Asked { number, request, summary: None }).await.unwrap();
-            let Some(Reply::Response { response, .. }) = receiver.recv::<Reply>().await.unwrap() else {
-                panic!("no answer to {number}")
-            };
-            if !matches!(response, Response::Done) {
-                return Some((number, response));
-            }
+    // Each of them has its own time: thousands are written to a disk.
+    let mut refused = None;
+    for number in 0..10_000 {
+        let request = Request::ToRun { running: number % 2 == 1 };
+        let asked = Asked { number, request, summary: None };
+        soon("a request to be taken", sender.send(&asked)).await.unwrap();
+        let Some(Reply::Response { response, .. }) =
+            soon("an answer", receiver.recv::<Reply>()).await.unwrap()
+        else {
+            panic!("no answer to {number}")
+        };
+        if !matches!(response, Response::Done) {
+            refused = Some((number, response));
+            break;
         }
-        None
-    })
-    .await;
+    }
     assert!(matches!(&refused, Some((4096, Response::Refused(_)))), "{refused:?}");
     let journals = std::fs::read_dir(victim.folder.path().join("state/migrations")).unwrap().flatten();
     let longest = journals.map(|file| file.metadata().unwrap().len()).max().unwrap();

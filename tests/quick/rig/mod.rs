@@ -34,6 +34,10 @@ use road::Road;
 /// No wait of these tests is longer; none of them is expected to come near it.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// A handshake has five seconds. Where this machine stalls for as long, one that fails after this time says nothing of
+/// who refused it.
+pub const LATE: Duration = Duration::from_secs(4);
+
 pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
