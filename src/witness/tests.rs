@@ -80,8 +80,8 @@ async fn an_endpoint_that_is_silent_leaves_time_for_the_next() -> Result<()> {
     let silent = Fake::start(|_, _| Reply::Silent).await?;
     let good = Fake::start(|_, _| nothing("7")).await?;
     // As long as everything together may take.
-    let etcd = Etcd::new(&table(&[&silent, &good], 4)?);
-    assert_eq!(etcd.get("", within(4)).await?.cluster, "7");
+    let etcd = Etcd::new(&table(&[&silent, &good], 10)?);
+    assert_eq!(etcd.get("", within(10)).await?.cluster, "7");
     Ok(())
 }
 

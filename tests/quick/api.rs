@@ -79,6 +79,13 @@ impl Agent {
         Self { child, socket, folder }
     }
 
+    /// Its processor time so far (proc(5), clock ticks of a hundredth of a second).
+    fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        Duration::from_millis([11, 12].map(|at| 10 * fields[at].parse::<u64>().unwrap()).iter().sum())
+    }
+
     /// Status, content type and body; HTTP/1.0, so that the answer ends where the connection does.
     pub(crate) fn ask(&self, method: &str, path: &str, body: Option<&str>) -> (u16, String, String) {
         self.ask_with(method, path, body, "")
@@ -145,7 +152,9 @@ fn an_agent_with_many_old_journals_starts_and_answers_soon() {
         assert_eq!(status, 200, "{path}: {body}");
         assert!(!body.contains("refused"), "{path}: {body}");
     }
-    assert!(since.elapsed() < Duration::from_secs(20), "{:?} until all was answered", since.elapsed());
+    // Neither work nor waiting: whatever else this machine does meanwhile, it does not wait for minutes.
+    let (work, all) = (agent.processor_time(), since.elapsed());
+    assert!(work < Duration::from_secs(20) && all < 2 * ANSWER_WITHIN, "{work:?} of work in {all:?}");
     assert_eq!(
         std::fs::read_dir(journals).unwrap().count(),
         MANY as usize,
@@ -405,6 +414,35 @@ fn monitor(path: &Path, state: &'static str, migration: &'static str) -> std::sy
     is_gone
 }
 
+/// The agent's status once it knows all that can be known: a monitor has two seconds to answer, and on a slow machine
+/// any VM may be unknown.
+fn known_status(agent: &Agent) -> ((u16, String, String), Value) {
+    let since = Instant::now();
+    loop {
+        let answer = agent.ask("GET", "/v1/status", None);
+        let status: Value = serde_json::from_str(&answer.2).unwrap();
+        let states = status["vm_states"].as_array().unwrap();
+        let is_known = |state: &Value| state["here"] != "unknown" || state["vm"] == "silent";
+        if states.iter().all(is_known) || since.elapsed() > ANSWER_WITHIN {
+            return (answer, status);
+        }
+    }
+}
+
+/// What the command line shows once so few are unknown.
+fn known_shown(agent: &Agent, words: &[&str], unknown: usize) -> String {
+    let since = Instant::now();
+    loop {
+        let mut command = Command::new(VMFERRY);
+        let shown = command.arg("--socket").arg(&agent.socket).args(words).output().unwrap();
+        assert!(shown.status.success(), "{shown:?}");
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        if shown.matches("unknown: ").count() <= unknown || since.elapsed() > ANSWER_WITHIN {
+            return shown;
+        }
+    }
+}
+
 /// Who runs a VM and who does not is said of each, and no monitor is kept.
 #[test]
 fn the_status_says_of_each_vm_what_its_qemu_has() {
@@ -418,9 +456,8 @@ fn the_status_says_of_each_vm_what_its_qemu_has() {
     let silent = std::os::unix::net::UnixListener::bind(folder.path().join("silent.qmp")).unwrap();
     let table = |name: &str| format!("[vm.{name}]\nqmp = '{name}.qmp'\n");
     let agent = Agent::start_in(folder, &["runs", "waits", "odd", "silent"].map(table).concat());
-    let answer = agent.ask("GET", "/v1/status", None);
+    let (answer, status) = known_status(&agent);
     Description::load().accepts("get", "/v1/status", &answer);
-    let status: Value = serde_json::from_str(&answer.2).unwrap();
     let of = |vm: &str| {
         let states = status["vm_states"].as_array().unwrap();
         states.iter().find(|s| s["vm"] == vm).unwrap_or_else(|| panic!("{vm} in {status}")).clone()
@@ -429,19 +466,13 @@ fn the_status_says_of_each_vm_what_its_qemu_has() {
     assert_eq!((here("runs"), here("waits"), here("odd")), ("runs".into(), "waits".into(), "holds".into()));
     assert_eq!((here("web1"), here("silent")), ("no-qemu".into(), "unknown".into()));
     assert_eq!(of("odd")["qemu_state"], "of-tomorrow");
-    for monitor in kept {
+    for monitor in &kept {
         monitor.recv_timeout(ANSWER_WITHIN).expect("a monitor that is let go");
     }
-    let shown = |words: &[&str]| {
-        let mut command = Command::new(VMFERRY);
-        let shown = command.arg("--socket").arg(&agent.socket).args(words).output().unwrap();
-        assert!(shown.status.success(), "{shown:?}");
-        String::from_utf8(shown.stdout).unwrap()
-    };
-    let one = shown(&["status", "runs"]);
+    let one = known_shown(&agent, &["status", "runs"], 0);
     assert_eq!(one.trim(), "runs runs here (alpha)");
     for words in [&["status"][..], &["list"]] {
-        let all = shown(words);
+        let all = known_shown(&agent, words, 1);
         for said in ["runs here", "a QEMU waits for it", "(of-tomorrow)", "unknown: ", "nobody listens"] {
             assert!(all.contains(said), "{said} in {all}");
         }

@@ -18,6 +18,8 @@ use vmferry::qemu::{
 
 /// A deadline that is meant to pass.
 const SOON: Duration = Duration::from_millis(30);
+/// The same for a command that is surely sent before.
+const SENT_BY_THEN: Duration = Duration::from_millis(300);
 
 async fn connect<T>(server: &Served<T>) -> (Qmp, Events) {
     Qmp::connect(&server.path(), PATIENCE).await.unwrap()
@@ -108,7 +110,7 @@ async fn a_command_that_may_be_repeated_is_given_again_until_it_is_answered() {
         assert_eq!(fake.command().unwrap()["execute"], "stop");
     });
     let (qmp, _events) = connect(&server).await;
-    let late = qmp.execute_until_answered_within(Stop, SOON).await.unwrap_err();
+    let late = qmp.execute_until_answered_within(Stop, SENT_BY_THEN).await.unwrap_err();
     assert!(late.is_deadline() && !late.is_not_executed(), "it may have been executed: {late:?}");
     drop(qmp);
     server.finish().await;
@@ -304,7 +306,7 @@ async fn a_late_reply_is_dropped_and_what_waited_behind_it_is_never_sent() {
         (late, next)
     });
     let (qmp, _events) = connect(&server).await;
-    let error = qmp.execute_within(QueryStatus, SOON).await.unwrap_err();
+    let error = qmp.execute_within(QueryStatus, SENT_BY_THEN).await.unwrap_err();
     assert!(matches!(error, QmpError::Deadline { sent: true, .. }), "{error:?}");
     assert!(!error.is_not_executed());
     let error = qmp.execute_within(Stop, SOON).await.unwrap_err();
@@ -329,7 +331,7 @@ async fn a_descriptor_whose_command_was_given_up_is_closed_at_once() {
         assert!(fake.fds.is_empty());
     });
     let (qmp, _events) = connect(&server).await;
-    qmp.execute_within(QueryStatus, SOON).await.unwrap_err();
+    qmp.execute_within(QueryStatus, SENT_BY_THEN).await.unwrap_err();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let handing = qmp.getfd("vmferry-x", theirs.into());
     tokio::time::timeout(SOON, handing).await.unwrap_err();

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::api::configuration;
 
@@ -82,6 +82,19 @@ fn log_until(log: &mut BufReader<ChildStderr>, what: &str) {
     }
 }
 
+/// The next connection.
+fn next(listener: &UnixListener) -> UnixStream {
+    listener.set_nonblocking(true).unwrap();
+    let since = Instant::now();
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => return stream,
+            Err(e) => assert!(since.elapsed() < SOON, "nobody has connected: {e}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// What the service manager was told up to now.
 fn told(manager: &UnixDatagram) -> Vec<String> {
     let mut buffer = [0; 4096];
@@ -116,12 +129,14 @@ fn the_watchdog_hears_nothing_while_the_local_api_stands_still() {
     let aside = folder.path().join("run/aside.sock");
     std::fs::rename(&socket, &aside).unwrap();
     let hangs = UnixListener::bind(&socket).unwrap();
-    log_until(&mut log, "the local API");
+    let first = next(&hangs);
+    // What is told from here on is of this question, until there is another one.
     told(&manager);
-    log_until(&mut log, "the local API");
+    let second = next(&hangs);
     let since = told(&manager);
     assert!(since.iter().all(|said| !said.contains(KICK)), "{since:?}");
-    drop(hangs);
+    log_until(&mut log, "the local API");
+    drop((first, second, hangs));
     std::fs::rename(&aside, &socket).unwrap();
     manager.set_nonblocking(false).unwrap();
     let mut buffer = [0; 4096];

@@ -6,10 +6,12 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::rig::road::State;
-use crate::rig::{Pair, Pumped, Side, blocking, credentials, exchange, open, pattern, soon, tls, until};
+use crate::rig::{
+    LATE, Pair, Pumped, Side, blocking, credentials, exchange, open, pattern, soon, tls, until,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -24,6 +26,8 @@ use vmferry::net::stream::StreamEnded;
 
 /// How long sessions wait for another connection.
 const RESUME: Duration = Duration::from_secs(2);
+/// How often this machine may be too slow for what a scene is about.
+const TRIES: usize = 3;
 
 async fn pair() -> Pair {
     Pair::new(Config::default(), RESUME).await
@@ -370,8 +374,19 @@ async fn a_dial_that_fails_is_counted_by_its_reason() {
 /// handshake: that one comes about.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_connections_from_one_address_pushes_out_no_other() {
+    for _ in 0..TRIES {
+        if comes_about_beside_a_flood().await {
+            return;
+        }
+    }
+    panic!("the honest one's time was over before its handshake, {TRIES} times");
+}
+
+/// False: the flood took so long that the honest one's time was over.
+async fn comes_about_beside_a_flood() -> bool {
     let dir = credentials();
     let b = side(&dir, "bravo");
+    let since = Instant::now();
     // Its place is taken before the flood, and its handshake comes after.
     let honest = TcpStream::connect(b.address).await.unwrap();
     let stranger = || async {
@@ -390,6 +405,9 @@ async fn a_flood_of_connections_from_one_address_pushes_out_no_other() {
     let own = tls(dir.path(), "alpha");
     let deadline = Duration::from_secs(30);
     let shaken = vmferry::net::handshake::connect(&own, honest, &b.identity, deadline).await;
+    if shaken.is_err() && since.elapsed() > LATE {
+        return false;
+    }
     assert!(shaken.is_ok(), "{:?}", shaken.err());
     for _ in 0..400 {
         flood.push(stranger().await);
@@ -397,16 +415,27 @@ async fn a_flood_of_connections_from_one_address_pushes_out_no_other() {
     let a = side(&dir, "alpha");
     soon("a session", a.dial(&b)).await.unwrap();
     drop(flood);
+    true
 }
 
 /// An address at which nothing ever answers: its owner accepts no TCP, or no TLS.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_peer_keeps_no_other_from_being_dialed_and_is_dialed_once_for_all_who_ask() {
+    for _ in 0..TRIES {
+        if is_dialed_beside_a_dead_peer().await {
+            return;
+        }
+    }
+    panic!("the other dial has waited for the dead one, {TRIES} times");
+}
+
+/// False: the dead one had been given up when the other was there.
+async fn is_dialed_beside_a_dead_peer() -> bool {
     let pair = pair().await;
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dead: Identity = "charlie".parse().unwrap();
     let at = silent.local_addr().unwrap().to_string();
-    let pool = Arc::clone(&pair.a.pool);
+    let (pool, since) = (Arc::clone(&pair.a.pool), Instant::now());
     let asked: Vec<_> = (0..4)
         .map(|_| {
             let (pool, dead, at) = (Arc::clone(&pool), dead.clone(), at.clone());
@@ -417,11 +446,16 @@ async fn a_dead_peer_keeps_no_other_from_being_dialed_and_is_dialed_once_for_all
     pair.session.close(Code::Shutdown, "the next one is dialed anew");
     soon("the end of the session", pair.session.ended()).await;
     soon("another session", pair.a.dial(&pair.b)).await.unwrap();
-    assert!(asked.iter().all(|asked| !asked.is_finished()), "the other dial has waited for the dead one");
+    let none_is_finished = asked.iter().all(|asked| !asked.is_finished());
+    if !none_is_finished && since.elapsed() > LATE {
+        return false;
+    }
+    assert!(none_is_finished, "the dead one was given up at once");
     for asked in asked {
         soon("the failure", asked).await.unwrap().unwrap_err();
     }
     assert_eq!(pool.dial_failures().values().sum::<u64>(), 1, "{:?}", pool.dial_failures());
+    true
 }
 
 /// Whatever a peer writes, no text of it obeys or deceives a terminal, or grows without bound.

@@ -18,8 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use vmferry::net::handshake::{
-    HANDSHAKE_DEADLINE, HandshakeError, HandshakeFailure as F, Refusal, accept, classify_handshake_error,
-    connect,
+    HandshakeError, HandshakeFailure as F, Refusal, accept, classify_handshake_error, connect,
 };
 use vmferry::net::identity::Identity;
 use vmferry::net::naming::Naming;
@@ -122,7 +121,7 @@ async fn two_agents_shake_hands_whatever_library_seals() {
         for round in 0..2 {
             let dial = async {
                 let socket = TcpStream::connect(address).await.unwrap();
-                let mut stream = connect(&alpha, socket, &id("bravo"), HANDSHAKE_DEADLINE).await.unwrap();
+                let mut stream = connect(&alpha, socket, &id("bravo"), PATIENCE).await.unwrap();
                 assert_eq!(stream.read_u8().await.unwrap(), b'k');
                 let state = stream.get_ref().1;
                 let group = state.negotiated_key_exchange_group().unwrap().name();

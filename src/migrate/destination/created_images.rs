@@ -439,6 +439,14 @@ mod tests {
         assert!(matches!(failed, Error::Problems(_)) && names(folder.path()).is_empty());
     }
 
+    /// A program. Another process writes it: what this one forks meanwhile would have it open for writing as well, and
+    /// nobody could run it (execve(2), ETXTBSY).
+    fn write_program(path: &Path, text: &str) {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", "printf %s \"$1\" >\"$0\" && chmod 700 \"$0\""]).arg(path).arg(text);
+        assert!(shell.status().unwrap().success());
+    }
+
     /// A program that an agent which was killed has left goes on when the next agent has cleaned up.
     #[tokio::test(flavor = "multi_thread")]
     async fn what_was_removed_is_not_made_again_by_a_program_that_goes_on() {
@@ -448,8 +456,7 @@ mod tests {
             "#!/bin/sh\nrm '{}'/.vmferry-*\nfor file; do case $file in /*) echo x > $file;; esac; done\n",
             folder.path().display()
         );
-        fs::write(&program, text).unwrap();
-        fs::set_permissions(&program, Permissions::from_mode(0o700)).unwrap();
+        write_program(&program, &text);
         let mut journal = journal(state.path());
         let (all, mut config) = (all(state.path(), ""), config(folder.path()));
         (config.qemu_img, config.format) = (program, crate::config::CreateFormat::Qcow2);
@@ -462,8 +469,7 @@ mod tests {
     async fn images_that_take_too_long_are_given_up() {
         let (state, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let program = state.path().join("hangs");
-        fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").unwrap();
-        fs::set_permissions(&program, Permissions::from_mode(0o700)).unwrap();
+        write_program(&program, "#!/bin/sh\nexec sleep 1000\n");
         let lines = format!(
             "[deadlines]\nmake_s = 1\n[create]\npath = '{}/{{vm}}-{{disk}}'\n",
             folder.path().display()

@@ -108,12 +108,14 @@ mod tests {
     #[tokio::test]
     async fn what_a_crashed_agent_left_is_waited_for() {
         let folder = tempfile::tempdir().unwrap();
-        let lock = folder.path().join("lock");
+        let (lock, done) = (folder.path().join("lock"), folder.path().join("done"));
         // The first agent's command goes on without it.
         let input = lock_file(lock.clone(), Turn::First, Duration::ZERO).await.unwrap().unwrap();
-        let mut left = std::process::Command::new("sleep").arg("0.3").stdin(input).spawn().unwrap();
+        let mut left = std::process::Command::new("sh");
+        let mut left = left.args(["-c", "sleep 0.3; : >\"$0\""]).arg(&done).stdin(input).spawn().unwrap();
         assert_eq!(run_command(&["true".into()], "web1", lock, Turn::Again, DEADLINE).await, Ok(true));
-        assert!(left.try_wait().unwrap().is_some(), "it was not waited for");
+        assert!(done.exists(), "it was not waited for");
+        left.wait().unwrap();
     }
 
     #[tokio::test]

@@ -2,8 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::ops::Range;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
 
 use super::agents::{Agent, Ground, wait};
 use super::{FORWARD, TARGET, accept, connect, exchange};
@@ -89,6 +90,33 @@ fn another_process_takes_connections_and_listeners_over_on_either_side() {
     assert!(!near.exists() && !added.exists());
 }
 
+/// Accepts connections that must come in this order.
+fn come(far: &UnixListener, numbers: Range<u32>) {
+    for n in numbers {
+        let mut number = [0; 4];
+        accept(far).read_exact(&mut number).unwrap();
+        assert_eq!(u32::from_be_bytes(number), n);
+    }
+}
+
+/// The same while something goes on, and only some of them: a target that accepts nothing for 10 s is given up.
+/// Which of them are left.
+fn come_during(far: &UnixListener, mut numbers: Range<u32>, work: impl FnOnce() + Send) -> Range<u32> {
+    std::thread::scope(|scope| {
+        let working = scope.spawn(work);
+        let mut since = Instant::now();
+        while !working.is_finished() {
+            if since.elapsed() > Duration::from_secs(1) && !numbers.is_empty() {
+                come(far, numbers.start..numbers.start + 1);
+                (numbers.start, since) = (numbers.start + 1, Instant::now());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        working.join().unwrap();
+    });
+    numbers
+}
+
 /// Connections that wait: for a target whose queue is full, for the peer's answer, in the listener's queue.
 #[test]
 fn a_take_over_loses_no_connection_that_waits_and_keeps_their_order() {
@@ -102,16 +130,12 @@ fn a_take_over_loses_no_connection_that_waits_and_keeps_their_order() {
         near_end.write_all(&n.to_be_bytes()).unwrap();
         near_ends.push(near_end);
     }
-    for n in 0..MANY {
-        match n {
-            10 => alpha.take_over(),
-            20 => bravo.take_over(),
-            _ => {}
-        }
-        let mut number = [0; 4];
-        accept(&far).read_exact(&mut number).unwrap();
-        assert_eq!(u32::from_be_bytes(number), n);
-    }
+    come(&far, 0..10);
+    let left = come_during(&far, 10..MANY, || alpha.take_over());
+    let some = left.start..MANY.min(left.start + 10);
+    come(&far, some.clone());
+    let left = come_during(&far, some.end..MANY, || bravo.take_over());
+    come(&far, left);
 }
 
 /// An agent that was killed leaves its socket's file, and the next one takes its place.
@@ -169,7 +193,7 @@ async fn a_session_that_is_given_up_closes_all_its_connections_on_both_hosts() {
     let ground = Ground::new();
     let far = ground.listen("far");
     let road = Road::to(ground.bravo).await;
-    let deadlines = "[deadlines]\ndead_peer_s = 1\nresume_s = 1\n";
+    let deadlines = "[deadlines]\ndead_peer_s = 1\nresume_s = 10\n";
     let (_bravo, _alpha) = (
         ground.bravo(&format!("{deadlines}{TARGET}")),
         ground.alpha_by(road.address(), &format!("{deadlines}{FORWARD}")),
