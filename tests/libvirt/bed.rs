@@ -72,7 +72,7 @@ impl Hosts {
         net.alpha = begin(lab, &net.alpha, libvirts[0], qemu_user)?;
         net.bravo = begin(lab, &net.bravo, libvirts[1], qemu_user)?;
         for (host, libvirt) in [(&net.alpha, libvirts[0]), (&net.bravo, libvirts[1])] {
-            let said = wait_for(&format!("libvirtd on {}", host.name), SHORT, || {
+            let said = wait_for(&format!("libvirtd on {}", host.name), LONG, || {
                 let said = virsh(host, &["version"])?;
                 Ok((said.code == 0).then_some(said.stdout))
             })?;

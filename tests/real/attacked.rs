@@ -171,7 +171,13 @@ fn a_guest_moves_away_and_back_while_its_host_is_attacked() -> Result<()> {
         let guest = Guest::define(lab, &net, &spec, &spec)?;
         guest.alpha.boot()?;
         let nothing = PeerEntry { name: "charlie".to_owned(), address: None, receive: Vec::new() };
-        let pair = Pair::start_with(lab, net, &[&guest], |on_alpha| on_alpha.peers.push(nothing))?;
+        let pair = Pair::start_with(lab, net, &[&guest], |on_alpha, on_bravo| {
+            on_alpha.peers.push(nothing);
+            // A machine that stalls loses them no connection.
+            for spec in [on_alpha, on_bravo] {
+                spec.end_lines = "[deadlines]\ndead_peer_s = 60\n".to_owned();
+            }
+        })?;
         let mut charlie = asker(lab, &third, &spec)?;
         moves(&pair, &guest, Way::ToBravo, &mut charlie)?;
         proof::guest_continued(&guest.alpha, &guest.bravo)?;
@@ -243,7 +249,7 @@ fn migrations_keep_their_speed_while_their_host_is_attacked() -> Result<()> {
         guest.alpha.boot()?;
         ensure!(guest.alpha.write_beyond(0, u64::from(DISK_MIB) - 16)?, "no place to write to");
         let nothing = PeerEntry { name: "charlie".to_owned(), address: None, receive: Vec::new() };
-        let pair = Pair::start_with(lab, net, &[&guest], |on_alpha| on_alpha.peers.push(nothing))?;
+        let pair = Pair::start_with(lab, net, &[&guest], |on_alpha, _| on_alpha.peers.push(nothing))?;
         let charlie = asker(lab, &third, &spec)?;
         let mut slowed = Vec::new();
         for (link, mbit) in [("1 Gbit/s", Some(1000)), ("no limit", None)] {

@@ -109,15 +109,19 @@ fn disks_are_compared_by_content() -> Result<()> {
     })
 }
 
-/// Sends `bytes` from one host to the other and back, over a new connection to `port`.
-fn echo(net: &Net, client: &Host, server: &Host, port: u16, bytes: &[u8]) -> Result<()> {
-    ensure!(net.alpha.name != net.bravo.name);
+/// What does not arrive within this never does.
+const NEVER: Duration = Duration::from_secs(2);
+
+/// Sends `bytes` from one host to the other and back, over a new connection to `port`; each way takes no longer than
+/// `within`.
+fn echo((client, server): (&Host, &Host), port: u16, bytes: &[u8], within: Duration) -> Result<()> {
+    ensure!(client.name != server.name);
     let listener = server.inside(|| TcpListener::bind(("::", port)))?;
     let address = (server.v4.parse::<std::net::Ipv4Addr>()?, port).into();
-    let mut stream = client.inside(|| TcpStream::connect_timeout(&address, Duration::from_secs(2)))?;
+    let mut stream = client.inside(|| TcpStream::connect_timeout(&address, within))?;
     let (mut accepted, _) = listener.accept()?;
     for end in [&stream, &accepted] {
-        end.set_read_timeout(Some(Duration::from_secs(2)))?;
+        end.set_read_timeout(Some(within))?;
     }
     let (mut there, mut back) = (vec![0; bytes.len()], vec![0; bytes.len()]);
     stream.write_all(bytes)?;
@@ -132,15 +136,16 @@ fn echo(net: &Net, client: &Host, server: &Host, port: u16, bytes: &[u8]) -> Res
 fn the_wall_lets_one_port_through_in_one_way() -> Result<()> {
     with_lab("the_wall_lets_one_port_through_in_one_way", |lab| {
         let net = lab.two_hosts()?;
-        echo(&net, &net.bravo, &net.alpha, 4000, b"no wall yet")?;
+        let (to_bravo, to_alpha) = ((&net.alpha, &net.bravo), (&net.bravo, &net.alpha));
+        echo(to_alpha, 4000, b"no wall yet", SHORT)?;
         net.only_port(PORT, &[Way::ToBravo])?;
-        echo(&net, &net.alpha, &net.bravo, PORT, b"through the door")?;
+        echo(to_bravo, PORT, b"through the door", SHORT)?;
         ensure!(net.refused_packets()? == 0, "the wall refused what it should let in");
-        ensure!(echo(&net, &net.alpha, &net.bravo, 4000, b"another port").is_err());
-        ensure!(echo(&net, &net.bravo, &net.alpha, PORT, b"the other way").is_err());
+        ensure!(echo(to_bravo, 4000, b"another port", NEVER).is_err());
+        ensure!(echo(to_alpha, PORT, b"the other way", NEVER).is_err());
         ensure!(net.refused_packets()? > 0, "nothing was refused");
         net.only_port(PORT, &[Way::ToBravo, Way::ToAlpha])?;
-        echo(&net, &net.bravo, &net.alpha, PORT, b"the other way, now open")
+        echo(to_alpha, PORT, b"the other way, now open", SHORT)
     })
 }
 
@@ -148,24 +153,24 @@ fn the_wall_lets_one_port_through_in_one_way() -> Result<()> {
 fn the_link_can_be_cut_and_restored() -> Result<()> {
     with_lab("the_link_can_be_cut_and_restored", |lab| {
         let net = lab.two_hosts()?;
-        let try_it = || echo(&net, &net.alpha, &net.bravo, PORT, b"hello");
-        try_it()?;
+        let try_it = |within| echo((&net.alpha, &net.bravo), PORT, b"hello", within);
+        try_it(SHORT)?;
         for break_it in
             [Net::cut, |net: &Net| net.drop_way(Way::ToAlpha), |net: &Net| net.reset_connections(PORT)]
         {
             break_it(&net)?;
-            ensure!(try_it().is_err(), "a broken link carried bytes");
+            ensure!(try_it(NEVER).is_err(), "a broken link carried bytes");
             net.restore()?;
-            try_it()?;
+            try_it(SHORT)?;
         }
         net.pull_cable()?;
-        ensure!(try_it().is_err(), "a pulled cable carried bytes");
+        ensure!(try_it(NEVER).is_err(), "a pulled cable carried bytes");
         net.plug_cable()?;
-        wait_for("the link to carry bytes again", SHORT, || Ok(try_it().ok()))?;
+        wait_for("the link to carry bytes again", SHORT, || Ok(try_it(NEVER).ok()))?;
         let addresses = run(net.alpha.command("ip").args(["-6", "addr"]), SHORT)?;
         ensure!(addresses.contains(&net.alpha.v6), "the IPv6 address is gone: {addresses}");
         net.limit_mbit(100)?;
-        try_it()?;
+        try_it(SHORT)?;
         net.no_limit()
     })
 }
@@ -181,7 +186,7 @@ fn the_capture_sees_what_crosses_the_link() -> Result<()> {
 
         let capture = Capture::start(&net, "something")?;
         let half = MARKER.len() / 2;
-        echo(&net, &net.alpha, &net.bravo, PORT, MARKER)?;
+        echo((&net.alpha, &net.bravo), PORT, MARKER, SHORT)?;
         send_in_two(&net, &MARKER[..half], &MARKER[half..])?;
         let traffic = capture.finish(&[MARKER, b"never sent"])?;
         ensure!(traffic.connections.len() == 2, "{traffic:?}");
@@ -203,9 +208,9 @@ fn the_capture_sees_what_crosses_the_link() -> Result<()> {
 fn send_in_two(net: &Net, first: &[u8], second: &[u8]) -> Result<()> {
     let listener = net.bravo.inside(|| TcpListener::bind(("::", 4000)))?;
     let address = (net.bravo.v6.parse::<std::net::Ipv6Addr>()?, 4000).into();
-    let mut stream = net.alpha.inside(|| TcpStream::connect_timeout(&address, Duration::from_secs(2)))?;
+    let mut stream = net.alpha.inside(|| TcpStream::connect_timeout(&address, SHORT))?;
     let (mut accepted, _) = listener.accept()?;
-    accepted.set_read_timeout(Some(Duration::from_secs(2)))?;
+    accepted.set_read_timeout(Some(SHORT))?;
     for part in [first, second] {
         stream.write_all(part)?;
         accepted.read_exact(&mut vec![0; part.len()])?;
@@ -234,10 +239,9 @@ fn the_janitor_cleans_up_after_a_dead_lab() -> Result<()> {
 
 #[test]
 fn a_program_that_is_late_is_killed() -> Result<()> {
-    let late = run_any(
-        std::process::Command::new("sh").args(["-c", "echo so far; exec sleep 1000"]),
-        Duration::from_secs(1),
-    );
+    let mut late = start(std::process::Command::new("sh").args(["-c", "echo so far; exec sleep 1000"]))?;
+    wait_for("its first words", SHORT, || Ok(late.stdout()?.contains("so far").then_some(())))?;
+    let late = late.wait(Duration::from_secs(1));
     let Err(error) = late else { anyhow::bail!("{late:?}") };
     ensure!(format!("{error:#}").contains("so far"), "{error:#}");
     let killed = start(std::process::Command::new("sleep").arg("1000"))?;

@@ -41,7 +41,7 @@ impl Fleet {
         }
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
         let agent = |at: usize, host: &Host, peers: &[&Host]| {
-            let short = "[deadlines]\nresume_s = 2\n[drain]\nat_once_per_peer = 1\n".to_owned();
+            let short = "[deadlines]\nresume_s = 10\n[drain]\nat_once_per_peer = 1\n".to_owned();
             let mut spec = AgentSpec { end_lines: short, ..AgentSpec::default() };
             for peer in peers {
                 spec = spec.peer(peer);

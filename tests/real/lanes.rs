@@ -9,7 +9,7 @@ use crate::support::agent::PORT;
 use crate::support::process::{SHORT, wait_for};
 use crate::support::proof::field;
 use crate::support::{Agent, Host, with_lab};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 const LANES: usize = 3;
@@ -20,6 +20,9 @@ const KEPT: f64 = 1.02;
 /// What waited while nobody looked at the clock, on a busy machine or during a restart, may be made up
 /// for.
 const MADE_UP: Duration = Duration::from_millis(200);
+
+/// How often it is looked whether the limit is used.
+const SPANS: usize = 3;
 
 /// The local ports of the host's connections to the peer's one port.
 fn connections(host: &Host) -> Result<BTreeSet<u16>> {
@@ -43,8 +46,18 @@ fn flows(progress: &Value) -> bool {
     disks.all(|disk| disk["done_bytes"].as_u64() > Some(MIB))
 }
 
-/// That no more than the limit leaves through all lanes, and that it is used.
+/// That no more than the limit leaves through all lanes, and that it is used. Where this machine stalls it is used in a
+/// later span.
 fn keeps_the_limit(agent: &Agent) -> Result<()> {
+    for _ in 0..SPANS {
+        if uses_the_limit(agent)? {
+            return Ok(());
+        }
+    }
+    bail!("the limit is not used")
+}
+
+fn uses_the_limit(agent: &Agent) -> Result<bool> {
     let (begin, before) = (Instant::now(), sent(agent)?.iter().sum::<u64>());
     std::thread::sleep(Duration::from_secs(5));
     let after = sent(agent)?.iter().sum::<u64>();
@@ -52,8 +65,7 @@ fn keeps_the_limit(agent: &Agent) -> Result<()> {
     let most = (LIMIT as f64 * time.as_secs_f64() * KEPT) as u64;
     eprintln!("  {} bytes through all lanes, at most {most}", after - before);
     ensure!(after - before <= most, "{} bytes at {LIMIT} bytes per second: at most {most}", after - before);
-    ensure!(after - before > most / 2, "{} bytes: the limit is not used, {most}", after - before);
-    Ok(())
+    Ok(after - before > most / 2)
 }
 
 #[test]
@@ -77,7 +89,7 @@ fn streams_are_spread_resumed_and_limited_over_all_lanes() -> Result<()> {
             wait_for("that lane's next connection", SHORT, || {
                 let now = reconnects(&stage.alpha)?;
                 let all = connections(&stage.net.alpha)?.len() == LANES;
-                Ok((all && now == earlier + 1.0).then_some(()))
+                Ok((all && now >= earlier + 1.0).then_some(()))
             })?;
         }
         let resumed = connections(&stage.net.alpha)?;

@@ -28,7 +28,7 @@ const PEER_S: u64 = 6;
 /// Half of what one after the other would take.
 const AT_ONCE: Duration = Duration::from_secs(PEER_S * GUESTS as u64 / 2);
 /// A decision is not held up by a peer that is dialed, which takes 5 s and more for each VM.
-const DECIDED_WITHIN: Duration = Duration::from_secs(10);
+const DECIDED_WITHIN: Duration = Duration::from_secs(20);
 /// For something to happen that must not.
 const NEVER_FOR: Duration = Duration::from_secs(8);
 
@@ -56,7 +56,8 @@ impl Herd {
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
         let (on_alpha, on_bravo) = (credentials.issue("alpha")?, credentials.issue("bravo")?);
         let deadlines = format!(
-            "[deadlines]\ndead_peer_s = 2\nresume_s = 4\nresume_paused_s = 2\nundecided_s = 2\norder_s = 3\nrecover_s = {PEER_S}\n"
+            "[deadlines]\ndead_peer_s = 5\nresume_s = 15\nresume_paused_s = 10\nundecided_s = 2\norder_s = 10\n\
+             recover_s = {PEER_S}\n"
         );
         let mut source = AgentSpec { end_lines: deadlines, ..AgentSpec::default() }.peer(&net.bravo);
         let mut destination =
@@ -206,7 +207,8 @@ fn runs(herd: &Herd, guest: usize) -> Result<()> {
 /// Whoever decides goes away soon. Whatever has not been decided by then never is.
 fn never_later_than_its_asker(herd: &Herd, migration: &Migration) -> Result<()> {
     let mut asker = herd.decide(migration, r#"{"force":"here"}"#)?;
-    asker.set_read_timeout(Some(Duration::from_secs(4)))?;
+    // Longer than a decision is good for.
+    asker.set_read_timeout(Some(Duration::from_secs(12)))?;
     let mut answer = [0; 12];
     let answered = asker.read_exact(&mut answer).is_ok();
     drop(asker);
@@ -277,9 +279,12 @@ fn unknown_is_not_refused(herd: &Herd, migration: &Migration) -> Result<()> {
 
 /// An agent does not wait for a destination that is away, and its next life shows the hand-over.
 fn stops_and_shows_them_again(herd: &mut Herd, rest: &[Migration]) -> Result<()> {
-    let since = Instant::now();
+    let before = fs::read_to_string(herd.alpha.log())?.len();
     herd.alpha.terminate()?;
-    ensure!(since.elapsed() < Duration::from_secs(40), "{:?} to stop", since.elapsed());
+    let log = fs::read_to_string(herd.alpha.log())?;
+    let late =
+        log[before..].lines().find(|line| line.contains("end in time") || line.contains("ended in time"));
+    ensure!(late.is_none(), "{late:?}");
     let empty = herd.alpha.host().dir.join(format!("state/migrations/{}.source.journal", uuid_of_nobody()));
     fs::write(&empty, "")?;
     herd.alpha.restart()?;

@@ -143,15 +143,16 @@ impl Stage {
         let before = self.failures(refused.reason)?;
         (refused.intrude)(self)?;
         wait_for("the metric to count it", SHORT, || {
-            Ok((self.failures(refused.reason)? == before + 1.0).then_some(()))
+            Ok((self.failures(refused.reason)? >= before + 1.0).then_some(()))
         })
         .with_context(|| format!("{}: {:?}", refused.reason, self.bravo.metrics()))?;
         // The first of each reason and address is told.
-        let log = fs::read_to_string(self.bravo.log())?;
-        let mut told = log.lines().filter(|line| line.contains("a connection was refused"));
-        let is_it = |line: &str| line.contains(refused.words) && line.contains(&self.net.alpha.v4);
-        ensure!(told.any(is_it), "not in the log: {log}");
-        Ok(())
+        wait_for(&format!("{:?} in the log", refused.words), SHORT, || {
+            let log = fs::read_to_string(self.bravo.log())?;
+            let mut told = log.lines().filter(|line| line.contains("a connection was refused"));
+            let is_it = |line: &str| line.contains(refused.words) && line.contains(&self.net.alpha.v4);
+            Ok(told.any(is_it).then_some(()))
+        })
     }
 
     /// How often bravo has refused for this reason.

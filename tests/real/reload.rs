@@ -139,7 +139,9 @@ fn slow(stage: &Stage) -> Result<Migration> {
 #[test]
 fn both_hosts_go_to_another_authority_while_a_guest_moves() -> Result<()> {
     with_lab("both_hosts_go_to_another_authority_while_a_guest_moves", |lab| {
-        let mut stage = Stage::set_up(lab, Plan { rate: 60, ..Plan::ORDINARY })?;
+        // A machine that stalls loses them no connection.
+        let deadlines = "dead_peer_s = 60\nresume_s = 8\nresume_paused_s = 4\n";
+        let mut stage = Stage::set_up(lab, Plan { rate: 60, deadlines, ..Plan::ORDINARY })?;
         let migration = slow(&stage)?;
         let authority = Authority::of(lab);
         let (old, before) = (fs::read(authority.folder.join("ca-cert.pem"))?, reconnects(&stage.alpha)?);

@@ -309,7 +309,7 @@ fn nothing_is_left_to_a_process_that_would_not_start() -> Result<()> {
 fn what_was_left_waits_for_a_process_that_can_start() -> Result<()> {
     with_lab("what_was_left_waits_for_a_process_that_can_start", |lab| {
         let mut stage =
-            Stage::set_up(lab, Plan { deadlines: "resume_s = 120\n", dirty_rest_ms: 20, ..Plan::ORDINARY })?;
+            Stage::set_up(lab, Plan { deadlines: "resume_s = 600\n", dirty_rest_ms: 20, ..Plan::ORDINARY })?;
         stage.destination.start_incoming()?;
         let services = Services::boot(lab, &mut stage)?;
         let tested = (|| {

@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -18,8 +17,10 @@ use crate::support::{Agent, AgentSpec, Credentials, Etcd, Host, Lab, Net, Vm, Vm
 
 const VM: &str = "web0";
 /// Hosts that are gone are given up soon.
-const DEADLINES: &str = "[deadlines]\ndead_peer_s = 2\nresume_s = 4\nresume_paused_s = 2\nundecided_s = 2\n\
-                         order_s = 3\nrecover_s = 3\nhandover_s = 3\n";
+const DEADLINES: &str = "[deadlines]\ndead_peer_s = 5\nresume_s = 8\nresume_paused_s = 6\nundecided_s = 2\n\
+                         order_s = 3\nrecover_s = 3\nhandover_s = 8\n";
+/// How long the witness is waited for where it answers.
+const ANSWER_S: u64 = 5;
 
 /// Two hosts, an etcd between them, and a guest that has nothing but a firmware.
 struct Two {
@@ -33,10 +34,10 @@ struct Two {
 
 impl Two {
     /// `bravo_table`: bravo's `[witness]`, from the one that fits.
-    fn set_up(lab: &Lab, bravo_table: impl Fn(String) -> String) -> Result<Self> {
+    fn set_up(lab: &Lab, answer_s: u64, bravo_table: impl Fn(String) -> String) -> Result<Self> {
         let net = lab.two_hosts()?;
         net.only_port(PORT, &[Way::ToBravo])?;
-        let etcd = Etcd::start(lab, &net, 1)?;
+        let etcd = Etcd::start(lab, &net, answer_s)?;
         let (source, destination) = (bare(lab, &net, true, 0)?, bare(lab, &net, false, 0)?);
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
         let spec = |peer: &Host, vm: &Vm, table: String| {
@@ -114,7 +115,7 @@ fn audited(agent: &Agent, word: &str) -> Result<bool> {
 #[test]
 fn a_guest_moves_with_a_witness_that_forgets_it_afterwards() -> Result<()> {
     with_lab("a_guest_moves_with_a_witness_that_forgets_it_afterwards", |lab| {
-        let mut two = Two::set_up(lab, |table| table)?;
+        let mut two = Two::set_up(lab, ANSWER_S, |table| table)?;
         let checked = two.alpha.vmferry(&["check", VM, "--to", "bravo"])?;
         ensure!(checked.code == 0 && !said(&checked).contains("witness"), "{}", said(&checked));
         ensure!(two.etcd.words()? == 0, "a check has left a word");
@@ -142,7 +143,7 @@ fn a_guest_moves_with_a_witness_that_forgets_it_afterwards() -> Result<()> {
 #[test]
 fn a_witness_that_only_one_host_has_is_refused_before_anything_begins() -> Result<()> {
     with_lab("a_witness_that_only_one_host_has_is_refused_before_anything_begins", |lab| {
-        let two = Two::set_up(lab, |_| String::new())?;
+        let two = Two::set_up(lab, ANSWER_S, |_| String::new())?;
         two.is_refused("alpha has a witness for its migrations, and bravo has none")?;
         wait_for("the word of what never began to go", LONG, || Ok((two.etcd.words()? == 0).then_some(())))
     })
@@ -151,7 +152,7 @@ fn a_witness_that_only_one_host_has_is_refused_before_anything_begins() -> Resul
 #[test]
 fn a_witness_with_another_prefix_is_refused_before_anything_begins() -> Result<()> {
     with_lab("a_witness_with_another_prefix_is_refused_before_anything_begins", |lab| {
-        let mut two = Two::set_up(lab, |table| format!("{table}prefix = \"/other/\"\n"))?;
+        let mut two = Two::set_up(lab, ANSWER_S, |table| format!("{table}prefix = \"/other/\"\n"))?;
         two.is_refused("their `prefix` differs")?;
         two.etcd.kill()?;
         two.is_refused("the witness of alpha cannot be used: no endpoint of the witness answers")
@@ -162,7 +163,7 @@ fn a_witness_with_another_prefix_is_refused_before_anything_begins() -> Result<(
 #[test]
 fn a_destination_that_is_lost_before_it_has_taken_the_guest_loses_it() -> Result<()> {
     with_lab("a_destination_that_is_lost_before_it_has_taken_the_guest_loses_it", |lab| {
-        let mut two = Two::set_up(lab, |table| table)?;
+        let mut two = Two::set_up(lab, ANSWER_S, |table| table)?;
         // Bravo agrees, and then does not reach it.
         let gate = two.destination.start_script();
         let held = hold(&gate)?;
@@ -199,7 +200,8 @@ fn a_destination_that_is_lost_before_it_has_taken_the_guest_loses_it() -> Result
 #[test]
 fn a_destination_that_was_told_to_start_asks_on_when_its_source_is_lost() -> Result<()> {
     with_lab("a_destination_that_was_told_to_start_asks_on_when_its_source_is_lost", |lab| {
-        let mut two = Two::set_up(lab, |table| table)?;
+        // So many questions are asked in vain that each must be given up soon.
+        let mut two = Two::set_up(lab, 1, |table| table)?;
         let held = hold(&two.destination.start_script())?;
         let migration = Migration::begin(&two.alpha, VM, "bravo", &[])?;
         wait_for("bravo to have agreed", LONG, || Ok(held.reached().then_some(())))?;
@@ -262,9 +264,9 @@ fn hold(script: &std::path::Path) -> Result<Held> {
 #[test]
 fn etcd_or_the_source_is_lost_in_the_pause_and_both_are() -> Result<()> {
     with_lab("etcd_or_the_source_is_lost_in_the_pause_and_both_are", |lab| {
-        let deadlines = "resume_s = 8\nresume_paused_s = 4\nhandover_s = 3\n";
+        let deadlines = "resume_s = 8\nresume_paused_s = 6\nhandover_s = 8\n";
         let plan = Plan {
-            witness: Some(1),
+            witness: Some(ANSWER_S),
             deadlines,
             undecided_s: 2,
             state_volume_mib: Some(16),
@@ -306,10 +308,12 @@ fn handed_over_and_cut(stage: &mut Stage) -> Result<Migration> {
     let arrived = stage.calm_network().and_then(|()| {
         wait_for("the whole guest to be at bravo", LONG, || {
             Ok((stage.destination.qmp()?.status()? == "paused").then_some(()))
+        })?;
+        // Bravo has said so, and alpha is about to hand over.
+        wait_for("alpha to hear of that", LONG, || {
+            Ok((migration.now(&stage.alpha)?["phase"] == "hand-over").then_some(()))
         })
     });
-    // What bravo says of that is at alpha by then.
-    std::thread::sleep(Duration::from_secs(1));
     let cut = stage.net.cut();
     freeze("-u")?;
     arrived.and(cut)?;

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -248,6 +248,7 @@ impl Agent {
 
     fn wait_ready(&mut self) -> Result<()> {
         let name = format!("the agent on {}", self.host.name);
+        let since = Instant::now();
         wait_for(&name, SHORT, || {
             let Some(child) = &mut self.child else { bail!("it was never started") };
             if let Some(status) = child.try_wait()? {
@@ -256,9 +257,12 @@ impl Agent {
                     fs::read_to_string(self.host.dir.join("agent.log"))?
                 );
             }
-            // The last that it listens on: what it holds from then on is what it holds when idle.
+            // The last that it listens on, and its record, unless a disk takes none: what it holds from then on is what
+            // it holds when idle.
             let listens = self.host.dir.join("run/takeover.sock").exists();
-            Ok(api_get(&self.host.dir.join("run/vmferry.sock"), "/v1/status").ok().filter(|_| listens))
+            let records = self.descriptors().is_ok_and(|all| all.iter().any(|name| name.contains("/audit/")));
+            let holds_all = listens && (records || since.elapsed() > SHORT / 3);
+            Ok(api_get(&self.host.dir.join("run/vmferry.sock"), "/v1/status").ok().filter(|_| holds_all))
         })
         .map(drop)
     }

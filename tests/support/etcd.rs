@@ -19,7 +19,8 @@ use super::process::{SHORT, run_any, signal_pid, wait_for};
 
 const PORT: u16 = 2379;
 
-/// An etcd of one member. Killed when dropped.
+/// An etcd of one member, which does not wait for the disk: what was written is there when it was killed, and no test
+/// ends the machine. Killed when dropped.
 #[derive(Debug)]
 pub struct Etcd {
     host: Host,
@@ -80,7 +81,7 @@ impl Etcd {
         )
     }
 
-    /// As a loss of power would.
+    /// Without a word to anybody.
     pub fn kill(&mut self) -> Result<()> {
         let mut child = self.child.take().context("etcd does not run")?;
         child.kill()?;
@@ -100,7 +101,7 @@ impl Etcd {
         let log = fs::File::options().create(true).append(true).open(dir.join("etcd.log"))?;
         let file = |name: &str| dir.join(name).display().to_string();
         let mut command = self.host.command(self.programs.join("etcd"));
-        command.args(["--name", "witness", "--data-dir", &file("data")]);
+        command.args(["--name", "witness", "--data-dir", &file("data"), "--unsafe-no-fsync"]);
         command.args(["--initial-advertise-peer-urls", "http://127.0.0.1:2380"]);
         command.args(["--listen-peer-urls", "http://127.0.0.1:2380"]);
         command.args(["--initial-cluster", "witness=http://127.0.0.1:2380"]);

@@ -72,15 +72,15 @@ impl Pair {
     /// Starts both agents, which know each other and all `guests`. The wall between the hosts lets
     /// their one port through, both ways.
     pub fn start(lab: &Lab, net: Net, guests: &[&Guest]) -> Result<Self> {
-        Self::start_with(lab, net, guests, |_| {})
+        Self::start_with(lab, net, guests, |_, _| {})
     }
 
-    /// The same, with alpha's configuration changed.
+    /// The same, with alpha's configuration changed, and bravo's.
     pub fn start_with(
         lab: &Lab,
         net: Net,
         guests: &[&Guest],
-        change: impl FnOnce(&mut AgentSpec),
+        change: impl FnOnce(&mut AgentSpec, &mut AgentSpec),
     ) -> Result<Self> {
         net.only_port(PORT, &[Way::ToBravo, Way::ToAlpha])?;
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
@@ -90,7 +90,7 @@ impl Pair {
             on_alpha = on_alpha.vm(VmEntry::of(&guest.alpha).with_hook(guest.alpha_copies.hook()));
             on_bravo = on_bravo.vm(VmEntry::of(&guest.bravo).with_hook(guest.bravo_copies.hook()));
         }
-        change(&mut on_alpha);
+        change(&mut on_alpha, &mut on_bravo);
         let alpha = Agent::start(&lab.paths, &net.alpha, &on_alpha, &credentials.issue("alpha")?)?;
         let bravo = Agent::start(&lab.paths, &net.bravo, &on_bravo, &credentials.issue("bravo")?)?;
         let idle = [alpha.open_descriptors()?, bravo.open_descriptors()?];

@@ -14,7 +14,7 @@ use super::qmp::Qmp;
 use super::vm::{Vm, quoted, write_script};
 
 /// For what vmferry still does after it has reported the end.
-const SETTLE_WITHIN: Duration = Duration::from_secs(15);
+const SETTLE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Copies a destination's disks aside when the agent calls its `before_start` hook, that is after
 /// the source has handed over and before the guest runs here.

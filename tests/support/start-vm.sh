@@ -24,7 +24,7 @@ tries=0
 listens() { grep -q " 00010000 .* @DIR@/$1\$" /proc/net/unix; }
 until listens agent.qmp && listens test.qmp; do
   tries=$((tries + 1))
-  if [ "$tries" -gt 200 ] || ! kill -0 "$(cat qemu.pid)" 2>/dev/null; then
+  if [ "$tries" -gt 600 ] || ! kill -0 "$(cat qemu.pid)" 2>/dev/null; then
     echo '@NAME@: QEMU did not start:' >&2
     tail -5 qemu.log >&2
     exit 1

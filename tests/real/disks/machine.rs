@@ -112,8 +112,14 @@ impl Place {
         fs::File::create(&file)?.set_len(DISK_BYTES)?;
         let mut command = self.host.command(self.paths.qemu(Version::V10, "qemu-storage-daemon"));
         command.args(["--blockdev", &format!("driver=file,node-name=n,filename={}", file.display())]);
-        command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        wait_for("the storage daemon", SHORT, || Ok(socket.exists().then_some(())))
+        command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let sockets = format!("/proc/{}/net/unix", command.spawn()?.id());
+        // The file of a socket is there a moment before anybody listens: tests/support/start-vm.sh.
+        let end = format!(" {}", socket.display());
+        let listens = |line: &str| line.contains(" 00010000 ") && line.ends_with(&end);
+        wait_for("the storage daemon", SHORT, || {
+            Ok(fs::read_to_string(&sockets)?.lines().any(listens).then_some(()))
+        })
     }
 
     /// The words that every QEMU gets besides.
