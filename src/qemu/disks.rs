@@ -10,6 +10,7 @@ use super::commands::{BlockDeviceInfo, BlockInfo, CacheInfo, QueryBlock};
 use super::error::QmpError;
 use super::graph::{Base, Encryption, Graph, Layer, encryption_of_chain};
 use super::image::{self, Image, OpenFiles};
+use super::write_through::{self, WriteThrough};
 
 /// How long the file systems of images may take to answer.
 const SEE_DEADLINE: Duration = Duration::from_secs(5);
@@ -58,6 +59,8 @@ pub struct Disk {
     pub layout: Option<String>,
     /// The guest's flushes do not reach the image (`cache=unsafe`).
     pub no_flush: bool,
+    /// At the moment the guest's device has no write cache, and its driver nothing to flush; why that is so.
+    pub write_through: Option<WriteThrough>,
     /// The best encryption of anything below the device.
     pub encryption: Encryption,
     /// The least encryption of what is written to it from now on.
@@ -92,6 +95,9 @@ pub async fn disks(qmp: &Qmp) -> Result<Vec<Disk>, QmpError> {
             disk.firmware = disk.device.starts_with("cfi.pflash");
             disk.address = addresses.of(&path).await?;
             disk.shareable = addresses.is_on(&path, "share-rw").await?;
+            if disk.write_through.is_some() {
+                disk.write_through = Some(write_through::reason(qmp, &path, &disk.device).await?);
+            }
         }
         if disk.id.is_none() {
             disk.name = disk.address.as_deref().map_or_else(|| std::mem::take(&mut disk.name), tame);
@@ -127,12 +133,13 @@ fn disk(block: BlockInfo) -> Option<Disk> {
         backing_file,
         backing_file_depth,
         image,
-        cache: CacheInfo { no_flush },
+        cache: CacheInfo { writeback, no_flush },
         ..
     } = inserted?;
     let image = image?;
     let encryption = encryption_of_chain(&drv, &image);
     let filename = [image.filename, file].into_iter().find(|name| !name.is_empty());
+    let write_through = (!writeback && !qdev.is_empty()).then_some(WriteThrough::Here);
     Some(Disk {
         name: name(&device, &qdev),
         id: id(&device, &qdev).map(str::to_owned),
@@ -148,6 +155,7 @@ fn disk(block: BlockInfo) -> Option<Disk> {
         actual_size: image.actual_size,
         encryption,
         no_flush,
+        write_through,
         ..Disk::default()
     })
 }

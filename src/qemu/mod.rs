@@ -36,6 +36,7 @@ mod storage;
 mod throttle;
 #[doc(hidden)]
 pub mod wire;
+mod write_through;
 
 pub use abilities::Abilities;
 pub use cleanup::{
@@ -63,3 +64,4 @@ pub use states::{IoStatus, JobStatus, MigrationStatus, RunState};
 pub use storage::boot_id;
 pub use throttle::{Unthrottled, io_throttle, written_bytes};
 pub use wire::LINE_MAX_BYTES;
+pub use write_through::WriteThrough;

@@ -100,9 +100,9 @@ async fn disks_have_the_same_names_on_both_sides(variable: &str) {
         };
         let arguments = format!(
             "-blockdev raw,node-name={side}-n0,cache.no-flush=on,file.driver=file,file.filename={} \
-             -device virtio-blk-pci,id=disk0,drive={side}-n0 \
+             -device virtio-blk-pci,id=disk0,drive={side}-n0,write-cache=off \
              -drive if=virtio,format=raw,snapshot=on,file={} \
-             -drive if=none,id=d2,format=raw,readonly=on,file={} -device virtio-scsi-pci -device scsi-hd,drive=d2,id=scsi0-0-0 \
+             -drive if=none,id=d2,format=raw,readonly=on,file={} -device virtio-scsi-pci -device scsi-hd,drive=d2,id=scsi0-0-0,write-cache=off \
              -drive if=none,id=empty -device ide-cd,bus=ide.0,drive=empty,id=cd0 \
              -drive if=none,id=full,format=raw,readonly=on,file={} -device ide-cd,bus=ide.1,drive=full,id=cd1 \
              -drive if=pflash,format=raw,file={} {incoming}",
@@ -130,6 +130,9 @@ async fn disks_have_the_same_names_on_both_sides(variable: &str) {
         let over_another = of("0000-00-03.0");
         // QEMU flushes no temporary image.
         assert!(first.no_flush && over_another.no_flush && !of("scsi0-0-0").no_flush, "{first:?}");
+        // The guest has not run: no driver of virtio has read anything.
+        let through = [&first, &of("scsi0-0-0"), &over_another].map(|disk| disk.write_through);
+        assert_eq!(through, [Some(WriteThrough::Driver), Some(WriteThrough::Here), None]);
         assert_eq!((over_another.backing, over_another.format.as_str()), (true, "qcow2"));
         assert!(over_another.node_name.starts_with('#'), "{over_another:?}");
         assert!(of("scsi0-0-0").read_only);

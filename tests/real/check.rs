@@ -48,6 +48,7 @@ const TARGETS: &[Case] = &[
     case("large", "disk-too-large", &["disk1", "68157440", "67108864"], &["67108864"]),
     case("locked", "disk-read-only", &["disk1"], &["read-only"]),
     case("clear", "disk-format", &["disk2", "luks", "raw"], &["luks"]),
+    case("cached", "disk-cache", &["disk2", "no write cache", "power cut"], &["write-cache=off"]),
     case("running", "target-not-waiting", &["VM running", "state running"], &["-incoming defer -S"]),
     case("used", "target-not-waiting", &["VM used", "failed"], &["-incoming defer -S", "one migration only"]),
     case("absent", "target-not-waiting", &["VM absent", "nobody.qmp"], &["-incoming defer -S", "`start`"]),
@@ -170,13 +171,15 @@ impl Stage {
 
     /// A problem that only a human can judge is a warning once it is accepted; others cannot be.
     fn accepts_by_name(&self) -> Result<()> {
-        let words = ["check", "clear", "--to", "bravo", "--json", "--accept"];
-        let accepted = self.alpha.vmferry(&[&words[..], &["disk-format"]].concat())?;
-        let report: Value = serde_json::from_str(&accepted.stdout)?;
-        let found = report["problems"].as_array().context("no problems")?;
-        let weight = found.iter().find(|p| p["kind"] == "disk-format").map(|p| &p["severity"]);
-        ensure!(accepted.code == 0 && weight == Some(&json!("warning")), "{accepted:?}");
-        let refused = self.alpha.vmferry(&[&words[..], &["disk-too-small"]].concat())?;
+        let words = |vm, kind| ["check", vm, "--to", "bravo", "--json", "--accept", kind];
+        for (vm, kind) in [("clear", "disk-format"), ("cached", "disk-cache")] {
+            let accepted = self.alpha.vmferry(&words(vm, kind))?;
+            let report: Value = serde_json::from_str(&accepted.stdout)?;
+            let found = report["problems"].as_array().context("no problems")?;
+            let weight = found.iter().find(|p| p["kind"] == kind).map(|p| &p["severity"]);
+            ensure!(accepted.code == 0 && weight == Some(&json!("warning")), "{accepted:?}");
+        }
+        let refused = self.alpha.vmferry(&words("clear", "disk-too-small"))?;
         ensure!(refused.code == 2 && refused.stderr.contains("docs/check.md"), "{refused:?}");
         Ok(())
     }
@@ -313,11 +316,13 @@ impl Case {
     }
 }
 
-/// The third disk: encrypted at the source.
+/// The third disk: encrypted at the source, and without a write cache, which the guest's driver has read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Third {
     Luks,
     Raw,
+    /// With a write cache.
+    Cached,
 }
 
 fn spec(name: &str) -> VmSpec {
@@ -342,17 +347,18 @@ fn third_disk(paths: &Paths, file: &Path, secret: &Path, third: Third) -> Result
     let mut create = paths.qemu_img();
     create.args(["create", "-q", "--object", &object]);
     match third {
-        Third::Luks => create.args(["-f", "luks", "-o", "key-secret=key,iter-time=10"]),
+        Third::Luks | Third::Cached => create.args(["-f", "luks", "-o", "key-secret=key,iter-time=10"]),
         Third::Raw => create.args(["-f", "raw"]),
     };
     run(create.arg(file).arg(LUKS_BYTES.to_string()), LONG)?;
     let mut node = json!({"driver": "raw", "node-name": "vdc", "file": {"driver": "file", "filename": file}});
-    if third == Third::Luks {
+    if third != Third::Raw {
         node["driver"] = json!("luks");
         node["key-secret"] = json!("key");
     }
-    let words =
-        ["-object", &object, "-blockdev", &node.to_string(), "-device", "virtio-blk-pci,id=disk2,drive=vdc"];
+    let cache = if third == Third::Cached { "on" } else { "off" };
+    let device = format!("virtio-blk-pci,id=disk2,drive=vdc,write-cache={cache}");
+    let words = ["-object", &object, "-blockdev", &node.to_string(), "-device", &device];
     Ok(words.map(str::to_owned).to_vec())
 }
 
@@ -374,6 +380,7 @@ fn targets(paths: &Paths, net: &Net) -> Result<Vec<Vm>> {
         large,
         define_with(paths, bravo, locked, Third::Luks)?,
         define(paths, bravo, "clear", Third::Raw)?,
+        define(paths, bravo, "cached", Third::Cached)?,
         used(plain("used")?)?,
     ];
     waiting.iter().filter(|vm| !vm.is_running()).try_for_each(Vm::start_incoming)?;

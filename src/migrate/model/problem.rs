@@ -136,6 +136,8 @@ impl ProblemKind {
             | Self::DeviceData
             // What is built on a device may be out of use.
             | Self::DiskInUse
+            // What a power cut takes may not be missed.
+            | Self::DiskCache
             // The guest may not care who it is.
             | Self::Identity
             // An image may occupy more than there is in it.

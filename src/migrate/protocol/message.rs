@@ -104,6 +104,9 @@ pub struct DiskPlace {
     /// The guest's flushes do not reach the image.
     #[serde(default)]
     pub no_flush: bool,
+    /// The guest's device has no write cache, which QEMU does not bring along: its driver flushes nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub write_through: bool,
     /// How what the guest sees lies in the storages; none if that is not told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<String>,

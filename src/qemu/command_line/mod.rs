@@ -299,6 +299,19 @@ mod tests {
         assert!(!undecided.contains("vdb"), "{undecided}");
     }
 
+    /// QEMU brings neither along: a guest that has been told of no write cache must not come to one.
+    #[test]
+    fn the_write_cache_stays_as_it_is() {
+        let line = "qemu|-machine|pc-q35-7.2|-device|virtio-blk-pci,id=disk0,drive=n,write-cache=off\
+            |-device|{\"driver\":\"scsi-hd\",\"id\":\"disk1\",\"write-cache\":\"off\"}\
+            |-drive|if=none,id=d2,cache=directsync,file=/a/2.raw|-hda|/a/3.raw";
+        let now = running(&[("disk0", "virtio-blk-pci"), ("disk1", "scsi-hd")], &[("disk2", "/a/2.raw")]);
+        let elsewhere = Elsewhere { images: Some("/b/{disk}".into()), ..Elsewhere::default() };
+        let adapted = adapt(&words(line), &now, &elsewhere);
+        let expected = format!("{}|-incoming|defer|-S", line.replace("/a/2.raw", "/b/disk2"));
+        assert_eq!(adapted.words.join("|"), expected);
+    }
+
     #[test]
     fn what_was_plugged_in_or_pulled_since_is_said() {
         let line = "qemu|-device|virtio-net-pci,id=net0|-device|{\"driver\":\"virtio-rng-pci\",\"id\":\"rng0\"}|-device|usb-tablet";

@@ -60,11 +60,20 @@ pub struct BlockInfo {
 }
 
 /// A node's cache modes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct CacheInfo {
+    /// Of a guest's device, as it is at the moment: what the guest writes is kept once it has flushed, not before. Of a
+    /// node that is asked without its device it is always true.
+    pub writeback: bool,
     /// The guest's flushes are not passed on (`cache=unsafe`).
     pub no_flush: bool,
+}
+
+impl Default for CacheInfo {
+    fn default() -> Self {
+        Self { writeback: true, no_flush: false }
+    }
 }
 
 /// A block node.

@@ -46,6 +46,7 @@ plain_commands! {
 commands! {
     QomGet = "qom-get" -> Value;
     QomList = "qom-list" -> Vec<ObjectPropertyInfo>;
+    XQueryVirtioStatus = "x-query-virtio-status" -> Value;
     Closefd = "closefd" -> Empty;
 }
 
@@ -59,6 +60,12 @@ pub struct QomGet {
 /// The properties of an object, its children among them.
 #[derive(Debug, Clone, Serialize)]
 pub struct QomList {
+    pub path: String,
+}
+
+/// What a device of virtio and the driver in the guest have agreed on (QEMU 7.2). QEMU calls it unstable.
+#[derive(Debug, Clone, Serialize)]
+pub struct XQueryVirtioStatus {
     pub path: String,
 }
 

@@ -1,5 +1,6 @@
 //! More guests that must not be moved as they are, for what does not show in the disks themselves: who else writes
-//! to them, what is kept in the firmware's flash and in persistent memory, where the RAM lies.
+//! to them, what the guest need not flush, what is kept in the firmware's flash and in persistent memory, where the RAM
+//! lies.
 
 use anyhow::Result;
 
@@ -9,6 +10,9 @@ use crate::support::volume::Volume;
 
 pub(super) const ALL: &[Case] = &[
     case("shareable", shareable, one_disk, "disk-shareable", &["disk0", "other VMs", "share-rw=on"]),
+    case("write-cache", scsi_through, scsi_cached, "disk-cache", &["disk0", "at the destination it has one"]),
+    case("write-cache-drive", scsi_drive_through, scsi_cached, "disk-cache", &["disk0", "no write cache"]),
+    case("write-cache-ide", ide_through, ide_through, "disk-cache", &["disk0", "an IDE disk's"]),
     case("flash-fixed", flash, flash_read_only, "disk-read-only", &["system.flash1", "UEFI variables"]),
     case("flash-dropped", flash, flash_with_snapshot, "disk-temporary", &["system.flash1", "temporary"]),
     case("one-ram", ram_in_shared_file, ram_in_shared_file, "memory", &["mem", "one and the same file"]),
@@ -21,6 +25,33 @@ pub(super) const ALL: &[Case] = &[
 fn shareable(place: &Place) -> Words {
     let node = raw("vda", &place.image("raw", "", "disk0.raw")?);
     Ok(words([blockdev(&node), device("virtio-blk-pci,id=disk0,addr=5,drive=vda,share-rw=on")]))
+}
+
+/// One that needs no guest to have read anything.
+fn scsi(node: [String; 2], drive: &str, more: &str) -> Vec<String> {
+    let disk = device(&format!("scsi-hd,id=disk0,bus=s.0,scsi-id=1,lun=0,drive={drive}{more}"));
+    words([node, device("virtio-scsi-pci,id=s,addr=5"), disk])
+}
+
+fn scsi_through(place: &Place) -> Words {
+    let node = blockdev(&raw("vda", &place.image("raw", "", "disk0.raw")?));
+    Ok(scsi(node, "vda", ",write-cache=off"))
+}
+
+fn scsi_cached(place: &Place) -> Words {
+    Ok(scsi(blockdev(&raw("vda", &place.image("raw", "", "disk0.raw")?)), "vda", ""))
+}
+
+fn scsi_drive_through(place: &Place) -> Words {
+    let file = place.image("raw", "", "disk0.raw")?;
+    let drive = format!("if=none,id=d0,format=raw,cache=writethrough,file={}", file.display());
+    Ok(scsi(["-drive".into(), drive], "d0", ""))
+}
+
+/// Whatever the destination's has, QEMU turns it on.
+fn ide_through(place: &Place) -> Words {
+    let node = raw("vda", &place.image("raw", "", "disk0.raw")?);
+    Ok(words([blockdev(&node), device("ide-hd,id=disk0,bus=ide.0,drive=vda,write-cache=off")]))
 }
 
 fn with_flash(place: &Place, more: &str) -> Words {

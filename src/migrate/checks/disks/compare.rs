@@ -1,7 +1,7 @@
 //! What the destination finds when it compares the offered disks with those of its QEMU.
 
 use super::images::{is_nothing, list, written};
-use super::{DISKS_MAX, bitmaps, flash, incremental, left_out, pair, room, sharing, source};
+use super::{DISKS_MAX, bitmaps, cache, flash, incremental, left_out, pair, room, sharing, source};
 use crate::migrate::model::problem::{Problem, ProblemKind, Severity};
 use crate::migrate::protocol::message::{DiskSpec, Offer};
 use crate::qemu::{Disk, Encryption, Qmp, QmpError, QueryMigrateCapabilities, nbd_server_runs};
@@ -117,7 +117,7 @@ fn mismatch(want: &DiskSpec, have: &Disk) -> Vec<Problem> {
     if want.is_copied() {
         problems.extend(weaker(want, have).or_else(|| in_clear(want, have)));
     }
-    problems.extend(unflushed(want, have));
+    problems.extend(cache::findings(want, have));
     let used = written(have).find_map(|image| Some((image, image.seen.as_ref()?.used.as_ref()?)));
     if let Some((image, how)) = used.filter(|_| want.is_copied()) {
         let name = &want.name;
@@ -171,23 +171,6 @@ fn size(want: &DiskSpec, have: &Disk) -> Option<Problem> {
             ),
         ),
     })
-}
-
-/// What the guest has flushed at the source outlives a power cut; there it would not.
-fn unflushed(want: &DiskSpec, have: &Disk) -> Option<Problem> {
-    if !have.no_flush || want.place.as_ref().is_none_or(|place| place.no_flush) {
-        return None;
-    }
-    let text = format!(
-        "disk {} ignores the guest's flushes at the destination (cache=unsafe): a power cut there loses writes \
-         that the guest believes to be safe",
-        want.name
-    );
-    Some(Problem::warning(
-        ProblemKind::DiskCache,
-        text,
-        "start the destination's QEMU without `cache.no-flush`",
-    ))
 }
 
 fn weaker(want: &DiskSpec, have: &Disk) -> Option<Problem> {
@@ -336,10 +319,7 @@ mod tests {
         let locked = Disk { read_only: true, ..have("disk0", 1024, "raw") };
         assert_eq!(kinds(&raw, &[locked]), [ProblemKind::DiskReadOnly]);
         let hasty = Disk { no_flush: true, ..have("disk0", 1024, "raw") };
-        assert_eq!(kinds(&raw, std::slice::from_ref(&hasty)), [ProblemKind::DiskCache]);
-        let mut as_hasty = raw.clone();
-        as_hasty.place.as_mut().unwrap().no_flush = true;
-        assert_eq!(kinds(&as_hasty, &[hasty]), []);
+        assert_eq!(kinds(&raw, &[hasty]), [ProblemKind::DiskCache]);
         let temporary = Image { temporary: true, ..image(&[]) };
         let on = |image| Disk { images: vec![image], ..have("disk0", 1024, "raw") };
         assert_eq!(kinds(&raw, &[on(temporary)]), [ProblemKind::DiskTemporary]);

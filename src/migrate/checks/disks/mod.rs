@@ -6,6 +6,7 @@
 //! ```
 
 pub(crate) mod bitmaps;
+mod cache;
 mod compare;
 mod flash;
 mod images;

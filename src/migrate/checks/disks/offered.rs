@@ -6,7 +6,7 @@ use crate::migrate::model::disk_choice::is_copyable;
 use crate::migrate::model::options::Options;
 use crate::migrate::model::plan;
 use crate::migrate::protocol::message::{DiskPlace, DiskSpec, Storage};
-use crate::qemu::{Disk, Layer};
+use crate::qemu::{Disk, Layer, WriteThrough};
 
 /// Bytes that the names of all storages may take in one offer.
 const STORAGE_BYTES_MAX: usize = 96 * 1024;
@@ -29,6 +29,7 @@ fn spec(disk: &Disk, options: &Options, room: &mut usize) -> DiskSpec {
         encryption: disk.encryption,
         host_encrypts: host_encrypts(disk),
         no_flush: disk.no_flush,
+        write_through: disk.write_through == Some(WriteThrough::Here),
         layout: disk.layout.clone(),
         allocated: allocated(disk, options),
         storages,
