@@ -59,6 +59,8 @@ pub struct Disk {
     pub layout: Option<String>,
     /// The guest's flushes do not reach the image (`cache=unsafe`).
     pub no_flush: bool,
+    /// What the guest has written may wait in its host's memory when QEMU has stopped it: nothing forces it to the storage.
+    pub held_back: bool,
     /// At the moment the guest's device has no write cache, and its driver nothing to flush; why that is so.
     pub write_through: Option<WriteThrough>,
     /// The best encryption of anything below the device.
@@ -89,6 +91,7 @@ pub async fn disks(qmp: &Qmp) -> Result<Vec<Disk>, QmpError> {
         disk.base = graph.base(&disk.node_name);
         disk.layout = graph.layout(&disk.node_name);
         disk.no_flush |= graph.loses_flushes(&disk.node_name);
+        disk.held_back = graph.holds_back(&disk.node_name);
         disk.protection = graph.protection(&disk.node_name);
         if let Some(path) = qom_path(&disk.qdev) {
             disk.device = addresses.type_of(&path).await?.unwrap_or_default();
@@ -133,7 +136,7 @@ fn disk(block: BlockInfo) -> Option<Disk> {
         backing_file,
         backing_file_depth,
         image,
-        cache: CacheInfo { writeback, no_flush },
+        cache: CacheInfo { writeback, no_flush, .. },
         ..
     } = inserted?;
     let image = image?;

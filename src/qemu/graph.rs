@@ -92,6 +92,9 @@ pub struct Base {
 const FILTERS: [&str; 6] =
     ["throttle", "copy-on-read", "preallocate", "compress", "copy-before-write", "blkdebug"];
 
+/// Drivers that hand each write to a server before it ends: nothing of it waits on this host for a flush.
+const AT_SERVERS: [&str; 4] = ["nbd", "iscsi", "nfs", "ssh"];
+
 /// All nodes of a QEMU and what is below what.
 #[derive(Debug, Default)]
 pub(super) struct Graph {
@@ -222,6 +225,19 @@ impl Graph {
         let written = self.layers(top).into_iter().filter(|layer| !layer.backing && !layer.read_only);
         let mut nodes = written.filter_map(|layer| self.nodes.get(&layer.node_name));
         nodes.any(|node| node.cache.no_flush)
+    }
+
+    /// Whether what was written to a node may wait in this host's memory for ever: QEMU flushes when it has stopped the
+    /// guest, and neither that reaches one of the images nor do the writes themselves.
+    pub(super) fn holds_back(&self, top: &str) -> bool {
+        let images = self.layers(top).into_iter().filter(|layer| {
+            layer.is_leaf
+                && !layer.backing
+                && !layer.read_only
+                && !AT_SERVERS.contains(&layer.driver.as_str())
+        });
+        let mut nodes = images.filter_map(|layer| self.nodes.get(&layer.node_name));
+        nodes.any(|node| node.cache.no_flush && !node.cache.direct)
     }
 
     /// How what a device shows lies in its images, in words that are the same on every host: `qcow2(backing=raw)`.

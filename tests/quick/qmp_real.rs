@@ -130,6 +130,7 @@ async fn disks_have_the_same_names_on_both_sides(variable: &str) {
         let over_another = of("0000-00-03.0");
         // QEMU flushes no temporary image.
         assert!(first.no_flush && over_another.no_flush && !of("scsi0-0-0").no_flush, "{first:?}");
+        assert!(first.held_back && over_another.held_back && !of("scsi0-0-0").held_back, "{first:?}");
         // The guest has not run: no driver of virtio has read anything.
         let through = [&first, &of("scsi0-0-0"), &over_another].map(|disk| disk.write_through);
         assert_eq!(through, [Some(WriteThrough::Driver), Some(WriteThrough::Here), None]);

@@ -66,6 +66,30 @@ impl Volume {
     }
 }
 
+/// A loop device on a file; detached when dropped. What is written to it is in its own memory first.
+#[derive(Debug)]
+pub struct Loop {
+    /// Its node.
+    pub device: PathBuf,
+}
+
+impl Loop {
+    /// Attaches a free one.
+    ///
+    /// # Errors
+    /// The kernel has no loop device, or we are not root.
+    pub fn attach(file: &Path) -> Result<Self> {
+        let device = run(Command::new("losetup").args(["--find", "--show"]).arg(file), SHORT)?;
+        Ok(Self { device: device.trim().into() })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = run(Command::new("losetup").arg("--detach").arg(&self.device), SHORT);
+    }
+}
+
 impl Drop for Volume {
     fn drop(&mut self) {
         // Lazily: a program of the test may still stand in it.

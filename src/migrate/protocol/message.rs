@@ -104,6 +104,9 @@ pub struct DiskPlace {
     /// The guest's flushes do not reach the image.
     #[serde(default)]
     pub no_flush: bool,
+    /// All the same, what the guest has written is in the storage when QEMU has stopped it: it does not wait for a flush.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stored: bool,
     /// The guest's device has no write cache, which QEMU does not bring along: its driver flushes nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub write_through: bool,

@@ -66,13 +66,15 @@ pub struct CacheInfo {
     /// Of a guest's device, as it is at the moment: what the guest writes is kept once it has flushed, not before. Of a
     /// node that is asked without its device it is always true.
     pub writeback: bool,
+    /// What is written goes past the host's memory (`cache=none`).
+    pub direct: bool,
     /// The guest's flushes are not passed on (`cache=unsafe`).
     pub no_flush: bool,
 }
 
 impl Default for CacheInfo {
     fn default() -> Self {
-        Self { writeback: true, no_flush: false }
+        Self { writeback: true, direct: false, no_flush: false }
     }
 }
 

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::machine::{Machine, Place, blockdev, device, file_node, raw};
 use super::{Stage, moves, tells};
 use crate::support::process::{SHORT, run};
-use crate::support::{Lab, Version, with_lab};
+use crate::support::volume::Loop;
+use crate::support::{Lab, Qmp, Version, with_lab};
 
 /// What is written to the disk of this number, and how it is found.
 fn pattern(number: usize) -> String {
@@ -187,6 +188,64 @@ fn what_one_storage_shows_in_two_ways_is_not_one_disk() -> Result<()> {
         let at_source = source.start(&words(&below_filter(&meant)), false)?;
         let at_target = target.start(&words(&below_filter(&bytes)), true)?;
         refused("format", &at_source, &at_target, &["disk0", "other contents", "as qcow2", "as raw"])
+    })
+}
+
+/// Writes to a disk of a guest that stands still, past the guest.
+fn write_in(qmp: &mut Qmp, pattern: &str) -> Result<()> {
+    let line = format!("qemu-io -d disk0/virtio-backend \"write {pattern}\"");
+    let said = qmp.execute("human-monitor-command", json!({"command-line": line}))?;
+    ensure!(said == "", "{said}");
+    Ok(())
+}
+
+/// With `cache.no-flush` QEMU forces nothing to the storage when it has stopped the guest. What was written to a loop
+/// device is in that device's memory then, and not in the file below it, which is the destination's: two hosts on one
+/// storage, as far as one kernel can play them.
+fn what_is_not_in_the_shared_storage_does_not_stay(lab: &Lab, version: Version) -> Result<()> {
+    let stage = Stage::set_up(lab, &["unforced"])?;
+    let [source, target] = stage.places(lab, "unforced", version)?;
+    let shared = source.image("raw", "", "shared.raw")?;
+    let device_of_it = Loop::attach(&shared)?;
+    let words = |direct: bool| {
+        let file = json!({"driver": "host_device", "filename": device_of_it.device});
+        let cache = json!({"no-flush": true, "direct": direct});
+        let node = json!({"driver": "raw", "node-name": "n0", "cache": cache, "file": file});
+        [blockdev(&node), device("virtio-blk-pci,id=disk0,addr=5,drive=n0")].concat()
+    };
+    let at_target = target.start(&disks(std::slice::from_ref(&shared)), true)?;
+    let left_out = ["--except-disk", "disk0"];
+
+    let at_source = source.start(&words(false), false)?;
+    write_in(&mut at_source.qmp()?, &pattern(0))?;
+    let (code, found) = stage.check("unforced", &left_out)?;
+    ensure!(code == 1, "{found:?}");
+    tells(&found, "disk-left-out", "note", &["disk0", "both hosts use one storage"])?;
+    tells(&found, "disk-cache", "problem", &["disk0", "memory of the source's host", "older contents"])?;
+    let (code, last) = stage.migrate("unforced", &left_out)?;
+    ensure!(code == 1 && last["outcome"]["result"] == "failed", "{last}");
+    ensure!(last["outcome"].to_string().contains("cache.direct=on"), "{last}");
+    at_source.quit()?;
+
+    let at_source = source.start(&words(true), false)?;
+    write_in(&mut at_source.qmp()?, &pattern(1))?;
+    let (code, found) = stage.check("unforced", &left_out)?;
+    ensure!(code == 0 && !found.iter().any(|found| found["kind"] == "disk-cache"), "{found:?}");
+    moves(&stage, "unforced", at_source, at_target, &left_out)?;
+    target.io(&options(&shared), &format!("read {}", pattern(1)))
+}
+
+#[test]
+fn what_is_not_in_the_shared_storage_does_not_stay_on_qemu_10() -> Result<()> {
+    with_lab("what_is_not_in_the_shared_storage_does_not_stay_on_qemu_10", |lab| {
+        what_is_not_in_the_shared_storage_does_not_stay(lab, Version::V10)
+    })
+}
+
+#[test]
+fn what_is_not_in_the_shared_storage_does_not_stay_on_qemu_7_2() -> Result<()> {
+    with_lab("what_is_not_in_the_shared_storage_does_not_stay_on_qemu_7_2", |lab| {
+        what_is_not_in_the_shared_storage_does_not_stay(lab, Version::V72)
     })
 }
 

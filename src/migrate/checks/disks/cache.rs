@@ -1,8 +1,9 @@
 //! What the guest believes to be kept, and a power cut at the destination would take: what it has flushed, and what it
-//! need not flush at the source.
+//! need not flush at the source. And what it has written to a shared storage, and is not there yet.
 
+use super::images::written;
 use crate::migrate::model::problem::{Problem, ProblemKind};
-use crate::migrate::protocol::message::DiskSpec;
+use crate::migrate::protocol::message::{DiskPlace, DiskSpec};
 use crate::qemu::Disk;
 
 /// How a guest with a Linux takes a write cache, and flushes from then on.
@@ -10,7 +11,7 @@ const IN_THE_GUEST: &str = "have the guest turn the disk's write cache on before
 
 /// Of a disk that the guest can write to.
 pub(super) fn findings(want: &DiskSpec, have: &Disk) -> impl Iterator<Item = Problem> {
-    unflushed(want, have).into_iter().chain(written_back(want, have))
+    [unflushed(want, have), written_back(want, have), held_back(want, have)].into_iter().flatten()
 }
 
 /// What the guest has flushed at the source outlives a power cut; there it would not.
@@ -63,14 +64,49 @@ fn written_back(want: &DiskSpec, have: &Disk) -> Option<Problem> {
     Some(Problem::new(ProblemKind::DiskCache, text, remedy))
 }
 
+/// What is not copied has to be in the storage when the destination's guest reads it. QEMU's own flush, when it has
+/// stopped the guest, is left out with `cache.no-flush` as the guest's are.
+fn held_back(want: &DiskSpec, have: &Disk) -> Option<Problem> {
+    let place = want.place.as_ref()?;
+    if !want.left_out || !place.no_flush || place.stored || is_one_memory(place, have) {
+        return None;
+    }
+    let text = format!(
+        "disk {} is not to be copied, and what the guest has written to it may still be in the memory of the source's \
+         host alone: QEMU forces none of it to the storage there (cache=unsafe), and the guest would find older contents \
+         at the destination",
+        want.name
+    );
+    let remedy = "copy it, or start the source's QEMU without `cache.no-flush`, or with `cache.direct=on` beside it; accept \
+                  it only if the storage keeps both hosts' memory in step, as a cluster file system does";
+    Some(Problem::new(ProblemKind::DiskCache, text, remedy))
+}
+
+/// Whether both QEMUs are on one kernel and use one file or device of it, so that each sees what the other has written.
+/// A loop device has a memory of its own above that of its file.
+fn is_one_memory(place: &DiskPlace, have: &Disk) -> bool {
+    let is_device = |key: &str| key.starts_with("dev:");
+    let has_device = place.storages.iter().any(|storage| is_device(&storage.key));
+    let is_shared =
+        |key: &String| place.storages.iter().any(|storage| storage.written && storage.key == *key);
+    let mut images = written(have).peekable();
+    images.peek().is_some()
+        && images.all(|image| {
+            let is_file = !has_device && !image.keys.iter().any(|key| is_device(key));
+            let mut shared = image.keys.iter().filter(|key| is_shared(key));
+            shared.any(|key| is_device(key) || (is_file && key.starts_with("inode:")))
+        })
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::migrate::checks::disks::offered;
-    use crate::migrate::checks::disks::sample::{have, want};
+    use crate::migrate::checks::disks::sample::{have, image, want};
     use crate::migrate::model::options::Options;
     use crate::migrate::model::problem::Severity;
+    use crate::migrate::protocol::message::Storage;
     use crate::qemu::WriteThrough;
 
     fn severities(want: &DiskSpec, have: &Disk) -> Vec<Severity> {
@@ -121,6 +157,57 @@ mod tests {
         offer.place.as_mut().unwrap().no_flush = true;
         assert_eq!(severities(&offer, &cached("scsi-hd")), [], "the source keeps nothing either");
         assert_eq!(severities(&DiskSpec { place: None, ..offer }, &cached("scsi-hd")), []);
+    }
+
+    #[test]
+    fn what_is_not_forced_to_a_shared_storage_is_told_but_on_one_kernel() {
+        let storage = |key: &str| Storage { key: key.into(), written: true };
+        let offer = |keys: &[&str]| {
+            let mut offer = DiskSpec { left_out: true, ..want("disk0", 1024, "raw") };
+            let place = offer.place.as_mut().unwrap();
+            (place.no_flush, place.storages) = (true, keys.iter().map(|key| storage(key)).collect());
+            offer
+        };
+        let there = |keys: &[&str]| Disk { images: vec![image(keys)], ..have("disk0", 1024, "raw") };
+        let (file, nfs, looped) = ("inode:b:1:2", "nfs:s:/x:2", "dev:b:7:0");
+        for (here, keys) in [
+            (vec![nfs], vec![nfs]),
+            (vec!["inode:a:1:2", nfs], vec![file, nfs]),
+            (vec![file, looped], vec![file]),
+            (vec![file], vec![file, looped]),
+            (vec![file], vec![]),
+            (vec!["wwid:7", "dev:a:8:0"], vec!["wwid:7", "dev:b:8:0"]),
+        ] {
+            let found: Vec<Problem> = findings(&offer(&here), &there(&keys)).collect();
+            assert!(found.len() == 1 && found[0].is_refusal(), "{here:?} {keys:?}: {found:?}");
+            assert!(found[0].text.contains("older contents"), "{found:?}");
+        }
+        for keys in [vec![file], vec![file, nfs], vec![file, looped]] {
+            assert_eq!(severities(&offer(&keys), &there(&keys)), [], "{keys:?}");
+        }
+        assert_eq!(
+            severities(&offer(&[nfs]), &have("disk0", 1024, "raw")),
+            [Severity::Problem],
+            "nothing is seen"
+        );
+        let mut stored = offer(&[nfs]);
+        stored.place.as_mut().unwrap().stored = true;
+        assert_eq!(severities(&stored, &there(&[nfs])), [], "it went past the host's memory");
+        let copied = DiskSpec { left_out: false, ..offer(&[nfs]) };
+        assert_eq!(severities(&copied, &there(&[nfs])), []);
+        let mut forced = offer(&[nfs]);
+        forced.place.as_mut().unwrap().no_flush = false;
+        assert_eq!(severities(&forced, &there(&[nfs])), []);
+    }
+
+    #[test]
+    fn only_what_is_not_forced_is_offered_as_stored() {
+        for (no_flush, held_back, stored) in [(false, false, false), (true, true, false), (true, false, true)]
+        {
+            let disk = Disk { no_flush, held_back, ..have("disk0", 1024, "raw") };
+            let spec = offered(&[disk], &Options::default()).remove(0);
+            assert_eq!(spec.place.unwrap().stored, stored, "{no_flush} {held_back}");
+        }
     }
 
     #[test]

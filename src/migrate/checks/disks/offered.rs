@@ -29,6 +29,7 @@ fn spec(disk: &Disk, options: &Options, room: &mut usize) -> DiskSpec {
         encryption: disk.encryption,
         host_encrypts: host_encrypts(disk),
         no_flush: disk.no_flush,
+        stored: disk.no_flush && !disk.held_back,
         write_through: disk.write_through == Some(WriteThrough::Here),
         layout: disk.layout.clone(),
         allocated: allocated(disk, options),
