@@ -18,6 +18,11 @@ pub enum Contents {
     Folder,
     /// A device of the host, to which the guest's writes go without QEMU's block layer.
     HostDevice,
+    /// A USB device of the host. QEMU's stream takes it along as if it were at the destination: there it is pulled out of
+    /// the guest, and what fits is plugged in.
+    HostUsb,
+    /// A USB device at the other end of a connection of this QEMU's, which does not go along.
+    RedirectedUsb,
 }
 
 /// A device whose contents QEMU does not hold.
@@ -41,12 +46,14 @@ pub async fn outside(qmp: &Qmp) -> Result<Vec<Outside>, QmpError> {
                 continue;
             };
             let Some(contents) = contents(device) else { continue };
+            let path = format!("{folder}/{}", child.name);
+            // One that nobody uses has nothing in it.
+            if contents == Contents::RedirectedUsb && !addresses.is_on(&path, "attached").await? {
+                continue;
+            }
             let name = match folder {
                 "/machine/peripheral" => child.name,
-                _ => {
-                    let path = format!("{folder}/{}", child.name);
-                    addresses.of(&path).await?.map_or_else(String::new, |address| format!("at {address}"))
-                }
+                _ => addresses.of(&path).await?.map_or_else(String::new, |address| format!("at {address}")),
             };
             found.push(Outside { name, device: device.to_owned(), contents });
         }
@@ -66,7 +73,11 @@ fn contents(device: &str) -> Option<Contents> {
     } else if begins(&of_host) {
         Some(Contents::HostDevice)
     } else {
-        None
+        match device {
+            "usb-host" => Some(Contents::HostUsb),
+            "usb-redir" => Some(Contents::RedirectedUsb),
+            _ => None,
+        }
     }
 }
 
@@ -81,6 +92,8 @@ mod tests {
         assert_eq!(contents("virtio-9p-pci"), Some(Contents::Folder));
         assert_eq!(contents("vhost-user-fs-ccw"), Some(Contents::Folder));
         assert_eq!(contents("scsi-block"), Some(Contents::HostDevice));
+        assert_eq!(contents("usb-host"), Some(Contents::HostUsb));
+        assert_eq!(contents("usb-redir"), Some(Contents::RedirectedUsb));
         for inside in [
             "virtio-blk-pci",
             "scsi-hd",
@@ -88,6 +101,7 @@ mod tests {
             "nvme",
             "ide-cd",
             "usb-storage",
+            "usb-hub",
             "vhost-vsock-pci",
         ] {
             assert_eq!(contents(inside), None, "{inside}");

@@ -29,6 +29,7 @@ macro_rules! on_both {
 on_both!(
     abilities_are_asked_for,
     disks_have_the_same_names_on_both_sides,
+    devices_of_the_host_are_found,
     a_monitor_serves_one_client,
     refusals_are_understood,
     many_descriptors_are_handed_over_at_once,
@@ -142,6 +143,23 @@ async fn disks_have_the_same_names_on_both_sides(variable: &str) {
     }
     let names = |side: &[Disk]| side.iter().map(|disk| disk.name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&sides[0]), names(&sides[1]));
+}
+
+/// No such device is on the host; whoever plugs one in has it in the guest.
+async fn devices_of_the_host_are_found(variable: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = format!(
+        "-device qemu-xhci,id=usb -device usb-host,id=stick,bus=usb.0,vendorid=0x1234,productid=0x5678 \
+         -chardev socket,id=far,path={}/far,server=on,wait=off -device usb-redir,id=idle,bus=usb.0,chardev=far \
+         -device usb-tablet,bus=usb.0",
+        folder.path().display()
+    );
+    let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
+    let machine = Machine::start(&binary(variable), folder.path(), "vm", &arguments).await;
+    let found = outside(&machine.qmp).await.unwrap();
+    let expected =
+        Outside { name: "stick".into(), device: "usb-host".into(), contents: Contents::HostUsb };
+    assert_eq!(found, [expected]);
 }
 
 async fn a_monitor_serves_one_client(variable: &str) {

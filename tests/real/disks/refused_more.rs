@@ -1,5 +1,5 @@
 //! More guests that must not be moved as they are, for what does not show in the disks themselves: who else writes
-//! to them, what the guest need not flush, what is kept in the firmware's flash and in persistent memory, where the RAM
+//! to them, what the guest need not flush, what is the host's own, what is kept in the firmware's flash and in persistent memory, where the RAM
 //! lies.
 
 use anyhow::Result;
@@ -13,6 +13,13 @@ pub(super) const ALL: &[Case] = &[
     case("write-cache", scsi_through, scsi_cached, "disk-cache", &["disk0", "at the destination it has one"]),
     case("write-cache-drive", scsi_drive_through, scsi_cached, "disk-cache", &["disk0", "no write cache"]),
     case("write-cache-ide", ide_through, ide_through, "disk-cache", &["disk0", "an IDE disk's"]),
+    case(
+        "usb-host",
+        usb_host,
+        usb_host,
+        "device-data",
+        &["stick (usb-host)", "as if it were at the destination"],
+    ),
     case("flash-fixed", flash, flash_read_only, "disk-read-only", &["system.flash1", "UEFI variables"]),
     case("flash-dropped", flash, flash_with_snapshot, "disk-temporary", &["system.flash1", "temporary"]),
     case("one-ram", ram_in_shared_file, ram_in_shared_file, "memory", &["mem", "one and the same file"]),
@@ -25,6 +32,15 @@ pub(super) const ALL: &[Case] = &[
 fn shareable(place: &Place) -> Words {
     let node = raw("vda", &place.image("raw", "", "disk0.raw")?);
     Ok(words([blockdev(&node), device("virtio-blk-pci,id=disk0,addr=5,drive=vda,share-rw=on")]))
+}
+
+/// What is plugged in or not at the host.
+fn usb_host(place: &Place) -> Words {
+    let usb = words([
+        device("qemu-xhci,id=usb,addr=6"),
+        device("usb-host,id=stick,bus=usb.0,port=1,vendorid=0x1234,productid=0x5678"),
+    ]);
+    Ok([one_disk(place)?, usb].concat())
 }
 
 /// One that needs no guest to have read anything.

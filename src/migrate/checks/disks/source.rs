@@ -27,26 +27,47 @@ pub(crate) async fn source_findings(
 
 fn not_moved(device: &Outside) -> Problem {
     let Outside { name, device, contents } = device;
-    let (kind, what, remedy) = match contents {
-        Contents::Disk => (
+    let of_source = format!("device {name} ({device}) of the source");
+    let cannot = |what: &str| format!("{of_source} cannot be moved: {what}");
+    match contents {
+        Contents::Disk => Problem::new(
             ProblemKind::DeviceData,
-            "the contents of its disk lie outside of QEMU, and nobody copies them",
+            cannot("the contents of its disk lie outside of QEMU, and nobody copies them"),
             "attach the disk as a block device of QEMU; accept it only if the destination's device has the same \
              contents, and nobody writes to them from now on",
         ),
-        Contents::Folder => (
+        Contents::Folder => Problem::new(
             ProblemKind::DeviceData,
-            "it shows the guest a folder of the host, which nobody copies",
+            cannot("it shows the guest a folder of the host, which nobody copies"),
             "remove it from the guest; accept it only if the destination's folder has the same contents, and \
              QEMU can move the device",
         ),
-        Contents::HostDevice => (
+        Contents::HostDevice => Problem::new(
             ProblemKind::DiskPassthrough,
-            "the guest's writes go to a device of the host without QEMU knowing of them, so a copy would miss some",
+            cannot(
+                "the guest's writes go to a device of the host without QEMU knowing of them, so a copy would miss some",
+            ),
             "attach the disk as `scsi-hd`",
         ),
-    };
-    Problem::new(kind, format!("device {name} ({device}) of the source cannot be moved: {what}"), remedy)
+        Contents::HostUsb => Problem::new(
+            ProblemKind::DeviceData,
+            format!(
+                "{of_source} is a USB device of the host, which QEMU moves as if it were at the destination: the guest \
+                 loses it, what is on it stays at the source, and what has the same address or number there is plugged in \
+                 instead"
+            ),
+            "take it out of the guest before (`device_del`); accept it only if the guest can do without it, or has one \
+             like it at the destination (a dongle)",
+        ),
+        Contents::RedirectedUsb => Problem::new(
+            ProblemKind::DeviceData,
+            format!(
+                "{of_source} is a USB device at the other end of a connection of its QEMU's, which does not go along: the \
+                 guest loses it, unless the destination's QEMU has the same connection when the guest comes"
+            ),
+            "take it out of the guest before; accept it only if the guest can do without it",
+        ),
+    }
 }
 
 /// Exports of these disks that are not this migration's.
@@ -182,4 +203,31 @@ fn backing_merged(disk: &Disk) -> Option<Problem> {
         text,
         "nothing has to be done; `--incremental` leaves them",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_of_the_host_are_told_by_what_becomes_of_them() {
+        let told = |contents| {
+            let device = Outside { name: "stick".into(), device: "usb-host".into(), contents };
+            let problem = not_moved(&device);
+            assert!(problem.is_refusal() && problem.text.contains("stick (usb-host)"), "{problem}");
+            problem
+        };
+        let host = told(Contents::HostUsb);
+        assert!(
+            host.kind.may_be_accepted() && host.text.contains("as if it were at the destination"),
+            "{host}"
+        );
+        let redirected = told(Contents::RedirectedUsb);
+        assert!(redirected.kind.may_be_accepted() && redirected.text.contains("connection"), "{redirected}");
+        for moved in [&host, &redirected] {
+            assert!(!moved.text.contains("cannot be moved"), "QEMU does move it: {moved}");
+        }
+        assert!(!told(Contents::HostDevice).kind.may_be_accepted());
+        assert!(told(Contents::Folder).text.contains("cannot be moved: it shows"));
+    }
 }
