@@ -15,6 +15,9 @@ use super::write_through::{self, WriteThrough};
 /// How long the file systems of images may take to answer.
 const SEE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Types of devices for which QEMU takes no permission to write.
+const CD_ROMS: [&str; 2] = ["ide-cd", "scsi-cd"];
+
 /// A disk of the guest with something in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Disk {
@@ -37,7 +40,7 @@ pub struct Disk {
     pub virtual_size: u64,
     /// Such as `raw` or `qcow2`.
     pub format: String,
-    /// The guest can't write to it.
+    /// The guest can't write to it: its node is read-only, or its device is a CD-ROM's.
     pub read_only: bool,
     /// A medium in a drive, such as a CD-ROM.
     pub removable: bool,
@@ -75,6 +78,13 @@ pub struct Disk {
     pub images: Vec<Image>,
 }
 
+impl Disk {
+    /// Whether its device writes to no medium, although the medium's node may allow it.
+    pub fn is_cd_rom(&self) -> bool {
+        CD_ROMS.contains(&self.device.as_str())
+    }
+}
+
 /// The guest's disks in QEMU's order, empty drives left out. Works on a running source as on a
 /// destination that waits in `inmigrate`, with `-blockdev` as with `-drive`.
 pub async fn disks(qmp: &Qmp) -> Result<Vec<Disk>, QmpError> {
@@ -96,6 +106,7 @@ pub async fn disks(qmp: &Qmp) -> Result<Vec<Disk>, QmpError> {
         if let Some(path) = qom_path(&disk.qdev) {
             disk.device = addresses.type_of(&path).await?.unwrap_or_default();
             disk.firmware = disk.device.starts_with("cfi.pflash");
+            disk.read_only |= disk.is_cd_rom();
             disk.address = addresses.of(&path).await?;
             disk.shareable = addresses.is_on(&path, "share-rw").await?;
             if disk.write_through.is_some() {

@@ -1,14 +1,14 @@
-//! `--compare-read-only`: a disk that the guest cannot write to is not copied, and must be the same on both hosts.
+//! A disk that the guest cannot write to is not copied; with `--compare-read-only` it must be the same on both hosts.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::machine::{Machine, Place, blockdev, device, raw};
-use super::{Stage, tells};
+use super::{Stage, moves, tells};
 use crate::support::{Lab, Version, with_lab};
 
 const MIB: u64 = 1 << 20;
@@ -97,4 +97,62 @@ fn media_that_differ_stop_it_on_qemu_10() -> Result<()> {
 #[ignore = "make disks"]
 fn media_that_differ_stop_it_on_qemu_7_2() -> Result<()> {
     with_lab("media_that_differ_stop_it_on_qemu_7_2", |lab| media_are_compared(lab, Version::V72))
+}
+
+/// A guest with a disk, and with two CD-ROMs whose media are open for writing; the media.
+fn with_open_media(place: &Place, filled_with: u8) -> Result<(Vec<String>, [PathBuf; 2])> {
+    let disk = place.image("raw", "", "disk.raw")?;
+    let media = ["ide.iso", "scsi.iso"].map(|name| place.file(name));
+    for medium in &media {
+        fs::write(medium, vec![filled_with; 2 << 20])?;
+    }
+    let drive = format!("if=none,id=d2,format=raw,file={}", media[1].display());
+    let words = [
+        blockdev(&raw("n0", &disk)),
+        device("virtio-blk-pci,id=disk0,addr=5,drive=n0"),
+        blockdev(&raw("n1", &media[0])),
+        device("ide-cd,id=cd0,bus=ide.0,drive=n1"),
+        ["-drive".to_owned(), drive],
+        device("virtio-scsi-pci,id=s,addr=9"),
+        device("scsi-cd,id=cd1,bus=s.0,scsi-id=4,lun=0,drive=d2"),
+    ];
+    Ok((words.concat(), media))
+}
+
+/// What a CD-ROM's node allows is not what the guest can do.
+fn media_that_are_open_for_writing_stay(lab: &Lab, version: Version) -> Result<()> {
+    let stage = Stage::set_up(lab, &["cds"])?;
+    let [source, target] = stage.places(lab, "cds", version)?;
+    let at_source = source.start(&with_open_media(&source, 1)?.0, false)?;
+    let (words, media) = with_open_media(&target, 2)?;
+    let at_target = target.start(&words, true)?;
+    let (code, found) = stage.check("cds", &[])?;
+    ensure!(code == 0, "{found:?}");
+    tells(&found, "not-copied", "note", &["cd0", "cd1"])?;
+    let last = moves(&stage, "cds", at_source, at_target, &[])?;
+    let copied: Vec<_> = last["disks"].as_array().context("no disks")?.iter().map(|d| &d["name"]).collect();
+    ensure!(copied == ["disk0"], "{last}");
+    for medium in &media {
+        let bytes = fs::read(medium)?;
+        ensure!(
+            bytes.len() == 2 << 20 && bytes.iter().all(|byte| *byte == 2),
+            "{} was written to",
+            medium.display()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn media_that_are_open_for_writing_stay_on_qemu_10() -> Result<()> {
+    with_lab("media_that_are_open_for_writing_stay_on_qemu_10", |lab| {
+        media_that_are_open_for_writing_stay(lab, Version::V10)
+    })
+}
+
+#[test]
+fn media_that_are_open_for_writing_stay_on_qemu_7_2() -> Result<()> {
+    with_lab("media_that_are_open_for_writing_stay_on_qemu_7_2", |lab| {
+        media_that_are_open_for_writing_stay(lab, Version::V72)
+    })
 }

@@ -108,11 +108,13 @@ fn mismatch(want: &DiskSpec, have: &Disk) -> Vec<Problem> {
         return problems;
     }
     if have.read_only {
-        problems.push(Problem::new(
-            ProblemKind::DiskReadOnly,
-            format!("disk {} is read-only at the destination", want.name),
-            "remove read-only from its block device there",
-        ));
+        let remedy = match have.is_cd_rom() {
+            // To an older agent there it is a disk.
+            true => "it is a CD-ROM: open its medium read-only at the source",
+            false => "remove read-only from its block device there",
+        };
+        let text = format!("disk {} is read-only at the destination", want.name);
+        problems.push(Problem::new(ProblemKind::DiskReadOnly, text, remedy));
     }
     if want.is_copied() {
         problems.extend(weaker(want, have).or_else(|| in_clear(want, have)));
@@ -359,6 +361,10 @@ mod tests {
         let has_iso = |size| Disk { read_only: true, ..have("cd0", size, "raw") };
         assert_eq!(kinds(&iso, &[]), [ProblemKind::DiskMissing]);
         assert_eq!(kinds(&iso, &[has_iso(10)]), [ProblemKind::NotCopied]);
+        let of_older = DiskSpec { read_only: false, ..iso.clone() };
+        let in_drive = Disk { device: "scsi-cd".into(), ..has_iso(10) };
+        let found = disk_problems(&[of_older], &[in_drive]);
+        assert!(found.iter().any(|p| p.is_refusal() && p.remedy.contains("at the source")), "{found:?}");
         let other = disk_problems(std::slice::from_ref(&iso), &[has_iso(11)]);
         assert!(other.iter().all(|p| !p.is_refusal()), "{other:?}");
         assert!(other.iter().any(|p| p.kind == ProblemKind::DiskTooLarge));

@@ -113,10 +113,21 @@ fn lacking(abilities: &Abilities, side: &str) -> Option<Problem> {
 
 /// Why QEMU would not carry a disk so, or not so that it arrives.
 fn not_taken(disk: &Disk, how: InBand) -> Option<Problem> {
-    if disk.read_only {
-        return None;
-    }
     let name = &disk.name;
+    if disk.read_only {
+        // QEMU goes by the node.
+        let is_sent = disk.layers.first().is_some_and(|top| !top.read_only);
+        return is_sent.then(|| {
+            problem(
+                format!(
+                    "the medium of CD-ROM {name} is not open read-only: QEMU would send it as a disk, and the destination's \
+                     would end at it"
+                ),
+                "open it with `readonly=on`, or have disks copied by streams of their own: without `--in-band`, by QEMUs \
+                 that have NBD",
+            )
+        });
+    }
     if disk.drive.is_empty() {
         return Some(problem(
             format!("disk {name} of the source is a `-blockdev`: in its own stream QEMU has no name for it"),
@@ -255,26 +266,8 @@ mod tests {
         Disk { drive: name.into(), ..have("disk0", 4 << 20, "raw") }
     }
 
-    #[test]
-    fn what_qemu_does_not_carry_is_named() {
-        let said = |disk: &Disk, how| not_taken(disk, how).map(|p| p.text).unwrap_or_default();
-        assert_eq!(said(&drive("d0"), InBand::Blk), "");
-        assert_eq!(said(&drive("d0"), InBand::Inc), "", "QEMU reads the whole of a raw image");
-        assert!(said(&drive(""), InBand::Blk).contains("`-blockdev`"));
-        assert!(said(&drive(&"x".repeat(256)), InBand::Blk).contains("longer"));
-        assert!(said(&Disk { firmware: true, ..drive("pflash1") }, InBand::Blk).contains("firmware"));
-        let odd = Disk { virtual_size: (4 << 20) + 512, ..drive("d0") };
-        assert!(said(&odd, InBand::Blk).contains("no multiple"));
-        assert_eq!(said(&Disk { read_only: true, ..odd }, InBand::Blk), "", "it is not sent");
-        let thin = Disk { format: "qcow2".into(), ..drive("d0") };
-        assert_eq!(said(&thin, InBand::Blk), "");
-        assert!(said(&thin, InBand::Inc).contains("no backing file"));
-        assert_eq!(said(&Disk { backing: true, ..thin }, InBand::Inc), "");
-    }
-
-    #[test]
-    fn nodes_that_are_no_drives_are_found() {
-        let layer = |name: &str, backing| Layer {
+    fn layer(name: &str, backing: bool) -> Layer {
+        Layer {
             node_name: name.into(),
             driver: "file".into(),
             backing,
@@ -286,7 +279,32 @@ mod tests {
             actual_size: None,
             bitmaps: Vec::new(),
             snapshots: Vec::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn what_qemu_does_not_carry_is_named() {
+        let said = |disk: &Disk, how| not_taken(disk, how).map(|p| p.text).unwrap_or_default();
+        assert_eq!(said(&drive("d0"), InBand::Blk), "");
+        assert_eq!(said(&drive("d0"), InBand::Inc), "", "QEMU reads the whole of a raw image");
+        assert!(said(&drive(""), InBand::Blk).contains("`-blockdev`"));
+        assert!(said(&drive(&"x".repeat(256)), InBand::Blk).contains("longer"));
+        assert!(said(&Disk { firmware: true, ..drive("pflash1") }, InBand::Blk).contains("firmware"));
+        let odd = Disk { virtual_size: (4 << 20) + 512, ..drive("d0") };
+        assert!(said(&odd, InBand::Blk).contains("no multiple"));
+        let fixed = Disk { read_only: true, ..odd };
+        assert_eq!(said(&fixed, InBand::Blk), "", "it is not sent");
+        let cd = |read_only| Disk { layers: vec![Layer { read_only, ..layer("n", false) }], ..fixed.clone() };
+        assert_eq!(said(&cd(true), InBand::Blk), "");
+        assert!(said(&cd(false), InBand::Blk).contains("not open read-only"));
+        let thin = Disk { format: "qcow2".into(), ..drive("d0") };
+        assert_eq!(said(&thin, InBand::Blk), "");
+        assert!(said(&thin, InBand::Inc).contains("no backing file"));
+        assert_eq!(said(&Disk { backing: true, ..thin }, InBand::Inc), "");
+    }
+
+    #[test]
+    fn nodes_that_are_no_drives_are_found() {
         let disk = Disk { layers: vec![layer("top", false), layer("base", true)], ..drive("d0") };
         let found = |nodes: &[&str]| stray(nodes.iter().copied(), std::slice::from_ref(&disk));
         assert_eq!(found(&["top", "#block123"]), None);
