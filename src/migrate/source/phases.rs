@@ -161,10 +161,12 @@ async fn set_up_migration(source: &mut Source) -> Result<(), Failure> {
         // A hole crosses as a few bytes.
         wanted.push("zero-blocks");
     }
-    let sent = match source.peer.grant.as_ref().and_then(|grant| grant.bitmaps.as_ref()) {
+    let (sent, dropped) = match source.peer.grant.as_ref().and_then(|grant| grant.bitmaps.as_ref()) {
         Some(accepted) if !accepted.is_empty() => bitmaps::to_send(&crate::qemu::disks(qmp).await?, accepted),
-        _ => Vec::new(),
+        _ => Default::default(),
     };
+    dropped.iter().for_each(|problem| tracing::warn!("{problem}"));
+    source.context.note_findings(dropped);
     if !sent.is_empty() {
         wanted.push(bitmaps::CAPABILITY);
     }

@@ -19,7 +19,10 @@ pub(crate) async fn prepare(source: &mut Source) -> Result<(), Failure> {
     let offered = offer.witness.clone();
     let left_out = offer.disks.iter().any(|disk| disk.left_out);
     let disks = offer.disks.clone();
-    let grant = ask(source, offer).await?;
+    let mut grant = ask(source, offer).await?;
+    if let Some(accepted) = &mut grant.bitmaps {
+        disks::bitmaps::keep_offered(accepted, &disks);
+    }
     if left_out && !grant.leaves_out {
         return Err(Failure::Problems(vec![examine::leaves_none_out()]));
     }

@@ -154,16 +154,53 @@ pub(crate) fn accepted(offered: &[DiskSpec], present: &[Disk]) -> BTreeMap<Strin
     taken.filter(|(_, names)| !names.is_empty()).collect()
 }
 
-/// What the source's QEMU is told: of those that the destination takes in, what can still go along.
-pub(crate) fn to_send(disks: &[Disk], accepted: &BTreeMap<String, Vec<String>>) -> Vec<BitmapNode> {
-    let node = |disk: &Disk| {
-        let (names, offered) = (accepted.get(&disk.name)?, offered(disk)?);
-        let sent = offered.bitmaps.into_iter().filter(|bitmap| names.contains(&bitmap.name));
-        let bitmaps: Vec<_> = sent.map(|bitmap| named(&bitmap.name, None)).collect();
-        let alias = offered.node;
-        (!bitmaps.is_empty()).then(|| BitmapNode { node_name: disk.image_node.clone(), alias, bitmaps })
-    };
-    disks.iter().filter_map(node).collect()
+/// Leaves of what a destination says it takes in what it was offered, each once.
+pub(crate) fn keep_offered(accepted: &mut BTreeMap<String, Vec<String>>, offered: &[DiskSpec]) {
+    accepted.retain(|disk, names| {
+        let spec = offered.iter().find(|spec| spec.name == *disk);
+        let bitmaps = spec.and_then(|spec| spec.bitmaps.as_ref()).map_or(&[][..], |of| &of.bitmaps);
+        let mut left: BTreeSet<&str> = bitmaps.iter().map(|bitmap| bitmap.name.as_str()).collect();
+        names.retain(|name| left.remove(name.as_str()));
+        !names.is_empty()
+    });
+}
+
+/// What the source's QEMU is told: of those that the destination takes in, what can still go along. And what it has been
+/// said of that it goes along, and does not.
+pub(crate) fn to_send(
+    disks: &[Disk],
+    accepted: &BTreeMap<String, Vec<String>>,
+) -> (Vec<BitmapNode>, Vec<Problem>) {
+    let (mut nodes, mut problems) = (Vec::new(), Vec::new());
+    for (name, wanted) in accepted {
+        let disk = disks.iter().find(|disk| disk.name == *name);
+        let (mut bitmaps, mut stay) = (Vec::new(), Vec::new());
+        for bitmap in wanted {
+            match disk.map_or(Some("is gone"), |disk| hindrance_now(disk, bitmap)) {
+                None => bitmaps.push(named(bitmap, None)),
+                Some(why) => stay.push(format!("{bitmap} {why}")),
+            }
+        }
+        if let Some(disk) = disk.filter(|_| !bitmaps.is_empty()) {
+            nodes.push(BitmapNode { node_name: disk.image_node.clone(), alias: alias(disk), bitmaps });
+        }
+        if !stay.is_empty() {
+            problems.push(dropped(name, &list(stay.iter().map(String::as_str))));
+        }
+    }
+    (nodes, problems)
+}
+
+/// Why one that could go along cannot any more.
+fn hindrance_now(disk: &Disk, name: &str) -> Option<&'static str> {
+    let mut why = Some("is gone");
+    for (layer, bitmap) in of_others(disk).filter(|(_, bitmap)| bitmap.name == name) {
+        why = hindrance(disk, layer, bitmap);
+        if why.is_none() {
+            break;
+        }
+    }
+    why
 }
 
 /// What the destination's QEMU is told.
@@ -258,7 +295,8 @@ mod tests {
         assert_eq!(found(&stale, true), [BitmapsDropped, BitmapsCarried]);
         let agreed = accepted(&wanted, std::slice::from_ref(&stale));
         assert_eq!(agreed["disk0"], ["nightly"]);
-        let sent = to_send(&[with(vec![bitmap("nightly"), bitmap("weekly")], "qcow2")], &agreed);
+        let (sent, lost) = to_send(&[with(vec![bitmap("nightly"), bitmap("weekly")], "qcow2")], &agreed);
+        assert_eq!(lost, []);
         let taken = to_receive(&wanted, &[raw], &agreed);
         let of = |nodes: &[BitmapNode]| {
             let aliases =
@@ -267,6 +305,42 @@ mod tests {
         };
         assert_eq!(of(&sent), of(&taken), "both sides call them by the same names");
         assert_eq!(taken[0].bitmaps[0].transform, Some(BitmapTransform { persistent: Some(false) }));
+    }
+
+    #[test]
+    fn what_was_to_go_along_and_does_not_is_told_with_why() {
+        let names = ["busy", "gone", "nightly"].map(String::from).to_vec();
+        let accepted =
+            BTreeMap::from([("disk0".to_owned(), names), ("disk9".to_owned(), vec!["b".to_owned()])]);
+        let busy = Bitmap { busy: true, ..bitmap("busy") };
+        let (sent, lost) = to_send(&[with(vec![busy.clone(), bitmap("nightly")], "qcow2")], &accepted);
+        assert_eq!((sent.len(), sent[0].bitmaps.len()), (1, 1));
+        assert_eq!(sent[0].bitmaps[0].name, "nightly");
+        assert_eq!(kinds(&lost), [ProblemKind::BitmapsDropped; 2]);
+        assert!(
+            lost[0].text.ends_with("disk0 are not carried to the destination: busy is in use, gone is gone"),
+            "{lost:?}"
+        );
+        assert!(lost[1].text.contains("disk9") && lost[1].text.ends_with("b is gone"), "{lost:?}");
+        // Whatever else has been added since.
+        let many = (0..2 * BITMAPS_MAX).map(|n| bitmap(&n.to_string())).chain([bitmap("nightly")]).collect();
+        let only = BTreeMap::from([("disk0".to_owned(), vec!["nightly".to_owned()])]);
+        let (sent, lost) = to_send(&[with(many, "qcow2")], &only);
+        assert_eq!((sent.len(), lost.len()), (1, 0));
+        let (sent, lost) = to_send(&[with(vec![busy], "qcow2")], &BTreeMap::new());
+        assert_eq!((sent, lost), (Vec::new(), Vec::new()), "nothing was said of it");
+    }
+
+    #[test]
+    fn a_destination_takes_in_what_it_was_offered_and_no_more() {
+        let offered = offer(&with(vec![bitmap("nightly"), bitmap("weekly")], "qcow2"));
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let mut said = BTreeMap::from([
+            ("disk0".to_owned(), names(&["weekly", "weekly", "\u{1b}[2J"])),
+            ("disk9".to_owned(), names(&["nightly"])),
+        ]);
+        keep_offered(&mut said, &offered);
+        assert_eq!(said, BTreeMap::from([("disk0".to_owned(), names(&["weekly"]))]));
     }
 
     #[test]
