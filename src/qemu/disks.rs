@@ -2,6 +2,7 @@
 //! source and destination, whatever the nodes are called, and all that is below each of them.
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::address::Addresses;
@@ -88,6 +89,11 @@ impl Disk {
 /// The guest's disks in QEMU's order, empty drives left out. Works on a running source as on a
 /// destination that waits in `inmigrate`, with `-blockdev` as with `-drive`.
 pub async fn disks(qmp: &Qmp) -> Result<Vec<Disk>, QmpError> {
+    disks_on_made(qmp, Vec::new()).await
+}
+
+/// The same of a QEMU that was started on images which this agent has just made: those it knows by their paths.
+pub async fn disks_on_made(qmp: &Qmp, made: Vec<PathBuf>) -> Result<Vec<Disk>, QmpError> {
     let blocks = qmp.execute(QueryBlock).await?;
     let graph = Graph::ask(qmp).await?;
     let mut disks: Vec<Disk> = blocks.into_iter().filter_map(disk).collect();
@@ -118,16 +124,16 @@ pub async fn disks(qmp: &Qmp) -> Result<Vec<Disk>, QmpError> {
         }
     }
     separate(&mut disks);
-    see_images(qmp, &mut disks).await;
+    see_images(qmp, &mut disks, made).await;
     Ok(disks)
 }
 
 /// Looks at the images. A file system that does not answer is looked at in vain.
-async fn see_images(qmp: &Qmp, disks: &mut [Disk]) {
+async fn see_images(qmp: &Qmp, disks: &mut [Disk], made: Vec<PathBuf>) {
     let pid = qmp.process().pid();
     let layers: Vec<Vec<Layer>> = disks.iter().map(|disk| disk.layers.clone()).collect();
     let look = tokio::task::spawn_blocking(move || {
-        let files = pid.map(OpenFiles::of).unwrap_or_default();
+        let files = pid.map(OpenFiles::of).unwrap_or_default().with_made(made);
         layers.iter().map(|layers| image::images(layers, &files)).collect::<Vec<_>>()
     });
     let seen = tokio::time::timeout(SEE_DEADLINE, look).await.ok().and_then(Result::ok);

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{major, minor};
 
-const SYSTEM: &str = "/sys";
+use super::block_devices::{self, SYSTEM};
+
 /// Whose mounts are looked at: the host's, as far as this agent may, and those that it has itself.
 const PROCESSES: [&str; 2] = ["/proc/1", "/proc/self"];
 const SWAPS: &str = "/proc/swaps";
@@ -17,9 +18,14 @@ const DEPTH_MAX: usize = 3;
 /// How the host uses it; none as far as this agent sees.
 pub(super) fn used_by_host(metadata: &Metadata) -> Option<String> {
     match metadata.file_type().is_block_device() {
-        true => of_device(metadata.rdev(), 0),
+        true => device_used(metadata.rdev()),
         false => loops(metadata).into_iter().find_map(|device| of_device(device, 1)),
     }
+}
+
+/// The same of a block device by its number.
+pub(super) fn device_used(device: u64) -> Option<String> {
+    of_device(device, 0)
 }
 
 fn of_device(device: u64, depth: usize) -> Option<String> {
@@ -48,7 +54,7 @@ fn of_device(device: u64, depth: usize) -> Option<String> {
     }
     let parts = names(&folder).filter(|name| folder.join(name).join("partition").exists());
     parts
-        .filter_map(|part| number_in(&folder.join(part).join("dev")))
+        .filter_map(|part| block_devices::number(&folder.join(part)))
         .find_map(|part| of_device(part, depth + 1))
 }
 
@@ -62,8 +68,12 @@ fn mounted<'a>(line: &'a str, number: &str, device: u64) -> Option<&'a str> {
 }
 
 fn is_device(path: &str, device: u64) -> bool {
-    path.starts_with("/dev/")
-        && fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device() && found.rdev() == device)
+    let is_it = |found: Metadata| found.file_type().is_block_device() && found.rdev() == device;
+    let by_name = || {
+        let folder = block_devices::folder_named(Path::new(SYSTEM), Path::new(path));
+        folder.and_then(|folder| block_devices::number(&folder)) == Some(device)
+    };
+    path.starts_with("/dev/") && fs::metadata(path).map_or_else(|_| by_name(), is_it)
 }
 
 /// The loop devices on a file.
@@ -74,15 +84,9 @@ fn loops(file: &Metadata) -> Vec<u64> {
         let backing = fs::read_to_string(folder.join("loop/backing_file")).ok()?;
         let backing = fs::metadata(backing.trim_end_matches('\n')).ok()?;
         let is_same = (backing.dev(), backing.ino()) == (file.dev(), file.ino());
-        is_same.then(|| number_in(&folder.join("dev")))?
+        is_same.then(|| block_devices::number(&folder))?
     });
     found.collect()
-}
-
-fn number_in(file: &Path) -> Option<u64> {
-    let text = fs::read_to_string(file).ok()?;
-    let (major, minor) = text.trim().split_once(':')?;
-    Some(nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
 fn names(folder: &Path) -> impl Iterator<Item = String> {

@@ -3,7 +3,8 @@
 //!
 //! A path says little: QEMU may live in another root folder or mount namespace, and the file behind a
 //! path changes. What counts is what the process has open (`/proc/PID/fd`). Where this agent may not
-//! look, an image is not seen, and nothing is claimed about it.
+//! look, an image is not seen, and which file it is is not claimed. What all files of its place have in
+//! common is told by its path then (`named_file.rs`): what the host does with them.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
@@ -13,8 +14,10 @@ use std::path::{Path, PathBuf};
 use nix::sys::statvfs::statvfs;
 
 use super::graph::Layer;
-use super::host_crypt::encrypted_by_host;
-use super::host_use::used_by_host;
+use super::host_crypt::{self, HostEncryption};
+use super::host_use::{device_used, used_by_host};
+use super::named_file::{self, Named};
+use super::transit::{Transit, transit};
 use super::{mounted, storage};
 
 /// An image below a disk: a layer that nothing is below.
@@ -30,8 +33,34 @@ pub struct Image {
     pub temporary: bool,
     /// What the agent sees of it.
     pub seen: Option<Seen>,
+    /// What the host does with it, by what the agent sees or by its path. None of an image that is no file and no
+    /// device of this host, or of which that is not known.
+    pub on_host: Option<OnHost>,
+    /// How what QEMU sends to it is kept from being read.
+    pub transit: Transit,
     /// Names that are the same wherever the same storage is used; empty when none is known.
     pub keys: Vec<String>,
+}
+
+impl Image {
+    /// Whether it is a file or a device of this host.
+    pub(crate) fn is_local(&self) -> bool {
+        storage::local_path(&self.driver, &self.filename).is_some()
+    }
+
+    /// Whether this host encrypts it, whatever QEMU does.
+    pub(crate) fn host_encryption(&self) -> HostEncryption {
+        self.on_host.as_ref().map_or(HostEncryption::Unknown, |host| host.encryption)
+    }
+}
+
+/// What this host does with a file or block device.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OnHost {
+    /// How the host itself uses it: it has it mounted, for example.
+    pub used: Option<String>,
+    /// Whether the host encrypts what lies there.
+    pub encryption: HostEncryption,
 }
 
 /// A file or block device that a QEMU has open.
@@ -43,10 +72,6 @@ pub struct Seen {
     pub inode: u64,
     pub is_file: bool,
     pub allocated: u64,
-    /// How the host itself uses it: it has it mounted, for example.
-    pub used: Option<String>,
-    /// Whether the host encrypts what lies there (dm-crypt); none where that is not to be seen.
-    pub encrypted: Option<bool>,
     /// Bytes that are free on its file system for whom QEMU runs as; none for a block device.
     pub free: Option<u64>,
 }
@@ -59,6 +84,12 @@ pub(super) struct OpenFiles {
     /// By the path that the kernel tells, as this agent would see it.
     by_path: BTreeMap<PathBuf, OpenFile>,
     pid: i32,
+    /// What the process has mounted; none where that is not told.
+    mountinfo: Option<String>,
+    /// The agent may see what is open.
+    may_look: bool,
+    /// Images that the agent has just made, by the paths that QEMU knows them by.
+    made: Vec<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -73,9 +104,18 @@ impl OpenFiles {
     /// Looks; empty when this agent may not. Waits for no disk but for those of network file systems.
     pub(super) fn of(pid: i32) -> Self {
         let mut by_path = BTreeMap::new();
-        for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+        let entries = std::fs::read_dir(format!("/proc/{pid}/fd"));
+        let mut may_look = entries.is_ok();
+        for entry in entries.into_iter().flatten().flatten() {
             let fd_path = entry.path();
-            let Ok(target) = std::fs::read_link(&fd_path) else { continue };
+            let target = match std::fs::read_link(&fd_path) {
+                Ok(target) => target,
+                Err(e) => {
+                    // Under Landlock the numbers are to be seen, and no more.
+                    may_look &= e.kind() != std::io::ErrorKind::PermissionDenied;
+                    continue;
+                }
+            };
             let Some(path) = target.to_str().filter(|path| path.starts_with('/')) else { continue };
             let Ok(metadata) = std::fs::metadata(&fd_path) else { continue };
             let (path, deleted) = match path.strip_suffix(" (deleted)") {
@@ -85,7 +125,14 @@ impl OpenFiles {
             by_path.insert(PathBuf::from(path), OpenFile { metadata, deleted, fd_path });
         }
         let link = |name: &str| std::fs::read_link(format!("/proc/{pid}/{name}")).ok();
-        Self { root: link("root"), cwd: link("cwd"), by_path, pid }
+        let mountinfo = mounted::mountinfo(&pid.to_string());
+        Self { root: link("root"), cwd: link("cwd"), by_path, pid, mountinfo, may_look, made: Vec::new() }
+    }
+
+    /// The same of a QEMU that was started on images which this agent has made for it.
+    #[must_use]
+    pub(super) fn with_made(self, made: Vec<PathBuf>) -> Self {
+        Self { made, ..self }
     }
 
     /// The open file that QEMU calls by this name.
@@ -115,7 +162,41 @@ impl OpenFiles {
 
     fn keys(&self, open: &OpenFile) -> Vec<String> {
         let path = self.by_path.iter().find(|(_, other)| std::ptr::eq(*other, open)).map(|(path, _)| path);
-        mounted::keys_of_file(&open.metadata, path.map_or(Path::new(""), PathBuf::as_path), self.pid)
+        let mountinfo = self.mountinfo.as_deref().unwrap_or_default();
+        mounted::keys_of_file(&open.metadata, path.map_or(Path::new(""), PathBuf::as_path), mountinfo)
+    }
+
+    /// What the host does with the file or device that QEMU calls by this name.
+    fn on_host(&self, name: &str, open: Option<&OpenFile>) -> Option<OnHost> {
+        let theirs = self.mountinfo.as_deref().map(mounted::mounts);
+        if let Some(open) = open {
+            let mounts = theirs.as_deref().unwrap_or_default();
+            return Some(OnHost {
+                used: used_by_host(&open.metadata),
+                encryption: host_crypt::of_path(&open.fd_path, &open.metadata, mounts),
+            });
+        }
+        if self.may_look {
+            return None;
+        }
+        let own = mounted::mountinfo("self")?;
+        let own = mounted::mounts(&own);
+        let path = Path::new(name);
+        let named = match &theirs {
+            Some(theirs) => named_file::find(path, &own, theirs)?,
+            None if self.made.iter().any(|made| made == path) => Named::Path(path.to_owned()),
+            None => return None,
+        };
+        match named {
+            Named::Path(path) => {
+                let metadata = std::fs::metadata(&path).ok()?;
+                let encryption = host_crypt::of_path(&path, &metadata, &own);
+                Some(OnHost { used: used_by_host(&metadata), encryption })
+            }
+            Named::Device(number) => {
+                Some(OnHost { used: device_used(number), encryption: host_crypt::of_device(number) })
+            }
+        }
     }
 
     /// What QEMU sees at this path, open or not.
@@ -168,6 +249,8 @@ fn image(layer: &Layer, files: &OpenFiles) -> Image {
         read_only: layer.read_only,
         temporary: open.map_or_else(|| local.as_deref().is_some_and(is_named_temporary), |open| open.deleted),
         seen: open.map(|open| seen(open, files)),
+        on_host: local.as_deref().and_then(|path| files.on_host(path, open)),
+        transit: transit(&layer.driver, &layer.filename),
         keys,
     }
 }
@@ -187,8 +270,6 @@ fn seen(open: &OpenFile, files: &OpenFiles) -> Seen {
         inode: open.metadata.ino(),
         is_file,
         allocated: open.metadata.blocks().saturating_mul(512),
-        used: used_by_host(&open.metadata),
-        encrypted: encrypted_by_host(&open.metadata),
         free: free.map(|fs| fs.blocks_available().saturating_mul(fs.fragment_size())),
     }
 }
@@ -241,6 +322,31 @@ mod tests {
         std::fs::rename(&other, &path).unwrap();
         assert_eq!(look(&path).seen.map(|seen| seen.path), Some(None));
         drop(open);
+    }
+
+    #[test]
+    fn what_the_host_does_with_a_file_is_told_by_its_path_where_nothing_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.raw");
+        let _open = std::fs::File::create(&path).unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let seen = images(&[layer(&path)], &OpenFiles::of(pid)).remove(0).on_host.unwrap();
+        let on_host = |mountinfo: Option<&str>, made: &[&Path], may_look| {
+            let made = made.iter().map(|path| path.to_path_buf()).collect();
+            let mountinfo = mountinfo.map(str::to_owned);
+            let files = OpenFiles { mountinfo, made, may_look, ..OpenFiles::default() };
+            let image = images(&[layer(&path)], &files).remove(0);
+            assert!(image.seen.is_none() && image.keys.is_empty(), "{image:?}");
+            image.on_host
+        };
+        let own = mounted::mountinfo("self").unwrap();
+        let elsewhere = Some("1 0 0:99 / / rw - overlay overlay rw");
+        assert_eq!(on_host(Some(&own), &[], false), Some(seen.clone()));
+        assert_eq!(on_host(Some(&own), &[], true), None, "QEMU does not have it open");
+        assert_eq!(on_host(elsewhere, &[], false), None);
+        assert_eq!(on_host(elsewhere, &[&path], false), None, "it was made in another place");
+        assert_eq!(on_host(None, &[], false), None);
+        assert_eq!(on_host(None, &[&path], false), Some(seen));
     }
 
     #[test]

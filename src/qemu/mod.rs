@@ -7,6 +7,7 @@
 
 mod abilities;
 mod address;
+mod block_devices;
 mod cleanup;
 mod client;
 pub mod command_line;
@@ -26,6 +27,7 @@ mod machine;
 mod memory;
 mod monitor_socket;
 mod mounted;
+mod named_file;
 pub mod names;
 mod nbd;
 mod process;
@@ -34,6 +36,7 @@ mod reconnect;
 mod states;
 mod storage;
 mod throttle;
+mod transit;
 #[doc(hidden)]
 pub mod wire;
 mod write_through;
@@ -46,12 +49,13 @@ pub use cleanup::{
 pub use client::{COMMAND_DEADLINE, COMMAND_QUEUE_MAX, Command, Qmp, Silence};
 pub use commands::*;
 pub use devices::{Contents, Outside, outside};
-pub use disks::{Disk, disks};
+pub use disks::{Disk, disks, disks_on_made};
 pub use error::QmpError;
 pub use event::{Event, EventKind, Timestamp};
 pub use event_queue::{EVENT_QUEUE_BYTES_MAX, EVENT_QUEUE_MAX, Events};
 pub use graph::{Base, Bitmap, Encryption, Layer};
-pub use image::{Image, Seen};
+pub use host_crypt::HostEncryption;
+pub use image::{Image, OnHost, Seen};
 pub use leftovers::{Leftovers, block_exports, leftovers, nbd_server_runs};
 pub use machine::{Device, Machine, machine};
 pub use nbd::{
@@ -63,5 +67,6 @@ pub use ram::{dirty_rate, ram_in_use};
 pub use states::{IoStatus, JobStatus, MigrationStatus, RunState};
 pub use storage::boot_id;
 pub use throttle::{Unthrottled, io_throttle, written_bytes};
+pub use transit::Transit;
 pub use wire::LINE_MAX_BYTES;
 pub use write_through::WriteThrough;

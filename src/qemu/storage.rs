@@ -178,7 +178,7 @@ fn of_uri(driver: &str, uri: &str) -> Option<String> {
     }
 }
 
-fn split_port(authority: &str) -> (&str, Option<&str>) {
+pub(super) fn split_port(authority: &str) -> (&str, Option<&str>) {
     match authority.rsplit_once(':') {
         Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
             (host, Some(port))
@@ -191,11 +191,16 @@ fn at_host(kind: &str, host: &str, port: Option<&str>, usual: &str, path: &str) 
     let host = host.trim_matches(['[', ']']).to_ascii_lowercase();
     let port = port.unwrap_or(usual);
     let path = path.trim_matches('/');
-    // Each host's own.
-    if host == "localhost" || host == "::1" || host.starts_with("127.") {
+    if is_loopback(&host) {
         return here(&format!("{kind}:{port}"), path);
     }
     Some(format!("{kind}:{host}:{port}/{path}"))
+}
+
+/// Each host's own.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host == "::1" || host.starts_with("127.")
 }
 
 /// What has its name within one running kernel only.
@@ -204,7 +209,7 @@ fn here(name: &str, path: &str) -> Option<String> {
 }
 
 /// A value of a JSON object by its path, which may be one key with dots in it.
-fn json_text(json: &Value, path: &str) -> Option<String> {
+pub(super) fn json_text(json: &Value, path: &str) -> Option<String> {
     let nested = || path.split('.').try_fold(json, |value, key| value.get(key));
     match json.get(path).or_else(nested)? {
         Value::String(text) => Some(text.clone()),

@@ -9,6 +9,7 @@ pub(crate) mod arm;
 mod below_filter;
 mod created;
 mod cut;
+mod encrypted;
 pub(crate) mod firmware;
 mod handshake;
 mod held_up;
@@ -54,11 +55,21 @@ impl Stage {
     /// With a destination's agent that starts the QEMUs ([`Place::will_start`]) and has these lines about the
     /// images that it makes.
     fn set_up_with(lab: &Lab, names: &[&str], create: Option<&str>) -> Result<Self> {
-        let net = lab.two_hosts()?;
+        Self::begin(lab, lab.two_hosts()?, names, create, None)
+    }
+
+    /// On these hosts; with agents of this user, who may not see what other users' QEMUs have open.
+    fn begin(lab: &Lab, net: Net, names: &[&str], create: Option<&str>, user: Option<u32>) -> Result<Self> {
+        let mut paths = lab.paths.clone();
+        if user.is_some() {
+            // The way to the program may not be open to that user.
+            paths.vmferry = lab.dir().join("vmferry");
+            std::fs::copy(&lab.paths.vmferry, &paths.vmferry)?;
+        }
         let credentials = Credentials::create(&lab.paths, lab.dir())?;
         let mut agents = Vec::new();
         for (host, peer) in [(&net.alpha, &net.bravo), (&net.bravo, &net.alpha)] {
-            let mut spec = AgentSpec::default().peer(peer);
+            let mut spec = AgentSpec { user, ..AgentSpec::default() }.peer(peer);
             let create = create.filter(|_| host.name == "bravo");
             if let Some(lines) = create {
                 let (dir, qemu_img) = (host.dir.display(), lab.paths.qemu_img());
@@ -74,7 +85,9 @@ impl Stage {
                 let start = create.map(|_| dir.join("start"));
                 spec = spec.vm(VmEntry { name, qmp, start, before_start: None });
             }
-            agents.push(Agent::start(&lab.paths, host, &spec, &credentials.issue(&host.name)?)?);
+            let issued = credentials.issue(&host.name)?;
+            let credentials = user.map_or(Ok(issued.clone()), |user| given(host, &issued, user))?;
+            agents.push(Agent::start(&paths, host, &spec, &credentials)?);
         }
         let shared = lab.dir().join("both");
         std::fs::create_dir(&shared)?;
@@ -107,6 +120,17 @@ impl Stage {
         let last = outcome.stdout.lines().last().with_context(|| format!("{outcome:?}"))?;
         Ok((outcome.code, serde_json::from_str(last)?))
     }
+}
+
+/// A host's certificate as this user's own.
+fn given(host: &crate::support::Host, issued: &std::path::Path, user: u32) -> Result<PathBuf> {
+    let own = host.dir.join("tls");
+    std::fs::create_dir(&own)?;
+    for file in ["ca-cert.pem", "cert.pem", "key.pem"] {
+        std::fs::copy(issued.join(file), own.join(file))?;
+        std::os::unix::fs::chown(own.join(file), Some(user), Some(user))?;
+    }
+    Ok(own)
 }
 
 fn tells(problems: &[Value], kind: &str, severity: &str, words: &[&str]) -> Result<()> {

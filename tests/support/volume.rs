@@ -37,6 +37,40 @@ impl Volume {
         Ok(Self { folder: folder.to_owned() })
     }
 
+    /// Mounts an empty volume of `mib` MiB on `folder`, whose files are encrypted by their file system (fscrypt), with the
+    /// key that the kernel has for its own tests. None where the kernel cannot.
+    ///
+    /// # Errors
+    /// The kernel has no loop device, or we are not root.
+    pub fn encrypting(folder: &Path, mib: u64) -> Result<Option<Self>> {
+        if !Path::new("/sys/fs/ext4/features/test_dummy_encryption_v2").exists() {
+            return Ok(None);
+        }
+        fs::create_dir_all(folder)?;
+        let image = folder.with_extension("volume");
+        File::create(&image)?.set_len(mib << 20)?;
+        run(Command::new("mkfs.ext4").args(["-q", "-b", "4096", "-O", "encrypt"]).arg(&image), SHORT)?;
+        let options = ["-o", "loop,test_dummy_encryption"];
+        run(Command::new("mount").args(options).arg(&image).arg(folder), SHORT)?;
+        Ok(Some(Self { folder: folder.to_owned() }))
+    }
+
+    /// Mounts an overlay on `folder`: its files do not tell on what they lie.
+    ///
+    /// # Errors
+    /// The kernel has no overlays, or we are not root.
+    pub fn overlay(folder: &Path) -> Result<Self> {
+        let layer = |name: &str| folder.with_extension(name);
+        for layer in [folder.to_owned(), layer("lower"), layer("upper"), layer("work")] {
+            fs::create_dir_all(layer)?;
+        }
+        let options = ["lower", "upper", "work"].map(|name| format!("{name}dir={}", layer(name).display()));
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "overlay", "-o", &options.join(","), "overlay"]);
+        run(mount.arg(folder), SHORT)?;
+        Ok(Self { folder: folder.to_owned() })
+    }
+
     /// Takes room until nothing more fits.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! What a destination asks itself before it changes anything: may this peer send this VM here,
 //! and could the QEMU that waits for it take it? `vmferry check` ends with these answers.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -22,7 +23,7 @@ use crate::migrate::model::problem::{Problem, ProblemKind, chain};
 use crate::migrate::model::role::Role;
 use crate::migrate::protocol::message::Offer;
 use crate::net::identity::Identity;
-use crate::qemu::{Abilities, Qmp, QmpError, QueryMigrate, QueryStatus};
+use crate::qemu::{Abilities, Qmp, QmpError, QueryMigrate, QueryStatus, disks_on_made};
 
 /// May this peer send this VM here, and could it? A QEMU that is there is looked at until a migration wants
 /// the VM.
@@ -38,7 +39,7 @@ pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
     let looking = host.look(&offer.vm).map_err(problem)?;
     let looked = async {
         match process::connect(&config).await {
-            Ok((qmp, _events)) => Ok(Ok(target_problems(&qmp, offer).await?)),
+            Ok((qmp, _events)) => Ok(Ok(target_problems(&qmp, offer, Vec::new()).await?)),
             Err(e) => Ok::<_, Error>(Err(e)),
         }
     };
@@ -60,7 +61,9 @@ pub(crate) async fn check(host: &Arc<Host>, peer: &Identity, offer: &Offer) -> R
             let _place = place.ok_or_else(|| problem(others_start(host, peer)))?;
             let _not_meanwhile = host.reserve_for_task(&offer.vm, "a check").map_err(problem)?;
             match host.config.create_for(&config) {
-                None => start_and_look(host, offer, (&config, start), &[], Uuid::new_v4()).await,
+                None => {
+                    start_and_look(host, offer, (&config, start), (&[], Vec::new()), Uuid::new_v4()).await
+                }
                 Some(create) => made_and_looked(host, peer, offer, (&config, start), create).await,
             }
         }
@@ -86,7 +89,8 @@ async fn made_and_looked(
     let looked = async {
         let disks = created_images::make(&host.config, create, offer, &mut journal, false).await?;
         journal.will_make(Undo::Qemu)?;
-        start_and_look(host, offer, (config, start), &disks, purpose).await
+        let made = created_images::present(journal.past());
+        start_and_look(host, offer, (config, start), (&disks, made), purpose).await
     };
     let looked = looked.await;
     let mut left = never_begun(host, &mut journal).await;
@@ -105,14 +109,14 @@ async fn start_and_look(
     host: &Host,
     offer: &Offer,
     (config, start): (&VmConfig, &Start),
-    disks: &[PlacedDisk],
+    (disks, made): (&[PlacedDisk], Vec<PathBuf>),
     purpose: Uuid,
 ) -> Result<Vec<Problem>, Error> {
     let problem = |p| Error::Problems(vec![p]);
     let order = StartOrder { vm: &offer.vm, config, how: start, disks };
     let started = process::start(&host.config, &order, purpose).await;
     let (started, qmp, _events) = started.map_err(|e| problem(unreachable(&offer.vm, &chain(&e))))?;
-    let problems = target_problems(&qmp, offer).await;
+    let problems = target_problems(&qmp, offer, made).await;
     started.stop(&qmp).await?;
     problems.map_err(Error::from)
 }
@@ -125,8 +129,12 @@ pub(crate) fn unreachable(vm: &str, why: &str) -> Problem {
     Problem::new(ProblemKind::TargetNotWaiting, text, remedy)
 }
 
-/// What keeps the QEMU that was found from taking this VM.
-pub(crate) async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Problem>, QmpError> {
+/// What keeps the QEMU that was found from taking this VM, on images of which this agent has just made these.
+pub(crate) async fn target_problems(
+    qmp: &Qmp,
+    offer: &Offer,
+    made: Vec<PathBuf>,
+) -> Result<Vec<Problem>, QmpError> {
     let status = qmp.execute(QueryStatus).await?.status;
     let migration = qmp.execute(QueryMigrate).await?.status;
     if let Some(problem) = vm_state::not_waiting(&offer.vm, &status, &migration) {
@@ -138,7 +146,7 @@ pub(crate) async fn target_problems(qmp: &Qmp, offer: &Offer) -> Result<Vec<Prob
         problems.extend(qemu::nbd_missing(&abilities, Role::Destination));
     }
     problems.extend(qemu::busy(qmp, &offer.vm).await?);
-    let present = crate::qemu::disks(qmp).await?;
+    let present = disks_on_made(qmp, made).await?;
     problems.extend(disks::destination_findings(qmp, offer, &present).await?);
     if let Some(how) = offer.in_band {
         problems.extend(in_band::destination_findings(how, &abilities, offer, &present));

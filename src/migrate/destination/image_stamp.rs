@@ -180,7 +180,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::qemu::Seen;
+    use crate::qemu::{Seen, Transit};
 
     /// An image of these files, as they are now.
     fn image(paths: &[&Path]) -> Image {
@@ -231,8 +231,6 @@ mod tests {
             device: 1,
             inode: 1,
             is_file,
-            used: None,
-            encrypted: None,
             allocated: 0,
             free: None,
         };
@@ -244,6 +242,8 @@ mod tests {
                 read_only: false,
                 temporary: false,
                 seen,
+                on_host: None,
+                transit: Transit::None,
                 keys: Vec::new(),
             };
             Disk { images: vec![image], layers_known: true, ..Disk::default() }

@@ -107,7 +107,8 @@ impl Destination {
     }
 
     async fn make_ready(&mut self, offer: &Offer) -> Result<Prepared, Error> {
-        let found = target_problems(&self.guest.qmp, offer).await?;
+        let made = created_images::present(self.journal.past());
+        let found = target_problems(&self.guest.qmp, offer, made).await?;
         let findings = offer.policy.judge(found).map_err(Error::Problems)?;
         // A QEMU that was started without -S would run its guest unasked.
         self.guest.qmp.execute_until_answered(Stop).await?;

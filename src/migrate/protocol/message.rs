@@ -98,9 +98,16 @@ pub struct DiskPlace {
     /// The best encryption below it.
     #[serde(default)]
     pub encryption: Encryption,
-    /// The source's host encrypts what lies in one of its images (dm-crypt), whatever QEMU does.
+    /// The source's host encrypts what lies in one of its images, whatever QEMU does.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub host_encrypts: bool,
+    /// Whether it does is not known. An agent that does not know of this takes it for no, and one that does not
+    /// say it may mean it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host_encryption_unknown: bool,
+    /// The source's QEMU reaches one of its images over a network, by TLS or SSH.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypted_in_transit: bool,
     /// The guest's flushes do not reach the image.
     #[serde(default)]
     pub no_flush: bool,
@@ -527,5 +534,19 @@ mod tests {
         let grant: Prepared =
             serde_json::from_str(r#"{"exports":[],"qemu":"QEMU 10.0.2","restartable":true}"#).unwrap();
         assert!(!grant.leaves_out);
+    }
+
+    /// It is only told: an agent that does not know of it ignores it.
+    #[test]
+    fn what_is_not_known_of_encryption_is_unknown_to_an_older_agent() {
+        let older = r#"{"id":"vda","address":null,"encryption":"none","host_encrypts":true,"no_flush":false,"allocated":null,"storages":[],"hides_storage":false}"#;
+        let place: DiskPlace = serde_json::from_str(older).unwrap();
+        assert!(!place.host_encryption_unknown && !place.encrypted_in_transit);
+        assert_eq!(serde_json::to_string(&place).unwrap(), older);
+        let newer = DiskPlace { host_encryption_unknown: true, encrypted_in_transit: true, ..place };
+        let said = serde_json::to_string(&newer).unwrap();
+        assert_eq!(serde_json::from_str::<DiskPlace>(&said).unwrap(), newer);
+        let of_tomorrow = said.replace("host_encryption_unknown", "of_tomorrow");
+        assert!(!serde_json::from_str::<DiskPlace>(&of_tomorrow).unwrap().host_encryption_unknown);
     }
 }

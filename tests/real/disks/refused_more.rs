@@ -3,10 +3,14 @@
 //! lies.
 
 use anyhow::Result;
+use serde_json::{Value, json};
 
 use super::machine::{DISK_BYTES, Place, blockdev, device, raw};
 use super::refused::{Case, Words, case, one_disk, words};
 use crate::support::volume::Volume;
+
+/// Of a storage daemon on the destination's host.
+const NBD_PORT: &str = "9911";
 
 pub(super) const ALL: &[Case] = &[
     case("shareable", shareable, one_disk, "disk-shareable", &["disk0", "other VMs", "share-rw=on"]),
@@ -26,6 +30,7 @@ pub(super) const ALL: &[Case] = &[
     case("memory-lost", kept_memory, lost_memory, "memory", &["nv0", "would be gone"]),
     case("memory-private", kept_memory, private_memory, "memory", &["nv0", "would be gone"]),
     case("mounted", one_disk, mounted, "disk-in-use", &["disk0", "mounted there at"]),
+    case("nbd-bared", by_tls, in_clear, "disk-format", &["disk0", "encrypted connection", "in clear, to"]),
     case("processors", second_socket, third_socket, "cpu-count", &["socket-id 1", "socket-id 2"]),
 ];
 
@@ -137,6 +142,40 @@ fn second_socket(place: &Place) -> Words {
 
 fn third_socket(place: &Place) -> Words {
     processors(place, 2)
+}
+
+/// A disk at a storage daemon's.
+fn remote(node: &Value) -> Vec<String> {
+    let node = json!({"driver": "raw", "node-name": "vda", "file": node});
+    words([blockdev(&node), device("virtio-blk-pci,id=disk0,addr=5,drive=vda")])
+}
+
+/// By TLS with a key that both have.
+fn by_tls(place: &Place) -> Words {
+    let (socket, keys) = (place.file("nbd"), place.file("keys"));
+    std::fs::create_dir(&keys)?;
+    std::fs::write(keys.join("keys.psk"), format!("qemu:{}\n", "0f".repeat(32)))?;
+    let credentials = |end: &str| format!("tls-creds-psk,id=t0,dir={},endpoint={end}", keys.display());
+    let server = format!("addr.type=unix,addr.path={},tls-creds=t0", socket.display());
+    let export = "type=nbd,id=e,node-name=n,name=web1,writable=on";
+    place.daemon(
+        &socket,
+        &["--object", &credentials("server"), "--nbd-server", &server, "--export", export],
+    )?;
+    let server = json!({"type": "unix", "path": socket});
+    let node = json!({"driver": "nbd", "server": server, "export": "web1", "tls-creds": "t0"});
+    Ok([words([["-object".into(), credentials("client")]]), remote(&node)].concat())
+}
+
+/// Over the network as it is.
+fn in_clear(place: &Place) -> Words {
+    let (ready, host) = (place.file("daemon.pid"), &place.host.v4);
+    let server = format!("addr.type=inet,addr.host={host},addr.port={NBD_PORT}");
+    let export = "type=nbd,id=e,node-name=n,name=web1,writable=on";
+    let pidfile = ready.display().to_string();
+    place.daemon(&ready, &["--nbd-server", &server, "--export", export, "--pidfile", &pidfile])?;
+    let server = json!({"type": "inet", "host": host, "port": NBD_PORT});
+    Ok(remote(&json!({"driver": "nbd", "server": server, "export": "web1"})))
 }
 
 /// An image that the host has a file system in.

@@ -1,10 +1,12 @@
 //! What the destination finds when it compares the offered disks with those of its QEMU.
 
-use super::images::{is_nothing, list, written};
-use super::{DISKS_MAX, bitmaps, cache, flash, incremental, left_out, pair, room, sharing, source};
+use super::images::{list, written};
+use super::{
+    DISKS_MAX, bitmaps, cache, encryption, flash, incremental, left_out, pair, room, sharing, source,
+};
 use crate::migrate::model::problem::{Problem, ProblemKind, Severity};
 use crate::migrate::protocol::message::{DiskSpec, Offer};
-use crate::qemu::{Disk, Encryption, Qmp, QmpError, QueryMigrateCapabilities, nbd_server_runs};
+use crate::qemu::{Disk, Qmp, QmpError, QueryMigrateCapabilities, nbd_server_runs};
 
 /// Everything that speaks against copying these disks to that QEMU.
 pub(crate) async fn destination_findings(
@@ -117,10 +119,10 @@ fn mismatch(want: &DiskSpec, have: &Disk) -> Vec<Problem> {
         problems.push(Problem::new(ProblemKind::DiskReadOnly, text, remedy));
     }
     if want.is_copied() {
-        problems.extend(weaker(want, have).or_else(|| in_clear(want, have)));
+        problems.extend(encryption::findings(want, have));
     }
     problems.extend(cache::findings(want, have));
-    let used = written(have).find_map(|image| Some((image, image.seen.as_ref()?.used.as_ref()?)));
+    let used = written(have).find_map(|image| Some((image, image.on_host.as_ref()?.used.as_ref()?)));
     if let Some((image, how)) = used.filter(|_| want.is_copied()) {
         let name = &want.name;
         problems.push(Problem::new(
@@ -175,57 +177,6 @@ fn size(want: &DiskSpec, have: &Disk) -> Option<Problem> {
     })
 }
 
-fn weaker(want: &DiskSpec, have: &Disk) -> Option<Problem> {
-    let told = want.place.as_ref().map(|place| place.encryption).unwrap_or_default();
-    let wanted = if want.format == "luks" { Encryption::Luks } else { told };
-    if have.protection >= wanted {
-        return None;
-    }
-    let how = match have.protection {
-        Encryption::None => format!("in clear as {}", have.format),
-        weaker => format!("as {}, {}", have.format, weaker.name()),
-    };
-    Some(Problem::new(
-        ProblemKind::DiskFormat,
-        format!(
-            "disk {} is {} at the source and would lie {how} at the destination",
-            want.name,
-            wanted.name()
-        ),
-        "create it with luks at the destination (format luks, or qcow2 with encrypt.format=luks)",
-    ))
-}
-
-/// What the source's host encrypts below QEMU lies readable where neither QEMU nor the host does so.
-fn in_clear(want: &DiskSpec, have: &Disk) -> Option<Problem> {
-    let name = &want.name;
-    if have.protection != Encryption::None || !want.place.as_ref().is_some_and(|place| place.host_encrypts) {
-        return None;
-    }
-    let image = written(have)
-        .filter(|image| !is_nothing(image))
-        .find(|image| image.seen.as_ref().and_then(|seen| seen.encrypted) != Some(true))?;
-    let by = "the source's host encrypts (dm-crypt)";
-    let remedy = "put it on an encrypted device there, or create it with luks; accept it only if what is below it \
-                  encrypts by itself";
-    match image.seen.as_ref().and_then(|seen| seen.encrypted) {
-        Some(_) => {
-            let text = format!(
-                "what {by} below disk {name} would lie in clear at the destination, on {}",
-                image.filename
-            );
-            Some(Problem::new(ProblemKind::DiskFormat, text, remedy))
-        }
-        None => {
-            let text = format!(
-                "what {by} below disk {name} may lie in clear at the destination: what is below {} is not seen there",
-                image.filename
-            );
-            Some(Problem::warning(ProblemKind::DiskFormat, text, remedy))
-        }
-    }
-}
-
 /// Of disks that are compared instead of copied.
 fn read_only(offer: &Offer, present: &[Disk]) -> Vec<Problem> {
     let pairs = pair(&offer.disks, present);
@@ -264,51 +215,22 @@ fn not_copied(pairs: &[(&DiskSpec, &Disk)]) -> Option<Problem> {
 mod tests {
     use super::*;
     use crate::migrate::checks::disks::sample::{have, image, want};
-    use crate::qemu::{Image, Seen};
+    use crate::qemu::{Encryption, HostEncryption, Image, OnHost};
 
     fn kinds(offered: &DiskSpec, present: &[Disk]) -> Vec<ProblemKind> {
         let found = disk_problems(std::slice::from_ref(offered), present);
         found.into_iter().filter(|p| p.kind != ProblemKind::NotSeen).map(|p| p.kind).collect()
     }
 
-    fn device() -> Seen {
-        Seen {
-            path: None,
-            device: 1,
-            inode: 1,
-            is_file: false,
-            allocated: 0,
-            used: None,
-            encrypted: None,
-            free: None,
-        }
-    }
-
     #[test]
-    fn what_the_host_encrypts_below_qemu_does_not_land_in_clear() {
+    fn encryption_is_asked_for_what_is_copied_alone() {
         let mut offer = want("disk0", 1024, "raw");
-        let disk = |encrypted, protection| {
-            let seen = Seen { encrypted, ..device() };
-            Disk {
-                protection,
-                images: vec![Image { seen: Some(seen), ..image(&[]) }],
-                ..have("disk0", 1024, "raw")
-            }
-        };
-        let severities = |offer: &DiskSpec, disk: Disk| {
-            let found = disk_problems(std::slice::from_ref(offer), &[disk]);
-            let found = found.into_iter().filter(|p| p.kind == ProblemKind::DiskFormat);
-            found.map(|p| p.severity).collect::<Vec<_>>()
-        };
-        let none = Encryption::None;
-        assert_eq!(severities(&offer, disk(Some(false), none)), []);
         offer.place.as_mut().unwrap().host_encrypts = true;
-        assert_eq!(severities(&offer, disk(Some(false), none)), [Severity::Problem]);
-        assert_eq!(severities(&offer, disk(None, none)), [Severity::Warning]);
-        assert_eq!(severities(&offer, disk(Some(true), none)), []);
-        assert_eq!(severities(&offer, disk(Some(false), Encryption::Luks)), []);
+        let on_host = Some(OnHost { used: None, encryption: HostEncryption::No });
+        let disk = Disk { images: vec![Image { on_host, ..image(&[]) }], ..have("disk0", 1024, "raw") };
+        assert_eq!(kinds(&offer, std::slice::from_ref(&disk)), [ProblemKind::DiskFormat]);
         let left_out = DiskSpec { left_out: true, ..offer };
-        assert_eq!(severities(&left_out, disk(Some(false), none)), []);
+        assert!(!kinds(&left_out, &[disk]).contains(&ProblemKind::DiskFormat));
     }
 
     #[test]
@@ -326,7 +248,7 @@ mod tests {
         let on = |image| Disk { images: vec![image], ..have("disk0", 1024, "raw") };
         assert_eq!(kinds(&raw, &[on(temporary)]), [ProblemKind::DiskTemporary]);
         let used = Some("loop3 is mounted there at /srv".to_owned());
-        let mounted = on(Image { seen: Some(Seen { used, ..device() }), ..image(&[]) });
+        let mounted = on(Image { on_host: Some(OnHost { used, ..OnHost::default() }), ..image(&[]) });
         assert_eq!(kinds(&raw, std::slice::from_ref(&mounted)), [ProblemKind::DiskInUse]);
         let left_out = DiskSpec { left_out: true, ..raw.clone() };
         assert!(!kinds(&left_out, &[mounted]).contains(&ProblemKind::DiskInUse));

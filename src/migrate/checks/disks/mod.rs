@@ -8,6 +8,7 @@
 pub(crate) mod bitmaps;
 mod cache;
 mod compare;
+mod encryption;
 mod flash;
 mod images;
 pub(crate) mod in_band;
@@ -32,7 +33,7 @@ pub(crate) const DISKS_MAX: usize = 256;
 #[cfg(test)]
 mod sample {
     use crate::migrate::protocol::message::{DiskPlace, DiskSpec};
-    use crate::qemu::{Disk, Image};
+    use crate::qemu::{Disk, Image, Transit};
 
     /// A disk of the destination with an id of its own.
     pub(crate) fn have(name: &str, size: u64, format: &str) -> Disk {
@@ -70,6 +71,8 @@ mod sample {
             read_only: false,
             temporary: false,
             seen: None,
+            on_host: None,
+            transit: Transit::None,
             keys: keys.iter().map(|key| (*key).to_owned()).collect(),
         }
     }

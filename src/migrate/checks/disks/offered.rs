@@ -6,7 +6,7 @@ use crate::migrate::model::disk_choice::is_copyable;
 use crate::migrate::model::options::Options;
 use crate::migrate::model::plan;
 use crate::migrate::protocol::message::{DiskPlace, DiskSpec, Storage};
-use crate::qemu::{Disk, Layer, WriteThrough};
+use crate::qemu::{Disk, HostEncryption, Image, Layer, Transit, WriteThrough};
 
 /// Bytes that the names of all storages may take in one offer.
 const STORAGE_BYTES_MAX: usize = 96 * 1024;
@@ -27,7 +27,9 @@ fn spec(disk: &Disk, options: &Options, room: &mut usize) -> DiskSpec {
         drive: Some(disk.drive.clone()).filter(|name| !name.is_empty()),
         backing: disk.backing,
         encryption: disk.encryption,
-        host_encrypts: host_encrypts(disk),
+        host_encrypts: host_encryption(disk) == HostEncryption::Yes,
+        host_encryption_unknown: host_encryption(disk) == HostEncryption::Unknown,
+        encrypted_in_transit: disk.images.iter().any(|image| image.transit == Transit::Encrypted),
         no_flush: disk.no_flush,
         stored: disk.no_flush && !disk.held_back,
         write_through: disk.write_through == Some(WriteThrough::Here),
@@ -50,8 +52,13 @@ fn spec(disk: &Disk, options: &Options, room: &mut usize) -> DiskSpec {
     }
 }
 
-fn host_encrypts(disk: &Disk) -> bool {
-    disk.images.iter().filter_map(|image| image.seen.as_ref()?.encrypted).any(|encrypted| encrypted)
+/// Of the images that become one at the destination.
+fn host_encryption(disk: &Disk) -> HostEncryption {
+    if disk.images.is_empty() {
+        return HostEncryption::Unknown;
+    }
+    let images = disk.images.iter().filter(|image| !is_nothing(image));
+    HostEncryption::of_any(images.map(Image::host_encryption))
 }
 
 fn is_incremental(disk: &Disk, options: &Options) -> bool {
@@ -91,7 +98,7 @@ fn storages(disk: &Disk, room: &mut usize) -> (Vec<Storage>, bool) {
 mod tests {
     use super::*;
     use crate::migrate::checks::disks::sample::{have, image};
-    use crate::qemu::Image;
+    use crate::qemu::OnHost;
 
     #[test]
     fn an_offer_stays_small_and_says_what_it_leaves_out() {
@@ -113,5 +120,44 @@ mod tests {
         let specs = offered(&[flash, unseen], &Options::default());
         assert_eq!(specs.len(), 1);
         assert!(specs[0].place.as_ref().unwrap().hides_storage);
+    }
+
+    #[test]
+    fn whether_the_host_encrypts_is_offered_in_three_words() {
+        use HostEncryption::{No, Unknown, Yes};
+        let on = |encryption| {
+            let on_host = Some(OnHost { used: None, encryption });
+            Image { on_host, ..image(&[]) }
+        };
+        let told = |images: Vec<Image>| {
+            let disk = Disk { images, ..have("disk0", 1, "raw") };
+            let place = offered(&[disk], &Options::default()).remove(0).place.unwrap();
+            (place.host_encrypts, place.host_encryption_unknown)
+        };
+        assert_eq!(told(vec![on(Yes)]), (true, false));
+        assert_eq!(told(vec![on(No)]), (false, false));
+        assert_eq!(told(vec![on(Unknown)]), (false, true));
+        assert_eq!(told(vec![image(&[])]), (false, true), "what is not seen is not taken for no");
+        assert_eq!(told(Vec::new()), (false, true), "nor what QEMU does not tell");
+        let backing = Image { backing: true, ..on(Yes) };
+        assert_eq!(told(vec![on(Unknown), backing]), (true, false), "it becomes part of the copy");
+        assert_eq!(told(vec![on(No), on(Unknown)]), (false, true));
+        let nothing = Image { driver: "null-co".into(), ..image(&[]) };
+        assert_eq!(told(vec![nothing]), (false, false));
+    }
+
+    #[test]
+    fn what_is_encrypted_on_its_way_is_offered_as_such() {
+        for (transit, expected) in [
+            (Transit::Encrypted, true),
+            (Transit::InClear, false),
+            (Transit::Unknown, false),
+            (Transit::None, false),
+        ] {
+            let remote = Image { transit, ..image(&[]) };
+            let disk = Disk { images: vec![remote], ..have("disk0", 1, "raw") };
+            let place = offered(&[disk], &Options::default()).remove(0).place.unwrap();
+            assert_eq!(place.encrypted_in_transit, expected, "{transit:?}");
+        }
     }
 }

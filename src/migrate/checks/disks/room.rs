@@ -98,16 +98,7 @@ mod tests {
     }
 
     fn have(name: &str, driver: &str, free: u64) -> Disk {
-        let seen = Seen {
-            path: None,
-            device: 1,
-            inode: 1,
-            is_file: true,
-            allocated: GIB,
-            used: None,
-            encrypted: None,
-            free: Some(free),
-        };
+        let seen = Seen { path: None, device: 1, inode: 1, is_file: true, allocated: GIB, free: Some(free) };
         let layer = Layer {
             node_name: name.into(),
             driver: driver.into(),

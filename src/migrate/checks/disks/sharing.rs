@@ -105,25 +105,40 @@ fn shared_between(source: &str, destination: &str, filename: &str, key: &str) ->
     )
 }
 
-/// Disks of which nobody knows whether both hosts use one storage.
+/// Disks of which nobody knows whether both hosts use one storage, or whether the destination's host uses what is
+/// written over; and what else is not known of them.
 pub(crate) fn unknown(pairs: &[(&DiskSpec, &Disk)]) -> Option<Problem> {
     let hidden = |disk: &Disk| {
         !disk.layers_known || written(disk).any(|image| image.keys.is_empty() && !is_nothing(image))
     };
     let hides = |spec: &DiskSpec| spec.place.as_ref().is_none_or(|place| place.hides_storage);
-    let names: Vec<&str> = pairs
-        .iter()
-        .filter(|(want, have)| want.is_copied() && (hides(want) || hidden(have)))
-        .map(|(want, _)| want.name.as_str())
-        .collect();
-    if names.is_empty() {
-        return None;
-    }
-    let text = format!(
-        "not both agents can see what lies below {}: whether both hosts use the same storage is not known",
-        list(names)
-    );
-    Some(Problem::note(ProblemKind::NotSeen, text, "make sure that each host has an image of its own"))
+    let is_storage_hidden = |(want, have): &(&DiskSpec, &Disk)| hides(want) || hidden(have);
+    // It is a file or device of that host, and nobody can tell which.
+    let is_place_hidden = |(_, have): &(&DiskSpec, &Disk)| {
+        written(have).any(|image| image.is_local() && image.on_host.is_none())
+    };
+    let copied = pairs.iter().filter(|(want, _)| want.is_copied());
+    let unseen: Vec<_> = copied.filter(|pair| is_storage_hidden(pair) || is_place_hidden(pair)).collect();
+    let any = |is_hidden: &dyn Fn(&(&DiskSpec, &Disk)) -> bool| unseen.iter().any(|pair| is_hidden(pair));
+    let is_place_hidden = any(&is_place_hidden);
+    let whether = [
+        any(&is_storage_hidden).then_some("whether both hosts use the same storage"),
+        is_place_hidden.then_some("whether the destination's host encrypts it"),
+        is_place_hidden.then_some("whether that host uses it itself"),
+    ];
+    let whether: Vec<&str> = whether.into_iter().flatten().collect();
+    let own = "make sure that each host has an image of its own";
+    let (whether, remedy) = match &whether[..] {
+        [one] => (format!("{one} is"), own.to_owned()),
+        [others @ .., last] => (
+            format!("{} and {last} are", list(others.iter().copied())),
+            format!("{own}, which is encrypted where the source's is and used by nobody else"),
+        ),
+        [] => return None,
+    };
+    let names = list(unseen.iter().map(|(want, _)| want.name.as_str()));
+    let text = format!("not both agents can see what lies below {names}: {whether} not known");
+    Some(Problem::note(ProblemKind::NotSeen, text, remedy))
 }
 
 #[cfg(test)]
@@ -131,7 +146,7 @@ mod tests {
     use super::*;
     use crate::migrate::checks::disks::sample::{have, image, want};
     use crate::migrate::protocol::message::{DiskPlace, Storage};
-    use crate::qemu::Image;
+    use crate::qemu::{Image, OnHost};
 
     fn disk(name: &str, image: Image) -> Disk {
         Disk { images: vec![image], ..have(name, 1, "raw") }
@@ -186,7 +201,8 @@ mod tests {
 
     #[test]
     fn what_nobody_sees_is_said() {
-        let (clear, unseen) = (disk("disk0", image(&["inode:b:1:2"])), disk("disk0", image(&[])));
+        let looked_at = |keys: &[&str]| Image { on_host: Some(OnHost::default()), ..image(keys) };
+        let (clear, unseen) = (disk("disk0", looked_at(&["inode:b:1:2"])), disk("disk0", image(&[])));
         let offered = offer("disk0", "inode:c:1:2", true);
         assert_eq!(unknown(&[(&offered, &clear)]), None);
         assert!(unknown(&[(&offered, &unseen)]).is_some_and(|note| note.text.contains("disk0")));
@@ -194,5 +210,23 @@ mod tests {
         assert!(unknown(&[(&old, &clear)]).is_some());
         let nothing = Image { driver: "null-co".into(), ..image(&[]) };
         assert_eq!(unknown(&[(&offer("disk0", "x", true), &disk("disk0", nothing))]), None);
+    }
+
+    #[test]
+    fn all_that_nobody_sees_is_named() {
+        let storage = "whether both hosts use the same storage";
+        let more = "whether the destination's host encrypts it and whether that host uses it itself";
+        let looked_at = |keys: &[&str]| Image { on_host: Some(OnHost::default()), ..image(keys) };
+        let remote = Image { driver: "nbd".into(), filename: "nbd://store/x".into(), ..image(&[]) };
+        let want = offer("disk0", "inode:c:1:2", true);
+        for (image, expected) in [
+            (looked_at(&[]), format!("below disk0: {storage} is not known")),
+            (remote, format!("below disk0: {storage} is not known")),
+            (image(&[]), format!("below disk0: {storage}, {more} are not known")),
+            (image(&["inode:b:1:2"]), format!("below disk0: {more} are not known")),
+        ] {
+            let note = unknown(&[(&want, &disk("disk0", image))]);
+            assert!(note.as_ref().is_some_and(|note| note.text.ends_with(&expected)), "{note:?}");
+        }
     }
 }
