@@ -76,9 +76,10 @@ fn in_clear(want: &DiskSpec, have: &Disk) -> Option<Problem> {
     };
     let remedy = "put it on an encrypted device there, or create it with luks; accept it only if what is below it \
                   encrypts by itself, or nothing at the source does";
-    Some(match (place.host_encrypts, there) {
-        (true, HostEncryption::No) => Problem::new(ProblemKind::DiskFormat, text, remedy),
-        _ => Problem::warning(ProblemKind::DiskFormat, text, remedy),
+    // What is surely secret goes only where it surely stays so, or where an operator says so.
+    Some(match place.host_encrypts {
+        true => Problem::new(ProblemKind::DiskFormat, text, remedy),
+        false => Problem::warning(ProblemKind::DiskFormat, text, remedy),
     })
 }
 
@@ -159,7 +160,7 @@ mod tests {
                 No,
                 Some((Severity::Problem, "would lie in clear at the destination, on /srv/disk.raw")),
             ),
-            (&encrypted, Unknown, Some((Severity::Warning, "may lie in clear at the destination"))),
+            (&encrypted, Unknown, Some((Severity::Problem, "may lie in clear at the destination"))),
             (&unknown, Yes, None),
             (&unknown, No, Some((Severity::Warning, "whether the source's host encrypts it is not known"))),
             (
@@ -183,13 +184,13 @@ mod tests {
     fn what_is_not_seen_at_the_destination_is_not_encrypted_for_that() {
         let encrypted = offer(|place| place.host_encrypts = true);
         let yes = || on(HostEncryption::Yes);
-        assert_eq!(weights(&encrypted, &there(vec![image(&[])], NONE)), [Severity::Warning]);
-        assert_eq!(weights(&encrypted, &there(vec![yes(), image(&[])], NONE)), [Severity::Warning]);
+        assert_eq!(weights(&encrypted, &there(vec![image(&[])], NONE)), [Severity::Problem]);
+        assert_eq!(weights(&encrypted, &there(vec![yes(), image(&[])], NONE)), [Severity::Problem]);
         assert_eq!(
             weights(&encrypted, &there(vec![image(&[]), on(HostEncryption::No)], NONE)),
             [Severity::Problem]
         );
-        assert_eq!(weights(&encrypted, &there(Vec::new(), NONE)), [Severity::Warning]);
+        assert_eq!(weights(&encrypted, &there(Vec::new(), NONE)), [Severity::Problem]);
         // Nothing is written to what lies below its image.
         let backing = Image { backing: true, read_only: true, ..on(HostEncryption::No) };
         assert_eq!(weights(&encrypted, &there(vec![yes(), backing], NONE)), []);
