@@ -11,6 +11,7 @@ use super::commands::{BlockDeviceInfo, BlockInfo, CacheInfo, QueryBlock};
 use super::error::QmpError;
 use super::graph::{Base, Encryption, Graph, Layer, encryption_of_chain};
 use super::image::{self, Image, OpenFiles};
+use super::transit::{self, Transit};
 use super::write_through::{self, WriteThrough};
 
 /// How long the file systems of images may take to answer.
@@ -125,6 +126,11 @@ pub async fn disks_on_made(qmp: &Qmp, made: Vec<PathBuf>) -> Result<Vec<Disk>, Q
     }
     separate(&mut disks);
     see_images(qmp, &mut disks, made).await;
+    let untold = |image: &&mut Image| transit::is_untold(&image.driver, &image.filename);
+    let mut untold: Vec<_> = disks.iter_mut().flat_map(|disk| &mut disk.images).filter(untold).collect();
+    if !untold.is_empty() && transit::has_credentials(qmp).await? {
+        untold.iter_mut().for_each(|image| image.transit = Transit::Untold);
+    }
     Ok(disks)
 }
 

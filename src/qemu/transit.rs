@@ -2,7 +2,13 @@
 
 use serde_json::Value;
 
+use super::client::Qmp;
+use super::commands::{QomGet, QomList};
+use super::error::QmpError;
 use super::storage::{is_loopback, json_text, split_port};
+
+/// Where QOM has what was made by `-object`.
+const OBJECTS: &str = "/objects";
 
 /// Drivers of what is on this host, or nowhere.
 const LOCAL: [&str; 11] = [
@@ -26,12 +32,14 @@ pub enum Transit {
     None,
     /// By TLS or SSH.
     Encrypted,
+    /// By NBD from a QEMU with a client's TLS credentials, which does not tell whether it is by these.
+    Untold,
     InClear,
     /// Others than QEMU's options decide, such as a cluster's own configuration; or the driver is not known.
     Unknown,
 }
 
-/// By a node's driver and its name, which has all options that decide what is opened (`json:…`).
+/// By a node's driver and its name. Of NBD see [`is_untold`].
 pub(super) fn transit(driver: &str, filename: &str) -> Transit {
     let json = filename.strip_prefix("json:");
     let options: Option<Value> = json.and_then(|json| serde_json::from_str(json).ok());
@@ -47,6 +55,25 @@ pub(super) fn transit(driver: &str, filename: &str) -> Transit {
         driver if LOCAL.contains(&driver) => Transit::None,
         _ => Transit::Unknown,
     }
+}
+
+/// Whether a node's name leaves open if it is reached by TLS: QEMU names what it can by a URI, which has no place for
+/// the credentials (`nbd_refresh_filename`; tried with 7.2 and 10.0).
+pub(super) fn is_untold(driver: &str, filename: &str) -> bool {
+    driver == "nbd" && !filename.starts_with("json:")
+}
+
+/// Whether QEMU has TLS credentials of a client.
+pub(super) async fn has_credentials(qmp: &Qmp) -> Result<bool, QmpError> {
+    for object in qmp.execute(QomList { path: OBJECTS.into() }).await? {
+        if object.kind.starts_with("child<tls-creds-") {
+            let (path, property) = (format!("{OBJECTS}/{}", object.name), "endpoint".into());
+            if qmp.execute(QomGet { path, property }).await? == "client" {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 fn nbd(options: &Value) -> Transit {

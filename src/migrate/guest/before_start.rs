@@ -111,8 +111,13 @@ mod tests {
         let (lock, done) = (folder.path().join("lock"), folder.path().join("done"));
         // The first agent's command goes on without it.
         let input = lock_file(lock.clone(), Turn::First, Duration::ZERO).await.unwrap().unwrap();
-        let mut left = std::process::Command::new("sh");
-        let mut left = left.args(["-c", "sleep 0.3; : >\"$0\""]).arg(&done).stdin(input).spawn().unwrap();
+        // Nothing here holds the lock beside it.
+        let mut left = std::process::Command::new("sh")
+            .args(["-c", "sleep 0.3; : >\"$0\""])
+            .arg(&done)
+            .stdin(input)
+            .spawn()
+            .unwrap();
         assert_eq!(run_command(&["true".into()], "web1", lock, Turn::Again, DEADLINE).await, Ok(true));
         assert!(done.exists(), "it was not waited for");
         left.wait().unwrap();

@@ -104,8 +104,8 @@ impl Place {
         Ok(())
     }
 
-    /// Starts a `qemu-storage-daemon` that serves a file of its own at a socket of that name. It lives
-    /// as long as the lab.
+    /// Starts a `qemu-storage-daemon` that serves a file of its own at a socket of that name, or writes its `--pidfile`
+    /// of that name when it does. It lives as long as the lab.
     #[allow(clippy::zombie_processes, reason = "the lab's janitor ends what runs on its hosts")]
     pub(super) fn daemon(&self, socket: &Path, words: &[&str]) -> Result<()> {
         let file = socket.with_extension("served");
@@ -118,7 +118,8 @@ impl Place {
         let end = format!(" {}", socket.display());
         let listens = |line: &str| line.contains(" 00010000 ") && line.ends_with(&end);
         wait_for("the storage daemon", SHORT, || {
-            Ok(fs::read_to_string(&sockets)?.lines().any(listens).then_some(()))
+            let serves = socket.is_file() || fs::read_to_string(&sockets)?.lines().any(listens);
+            Ok(serves.then_some(()))
         })
     }
 

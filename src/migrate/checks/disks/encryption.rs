@@ -89,20 +89,20 @@ fn in_transit(want: &DiskSpec, have: &Disk) -> Option<Problem> {
     want.place.as_ref().filter(|place| is_encrypted(place))?;
     let of = |transit| images(have).find(|image| image.transit == transit);
     let name = &want.name;
-    let by = "the source's QEMU reaches what lies below";
+    // It tells the credentials that it has, but not of every node whether it uses them.
+    let by = "the source's QEMU has an encrypted connection, or credentials for one, to what lies below";
     let remedy = "give the block node there TLS (`tls-creds`), or an image of its own host, or create it with luks; \
                   accept it only if that network is encrypted by itself, or nobody else is on it";
     if let Some(image) = of(Transit::InClear) {
         let text = format!(
-            "{by} disk {name} by an encrypted connection; the destination's would send it over the network in clear, \
-             to {}",
+            "{by} disk {name}; the destination's would send it over the network in clear, to {}",
             image.filename
         );
         return Some(Problem::new(ProblemKind::DiskFormat, text, remedy));
     }
-    let image = of(Transit::Unknown)?;
+    let image = of(Transit::Unknown).or_else(|| of(Transit::Untold))?;
     let text = format!(
-        "{by} disk {name} by an encrypted connection; whether the destination's does is not known: it goes to {}",
+        "{by} disk {name}; whether the destination's is encrypted is not known: it goes to {}",
         image.filename
     );
     Some(Problem::warning(ProblemKind::DiskFormat, text, remedy))
@@ -217,6 +217,7 @@ mod tests {
         };
         assert_eq!(weights(&by_tls, &via(Transit::InClear)), [Severity::Problem]);
         assert_eq!(weights(&by_tls, &via(Transit::Unknown)), [Severity::Warning]);
+        assert_eq!(weights(&by_tls, &via(Transit::Untold)), [Severity::Warning]);
         assert_eq!(weights(&by_tls, &via(Transit::Encrypted)), []);
         assert_eq!(weights(&by_tls, &via(Transit::None)), []);
         assert_eq!(weights(&clear, &via(Transit::InClear)), []);

@@ -29,7 +29,10 @@ fn spec(disk: &Disk, options: &Options, room: &mut usize) -> DiskSpec {
         encryption: disk.encryption,
         host_encrypts: host_encryption(disk) == HostEncryption::Yes,
         host_encryption_unknown: host_encryption(disk) == HostEncryption::Unknown,
-        encrypted_in_transit: disk.images.iter().any(|image| image.transit == Transit::Encrypted),
+        encrypted_in_transit: disk
+            .images
+            .iter()
+            .any(|image| matches!(image.transit, Transit::Encrypted | Transit::Untold)),
         no_flush: disk.no_flush,
         stored: disk.no_flush && !disk.held_back,
         write_through: disk.write_through == Some(WriteThrough::Here),
