@@ -3,7 +3,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -115,7 +115,8 @@ async fn serve(
     let Place { _only_one, signals, listeners } = match Place::take(&config, sockets).await {
         Ok(place) => place,
         Err(e) => {
-            if let Some(left) = left {
+            // Another agent settles by the journals what is under way.
+            if let Some(left) = left.filter(|_| !e.is::<AnotherAgent>()) {
                 left.keep().await;
             }
             return Err(e);
@@ -179,6 +180,11 @@ async fn serve(
     agent.host.audit.close(Event::AgentEnds { left_to_another }).await;
     Ok(())
 }
+
+/// A folder of this agent is another one's at the moment.
+#[derive(Debug, thiserror::Error)]
+#[error("another agent uses {}; stop it first", .0.display())]
+struct AnotherAgent(PathBuf);
 
 /// What only one agent of this machine can have.
 struct Place {
@@ -299,7 +305,8 @@ fn prepare_runtime(folder: &Path) -> anyhow::Result<Flock<File>> {
 }
 
 fn lock(file: File, folder: &Path) -> anyhow::Result<Flock<File>> {
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, e)| e)
-        .with_context(|| format!("another agent uses {}; stop it first", folder.display()))
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| {
+        // Whatever else keeps it from being locked.
+        anyhow::Error::from(e).context(AnotherAgent(folder.to_owned()))
+    })
 }

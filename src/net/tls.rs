@@ -211,8 +211,7 @@ impl Tls {
         })
     }
 
-    /// Judges again, by the present CA, revocation list and clock, a peer whose chain was
-    /// accepted earlier. It was valid then: a clock that was put back since is taken to be no earlier than the chain.
+    /// Judges by the present CA, revocation list and clock a peer's chain.
     /// Errors: the reason for which a handshake with this peer would fail now.
     pub fn reverify(
         &self,
@@ -220,8 +219,25 @@ impl Tls {
         role: PeerRole,
         peer: &Identity,
     ) -> Result<(), HandshakeFailure> {
-        let now = UnixTime::now().max(begin(chain));
-        self.verifier.check(chain, role, peer, now).map_err(|e| classify_tls_error(&e))
+        self.verifier.check(chain, role, peer, UnixTime::now()).map_err(|e| classify_tls_error(&e))
+    }
+
+    /// The same of one that was accepted earlier. It was valid then: a clock that was put back since is taken to be no
+    /// earlier than the chain.
+    /// Errors: those of [`Tls::reverify`], but for a chain that is not valid yet.
+    pub fn reverify_accepted(
+        &self,
+        chain: &[CertificateDer<'_>],
+        role: PeerRole,
+        peer: &Identity,
+    ) -> Result<(), HandshakeFailure> {
+        match self.reverify(chain, role, peer) {
+            Err(HandshakeFailure::NotYetValid) => {
+                let judged = self.verifier.check(chain, role, peer, begin(chain));
+                judged.map_err(|e| classify_tls_error(&e))
+            }
+            judged => judged,
+        }
     }
 
     /// Whether a connection would come about now by a key exchange of this group. Of one that is no more it is not

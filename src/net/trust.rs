@@ -16,7 +16,7 @@ pub fn look(endpoint: &Endpoint, session: &Session) -> Result<(), HandshakeFailu
         Role::Acceptor => PeerRole::Client,
     };
     let (tls, connection) = (endpoint.tls(), session.link().connection);
-    tls.reverify(&connection.chain, role, &info.peer)?;
+    tls.reverify_accepted(&connection.chain, role, &info.peer)?;
     tls.permits(connection.group)
 }
 

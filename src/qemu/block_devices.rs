@@ -24,18 +24,41 @@ pub(super) fn folder_named(system: &Path, path: &Path) -> Option<PathBuf> {
     if let Ok(found) = fs::canonicalize(all.join(name.replace('/', "!"))) {
         return Some(found);
     }
-    let (folder, volume) = name.split_once('/').filter(|(_, rest)| !rest.contains('/'))?;
-    let doubled = |name: &str| name.replace('-', "--");
-    let (table, begin) = match folder {
-        "mapper" => (volume.to_owned(), ""),
-        group => (format!("{}-{}", doubled(group), doubled(volume)), "LVM-"),
-    };
-    let is_it = |device: &PathBuf| {
-        let is_named = text(&device.join("dm/name")).is_some_and(|name| name == table);
-        is_named && text(&device.join("dm/uuid")).unwrap_or_default().starts_with(begin)
-    };
-    let found = fs::read_dir(&all).into_iter().flatten().flatten().map(|entry| entry.path()).find(is_it)?;
-    fs::canonicalize(found).ok()
+    let table = Table::named(name)?;
+    let devices = fs::read_dir(&all).into_iter().flatten().flatten().map(|entry| entry.path());
+    fs::canonicalize(devices.into_iter().find(|device| table.is_of(device))?).ok()
+}
+
+/// Whether the device that has this folder is at that path of the host.
+pub(super) fn is_named(folder: &Path, path: &Path) -> bool {
+    let Some(name) = path.strip_prefix("/dev").ok().and_then(Path::to_str) else { return false };
+    let kernels = name.replace('/', "!");
+    folder.file_name().is_some_and(|own| *own == *kernels)
+        || Table::named(name).is_some_and(|table| table.is_of(folder))
+}
+
+/// A table of the device mapper.
+struct Table {
+    name: String,
+    /// How its identifier begins.
+    begin: &'static str,
+}
+
+impl Table {
+    /// By a path below `/dev`.
+    fn named(path: &str) -> Option<Self> {
+        let (folder, volume) = path.split_once('/').filter(|(_, rest)| !rest.contains('/'))?;
+        let doubled = |name: &str| name.replace('-', "--");
+        Some(match folder {
+            "mapper" => Self { name: volume.to_owned(), begin: "" },
+            group => Self { name: format!("{}-{}", doubled(group), doubled(volume)), begin: "LVM-" },
+        })
+    }
+
+    fn is_of(&self, device: &Path) -> bool {
+        let is_named = text(&device.join("dm/name")).is_some_and(|name| name == self.name);
+        is_named && text(&device.join("dm/uuid")).unwrap_or_default().starts_with(self.begin)
+    }
 }
 
 /// The number of the device that has this folder.

@@ -101,6 +101,10 @@ impl Host {
         if file.by_file_system || ENCRYPTING.contains(&kind) {
             return HostEncryption::Yes;
         }
+        // Its files have the number of its first device, whichever they lie on; and it may encrypt by itself.
+        if kind == "bcachefs" {
+            return HostEncryption::Unknown;
+        }
         if major(file.device) != 0 {
             return self.of_number(file.device, depth);
         }

@@ -70,8 +70,8 @@ fn mounted<'a>(line: &'a str, number: &str, device: u64) -> Option<&'a str> {
 fn is_device(path: &str, device: u64) -> bool {
     let is_it = |found: Metadata| found.file_type().is_block_device() && found.rdev() == device;
     let by_name = || {
-        let folder = block_devices::folder_named(Path::new(SYSTEM), Path::new(path));
-        folder.and_then(|folder| block_devices::number(&folder)) == Some(device)
+        let folder = block_devices::folder_of(Path::new(SYSTEM), device);
+        folder.is_some_and(|folder| block_devices::is_named(&folder, Path::new(path)))
     };
     path.starts_with("/dev/") && fs::metadata(path).map_or_else(|_| by_name(), is_it)
 }

@@ -63,8 +63,15 @@ pub(super) fn is_untold(driver: &str, filename: &str) -> bool {
     driver == "nbd" && !filename.starts_with("json:")
 }
 
-/// Whether QEMU has TLS credentials of a client.
+/// Whether QEMU has TLS credentials of a client. One that does not say so may have them.
 pub(super) async fn has_credentials(qmp: &Qmp) -> Result<bool, QmpError> {
+    match find_credentials(qmp).await {
+        Err(e) if e.desc().is_some() => Ok(true),
+        found => found,
+    }
+}
+
+async fn find_credentials(qmp: &Qmp) -> Result<bool, QmpError> {
     for object in qmp.execute(QomList { path: OBJECTS.into() }).await? {
         if object.kind.starts_with("child<tls-creds-") {
             let (path, property) = (format!("{OBJECTS}/{}", object.name), "endpoint".into());

@@ -471,10 +471,11 @@ fn a_clock_that_is_put_back_ends_no_session() {
     let alpha = agent(&ca, "alpha");
     let revoked = agent_with_crl(&ca, "alpha", &ca.crl(&[99], 10)).unwrap();
     for role in [PeerRole::Client, PeerRole::Server] {
-        assert_eq!(alpha.reverify(&chain, role, &id("bravo")), Ok(()));
-        assert_eq!(alpha.reverify(&chain, role, &id("alpha")), Err(F::WrongIdentity));
-        assert_eq!(revoked.reverify(&chain, role, &id("bravo")), Err(F::Revoked));
-        let unknown = agent(&Ca::new("other"), "alpha").reverify(&chain, role, &id("bravo"));
+        assert_eq!(alpha.reverify_accepted(&chain, role, &id("bravo")), Ok(()));
+        assert_eq!(alpha.reverify(&chain, role, &id("bravo")), Err(F::NotYetValid), "nor lets it begin one");
+        assert_eq!(alpha.reverify_accepted(&chain, role, &id("alpha")), Err(F::WrongIdentity));
+        assert_eq!(revoked.reverify_accepted(&chain, role, &id("bravo")), Err(F::Revoked));
+        let unknown = agent(&Ca::new("other"), "alpha").reverify_accepted(&chain, role, &id("bravo"));
         assert_eq!(unknown, Err(F::UnknownCa));
     }
 }

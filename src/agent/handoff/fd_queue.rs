@@ -46,6 +46,8 @@ pub(super) fn fill(package: &Package) -> anyhow::Result<FdQueue> {
     let (sender, receiver) = UnixStream::pair().context("no sockets for what is left")?;
     // A full socket is an error and no wait.
     sender.set_nonblocking(true)?;
+    // Their numbers are their places.
+    ensure!(package.fds.iter().all(Option::is_some), "of what is left descriptors are missing");
     let mut all = vec![state.as_fd()];
     all.extend(package.fds.iter().flatten().map(AsFd::as_fd));
     let mut rest = all.len();

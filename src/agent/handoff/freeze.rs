@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::state::{HandoffState, format};
+use super::state::{HandoffState, Stopped, format};
 use crate::agent::registry::Entry;
 use crate::agent::running::Agent;
 use crate::migrate::{self, TakenUp};
@@ -39,11 +39,17 @@ impl Agent {
         let mut fds = Descriptors::default();
         let migrations = migrate::settle_stopped(&self.host, &mut fds);
         let forwards = self.forwards.settle(&mut fds);
+        let deadlines = &self.host.config.deadlines;
+        let is_waited_for = match migrations.has_paused() {
+            true => deadlines.resume().min(deadlines.resume_paused()),
+            false => deadlines.resume(),
+        };
         let state = HandoffState {
             format: format(has_a_witness || migrations.have_a_witness()),
             version: env!("CARGO_PKG_VERSION").into(),
             identity: self.host.identity.to_string(),
             state_dir: Some(self.host.config.state_dir.clone()),
+            stopped: Some(Stopped::now(is_waited_for)),
             instance: self.host.pool.endpoint().instance(),
             sessions,
             migrations,
@@ -58,7 +64,8 @@ impl Agent {
 
     /// Goes on with what a process has left, perhaps this one. Returns its migrations, to be run.
     pub(crate) fn thaw(&self, state: HandoffState, fds: &mut Descriptors) -> Vec<TakenUp> {
-        let HandoffState { sessions, mut migrations, mut forwards, limits, .. } = state;
+        let HandoffState { sessions, mut migrations, mut forwards, limits, stopped, .. } = state;
+        migrations.have_stood(stopped.map_or(Duration::ZERO, Stopped::ago));
         // Before there is a session.
         self.peer_limits.restore(&self.host, limits);
         self.host.freeze.set(false);

@@ -15,6 +15,8 @@ mod transport;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::bail;
+
 use super::draining;
 use super::journals::settle_abandoned;
 use super::running::Agent;
@@ -146,6 +148,9 @@ impl Left {
         }
         let left = self.state.summary();
         let kept = async {
+            if let Some(stopped) = self.state.stopped.filter(|stopped| stopped.is_too_long_ago()) {
+                bail!("it was left {} s ago, and nobody waits for it any more", stopped.ago().as_secs());
+            }
             systemd::to_store(&Package { state: self.state.encode()?, fds: self.fds.into_fds() }).await
         };
         match kept.await {

@@ -2,6 +2,7 @@
 //! descriptors go beside it. Knows neither how it is taken nor how it travels.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ pub(crate) struct HandoffState {
     /// Where its journals are. Of a version before, the same folder as ever.
     #[serde(default)]
     pub(super) state_dir: Option<PathBuf>,
+    /// When it stopped, since this host's start, and how long its peers wait from then on. Of a version before, not known.
+    #[serde(default)]
+    pub(super) stopped: Option<Stopped>,
     /// The name of the process to its peers: the successor is the same agent to them.
     pub(crate) instance: [u8; 16],
     pub(super) sessions: Vec<FrozenSession>,
@@ -46,6 +50,36 @@ pub(crate) struct HandoffState {
     pub(crate) counts: Option<LeftCounts>,
     #[serde(default)]
     pub(crate) timelines: Timelines,
+}
+
+/// When a process stopped for the next one.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Stopped {
+    since_boot: Duration,
+    is_waited_for: Duration,
+}
+
+impl Stopped {
+    /// Now.
+    pub(super) fn now(is_waited_for: Duration) -> Self {
+        Self { since_boot: since_boot(), is_waited_for }
+    }
+
+    /// For how long.
+    pub(super) fn ago(self) -> Duration {
+        since_boot().saturating_sub(self.since_boot)
+    }
+
+    /// Whether nobody waits any more.
+    pub(super) fn is_too_long_ago(self) -> bool {
+        self.ago() > self.is_waited_for
+    }
+}
+
+/// Time that passes in a suspended host, too, and is nobody's to set.
+fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(now).unwrap_or_default()
 }
 
 /// What the processes up to this one have counted.
@@ -123,6 +157,7 @@ mod tests {
             version: "0".into(),
             identity: "alpha".into(),
             state_dir: Some("/var/lib/vmferry".into()),
+            stopped: Some(Stopped::now(Duration::from_secs(60))),
             instance: [7; 16],
             sessions: Vec::new(),
             migrations: FrozenMigrations::default(),

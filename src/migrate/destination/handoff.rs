@@ -11,7 +11,7 @@ use crate::migrate::guest::nbd_server::NbdServer;
 use crate::migrate::guest::process::StartedQemu;
 use crate::migrate::handoff::TakenUp;
 use crate::migrate::handoff::state::{FrozenDestination, Stopped, StoppedDestination};
-use crate::migrate::handoff::taken_up::{journal, reach};
+use crate::migrate::handoff::taken_up::{journal_as_left, reach};
 use crate::migrate::host::Host;
 use crate::migrate::journal::Role;
 use crate::migrate::model::progress::ProgressSink;
@@ -67,7 +67,7 @@ pub(crate) fn take_up(
 ) -> Result<TakenUp, String> {
     let reservation = host.reserve(&left.vm, left.id).map_err(|p| p.to_string())?;
     let peer: Identity = left.peer.parse().map_err(|e| format!("{e}"))?;
-    let journal = journal(host, left.id, Role::Destination)?;
+    let journal = journal_as_left(host, left.id, Role::Destination)?;
     let config = host.vm(&left.vm, "destination").map_err(|p| p.to_string())?;
     let control = left.control.as_ref().and_then(|control| Control::take_up(control, streams));
     let pumps = Streams::thaw(left.data, streams, fds, |_| {}).map_err(|e| e.to_string())?;

@@ -136,6 +136,21 @@ impl FrozenMigrations {
             || self.destinations.iter().any(|destination| destination.handover.has_witness())
     }
 
+    /// Whether a guest of this host stands still meanwhile.
+    pub fn has_paused(&self) -> bool {
+        self.sources.iter().any(|source| source.paused_ms.is_some())
+    }
+
+    /// Counts the time from the end of the process before to now.
+    pub fn have_stood(&mut self, time: Duration) {
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let paused = self.sources.iter_mut().filter_map(|source| source.paused_ms.as_mut());
+        paused.for_each(|paused| *paused = paused.saturating_add(ms));
+        let grants = self.destinations.iter_mut().filter_map(|there| there.grant_left.as_mut());
+        let waits = self.waiting.iter_mut().map(|waiting| &mut waiting.wait);
+        grants.chain(waits).for_each(|left| *left = left.saturating_sub(time));
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.sources.len() + self.destinations.len() + self.waiting.len()

@@ -9,6 +9,7 @@ use crate::config::VmConfig;
 use crate::migrate::guest::life;
 use crate::migrate::host::Host;
 use crate::migrate::journal::{Journal, Past, Role};
+use crate::migrate::model::phase::Phase;
 use crate::migrate::model::problem::chain;
 use crate::migrate::model::progress::ProgressSink;
 use crate::migrate::transfer::bandwidth::ShareHandle;
@@ -33,6 +34,18 @@ pub(crate) fn journal(host: &Host, id: Uuid, role: Role) -> Result<Journal, Stri
         None => Ok(journal),
         Some(_) => Err("its journal has ended".into()),
     }
+}
+
+/// The same of one that goes on: another process may have settled it since it was left.
+pub(crate) fn journal_as_left(host: &Host, id: Uuid, role: Role) -> Result<Journal, String> {
+    let journal = journal(host, id, role)?;
+    let past = journal.past();
+    // A source is left before its hand-over, and nobody is left in a roll-back.
+    let is_decided = past.handed_over || past.never_ran || past.forced.is_some();
+    if past.phase == Phase::RollBack || (role == Role::Source && is_decided) {
+        return Err("another process has gone on with its journal".into());
+    }
+    Ok(journal)
 }
 
 /// Reaches a monitor whose QEMU may stand still until its streams move again.

@@ -50,6 +50,7 @@ kinds! {
         DiskInUse,
         DiskTemporary,
         DiskCache,
+        DiskNotStored,
         DiskExported,
         DeviceData,
         DiskPassthrough,
@@ -138,6 +139,8 @@ impl ProblemKind {
             | Self::DiskInUse
             // What a power cut takes may not be missed.
             | Self::DiskCache
+            // A cluster's file system keeps the memories of its hosts in step.
+            | Self::DiskNotStored
             // The guest may not care who it is.
             | Self::Identity
             // An image may occupy more than there is in it.

@@ -32,6 +32,9 @@ const CATCH_UP_MAX: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Between two words on how far it is meanwhile.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
+/// Of a mirror that ended without an error, and not by this migration, while nobody listened.
+const ENDED_EARLY: &str = "it ended before its time";
+const GONE: &str = "its job is gone, and whether it had completed is not known";
 
 /// Chooses each disk's way, unless an earlier process has done it and begun.
 pub(crate) async fn choose(source: &mut Source) -> Result<(), Failure> {
@@ -209,7 +212,7 @@ pub(crate) async fn finish(source: &mut Source) -> Result<(), Failure> {
 pub(crate) async fn still_follow(source: &Source) -> Result<(), Failure> {
     for job in whole_copies(source) {
         if is_finished(source, &job).await? {
-            return Err(mirror_failed(source, &job, "it ended before its time".into()));
+            return Err(mirror_failed(source, &job, ENDED_EARLY.into()));
         }
     }
     Ok(())
@@ -240,7 +243,7 @@ async fn ask_to_finish(source: &mut Source) -> Result<(), Failure> {
 async fn is_unready(source: &mut Source, disk: &CopiedDisk) -> Result<Option<String>, Failure> {
     let id = names::job_id(&disk.name);
     if is_finished(source, &id).await? {
-        return Err(mirror_failed(source, &id, "it ended before its time".into()));
+        return Err(mirror_failed(source, &id, ENDED_EARLY.into()));
     }
     let jobs = source.query(QueryBlockJobs).await?;
     let ready = jobs.iter().any(|job| job.device == id && job.ready);
@@ -260,7 +263,7 @@ async fn is_finished(source: &Source, id: &str) -> Result<bool, Failure> {
             None => Ok(true),
         },
         Some(_) => Ok(false),
-        None => Err(mirror_failed(source, id, "its job is gone, and not by this migration".into())),
+        None => Err(mirror_failed(source, id, GONE.into())),
     }
 }
 
@@ -377,6 +380,11 @@ pub(crate) async fn look(source: &mut Source) -> Result<Remaining, Failure> {
     let changes = source.copy.count_changes(progress);
     source.copy.count_bytes(progress);
     Ok(Remaining { mirrors: remaining, changes })
+}
+
+/// Whether a mirror failed because it had ended while nobody listened: somebody may have completed it.
+pub(crate) fn ended_unheard(failure: &Failure) -> bool {
+    matches!(failure, Failure::Mirror { error, .. } if error == ENDED_EARLY || error == GONE)
 }
 
 fn mirror_failed(source: &Source, job: &str, error: String) -> Failure {

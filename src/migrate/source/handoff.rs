@@ -21,7 +21,7 @@ use super::state::Source;
 use crate::migrate::guest::last_words::LastWords;
 use crate::migrate::handoff::TakenUp;
 use crate::migrate::handoff::state::{FrozenHeld, FrozenSource, FrozenWait, Stopped, StoppedSource};
-use crate::migrate::handoff::taken_up::{journal, reach};
+use crate::migrate::handoff::taken_up::{journal, journal_as_left, reach};
 use crate::migrate::host::Host;
 use crate::migrate::host::reservations::Reservation;
 use crate::migrate::journal::{RetryOf, Role};
@@ -88,7 +88,7 @@ pub(crate) fn take_up(
     let share = ShareHandle::new(&options, progress.clone());
     // Before anything of it can be sent.
     let attached = share.attach(link.lanes(), left.id);
-    let journal = journal(host, left.id, Role::Source)?;
+    let journal = journal_as_left(host, left.id, Role::Source)?;
     let config = host.vm(&left.vm, "source").map_err(|p| p.to_string())?;
     let pumps = Streams::thaw(left.data, streams, fds, |session| {
         link.lanes().add(session);

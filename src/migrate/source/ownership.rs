@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::clock::millis;
 use super::context::Context;
+use super::copies;
 use super::end::{Back, kept_by_force, stands_there};
 use super::explain::{explain, explained_late};
 use super::failure::Failure;
@@ -336,9 +337,8 @@ impl Source {
             tracing::error!(error = chain(&e), "the roll-back goes on without the journal");
         }
         let not_back = match &failure {
-            // Nobody else's failure leaves QEMU free to answer before the streams are cut. A mirror that was completed
-            // while nobody listened is one that has ended.
-            Failure::Meanwhile(_) | Failure::Mirror { .. } => {
+            // Nobody else's failure leaves QEMU free to answer before the streams are cut.
+            failure if matches!(failure, Failure::Meanwhile(_)) || copies::ended_unheard(failure) => {
                 let (qmp, disks) = (&self.guest.qmp, &self.copy.plan.disks);
                 pivoted::take_back(qmp, disks, self.context.stall(), &self.context.progress).await
             }

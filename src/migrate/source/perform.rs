@@ -11,7 +11,10 @@ use crate::migrate::model::phase::Phase;
 
 /// The disks are brought into step, and that is all.
 async fn bring_into_step(source: &mut Source) -> Result<(), Failure> {
-    phases::mirror(source).await?;
+    // The end of the copies may be behind it: a process before this one has come so far.
+    if !source.copy.completed {
+        phases::mirror(source).await?;
+    }
     replicate::complete(source).await
 }
 

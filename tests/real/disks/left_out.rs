@@ -221,7 +221,7 @@ fn what_is_not_in_the_shared_storage_does_not_stay(lab: &Lab, version: Version) 
     let (code, found) = stage.check("unforced", &left_out)?;
     ensure!(code == 1, "{found:?}");
     tells(&found, "disk-left-out", "note", &["disk0", "both hosts use one storage"])?;
-    tells(&found, "disk-cache", "problem", &["disk0", "memory of the source's host", "older contents"])?;
+    tells(&found, "disk-not-stored", "problem", &["disk0", "memory of the source's host", "older contents"])?;
     let (code, last) = stage.migrate("unforced", &left_out)?;
     ensure!(code == 1 && last["outcome"]["result"] == "failed", "{last}");
     ensure!(last["outcome"].to_string().contains("cache.direct=on"), "{last}");
@@ -230,7 +230,7 @@ fn what_is_not_in_the_shared_storage_does_not_stay(lab: &Lab, version: Version) 
     let at_source = source.start(&words(true), false)?;
     write_in(&mut at_source.qmp()?, &pattern(1))?;
     let (code, found) = stage.check("unforced", &left_out)?;
-    ensure!(code == 0 && !found.iter().any(|found| found["kind"] == "disk-cache"), "{found:?}");
+    ensure!(code == 0 && !found.iter().any(|found| found["kind"] == "disk-not-stored"), "{found:?}");
     moves(&stage, "unforced", at_source, at_target, &left_out)?;
     target.io(&options(&shared), &format!("read {}", pattern(1)))
 }

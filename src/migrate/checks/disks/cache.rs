@@ -79,7 +79,7 @@ fn held_back(want: &DiskSpec, have: &Disk) -> Option<Problem> {
     );
     let remedy = "copy it, or start the source's QEMU without `cache.no-flush`, or with `cache.direct=on` beside it; accept \
                   it only if the storage keeps both hosts' memory in step, as a cluster file system does";
-    Some(Problem::new(ProblemKind::DiskCache, text, remedy))
+    Some(Problem::new(ProblemKind::DiskNotStored, text, remedy))
 }
 
 /// Whether both QEMUs are on one kernel and use one file or device of it, so that each sees what the other has written.
@@ -110,7 +110,11 @@ mod tests {
     use crate::qemu::WriteThrough;
 
     fn severities(want: &DiskSpec, have: &Disk) -> Vec<Severity> {
-        let found = findings(want, have).inspect(|p| assert_eq!(p.kind, ProblemKind::DiskCache, "{p}"));
+        let found = findings(want, have).inspect(|p| {
+            let is_held_back = p.text.contains("not to be copied");
+            let kind = if is_held_back { ProblemKind::DiskNotStored } else { ProblemKind::DiskCache };
+            assert_eq!(p.kind, kind, "{p}");
+        });
         found.map(|p| p.severity).collect()
     }
 

@@ -74,12 +74,21 @@ fn in_clear(want: &DiskSpec, have: &Disk) -> Option<Problem> {
              destination's does, on {on}"
         ),
     };
-    let remedy = "put it on an encrypted device there, or create it with luks; accept it only if what is below it \
-                  encrypts by itself, or nothing at the source does";
-    // What is surely secret goes only where it surely stays so, or where an operator says so.
-    Some(match place.host_encrypts {
-        true => Problem::new(ProblemKind::DiskFormat, text, remedy),
-        false => Problem::warning(ProblemKind::DiskFormat, text, remedy),
+    let remedy = match place.host_encrypts {
+        true => {
+            "put it on an encrypted device there, or create it with luks; accept it only if what is below it encrypts \
+                 by itself"
+        }
+        false => {
+            "if it is encrypted at the source, put it on an encrypted device there, or create it with luks"
+        }
+    };
+    // What is surely secret goes only where it surely stays so, or where an operator says so. Of two hosts that both
+    // cannot tell (the same network storage, ZFS) nothing speaks against either.
+    Some(match (place.host_encrypts, there) {
+        (true, _) => Problem::new(ProblemKind::DiskFormat, text, remedy),
+        (false, HostEncryption::No) => Problem::warning(ProblemKind::DiskFormat, text, remedy),
+        (false, _) => Problem::note(ProblemKind::DiskFormat, text, remedy),
     })
 }
 
@@ -163,11 +172,7 @@ mod tests {
             (&encrypted, Unknown, Some((Severity::Problem, "may lie in clear at the destination"))),
             (&unknown, Yes, None),
             (&unknown, No, Some((Severity::Warning, "whether the source's host encrypts it is not known"))),
-            (
-                &unknown,
-                Unknown,
-                Some((Severity::Warning, "is not known, nor whether the destination's does")),
-            ),
+            (&unknown, Unknown, Some((Severity::Note, "is not known, nor whether the destination's does"))),
         ] {
             let said = found(source, &there(vec![on(destination)], NONE));
             let place = source.place.as_ref().unwrap();
@@ -227,6 +232,6 @@ mod tests {
         assert!(said.contains("in clear, to nbd://store/web1") && said.contains("disk0"), "{said}");
         // Both are said: where it lies, and how it gets there.
         let both = offer(|place| (place.encrypted_in_transit, place.host_encryption_unknown) = (true, true));
-        assert_eq!(weights(&both, &via(Transit::InClear)), [Severity::Warning, Severity::Problem]);
+        assert_eq!(weights(&both, &via(Transit::InClear)), [Severity::Note, Severity::Problem]);
     }
 }

@@ -27,11 +27,9 @@ fn spec(disk: &Disk, options: &Options, room: &mut usize) -> DiskSpec {
         drive: Some(disk.drive.clone()).filter(|name| !name.is_empty()),
         backing: disk.backing,
         encryption: disk.encryption,
-        host_encrypts: host_encryption(disk) == HostEncryption::Yes,
-        host_encryption_unknown: host_encryption(disk) == HostEncryption::Unknown,
-        encrypted_in_transit: disk
-            .images
-            .iter()
+        host_encrypts: host_encryption(disk, options) == HostEncryption::Yes,
+        host_encryption_unknown: host_encryption(disk, options) == HostEncryption::Unknown,
+        encrypted_in_transit: copied_images(disk, options)
             .any(|image| matches!(image.transit, Transit::Encrypted | Transit::Untold)),
         no_flush: disk.no_flush,
         stored: disk.no_flush && !disk.held_back,
@@ -56,12 +54,18 @@ fn spec(disk: &Disk, options: &Options, room: &mut usize) -> DiskSpec {
 }
 
 /// Of the images that become one at the destination.
-fn host_encryption(disk: &Disk) -> HostEncryption {
+fn host_encryption(disk: &Disk, options: &Options) -> HostEncryption {
     if disk.images.is_empty() {
         return HostEncryption::Unknown;
     }
-    let images = disk.images.iter().filter(|image| !is_nothing(image));
+    let images = copied_images(disk, options).filter(|image| !is_nothing(image));
     HostEncryption::of_any(images.map(Image::host_encryption))
+}
+
+/// The images of a disk, its backing files included unless only its topmost image is copied.
+fn copied_images<'a>(disk: &'a Disk, options: &Options) -> impl Iterator<Item = &'a Image> {
+    let is_incremental = is_incremental(disk, options);
+    disk.images.iter().filter(move |image| !(image.backing && is_incremental))
 }
 
 fn is_incremental(disk: &Disk, options: &Options) -> bool {
