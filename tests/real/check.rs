@@ -128,7 +128,7 @@ impl Stage {
         let checked = self.alpha.vmferry(&["check", "fits", "--to", "bravo", "--json"])?;
         ensure!(checked.code == 0, "{checked:?}");
         let report: Value = serde_json::from_str(&checked.stdout)?;
-        ensure!(report == json!({"schema": 1, "problems": []}), "{report}");
+        ensure!(report["schema"] == 1 && but_this_machines(&report["problems"]) == json!([]), "{report}");
         let plan = self.alpha.vmferry(&["migrate", "fits", "--to", "bravo", "--dry-run", "--json"])?;
         let foretold = serde_json::from_str::<Value>(&plan.stdout)?["foretold"].take();
         let (guest, prediction) = (&foretold["guest"], &foretold["prediction"]);
@@ -176,7 +176,8 @@ impl Stage {
             let accepted = self.alpha.vmferry(&words(vm, kind))?;
             let report: Value = serde_json::from_str(&accepted.stdout)?;
             let found = report["problems"].as_array().context("no problems")?;
-            let weight = found.iter().find(|p| p["kind"] == kind).map(|p| &p["severity"]);
+            let weight =
+                found.iter().find(|p| p["kind"] == kind && p["severity"] != "note").map(|p| &p["severity"]);
             ensure!(accepted.code == 0 && weight == Some(&json!("warning")), "{accepted:?}");
         }
         let refused = self.alpha.vmferry(&words("clear", "disk-too-small"))?;
@@ -210,7 +211,7 @@ impl Stage {
         ensure!(outcome.code == 1 && plain.code == 1, "check gave {outcome:?} and {plain:?}");
         let report: Value = serde_json::from_str(&outcome.stdout)?;
         case.is_in_words(&plain.stdout)?;
-        Ok(report["problems"].clone())
+        Ok(but_this_machines(&report["problems"]))
     }
 
     /// What migrate says, in JSON and in words.
@@ -223,7 +224,7 @@ impl Stage {
         let end = &last["outcome"];
         ensure!(end["result"] == "failed" && end["leftovers"] == json!([]), "{last}");
         case.is_in_words(&plain.stdout)?;
-        Ok(end["problems"].clone())
+        Ok(but_this_machines(&end["problems"]))
     }
 
     /// Everything that the two QEMUs of a case tell of themselves.
@@ -535,4 +536,10 @@ fn no_agent(mut agent: Agent) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What was found, but for one note: this machine's own file system may not tell whether it is encrypted (an overlay).
+fn but_this_machines(problems: &Value) -> Value {
+    let is_others = |p: &&Value| p["severity"] != "note" || p["kind"] != "disk-format";
+    problems.as_array().into_iter().flatten().filter(is_others).cloned().collect()
 }

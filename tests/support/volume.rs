@@ -55,20 +55,34 @@ impl Volume {
         Ok(Some(Self { folder: folder.to_owned() }))
     }
 
-    /// Mounts an overlay on `folder`: its files do not tell on what they lie.
+    /// Mounts memory on `folder`, which nobody encrypts, whatever this machine's own file systems are.
+    ///
+    /// # Errors
+    /// We are not root.
+    pub fn memory(folder: &Path, mib: u64) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        let size = format!("size={mib}m,mode=755");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder), SHORT)?;
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// Mounts an overlay on `folder`: its files do not tell on what they lie. Its layers are in memory, for it takes none
+    /// that are an overlay's own.
     ///
     /// # Errors
     /// The kernel has no overlays, or we are not root.
-    pub fn overlay(folder: &Path) -> Result<Self> {
-        let layer = |name: &str| folder.with_extension(name);
-        for layer in [folder.to_owned(), layer("lower"), layer("upper"), layer("work")] {
+    pub fn overlay(folder: &Path, mib: u64) -> Result<[Self; 2]> {
+        let layers = folder.with_extension("layers");
+        let memory = Self::memory(&layers, mib)?;
+        for layer in [folder.to_owned(), layers.join("lower"), layers.join("upper"), layers.join("work")] {
             fs::create_dir_all(layer)?;
         }
-        let options = ["lower", "upper", "work"].map(|name| format!("{name}dir={}", layer(name).display()));
+        let options =
+            ["lower", "upper", "work"].map(|name| format!("{name}dir={}", layers.join(name).display()));
         let mut mount = Command::new("mount");
         mount.args(["-t", "overlay", "-o", &options.join(","), "overlay"]);
         run(mount.arg(folder), SHORT)?;
-        Ok(Self { folder: folder.to_owned() })
+        Ok([Self { folder: folder.to_owned() }, memory])
     }
 
     /// Takes room until nothing more fits.

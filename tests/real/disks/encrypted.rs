@@ -35,11 +35,12 @@ impl Volumes {
     fn mount(net: &Net) -> Result<Self> {
         let mut mounted = Vec::new();
         for host in [&net.alpha, &net.bravo] {
-            mounted.push(Volume::overlay(&host.dir.join(OVERLAY))?);
+            mounted.push(Volume::memory(&host.dir.join(PLAIN), VOLUME_MIB)?);
+            mounted.extend(Volume::overlay(&host.dir.join(OVERLAY), VOLUME_MIB)?);
             mounted.push(Volume::mount(&host.dir.join(IN_USE), DISK_BYTES >> 20)?);
             mounted.extend(Volume::encrypting(&host.dir.join(ENCRYPTING), VOLUME_MIB)?);
         }
-        let encrypts = mounted.len() == 6;
+        let encrypts = mounted.len() == 10;
         if !encrypts {
             eprintln!("  fscrypt: not here");
         }
